@@ -1,0 +1,173 @@
+"""Reading data sets in batches: the one place that knows how examples become tensors.
+
+Tensor data and index views of it (``TensorDataset``, ``Subset``) are gathered by one indexing call per
+tensor; every other data set goes through PyTorch's own collation, item by item.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset, Subset, TensorDataset, default_collate
+
+from heldout.method import forward
+
+TARGET_KEYS = ("labels", "label", "targets", "target")
+
+
+def gather(dataset: Dataset, positions: Tensor) -> tuple[Any, Tensor]:
+    """Returns ``(inputs, targets)`` of the examples at ``positions``, an int64 tensor ``(batch,)``.
+
+    Inputs are a tensor, a tuple of tensors (examples with more than one input) or a dict (examples that are
+    dicts; the target is its ``labels``, ``label``, ``targets`` or ``target`` entry).
+
+    Raises:
+        TypeError: an example is neither a tuple with a target nor a dict with one.
+
+    Example:
+        >>> data = TensorDataset(torch.arange(4.0), torch.arange(4))
+        >>> gather(Subset(data, [3, 1]), torch.tensor([0, 1]))
+        (tensor([3., 1.]), tensor([3, 1]))
+    """
+    while isinstance(dataset, Subset):
+        positions = _indices(dataset)[positions]
+        dataset = dataset.dataset
+    if isinstance(dataset, TensorDataset):
+        return split_target(tuple(tensor[positions] for tensor in dataset.tensors))
+    fetch_many = getattr(dataset, "__getitems__", None)
+    items = fetch_many(positions.tolist()) if fetch_many else [dataset[i] for i in positions.tolist()]
+    return split_target(default_collate([dict(item) if isinstance(item, Mapping) else item for item in items]))
+
+
+def split_target(example: Any) -> tuple[Any, Tensor]:
+    """Returns ``(inputs, target)`` of one example or one collated batch."""
+    if isinstance(example, Mapping):
+        for key in TARGET_KEYS:
+            if key in example:
+                return {k: v for k, v in example.items() if k != key}, example[key]
+        raise TypeError(f"a dict example needs one of the entries {', '.join(TARGET_KEYS)}; got {sorted(example)}")
+    if isinstance(example, tuple | list) and len(example) >= 2:
+        *inputs, target = example
+        return (inputs[0] if len(inputs) == 1 else tuple(inputs)), target
+    raise TypeError(f"an example must be (inputs, target) or a dict with a target, got {type(example).__name__}")
+
+
+def _indices(subset: Subset) -> Tensor:
+    """The subset's indices as a tensor, converted once and kept on the subset."""
+    cached = subset.__dict__.get("_heldout_indices")
+    if cached is None or len(cached) != len(subset.indices):
+        cached = torch.as_tensor(subset.indices, dtype=torch.int64)
+        subset.__dict__["_heldout_indices"] = cached
+    return cached
+
+
+def sample_ids(dataset: Dataset, base: Dataset) -> Tensor:
+    """Returns int64 ``(len(dataset),)``: the position in ``base`` of every example of ``dataset``.
+
+    ``dataset`` is ``base`` itself or ``Subset`` views of it; any other data set counts as new examples and
+    keeps its own positions.
+
+    Example:
+        >>> base = TensorDataset(torch.zeros(5), torch.zeros(5))
+        >>> sample_ids(Subset(Subset(base, [4, 2, 2]), [2, 0]), base)
+        tensor([2, 4])
+    """
+    positions = torch.arange(len(dataset))  # type: ignore[arg-type]
+    view: Any = dataset
+    while isinstance(view, Subset) and view is not base:
+        positions = _indices(view)[positions]
+        view = view.dataset
+    return positions if view is base else torch.arange(len(dataset))  # type: ignore[arg-type]
+
+
+def batches(
+    dataset: Dataset, batch_size: int, order: Tensor | None = None, *, num_workers: int = 0
+) -> Iterator[tuple[Any, Tensor, Tensor]]:
+    """Yields ``(inputs, targets, positions)`` in the given order of positions (default: as they stand)."""
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    order = torch.arange(len(dataset)) if order is None else order  # type: ignore[arg-type]
+    chunks = order.split(batch_size)
+    if num_workers == 0 or is_tensor_data(dataset):
+        for positions in chunks:
+            yield (*gather(dataset, positions), positions)
+        return
+    loader = torch.utils.data.DataLoader(
+        _Chunks(dataset, chunks), batch_size=None, num_workers=num_workers, prefetch_factor=2
+    )
+    for chunk, positions in zip(loader, chunks, strict=True):
+        yield (*chunk, positions)
+
+
+class _Chunks(Dataset):
+    """One item per batch, so that workers gather whole batches."""
+
+    def __init__(self, dataset: Dataset, chunks: tuple[Tensor, ...]) -> None:
+        self.dataset, self.chunks = dataset, chunks
+
+    def __len__(self) -> int:
+        return len(self.chunks)
+
+    def __getitem__(self, position: int) -> tuple[Any, Tensor]:
+        return gather(self.dataset, self.chunks[position])
+
+
+def is_tensor_data(dataset: Dataset) -> bool:
+    """Whether the data set is a ``TensorDataset`` or an index view of one."""
+    while isinstance(dataset, Subset):
+        dataset = dataset.dataset
+    return isinstance(dataset, TensorDataset)
+
+
+def all_targets(dataset: Dataset) -> Tensor:
+    """Returns the targets ``(n, ...)`` of every example, in order."""
+    if is_tensor_data(dataset):
+        return gather(dataset, torch.arange(len(dataset)))[1]  # type: ignore[arg-type]
+    return torch.cat([torch.as_tensor(targets) for _, targets, _ in batches(dataset, 256)])
+
+
+def to_device(value: Any, device: torch.device | str | None) -> Any:
+    """Returns tensors (also inside tuples and dicts) on ``device``; None leaves them where they are."""
+    if device is None:
+        return value
+    if isinstance(value, Tensor):
+        return value.to(device, non_blocking=True)
+    if isinstance(value, Mapping):
+        return {key: to_device(item, device) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return tuple(to_device(item, device) for item in value)
+    return value
+
+
+def predict_all(
+    function: Callable[..., Any], dataset: Dataset, batch_size: int = 512, device: torch.device | str | None = None
+) -> tuple[Tensor, Tensor]:
+    """Returns ``(outputs, targets)`` on the CPU for every example, in order.
+
+    A module is put in eval mode for the call and back afterwards, and runs without gradients; any other
+    callable is called as it is (a test-time adapter may need gradients).
+
+    Example:
+        >>> data = TensorDataset(torch.eye(3), torch.arange(3))
+        >>> outputs, targets = predict_all(nn.Identity(), data)
+        >>> outputs.argmax(1).equal(targets)
+        True
+    """
+    modes = [(m, m.training) for m in function.modules()] if isinstance(function, nn.Module) else []
+    if isinstance(function, nn.Module):
+        function.eval()
+    outputs, targets = [], []
+    try:
+        with torch.set_grad_enabled(not modes and torch.is_grad_enabled()):
+            for inputs, target, _ in batches(dataset, batch_size):
+                outputs.append(forward(function, to_device(inputs, device)).detach().cpu())
+                targets.append(torch.as_tensor(target).cpu())
+    finally:
+        for module, training in modes:
+            module.training = training
+    if not outputs:
+        raise ValueError("the data set is empty: nothing to predict")
+    return torch.cat(outputs), torch.cat(targets)
