@@ -5,8 +5,7 @@ from functools import partial
 
 import torch
 
-from heldout.tasks import SHIFTS, colour_bias
-from heldout.tasks.images import rotate
+from heldout.tasks import SHIFTS, colour_bias, rotate
 
 LIMIT = 0.5
 

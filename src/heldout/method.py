@@ -7,7 +7,8 @@ transformations compose in optax. This module is the ground floor: it imports no
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -100,6 +101,19 @@ def forward(module: Callable[..., Any], inputs: Any) -> Tensor:
     if isinstance(logits, torch.Tensor):
         return logits
     raise TypeError(f"the model must return a tensor or an output with .logits, got {type(output).__name__}")
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Puts a module and its parts into eval mode inside the block, and each part's own mode back afterwards."""
+    training = [part for part in module.modules() if part.training]
+    for part in training:
+        part.training = False
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True
 
 
 class Batch:

@@ -96,9 +96,7 @@ def test_quarter_turns_equal_rot90(quarters):
 @pytest.mark.parametrize("degrees", [10.0, 45.0, -70.0])
 def test_rotation_agrees_with_scipy(shape, degrees):
     images = random_images(2, 1, *shape)
-    expected = ndimage.rotate(images.numpy(), degrees, axes=(3, 2), reshape=False, order=1, mode="grid-constant")
-    if not np.allclose(worlds.rotate(images, degrees).numpy(), expected, atol=1e-4):
-        expected = ndimage.rotate(images.numpy(), degrees, axes=(2, 3), reshape=False, order=1, mode="grid-constant")
+    expected = ndimage.rotate(images.numpy(), degrees, axes=(2, 3), reshape=False, order=1, mode="grid-constant")
     assert np.allclose(worlds.rotate(images, degrees).numpy(), expected, atol=1e-4)
 
 

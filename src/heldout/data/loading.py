@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset, TensorDataset, default_collate
 
-from heldout.method import forward
+from heldout.method import evaluating, forward
 
 TARGET_KEYS = ("labels", "label", "targets", "target")
 
@@ -147,8 +147,8 @@ def predict_all(
 ) -> tuple[Tensor, Tensor]:
     """Returns ``(outputs, targets)`` on the CPU for every example, in order.
 
-    A module is put in eval mode for the call and back afterwards, and runs without gradients; any other
-    callable is called as it is (a test-time adapter may need gradients).
+    A module is put in eval mode for the call and back afterwards, and runs without gradients. Any other callable
+    (a test-time adapter, which may need gradients) gets the inputs of a batch as one argument.
 
     Example:
         >>> data = TensorDataset(torch.eye(3), torch.arange(3))
@@ -156,18 +156,14 @@ def predict_all(
         >>> outputs.argmax(1).equal(targets)
         True
     """
-    modes = [(m, m.training) for m in function.modules()] if isinstance(function, nn.Module) else []
-    if isinstance(function, nn.Module):
-        function.eval()
-    outputs, targets = [], []
-    try:
-        with torch.set_grad_enabled(not modes and torch.is_grad_enabled()):
-            for inputs, target, _ in batches(dataset, batch_size):
-                outputs.append(forward(function, to_device(inputs, device)).detach().cpu())
-                targets.append(torch.as_tensor(target).cpu())
-    finally:
-        for module, training in modes:
-            module.training = training
-    if not outputs:
+    if len(dataset) == 0:  # type: ignore[arg-type]
         raise ValueError("the data set is empty: nothing to predict")
+    if isinstance(function, nn.Module):
+        module = function
+        with evaluating(module), torch.no_grad():
+            return predict_all(lambda inputs: forward(module, inputs), dataset, batch_size, device)
+    outputs, targets = [], []
+    for inputs, target, _ in batches(dataset, batch_size):
+        outputs.append(function(to_device(inputs, device)).detach().cpu())
+        targets.append(torch.as_tensor(target).cpu())
     return torch.cat(outputs), torch.cat(targets)

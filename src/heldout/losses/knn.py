@@ -6,11 +6,10 @@ Source: arXiv:2304.12566 (AdaNPC), section 4.
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from heldout.data import gather
-from heldout.method import Batch, Method, Run, Splits
-from heldout.nn import KNNMemory, split_head
+from heldout.method import Batch, Method, Run
+from heldout.nn import KNNMemory, split_head, why_no_head
 
 _FLOOR = 1e-5  # a class without neighbours has probability 0
 
@@ -63,27 +62,14 @@ def knn_training(
             encoder, _ = split_head(run.module, batch.inputs)
             run.state["knn-training"] = encoder, KNNMemory(encoder.dim, capacity=queue, device=run.device)
         encoder, memory = run.state["knn-training"]
+        features = encoder(batch.inputs)
         if len(memory) < k:
-            features, value = encoder(batch.inputs), run.objective(batch.logits, batch.targets)
+            value = run.objective(encoder.head(features), batch.targets)
         else:
-            features = encoder(batch.inputs)
-            progress = min(run.step / anneal_steps, 1.0)
-            now = first_tau + (tau - first_tau) * progress
-            value = knn_nll(features, batch.targets, memory, k, now, num_classes=run.num_classes)
+            annealed = first_tau + (tau - first_tau) * min(run.step / anneal_steps, 1.0)
+            value = knn_nll(features, batch.targets, memory, k, annealed, num_classes=run.num_classes)
         if run.evaluation == 0:
             memory.add(features, batch.targets)
         return value
 
-    return Method("knn-training", loss=loss, check=needs_linear_head)
-
-
-def needs_linear_head(module: nn.Module, splits: Splits) -> str | None:
-    """Returns why the model is no classifier with a linear classification layer, or None."""
-    inputs, targets = gather(splits.train, torch.arange(min(2, len(splits.train))))  # type: ignore[arg-type]
-    if targets.is_floating_point():
-        return "it needs class labels, the targets are real numbers"
-    try:
-        split_head(module, inputs)
-    except ValueError as error:
-        return str(error)
-    return None
+    return Method("knn-training", loss=loss, check=why_no_head)

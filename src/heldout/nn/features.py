@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from heldout.method import forward
+from heldout.data import gather
+from heldout.method import Splits, forward
 
 
 class Encoder:
@@ -84,6 +85,30 @@ def split_head(module: nn.Module, example_inputs: Any) -> tuple[Encoder, nn.Line
     with evaluating(module), torch.no_grad():
         encoder(example_inputs)
     return encoder, head
+
+
+def why_no_head(module: nn.Module, splits: Splits) -> str | None:
+    """Returns why ``split_head`` cannot act on this model and data, or None: the check of methods that need a head."""
+    inputs, targets = gather(splits.train, torch.arange(min(2, len(splits.train))))  # type: ignore[arg-type]
+    if targets.is_floating_point():
+        return "it needs class labels, the targets are real numbers"
+    try:
+        split_head(module, inputs_for(module, inputs))
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def inputs_for(module: nn.Module, inputs: Any) -> Any:
+    """Returns inputs on the model's device, with floating-point ones in the model's data type."""
+    if isinstance(inputs, Mapping):
+        return {name: inputs_for(module, value) for name, value in inputs.items()}
+    if isinstance(inputs, tuple | list):
+        return tuple(inputs_for(module, value) for value in inputs)
+    parameter = next((p for p in module.parameters() if p.is_floating_point()), None)
+    if parameter is None or not isinstance(inputs, Tensor):
+        return inputs
+    return inputs.to(parameter.device, parameter.dtype if inputs.is_floating_point() else None)
 
 
 @contextmanager

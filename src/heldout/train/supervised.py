@@ -23,7 +23,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 from torch.utils.data import Dataset, Sampler
 
 from heldout.data import all_targets, batches, gather, predict_all, sample_ids, to_device
-from heldout.method import Added, Batch, Method, Run, Splits, Task, forward
+from heldout.method import Added, Batch, Method, Run, Splits, Task, evaluating, forward
 
 OptimizerFactory = Callable[..., Optimizer]
 Schedule = Literal["cosine", "constant"] | Callable[[Optimizer, int], LRScheduler]
@@ -53,8 +53,10 @@ class Fitted:
     def predict(self, inputs: Any) -> Tensor:
         """Returns logits (or log-probabilities) ``(batch, classes)``, or values for regression."""
         inputs = _cast(to_device(inputs, self.run.device), self.module)
-        with torch.set_grad_enabled(not isinstance(self.predictor, nn.Module)):
-            return forward(self.predictor, inputs).detach()
+        if isinstance(self.predictor, nn.Module):
+            with torch.no_grad():
+                return forward(self.predictor, inputs)
+        return self.predictor(inputs).detach()
 
     def evaluate(self, dataset: Any, *, batch_size: int = 128) -> dict[str, float]:
         """Returns ``{"accuracy", "loss"}`` on a data set, or ``{"mse", "loss"}`` for regression.
@@ -145,7 +147,7 @@ def fit(
     with seeded(seed):
         module = copy.deepcopy(model) if isinstance(model, nn.Module) else model()
         module = module.to(_device_of(module) if device is None else device)
-        task, num_classes = problem(module, splits.train)
+        task, num_classes = problem_of(module, splits.train)
         reason = method.check(module, splits) if method.check else None
         if reason:
             raise ValueError(f"{method.name} cannot act here: {reason}")
@@ -212,6 +214,7 @@ def _train(
     run.train_set = run.splits.train if sampler is not None else train_set
     if len(run.train_set) == 0:
         raise ValueError("the training set is empty")
+    torch.manual_seed(run.seed)  # whatever building the model has drawn
     ids = sample_ids(run.train_set, run.splits.train)
     order_generator = torch.Generator().manual_seed(run.seed)
     augment_generator = torch.Generator().manual_seed(run.seed + 1)
@@ -329,7 +332,7 @@ def make_schedule(schedule: Schedule, optimizer: Optimizer, total_steps: int) ->
     raise ValueError(f'schedule must be "cosine", "constant" or a function, got {schedule!r}')
 
 
-def problem(module: nn.Module, dataset: Dataset) -> tuple[Task, int | None]:
+def problem_of(module: nn.Module, dataset: Dataset) -> tuple[Task, int | None]:
     """Returns the task and the number of classes, and checks that model and targets fit each other.
 
     Raises:
@@ -340,14 +343,8 @@ def problem(module: nn.Module, dataset: Dataset) -> tuple[Task, int | None]:
         raise ValueError("the training set is empty")
     inputs, _ = gather(dataset, torch.arange(min(2, len(dataset))))  # type: ignore[arg-type]
     device = _device_of(module)
-    modes = [(m, m.training) for m in module.modules()]
-    module.eval()
-    try:
-        with torch.no_grad():
-            outputs = forward(module, _cast(to_device(inputs, device), module))
-    finally:
-        for m, training in modes:
-            m.training = training
+    with evaluating(module), torch.no_grad():
+        outputs = forward(module, _cast(to_device(inputs, device), module))
     targets = all_targets(dataset)
     if targets.is_floating_point():
         if not targets.isfinite().all():

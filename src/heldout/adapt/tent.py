@@ -1,0 +1,134 @@
+"""TENT: test-time adaptation by entropy minimisation.
+
+Source: arXiv:2006.10726 (Wang et al.).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from heldout.adapt.protocol import Stream, TestTimeAdapter, entropy
+from heldout.data import gather
+from heldout.method import Method, Run, Splits, forward
+
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+_NORMS = (
+    *_BATCH_NORMS,
+    nn.LayerNorm,
+    nn.GroupNorm,
+    nn.RMSNorm,
+    nn.InstanceNorm1d,
+    nn.InstanceNorm2d,
+    nn.InstanceNorm3d,
+)
+
+
+class Tent(TestTimeAdapter):
+    """Minimises the entropy of predictions over the scale and shift of normalisation layers.
+
+    BatchNorm layers use the statistics of the batch (deviation: the running ones for a batch of a single example);
+    LayerNorm, RMSNorm, GroupNorm and InstanceNorm layers compute as ever. A batch is predicted before the step that it
+    causes. Works on a copy of the model; everything but normalisation stays in eval mode (deviation: the released
+    code leaves dropout on). One forward and one backward pass per step.
+
+    Args:
+        module: a classifier with normalisation layers.
+        lr: learning rate of Adam.
+        steps: gradient steps per batch; with more than one, predictions come from the last.
+
+    Raises:
+        ValueError: the model has no normalisation layer with scale and shift.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
+        >>> tent = Tent(model, lr=1e-3)
+        >>> tent.probabilities(torch.randn(16, 4)).shape
+        torch.Size([16, 3])
+        >>> sorted(tent.last_change)
+        ['entropy', 'parameter_change']
+    """
+
+    def __init__(self, module: nn.Module, *, lr: float = 1e-3, steps: int = 1) -> None:
+        if steps < 1:
+            raise ValueError(f"steps must be at least 1, got {steps}")
+        self.module = copy.deepcopy(module).eval().requires_grad_(False)
+        self.lr, self.steps = lr, steps
+        self.last_change: dict[str, Any] = {}
+        norms = [m for m in self.module.modules() if isinstance(m, _NORMS)]
+        self._parameters = [p for m in norms for p in m.parameters(recurse=False)]
+        if not self._parameters:
+            raise ValueError("tent needs normalisation layers with scale and shift, the model has none")
+        for parameter in self._parameters:
+            parameter.requires_grad_(True)
+        self._batch_norms = [m for m in norms if isinstance(m, _BATCH_NORMS)]
+        for norm in self._batch_norms:
+            norm.track_running_stats = False  # in training mode: neither read nor update the running statistics
+        self._start = [p.detach().clone() for p in self._parameters]
+        self.reset()
+
+    def __call__(self, inputs: Any) -> Tensor:
+        for _ in range(self.steps):
+            with torch.enable_grad():
+                log_probabilities = self._forward(inputs).log_softmax(1)
+                loss = entropy(log_probabilities).mean()
+            gradients = torch.autograd.grad(loss, self._parameters, allow_unused=True)
+            before = [p.detach().clone() for p in self._parameters]
+            for parameter, gradient in zip(self._parameters, gradients, strict=True):
+                parameter.grad = gradient
+            self._optimizer.step()
+            self._optimizer.zero_grad()
+        change = torch.stack([(p.detach() - b).square().sum() for p, b in zip(self._parameters, before, strict=True)])
+        self.last_change = {"entropy": loss.item(), "parameter_change": change.sum().sqrt().item()}
+        return log_probabilities.detach()
+
+    def _forward(self, inputs: Any) -> Tensor:
+        first = inputs
+        while not isinstance(first, Tensor):
+            first = next(iter(first.values() if isinstance(first, Mapping) else first))
+        for norm in self._batch_norms:
+            norm.training = len(first) > 1
+        return forward(self.module, inputs)
+
+    def reset(self) -> None:
+        with torch.no_grad():
+            for parameter, start in zip(self._parameters, self._start, strict=True):
+                parameter.copy_(start)
+        self._optimizer = torch.optim.Adam(self._parameters, lr=self.lr)
+        self.last_change = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return copy.deepcopy(
+            {"parameters": [p.detach() for p in self._parameters], "optimizer": self._optimizer.state_dict()}
+        )
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        with torch.no_grad():
+            for parameter, value in zip(self._parameters, state["parameters"], strict=True):
+                parameter.copy_(value)
+        self._optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
+
+
+def tent(lr: float = 1e-3, *, steps: int = 1, batch_size: int = 64) -> Method:
+    """Adapts normalisation layers to unlabelled test batches of ``batch_size`` by minimising their entropy.
+
+    Source: arXiv:2006.10726.
+    """
+
+    def predict(run: Run, module: nn.Module) -> Stream:
+        return Stream(Tent(module, lr=lr, steps=steps), batch_size)
+
+    return Method("tent", predict=predict, check=_check)
+
+
+def _check(module: nn.Module, splits: Splits) -> str | None:
+    _, targets = gather(splits.train, torch.arange(1))
+    if targets.is_floating_point():
+        return "it needs class labels, the targets are real numbers"
+    if not any(True for m in module.modules() if isinstance(m, _NORMS) for _ in m.parameters(recurse=False)):
+        return "the model has no normalisation layer with scale and shift"
+    return None

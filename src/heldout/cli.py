@@ -1,0 +1,354 @@
+"""The command line: parses, calls, prints. Heavy imports happen inside the command that needs them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from heldout import __version__
+
+if TYPE_CHECKING:
+    from heldout.study import Results, Study
+
+app = typer.Typer(
+    name="heldout",
+    help="Which published idea makes your model work on unseen data? heldout tries them, and proves the answer.",
+    no_args_is_help=True,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    pretty_exceptions_enable=False,
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else there.")]
+Profile = Annotated[str, typer.Option(help="smoke (every arm, seconds) or laptop (the evidence, minutes).")]
+Seeds = Annotated[int | None, typer.Option(min=1, help="Number of seeds; default: what the study declares.")]
+FirstSeed = Annotated[int, typer.Option(min=0, help="First seed, to replicate on seeds that nobody tuned on.")]
+Arms = Annotated[str | None, typer.Option(help="Comma-separated arms; default: all.")]
+Workers = Annotated[int, typer.Option(min=1, help="Processes.")]
+On = Annotated[str, typer.Option(help="local, processes, ray or ray://host:port.")]
+Out = Annotated[Path | None, typer.Option(help="Output folder; finished runs in it are kept and never repeated.")]
+Strict = Annotated[bool, typer.Option("--strict", help="Exit with 3 unless every claim holds.")]
+TimeLimit = Annotated[float | None, typer.Option(min=0.001, help="Seconds that one run may take.")]
+
+BAD_INPUT, RUNS_FAILED, CLAIMS_FAILED, INTERRUPTED = 2, 1, 3, 130
+
+
+def main() -> None:
+    """Runs the command line; bad input is one line on stderr and exit code 2."""
+    try:
+        app()
+    except KeyboardInterrupt:
+        _line("interrupted; what is finished is kept, and the same command goes on")
+        os._exit(INTERRUPTED) if _in_ray() else sys.exit(INTERRUPTED)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+def _in_ray() -> bool:
+    return "ray" in sys.modules
+
+
+@contextmanager
+def _one_line_errors() -> Iterator[None]:
+    """What the user did wrong is told in one line; anything else is a bug and keeps its traceback."""
+    from heldout.study.spec import StudyError
+
+    try:
+        yield
+    except StudyError as error:
+        _fail(str(error))
+    except ValueError as error:
+        if type(error).__name__ == "ProblemError" or getattr(error, "one_line", False):
+            _fail(str(error))
+        raise
+    except ModuleNotFoundError as error:
+        _fail(f"{error.name} is not installed: {_extra_hint(error.name or '')}")
+
+
+def _extra_hint(module: str) -> str:
+    extras = {
+        "lm": ("transformers", "peft", "trl", "accelerate", "datasets", "openai"),
+        "ray": ("ray",),
+        "lightning": ("lightning",),
+        "retrieval": ("faiss",),
+        "graph": ("torch_geometric",),
+    }
+    for extra, modules in extras.items():
+        if module.split(".")[0] in modules:
+            return f"pip install 'heldout[{extra}]'"
+    return f"pip install {module.split('.')[0]}"
+
+
+def _fail(message: str) -> NoReturn:
+    _line(message)
+    raise typer.Exit(BAD_INPUT)
+
+
+def _line(message: str) -> None:
+    print(f"heldout: {' '.join(message.split())}", file=sys.stderr)
+
+
+def _print_json(document: Any) -> None:
+    print(json.dumps(document, ensure_ascii=False))
+
+
+def _version(value: bool) -> None:
+    if value:
+        print(f"heldout {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """heldout."""
+
+
+@app.command("list")
+def list_systems(
+    built: Annotated[bool, typer.Option("--built", help="Only systems that are built.")] = False,
+    as_json: Json = False,
+) -> None:
+    """List the 117 systems: what is built, what is planned, and what the evidence says."""
+    from heldout.catalog import systems
+    from heldout.study.evidence import claim_counts
+
+    rows = [
+        {
+            "slug": system.slug,
+            "title": system.title,
+            "rooms": list(system.rooms),
+            "status": "built" if system.built else "planned",
+            "claims": claim_counts(system.slug) if system.built else None,
+        }
+        for system in systems().values()
+        if system.built or not built
+    ]
+    if as_json:
+        _print_json(rows)
+        return
+    from heldout.render import systems_table
+
+    systems_table(rows)
+
+
+@app.command()
+def show(slug: str, as_json: Json = False) -> None:
+    """Show one system: what it is for, its parts, its Method, its recorded evidence."""
+    from dataclasses import asdict
+
+    from heldout.catalog import find
+    from heldout.study.evidence import load_evidence
+
+    try:
+        system = find(slug)
+    except ValueError as error:
+        _fail(str(error))
+    evidence = load_evidence(slug)
+    if as_json:
+        _print_json({**asdict(system), "status": "built" if system.built else "planned", "evidence": evidence})
+        return
+    from heldout.render import system_card
+
+    system_card(system, evidence)
+
+
+@app.command()
+def reproduce(
+    slug: str,
+    profile: Profile = "laptop",
+    arms: Arms = None,
+    seeds: Seeds = None,
+    first_seed: FirstSeed = 0,
+    workers: Workers = 1,
+    on: On = "local",
+    out: Out = None,
+    record: Annotated[bool, typer.Option("--record", help="Write evidence/SLUG.json.")] = False,
+    strict: Strict = False,
+    time_limit: TimeLimit = None,
+    as_json: Json = False,
+) -> None:
+    """Run a system's published claims as an experiment, and judge them."""
+    from heldout.catalog import find
+
+    try:
+        system = find(slug)
+    except ValueError as error:
+        _fail(str(error))
+    if not system.built:
+        _fail(f"{slug} is planned, not built yet; `heldout list --built` shows what there is")
+    with _one_line_errors():
+        from importlib import import_module
+
+        study = import_module(system.module).study
+        _run(study, profile, arms, seeds, first_seed, workers, on, out, record, strict, time_limit, as_json)
+
+
+@app.command()
+def run(
+    file: Path,
+    profile: Profile = "laptop",
+    arms: Arms = None,
+    seeds: Seeds = None,
+    first_seed: FirstSeed = 0,
+    workers: Workers = 1,
+    on: On = "local",
+    out: Out = None,
+    record: Annotated[bool, typer.Option("--record", help="Write evidence/SLUG.json.")] = False,
+    strict: Strict = False,
+    time_limit: TimeLimit = None,
+    as_json: Json = False,
+) -> None:
+    """Run a study of your own: a FILE that defines `study = heldout.study.Study(...)`."""
+    with _one_line_errors():
+        from heldout.study import load_study
+
+        study = load_study(file)
+        _run(study, profile, arms, seeds, first_seed, workers, on, out, record, strict, time_limit, as_json)
+
+
+def _run(
+    study: Study,
+    profile: str,
+    arms: str | None,
+    seeds: int | None,
+    first_seed: int,
+    workers: int,
+    on: str,
+    out: Path | None,
+    record: bool,
+    strict: bool,
+    time_limit: float | None,
+    as_json: bool,
+) -> None:
+    from heldout.study import record_evidence, rich_progress, run_study
+    from heldout.study.report import write_report
+
+    folder = out or Path("heldout-runs") / f"{study.slug}-{profile}"
+    with rich_progress() as progress:
+        results = run_study(
+            study,
+            profile=profile,
+            arms=_split(arms) if arms else None,
+            seeds=seeds,
+            first_seed=first_seed,
+            workers=workers,
+            on=on,
+            out=folder,
+            time_limit=time_limit,
+            progress=progress,
+        )
+    results.save(folder)
+    page = write_report(results, folder)
+    if record:
+        _line(f"evidence written to {record_evidence(results)}")
+    if as_json:
+        _print_json(results.to_json())
+    else:
+        _print_results(results, page)
+    if not results.ok:
+        raise typer.Exit(RUNS_FAILED)
+    if strict and any(claim.verdict != "holds" for claim in results.claims):
+        raise typer.Exit(CLAIMS_FAILED)
+
+
+def _split(names: str) -> list[str]:
+    return [name.strip() for name in names.split(",") if name.strip()]
+
+
+def _print_results(results: Results, page: Path) -> None:
+    from rich.console import Console
+
+    from heldout.study.report import print_results
+
+    print_results(results, Console())
+    print(f"Report: {page}")
+
+
+@app.command()
+def improve(
+    file: Annotated[str, typer.Argument(help="A file that defines model() and data(); or: digits, fashion.")],
+    budget: Annotated[str, typer.Option(help="Wall-clock time, such as 90s, 10m, 2h.")] = "10m",
+    seeds: Annotated[int, typer.Option(min=2, help="Fresh seeds for the confirmation.")] = 5,
+    methods: Annotated[
+        str | None, typer.Option(help="Comma-separated methods, such as 'useful,sam(rho=0.1)'; default: all.")
+    ] = None,
+    exclude: Annotated[str, typer.Option(help="Comma-separated methods to leave out.")] = "",
+    combine: Annotated[int, typer.Option(min=1, help="Most methods in one combination.")] = 2,
+    workers: Workers = 1,
+    on: On = "local",
+    out: Out = None,
+    as_json: Json = False,
+) -> None:
+    """Find what makes YOUR model better on data it has not seen, and prove it on fresh seeds."""
+    with _one_line_errors():
+        from heldout.improve import improve as search
+        from heldout.study import rich_progress
+
+        with rich_progress() as progress:
+            document = search(
+                file,
+                budget=_seconds(budget),
+                seeds=seeds,
+                methods=_split_calls(methods) if methods else None,
+                exclude=_split(exclude),
+                combine=combine,
+                workers=workers,
+                on=on,
+                out=out,
+                say=lambda text: print(text, file=sys.stderr),
+                progress=progress,
+            )
+    if as_json:
+        _print_json(document)
+    else:
+        from rich.console import Console
+
+        from heldout.improve_report import print_improvement
+
+        print_improvement(document, Console())
+    if not document["complete"]:
+        raise typer.Exit(RUNS_FAILED)
+
+
+def _seconds(text: str) -> float:
+    """Returns the seconds of ``90s``, ``10m``, ``2h`` or a plain number."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smh]?)\s*", text)
+    if not match or float(match[1]) <= 0:
+        _fail(f"--budget must be a time such as 90s, 10m or 2h, got {text!r}")
+    return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
+
+
+def _split_calls(text: str) -> list[str]:
+    """Splits at commas that stand outside of parentheses."""
+    return [part.strip() for part in re.split(r",(?![^(]*\))", text) if part.strip()]
+
+
+@app.command()
+def report(folder: Path, as_json: Json = False) -> None:
+    """Write the HTML page of a finished study's output folder again, and print its table."""
+    from heldout.study.report import load_results, write_report
+
+    with _one_line_errors():
+        results = load_results(folder)
+        page = write_report(results, folder)
+    if as_json:
+        _print_json(results.to_json())
+    else:
+        _print_results(results, page)
+
+
+if __name__ == "__main__":
+    main()

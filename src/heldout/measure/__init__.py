@@ -1,0 +1,23 @@
+"""How we know: metrics and diagnostics of generalization."""
+
+from heldout.measure.calibration import (
+    ReliabilityBin,
+    aurc,
+    brier,
+    eaurc,
+    expected_calibration_error,
+    nll,
+    reliability_table,
+    risk_coverage_curve,
+)
+
+__all__ = [
+    "ReliabilityBin",
+    "aurc",
+    "brier",
+    "eaurc",
+    "expected_calibration_error",
+    "nll",
+    "reliability_table",
+    "risk_coverage_curve",
+]

@@ -1,0 +1,69 @@
+"""Studies: arms x seeds -> statistics -> claims.
+
+A study compares arms (sets of parameters) by a function that makes one run of one arm with one seed and returns
+numbers. ``run_study`` makes the runs, keeps each of them as it ends, and judges the study's claims by intervals over
+seeds. It serves any function that returns numbers, and imports no framework.
+"""
+
+from heldout.study.claims import (
+    Claim,
+    Judged,
+    Verdict,
+    at_least,
+    at_most,
+    better,
+    cheaper,
+    correlates,
+    equivalent,
+    ordered,
+)
+from heldout.study.context import log_curve, log_figure
+from heldout.study.digest import run_digest, run_sources, study_digest
+from heldout.study.engine import Event, run_study
+from heldout.study.evidence import EvidenceError, is_stale, load_evidence, record
+from heldout.study.executors import Executor, make_executor
+from heldout.study.loading import load_file, load_study
+from heldout.study.progress import rich_progress
+from heldout.study.results import Results
+from heldout.study.spec import Study, StudyError, higher_is_better, lower_is_better
+from heldout.study.statistics import Interval, effect_size, interval
+from heldout.study.store import Store, StoreError
+
+__all__ = [
+    "Claim",
+    "EvidenceError",
+    "Event",
+    "Executor",
+    "Interval",
+    "Judged",
+    "Results",
+    "Store",
+    "StoreError",
+    "Study",
+    "StudyError",
+    "Verdict",
+    "at_least",
+    "at_most",
+    "better",
+    "cheaper",
+    "correlates",
+    "effect_size",
+    "equivalent",
+    "higher_is_better",
+    "interval",
+    "is_stale",
+    "load_evidence",
+    "load_file",
+    "load_study",
+    "log_curve",
+    "log_figure",
+    "lower_is_better",
+    "make_executor",
+    "ordered",
+    "record",
+    "rich_progress",
+    "run_digest",
+    "run_sources",
+    "run_study",
+    "study_digest",
+]

@@ -1,0 +1,324 @@
+"""Digests: what the results of a study depend on, as one hash.
+
+``run_digest`` covers the code that a run executes: the module that defines ``run``, and every module that one of its
+imported names is defined in, and so on from there. Names are followed through re-exports to the defining file, so
+``from heldout.weights import lines`` depends on the file of ``lines`` and not on its whole room. Followed are modules of
+the same package, neighbours in the same folder for a study file of its own, and heldout; ``heldout.study`` itself is
+left out, and so are other installed libraries, whose versions are recorded instead. Nothing is imported for this.
+
+Code counts by its syntax tree: comments, docstrings and layout do not. The statement ``study = Study(...)`` does not
+count either: what it says of arms is in the key of each run, so adding an arm or a claim repeats no finished run.
+``study_digest`` covers the run digest and all of that statement's content; recorded evidence is compared by it.
+
+The analysis is static. What it cannot see (modules that are imported by computed names, data files) belongs into
+``Study(source=[...])``.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import inspect
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from types import CodeType
+from typing import Any
+
+from heldout.study.spec import Study, StudyError, canonical_json
+
+_HELDOUT = Path(__file__).parent.parent
+_EXCLUDED = "heldout.study"
+
+
+def run_digest(study: Study) -> str:
+    """Hash of the code that a run of the study executes."""
+    parts = sorted(f"{name} {_file_digest(str(path), _stamp(path))}" for name, path in run_sources(study).items())
+    if not parts:  # defined where there is no file
+        parts = [_code_digest(inspect.unwrap(study.run))]
+    for extra in study.source:
+        parts.append(f"{Path(extra).name} {_file_digest(str(extra), _stamp(Path(extra)))}")
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def study_digest(study: Study) -> str:
+    """Hash of the run digest and of the declared arms, metrics and claims."""
+    claims = [[type(claim).__name__, asdict(claim)] for claim in study.claims]  # type: ignore[call-overload]
+    declared = [study.arms, study.metrics, sorted(study.optional), claims]
+    return hashlib.sha256(f"{run_digest(study)} {canonical_json(declared)}".encode()).hexdigest()
+
+
+def run_sources(study: Study) -> dict[str, Path]:
+    """The files that ``run_digest`` covers, by module name; the study's own module is named ``""``."""
+    module = sys.modules.get(getattr(study.run, "__module__", None) or "")
+    file = getattr(module, "__file__", None)
+    if module is None or file is None or not file.endswith(".py"):
+        return {}
+    specification = getattr(module, "__spec__", None)
+    name = module.__name__ if module.__name__ != "__main__" else getattr(specification, "name", "__main__")
+    search = _Search(name, Path(file).resolve())
+    search.add(search.own)
+    files = {module: search.file(module) for module in search.added}
+    return {"" if module == search.own else module: path for module, path in files.items() if path}
+
+
+class _Search:
+    """Follows imported names from one module to the files that define them."""
+
+    def __init__(self, name: str, file: Path) -> None:
+        depth = name.count(".")
+        self.own = name if depth else file.stem
+        self.added: set[str] = set()
+        self._package = name.partition(".")[0] if depth else None
+        self._root = file.parents[depth] if depth else file.parent
+        self._own_file = file
+
+    def file(self, module: str) -> Path | None:
+        """The file of a module that counts, or None."""
+        if module == self.own:
+            return self._own_file
+        top, _, rest = module.partition(".")
+        if module == _EXCLUDED or module.startswith(_EXCLUDED + "."):
+            return None
+        if top == "heldout":
+            base = _HELDOUT
+        elif self._package in (None, top):
+            base = self._root / top
+        else:
+            return None
+        return _module_file(base / rest.replace(".", "/") if rest else base)
+
+    def add(self, module: str) -> None:
+        """The whole of a module counts, with everything that it uses."""
+        if module in self.added or (file := self.file(module)) is None:
+            return
+        self.added.add(module)
+        for target, names in _parsed(module, file).used:
+            self.follow(target, names)
+
+    def follow(self, module: str, names: tuple[str, ...], seen: frozenset[tuple[str, str]] = frozenset()) -> None:
+        """The definition of ``module.names[0].names[1]...`` counts."""
+        if (file := self.file(module)) is None:
+            return
+        if not names:
+            self.add(module)
+            return
+        name, rest = names[0], names[1:]
+        if (module, name) in seen or (name.startswith("__") and file.name == "__init__.py"):
+            return
+        seen |= {(module, name)}
+        parsed = _parsed(module, file)
+        target, inner = parsed.bindings.get(name, (module, (name,)))
+        if (target, inner) != (module, (name,)):
+            self.follow(target, (*inner, *rest), seen)
+        elif name in parsed.defined:
+            self.add(module)
+        elif self.file(f"{module}.{name}") is not None and file.name == "__init__.py":
+            self.follow(f"{module}.{name}", rest, seen)
+        elif parsed.stars:
+            for star in parsed.stars:
+                self.follow(star, names, seen)
+        else:
+            self.add(module)
+
+
+@dataclass(frozen=True)
+class _Module:
+    """What the syntax of a module says of its names."""
+
+    name: str
+    package: str
+    tree: ast.Module
+
+    @cached_property
+    def bindings(self) -> dict[str, tuple[str, tuple[str, ...]]]:
+        """Names that are imported, or listed in a table of lazily imported ones: (module, names within it)."""
+        found: dict[str, tuple[str, tuple[str, ...]]] = {}
+        for node in _top_level(self.tree.body):
+            if isinstance(node, ast.Assign | ast.AnnAssign) and isinstance(node.value, ast.Dict):
+                found |= _lazy_table(node.value)
+        for node in _top_level(self.tree.body):
+            found |= dict(self._imported(node))
+        return found
+
+    @cached_property
+    def defined(self) -> set[str]:
+        """Names that a top-level statement other than an import defines."""
+        names = set()
+        for node in _top_level(self.tree.body):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+                names.add(node.name)
+            elif not isinstance(node, ast.Import | ast.ImportFrom):
+                names |= {each.id for each in ast.walk(node) if isinstance(each, ast.Name)}
+        return names
+
+    @cached_property
+    def stars(self) -> list[str]:
+        """Modules that are imported with ``*``."""
+        nodes = [node for node in ast.walk(self.tree) if isinstance(node, ast.ImportFrom)]
+        return [self._absolute(node) for node in nodes if node.names[0].name == "*"]
+
+    @cached_property
+    def used(self) -> set[tuple[str, tuple[str, ...]]]:
+        """(module, names within it) of every import, with the attributes that the module takes from it."""
+        chains: dict[str, set[tuple[str, ...]]] = {}
+        for first, *rest in _chains(self.tree):
+            chains.setdefault(first, set()).add(tuple(rest))
+        found: set[tuple[str, tuple[str, ...]]] = {(star, ()) for star in self.stars}
+        for node in _imports(self.tree):
+            for name, (target, inner) in self._imported(node):
+                found |= {(target, (*inner, *attributes)) for attributes in chains.get(name, {()})}
+        return found
+
+    def _imported(self, node: ast.AST) -> Iterator[tuple[str, tuple[str, tuple[str, ...]]]]:
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                top = alias.name.partition(".")[0]
+                yield (alias.asname, (alias.name, ())) if alias.asname else (top, (top, ()))
+        elif isinstance(node, ast.ImportFrom):
+            target = self._absolute(node)
+            for alias in node.names:
+                if alias.name != "*":
+                    yield alias.asname or alias.name, (target, (alias.name,))
+
+    def _absolute(self, node: ast.ImportFrom) -> str:
+        if not node.level:
+            return node.module or ""
+        parts = self.package.split(".") if self.package else []
+        parts = parts[: len(parts) - (node.level - 1)]
+        return ".".join([*parts, *([node.module] if node.module else [])])
+
+
+def _lazy_table(node: ast.Dict) -> dict[str, tuple[str, tuple[str, ...]]]:
+    """Entries of a literal {"name": "package.module"} or {"name": "package.module:attribute"}."""
+    table = {}
+    for key, value in zip(node.keys, node.values, strict=True):
+        if not (isinstance(key, ast.Constant) and isinstance(value, ast.Constant)):
+            continue
+        if isinstance(key.value, str) and isinstance(value.value, str):
+            module, _, attribute = value.value.partition(":")
+            if module.replace(".", "").replace("_", "").isalnum() and "." in module:
+                table[key.value] = (module, (attribute or key.value,))
+    return table
+
+
+def _top_level(body: Iterable[ast.stmt]) -> Iterator[ast.stmt]:
+    """Statements of a module body, those inside of if, try and with included."""
+    for node in body:
+        if isinstance(node, ast.If | ast.Try | ast.With):
+            handlers = [handler.body for handler in getattr(node, "handlers", [])]
+            for block in (node.body, getattr(node, "orelse", []), *handlers, getattr(node, "finalbody", [])):
+                yield from _top_level(block)
+        else:
+            yield node
+
+
+def _imports(tree: ast.AST) -> Iterator[ast.AST]:
+    """Import statements anywhere in a module, but for those that only type checkers see."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            yield node
+        elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+            for other in node.orelse:
+                yield from _imports(other)
+        else:
+            yield from _imports(node)
+
+
+def _chains(tree: ast.AST) -> Iterator[tuple[str, ...]]:
+    """Every ``name.attribute.attribute`` of a tree, and every bare name, as tuples."""
+    for node in ast.iter_child_nodes(tree):
+        chain: list[str] = []
+        inner = node
+        while isinstance(inner, ast.Attribute):
+            chain.insert(0, inner.attr)
+            inner = inner.value
+        if isinstance(inner, ast.Name):
+            yield (inner.id, *chain)
+        else:
+            yield from _chains(node)
+
+
+def _module_file(base: Path) -> Path | None:
+    for file in (base / "__init__.py", base.with_name(base.name + ".py")):
+        if file.is_file():
+            return file
+    return None
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        raise StudyError(f"cannot read the source file {path}: {error.strerror}") from None
+    return status.st_mtime_ns, status.st_size
+
+
+def _parsed(name: str, file: Path) -> _Module:
+    return _parse(name, str(file), _stamp(file))
+
+
+@lru_cache(maxsize=4096)
+def _parse(name: str, file: str, _changed: tuple[int, int]) -> _Module:
+    package = name if file.endswith("__init__.py") else name.rpartition(".")[0]
+    return _Module(name, package, _tree(file))
+
+
+def _tree(file: str) -> ast.Module:
+    try:
+        return ast.parse(Path(file).read_bytes(), file)
+    except (SyntaxError, ValueError) as error:
+        raise StudyError(f"cannot read the source file {file}: {error}") from None
+
+
+@lru_cache(maxsize=4096)
+def _file_digest(file: str, _changed: tuple[int, int]) -> str:
+    if not file.endswith(".py"):
+        with open(file, "rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    return hashlib.sha256(repr(_canonical(_tree(file))).encode()).hexdigest()
+
+
+def _canonical(node: Any) -> Any:
+    """A syntax tree as nested tuples, the same under every Python version: without positions and empty fields."""
+    if isinstance(node, list):
+        return tuple(_canonical(each) for each in node)
+    if not isinstance(node, ast.AST):
+        return repr(node)
+    fields = []
+    for name, value in ast.iter_fields(node):
+        if name == "body" and isinstance(value, list):
+            value = _without_docstring(value) if isinstance(node, _DOCUMENTED) else value
+            value = [each for each in value if not (isinstance(node, ast.Module) and _declares_a_study(each))]
+        if value is not None and value != [] and name not in ("ctx", "kind", "type_comment"):
+            fields.append((name, _canonical(value)))
+    return type(node).__name__, tuple(fields)
+
+
+_DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+
+
+def _without_docstring(body: list[ast.stmt]) -> list[ast.stmt]:
+    first = body[0] if body else None
+    if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
+        return body[1:]
+    return body
+
+
+def _declares_a_study(node: ast.stmt) -> bool:
+    value = node.value if isinstance(node, ast.Assign | ast.AnnAssign) else None
+    called = value.func if isinstance(value, ast.Call) else None
+    return (getattr(called, "id", None) or getattr(called, "attr", None)) == "Study"
+
+
+def _code_digest(function: Any) -> str:
+    code = getattr(function, "__code__", None)
+    return repr(_code(code)) if code else type(function).__qualname__
+
+
+def _code(code: CodeType) -> Any:
+    constants = tuple(_code(each) if isinstance(each, CodeType) else repr(each) for each in code.co_consts)
+    return code.co_code.hex(), constants, code.co_names

@@ -1,0 +1,224 @@
+"""run_study: makes the runs that are missing, keeps each as it ends, and judges the claims."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from heldout.study.digest import run_digest, study_digest
+from heldout.study.executors import Executor, make_executor
+from heldout.study.results import Results, environment
+from heldout.study.runs import InvalidMetricsError, Task, checked_metrics
+from heldout.study.spec import Study, StudyError, canonical_json
+from heldout.study.store import Store
+
+
+@dataclass(frozen=True)
+class Event:
+    """Progress of a study: a run ``started``, ``finished`` or ``failed``; ``resumed`` comes first, once.
+
+    ``done`` counts finished runs (those of earlier starts too), ``failed`` those that failed now, of ``total``.
+    """
+
+    kind: Literal["resumed", "started", "finished", "failed"]
+    slug: str
+    done: int
+    failed: int
+    total: int
+    arm: str = ""
+    seed: int = 0
+    error: str = ""
+
+
+def run_study(
+    study: Study,
+    *,
+    profile: str = "laptop",
+    arms: Sequence[str] | None = None,
+    seeds: int | Sequence[int] | None = None,
+    first_seed: int = 0,
+    workers: int = 1,
+    on: str | Executor = "local",
+    out: str | Path | None = None,
+    store: Store | None = None,
+    time_limit: float | None = None,
+    threads: int = 1,
+    deadline: float | Callable[[], bool] | None = None,
+    progress: Callable[[Event], None] | None = None,
+) -> Results:
+    """Runs what is missing of a study and judges its claims.
+
+    Finished runs in ``out`` (or ``store``) are taken from there; failed ones are tried again. Runs go seed by seed, so
+    that arms can be compared early.
+
+    Args:
+        study: what to run.
+        profile: ``"smoke"``, ``"laptop"`` or another one that the study declares.
+        arms: names of the arms to run; all of them by default.
+        seeds: how many seeds, from ``first_seed`` on, or the seeds themselves; by default what the study declares.
+        workers: processes to use; more than one implies ``on="processes"``.
+        on: ``"local"`` (this process), ``"processes"``, ``"ray"``, ``"ray://host:port"``, or an executor from
+            ``make_executor`` that several studies share. The results are the same.
+        out: folder that keeps the runs; in memory by default.
+        store: an open store, instead of ``out``, for many studies in one folder.
+        time_limit: seconds per run, instead of the study's.
+        threads: threads of arithmetic per run.
+        deadline: a ``time.monotonic()`` value, or a function that returns True, after which no run is started; what
+            is missing then is listed in ``Results.pending``.
+        progress: called with an ``Event`` as runs start and end; a run is reported once it is safely kept.
+
+    Raises:
+        StudyError: unknown profile or arm, or an output folder that cannot be used.
+        KeyboardInterrupt: on Ctrl-C, after everything finished is kept.
+    """
+    names = _chosen_arms(study, arms)
+    chosen = _chosen_seeds(study, profile, seeds, first_seed)
+    if out is not None and store is not None:
+        raise ValueError("give out or store, not both")
+    limit = study.time_limit.get(profile) if time_limit is None else time_limit  # type: ignore[union-attr]
+    if limit is not None and not limit > 0:
+        raise ValueError(f"time_limit must be positive, got {limit!r}")
+    tasks = _tasks(study, names, chosen, profile, limit)
+    should_stop = _stop_condition(deadline)
+    if store is not None:
+        _run_missing(study, tasks, store, on, workers, threads, should_stop, progress)
+        return _results(study, tasks, names, chosen, profile, store)
+    with Store.open(out) as opened:
+        _run_missing(study, tasks, opened, on, workers, threads, should_stop, progress)
+        return _results(study, tasks, names, chosen, profile, opened)
+
+
+def _chosen_arms(study: Study, arms: Sequence[str] | None) -> list[str]:
+    if arms is None:
+        return list(study.arms)
+    if isinstance(arms, str) or not arms:
+        raise ValueError(f"arms must be a list of arm names, got {arms!r}")
+    if unknown := [name for name in arms if name not in study.arms]:
+        raise StudyError(f"{study.slug} has no arm {unknown[0]!r}; its arms are {', '.join(study.arms)}")
+    return [name for name in study.arms if name in arms]
+
+
+def _chosen_seeds(study: Study, profile: str, seeds: int | Sequence[int] | None, first_seed: int) -> list[int]:
+    declared: dict[str, int] = study.seeds  # type: ignore[assignment]
+    if profile not in declared:
+        raise StudyError(f"{study.slug} has no profile {profile!r}; its profiles are {', '.join(declared)}")
+    if first_seed < 0:
+        raise ValueError(f"first_seed must not be negative, got {first_seed}")
+    if seeds is None:
+        seeds = int(declared[profile])
+    if isinstance(seeds, int):
+        if seeds < 1:
+            raise ValueError(f"seeds must be at least 1, got {seeds}")
+        return list(range(first_seed, first_seed + seeds))
+    chosen = sorted({int(seed) for seed in seeds})
+    if not chosen or chosen[0] < 0:
+        raise ValueError(f"seeds must be a count or a list of non-negative integers, got {seeds!r}")
+    return chosen
+
+
+def _tasks(study: Study, arms: list[str], seeds: list[int], profile: str, limit: float | None) -> list[Task]:
+    digest = run_digest(study)
+    function = getattr(study.run, "__qualname__", type(study.run).__qualname__)
+    tasks = []
+    for seed in seeds:
+        for arm in arms:
+            identity = [digest, function, study.arms[arm], profile, seed]
+            key = hashlib.sha256(canonical_json(identity).encode()).hexdigest()
+            parameters = dict(study.arms[arm])
+            tasks.append(Task(key, arm, parameters, seed, profile, limit, tuple(study.metrics), study.optional))  # type: ignore[arg-type]
+    return tasks
+
+
+def _stop_condition(deadline: float | Callable[[], bool] | None) -> Callable[[], bool]:
+    if deadline is None:
+        return lambda: False
+    if callable(deadline):
+        return deadline
+    moment = deadline
+    return lambda: time.monotonic() >= moment
+
+
+def _run_missing(
+    study: Study,
+    tasks: list[Task],
+    store: Store,
+    on: str | Executor,
+    workers: int,
+    threads: int,
+    should_stop: Callable[[], bool],
+    progress: Callable[[Event], None] | None,
+) -> None:
+    by_key = {task.key: task for task in tasks}
+    kept = {key for key, metrics in store.finished(by_key) if _valid(metrics, study)}
+    missing = {key: task for key, task in by_key.items() if key not in kept}
+    total = len(by_key)
+    done, failed = total - len(missing), 0
+
+    def tell(kind: Literal["resumed", "started", "finished", "failed"], task: Task | None, error: str = "") -> None:
+        if progress is not None:
+            arm, seed = (task.arm, task.seed) if task else ("", 0)
+            progress(Event(kind, study.slug, done, failed, total, arm, seed, error))
+
+    tell("resumed", None)
+    if not missing:
+        return
+    executor = make_executor(on, workers=workers, threads=threads) if isinstance(on, str) else on
+    try:
+        outcomes = executor.execute(study.run, list(missing.values()), should_stop, lambda task: tell("started", task))
+        for task, outcome in outcomes:
+            store.put(study.slug, task, outcome)
+            if outcome.cause is None:
+                done += 1
+                tell("finished", task)
+            else:
+                failed += 1
+                tell("failed", task, f"{outcome.cause}: {outcome.error}")
+    finally:
+        if executor is not on:
+            executor.close()
+
+
+def _valid(metrics: dict[str, Any], study: Study) -> bool:
+    """Whether kept metrics are still those that the study declares: its declaration is not part of a run's key."""
+    try:
+        checked_metrics(metrics, study.metrics, study.optional)
+    except InvalidMetricsError:
+        return False
+    return True
+
+
+def _results(study: Study, tasks: list[Task], arms: list[str], seeds: list[int], profile: str, store: Store) -> Results:
+    stored = dict(store.rows(task.key for task in tasks))
+    runs, failed, pending = [], [], []
+    for task in sorted(tasks, key=lambda task: arms.index(task.arm)):
+        place = {"arm": task.arm, "seed": task.seed}
+        run = stored.get(task.key)
+        if run is None:
+            pending.append(place)
+        elif run["status"] == "failed":
+            failed.append(place | {name: run[name] for name in ("cause", "error", "traceback", "seconds")})
+        elif _valid(run["metrics"], study):
+            runs.append(place | {name: run[name] for name in ("metrics", "seconds", "curves", "figures")})
+        else:
+            pending.append(place)
+    results = Results(
+        slug=study.slug,
+        title=study.title,
+        profile=profile,
+        seeds=seeds,
+        arms={name: dict(study.arms[name]) for name in arms},
+        metrics=dict(study.metrics),
+        runs=runs,
+        failed=failed,
+        pending=pending,
+        seconds=sum(run["seconds"] for run in stored.values()),
+        digest=study_digest(study),
+        declared={"arms": list(study.arms), "seeds": int(study.seeds[profile])},  # type: ignore[index]
+        environment=environment(),
+    )
+    results.claims = [claim.judge(results) for claim in study.claims]
+    return results

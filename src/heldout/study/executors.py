@@ -1,0 +1,204 @@
+"""Executors: where runs are made. All of them make the same runs with the same results."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
+
+from heldout.study.isolation import kept_generators, limited_threads
+from heldout.study.runs import Outcome, Task, perform
+from heldout.study.spec import Run, StudyError
+
+GRACE = 2.0  # seconds past its time limit that a worker has to interrupt a run itself
+_POLL = 0.5
+
+
+class Executor(Protocol):
+    """Makes runs and yields each with its outcome, in the order in which they end."""
+
+    def execute(
+        self, run: Run, tasks: Sequence[Task], should_stop: Callable[[], bool], started: Callable[[Task], None]
+    ) -> Iterator[tuple[Task, Outcome]]: ...
+
+    def close(self) -> None: ...
+
+
+class Local:
+    """Makes the runs one after the other in this process.
+
+    A run that exceeds its time limit is interrupted when this is the main thread and the run is in Python code. A run
+    that hangs in C code, or that takes the whole process down, needs ``on="processes"``.
+    """
+
+    def __init__(self, threads: int = 1) -> None:
+        self._threads = threads
+
+    def execute(
+        self, run: Run, tasks: Sequence[Task], should_stop: Callable[[], bool], started: Callable[[Task], None]
+    ) -> Iterator[tuple[Task, Outcome]]:
+        with kept_generators(), limited_threads(self._threads):
+            for task in tasks:
+                if should_stop():
+                    return
+                started(task)
+                yield task, perform(run, task)
+
+    def close(self) -> None:
+        pass
+
+
+class Worker(Protocol):
+    """A process, somewhere, that makes one run at a time."""
+
+    since: float | None
+    """When the current run began, by ``time.monotonic()``; None while its code is being loaded."""
+
+    def start(self, run: Any, task: Task) -> None:
+        """Begins a run of what ``Workers.portable`` gave; raises OSError when the worker is gone."""
+        ...
+
+    def answer(self) -> Outcome | None:
+        """The outcome, or None while the run goes on; raises WorkerDiedError."""
+        ...
+
+    def kill(self) -> None: ...
+
+
+class WorkerDiedError(Exception):
+    """A worker is gone; the message says how."""
+
+
+class Workers(Protocol):
+    """What starts workers and waits for them."""
+
+    def portable(self, run: Run) -> Any:
+        """The run function in a form that workers can be given; raises StudyError where there is none."""
+        ...
+
+    def new(self) -> Worker: ...
+
+    def wait(self, busy: Sequence[Worker], timeout: float) -> None:
+        """Returns when one of the workers may have something to say, or after ``timeout`` seconds."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class Pool:
+    """Makes runs in ``count`` workers at a time.
+
+    A worker whose run exceeds its time limit by more than ``GRACE`` seconds is killed and replaced. A run whose worker
+    died is made once more, and recorded as ``died`` when that happens again.
+    """
+
+    def __init__(self, workers: Workers, count: int) -> None:
+        self._workers = workers
+        self._count = count
+        self._idle: list[Worker] = []
+
+    def execute(
+        self, run: Run, tasks: Sequence[Task], should_stop: Callable[[], bool], started: Callable[[Task], None]
+    ) -> Iterator[tuple[Task, Outcome]]:
+        portable = self._workers.portable(run)
+        waiting = deque((task, 1) for task in tasks)
+        busy: dict[Worker, tuple[Task, int]] = {}
+        try:
+            while waiting or busy:
+                while waiting and len(busy) < self._count and not should_stop():
+                    task, attempt = waiting.popleft()
+                    busy[self._started(portable, task)] = task, attempt
+                    if attempt == 1:
+                        started(task)
+                if not busy:
+                    return
+                self._workers.wait(list(busy), self._patience(busy))
+                for worker, (task, attempt) in list(busy.items()):
+                    try:
+                        outcome = worker.answer()
+                    except WorkerDiedError as death:
+                        del busy[worker]
+                        worker.kill()
+                        if attempt == 1:
+                            waiting.appendleft((task, 2))
+                        else:
+                            seconds = _seconds(worker)
+                            yield task, Outcome(seconds, cause="died", error=f"the worker died twice: {death}")
+                        continue
+                    if outcome is not None:
+                        del busy[worker]
+                        self._idle.append(worker)
+                        yield task, outcome
+                    elif task.time_limit is not None and _seconds(worker) > task.time_limit + GRACE:
+                        del busy[worker]
+                        worker.kill()
+                        text = f"not finished after {task.time_limit:g} s; its worker was killed"
+                        yield task, Outcome(_seconds(worker), cause="time limit", error=text)
+        finally:
+            for worker in busy:
+                worker.kill()
+
+    def close(self) -> None:
+        while self._idle:
+            self._idle.pop().kill()
+        self._workers.close()
+
+    def _started(self, run: Any, task: Task) -> Worker:
+        """A worker that has begun the run; idle ones that died meanwhile are dropped."""
+        while self._idle:
+            worker = self._idle.pop()
+            try:
+                worker.start(run, task)
+                return worker
+            except OSError:
+                worker.kill()
+        worker = self._workers.new()
+        worker.start(run, task)
+        return worker
+
+    def _patience(self, busy: dict[Worker, tuple[Task, int]]) -> float:
+        """Seconds until the first time limit, at most ``_POLL``, after which deaths that went unnoticed are looked for."""
+        left = [task.time_limit + GRACE - _seconds(worker) for worker, (task, _) in busy.items() if task.time_limit]
+        return max(0.01, min([_POLL, *left]))
+
+
+def _seconds(worker: Worker) -> float:
+    return 0.0 if worker.since is None else time.monotonic() - worker.since
+
+
+def make_executor(on: str = "local", *, workers: int = 1, threads: int = 1) -> Executor:
+    """The executor of that name: ``"local"``, ``"processes"``, ``"ray"`` or ``"ray://host:port"``.
+
+    ``"local"`` with more than one worker means ``"processes"``. With Ray, one worker means one per processor of the
+    cluster, and there are never more: every worker keeps one.
+
+    Raises:
+        StudyError: for another name, or where Ray or subprocesses are not to be had.
+    """
+    if workers < 1:
+        raise ValueError(f"workers must be at least 1, got {workers}")
+    if threads < 1:
+        raise ValueError(f"threads must be at least 1, got {threads}")
+    if on == "local" and workers == 1:
+        return Local(threads)
+    if on in ("local", "processes"):
+        from heldout.study.processes import Processes
+
+        return Pool(Processes(threads), workers)
+    if on == "ray" or on.startswith("ray://"):
+        from heldout.study.on_ray import RayActors
+
+        actors = RayActors(None if on == "ray" else on, threads)
+        return Pool(actors, min(workers, actors.slots) if workers > 1 else actors.slots)
+    raise StudyError(f"on must be local, processes, ray or ray://host:port, got {on!r}")
+
+
+def exit_text(code: int | None) -> str:
+    """How a process ended, in words."""
+    if code is None:
+        return "it closed its connection"
+    if code < 0:
+        return f"killed by {signal.Signals(-code).name}"
+    return f"exit code {code}"

@@ -1,0 +1,132 @@
+"""Finding a study in a file or module, and finding its ``run`` function again in another process."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from heldout.study.spec import Study, StudyError
+
+
+def load_study(source: str | Path | ModuleType) -> Study:
+    """The object named ``study`` of a Python file, of a module given by its dotted name, or of a module.
+
+    The folder of a file is put on ``sys.path``, as ``python FILE`` does, so that the file can import its neighbours.
+
+    Raises:
+        StudyError: in one line, why there is no study to be had.
+    """
+    if isinstance(source, ModuleType):
+        module, name = source, source.__name__
+    elif isinstance(source, Path) or source.endswith(".py") or "/" in source:
+        name = str(source)
+        module = load_file(source)
+    else:
+        name = source
+        try:
+            module = importlib.import_module(source)
+        except ModuleNotFoundError as error:
+            raise StudyError(f"{name} cannot be imported: {error}") from None
+    study = getattr(module, "study", None)
+    if study is None:
+        raise StudyError(f"{name} defines no `study`; it needs a line like `study = Study(...)`")
+    if not isinstance(study, Study):
+        raise StudyError(f"`study` in {name} must be a heldout.study.Study, got {type(study).__name__}")
+    return study
+
+
+def load_file(path: str | Path) -> ModuleType:
+    """The module of a Python file, executed once per process; raises StudyError that says what is wrong and where."""
+    given, path = path, Path(path).resolve()
+    if not path.is_file():
+        raise StudyError(f"there is no file {given}")
+    if path.suffix != ".py":
+        raise StudyError(f"{given} is not a Python file")
+    name = f"heldout_file_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}_{path.stem}"
+    if name in sys.modules:
+        return sys.modules[name]
+    if str(path.parent) not in sys.path:
+        sys.path.insert(0, str(path.parent))
+    specification = importlib.util.spec_from_file_location(name, path)
+    if specification is None or specification.loader is None:
+        raise StudyError(f"{given} is not a Python file")
+    module = importlib.util.module_from_spec(specification)
+    sys.modules[name] = module
+    try:
+        specification.loader.exec_module(module)
+    except KeyboardInterrupt:
+        del sys.modules[name]
+        raise
+    except BaseException as error:
+        del sys.modules[name]
+        raise StudyError(f"{given} cannot be imported: {_where(error, path)}") from error
+    return module
+
+
+def _where(error: BaseException, path: Path) -> str:
+    """One line: the error and the last line of the file that led to it."""
+    text = "".join(traceback.format_exception_only(error)).strip().splitlines()[-1]
+    if isinstance(error, SyntaxError) and error.filename == str(path):
+        return f"{text} (line {error.lineno})"
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+    return f"{text} (line {lines[-1]})" if lines else text
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Where a module-level function is defined, so that another process can load it."""
+
+    module: str
+    file: str | None
+    qualname: str
+    path: tuple[str, ...]
+
+    @classmethod
+    def to(cls, function: Callable[..., Any]) -> Reference:
+        """Raises StudyError for a function that another process could not find."""
+        qualname = getattr(function, "__qualname__", "")
+        module = sys.modules.get(getattr(function, "__module__", None) or "")
+        found: Any = module
+        for part in qualname.split("."):
+            found = getattr(found, part, None)
+        if module is None or found is not function:
+            shown = qualname or type(function).__name__
+            raise StudyError(f"run must be a function at the top level of a module to run elsewhere, got {shown}")
+        file = getattr(module, "__file__", None)
+        if file is None and module.__name__ == "__main__":
+            raise StudyError("run is defined in an interactive session; put the study into a file to run it elsewhere")
+        return cls(module.__name__, file and str(Path(file).resolve()), qualname, tuple(sys.path))
+
+    def load(self) -> Callable[..., Any]:
+        """The function, in this process."""
+        sys.path.extend(folder for folder in self.path if folder not in sys.path)
+        return _loaded(self)
+
+
+@cache
+def _loaded(reference: Reference) -> Callable[..., Any]:
+    found: Any = load_file(reference.file) if only_a_file(reference) else importlib.import_module(reference.module)
+    for part in reference.qualname.split("."):
+        found = getattr(found, part)
+    return found
+
+
+def only_a_file(reference: Reference) -> bool:
+    """Whether the module's file cannot be had by importing its name."""
+    if reference.file is None:
+        return False
+    try:
+        specification = importlib.util.find_spec(reference.module)
+    except (ImportError, ValueError):
+        return True
+    origin = specification and specification.origin
+    return not origin or Path(origin).resolve() != Path(reference.file)

@@ -1,0 +1,358 @@
+"""Checkpoints on disk: read safely and piece by piece, written whole or not at all.
+
+safetensors files are read with plain reads instead of a memory map, so that a merge of checkpoints larger than
+memory holds a few MB at any time. Pickled objects are never loaded.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+import struct
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from torch import Tensor, nn
+
+from heldout.weights.task_vector import State, aliases, check_same_parameters, state_of
+
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+_CODES = {dtype: code for code, dtype in _DTYPES.items()}
+_MAX_HEADER = 100_000_000
+_CHUNK = 1 << 18  # elements per step: two float32 buffers of this size fit a second-level cache
+_INDEX = "model.safetensors.index.json"
+_SINGLE_FILES = ("model.safetensors", "adapter_model.safetensors")
+_COMPANIONS = (".json", ".txt", ".model", ".jinja")  # configuration and tokenizer of a transformers folder
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where one tensor lies: the file's number, and the first byte in it (safetensors) or the tensor itself."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    file: int
+    start: int = 0
+    tensor: Tensor | None = None
+
+    @property
+    def numel(self) -> int:
+        return torch.Size(self.shape).numel()
+
+
+class Checkpoint:
+    """The tensors of an open checkpoint, read on demand. Use ``open_checkpoint`` to get one.
+
+    Attributes:
+        path: the file or folder.
+        entries: dtype and shape of every tensor by name, in the order in which they lie on disk.
+        files: names of the files that hold them.
+        aliases: further names of tied weights -> the name that is stored.
+    """
+
+    def __init__(self, path: Path, files: Sequence[Path]) -> None:
+        self.path, self.files = path, [file.name for file in files]
+        self.entries: dict[str, Entry] = {}
+        self.aliases: dict[str, str] = {}
+        self._handles: list[IO[bytes]] = []
+        try:
+            for number, file in enumerate(files):
+                found = self._open_safetensors(file, number) if _is_safetensors(file) else _open_torch(file, number)
+                if twice := found.keys() & self.entries.keys():
+                    raise ValueError(f"{path} holds {min(twice)!r} twice")
+                self.entries.update(found)
+        except BaseException:
+            self.close()
+            raise
+        if not self.entries:
+            raise ValueError(f"{path} holds no tensors")
+        self.aliases = {alias: name for alias, name in self.aliases.items() if name in self.entries}
+
+    def _open_safetensors(self, file: Path, number: int) -> dict[str, Entry]:
+        handle = file.open("rb", buffering=0)
+        self._handles.append(handle)
+        header, start = _read_header(file, handle)
+        self.aliases.update({k: v for k, v in (header.pop("__metadata__", None) or {}).items() if v in header})
+        return _entries(file, header, number, start)
+
+    def read_into(self, name: str, out: Tensor, first: int = 0) -> None:
+        """Fills the flat tensor ``out``, of the entry's dtype, with its elements from position ``first`` on."""
+        entry = self.entries[name]
+        if entry.tensor is not None:
+            out.copy_(entry.tensor.reshape(-1)[first : first + len(out)])
+            return
+        handle, view = self._handles[entry.file], memoryview(out.view(torch.uint8).numpy())
+        handle.seek(entry.start + first * entry.dtype.itemsize)
+        while len(view):
+            count = handle.readinto(view)  # type: ignore[attr-defined]
+            if not count:
+                raise ValueError(f"{self.path} ended early while reading {name!r}")
+            view = view[count:]
+
+    def tensor(self, name: str) -> Tensor:
+        """Returns one tensor, in memory of its own."""
+        entry = self.entries[name]
+        out = torch.empty(entry.numel, dtype=entry.dtype)
+        self.read_into(name, out)
+        return out.view(entry.shape)
+
+    def close(self) -> None:
+        """Closes the files."""
+        for handle in self._handles:
+            handle.close()
+
+    def __enter__(self) -> Checkpoint:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def open_checkpoint(path: str | Path) -> Checkpoint:
+    """Opens a checkpoint for reading: safetensors, a transformers folder, or a ``torch.save`` file of tensors.
+
+    Args:
+        path: a ``.safetensors`` file; a folder with ``model.safetensors``, its shards and
+            ``model.safetensors.index.json``, or ``adapter_model.safetensors``; or a ``.pt``, ``.pth`` or ``.bin``
+            file, which is loaded with ``weights_only=True``.
+
+    Raises:
+        FileNotFoundError: if there is no such file, or no safetensors in the folder.
+        ValueError: if the file is damaged, or holds pickled objects, which are never loaded.
+    """
+    path = Path(path)
+    if path.is_file():
+        return Checkpoint(path, [path])
+    if not path.is_dir():
+        raise FileNotFoundError(f"no checkpoint at {path}")
+    if (path / _INDEX).is_file():
+        return Checkpoint(path, _shards(path))
+    for name in _SINGLE_FILES:
+        if (path / name).is_file():
+            return Checkpoint(path, [path / name])
+    raise FileNotFoundError(f"{path} holds neither {_INDEX} nor {' nor '.join(_SINGLE_FILES)}")
+
+
+def load_checkpoint(path: str | Path) -> dict[str, Tensor]:
+    """Returns the state dict in a checkpoint, with tied weights tied again. Reads what ``open_checkpoint`` does."""
+    with open_checkpoint(path) as checkpoint:
+        state = {name: checkpoint.tensor(name) for name in checkpoint.entries}
+        return state | {alias: state[name] for alias, name in checkpoint.aliases.items()}
+
+
+def save_checkpoint(model: nn.Module | State, path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
+    """Writes the tensors of a model to one safetensors file, whole or not at all.
+
+    Tied weights are written once and noted in the metadata, in the way ``safetensors.torch.load_model`` and
+    ``load_checkpoint`` understand.
+
+    Args:
+        model: a module or state dict.
+        path: the file, which is replaced if it exists.
+        metadata: further entries of the file's header.
+    """
+    state = state_of(model)
+    names = aliases(state)
+    stored = {name: value for name, value in state.items() if names[name] == name}
+    stored = dict(sorted(stored.items(), key=lambda item: -item[1].element_size()))  # keeps every tensor aligned
+    notes = {"format": "pt"} | {alias: name for alias, name in names.items() if alias != name} | dict(metadata or {})
+    with _replacing(Path(path)) as file:
+        file.write(_header({name: (value.dtype, tuple(value.shape)) for name, value in stored.items()}, notes))
+        for value in stored.values():
+            file.write(_bytes(value.detach().cpu().contiguous().reshape(-1)))
+
+
+def stream_checkpoint(
+    sources: Sequence[Checkpoint],
+    out: str | Path,
+    combine: Callable[..., Tensor],
+) -> None:
+    """Writes a checkpoint computed entry by entry from others, laid out like the last of them.
+
+    Integer and boolean tensors are copied from the last source. A folder of shards gives a folder of shards, with
+    the configuration and tokenizer files beside it.
+
+    Args:
+        sources: checkpoints with the same tensors.
+        out: a file, or a folder where the last source is one and ``out`` does not end in ``.safetensors``.
+        combine: ``(name, first, ..., last) -> result``: gets one piece of a tensor from each source, flat and in
+            float32 (float64 where stored so), and may work in place on any of them.
+
+    Raises:
+        ValueError: if names or shapes differ, ``out`` is one of the sources, or a result is not finite where the
+            sources differ.
+    """
+    out, last = Path(out), sources[-1]
+    check_same_parameters({str(source.path): source.entries for source in (last, *sources[:-1])})
+    for source in sources:
+        if out.resolve() in (source.path.resolve(), *source.path.resolve().parents):
+            raise ValueError(f"the output {out} is, or holds, the checkpoint {source.path} that is read")
+    if last.path.is_dir() and out.suffix != ".safetensors":
+        out.mkdir(parents=True, exist_ok=True)
+        for number, name in enumerate(last.files):
+            _stream_file(sources, out / name, [n for n, e in last.entries.items() if e.file == number], combine)
+        for companion in sorted(last.path.iterdir()):
+            if companion.suffix in _COMPANIONS and companion.is_file():
+                shutil.copyfile(companion, out / companion.name)
+    else:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        _stream_file(sources, out, list(last.entries), combine)
+
+
+def _stream_file(
+    sources: Sequence[Checkpoint], out: Path, names: Sequence[str], combine: Callable[..., Tensor]
+) -> None:
+    last = sources[-1]
+    notes = {"format": "pt"} | {alias: name for alias, name in last.aliases.items() if name in names}
+    buffers: dict[tuple[int, torch.dtype], Tensor] = {}
+
+    def piece(number: int, name: str, first: int, count: int) -> Tensor:
+        dtype = sources[number].entries[name].dtype
+        if (number, dtype) not in buffers:
+            buffers[number, dtype] = torch.empty(_CHUNK, dtype=dtype)
+        part = buffers[number, dtype][:count]
+        sources[number].read_into(name, part, first)
+        return part
+
+    with _replacing(out) as file:
+        file.write(_header({name: (last.entries[name].dtype, last.entries[name].shape) for name in names}, notes))
+        for name in names:
+            entry = last.entries[name]
+            for first in range(0, entry.numel, _CHUNK):
+                count = min(_CHUNK, entry.numel - first)
+                if not entry.dtype.is_floating_point:
+                    file.write(_bytes(piece(len(sources) - 1, name, first, count)))
+                    continue
+                parts = [piece(number, name, first, count) for number in range(len(sources))]
+                result = combine(name, *(part if part.dtype == torch.float64 else part.float() for part in parts))
+                if not result.sum().isfinite() and not result.isfinite().all():
+                    parts = [piece(number, name, first, count) for number in range(len(sources))]
+                    if not all(torch.equal(part, parts[-1]) for part in parts):
+                        raise ValueError(f"the result is not finite in {name!r}")
+                    result = parts[-1]
+                file.write(_bytes(result.to(entry.dtype)))
+
+
+def _is_safetensors(file: Path) -> bool:
+    if file.suffix not in (".safetensors", ".pt", ".pth", ".bin"):
+        raise ValueError(f"{file} is not a checkpoint: expected .safetensors, .pt, .pth or .bin")
+    return file.suffix == ".safetensors"
+
+
+def _shards(folder: Path) -> list[Path]:
+    try:
+        weight_map = json.loads((folder / _INDEX).read_text("utf-8"))["weight_map"]
+        names = list(dict.fromkeys(weight_map.values()))
+        local = all(isinstance(name, str) and Path(name).name == name for name in names)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{folder / _INDEX} is not an index of shards: {error!r}") from None
+    if not local:
+        raise ValueError(f"{folder / _INDEX} names shards outside its folder")
+    if missing := [name for name in names if not (folder / name).is_file()]:
+        raise FileNotFoundError(f"{folder} lacks the shard {missing[0]}")
+    return [folder / name for name in sorted(names)]
+
+
+def _read_header(file: Path, handle: IO[bytes]) -> tuple[dict[str, Any], int]:
+    size = os.fstat(handle.fileno()).st_size
+    prefix = handle.read(8)
+    if prefix[:1] == b"\x80" or prefix[:2] == b"PK":
+        raise ValueError(f"{file} holds a pickle, not safetensors; it is refused because a pickle can run code")
+    length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
+    if not 2 <= length <= min(_MAX_HEADER, size - 8):
+        raise ValueError(f"{file} is not a safetensors file, or is truncated")
+    try:
+        header = json.loads(handle.read(length).decode("utf-8"))
+    except ValueError:
+        header = None
+    if not isinstance(header, dict):
+        raise ValueError(f"{file} is not a safetensors file: its header is not a JSON object")
+    return header, 8 + length
+
+
+def _entries(file: Path, header: Mapping[str, Any], number: int, start: int) -> dict[str, Entry]:
+    size, position = file.stat().st_size - start, 0
+    entries = {}
+    try:
+        for name, item in sorted(header.items(), key=lambda pair: pair[1]["data_offsets"]):
+            begin, end = item["data_offsets"]
+            if item["dtype"] not in _DTYPES:
+                raise ValueError(f"{file} holds {name!r} in the data type {item['dtype']}, which is not supported")
+            entry = Entry(_DTYPES[item["dtype"]], tuple(item["shape"]), number, start + begin)
+            if begin != position or end - begin != entry.numel * entry.dtype.itemsize or end > size:
+                raise ValueError(f"{file} is damaged or truncated at {name!r}")
+            entries[name], position = entry, end
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{file} is not a safetensors file: {error!r} in its header") from None
+    return entries
+
+
+def _open_torch(file: Path, number: int) -> dict[str, Entry]:
+    with file.open("rb") as handle:
+        zipped = handle.read(2) == b"PK"  # the older format cannot be mapped into memory
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True, mmap=zipped)
+    except pickle.UnpicklingError:
+        raise ValueError(
+            f"{file} holds pickled objects besides tensors; it is refused because a pickle can run code"
+        ) from None
+    except (RuntimeError, EOFError, OSError) as error:
+        raise ValueError(f"{file} cannot be read: {str(error).splitlines()[0]}") from None
+    if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
+        state = state["state_dict"]
+    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(f"{file} holds no state dict of tensors")
+    return {
+        name: Entry(value.dtype, tuple(value.shape), number, tensor=value.detach()) for name, value in state.items()
+    }
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[IO[bytes]]:
+    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            yield file
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def _bytes(flat: Tensor) -> memoryview:
+    return memoryview(flat.view(torch.uint8).numpy())
+
+
+def _header(layout: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], metadata: Mapping[str, str]) -> bytes:
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    position = 0
+    for name, (dtype, shape) in layout.items():
+        if dtype not in _CODES:
+            raise ValueError(f"{name!r} has the data type {dtype}, which safetensors does not hold")
+        end = position + torch.Size(shape).numel() * dtype.itemsize
+        header[name] = {"dtype": _CODES[dtype], "shape": list(shape), "data_offsets": [position, end]}
+        position = end
+    text = json.dumps(header, separators=(",", ":")).encode("utf-8")
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text
