@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import tomllib
 from dataclasses import dataclass
 from functools import cache
-from importlib.resources import files
+from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ def module_name(slug: str) -> str:
 
 @cache
 def _rows() -> dict[str, list[dict]]:
-    return tomllib.loads((files("heldout") / "catalog.toml").read_text(encoding="utf-8"))
+    return tomllib.loads((Path(__file__).parent / "catalog.toml").read_text(encoding="utf-8"))
 
 
 @cache
@@ -77,3 +79,25 @@ def method_factories() -> dict[str, str]:
     """Returns ``{method name: "module:function"}`` for everything that ``heldout improve`` can try."""
     of_systems = {module_name(s.slug): s.method for s in systems().values() if s.method}
     return {**of_systems, **{row["name"]: row["factory"] for row in _rows().get("method", [])}}
+
+
+def evidence(slug: str) -> dict[str, Any] | None:
+    """Returns the recorded evidence of a system, or None where there is none yet.
+
+    It is read from the installed package, or from ``evidence/`` of the checkout that the package is run from.
+    """
+    package = Path(__file__).parent
+    for folder in (package / "evidence", package.parents[1] / "evidence"):
+        file = folder / f"{slug}.json"
+        if file.is_file():
+            return json.loads(file.read_text(encoding="utf-8"))
+    return None
+
+
+def claim_counts(slug: str) -> dict[str, int] | None:
+    """Returns how many recorded claims hold, are inconclusive and are contradicted; None without evidence."""
+    recorded = evidence(slug)
+    if recorded is None:
+        return None
+    verdicts = [claim["verdict"] for claim in recorded["claims"]]
+    return {verdict: verdicts.count(verdict) for verdict in ("holds", "inconclusive", "contradicted")}

@@ -122,13 +122,13 @@ def list_systems(
     as_json: Json = False,
 ) -> None:
     """List the 117 systems: what is built, what is planned, and what the evidence says."""
-    from heldout.catalog import systems
-    from heldout.study.evidence import claim_counts
+    from heldout.catalog import claim_counts, systems
 
     rows = [
         {
             "slug": system.slug,
             "title": system.title,
+            "summary": system.summary,
             "rooms": list(system.rooms),
             "status": "built" if system.built else "planned",
             "claims": claim_counts(system.slug) if system.built else None,
@@ -149,20 +149,19 @@ def show(slug: str, as_json: Json = False) -> None:
     """Show one system: what it is for, its parts, its Method, its recorded evidence."""
     from dataclasses import asdict
 
-    from heldout.catalog import find
-    from heldout.study.evidence import load_evidence
+    from heldout.catalog import evidence, find
 
     try:
         system = find(slug)
     except ValueError as error:
         _fail(str(error))
-    evidence = load_evidence(slug)
+    recorded = evidence(slug)
     if as_json:
-        _print_json({**asdict(system), "status": "built" if system.built else "planned", "evidence": evidence})
+        _print_json({**asdict(system), "status": "built" if system.built else "planned", "evidence": recorded})
         return
     from heldout.render import system_card
 
-    system_card(system, evidence)
+    system_card(system, recorded)
 
 
 @app.command()
@@ -233,7 +232,8 @@ def _run(
     time_limit: float | None,
     as_json: bool,
 ) -> None:
-    from heldout.study import record_evidence, rich_progress, run_study
+    from heldout.study import record as save_evidence
+    from heldout.study import rich_progress, run_study
     from heldout.study.report import write_report
 
     folder = out or Path("heldout-runs") / f"{study.slug}-{profile}"
@@ -253,7 +253,7 @@ def _run(
     results.save(folder)
     page = write_report(results, folder)
     if record:
-        _line(f"evidence written to {record_evidence(results)}")
+        _line(f"evidence written to {save_evidence(results)}")
     if as_json:
         _print_json(results.to_json())
     else:

@@ -394,8 +394,7 @@ def _combinations(problem: Problem, best: Sequence[str], order: Sequence[str], c
 def _judge(search: _Search, confirmed: Results, finalists: Sequence[str]) -> dict[str, Any]:
     """Gains on every test set with intervals, cost ratios, the winner by validation score, and the verdict."""
     tests = list(search.problem.splits.test)
-    rows = [_compare(search, confirmed, name, tests) for name in finalists]
-    rows = [row for row in rows if row is not None]
+    rows = [row for name in finalists if (row := _compare(search, confirmed, name, tests)) is not None]
     reference = confirmed.metric(BASELINE, "validation")
     baseline = {
         "method": BASELINE,

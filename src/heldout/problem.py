@@ -12,7 +12,6 @@ The file defines ``model() -> nn.Module`` and ``data() -> heldout.Splits``, and 
 from __future__ import annotations
 
 import hashlib
-import runpy
 import warnings as python_warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -26,6 +25,7 @@ from torch.utils.data import Dataset
 
 from heldout.data import batches, predict_all
 from heldout.method import Method, Splits, Task
+from heldout.study import StudyError, load_file
 from heldout.train import Fitted, fit, problem_of, score, seeded
 
 EXAMPLES = ("digits", "fashion")
@@ -124,9 +124,9 @@ def load_problem(path: str | Path) -> Problem:
     if not file.is_file():
         raise ProblemError(f"no file {str(path)!r} (the built-in examples are {' and '.join(EXAMPLES)})")
     try:
-        names = runpy.run_path(str(file), run_name="heldout_problem")
-    except Exception as error:
-        raise ProblemError(f"{file} fails when it is read: {type(error).__name__}: {error}") from error
+        names = vars(load_file(file))
+    except StudyError as error:
+        raise ProblemError(str(error)) from error
     for name, form in (("model", "model() -> nn.Module"), ("data", "data() -> heldout.Splits")):
         if not callable(names.get(name)):
             raise ProblemError(f"{file} must define {form}")

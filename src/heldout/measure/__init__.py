@@ -10,9 +10,12 @@ from heldout.measure.calibration import (
     reliability_table,
     risk_coverage_curve,
 )
+from heldout.measure.trajectory import DiffusionFit, WeightDistance
 
 __all__ = [
+    "DiffusionFit",
     "ReliabilityBin",
+    "WeightDistance",
     "aurc",
     "brier",
     "eaurc",

@@ -1,11 +1,12 @@
-"""Small standard networks for the demo and the reproductions; they end in a ``Linear`` head over plain features."""
+"""Small standard networks for the demo and the reproductions."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 
 def mlp(
@@ -26,7 +27,6 @@ def mlp(
         dropout: probability of dropping a hidden unit.
 
     Example:
-        >>> import torch
         >>> mlp(64, 10)(torch.zeros(5, 1, 8, 8)).shape
         torch.Size([5, 10])
     """
@@ -57,7 +57,6 @@ def small_cnn(
         batch_norm: False leaves BatchNorm out and gives the convolutions a bias.
 
     Example:
-        >>> import torch
         >>> small_cnn(1, 10)(torch.zeros(2, 1, 28, 28)).shape
         torch.Size([2, 10])
     """
@@ -75,3 +74,35 @@ def small_cnn(
     blocks["flatten"] = nn.Flatten()
     blocks["head"] = nn.Linear(in_channels, num_classes)
     return nn.Sequential(blocks)
+
+
+class PatchCNN(nn.Module):
+    """Two-layer convolutional network of learning theory: filters over patches, a power, and a fixed sum.
+
+    The score of class 1 over class 0 is ``f(x) = sum_j sum_p <w_j, x_p>^power``; the logits are ``(-f/2, f/2)``, so
+    that cross-entropy is the logistic loss of ``f``. Inputs ``(batch, patches, dim)``.
+
+    Args:
+        dim: size of a patch.
+        filters: number of filters w_j.
+        power: an odd integer, so that a filter tells a feature from its negative.
+        std: standard deviation of the normal initialisation.
+        seed: of the initialisation.
+
+    Example:
+        >>> PatchCNN(50)(torch.zeros(3, 4, 50)).shape
+        torch.Size([3, 2])
+
+    Source: arXiv:2404.17768, section 3.1.
+    """
+
+    def __init__(self, dim: int, filters: int = 10, *, power: int = 3, std: float = 0.1, seed: int = 0) -> None:
+        super().__init__()
+        if power < 1 or power % 2 == 0:
+            raise ValueError(f"power must be odd and positive, got {power}")
+        self.power = power
+        self.weight = nn.Parameter(torch.randn(filters, dim, generator=torch.Generator().manual_seed(seed)) * std)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        score = (inputs @ self.weight.T).pow(self.power).sum(dim=(1, 2))
+        return torch.stack([-score / 2, score / 2], dim=1)

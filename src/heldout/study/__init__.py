@@ -31,8 +31,8 @@ from heldout.study.store import Store, StoreError
 
 __all__ = [
     "Claim",
-    "EvidenceError",
     "Event",
+    "EvidenceError",
     "Executor",
     "Interval",
     "Judged",

@@ -181,7 +181,7 @@ class better(Claim):  # noqa: N801 - read as a verb in a list of claims
                 verdict = "holds"
             elif found.high < min(0.0, self.margin):
                 verdict = "contradicted"
-            elif 0 < found.low and found.high < self.margin:
+            elif found.low > 0 and found.high < self.margin:
                 notes.append("better, but by less than claimed")
         return self._judged(found, verdict, len(differences), "; ".join(notes), effect_size(differences))
 

@@ -2,8 +2,8 @@
 
 ``run_digest`` covers the code that a run executes: the module that defines ``run``, and every module that one of its
 imported names is defined in, and so on from there. Names are followed through re-exports to the defining file, so
-``from heldout.weights import lines`` depends on the file of ``lines`` and not on its whole room. Followed are modules of
-the same package, neighbours in the same folder for a study file of its own, and heldout; ``heldout.study`` itself is
+``from heldout.weights import lines`` depends on the file of ``lines`` and not on its whole room. Followed are modules
+of the same package, neighbours in the same folder for a study file of its own, and heldout; ``heldout.study`` itself is
 left out, and so are other installed libraries, whose versions are recorded instead. Nothing is imported for this.
 
 Code counts by its syntax tree: comments, docstrings and layout do not. The statement ``study = Study(...)`` does not
@@ -194,7 +194,7 @@ class _Module:
 
 def _lazy_table(node: ast.Dict) -> dict[str, tuple[str, tuple[str, ...]]]:
     """Entries of a literal {"name": "package.module"} or {"name": "package.module:attribute"}."""
-    table = {}
+    table: dict[str, tuple[str, tuple[str, ...]]] = {}
     for key, value in zip(node.keys, node.values, strict=True):
         if not (isinstance(key, ast.Constant) and isinstance(value, ast.Constant)):
             continue

@@ -121,16 +121,25 @@ def _chosen_seeds(study: Study, profile: str, seeds: int | Sequence[int] | None,
 
 
 def _tasks(study: Study, arms: list[str], seeds: list[int], profile: str, limit: float | None) -> list[Task]:
-    digest = run_digest(study)
+    # The name of an arm and the other arms are not part of a key: adding or renaming arms repeats no run.
     function = getattr(study.run, "__qualname__", type(study.run).__qualname__)
-    tasks = []
-    for seed in seeds:
-        for arm in arms:
-            identity = [digest, function, study.arms[arm], profile, seed]
-            key = hashlib.sha256(canonical_json(identity).encode()).hexdigest()
-            parameters = dict(study.arms[arm])
-            tasks.append(Task(key, arm, parameters, seed, profile, limit, tuple(study.metrics), study.optional))  # type: ignore[arg-type]
-    return tasks
+    identity = canonical_json([run_digest(study), function, profile])
+    prefixes = {arm: f"{identity} {canonical_json(study.arms[arm])}" for arm in arms}
+    metrics, optional = tuple(study.metrics), frozenset(study.optional)
+    return [
+        Task(
+            key=hashlib.sha256(f"{prefixes[arm]} {seed}".encode()).hexdigest(),
+            arm=arm,
+            parameters=dict(study.arms[arm]),
+            seed=seed,
+            profile=profile,
+            time_limit=limit,
+            metrics=metrics,
+            optional=optional,
+        )
+        for seed in seeds
+        for arm in arms
+    ]
 
 
 def _stop_condition(deadline: float | Callable[[], bool] | None) -> Callable[[], bool]:

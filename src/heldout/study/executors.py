@@ -159,7 +159,7 @@ class Pool:
         return worker
 
     def _patience(self, busy: dict[Worker, tuple[Task, int]]) -> float:
-        """Seconds until the first time limit, at most ``_POLL``, after which deaths that went unnoticed are looked for."""
+        """Seconds to wait: until the first time limit, and not too long for a death to go unnoticed."""
         left = [task.time_limit + GRACE - _seconds(worker) for worker, (task, _) in busy.items() if task.time_limit]
         return max(0.01, min([_POLL, *left]))
 

@@ -114,7 +114,11 @@ class Reference:
 
 @cache
 def _loaded(reference: Reference) -> Callable[..., Any]:
-    found: Any = load_file(reference.file) if only_a_file(reference) else importlib.import_module(reference.module)
+    found: Any
+    if reference.file is not None and only_a_file(reference):
+        found = load_file(reference.file)
+    else:
+        found = importlib.import_module(reference.module)
     for part in reference.qualname.split("."):
         found = getattr(found, part)
     return found
@@ -124,9 +128,18 @@ def only_a_file(reference: Reference) -> bool:
     """Whether the module's file cannot be had by importing its name."""
     if reference.file is None:
         return False
-    try:
-        specification = importlib.util.find_spec(reference.module)
-    except (ImportError, ValueError):
-        return True
-    origin = specification and specification.origin
-    return not origin or Path(origin).resolve() != Path(reference.file)
+    origin = _origin(reference.module)
+    return origin is None or Path(origin).resolve() != Path(reference.file)
+
+
+def _origin(name: str) -> str | None:
+    """The file that importing a module would execute, were it not loaded yet; nothing is imported for this."""
+    full, path, specification = "", None, None
+    for part in name.split("."):
+        full = f"{full}.{part}" if full else part
+        found = (finder.find_spec(full, path) for finder in sys.meta_path)
+        specification = next((each for each in found if each is not None), None)
+        if specification is None:
+            return None
+        path = specification.submodule_search_locations
+    return specification.origin if specification else None

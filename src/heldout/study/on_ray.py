@@ -6,6 +6,7 @@ imports; a study in a package is imported where it runs, so that the package mus
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import time
@@ -29,7 +30,7 @@ class _Actor:
         sys.path.extend(folder for folder in path if folder not in sys.path)
 
     def load(self, function: bytes) -> None:
-        import cloudpickle
+        from ray import cloudpickle
 
         self._run = cloudpickle.loads(function)
 
@@ -65,6 +66,7 @@ class RayWorker:
         except ray.exceptions.RayActorError as error:
             raise WorkerDiedError(_first_line(error)) from None
         except ray.exceptions.RayTaskError as error:
+            self._loaded = None
             return Outcome(0.0, cause="raised", error=f"the worker cannot load run: {_first_line(error.cause)}")
         if self.since is None:
             self._make()
@@ -94,7 +96,12 @@ class RayActors:
         if self._ours:
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
             try:
-                ray.init(address, logging_level="ERROR", include_dashboard=None if address else False)
+                ray.init(
+                    address,
+                    logging_level=logging.ERROR,
+                    log_to_driver=False,
+                    include_dashboard=None if address else False,
+                )
             except Exception as error:
                 raise StudyError(f"cannot reach Ray at {address or 'this machine'}: {_first_line(error)}") from None
         environment = {"env_vars": thread_environment(threads)}
@@ -124,7 +131,7 @@ class RayActors:
 
 def _pickled(run: Run) -> bytes:
     """The function by reference, or by value with its neighbours where its module is only a file."""
-    import cloudpickle
+    from ray import cloudpickle
 
     reference = Reference.to(run)
     modules = _modules_of_folder(reference) if only_a_file(reference) else []
@@ -140,13 +147,14 @@ def _pickled(run: Run) -> bytes:
 
 
 def _modules_of_folder(reference: Reference) -> list[ModuleType]:
+    """Loaded modules in the folder of the study's file; ``__main__`` goes by value anyway."""
     folder = Path(reference.file or "").parent
     found = []
-    for module in list(sys.modules.values()):
+    for name, module in list(sys.modules.items()):
         file = getattr(module, "__file__", None)
-        if isinstance(module, ModuleType) and file and Path(file).resolve().parent == folder:
+        if file and Path(file).parent.resolve() == folder and module.__name__ == name != "__main__":
             found.append(module)
-    return [module for module in found if sys.modules.get(module.__name__) is module]
+    return found
 
 
 def _first_line(error: object) -> str:

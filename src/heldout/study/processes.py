@@ -6,6 +6,7 @@ that a script without ``if __name__ == "__main__"`` is not run again in each of 
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -21,6 +22,13 @@ from heldout.study.loading import Reference
 from heldout.study.runs import Outcome, Task
 from heldout.study.spec import Run, StudyError
 
+_PROGRAM = """
+import json, sys
+sys.path[:] = json.loads(sys.argv[2])
+from heldout.study.worker import main
+main(int(sys.argv[1]))
+"""
+
 
 class ProcessWorker:
     """One subprocess; see ``heldout.study.worker``."""
@@ -28,17 +36,15 @@ class ProcessWorker:
     def __init__(self, threads: int) -> None:
         self.connection, theirs = Pipe()
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "heldout.study.worker", str(theirs.fileno())],
-            env={**os.environ, **thread_environment(threads), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            [sys.executable, "-c", _PROGRAM, str(theirs.fileno()), json.dumps(sys.path)],
+            env={**os.environ, **thread_environment(threads)},
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
-            stdout=sys.__stderr__.fileno() if sys.__stderr__ else subprocess.DEVNULL,
+            stdout=2,
             start_new_session=True,
         )
         theirs.close()
         self.since: float | None = None
-        with suppress(OSError):  # a worker that died already is noticed when it is asked for its answer
-            self.connection.send(sys.path)
 
     def start(self, run: Reference, task: Task) -> None:
         self.since = None

@@ -113,7 +113,7 @@ def checked_metrics(returned: Any, declared: Collection[str], optional: Collecti
 
 def _number(value: Any) -> float | None:
     """A Python, numpy or 0-dimensional tensor number as float, anything else as None."""
-    if isinstance(value, str | bytes) or getattr(value, "ndim", 0):
+    if isinstance(value, str | bytes) or getattr(value, "ndim", None):
         return None
     try:
         return float(value)

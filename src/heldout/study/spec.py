@@ -84,7 +84,7 @@ class Study:
         limits = self.time_limit
         by_profile = limits if isinstance(limits, Mapping) else dict.fromkeys(self.seeds, limits)  # type: ignore[arg-type]
         put(self, "time_limit", _positive({**_TIME_LIMIT, **by_profile}, "time_limit"))
-        if unknown := sorted(self.optional - set(self.metrics)):
+        if unknown := sorted(set(self.optional) - set(self.metrics)):
             raise ValueError(f"optional names metrics that are not declared: {', '.join(unknown)}")
         for claim in self.claims:
             self._check_claim(claim)

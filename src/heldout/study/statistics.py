@@ -21,7 +21,7 @@ Statistic = Callable[..., Array]
 
 RESAMPLES = 9999
 CONFIDENCE = 0.95
-_CHUNK = 2_000_000
+_CHUNK = 250_000  # resampled values at a time, so that they stay in the cache
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,28 @@ def interval(
     the percentile bootstrap where it is not defined (n < 3, or no resample on one side of the estimate). One sample
     has no interval; samples that never vary have an interval of width zero. ``seed`` is fixed so that the same
     numbers always give the same interval.
+
+    Coverage at a nominal 95 %, by simulation (4,000 draws for means, 2,000 for the others):
+
+    ================================  ====  ========  ====
+    samples                             n   BCa only  hull
+    ================================  ====  ========  ====
+    mean, normal                        5       0.83  0.95
+    mean, normal                       10       0.90  0.95
+    mean, Student-t with 3 d.o.f.       5       0.82  0.96
+    mean, exponential (skewed)          5       0.80  0.88
+    mean, exponential (skewed)         10       0.87  0.90
+    mean, lognormal (very skewed)       5       0.74  0.83
+    ratio of normal means               5       0.84  0.95
+    Pearson correlation of 0.9         10       0.93  0.95
+    ================================  ====  ========  ====
+
+    With few seeds of a strongly skewed metric, no interval that is made from the values alone keeps its promise.
+
+    Example:
+        >>> found = interval([np.array([0.02, 0.03, 0.01, 0.04, 0.03])])
+        >>> round(found.estimate, 3), found.low > 0
+        (0.026, True)
     """
     arrays = [np.asarray(sample, dtype=np.float64) for sample in samples]
     n = len(arrays[0])
@@ -135,8 +157,8 @@ def effect_size(differences: Array) -> float | None:
     differences = np.asarray(differences, dtype=np.float64)
     if len(differences) < 2:
         return None
-    deviation = float(differences.std(ddof=1))
-    return float(differences.mean()) / deviation if deviation > 0 else None
+    average, deviation = float(differences.mean()), float(differences.std(ddof=1))
+    return average / deviation if deviation > 1e-12 * abs(average) else None
 
 
 def _jackknife(samples: Sequence[Array], statistic: Statistic) -> Array:

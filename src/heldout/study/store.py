@@ -150,7 +150,11 @@ class Store:
 
 
 def _decoded(run: dict[str, Any]) -> dict[str, Any]:
-    return {**run, **{name: json.loads(run[name]) for name in ("metrics", "curves", "figures")}}
+    return {**run, **{name: _loaded(run[name]) for name in ("metrics", "curves", "figures")}}
+
+
+def _loaded(text: str) -> dict[str, Any]:
+    return {} if text == "{}" else json.loads(text)
 
 
 def _check_header(path: Path) -> None:
@@ -234,13 +238,13 @@ def _explained(folder: Path | None) -> Iterator[None]:
         file = Path(FILE) if folder is None else folder / FILE
         if code.startswith("SQLITE_FULL"):
             text = f"the disk of {folder} is full; runs that were reported as finished are kept, free some space"
-        elif code.startswith("SQLITE_READONLY") or code.startswith("SQLITE_CANTOPEN"):
+        elif code.startswith(("SQLITE_READONLY", "SQLITE_CANTOPEN")):
             text = f"{file} cannot be written: {error}"
         elif code.startswith("SQLITE_IOERR"):
             text = (
                 f"{file} cannot be read or written ({error}); is the disk full or its file system unsuited to SQLite?"
             )
-        elif code.startswith("SQLITE_BUSY") or code.startswith("SQLITE_LOCKED"):
+        elif code.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
             text = f"{file} is locked by another program"
         else:
             text = f"{file} is damaged ({error}); move it away or restore a copy"

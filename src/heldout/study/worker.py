@@ -1,7 +1,8 @@
-"""The program of a worker process: ``python -m heldout.study.worker FILE_DESCRIPTOR``.
+"""The program of a worker process, see ``heldout.study.processes``.
 
-It receives (reference, task) pairs, says when the code is loaded and the run starts, and answers with an outcome. It ends when the pipe to the process that started
-it closes, also in the middle of a run, so that a killed study leaves no worker behind.
+It receives (reference, task) pairs, says when the code is loaded and the run starts, and answers with an outcome. It
+ends when the pipe to the process that started it closes, also in the middle of a run, so that a killed study leaves no
+worker behind.
 """
 
 from __future__ import annotations
@@ -22,13 +23,12 @@ from heldout.study.spec import StudyError
 _PR_SET_PDEATHSIG = 1
 
 
-def _main() -> None:
-    descriptor = int(sys.argv[1])
+def main(descriptor: int) -> None:
+    """Serves the connection on a file descriptor until it closes."""
     os.set_inheritable(descriptor, False)
     _die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started this one
     connection = Connection(descriptor)
-    sys.path[:] = connection.recv()
     requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
     threading.Thread(target=_receive, args=(connection, requests), daemon=True).start()
     while True:
@@ -60,7 +60,3 @@ def _die_with_parent() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent or parent == 1:
             os._exit(0)
-
-
-if __name__ == "__main__":
-    _main()

@@ -139,59 +139,85 @@ def fit(
         True
     """
     method = method or BASELINE
-    splits = data if isinstance(data, Splits) else Splits(train=data)
-    if epochs < 1 or batch_size < 1:
-        raise ValueError(f"epochs and batch_size must be at least 1, got {epochs} and {batch_size}")
-    recipe = _Recipe(epochs, batch_size, optimizer, schedule, augment, max_grad_norm, autocast, num_workers)
+    recipe = Recipe(epochs, batch_size, optimizer, schedule, loss, augment, max_grad_norm, autocast, num_workers)
     started = time.perf_counter()
     with seeded(seed):
-        module = copy.deepcopy(model) if isinstance(model, nn.Module) else model()
-        module = module.to(_device_of(module) if device is None else device)
-        task, num_classes = problem_of(module, splits.train)
-        reason = method.check(module, splits) if method.check else None
-        if reason:
-            raise ValueError(f"{method.name} cannot act here: {reason}")
-        start = _cpu_state(module)
-        run = Run(
-            module=module,
-            splits=splits,
-            train_set=splits.train,
-            objective=loss or (squared_error if task == "regression" else F.cross_entropy),
-            initial_state=splits.initial_state or start,
-            task=task,
-            num_classes=num_classes,
-            epochs=epochs,
-            batch_size=batch_size,
-            seed=seed,
-            device=_device_of(module),
-            generator=torch.Generator().manual_seed(seed),
-        )
-        run.train_plain = functools.partial(_train_plain, run, copy.deepcopy(module) if method.data else module, recipe)
-        train_set = method.data(run, splits.train) if method.data else splits.train
-        if method.model:
-            run.module = method.model(run, run.module).to(run.device)
+        run, train_set = prepare(model, data, method, recipe, seed, device)
         history = _train(run, train_set, method, recipe, on_epoch=on_epoch)
-        if method.weights:
-            run.module = method.weights(run, run.module)
-        run.module.eval()
-        predictor = method.predict(run, run.module) if method.predict else run.module
-    return Fitted(run.module, predictor, run, history, time.perf_counter() - started)
+        fitted = finish(run, method)
+    fitted.history, fitted.seconds = history, time.perf_counter() - started
+    return fitted
 
 
 @dataclass(frozen=True)
-class _Recipe:
-    epochs: int
-    batch_size: int
-    optimizer: OptimizerFactory | None
-    schedule: Schedule
-    augment: Callable[[Any, torch.Generator], Any] | None
-    max_grad_norm: float | None
-    autocast: torch.dtype | None
-    num_workers: int
+class Recipe:
+    """How a model is trained, whichever Method is put on it: the options of ``fit``."""
+
+    epochs: int = 10
+    batch_size: int = 64
+    optimizer: OptimizerFactory | None = None
+    schedule: Schedule = "cosine"
+    loss: Objective | None = None
+    augment: Callable[[Any, torch.Generator], Any] | None = None
+    max_grad_norm: float | None = None
+    autocast: torch.dtype | None = None
+    num_workers: int = 0
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1 or self.batch_size < 1:
+            raise ValueError(f"epochs and batch_size must be at least 1, got {self.epochs} and {self.batch_size}")
+
+
+def prepare(
+    model: nn.Module | Callable[[], nn.Module],
+    data: Splits | Any,
+    method: Method,
+    recipe: Recipe,
+    seed: int,
+    device: torch.device | str | None = None,
+) -> tuple[Run, Any]:
+    """Returns the run and its training set (or sampler) after a Method's data and model stages.
+
+    The adapters to other engines start here, too; call it inside ``seeded(seed)``.
+    """
+    splits = data if isinstance(data, Splits) else Splits(train=data)
+    module = copy.deepcopy(model) if isinstance(model, nn.Module) else model()
+    module = module.to(_device_of(module) if device is None else device)
+    task, num_classes = problem_of(module, splits.train)
+    reason = method.check(module, splits) if method.check else None
+    if reason:
+        raise ValueError(f"{method.name} cannot act here: {reason}")
+    run = Run(
+        module=module,
+        splits=splits,
+        train_set=splits.train,
+        objective=recipe.loss or (squared_error if task == "regression" else F.cross_entropy),
+        initial_state=splits.initial_state or _cpu_state(module),
+        task=task,
+        num_classes=num_classes,
+        epochs=recipe.epochs,
+        batch_size=recipe.batch_size,
+        seed=seed,
+        device=_device_of(module),
+        generator=torch.Generator().manual_seed(seed),
+    )
+    run.train_plain = functools.partial(_train_plain, run, copy.deepcopy(module) if method.data else module, recipe)
+    train_set = method.data(run, splits.train) if method.data else splits.train
+    if method.model:
+        run.module = method.model(run, module).to(run.device)
+    return run, train_set
+
+
+def finish(run: Run, method: Method) -> Fitted:
+    """Returns the trained model after a Method's weights and predict stages."""
+    if method.weights:
+        run.module = method.weights(run, run.module)
+    run.module.eval()
+    return Fitted(run.module, method.predict(run, run.module) if method.predict else run.module, run)
 
 
 def _train_plain(
-    run: Run, untrained: nn.Module, recipe: _Recipe, dataset: Any, epochs: int
+    run: Run, untrained: nn.Module, recipe: Recipe, dataset: Any, epochs: int
 ) -> tuple[nn.Module, list[float]]:
     """The user's recipe without a method on a copy of the untrained module, stopped after some of its epochs."""
     plain = copy.copy(run)
@@ -205,7 +231,7 @@ def _train(
     run: Run,
     train_set: Any,
     method: Method,
-    recipe: _Recipe,
+    recipe: Recipe,
     *,
     stop_after: int | None = None,
     on_epoch: Callable[[dict[str, float]], None] | None = None,

@@ -142,6 +142,8 @@ def _repeated_blocks(containers: dict[str, dict[str, list[str]]]) -> Stacks:
         }
         paths = [path for path in contents if _resembles_another(path, contents)]
         if len(paths) >= 2:
+            if not pattern.endswith(".{}") and pattern != "{}":  # a name such as "block1" says it is one of a series
+                paths = list(contents)
             taken.update(paths)
             stacks[pattern] = [[path] for path in sorted(paths, key=_number)]
             sizes[pattern] = sum(len(contents[path]) for path in paths)
@@ -151,9 +153,7 @@ def _repeated_blocks(containers: dict[str, dict[str, list[str]]]) -> Stacks:
 
 def _resembles_another(path: str, contents: Mapping[str, frozenset[str]]) -> bool:
     own = contents[path]
-    return any(
-        2 * len(own & other) >= min(len(own), len(other)) for key, other in contents.items() if key != path
-    )
+    return any(2 * len(own & other) >= min(len(own), len(other)) for key, other in contents.items() if key != path)
 
 
 def _layer_chain(containers: dict[str, dict[str, list[str]]], rank: Mapping[str, int], in_order: bool) -> Stacks:

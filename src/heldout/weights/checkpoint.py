@@ -101,7 +101,7 @@ class Checkpoint:
         if entry.tensor is not None:
             out.copy_(entry.tensor.reshape(-1)[first : first + len(out)])
             return
-        handle, view = self._handles[entry.file], memoryview(out.view(torch.uint8).numpy())
+        handle, view = self._handles[entry.file], _bytes(out)
         handle.seek(entry.start + first * entry.dtype.itemsize)
         while len(view):
             count = handle.readinto(view)  # type: ignore[attr-defined]
@@ -341,7 +341,7 @@ def _replacing(path: Path) -> Iterator[IO[bytes]]:
 
 
 def _bytes(flat: Tensor) -> memoryview:
-    return memoryview(flat.view(torch.uint8).numpy())
+    return memoryview(flat.view(torch.uint8).numpy())  # type: ignore[arg-type]
 
 
 def _header(layout: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], metadata: Mapping[str, str]) -> bytes:

@@ -321,4 +321,3 @@ def _is_adapter(adapter: nn.Module | State, name: str) -> bool:
 def _output_layer(module: nn.Module) -> list[str]:
     matrices = [name for name, parameter in module.named_parameters() if parameter.ndim >= 2]
     return [matrices[-1].rpartition(".")[0]] if matrices else []
-

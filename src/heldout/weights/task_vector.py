@@ -1,4 +1,4 @@
-"""Task vectors: what fine-tuning added to a model. Source: arXiv:2212.04089; the interpolation is WiSE-FT's, arXiv:2109.01903."""
+"""Task vectors: what fine-tuning added to a model. Source: arXiv:2212.04089, and arXiv:2109.01903 (WiSE-FT)."""
 
 from __future__ import annotations
 
@@ -182,8 +182,12 @@ def check_same_parameters(models: Mapping[str, Mapping[str, Any]]) -> None:
         raise ValueError(f"{first} holds no parameters")
     for label, state in others:
         problems = [
-            f"only in {first}: {_some(sorted(reference.keys() - state.keys()))}" if reference.keys() - state.keys() else "",
-            f"only in {label}: {_some(sorted(state.keys() - reference.keys()))}" if state.keys() - reference.keys() else "",
+            f"only in {first}: {_some(sorted(reference.keys() - state.keys()))}"
+            if reference.keys() - state.keys()
+            else "",
+            f"only in {label}: {_some(sorted(state.keys() - reference.keys()))}"
+            if state.keys() - reference.keys()
+            else "",
         ]
         shapes = [
             f"{name} {tuple(reference[name].shape)} and {tuple(state[name].shape)}"

@@ -1,0 +1,316 @@
+"""Ghost batch normalization: normalise a large batch in small virtual batches.
+
+Large batches generalize worse partly because their normalization statistics carry less noise. Source:
+arXiv:1705.08741, algorithm 1.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from heldout.method import Method, Run, Splits
+
+
+class _GhostBatchNorm(_BatchNorm):
+    def __init__(
+        self,
+        num_features: int,
+        ghost_size: int = 32,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        if num_features < 1:
+            raise ValueError(f"num_features must be positive, got {num_features}")
+        _check_ghost_size(ghost_size, isinstance(self, nn.BatchNorm1d))
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype)
+        self.ghost_size = ghost_size
+
+    def forward(self, input: Tensor) -> Tensor:
+        self._check_input_dim(input)
+        if input.ndim < 2 or input.shape[1] != self.num_features:
+            raise ValueError(f"expected {self.num_features} channels, got an input of shape {tuple(input.shape)}")
+        batch = len(input)
+        if not self.training or batch <= self.ghost_size:
+            return super().forward(input)
+        rest = batch % self.ghost_size
+        if rest * input[0, 0].numel() == 1:  # one value has no variance: it joins the ghost before it
+            rest += self.ghost_size
+        whole = batch - rest
+        if not whole:
+            return super().forward(input)
+        outputs, means, variances = [], [], []
+        for part, size in ((input[:whole], self.ghost_size), (input[whole:], rest)):
+            if len(part):
+                output, mean, variance = _normalise(part, size, self.weight, self.bias, self.eps)
+                values = size * input[0, 0].numel()
+                outputs.append(output)
+                means.append(mean)
+                variances.append(variance * (values / (values - 1)))
+        if self.track_running_stats and self.running_mean is not None:
+            self._track(torch.cat(means), torch.cat(variances))
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+    @torch.no_grad()
+    def _track(self, means: Tensor, variances: Tensor) -> None:
+        """Moves the running statistics as ordinary BatchNorm would over the ghosts ``(ghosts, channels)`` in order."""
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        ghosts, seen = len(means), int(self.num_batches_tracked)
+        self.num_batches_tracked.add_(ghosts)
+        if self.momentum is None:  # the average over all batches
+            weights = means.new_full((ghosts,), 1 / (seen + ghosts))
+        else:
+            weights = self.momentum * (1 - self.momentum) ** torch.arange(ghosts - 1, -1, -1).to(means)
+        for running, values in ((self.running_mean, means), (self.running_var, variances)):
+            running.mul_(1 - weights.sum().to(running)).add_((weights @ values).to(running))
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, ghost_size={self.ghost_size}"
+
+
+class GhostBatchNorm1d(_GhostBatchNorm, nn.BatchNorm1d):
+    """``nn.BatchNorm1d`` that normalises each run of ``ghost_size`` examples by its own statistics while training.
+
+    The affine parameters are shared, and the running statistics move once per ghost, in order of arrival. A batch
+    that is no multiple of the ghost size ends in a smaller ghost (one single value joins the ghost before it).
+    In eval mode, and where a batch is not larger than a ghost, it is ``nn.BatchNorm1d`` exactly; the state dict has
+    the same keys. Costs the passes over the input that ``nn.BatchNorm1d`` does; on other devices than the CPU
+    two copies more.
+
+    Args:
+        num_features: number of channels C of an input ``(batch, C)`` or ``(batch, C, length)``.
+        ghost_size: examples per ghost, at least 2.
+        eps, momentum, affine, track_running_stats: as in ``nn.BatchNorm1d``.
+
+    Raises:
+        ValueError: ``ghost_size`` or ``num_features`` too small, or an input with other channels.
+
+    Source: arXiv:1705.08741, algorithm 1. Deviation: the running variance is tracked (unbiased, as torch does), the
+    paper tracks the standard deviation.
+
+    Example:
+        >>> norm = GhostBatchNorm1d(3, ghost_size=4)
+        >>> norm(torch.randn(12, 3)).view(3, 4, 3).mean(dim=1).abs().max() < 1e-6
+        tensor(True)
+    """
+
+
+class GhostBatchNorm2d(_GhostBatchNorm, nn.BatchNorm2d):
+    """``nn.BatchNorm2d`` with statistics per ghost ``(ghost, C, height, width)``; see GhostBatchNorm1d.
+
+    Example:
+        >>> GhostBatchNorm2d(3, ghost_size=2)(torch.randn(4, 3, 5, 5)).shape
+        torch.Size([4, 3, 5, 5])
+    """
+
+
+class GhostBatchNorm3d(_GhostBatchNorm, nn.BatchNorm3d):
+    """``nn.BatchNorm3d`` with statistics per ghost ``(ghost, C, depth, height, width)``; see GhostBatchNorm1d.
+
+    Example:
+        >>> GhostBatchNorm3d(3, ghost_size=2)(torch.randn(4, 3, 2, 5, 5)).shape
+        torch.Size([4, 3, 2, 5, 5])
+    """
+
+
+_PLAIN: dict[type[_BatchNorm], type[_GhostBatchNorm]] = {
+    nn.BatchNorm1d: GhostBatchNorm1d,
+    nn.BatchNorm2d: GhostBatchNorm2d,
+    nn.BatchNorm3d: GhostBatchNorm3d,
+}
+
+
+def convert_ghost_batchnorm(module: nn.Module, ghost_size: int = 32) -> nn.Module:
+    """Returns the module with every BatchNorm replaced, in place, by a ghost batch norm of the same state.
+
+    Parameters stay the same objects, so an optimizer that holds them goes on working.
+
+    Args:
+        module: any module; one that is itself a BatchNorm is not changed, its replacement is returned.
+        ghost_size: examples per ghost.
+
+    Raises:
+        ValueError: if there is no BatchNorm, a SyncBatchNorm, or a subclass with a forward pass of its own.
+
+    Example:
+        >>> convert_ghost_batchnorm(nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)), ghost_size=8)[1]
+        GhostBatchNorm1d(3, eps=1e-05, momentum=0.1, affine=True, ...track_running_stats=True..., ghost_size=8)
+    """
+    if reason := _why_not(module):
+        raise ValueError(reason)
+
+    def ghost(norm: _BatchNorm) -> _BatchNorm:
+        kind = next(kind for plain, kind in _PLAIN.items() if isinstance(norm, plain))
+        return _with_state_of(norm, kind, ghost_size=ghost_size)
+
+    return _replace(module, ghost)
+
+
+def revert_ghost_batchnorm(module: nn.Module) -> nn.Module:
+    """Returns the module with every ghost batch norm replaced, in place, by torch's own of the same state.
+
+    Example:
+        >>> revert_ghost_batchnorm(nn.Sequential(GhostBatchNorm1d(3)))[0].__class__.__name__
+        'BatchNorm1d'
+    """
+
+    def plain(norm: _BatchNorm) -> _BatchNorm:
+        if not isinstance(norm, _GhostBatchNorm):
+            return norm
+        return _with_state_of(norm, next(plain for plain in _PLAIN if isinstance(norm, plain)))
+
+    return _replace(module, plain)
+
+
+def ghost_batch_norm(ghost_size: int = 32) -> Method:
+    """Returns the Method that trains with ghost batch norm in place of every BatchNorm.
+
+    It acts where the batch size is larger than ``ghost_size``.
+
+    Args:
+        ghost_size: examples per ghost.
+    """
+    _check_ghost_size(ghost_size, one_dimensional=True)
+
+    def model(run: Run, module: nn.Module) -> nn.Module:
+        return convert_ghost_batchnorm(module, ghost_size)
+
+    def check(module: nn.Module, splits: Splits) -> str | None:
+        return _why_not(module)
+
+    return Method("ghost_batch_norm", model=model, check=check)
+
+
+def _normalise(
+    input: Tensor, size: int, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns the normalised input and the mean and biased variance ``(ghosts, channels)`` of its ghosts."""
+    if input.device.type == "cpu" and input.dtype in (torch.float32, torch.float64):
+        channels = input.shape[1]
+        scale = input.new_ones(channels) if weight is None else weight.to(input.dtype)
+        shift = input.new_zeros(channels) if bias is None else bias.to(input.dtype)
+        return _GhostNormalisation.apply(input, scale, shift, size, eps)
+    return _normalise_by_copy(input, size, weight, bias, eps)
+
+
+def _normalise_by_copy(
+    input: Tensor, size: int, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The same by one batch norm over ghosts * channels channels, which needs the input in another order."""
+    ghosts, channels = len(input) // size, input.shape[1]
+    shape = (ghosts, size, *input.shape[1:])
+    folded = input.view(shape).transpose(0, 1).reshape(size, ghosts * channels, *input.shape[2:])
+    scale, shift = (None if part is None else part.repeat(ghosts) for part in (weight, bias))
+    mean = torch.zeros(ghosts * channels, dtype=torch.float32, device=input.device)
+    variance = torch.zeros_like(mean)
+    output = F.batch_norm(folded, mean, variance, scale, shift, training=True, momentum=1.0, eps=eps)
+    output = output.view(size, ghosts, *input.shape[1:]).transpose(0, 1).reshape(input.shape)
+    values = folded[:, 0].numel()
+    return output, mean.view(ghosts, channels), variance.view(ghosts, channels) * ((values - 1) / values)
+
+
+class _GhostNormalisation(torch.autograd.Function):
+    """Normalisation per ghost without reordering the input: as many passes over it as batch norm needs.
+
+    torch's kernels give the sums over each example's positions in one pass, as if examples were channels.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, input: Tensor, weight: Tensor, bias: Tensor, size: int, eps: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        values = input.contiguous().view(len(input) // size, size, input.shape[1], -1)
+        if values.shape[3] > 1:
+            means, variances = torch.ops.aten.batch_norm_update_stats(
+                values.view(1, -1, values.shape[3]), None, None, 0
+            )
+            means, variances = means.view(values.shape[:3]), variances.view(values.shape[:3])
+            mean = means.mean(dim=1)
+            variance = (variances + (means - mean[:, None]).square_()).mean(dim=1)
+        else:
+            mean = values[..., 0].mean(dim=1)
+            variance = (values[..., 0] - mean[:, None]).square_().mean(dim=1)
+        scale = (variance + eps).rsqrt() * weight
+        output = torch.addcmul(_spread(bias - mean * scale), values, _spread(scale))
+        ctx.save_for_backward(input, weight, bias, mean, variance)
+        ctx.size, ctx.eps = size, eps
+        ctx.mark_non_differentiable(mean, variance)
+        return output.view(input.shape), mean, variance
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        input, weight, bias, mean, variance = ctx.saved_tensors
+        if torch.is_grad_enabled():  # a gradient of the gradient is wanted
+            output = _normalise_by_copy(input, ctx.size, weight, bias, ctx.eps)[0]
+            wanted = [part for part in (input, weight, bias) if part.requires_grad]
+            found = iter(torch.autograd.grad(output, wanted, grads[0], create_graph=True))
+            return (*(next(found) if part.requires_grad else None for part in (input, weight, bias)), None, None)
+        values = input.contiguous().view(len(mean), ctx.size, input.shape[1], -1)
+        grad = grads[0].contiguous().view(values.shape)
+        inverse = (variance + ctx.eps).rsqrt()
+        if values.shape[3] > 1:
+            rows = (1, -1, values.shape[3])
+            each = [part[:, None].expand(values.shape[:3]).reshape(-1) for part in (mean, variance)]
+            _, grad_weight, grad_bias = torch.ops.aten.native_batch_norm_backward(
+                grad.view(rows), values.view(rows), None, *each, None, None, False, ctx.eps, [False, True, True]
+            )
+            grad_weight, grad_bias = grad_weight.view(values.shape[:3]).sum(1), grad_bias.view(values.shape[:3]).sum(1)
+        else:
+            grad_bias = grad[..., 0].sum(dim=1)
+            grad_weight = (values[..., 0] - mean[:, None]).mul_(grad[..., 0]).sum(dim=1) * inverse
+        scale = inverse * weight
+        slope = scale * grad_weight * inverse / -(ctx.size * values.shape[3])
+        offset = scale * grad_bias / -(ctx.size * values.shape[3]) - slope * mean
+        grad_input = torch.addcmul(_spread(offset), values, _spread(slope)).addcmul_(grad, _spread(scale))
+        return grad_input.view(input.shape), grad_weight.sum(dim=0), grad_bias.sum(dim=0), None, None
+
+
+def _spread(part: Tensor) -> Tensor:
+    return part[:, None, :, None]
+
+
+def _check_ghost_size(ghost_size: int, one_dimensional: bool) -> None:
+    least = 2 if one_dimensional else 1
+    if ghost_size < least:
+        raise ValueError(f"ghost_size must be at least {least}, got {ghost_size}")
+
+
+def _why_not(module: nn.Module) -> str | None:
+    norms = [norm for norm in module.modules() if isinstance(norm, _BatchNorm)]
+    if not norms:
+        return f"ghost batch norm needs a model with BatchNorm, {type(module).__name__} has none"
+    for norm in norms:
+        if isinstance(norm, nn.SyncBatchNorm):
+            return "SyncBatchNorm normalises over all processes, the opposite of ghost batch norm; use BatchNorm"
+        plain = type(norm).forward in (_BatchNorm.forward, _GhostBatchNorm.forward)
+        if not plain or not isinstance(norm, tuple(_PLAIN)):
+            return f"{type(norm).__name__} is not torch's own BatchNorm and cannot be replaced by ghost batch norm"
+    return None
+
+
+def _replace(module: nn.Module, new: Any) -> nn.Module:
+    replacements = {norm: new(norm) for norm in module.modules() if isinstance(norm, _BatchNorm)}
+    for parent in list(module.modules()):
+        for name, child in parent.named_children():
+            if child in replacements:
+                setattr(parent, name, replacements[child])
+    return replacements.get(module, module)  # type: ignore[call-overload]
+
+
+def _with_state_of(norm: _BatchNorm, kind: type[_BatchNorm], **options: Any) -> _BatchNorm:
+    other = kind(
+        norm.num_features, eps=norm.eps, momentum=norm.momentum, affine=norm.affine,
+        track_running_stats=norm.track_running_stats, device="meta", **options,
+    )  # fmt: skip
+    other._parameters, other._buffers = norm._parameters, norm._buffers
+    return other.train(norm.training)

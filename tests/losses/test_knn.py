@@ -1,0 +1,64 @@
+import functools
+
+import pytest
+import torch
+from torch import nn
+
+import heldout
+from heldout.adapt import AdaNPC
+from heldout.losses import knn_nll, knn_training
+from heldout.nn import KNNMemory, split_head
+
+
+def memory_of(z, y):
+    memory = KNNMemory(z.shape[1])
+    memory.add(z, y)
+    return memory
+
+
+def test_loss_is_the_negative_log_vote_for_the_label():
+    generator = torch.Generator().manual_seed(0)
+    z, y = torch.randn(20, 4, generator=generator), torch.randint(0, 3, (20,), generator=generator)
+    query, labels = torch.randn(5, 4, generator=generator), torch.tensor([0, 1, 2, 0, 1])
+    memory = memory_of(z, y)
+    vote = memory.vote(query, 7, 0.2, 3)
+    expected = -(vote[torch.arange(5), labels] + 1e-5).clamp(max=1).log().mean()
+    torch.testing.assert_close(knn_nll(query, labels, memory, 7, 0.2), expected)
+
+
+def test_gradient_reaches_the_query_and_not_the_memory():
+    memory = memory_of(torch.eye(3), torch.arange(3))
+    query = torch.tensor([[1.0, 0.9, 0.0]], requires_grad=True)
+    knn_nll(query, torch.tensor([1]), memory, k=3, tau=0.5).backward()
+    assert query.grad[0, 1] < 0 < query.grad[0, 0]
+    assert not memory.features.requires_grad
+
+
+def test_too_small_a_memory_and_wrong_labels_are_named():
+    memory = memory_of(torch.eye(3), torch.arange(3))
+    with pytest.raises(ValueError, match=r"k must lie in 1\.\.3"):
+        knn_nll(torch.ones(1, 3), torch.tensor([0]), memory, k=4, tau=0.1)
+    with pytest.raises(ValueError, match=r"y must be \(1,\)"):
+        knn_nll(torch.ones(1, 3), torch.tensor([0, 1]), memory, k=1, tau=0.1)
+
+
+def test_knn_training_makes_features_whose_neighbours_share_the_label():
+    generator = torch.Generator().manual_seed(0)
+    y = torch.arange(300) % 3
+    x = torch.randn(300, 8, generator=generator)
+    x[:, 0] += 5 * (y == 1)
+    x[:, 1] += 5 * (y == 2)
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3))
+    fitted = heldout.fit(
+        model,
+        (x[:200], y[:200]),
+        knn_training(k=5, queue=100, anneal_steps=50),
+        epochs=15,
+        batch_size=20,
+        optimizer=functools.partial(torch.optim.Adam, lr=1e-2),
+    )
+    encoder, _ = split_head(fitted.module, x[:2])
+    vote = AdaNPC(encoder, [(x[:200], y[:200])], 3, k=5, beta=2)
+    assert (vote(x[200:]).argmax(1) == y[200:]).float().mean() > 0.9
+    queue = fitted.run.state["knn-training"][1]
+    assert len(queue) == 100
