@@ -18,7 +18,6 @@ VERDICT_STYLE = {"holds": "green", "inconclusive": "yellow", "contradicted": "re
 
 def systems_table(rows: Sequence[Mapping[str, Any]]) -> None:
     """Prints the systems, built ones first."""
-    table = Table(box=None, header_style="bold", pad_edge=False)
     cells = [("system", "status", "claims", "what you get")]
     cells += [
         (row["slug"], row["status"], claims_text(row["claims"]), row["summary"])
@@ -29,7 +28,7 @@ def systems_table(rows: Sequence[Mapping[str, Any]]) -> None:
     for row in cells:
         line = "  ".join(f"{text:<{width}}" for text, width in zip(row[:3], widths)) + "  "
         style = {"built": "", "status": "bold"}.get(row[1], "dim")
-        console.print(Text(line + row[3], style, no_wrap=True, overflow="ellipsis"))
+        console.print(Text(line + row[3], style), no_wrap=True, overflow="ellipsis")
     built = sum(row["status"] == "built" for row in rows)
     console.print(f"\n{built} built, {len(rows) - built} planned. [bold]heldout show SYSTEM[/] tells more.")
 

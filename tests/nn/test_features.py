@@ -61,7 +61,9 @@ def test_transformers_classifiers_split_with_padding(architecture):
             config = transformers.BertConfig(vocab_size=20, num_labels=3, **small)
             model = transformers.BertForSequenceClassification(config)
         elif architecture == "gpt2":
-            config = transformers.GPT2Config(vocab_size=20, n_embd=16, n_layer=1, n_head=2, num_labels=3, pad_token_id=0)
+            config = transformers.GPT2Config(
+                vocab_size=20, n_embd=16, n_layer=1, n_head=2, num_labels=3, pad_token_id=0
+            )
             model = transformers.GPT2ForSequenceClassification(config)
         else:
             config = transformers.ViTConfig(image_size=8, patch_size=4, num_labels=3, **small)
@@ -94,7 +96,11 @@ def test_splitting_leaves_no_hooks_and_no_batch_statistics_behind():
     ("model", "inputs", "message"),
     [
         (nn.Sequential(nn.Conv2d(1, 3, 8), nn.Flatten()), torch.randn(2, 1, 8, 8), "runs no nn.Linear"),
-        (nn.Sequential(nn.Linear(4, 8), nn.Unflatten(1, (2, 4)), nn.AvgPool1d(4), nn.Flatten()), torch.randn(2, 4), "8"),
+        (
+            nn.Sequential(nn.Linear(4, 8), nn.Unflatten(1, (2, 4)), nn.AvgPool1d(4), nn.Flatten()),
+            torch.randn(2, 4),
+            "8",
+        ),
         (nn.Linear(4, 3), torch.randn(2, 5, 4), r"returns \(2, 5, 3\)"),
         (ViT("max"), torch.randn(2, 7, 4), "runs on 8 tokens"),
     ],
