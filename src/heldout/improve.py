@@ -29,6 +29,7 @@ import numpy as np
 import torch
 
 import heldout
+from heldout.improve_report import SHIFTED, to_html, to_markdown
 from heldout.method import Method
 from heldout.methods import available, parse
 from heldout.problem import Problem, ProblemError, check_problem, example_path, inapplicable, load_problem
@@ -140,7 +141,8 @@ class _Search:
 
     def study(self, candidates: Iterable[str], epochs: int, profile: str) -> Study:
         direction = higher_is_better if self.problem.maximise else lower_is_better
-        metrics = {"validation": direction, "training seconds": lower_is_better, "inference seconds": lower_is_better}
+        costs = ("training seconds", "inference seconds", "seconds per epoch")
+        metrics = {"validation": direction, **dict.fromkeys(costs, lower_is_better)}
         if profile == "confirm":
             metrics |= {f"test {name}": direction for name in self.problem.splits.test}
         common = {
@@ -307,10 +309,11 @@ def _plan(search: _Search, folder: Path, candidates: list[str], combine: int, se
     if not probe.runs:
         reason = probe.failed[0]["error"] if probe.failed else "the budget ended before it finished"
         raise ProblemError(f"{search.problem.path}: the baseline itself does not train: {reason}")
-    per_epoch = probe.runs[0]["seconds"] / short
+    measured = probe.runs[0]["metrics"]  # by the epoch: a first run also loads libraries
+    per_epoch = measured["seconds per epoch"] + measured["inference seconds"] / epochs
     pairs = min(len(candidates), COMBINED)
     combinations = sum(math.comb(pairs, size) for size in range(2, combine + 1))
-    affordable = 0.9 * budget * max(1, search.workers) / max(per_epoch, 1e-4)
+    affordable = 0.8 * budget * max(1, search.workers) / max(per_epoch, 1e-4)
     plan = make_plan(epochs, seeds, len(candidates), combinations, affordable)
     temporary = file.with_suffix(".tmp")
     temporary.write_text(json.dumps({"asked": asked, "plan": asdict(plan)}, indent=1))
@@ -431,7 +434,7 @@ def _compare(search: _Search, results: Results, name: str, tests: Sequence[str])
     sets = {test: paired(f"test {test}") for test in tests}
     if len(tests) > 1:
         shifts = [sets[test] for test in tests[1:]]
-        sets["mean of the shifted sets"] = tuple(np.mean([pair[i] for pair in shifts], axis=0) for i in (0, 1))  # type: ignore[assignment]
+        sets[SHIFTED] = tuple(np.mean([pair[i] for pair in shifts], axis=0) for i in (0, 1))  # type: ignore[assignment]
     for test, (own, reference) in sets.items():
         gain = interval([search.sign() * (own - reference)])
         row["tests"][test] = {
@@ -450,14 +453,15 @@ def _verdict(search: _Search, winner: dict[str, Any] | None, tests: Sequence[str
     if winner is None:
         return "The budget ended before a finalist was confirmed; run the same command again to go on.", False
     given = winner["tests"][tests[0]]
-    shifted = winner["tests"].get("mean of the shifted sets")
+    shifted = winner["tests"].get(SHIFTED)
     if given["low"] is None:
         return f"Too few seeds were confirmed to judge {winner['method']}; run the same command again to go on.", False
     unit = 100.0 if search.problem.metric == "accuracy" else 1.0
-    points = " points" if unit == 100.0 else ""
+    points, form = (" points", "+.1f") if unit == 100.0 else ("", "+.3g")
 
     def amount(entry: dict[str, Any]) -> str:
-        return f"{unit * entry['gain']:+.3g}{points} [{unit * entry['low']:+.3g}, {unit * entry['high']:+.3g}]"
+        gain, low, high = (f"{unit * entry[part]:{form}}" for part in ("gain", "low", "high"))
+        return f"{gain}{points} [{low}, {high}]"
 
     on_given, on_shifted = given["low"] > 0, bool(shifted and shifted["low"] > 0)
     hurts = "" if given["high"] >= 0 or on_given else ", at a loss on the given distribution"
@@ -504,8 +508,6 @@ def _called(part: str) -> str:
 def _write(search: _Search, document: dict[str, Any], folder: Path, plan: Plan) -> None:
     """Writes the winner's weights and code, then the report as JSON and HTML; each appears when it is complete."""
     from safetensors.torch import save_model
-
-    from heldout.improve_report import to_html, to_markdown
 
     if document["winner"]:
         search.say(f"Writing the weights of {document['winner']}")

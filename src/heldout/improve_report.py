@@ -10,7 +10,7 @@ from heldout.study.page import interval_chart, number, render
 if TYPE_CHECKING:
     from rich.console import Console
 
-SHIFTED = "mean of the shifted sets"
+SHIFTED = "mean of shifts"
 Document = Mapping[str, Any]
 
 

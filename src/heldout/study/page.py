@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 INK, LINE = "#010203", "#010204"  # stand for the page's text and line colours until the SVG is on the page
 PALETTE = ["#3b82c4", "#e0762f", "#3f9d6a", "#c4527f", "#8a6fc9", "#b08b2a", "#2fa3a8", "#8c8c8c"]
-WIDTH = 330
+WIDTH = 370
 
 
 @cache

@@ -9,6 +9,7 @@ import time
 import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -65,7 +66,7 @@ def perform(run: Callable[..., Any], task: Task) -> Outcome:
     with recording() as record:
         try:
             with redirect_stdout(sys.stderr), _interrupted_after(task.time_limit):
-                returned = run(task.parameters, task.seed, task.profile)
+                returned = run(deepcopy(task.parameters), task.seed, task.profile)
             metrics = checked_metrics(returned, task.metrics, task.optional)
             return Outcome(time.perf_counter() - start, metrics, record.points(), record.figures)
         except KeyboardInterrupt:

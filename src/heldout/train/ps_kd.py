@@ -107,7 +107,7 @@ class ProgressiveSelfDistillation:
         index = self._checked(index)
         if labels.shape != index.shape or labels.is_floating_point():
             raise ValueError(f"labels must be class indices {tuple(index.shape)}, got {labels.dtype} {labels.shape}")
-        if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < self.num_classes:
+        if not _within(labels, self.num_classes):
             raise ValueError(f"labels must lie in 0..{self.num_classes - 1}")
         if epoch == 1 and self.epoch == 1 and index.unique().numel() < index.numel():
             warnings.warn(
@@ -198,7 +198,7 @@ class ProgressiveSelfDistillation:
     def _checked(self, index: Tensor) -> Tensor:
         if index.is_floating_point() or index.dtype == torch.bool:
             raise ValueError(f"index must hold integers, got {index.dtype}")
-        if index.numel() and not 0 <= int(index.min()) <= int(index.max()) < self.num_examples:
+        if not _within(index, self.num_examples):
             raise ValueError(f"index must lie in 0..{self.num_examples - 1}, the examples of the training set")
         return index.to(self.device)
 
@@ -259,6 +259,13 @@ def ps_kd(alpha_T: float = 0.8, storage: Storage = "memory") -> Method:
         return soft_cross_entropy(batch.logits.float(), targets)
 
     return Method("ps-kd", loss=loss, check=_check)
+
+
+def _within(values: Tensor, end: int) -> bool:
+    if not values.numel():
+        return True
+    low, high = values.aminmax()
+    return int(low) >= 0 and int(high) < end
 
 
 def _check(module: nn.Module, splits: Splits) -> str | None:
