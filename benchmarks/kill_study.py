@@ -175,14 +175,15 @@ def _check_no_orphans(file: Path, on: str) -> None:
         time.sleep(0.02)
 
 
-def _descendants(file: Path, on: str) -> list[int]:
-    """Processes whose environment names this campaign's folder: the study, its workers and Ray's daemons."""
+def _descendants(file: Path, on: str) -> list[str]:
+    """The study and its workers: processes whose environment names this campaign's folder, but for Ray's daemons."""
     mark, found = f"HELDOUT_KILL_LOG={file.parent}".encode(), []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
-                if mark in (entry / "environ").read_bytes():
-                    found.append(int(entry.name))
+                command = (entry / "cmdline").read_bytes()
+                if mark in (entry / "environ").read_bytes() and (on != "ray" or command.startswith(b"ray::_Actor")):
+                    found.append(f"{entry.name} {command.decode()[:80]}")
             except OSError:
                 continue
     return found

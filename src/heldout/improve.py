@@ -113,6 +113,7 @@ def run(arm: Mapping[str, Any], seed: int, profile: str) -> dict[str, float]:
         "validation": float(np.mean(validation)),
         "training seconds": fitted.seconds,
         "inference seconds": seconds,
+        "seconds per epoch": float(np.median([epoch["seconds"] for epoch in fitted.history])),
     }
     if profile == "confirm":
         metrics |= {f"test {name}": problem.score(fitted, dataset) for name, dataset in problem.splits.test.items()}

@@ -35,6 +35,7 @@ def problem(n=40):
 
 def test_alpha_grows_linearly_to_its_full_value_in_the_last_epoch():
     assert [distillation().alpha(epoch) for epoch in (1, 2, 3, 4)] == pytest.approx([0.2, 0.4, 0.6, 0.8])
+    assert distillation(growth="constant").alpha(1) == 0.8
 
 
 @pytest.mark.parametrize("storage", ["memory", "topk"])
@@ -252,6 +253,7 @@ def test_regression_is_refused_with_the_reason():
     [
         (lambda: distillation(alpha_T=1.2), r"alpha_T must lie in \[0, 1\]"),
         (lambda: distillation(storage="disk"), "storage"),
+        (lambda: distillation(growth="fast"), "growth"),
         (lambda: distillation(storage="topk", top_k=3), r"top_k must lie in 1\.\.2"),
         (lambda: ProgressiveSelfDistillation(0, 3, 1), "at least 1 example"),
         (lambda: distillation().targets(INDEX, LABELS, 0), r"epoch must lie in 1\.\.4"),

@@ -20,6 +20,7 @@ from heldout.losses import soft_cross_entropy
 from heldout.method import Batch, Method, Run, Splits, forward
 
 Storage = Literal["memory", "topk", "snapshot"]
+Growth = Literal["linear", "constant"]
 
 
 class ProgressiveSelfDistillation:
@@ -39,6 +40,7 @@ class ProgressiveSelfDistillation:
             and spreads the rest evenly, for large K; "snapshot" holds no table but a copy of the model from the end
             of the previous epoch (see ``begin_epoch``) and runs it on the same inputs, which doubles the forward cost.
         top_k: probabilities per example with storage "topk".
+        growth: "linear", or "constant" for ``alpha_T`` in every epoch (an ablation of the paper).
         device: where the table lives; best where training runs.
         dtype: of the table; ``torch.float16`` halves it.
 
@@ -61,6 +63,7 @@ class ProgressiveSelfDistillation:
         storage: Storage = "memory",
         *,
         top_k: int = 10,
+        growth: Growth = "linear",
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
@@ -74,8 +77,10 @@ class ProgressiveSelfDistillation:
             raise ValueError(f'storage must be "memory", "topk" or "snapshot", got {storage!r}')
         if storage == "topk" and not 1 <= top_k < num_classes:
             raise ValueError(f"top_k must lie in 1..{num_classes - 1}, got {top_k}")
+        if growth not in ("linear", "constant"):
+            raise ValueError(f'growth must be "linear" or "constant", got {growth!r}')
         self.num_examples, self.num_classes, self.epochs = num_examples, num_classes, epochs
-        self.alpha_T, self.storage, self.epoch = alpha_T, storage, 1
+        self.alpha_T, self.storage, self.growth, self.epoch = alpha_T, storage, growth, 1
         self.device = torch.device(device)
         rows = 0 if storage == "snapshot" else num_examples
         width = top_k if storage == "topk" else num_classes
@@ -89,7 +94,7 @@ class ProgressiveSelfDistillation:
         """Returns the weight of the prediction in an epoch, counted from 1."""
         if not 1 <= epoch <= self.epochs:
             raise ValueError(f"epoch must lie in 1..{self.epochs}, got {epoch}")
-        return self.alpha_T * epoch / self.epochs
+        return self.alpha_T if self.growth == "constant" else self.alpha_T * epoch / self.epochs
 
     def targets(self, index: Tensor, labels: Tensor, epoch: int, inputs: Any = None) -> Tensor:
         """Returns the targets of a batch in an epoch, of the shape of ``index`` with a last axis of classes.
@@ -231,7 +236,7 @@ class ProgressiveSelfDistillation:
             return forward(self._teacher, inputs).float().softmax(-1).to(self.device)
 
 
-def ps_kd(alpha_T: float = 0.8, storage: Storage = "memory") -> Method:
+def ps_kd(alpha_T: float = 0.8, storage: Storage = "memory", growth: Growth = "linear") -> Method:
     """Softens each label with the model's own prediction of the previous epoch, more and more as training goes on.
 
     Replaces the loss by cross-entropy with the targets of ``ProgressiveSelfDistillation``. A second evaluation of
@@ -248,6 +253,7 @@ def ps_kd(alpha_T: float = 0.8, storage: Storage = "memory") -> Method:
                 epochs=run.epochs,
                 alpha_T=alpha_T,
                 storage=storage,
+                growth=growth,
                 device=run.device,
             )
         distillation: ProgressiveSelfDistillation = run.state["ps-kd"]

@@ -181,21 +181,17 @@ def check_same_parameters(models: Mapping[str, Mapping[str, Any]]) -> None:
     if not reference:
         raise ValueError(f"{first} holds no parameters")
     for label, state in others:
-        problems = [
-            f"only in {first}: {_some(sorted(reference.keys() - state.keys()))}"
-            if reference.keys() - state.keys()
-            else "",
-            f"only in {label}: {_some(sorted(state.keys() - reference.keys()))}"
-            if state.keys() - reference.keys()
-            else "",
-        ]
         shapes = [
             f"{name} {tuple(reference[name].shape)} and {tuple(state[name].shape)}"
             for name in reference.keys() & state.keys()
             if tuple(reference[name].shape) != tuple(state[name].shape)
         ]
-        problems.append(f"different shapes: {_some(sorted(shapes))}" if shapes else "")
-        if found := "; ".join(filter(None, problems)):
+        differences = {
+            f"only in {first}": reference.keys() - state.keys(),
+            f"only in {label}": state.keys() - reference.keys(),
+            "different shapes": shapes,
+        }
+        if found := "; ".join(f"{kind}: {_some(sorted(names))}" for kind, names in differences.items() if names):
             raise ValueError(f"{first} and {label} do not hold the same parameters: {found}")
 
 
