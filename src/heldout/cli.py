@@ -45,16 +45,9 @@ def main() -> None:
     """Runs the command line; bad input is one line on stderr and exit code 2."""
     try:
         app()
-    except KeyboardInterrupt:
-        _line("interrupted; what is finished is kept, and the same command goes on")
-        os._exit(INTERRUPTED) if _in_ray() else sys.exit(INTERRUPTED)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-
-
-def _in_ray() -> bool:
-    return "ray" in sys.modules
 
 
 @contextmanager
@@ -67,9 +60,12 @@ def _one_line_errors() -> Iterator[None]:
     except StudyError as error:
         _fail(str(error))
     except ValueError as error:
-        if type(error).__name__ == "ProblemError" or getattr(error, "one_line", False):
-            _fail(str(error))
-        raise
+        if type(error).__name__ != "ProblemError":  # by name: its module imports torch
+            raise
+        _fail(str(error))
+    except KeyboardInterrupt:
+        _line("interrupted; what is finished is kept, and the same command goes on")
+        raise typer.Exit(INTERRUPTED) from None
     except ModuleNotFoundError as error:
         _fail(f"{error.name} is not installed: {_extra_hint(error.name or '')}")
 

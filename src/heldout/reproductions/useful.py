@@ -17,7 +17,8 @@ all, its early epochs included. Ablations: factor 3, and separating too early an
 from __future__ import annotations
 
 import functools
-from typing import Any
+import math
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +26,7 @@ from torch import Tensor, nn
 from torch.utils.data import RandomSampler, Subset, TensorDataset
 
 import heldout
-from heldout.data import early_output_clusters, upsample, useful
+from heldout.data import early_output_clusters, gather, upsample, useful
 from heldout.method import Method, Run
 from heldout.nn import PatchCNN, small_cnn
 from heldout.optim import SAM, sam
@@ -45,31 +46,31 @@ def run(arm: dict[str, Any], seed: int, profile: str) -> dict[str, float]:
 
 def patches(arm: dict[str, Any], seed: int, profile: str) -> dict[str, float]:
     data, test = two_feature_patches(200, seed=seed), two_feature_patches(2000, seed=seed + 1_000_000)
-    everything, metrics = TensorDataset(data.inputs, data.labels), {}
-    train: TensorDataset | Subset = everything
+    repeated, metrics = torch.zeros(200, dtype=torch.bool), {}
     if arm["repeat"]:
-        early, _ = descend(everything, SEPARATING_STEP, seed)
+        early, _ = descend(data.inputs, data.labels, SEPARATING_STEP, seed)
         with torch.no_grad():
             logits = early(data.inputs)
         losses = F.cross_entropy(logits, data.labels, reduction="none")
-        slow = early_output_clusters(logits, losses, data.labels, seed=seed)
-        if arm["repeat"] == "slow":
-            metrics["cluster_recall"] = slow[~data.has_fast].float().mean().item()
-        train = upsample(everything, slow if arm["repeat"] == "slow" else as_many_at_random(slow, seed))
-    model, weights = descend(train, PATCH_STEPS[profile], seed, rho=arm["rho"])
-    fast, slow_feature = ((weights @ direction).amax(1) for direction in (data.fast, data.slow))
-    for step in range(0, len(weights), 25):
+        repeated = early_output_clusters(logits, losses, data.labels, seed=seed)
+        metrics["cluster_recall"] = repeated[~data.has_fast].double().mean().item()
+        if arm["repeat"] == "random":
+            repeated = as_many_at_random(repeated, seed)
+    shown = gather(upsample(TensorDataset(data.inputs, data.labels), repeated), torch.arange(200 + int(repeated.sum())))
+    model, filters = descend(*shown, PATCH_STEPS[profile], seed, rho=arm.get("rho", 0.0))
+    fast, slow = ((filters @ direction).amax(1) for direction in (data.fast, data.slow))
+    for step in range(0, len(filters), 25):
         log_curve("alignment with the fast feature", step + 1, fast[step].item())
-        log_curve("alignment with the slow feature", step + 1, slow_feature[step].item())
-    metrics["early_gap"] = (fast - slow_feature)[EARLY_STEP - 1].item()
-    metrics["slow_steps"] = 1.0 + (slow_feature < LEARNED).cummin(0).values.sum().item()
-    metrics["patch_accuracy"] = (model(test.inputs).argmax(1) == test.labels).double().mean().item()
+        log_curve("alignment with the slow feature", step + 1, slow[step].item())
+    metrics["early_gap"] = (fast - slow)[EARLY_STEP - 1].item()
+    metrics["slow_steps"] = float((slow.cummax(0).values < LEARNED).sum())
+    with torch.no_grad():
+        metrics["patch_accuracy"] = (model(test.inputs).argmax(1) == test.labels).double().mean().item()
     return metrics
 
 
-def descend(train: TensorDataset | Subset, steps: int, seed: int, rho: float = 0.0) -> tuple[nn.Module, Tensor]:
-    """Full-batch gradient descent, or SAM: the network and its filters after each step ``(steps, filters, dim)``."""
-    inputs, labels = train[torch.arange(len(train))] if isinstance(train, TensorDataset) else gathered(train)
+def descend(inputs: Tensor, labels: Tensor, steps: int, seed: int, rho: float = 0.0) -> tuple[nn.Module, Tensor]:
+    """Returns the network after full-batch descent, or SAM, and its filters after each step (steps, filters, dim)."""
     model = PatchCNN(inputs.shape[-1], seed=seed)
     optimizer: torch.optim.Optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     if rho:
@@ -81,13 +82,123 @@ def descend(train: TensorDataset | Subset, steps: int, seed: int, rho: float = 0
         loss.backward()
         return loss
 
-    weights = []
+    filters = []
     for _ in range(steps):
         optimizer.step(closure)  # type: ignore[arg-type]
-        weights.append(model.weight.detach().clone())
-    return model, torch.stack(weights)
+        filters.append(model.weight.detach().clone())
+    return model, torch.stack(filters)
 
 
 def as_many_at_random(mask: Tensor, seed: int) -> Tensor:
     chosen = torch.randperm(len(mask), generator=torch.Generator().manual_seed(seed))[: int(mask.sum())]
     return torch.zeros_like(mask).index_fill(0, chosen, True)
+
+
+def images(arm: dict[str, Any], seed: int, profile: str) -> dict[str, float]:
+    train_size, test_size, epochs, widths = IMAGES[profile]
+    train, test = subset("train", train_size, seed), subset("test", test_size, seed)
+    seen: list[int] = []
+    counting = Method("count", data=lambda run, train_set: count(train_set, seen))
+    fitted = heldout.fit(
+        lambda: small_cnn(1, 10, widths),
+        train,
+        methods(arm) + counting,
+        epochs=epochs,
+        batch_size=64 if profile == "laptop" else 32,
+        optimizer=functools.partial(torch.optim.SGD, lr=LR, momentum=0.9, weight_decay=5e-4),
+        seed=seed,
+    )
+    for entry in fitted.history:
+        log_curve("training loss", int(entry["epoch"]), entry["loss"])
+    return {"test_error": 100 * (1 - fitted.evaluate(test)["accuracy"]), "examples_per_epoch": seen[0] / train_size}
+
+
+def count(train_set: Any, seen: list[int]) -> Any:
+    seen.append(len(train_set))
+    return train_set
+
+
+def methods(arm: dict[str, Any]) -> Method:
+    data = {
+        "slow": useful(arm.get("epoch"), factor=arm.get("factor", 2)),
+        "random": Method("random", data=random_repeats),
+        "none": Method("plain"),
+        "more steps": Method("more steps", data=as_many_steps),
+    }[arm["repeat"] or "none"]
+    return data + sam(arm["rho"]) if "rho" in arm else data
+
+
+def random_repeats(run: Run, train_set: Any) -> Subset:
+    view: Any = useful().data(run, train_set)  # type: ignore[misc]
+    repeated = torch.arange(len(train_set)) < len(view) - len(train_set)
+    return upsample(train_set, as_many_at_random(repeated, run.seed))
+
+
+def as_many_steps(run: Run, train_set: Any) -> RandomSampler:
+    """Epochs of random examples, each so long that SGD takes all steps of USEFUL, the early ones included."""
+    early: list[int] = []
+    train_plain = run.train_plain
+
+    def counted(dataset: Any, epochs: int) -> tuple[nn.Module, list[float]]:
+        early.append(epochs)
+        return train_plain(dataset, epochs)
+
+    run.train_plain = counted
+    view: Any = useful().data(run, train_set)  # type: ignore[misc]
+    examples = len(view) + math.ceil(sum(early) * len(train_set) / run.epochs)
+    return RandomSampler(train_set, num_samples=examples, generator=run.generator)
+
+
+def subset(part: Literal["train", "test"], size: int, seed: int) -> TensorDataset:
+    inputs, labels = fashion_at_half_resolution(part)
+    (chosen,) = stratified_split(labels, (size,), seed=seed)
+    return TensorDataset(inputs[chosen], labels[chosen])
+
+
+@functools.cache
+def fashion_at_half_resolution(part: Literal["train", "test"]) -> tuple[Tensor, Tensor]:
+    inputs, labels = fashion_mnist(part=part)
+    return F.avg_pool2d(inputs, 2), labels
+
+
+study = Study(
+    slug="useful",
+    title="Showing the examples that are learned late twice improves accuracy on the same distribution",
+    arms={
+        "patches gd": {"world": "patches", "repeat": None},
+        "patches random": {"world": "patches", "repeat": "random"},
+        "patches useful": {"world": "patches", "repeat": "slow"},
+        "patches sam": {"world": "patches", "repeat": None, "rho": 0.05},
+        "sgd": {"world": "images", "repeat": None},
+        "sgd, as many steps": {"world": "images", "repeat": "more steps"},
+        "random": {"world": "images", "repeat": "random"},
+        "useful": {"world": "images", "repeat": "slow"},
+        "sam": {"world": "images", "repeat": None, "rho": RHO},
+        "sam + useful": {"world": "images", "repeat": "slow", "rho": RHO},
+        "useful, factor 3": {"world": "images", "repeat": "slow", "factor": 3},
+        "useful, too early": {"world": "images", "repeat": "slow", "epoch": 1},
+        "useful, too late": {"world": "images", "repeat": "slow", "epoch": IMAGES["laptop"][2]},
+    },
+    run=run,
+    metrics={
+        "cluster_recall": higher_is_better,
+        "early_gap": lower_is_better,
+        "slow_steps": lower_is_better,
+        "patch_accuracy": higher_is_better,
+        "test_error": lower_is_better,
+        "examples_per_epoch": lower_is_better,
+    },
+    optional={"cluster_recall", "early_gap", "slow_steps", "patch_accuracy", "test_error", "examples_per_epoch"},
+    claims=[
+        at_least("patches useful", on="cluster_recall", value=0.95),
+        better("patches sam", than="patches gd", on="early_gap", margin=0.025),
+        cheaper("patches useful", than="patches gd", on="slow_steps", ratio=0.9),
+        better("patches useful", than="patches random", on="slow_steps"),
+        better("useful", than="sgd", on="test_error", margin=0.3),
+        better("useful", than="random", on="test_error", margin=0.3),
+        better("useful", than="sgd, as many steps", on="test_error"),
+        better("sam + useful", than="sam", on="test_error"),
+    ],
+    seeds={"smoke": 1, "laptop": 5},
+    time_limit={"smoke": 60.0, "laptop": 600.0},
+)

@@ -39,6 +39,7 @@ _DTYPES = {
 }
 _CODES = {dtype: code for code, dtype in _DTYPES.items()}
 _MAX_HEADER = 100_000_000
+_PICKLES = (b"PK", *(bytes([0x80, protocol]) for protocol in range(2, 6)))  # a torch.save archive, a bare pickle
 _CHUNK = 1 << 18  # elements per step: two float32 buffers of this size fit a second-level cache
 _INDEX = "model.safetensors.index.json"
 _SINGLE_FILES = ("model.safetensors", "adapter_model.safetensors")
@@ -276,10 +277,10 @@ def _shards(folder: Path) -> list[Path]:
 def _read_header(file: Path, handle: IO[bytes]) -> tuple[dict[str, Any], int]:
     size = os.fstat(handle.fileno()).st_size
     prefix = handle.read(8)
-    if prefix[:1] == b"\x80" or prefix[:2] == b"PK":
-        raise ValueError(f"{file} holds a pickle, not safetensors; it is refused because a pickle can run code")
     length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
     if not 2 <= length <= min(_MAX_HEADER, size - 8):
+        if prefix[:2] in _PICKLES:
+            raise ValueError(f"{file} holds a pickle, not safetensors; it is refused because a pickle can run code")
         raise ValueError(f"{file} is not a safetensors file, or is truncated")
     try:
         header = json.loads(handle.read(length).decode("utf-8"))
@@ -299,7 +300,12 @@ def _entries(file: Path, header: Mapping[str, Any], number: int, start: int) -> 
             if item["dtype"] not in _DTYPES:
                 raise ValueError(f"{file} holds {name!r} in the data type {item['dtype']}, which is not supported")
             entry = Entry(_DTYPES[item["dtype"]], tuple(item["shape"]), number, start + begin)
-            if begin != position or end - begin != entry.numel * entry.dtype.itemsize or end > size:
+            if (
+                min(entry.shape, default=1) < 0
+                or begin != position
+                or end - begin != entry.numel * entry.dtype.itemsize
+                or end > size
+            ):
                 raise ValueError(f"{file} is damaged or truncated at {name!r}")
             entries[name], position = entry, end
     except (KeyError, TypeError) as error:
