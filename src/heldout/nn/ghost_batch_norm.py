@@ -210,8 +210,9 @@ def _normalise_by_copy(
     ghosts, channels = len(input) // size, input.shape[1]
     shape = (ghosts, size, *input.shape[1:])
     folded = input.view(shape).transpose(0, 1).reshape(size, ghosts * channels, *input.shape[2:])
-    scale, shift = (None if part is None else part.repeat(ghosts) for part in (weight, bias))
-    mean = torch.zeros(ghosts * channels, dtype=torch.float32, device=input.device)
+    exact = torch.promote_types(input.dtype, torch.float32)
+    scale, shift = (None if part is None else part.to(exact).repeat(ghosts) for part in (weight, bias))
+    mean = torch.zeros(ghosts * channels, dtype=exact, device=input.device)
     variance = torch.zeros_like(mean)
     output = F.batch_norm(folded, mean, variance, scale, shift, training=True, momentum=1.0, eps=eps)
     output = output.view(size, ghosts, *input.shape[1:]).transpose(0, 1).reshape(input.shape)

@@ -266,6 +266,6 @@ def _faiss_search(z: Tensor, features: Tensor, k: int, metric: Metric) -> tuple[
     except ImportError as error:
         raise ImportError("KNNMemory(backend='faiss') needs faiss: pip install 'heldout[retrieval]'") from error
     kind = faiss.METRIC_L2 if metric == "euclidean" else faiss.METRIC_INNER_PRODUCT
-    similarity, positions = faiss.knn(z.contiguous().numpy(), features.numpy(), k, metric=kind)
-    similarity = torch.from_numpy(similarity)
-    return (-similarity if metric == "euclidean" else similarity), torch.from_numpy(positions)
+    found = faiss.knn(z.contiguous().numpy(), features.numpy(), k, metric=kind)
+    similarity, positions = (torch.from_numpy(part) for part in found)
+    return (-similarity if metric == "euclidean" else similarity), positions

@@ -6,8 +6,8 @@ where the target is a series of domains.
 Here: a small convolutional network learns upright digits, then meets unlabelled digits turned by 15, 30, ..., 90
 degrees, in batches of 32. Baselines take their predictions from the same trained network; TENT's and pseudo-labelling's
 learning rate, T3A's filter and AdaNPC's tau and beta were tuned on the same development seeds for the same metric,
-``last_three``, the mean accuracy at 60, 75 and 90 degrees. ``jump_accuracy`` is at 60 degrees without the angles between.
-``forgetting`` is the accuracy on fresh upright digits before the sequence minus that after it.
+``last_three``, the mean accuracy at 60, 75 and 90 degrees. ``jump_accuracy`` is that at 60 degrees without the angles
+between; ``forgetting`` the accuracy on fresh upright digits before the sequence minus that after it.
 ``adanpc-coarse`` meets only 30, 60 and 90 degrees. ``adanpc-knn-trained`` learns its features by the kNN loss.
 
 The features are the flattened output of the last convolution: a small turn moves them little. Behind global pooling or
@@ -47,8 +47,8 @@ def network() -> nn.Sequential:
 @functools.lru_cache(maxsize=16)
 def world(seed: int, profile: str, step: int) -> heldout.Splits:
     train, val, domain, _ = SIZES[profile]
-    sizes = {"train_size": train, "val_size": val, "domain_size": domain}
-    return rotation_sequence(*digits(), degrees=range(step, 91, step), seed=seed, **sizes)
+    degrees = range(step, 91, step)
+    return rotation_sequence(*digits(), degrees=degrees, train_size=train, val_size=val, domain_size=domain, seed=seed)
 
 
 @functools.lru_cache(maxsize=16)

@@ -100,7 +100,7 @@ def images(arm: dict[str, Any], seed: int, profile: str) -> dict[str, float]:
     seen: list[int] = []
     counting = Method("count", data=lambda run, train_set: count(train_set, seen))
     fitted = heldout.fit(
-        lambda: small_cnn(1, 10, widths),
+        lambda: small_cnn(1, 10, widths).to(memory_format=torch.channels_last),  # type: ignore[call-overload]
         train,
         methods(arm) + counting,
         epochs=epochs,

@@ -137,7 +137,9 @@ def bca(
 
     if len(jackknife) < 3:
         return None
-    below = ((resampled < estimate).mean() + (resampled <= estimate).mean()) / 2
+    # Resamples that reorder the samples give the estimate itself but for rounding: such ties count half.
+    tie = 1e-12 * max(abs(estimate), float(np.abs(resampled).max()))
+    below = ((resampled < estimate - tie).mean() + (resampled <= estimate + tie).mean()) / 2
     deviation = jackknife.mean() - jackknife
     spread = (deviation**2).sum()
     if not 0 < below < 1 or spread <= 0:

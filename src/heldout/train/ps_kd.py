@@ -120,14 +120,16 @@ class ProgressiveSelfDistillation:
                 stacklevel=2,
             )
         self.epoch = epoch
-        onehot = F.one_hot(labels.to(self.device).long(), self.num_classes).float()
+        labels = labels.to(self.device, torch.int64).unsqueeze(-1)
         if self.storage == "snapshot":
-            return onehot.lerp(self._teach(inputs, onehot), alpha)
-        earlier = self._written[:, index]
-        earlier = earlier.masked_fill(earlier >= epoch, 0)
-        latest, slot = earlier.max(0)
-        past = self._read(slot, index)
-        return onehot.lerp(torch.where(latest.unsqueeze(-1) > 0, past, onehot), alpha)
+            taught = alpha if self._teacher is not None else 0.0
+            past, weight = self._teach(inputs, index), torch.full(index.shape, taught, device=self.device)
+        else:
+            earlier = self._written[:, index]
+            latest, slot = earlier.masked_fill(earlier >= epoch, 0).max(0)
+            past, weight = self._read(slot, index), (latest > 0) * alpha
+        weight = weight.unsqueeze(-1)
+        return (past * weight).scatter_add(-1, labels, 1 - weight)
 
     def update(self, index: Tensor, logits: Tensor) -> None:
         """Stores softmax(logits) of a batch as the predictions of the epoch that ``targets`` was last asked for.
@@ -227,9 +229,9 @@ class ProgressiveSelfDistillation:
         self._probabilities[slot, index] = probabilities.to(self._probabilities.dtype)
         self._written[slot, index] = self.epoch
 
-    def _teach(self, inputs: Any, onehot: Tensor) -> Tensor:
+    def _teach(self, inputs: Any, index: Tensor) -> Tensor:
         if self._teacher is None:
-            return onehot
+            return torch.zeros(*index.shape, self.num_classes, device=self.device)
         if inputs is None:
             raise ValueError('storage "snapshot" needs the inputs of the batch')
         with torch.no_grad():
