@@ -28,7 +28,7 @@ from pathlib import Path
 
 RUNS = 40
 
-STUDY = '''
+STUDY = """
 import os
 import random
 import time
@@ -55,7 +55,7 @@ study = Study(
     claims=[better("high", than="low", on="score", margin=0.5)],
     seeds=10,
 )
-'''
+"""
 
 MAIN = """
 import json, sys
@@ -162,7 +162,8 @@ def _finished(out: Path) -> dict[str, tuple]:
         rows = database.execute("SELECT key, parameters, seed, metrics, curves, time FROM runs WHERE status='finished'")
         return {key: (json.loads(parameters)["base"], *rest) for key, parameters, *rest in rows}
     except sqlite3.OperationalError as error:
-        assert "no such table" in str(error)  # killed before the tables were there
+        if "no such table" not in str(error):  # killed before the tables were there
+            raise
         return {}
     finally:
         database.close()

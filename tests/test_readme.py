@@ -27,5 +27,6 @@ def test_the_commands_of_the_readme_exist():
     from heldout.cli import app
 
     commands = get_command(app).commands
-    for verb in re.findall(r"^heldout (\w+)", README, flags=re.MULTILINE):
+    shown = re.findall(r"```\n(.*?)```", README, flags=re.DOTALL)
+    for verb in re.findall(r"^heldout (\w+)", "\n".join(shown), flags=re.MULTILINE):
         assert verb in commands

@@ -26,9 +26,9 @@ def paired(n, seed=0):
 
 
 CASES = [
-    (lambda x, y: [x], mean, lambda x, axis=-1: np.mean(x, axis=axis)),
-    (lambda x, y: [x, y], ratio_of_means, lambda x, y, axis=-1: np.mean(x, axis=axis) / np.mean(y, axis=axis)),
-    (lambda x, y: [x, y], pearson, lambda x, y, axis=-1: np.round(scipy.stats.pearsonr(x, y, axis=axis)[0], 12)),
+    (lambda x, y: [x], mean, lambda x, axis: np.mean(x, axis=axis)),
+    (lambda x, y: [x, y], ratio_of_means, lambda x, y, axis: np.mean(x, axis=axis) / np.mean(y, axis=axis)),
+    (lambda x, y: [x, y], pearson, lambda x, y, axis: scipy.stats.pearsonr(x, y, axis=axis)[0]),
 ]
 
 
@@ -37,14 +37,21 @@ CASES = [
 @pytest.mark.parametrize("method", ["BCa", "percentile"])
 def test_intervals_agree_with_scipy_on_the_same_resamples(n, samples, ours, theirs, method):
     data = samples(*paired(n))
-    resampled = bootstrap_distribution(data, ours, resamples=2000, seed=3).round(12)  # ties as ties
+    # Rounded, so that reordered samples tie with the estimate in scipy as well.
+    resampled = bootstrap_distribution(data, ours, resamples=2000, seed=3).round(12)
     estimate = float(ours(*data))
     if method == "BCa":
         found = bca(resampled, estimate, _jackknife(data, ours))
     else:
         found = percentile(resampled)
     expected = scipy.stats.bootstrap(
-        data, theirs, n_resamples=0, bootstrap_result=_Resamples(resampled), method=method, paired=True, vectorized=True
+        data,
+        lambda *samples, axis=-1: np.round(theirs(*samples, axis), 12),
+        n_resamples=0,
+        bootstrap_result=_Resamples(resampled),
+        method=method,
+        paired=True,
+        vectorized=True,
     ).confidence_interval
     assert found == pytest.approx((expected.low, expected.high), rel=1e-9)
 
@@ -57,12 +64,12 @@ class _Resamples:
 
 
 def test_the_hull_agrees_with_scipys_own_resampling_where_bca_is_wider():
-    x = np.random.default_rng(1).exponential(size=60) ** 3
+    x = np.random.default_rng(1).exponential(size=60)
     found = interval([x])
     expected = scipy.stats.bootstrap((x,), np.mean, random_state=0).confidence_interval
     t = scipy.stats.t.interval(0.95, len(x) - 1, x.mean(), scipy.stats.sem(x))
-    assert found.high == pytest.approx(max(expected.high, t[1]), rel=0.05)
-    assert found.low == pytest.approx(min(expected.low, t[0]), rel=0.05)
+    assert found.high == pytest.approx(max(expected.high, t[1]), rel=0.02)
+    assert found.low == pytest.approx(min(expected.low, t[0]), rel=0.02)
 
 
 def test_the_interval_of_a_mean_contains_the_student_t_interval():

@@ -106,7 +106,7 @@ def test_a_pickle_payload_is_refused_and_never_run(tmp_path, name):
     if name.startswith("zip"):
         torch.save({"weight": Payload()}, tmp_path / name)
     else:
-        (tmp_path / name).write_bytes(pickle.dumps({"weight": Payload()}))
+        (tmp_path / name).write_bytes(pickle.dumps({"weight": Payload()}, protocol=2))
     with pytest.raises(ValueError, match="refused because a pickle can run code"):
         load_checkpoint(tmp_path / name)
 

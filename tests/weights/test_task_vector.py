@@ -97,7 +97,9 @@ def test_interpolation_is_exact_at_its_ends(weight, dtype):
 
 def test_different_names_or_shapes_are_named():
     short = {name: value for name, value in PRE.items() if "mlp" not in name}
-    with pytest.raises(ValueError, match=r"only in pre: h\.0\.mlp\.bias, h\.0\.mlp\.weight, h\.1\.mlp\.bias and 3 more"):
+    with pytest.raises(
+        ValueError, match=r"only in pre: h\.0\.mlp\.bias, h\.0\.mlp\.weight, h\.1\.mlp\.bias and 3 more"
+    ):
         TaskVector(PRE, short)
     with pytest.raises(ValueError, match="only in ft"):
         interpolate(short, PRE, 0.5)

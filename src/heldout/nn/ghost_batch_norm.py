@@ -38,41 +38,38 @@ class _GhostBatchNorm(_BatchNorm):
         self._check_input_dim(input)
         if input.ndim < 2 or input.shape[1] != self.num_features:
             raise ValueError(f"expected {self.num_features} channels, got an input of shape {tuple(input.shape)}")
-        batch = len(input)
-        if not self.training or batch <= self.ghost_size:
+        if not self.training or len(input) <= self.ghost_size:
             return super().forward(input)
-        rest = batch % self.ghost_size
-        if rest * input[0, 0].numel() == 1:  # one value has no variance: it joins the ghost before it
+        positions, rest = input[0, 0].numel(), len(input) % self.ghost_size
+        if rest * positions == 1:  # one value has no variance: it joins the ghost before it
             rest += self.ghost_size
-        whole = batch - rest
-        if not whole:
+        if rest == len(input):
             return super().forward(input)
-        outputs, means, variances = [], [], []
-        for part, size in ((input[:whole], self.ghost_size), (input[whole:], rest)):
-            if len(part):
-                output, mean, variance = _normalise(part, size, self.weight, self.bias, self.eps)
-                values = size * input[0, 0].numel()
-                outputs.append(output)
-                means.append(mean)
-                variances.append(variance * (values / (values - 1)))
+        parts = input.split([len(input) - rest, rest]) if rest else (input,)
+        sized = list(zip(parts, (self.ghost_size, rest), strict=False))
+        normalised = [_normalise(part, size, self.weight, self.bias, self.eps) for part, size in sized]
         if self.track_running_stats and self.running_mean is not None:
-            self._track(torch.cat(means), torch.cat(variances))
+            self._track(normalised, [size * positions for part, size in sized for _ in range(len(part) // size)])
+        outputs = [output for output, _, _ in normalised]
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
     @torch.no_grad()
-    def _track(self, means: Tensor, variances: Tensor) -> None:
-        """Moves the running statistics as ordinary BatchNorm would over the ghosts ``(ghosts, channels)`` in order."""
+    def _track(self, normalised: list[tuple[Tensor, Tensor, Tensor]], counts: list[int]) -> None:
+        """Moves the running statistics as ordinary BatchNorm would over the ghosts, ``counts`` values each, in order."""
         assert self.running_mean is not None
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
-        ghosts, seen = len(means), int(self.num_batches_tracked)
+        ghosts, seen = len(counts), int(self.num_batches_tracked)
         self.num_batches_tracked.add_(ghosts)
         if self.momentum is None:  # the average over all batches
-            weights = means.new_full((ghosts,), 1 / (seen + ghosts))
+            kept, weights = seen / (seen + ghosts), [1 / (seen + ghosts)] * ghosts
         else:
-            weights = self.momentum * (1 - self.momentum) ** torch.arange(ghosts - 1, -1, -1).to(means)
-        for running, values in ((self.running_mean, means), (self.running_var, variances)):
-            running.mul_(1 - weights.sum().to(running)).add_((weights @ values).to(running))
+            kept = (1 - self.momentum) ** ghosts
+            weights = [self.momentum * (1 - self.momentum) ** (ghosts - i) for i in range(1, ghosts + 1)]
+        unbiased = [weight * count / (count - 1) for weight, count in zip(weights, counts, strict=True)]
+        for running, position, factors in ((self.running_mean, 1, weights), (self.running_var, 2, unbiased)):
+            values = torch.cat([part[position] for part in normalised])
+            running.mul_(kept).add_((values.new_tensor(factors) @ values).to(running))
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, ghost_size={self.ghost_size}"
@@ -230,19 +227,19 @@ class _GhostNormalisation(torch.autograd.Function):
     def forward(
         ctx: Any, input: Tensor, weight: Tensor, bias: Tensor, size: int, eps: float
     ) -> tuple[Tensor, Tensor, Tensor]:
-        values = input.contiguous().view(len(input) // size, size, input.shape[1], -1)
-        if values.shape[3] > 1:
-            means, variances = torch.ops.aten.batch_norm_update_stats(
-                values.view(1, -1, values.shape[3]), None, None, 0
-            )
+        values = _by_ghost(input, size)
+        if values.ndim == 4:
+            rows = (1, -1, values.shape[3])
+            means, variances = torch.ops.aten.batch_norm_update_stats(values.view(rows), None, None, 0)
             means, variances = means.view(values.shape[:3]), variances.view(values.shape[:3])
             mean = means.mean(dim=1)
             variance = (variances + (means - mean[:, None]).square_()).mean(dim=1)
         else:
-            mean = values[..., 0].mean(dim=1)
-            variance = (values[..., 0] - mean[:, None]).square_().mean(dim=1)
+            mean = values.mean(dim=1)
+            centred = values - mean[:, None]
+            variance = centred.mul_(centred).mean(dim=1)
         scale = (variance + eps).rsqrt() * weight
-        output = torch.addcmul(_spread(bias - mean * scale), values, _spread(scale))
+        output = torch.addcmul(_like(values, bias - mean * scale), values, _like(values, scale))
         ctx.save_for_backward(input, weight, bias, mean, variance)
         ctx.size, ctx.eps = size, eps
         ctx.mark_non_differentiable(mean, variance)
@@ -256,10 +253,10 @@ class _GhostNormalisation(torch.autograd.Function):
             wanted = [part for part in (input, weight, bias) if part.requires_grad]
             found = iter(torch.autograd.grad(output, wanted, grads[0], create_graph=True))
             return (*(next(found) if part.requires_grad else None for part in (input, weight, bias)), None, None)
-        values = input.contiguous().view(len(mean), ctx.size, input.shape[1], -1)
-        grad = grads[0].contiguous().view(values.shape)
+        values = _by_ghost(input, ctx.size)
+        grad = _by_ghost(grads[0], ctx.size)
         inverse = (variance + ctx.eps).rsqrt()
-        if values.shape[3] > 1:
+        if values.ndim == 4:
             rows = (1, -1, values.shape[3])
             each = [part[:, None].expand(values.shape[:3]).reshape(-1) for part in (mean, variance)]
             _, grad_weight, grad_bias = torch.ops.aten.native_batch_norm_backward(
@@ -267,17 +264,26 @@ class _GhostNormalisation(torch.autograd.Function):
             )
             grad_weight, grad_bias = grad_weight.view(values.shape[:3]).sum(1), grad_bias.view(values.shape[:3]).sum(1)
         else:
-            grad_bias = grad[..., 0].sum(dim=1)
-            grad_weight = (values[..., 0] - mean[:, None]).mul_(grad[..., 0]).sum(dim=1) * inverse
+            grad_bias = grad.sum(dim=1)
+            grad_weight = (values - mean[:, None]).mul_(grad).sum(dim=1) * inverse
         scale = inverse * weight
-        slope = scale * grad_weight * inverse / -(ctx.size * values.shape[3])
-        offset = scale * grad_bias / -(ctx.size * values.shape[3]) - slope * mean
-        grad_input = torch.addcmul(_spread(offset), values, _spread(slope)).addcmul_(grad, _spread(scale))
+        count = values[0, :, 0].numel()
+        slope = scale * grad_weight * inverse / -count
+        offset = scale * grad_bias / -count - slope * mean
+        grad_input = torch.addcmul(_like(values, offset), values, _like(values, slope))
+        grad_input.addcmul_(grad, _like(values, scale))
         return grad_input.view(input.shape), grad_weight.sum(dim=0), grad_bias.sum(dim=0), None, None
 
 
-def _spread(part: Tensor) -> Tensor:
-    return part[:, None, :, None]
+def _by_ghost(input: Tensor, size: int) -> Tensor:
+    """Returns ``(ghosts, size, channels)``, with a last dimension for the positions where there are several."""
+    shape = (len(input) // size, size, input.shape[1])
+    return input.contiguous().view(shape if input[0, 0].numel() == 1 else (*shape, -1))
+
+
+def _like(values: Tensor, part: Tensor) -> Tensor:
+    """Returns ``(ghosts, channels)`` in a shape that broadcasts to the values by ghost."""
+    return part[:, None] if values.ndim == 3 else part[:, None, :, None]
 
 
 def _check_ghost_size(ghost_size: int, one_dimensional: bool) -> None:

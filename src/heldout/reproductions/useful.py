@@ -53,9 +53,10 @@ def patches(arm: dict[str, Any], seed: int, profile: str) -> dict[str, float]:
             logits = early(data.inputs)
         losses = F.cross_entropy(logits, data.labels, reduction="none")
         repeated = early_output_clusters(logits, losses, data.labels, seed=seed)
-        metrics["cluster_recall"] = repeated[~data.has_fast].double().mean().item()
         if arm["repeat"] == "random":
             repeated = as_many_at_random(repeated, seed)
+        else:
+            metrics["cluster_recall"] = repeated[~data.has_fast].double().mean().item()
     shown = gather(upsample(TensorDataset(data.inputs, data.labels), repeated), torch.arange(200 + int(repeated.sum())))
     model, filters = descend(*shown, PATCH_STEPS[profile], seed, rho=arm.get("rho", 0.0))
     fast, slow = ((filters @ direction).amax(1) for direction in (data.fast, data.slow))

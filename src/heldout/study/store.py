@@ -248,4 +248,4 @@ def _explained(folder: Path | None) -> Iterator[None]:
             text = f"{file} is locked by another program"
         else:
             text = f"{file} is damaged ({error}); move it away or restore a copy"
-        raise StoreError(text) from None
+        raise StoreError(" ".join(text.split())) from None
