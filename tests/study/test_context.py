@@ -1,5 +1,6 @@
 from itertools import pairwise
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -39,7 +40,14 @@ def test_a_figure_is_a_chart_or_a_vega_lite_dictionary():
     with recording() as record:
         log_figure("chart", chart)
         log_figure("plain", {"mark": "line"})
+        log_figure("numbers", {"values": np.array([1.0, np.nan]), "width": np.float32(2)})
         with pytest.raises(TypeError, match="altair chart or a Vega-Lite dict"):
             log_figure("wrong", 3)
     assert record.figures["chart"]["mark"]["type"] == "bar"
     assert record.figures["plain"] == {"mark": "line"}
+    assert record.figures["numbers"] == {"values": [1.0, None], "width": 2.0}
+
+
+def test_a_step_must_be_finite():
+    with recording(), pytest.raises(ValueError, match="step of curve 'loss' must be finite"):
+        log_curve("loss", float("nan"), 1.0)

@@ -8,7 +8,7 @@ import pytest
 
 from heldout.study import Store, StoreError, Study, StudyError, higher_is_better, log_curve, run_study
 from heldout.study.runs import Outcome, Task
-from heldout.study.store import APPLICATION_ID
+from heldout.study.store import APPLICATION_ID, _opened
 
 
 def run(arm, seed, profile):
@@ -161,6 +161,17 @@ def test_a_read_only_file_system_is_refused(mounted):
     subprocess.run(["mount", "-o", "remount,ro", str(folder)], check=True)
     with pytest.raises(StoreError, match=r"cannot write to the output folder .*Read-only file system"):
         Store.open(folder)
+
+
+def test_a_file_system_without_a_write_ahead_log_is_refused():
+    with pytest.raises(StoreError, match=r"cannot keep a SQLite write-ahead log \(journal mode memory\)"):
+        _opened(Path(":memory:"))
+
+
+def test_errors_with_broken_unicode_are_kept():
+    with Store.open(None) as store:
+        store.put("s", Task("key", "a", {}, 0, "laptop", None, ()), Outcome(0.0, cause="raised", error="\udc80"))
+        assert dict(store.rows(["key"]))["key"]["error"] == "?"
 
 
 def test_a_finished_run_is_never_replaced():

@@ -55,7 +55,7 @@ class _GhostBatchNorm(_BatchNorm):
 
     @torch.no_grad()
     def _track(self, normalised: list[tuple[Tensor, Tensor, Tensor]], counts: list[int]) -> None:
-        """Moves the running statistics as ordinary BatchNorm would over the ghosts, ``counts`` values each, in order."""
+        """Moves the running statistics as BatchNorm would over the ghosts, of ``counts`` values, in order."""
         assert self.running_mean is not None
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
@@ -234,12 +234,13 @@ class _GhostNormalisation(torch.autograd.Function):
             means, variances = means.view(values.shape[:3]), variances.view(values.shape[:3])
             mean = means.mean(dim=1)
             variance = (variances + (means - mean[:, None]).square_()).mean(dim=1)
+            output = torch.empty_like(values)
         else:
             mean = values.mean(dim=1)
-            centred = values - mean[:, None]
-            variance = centred.mul_(centred).mean(dim=1)
+            output = values - mean[:, None]
+            variance = output.mul_(output).mean(dim=1)
         scale = (variance + eps).rsqrt() * weight
-        output = torch.addcmul(_like(values, bias - mean * scale), values, _like(values, scale))
+        torch.addcmul(_like(values, bias - mean * scale), values, _like(values, scale), out=output)
         ctx.save_for_backward(input, weight, bias, mean, variance)
         ctx.size, ctx.eps = size, eps
         ctx.mark_non_differentiable(mean, variance)
@@ -263,14 +264,16 @@ class _GhostNormalisation(torch.autograd.Function):
                 grad.view(rows), values.view(rows), None, *each, None, None, False, ctx.eps, [False, True, True]
             )
             grad_weight, grad_bias = grad_weight.view(values.shape[:3]).sum(1), grad_bias.view(values.shape[:3]).sum(1)
+            grad_input = torch.empty_like(values)
         else:
             grad_bias = grad.sum(dim=1)
-            grad_weight = (values - mean[:, None]).mul_(grad).sum(dim=1) * inverse
+            grad_input = values - mean[:, None]
+            grad_weight = grad_input.mul_(grad).sum(dim=1) * inverse
         scale = inverse * weight
         count = values[0, :, 0].numel()
         slope = scale * grad_weight * inverse / -count
         offset = scale * grad_bias / -count - slope * mean
-        grad_input = torch.addcmul(_like(values, offset), values, _like(values, slope))
+        torch.addcmul(_like(values, offset), values, _like(values, slope), out=grad_input)
         grad_input.addcmul_(grad, _like(values, scale))
         return grad_input.view(input.shape), grad_weight.sum(dim=0), grad_bias.sum(dim=0), None, None
 

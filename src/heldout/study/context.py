@@ -69,7 +69,7 @@ def recording() -> Iterator[Record]:
 def log_curve(name: str, step: float, value: float) -> None:
     """Adds the point (step, value) to a curve of this run; does nothing outside of a run.
 
-    ``value`` may be anything that ``float`` takes; a value that is not finite is kept as a gap.
+    ``value`` may be anything that ``float`` takes; a value that is not finite is kept as a gap. A step must be finite.
 
     Example:
         >>> log_curve("train_loss", 1, 0.25)
@@ -77,6 +77,8 @@ def log_curve(name: str, step: float, value: float) -> None:
     record = _current.get()
     if record is None:
         return
+    if not math.isfinite(step):
+        raise ValueError(f"the step of curve {name!r} must be finite, got {step!r}")
     number = float(value)
     curve = record.curves.setdefault(str(name), Curve())
     curve.add(step if isinstance(step, int) else float(step), number if math.isfinite(number) else None)
@@ -97,4 +99,11 @@ def log_figure(name: str, figure: Any) -> None:
     specification = figure.to_dict() if hasattr(figure, "to_dict") else figure
     if not isinstance(specification, Mapping):
         raise TypeError(f"the figure {name!r} must be an altair chart or a Vega-Lite dict, got {type(figure).__name__}")
-    record.figures[str(name)] = json.loads(json.dumps(specification))
+    record.figures[str(name)] = json.loads(json.dumps(specification, default=_plain), parse_constant=lambda text: None)
+
+
+def _plain(value: Any) -> Any:
+    """Arrays and their numbers as Python's, for JSON."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    raise TypeError(f"a figure must be JSON-serialisable, got {type(value).__name__} in it")

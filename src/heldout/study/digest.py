@@ -39,8 +39,10 @@ def run_digest(study: Study) -> str:
     parts = sorted(f"{name} {_file_digest(str(path), _stamp(path))}" for name, path in run_sources(study).items())
     if not parts:  # defined where there is no file
         parts = [_code_digest(inspect.unwrap(study.run))]
+    own = _own_file(study)
     for extra in study.source:
-        parts.append(f"{Path(extra).name} {_file_digest(str(extra), _stamp(Path(extra)))}")
+        path = own.parent / extra if own else Path(extra)
+        parts.append(f"{path.name} {_file_digest(str(path), _stamp(path))}")
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
@@ -53,16 +55,23 @@ def study_digest(study: Study) -> str:
 
 def run_sources(study: Study) -> dict[str, Path]:
     """The files that ``run_digest`` covers, by module name; the study's own module is named ``""``."""
-    module = sys.modules.get(getattr(study.run, "__module__", None) or "")
-    file = getattr(module, "__file__", None)
-    if module is None or file is None or not file.endswith(".py"):
+    file = _own_file(study)
+    if file is None:
         return {}
+    module = sys.modules[study.run.__module__]
     specification = getattr(module, "__spec__", None)
     name = module.__name__ if module.__name__ != "__main__" else getattr(specification, "name", "__main__")
-    search = _Search(name, Path(file).resolve())
+    search = _Search(name, file)
     search.add(search.own)
     files = {module: search.file(module) for module in search.added}
     return {"" if module == search.own else module: path for module, path in files.items() if path}
+
+
+def _own_file(study: Study) -> Path | None:
+    """The Python file that defines the study's run function, where there is one."""
+    module = sys.modules.get(getattr(study.run, "__module__", None) or "")
+    file = getattr(module, "__file__", None)
+    return Path(file).resolve() if file and file.endswith(".py") else None
 
 
 class _Search:

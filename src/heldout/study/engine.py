@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -106,17 +107,15 @@ def _chosen_seeds(study: Study, profile: str, seeds: int | Sequence[int] | None,
     declared: dict[str, int] = study.seeds  # type: ignore[assignment]
     if profile not in declared:
         raise StudyError(f"{study.slug} has no profile {profile!r}; its profiles are {', '.join(declared)}")
-    if first_seed < 0:
-        raise ValueError(f"first_seed must not be negative, got {first_seed}")
     if seeds is None:
         seeds = int(declared[profile])
     if isinstance(seeds, int):
         if seeds < 1:
             raise ValueError(f"seeds must be at least 1, got {seeds}")
-        return list(range(first_seed, first_seed + seeds))
+        seeds = range(first_seed, first_seed + seeds)
     chosen = sorted({int(seed) for seed in seeds})
-    if not chosen or chosen[0] < 0:
-        raise ValueError(f"seeds must be a count or a list of non-negative integers, got {seeds!r}")
+    if not chosen or chosen[0] < 0 or chosen[-1] >= 2**32:
+        raise ValueError(f"seeds must be a count or a list of integers from 0 to 2**32 - 1, got {seeds!r}")
     return chosen
 
 
@@ -178,14 +177,15 @@ def _run_missing(
     executor = make_executor(on, workers=workers, threads=threads) if isinstance(on, str) else on
     try:
         outcomes = executor.execute(study.run, list(missing.values()), should_stop, lambda task: tell("started", task))
-        for task, outcome in outcomes:
-            store.put(study.slug, task, outcome)
-            if outcome.cause is None:
-                done += 1
-                tell("finished", task)
-            else:
-                failed += 1
-                tell("failed", task, f"{outcome.cause}: {outcome.error}")
+        with closing(outcomes):
+            for task, outcome in outcomes:
+                store.put(study.slug, task, outcome)
+                if outcome.cause is None:
+                    done += 1
+                    tell("finished", task)
+                else:
+                    failed += 1
+                    tell("failed", task, f"{outcome.cause}: {outcome.error}")
     finally:
         if executor is not on:
             executor.close()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any, Protocol
 
 from heldout.study.isolation import kept_generators, limited_threads
@@ -21,7 +21,7 @@ class Executor(Protocol):
 
     def execute(
         self, run: Run, tasks: Sequence[Task], should_stop: Callable[[], bool], started: Callable[[Task], None]
-    ) -> Iterator[tuple[Task, Outcome]]: ...
+    ) -> Generator[tuple[Task, Outcome]]: ...
 
     def close(self) -> None: ...
 
@@ -38,7 +38,7 @@ class Local:
 
     def execute(
         self, run: Run, tasks: Sequence[Task], should_stop: Callable[[], bool], started: Callable[[Task], None]
-    ) -> Iterator[tuple[Task, Outcome]]:
+    ) -> Generator[tuple[Task, Outcome]]:
         with kept_generators(), limited_threads(self._threads):
             for task in tasks:
                 if should_stop():
@@ -101,7 +101,7 @@ class Pool:
 
     def execute(
         self, run: Run, tasks: Sequence[Task], should_stop: Callable[[], bool], started: Callable[[Task], None]
-    ) -> Iterator[tuple[Task, Outcome]]:
+    ) -> Generator[tuple[Task, Outcome]]:
         portable = self._workers.portable(run)
         waiting = deque((task, 1) for task in tasks)
         busy: dict[Worker, tuple[Task, int]] = {}

@@ -37,7 +37,10 @@ def thread_environment(threads: int) -> dict[str, str]:
 
 @contextmanager
 def limited_threads(threads: int) -> Iterator[None]:
-    """This many threads of arithmetic inside the block, for loaded libraries and for those that it loads."""
+    """This many threads of arithmetic inside the block, for loaded libraries and for those that it loads.
+
+    A library that is first loaded inside the block keeps that number after it.
+    """
     from threadpoolctl import threadpool_limits
 
     before = {name: os.environ.get(name) for name in THREAD_VARIABLES}

@@ -109,7 +109,10 @@ class Store:
         status = "finished" if outcome.cause is None else "failed"
         texts = [json.dumps(value, allow_nan=False) for value in (outcome.metrics, outcome.curves, outcome.figures)]
         row = (task.key, slug, task.arm, canonical_json(task.parameters), task.seed, task.profile, status, *texts)
-        failure = (outcome.cause, outcome.error, outcome.traceback)
+        failure = (
+            outcome.cause,
+            *(text.encode("utf-8", "replace").decode() for text in (outcome.error, outcome.traceback)),
+        )
         with _explained(self.folder):
             self._database.execute("BEGIN IMMEDIATE")
             try:
