@@ -36,8 +36,8 @@ def to_markdown(document: Document) -> str:
     """Returns the verdict and the ranked table as Markdown."""
     score, gain = _formats(document)
     names = _test_sets(document)
-    lines = [f"# What improves {document['title']}", "", document["verdict"], ""]
-    lines += [f"Warning: {warning}" for warning in document["warnings"]]
+    lines = [f"# What improves {_cell(document['title'])}", "", _cell(document["verdict"]), ""]
+    lines += [f"Warning: {_cell(warning)}\n" for warning in document["warnings"]]
     lines += [
         "| method | " + " | ".join(map(_cell, names)) + " | training | inference |",
         "|---" * (len(names) + 3) + "|",

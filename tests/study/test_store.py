@@ -181,7 +181,8 @@ def test_a_finished_run_is_never_replaced():
         store.put("s", task, Outcome(1.0, {"score": 1.0}))
         store.put("s", task, Outcome(1.0, {"score": 2.0}))
         store.put("s", task, Outcome(1.0, cause="raised", error="x"))
-        assert dict(store.finished(["key", "other"])) == {"key": {"score": 1.0}}
+        assert store.finished(["key", "other"]) == {"key"}
+        assert dict(store.rows(["key"]))["key"]["metrics"] == {"score": 1.0}
 
 
 def test_names_with_html_and_path_characters_are_only_names(tmp_path):

@@ -7,7 +7,8 @@ of the same package, neighbours in the same folder for a study file of its own, 
 left out, and so are other installed libraries, whose versions are recorded instead. Nothing is imported for this.
 
 Code counts by its syntax tree: comments, docstrings and layout do not. The statement ``study = Study(...)`` does not
-count either: what it says of arms is in the key of each run, so adding an arm or a claim repeats no finished run.
+count either: what it says of arms and metrics is in the key of each run, so that adding an arm or a claim repeats no
+finished run.
 ``study_digest`` covers the run digest and all of that statement's content; recorded evidence is compared by it.
 
 The analysis is static. What it cannot see (modules that are imported by computed names, data files) belongs into

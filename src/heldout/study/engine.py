@@ -13,7 +13,7 @@ from typing import Any, Literal
 from heldout.study.digest import run_digest, study_digest
 from heldout.study.executors import Executor, make_executor
 from heldout.study.results import Results, environment
-from heldout.study.runs import InvalidMetricsError, Task, checked_metrics
+from heldout.study.runs import Task
 from heldout.study.spec import Study, StudyError, canonical_json
 from heldout.study.store import Store
 
@@ -122,9 +122,9 @@ def _chosen_seeds(study: Study, profile: str, seeds: int | Sequence[int] | None,
 def _tasks(study: Study, arms: list[str], seeds: list[int], profile: str, limit: float | None) -> list[Task]:
     # The name of an arm and the other arms are not part of a key: adding or renaming arms repeats no run.
     function = getattr(study.run, "__qualname__", type(study.run).__qualname__)
-    identity = canonical_json([run_digest(study), function, profile])
-    prefixes = {arm: f"{identity} {canonical_json(study.arms[arm])}" for arm in arms}
     metrics, optional = tuple(study.metrics), frozenset(study.optional)
+    identity = canonical_json([run_digest(study), function, sorted(metrics), sorted(optional), profile])
+    prefixes = {arm: f"{identity} {canonical_json(study.arms[arm])}" for arm in arms}
     return [
         Task(
             key=hashlib.sha256(f"{prefixes[arm]} {seed}".encode()).hexdigest(),
@@ -161,7 +161,7 @@ def _run_missing(
     progress: Callable[[Event], None] | None,
 ) -> None:
     by_key = {task.key: task for task in tasks}
-    kept = {key for key, metrics in store.finished(by_key) if _valid(metrics, study)}
+    kept = store.finished(by_key)
     missing = {key: task for key, task in by_key.items() if key not in kept}
     total = len(by_key)
     done, failed = total - len(missing), 0
@@ -191,15 +191,6 @@ def _run_missing(
             executor.close()
 
 
-def _valid(metrics: dict[str, Any], study: Study) -> bool:
-    """Whether kept metrics are still those that the study declares: its declaration is not part of a run's key."""
-    try:
-        checked_metrics(metrics, study.metrics, study.optional)
-    except InvalidMetricsError:
-        return False
-    return True
-
-
 def _results(study: Study, tasks: list[Task], arms: list[str], seeds: list[int], profile: str, store: Store) -> Results:
     stored = dict(store.rows(task.key for task in tasks))
     runs, failed, pending = [], [], []
@@ -210,10 +201,8 @@ def _results(study: Study, tasks: list[Task], arms: list[str], seeds: list[int],
             pending.append(place)
         elif run["status"] == "failed":
             failed.append(place | {name: run[name] for name in ("cause", "error", "traceback", "seconds")})
-        elif _valid(run["metrics"], study):
-            runs.append(place | {name: run[name] for name in ("metrics", "seconds", "curves", "figures")})
         else:
-            pending.append(place)
+            runs.append(place | {name: run[name] for name in ("metrics", "seconds", "curves", "figures")})
     results = Results(
         slug=study.slug,
         title=study.title,

@@ -71,7 +71,7 @@ def to_html(results: Results) -> str:
 
 def to_markdown(results: Results) -> str:
     """Returns the verdicts and the means by arm as Markdown."""
-    lines = [f"# {results.title or results.slug}", ""]
+    lines = [f"# {_cell(results.title or results.slug)}", ""]
     lines.append(f"Profile {results.profile}, seeds {results.seeds}, {len(results.runs)} runs.")
     if results.claims:
         lines += ["", "| verdict | claim | estimate | 95 % interval |", "|---|---|---|---|"]

@@ -42,7 +42,8 @@ class Study:
         seeds: number of seeds per profile, ``{"smoke": 1, "laptop": 5}``; a number stands for the laptop profile.
         time_limit: seconds that one run may take, by profile or for all of them.
         optional: metrics that an arm may leave out.
-        source: further files that the results depend on, relative to the file of ``run`` (see ``heldout.study.digest``).
+        source: further files that the results depend on, relative to the file of ``run``; see
+            ``heldout.study.digest``.
 
     Raises:
         ValueError: what is wrong with the arms, metrics or claims, by name.

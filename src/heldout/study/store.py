@@ -98,11 +98,9 @@ class Store:
                 os.close(self._lock)
                 self._lock = None
 
-    def finished(self, keys: Iterable[str]) -> Iterator[tuple[str, dict[str, float]]]:
-        """(key, metrics) of those of the given keys whose run is finished."""
-        for key, status, metrics in self._select("key, status, metrics", keys):
-            if status == "finished":
-                yield key, json.loads(metrics)
+    def finished(self, keys: Iterable[str]) -> set[str]:
+        """Those of the given keys whose run is finished."""
+        return {key for key, status in self._select("key, status", keys) if status == "finished"}
 
     def put(self, slug: str, task: Task, outcome: Outcome) -> None:
         """Keeps the outcome of a run, for good once this returns; a finished run is never replaced."""
