@@ -96,7 +96,9 @@ def run_campaign(on: str, kills: int, seed: int, folder: Path) -> Campaign:
         while done < kills:
             log = _log(out)
             process = _start(file, on, out, subprocess.DEVNULL)
-            if _ended_by_itself(process, out, generator.randint(0, RUNS - len(kept)), len(log), duration, generator):
+            if _ended_by_itself(
+                process, out, generator.randint(0, min(20, RUNS - len(kept))), len(log), duration, generator
+            ):
                 assert process.returncode == 0, f"the study ended with {process.returncode}"
             else:
                 process.kill()
@@ -110,6 +112,8 @@ def run_campaign(on: str, kills: int, seed: int, folder: Path) -> Campaign:
             if process.returncode == 0:
                 break
             at_kill.append(len(kept))
+            if len(kept) == RUNS:
+                break
         log = _log(out)
         assert _finish(file, on, out) == expected, "the results differ from those of an undisturbed study"
         repeated = {(base, run_seed) for base, run_seed, *_ in kept.values()} & set(_log(out)[len(log) :])

@@ -2,10 +2,8 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
-import numpy as np
 import psutil
 import pytest
 
@@ -104,7 +102,7 @@ def test_results_are_identical_in_this_process_and_in_others(runs, capfd):
     local = run_study(runs)
     assert local.ok
     assert set(local.metric("a", "threads").values()) == {1.0}
-    assert without_seconds(run_study(runs, workers=2)) == without_seconds(local)
+    assert without_seconds(run_study(runs, on="processes")) == without_seconds(local)
     assert capfd.readouterr().out == ""
 
 
@@ -232,7 +230,7 @@ def test_after_a_keyboard_interrupt_no_worker_is_left(tmp_path):
 
 @pytest.mark.parametrize("on", ["local", "processes"])
 def test_sigkill_at_random_moments_loses_and_repeats_no_finished_run(on, tmp_path):
-    assert kill_study().run_campaign(on, kills=4, seed=1, folder=tmp_path).kills == 4
+    assert kill_study().run_campaign(on, kills=3, seed=1, folder=tmp_path).kills == 3
 
 
 @pytest.mark.slow
@@ -246,10 +244,7 @@ def kill_study():
     return load_file(Path(__file__).parents[2] / "benchmarks" / "kill_study.py")
 
 
-def test_a_thousand_runs_that_return_at_once_take_no_time(tmp_path):
-    study = Study(slug="fast", arms={"a": {}}, run=run, metrics=METRICS, seeds=1000)
-    start = time.monotonic()
-    assert len(run_study(study, out=tmp_path).runs) == 1000
-    assert len(run_study(study, workers=2).runs) == 1000
-    assert time.monotonic() - start < 15
-    assert np.isclose(sum(run_study(study, out=tmp_path).metric("a", "score").values()), 999 * 500)
+def test_without_ray_one_line_says_which_extra_is_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(StudyError, match=r"on='ray' needs Ray: pip install heldout\[ray\]"):
+        make_executor("ray")

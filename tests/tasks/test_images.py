@@ -156,10 +156,19 @@ def test_stratified_parts_are_disjoint_and_keep_class_shares(labels, fractions, 
     joined = torch.cat(parts)
     assert joined.unique().numel() == joined.numel()
     for part, fraction in zip(parts, fractions, strict=True):
-        assert len(part) == round(fraction * len(labels))
+        assert abs(len(part) - fraction * len(labels)) <= 1
         for label in labels.unique():
             expected = (labels == label).float().mean() * len(part)
             assert abs((labels[part] == label).sum() - expected) <= 2
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 10, 17])
+@pytest.mark.parametrize("sizes", [(0.5, 0.5), (0.25, 0.25, 0.5), (1, 0.0), (0.1,) * 10])
+def test_fractions_of_one_use_every_example(n, sizes):
+    parts = worlds.stratified_split(torch.zeros(n, dtype=torch.long), sizes)
+    assert sum(map(len, parts)) == (n if sum(sizes) == pytest.approx(1) and isinstance(sizes[0], float) else 1)
+    with pytest.raises(ValueError, match="cannot take parts"):
+        worlds.stratified_split(torch.zeros(n, dtype=torch.long), (0.6, n))
 
 
 def test_digits_sizes_and_values():

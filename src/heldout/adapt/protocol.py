@@ -8,7 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from heldout.nn import evaluating
+from heldout.method import evaluating
 
 
 @runtime_checkable

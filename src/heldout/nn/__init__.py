@@ -1,6 +1,6 @@
 """What the model is: blocks and architectures."""
 
-from heldout.nn.features import Encoder, evaluating, inputs_for, split_head, why_no_head
+from heldout.nn.features import Encoder, inputs_for, split_head, why_no_head
 from heldout.nn.ghost_batch_norm import (
     GhostBatchNorm1d,
     GhostBatchNorm2d,
@@ -22,7 +22,6 @@ __all__ = [
     "PatchCNN",
     "VisionTransformer",
     "convert_ghost_batchnorm",
-    "evaluating",
     "ghost_batch_norm",
     "inputs_for",
     "mlp",

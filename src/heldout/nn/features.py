@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from heldout.data import gather
-from heldout.method import Splits, forward
+from heldout.method import Splits, evaluating, forward
 
 
 class Encoder:
@@ -109,19 +108,6 @@ def inputs_for(module: nn.Module, inputs: Any) -> Any:
     if parameter is None or not isinstance(inputs, Tensor):
         return inputs
     return inputs.to(parameter.device, parameter.dtype if inputs.is_floating_point() else None)
-
-
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Puts a module and its parts into eval mode inside the block, and each part's own mode back afterwards."""
-    training = [m for m in module.modules() if m.training]
-    for m in training:
-        m.training = False
-    try:
-        yield
-    finally:
-        for m in training:
-            m.training = True
 
 
 def _one_vector_each(entered: Tensor, logits: Tensor, head: nn.Linear) -> Tensor:

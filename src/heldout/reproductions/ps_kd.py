@@ -3,14 +3,15 @@
 Source: arXiv:2006.12000 (Kim et al., ICCV 2021), which reports lower top-1 error, NLL, ECE and AURC than hard labels
 and than label smoothing on CIFAR-100 and ImageNet, with alpha_T = 0.8.
 
-Here: a small CNN on 2,000 Fashion-MNIST images of 14 x 14 pixels, trained until it fits them (the claim about
-over-confidence needs a model that is over-confident), by SGD with Nesterov momentum and two tenfold drops of the
-learning rate, as in the paper; last epoch, no checkpoint selection. All arms share the recipe. ``born-again``
-distils a finished model of the same recipe and trains twice. ``shifted_*`` are images turned by 15 degrees at lower
-contrast; nothing is claimed of them. AURC is in thousandths, ECE in percent, as in the paper.
+Here: a small CNN on 2,000 Fashion-MNIST images of 14 x 14 pixels with random flips, trained until it fits them, since
+the claim about over-confidence needs a model that is over-confident (the first claim checks it). SGD with Nesterov
+momentum, weight decay and two tenfold drops of the learning rate, as in the paper; the last epoch counts, there is no
+checkpoint selection. All arms share the recipe. ``born-again`` distils a finished model and so trains twice.
+``shifted_*`` are images turned by 15 degrees at lower contrast; nothing is claimed of them. AURC is in thousandths, ECE
+in percent, as in the paper.
 
-Deviations: images at half resolution and 2,000 of them, to fit five seeds in minutes on two cores; no augmentation,
-under which a network of this size would not fit the training set.
+Deviations: half resolution, 2,000 images and a network with a hidden layer instead of global pooling, so that it fits
+them within 30 epochs and five seeds take minutes on two cores; no random translation, under which it would not fit.
 """
 
 from __future__ import annotations
@@ -20,20 +21,32 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 import heldout
 from heldout.losses import soft_cross_entropy
 from heldout.measure import aurc, eaurc, expected_calibration_error, nll
 from heldout.method import Batch, Method, Run
-from heldout.nn import small_cnn
 from heldout.study import Study, at_most, better, cheaper, log_curve, lower_is_better
 from heldout.tasks import fashion_mnist, rotate, stratified_split
 from heldout.tasks.images import contrast
 from heldout.train import ps_kd
 
 ALPHA = 0.8
-SIZES = {"smoke": (200, 500, 2), "laptop": (2000, 4000, 25)}  # training images, test images, epochs
+SIZES = {"smoke": (200, 500, 2), "laptop": (2000, 4000, 30)}  # training images, test images, epochs
+
+
+def network() -> nn.Sequential:
+    return nn.Sequential(
+        *(nn.Conv2d(1, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Conv2d(16, 32, 3, padding=1, bias=False), nn.BatchNorm2d(32), nn.ReLU(), nn.MaxPool2d(2, ceil_mode=True)),
+        *(nn.Flatten(), nn.Linear(512, 128), nn.BatchNorm1d(128), nn.ReLU(), nn.Linear(128, 10)),
+    )
+
+
+def random_flip(images: Tensor, generator: torch.Generator) -> Tensor:
+    flipped = torch.rand(len(images), 1, 1, 1, generator=generator) < 0.5
+    return torch.where(flipped, images.flip(3), images)
 
 
 def born_again(alpha: float) -> Method:
@@ -67,13 +80,14 @@ def run(arm: dict[str, Any], seed: int, profile: str) -> dict[str, float]:
     train_set = F.avg_pool2d(images[train], 2), labels[train]
     tests = {"": F.avg_pool2d(images[test], 2), "shifted_": F.avg_pool2d(contrast(rotate(images[test], 15.0), 0.5), 2)}
     fitted = heldout.fit(
-        functools.partial(small_cnn, 1, 10),
+        network,
         train_set,
         method_of(arm),
         epochs=epochs,
         batch_size=64,
         optimizer=functools.partial(torch.optim.SGD, lr=0.05, momentum=0.9, nesterov=True, weight_decay=5e-4),
         schedule=step_schedule,
+        augment=random_flip,
         loss=functools.partial(F.cross_entropy, label_smoothing=arm.get("smoothing", 0.0)),
         seed=seed,
     )

@@ -36,7 +36,7 @@ from heldout.tasks import fashion_mnist, stratified_split, two_feature_patches
 LEARNED = 0.6  # alignment max_j <w_j, slow> at which the slow feature counts as learned
 EARLY_STEP, SEPARATING_STEP = 50, 100
 PATCH_STEPS = {"smoke": 150, "laptop": 2500}
-IMAGES = {"smoke": (200, 500, 3, (4, 8)), "laptop": (4000, 5000, 12, (16, 32, 64))}  # train, test, epochs, widths
+IMAGES = {"smoke": (200, 500, 3, (4, 8)), "laptop": (2000, 10_000, 20, (16, 32, 64))}  # train, test, epochs, widths
 LR, RHO = 0.1, 0.05
 
 

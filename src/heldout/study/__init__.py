@@ -24,9 +24,9 @@ from heldout.study.evidence import EvidenceError, is_stale, load_evidence, recor
 from heldout.study.executors import Executor, make_executor
 from heldout.study.loading import load_file, load_study
 from heldout.study.progress import rich_progress
-from heldout.study.results import Results
+from heldout.study.results import Results, environment
 from heldout.study.spec import Study, StudyError, higher_is_better, lower_is_better
-from heldout.study.statistics import Interval, effect_size, interval
+from heldout.study.statistics import Interval, effect_size, interval, ratio_of_means
 from heldout.study.store import Store, StoreError
 
 __all__ = [
@@ -48,6 +48,7 @@ __all__ = [
     "cheaper",
     "correlates",
     "effect_size",
+    "environment",
     "equivalent",
     "higher_is_better",
     "interval",
@@ -60,6 +61,7 @@ __all__ = [
     "lower_is_better",
     "make_executor",
     "ordered",
+    "ratio_of_means",
     "record",
     "rich_progress",
     "run_digest",

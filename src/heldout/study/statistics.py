@@ -20,6 +20,7 @@ Array = NDArray[np.float64]
 Statistic = Callable[..., Array]
 
 RESAMPLES = 9999
+MAX_VALUES = 10_000_000  # resampled values in all: beyond 1,000 samples fewer resamples are enough
 CONFIDENCE = 0.95
 _CHUNK = 250_000  # resampled values at a time, so that they stay in the cache
 
@@ -99,7 +100,8 @@ def interval(
     if n == 1 or not np.isfinite(estimate):
         return Interval(estimate, None, None)
     jackknife = _jackknife(arrays, statistic)
-    resampled = bootstrap_distribution(arrays, statistic, seed=seed)
+    resamples = max(999, min(RESAMPLES, MAX_VALUES // n))
+    resampled = bootstrap_distribution(arrays, statistic, resamples=resamples, seed=seed)
     resampled = resampled[np.isfinite(resampled)]
     if not len(resampled) or not np.isfinite(jackknife).all():
         return Interval(estimate, None, None)

@@ -124,6 +124,7 @@ class Store:
                 )
                 self._database.execute("COMMIT")
             except BaseException:
+                self._session = None  # it may have been written in this transaction
                 if self._database.in_transaction:
                     self._database.execute("ROLLBACK")
                 raise

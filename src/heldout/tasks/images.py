@@ -120,9 +120,10 @@ def stratified_split(labels: Tensor, sizes: Sequence[int | float], *, seed: Seed
         (1, 1)
     """
     n = len(labels)
-    counts = [round(size * n) if isinstance(size, float) else size for size in sizes]
+    ends = np.cumsum([0.0, *(size * n if isinstance(size, float) else size for size in sizes)])
+    counts = np.diff(np.floor(ends + 0.5 - 1e-9)).astype(int).tolist()  # cumulative, so that fractions of 1 fit in n
     if min(counts, default=0) < 0 or sum(counts) > n:
-        raise ValueError(f"cannot take parts of {counts} from {n} examples")
+        raise ValueError(f"cannot take parts of {list(sizes)} from {n} examples")
     order = torch.randperm(n, generator=_generator(seed))
     place = torch.empty(n, dtype=torch.float64)
     for label in labels.unique():
