@@ -31,13 +31,21 @@ import torch
 import heldout
 from heldout.improve_report import SHIFTED, to_html, to_markdown
 from heldout.method import Method
-from heldout.methods import available, parse
+from heldout.methods import available, factory_files, parse
 from heldout.problem import Problem, ProblemError, check_problem, example_path, inapplicable, load_problem
-from heldout.study import Study, higher_is_better, lower_is_better, run_study
-from heldout.study.executors import Executor, make_executor
-from heldout.study.results import Results, environment
-from heldout.study.statistics import interval, ratio_of_means
-from heldout.study.store import Store
+from heldout.study import (
+    Executor,
+    Results,
+    Store,
+    Study,
+    environment,
+    higher_is_better,
+    interval,
+    lower_is_better,
+    make_executor,
+    ratio_of_means,
+    run_study,
+)
 
 BASELINE = "baseline"
 SCREENING_SEED = 1000
@@ -159,7 +167,7 @@ class _Search:
             metrics=metrics,
             seeds={profile: 1},
             time_limit={profile: 24 * 3600.0},
-            source=[self.problem.path],
+            source=[self.problem.path, *factory_files()],
         )
 
     def screen(self, candidates: Sequence[str], epochs: int, seeds: int) -> Results:

@@ -7,6 +7,7 @@ comparisons (``sam``, ``tent``, ``t3a``). Each is loaded when it is first used.
 from __future__ import annotations
 
 import ast
+import sys
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 from heldout.catalog import method_factories
 from heldout.method import Method
 
-__all__ = ["available", "parse"]
+__all__ = ["available", "factory_files", "parse"]
 
 
 def available() -> list[str]:
@@ -32,6 +33,12 @@ def __getattr__(name: str) -> Callable[..., Method]:
 
 def __dir__() -> list[str]:
     return [*__all__, *available()]
+
+
+def factory_files() -> list[str]:
+    """Returns the files that the Method factories are defined in: what the outcome of a search depends on."""
+    factories = [__getattr__(name) for name in available()]
+    return sorted({sys.modules[factory.__module__].__file__ or "" for factory in factories})
 
 
 def parse(expression: str, own: Mapping[str, Method] | None = None) -> Method:

@@ -68,6 +68,10 @@ class Stream:
         batch: Any = named_inputs or (inputs[0] if len(inputs) == 1 else inputs)
         return torch.cat([self.adapter(part) for part in _split(batch, self.batch_size)])
 
+    def probabilities(self, *inputs: Any, **named_inputs: Any) -> Tensor:
+        """Returns probabilities ``(batch, classes)``."""
+        return self(*inputs, **named_inputs).exp()
+
     def __getattr__(self, name: str) -> Any:
         if name == "adapter":  # not set yet, while unpickling
             raise AttributeError(name)

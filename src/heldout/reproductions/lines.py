@@ -28,8 +28,7 @@ from torch.utils.data import Subset, TensorDataset
 import heldout
 from heldout.nn import tiny_vit
 from heldout.study import Study, better, higher_is_better, log_curve, log_figure
-from heldout.tasks import digits, fashion_mnist, stratified_split
-from heldout.tasks.images import colourise
+from heldout.tasks import colourise, digits, fashion_mnist, stratified_split
 from heldout.weights import (
     TaskVector,
     block_index,
@@ -151,13 +150,14 @@ def edit(arm: dict[str, Any], w: World, task: int) -> tuple[dict[str, Tensor], d
     states = {alpha: interpolate(w.pre, w.tuned[task], factors(arm, alpha, w.pre)) for alpha in alphas}
     val = {alpha: accuracies(state, w.sets["val"]) for alpha, state in states.items()}
     best, traded = (search_scale(val.__getitem__, alphas, score).value for score in (control, trade_off))
-    found = accuracies(states[best], w.sets["test"])
+    test = {alpha: accuracies(states[alpha], w.sets["test"]) for alpha in {best, traded}}
+    found = test[best]
     return {
         "target": found[task],
         "control": found[others].mean(),
         "normalised_target": 100 * found[task] / w.full["test"][task],
         "normalised_control": 100 * (found[others] / w.zero_shot["test"][others]).mean(),
-        "trade_off": torch.tensor(trade_off(accuracies(states[traded], w.sets["test"]), "test")),
+        "trade_off": torch.tensor(trade_off(test[traded], "test")),
     }, {alpha: torch.stack([found[task], found[others].mean()]) for alpha, found in val.items()}
 
 

@@ -28,8 +28,7 @@ from heldout.losses import soft_cross_entropy
 from heldout.measure import aurc, eaurc, expected_calibration_error, nll
 from heldout.method import Batch, Method, Run
 from heldout.study import Study, at_most, better, cheaper, log_curve, lower_is_better
-from heldout.tasks import fashion_mnist, rotate, stratified_split
-from heldout.tasks.images import contrast
+from heldout.tasks import SHIFTS, fashion_mnist, rotate, stratified_split
 from heldout.train import ps_kd
 
 ALPHA = 0.8
@@ -78,7 +77,10 @@ def run(arm: dict[str, Any], seed: int, profile: str) -> dict[str, float]:
     images, labels = fashion_mnist(part="train" if profile == "laptop" else "test")
     train, test = stratified_split(labels, (train_size, test_size), seed=seed)
     train_set = F.avg_pool2d(images[train], 2), labels[train]
-    tests = {"": F.avg_pool2d(images[test], 2), "shifted_": F.avg_pool2d(contrast(rotate(images[test], 15.0), 0.5), 2)}
+    tests = {
+        "": F.avg_pool2d(images[test], 2),
+        "shifted_": F.avg_pool2d(SHIFTS["contrast"](rotate(images[test], 15.0), 0.5), 2),
+    }
     fitted = heldout.fit(
         network,
         train_set,

@@ -242,7 +242,8 @@ def ps_kd(alpha_T: float = 0.8, storage: Storage = "memory", growth: Growth = "l
     """Softens each label with the model's own prediction of the previous epoch, more and more as training goes on.
 
     Replaces the loss by cross-entropy with the targets of ``ProgressiveSelfDistillation``. A second evaluation of
-    the objective within one step (SAM) uses the targets of the first and stores nothing.
+    the objective within one step (SAM) uses the targets of the first and stores nothing. Distributed processes share
+    their predictions.
 
     Source: arXiv:2006.12000.
     """
@@ -263,7 +264,7 @@ def ps_kd(alpha_T: float = 0.8, storage: Storage = "memory", growth: Growth = "l
             distillation.begin_epoch(run.module)
         targets = distillation.targets(batch.index, batch.targets, run.epoch, batch.inputs)
         if run.evaluation == 0:
-            distillation.update(batch.index, batch.logits)
+            distillation.all_gather_update(batch.index, batch.logits)
         return soft_cross_entropy(batch.logits.float(), targets)
 
     return Method("ps-kd", loss=loss, check=_check)
