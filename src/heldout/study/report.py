@@ -95,13 +95,15 @@ def print_results(results: Results, console: Console) -> None:
     from rich.markup import escape
     from rich.table import Table
 
+    shown = _metrics_that_fit(results, console.width)
     table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column("arm")
-    for name, direction in results.metrics.items():
-        table.add_column(f"{escape(name)} {'↑' if direction == 'higher' else '↓'}", justify="right")
-    table.add_column("seconds", justify="right")
+    table.add_column("arm", no_wrap=True)
+    for name in shown:
+        arrow = "↑" if results.metrics[name] == "higher" else "↓"
+        table.add_column(f"{escape(name)} {arrow}", justify="right", no_wrap=True)
+    table.add_column("seconds", justify="right", no_wrap=True)
     for row in _table(results):
-        cells = [number(value) for value in row["cells"]]
+        cells = [number(value) for name, value in zip(results.metrics, row["cells"]) if name in shown]
         table.add_row(escape(row["arm"]), *cells, number(row["seconds"], 3))
     console.print(table)
     if results.claims:
@@ -120,6 +122,19 @@ def print_results(results: Results, console: Console) -> None:
         console.print(f"[red]failed[/] {where}: {run['cause']}: {escape(run['error'])}")
     if results.pending:
         console.print(f"[yellow]{len(results.pending)} runs were not made[/]: run the same command again to go on")
+
+
+def _metrics_that_fit(results: Results, width: int) -> list[str]:
+    """As many metrics as the terminal is wide, those that claims are about first; the page has all of them."""
+    claimed = [name for claim in results.claims for name in claim.metrics]
+    room = width - max(len(arm) for arm in results.arms) - len("  seconds")
+    shown: set[str] = set()
+    for name in dict.fromkeys([*claimed, *results.metrics]):
+        room -= max(len(name) + 2, 10) + 2
+        if room < 0:
+            break
+        shown.add(name)
+    return [name for name in results.metrics if name in shown]
 
 
 def _cell(text: str) -> str:
