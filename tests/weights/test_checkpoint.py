@@ -29,7 +29,8 @@ def write(path, state):
 def test_editing_files_equals_editing_state_dicts(tmp_path, dtype):
     counter = {"steps": torch.tensor([3]), "flag": torch.tensor([True])}
     pre, ft = stack(seed=0, dtype=dtype) | counter, stack(seed=1, dtype=dtype) | counter
-    lines_files(write(tmp_path / "pre.safetensors", pre), write(tmp_path / "ft.safetensors", ft), tmp_path / "out.safetensors", alpha=0.3)  # fmt: skip
+    sources = write(tmp_path / "pre.safetensors", pre), write(tmp_path / "ft.safetensors", ft)
+    lines_files(*sources, tmp_path / "out.safetensors", alpha=0.3)
     edited = load_file(tmp_path / "out.safetensors")
     assert_states_equal(dict(sorted(edited.items())), dict(sorted(lines(pre, ft, 0.3).items())))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["ft.safetensors", "out.safetensors", "pre.safetensors"]
@@ -77,7 +78,8 @@ def test_tied_weights_are_written_once_and_come_back_tied(tmp_path):
 
 
 def test_saved_files_are_what_safetensors_writes(tmp_path):
-    state = {"a": torch.arange(6).view(2, 3), "b": torch.ones(3, dtype=torch.bfloat16), "c": torch.tensor(2.5), "d": torch.zeros(0, 4)}  # fmt: skip
+    state = {"a": torch.arange(6).view(2, 3), "b": torch.ones(3, dtype=torch.bfloat16)}
+    state |= {"c": torch.tensor(2.5), "d": torch.zeros(0, 4)}
     save_checkpoint({**state, "view": state["a"].T}, tmp_path / "x.safetensors", metadata={"epoch": "3"})
     assert_states_equal(dict(sorted(load_file(tmp_path / "x.safetensors").items())), {**state, "view": state["a"].T})
     with open_checkpoint(tmp_path / "x.safetensors") as checkpoint:

@@ -8,8 +8,13 @@ like the logarithm of the number of updates.
 Here: a perceptron with 4 hidden layers of 128 units and BatchNorm, 8,000 training images, batches of 32 and 1,024.
 All arms share the small batch's recipe: SGD with momentum, two tenfold drops of the learning rate, gradients clipped
 at norm 5. The changes add up, as in the paper: "+ regime" has the scaled rate and ghosts too. A ghost of 1,024 must
-change nothing. The diffusion arms train at constant learning rate without weight decay, which would hold the weights
-back; their distances are compared after the same number of examples.
+change nothing. The learning rate is the best of 0.005, 0.01, 0.02 and 0.05 for the small batch on development seeds.
+Ghosts and the plain batch came out alike on those seeds, within 0.15 points; with fewer images and more epochs ghosts
+of 32 gained 0.1 to 0.25 points, so the short training is a likely reason.
+
+The diffusion arms train at a high constant learning rate, 0.05, the phase that the claim is about, without weight
+decay, which would hold the weights back; distances are compared after the same number of examples. At 0.01 the R^2 of
+the logarithm was 0.96 to 0.97.
 """
 
 from __future__ import annotations
@@ -28,7 +33,7 @@ from heldout.optim import adapt_regime, scale_lr
 from heldout.study import Study, at_least, better, equivalent, higher_is_better, log_curve, lower_is_better, ordered
 from heldout.tasks import fashion_mnist, stratified_split
 
-SMALL, LARGE, LR = 32, 1024, 0.01
+SMALL, LARGE, LR, DIFFUSION_LR = 32, 1024, 0.01, 0.05
 SIZES = {"smoke": (1024, 500, 1, 24, 60), "laptop": (8000, 5000, 6, 128, 400)}  # train, test, epochs / 2, width, steps
 
 
@@ -99,7 +104,13 @@ def diffusion(batch: int, seed: int, profile: str) -> dict[str, float]:
 
     epochs = 1 + steps * batch // train_size
     options = {"epochs": epochs, "batch_size": batch, "schedule": "constant", "seed": seed, "weight_decay": 0.0}
-    train(subset("train", train_size, seed), Method("record", model=start, loss=Added(record)), width, LR, **options)
+    train(
+        subset("train", train_size, seed),
+        Method("record", model=start, loss=Added(record)),
+        width,
+        DIFFUSION_LR,
+        **options,
+    )
     fit = distances[0].fit()
     return {
         "log_r2": fit.log_r2,
