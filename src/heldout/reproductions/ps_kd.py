@@ -12,6 +12,8 @@ in percent, as in the paper.
 
 Deviations: half resolution, 2,000 images and a network with a hidden layer instead of global pooling, so that it fits
 them within 30 epochs and five seeds take minutes on two cores; no random translation, under which it would not fit.
+How over-confident the plain model is decides how much there is to gain: on development seeds with translations, under
+which it fits less, the gains in NLL and ECE shrank to 2 % and 26 %.
 """
 
 from __future__ import annotations

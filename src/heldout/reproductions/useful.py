@@ -13,6 +13,10 @@ Images, Fashion-MNIST at half resolution with 2,000 examples and a small convolu
 USEFUL against plain SGD, against repeating as many random examples, and against SGD with as many steps as USEFUL takes
 in all, its early epochs included. Ablations: factor 3, and separating too early and too late. Deviation: the paper's
 gains, a fraction of a point, are those of large networks on 50,000 images and 200 epochs; they need not appear here.
+
+What was found: repeating the examples that are learned late speeds up the slow feature, and random repeats do not. With
+a large initial weight on the slow feature (one seed of five) both features are learned at once, and the clusters find
+fewer of the examples without the fast one. On images no arm differs from plain SGD by more than seeds differ.
 """
 
 from __future__ import annotations
