@@ -7,6 +7,7 @@ shifts of them; the test sets hold other digits under those shifts and under shi
 from functools import partial
 
 import torch
+from torch.utils.data import TensorDataset
 
 import heldout
 from heldout.nn import small_cnn
@@ -25,7 +26,7 @@ def data() -> heldout.Splits:
     images, labels = digits(size=16)
     train, val, test = stratified_split(labels, (400, 400, 900), seed=0)
     return heldout.Splits(
-        train=(images[train], labels[train]),
+        train=TensorDataset(images[train], labels[train]),
         val=shifted(images[val], labels[val], {"rotation": 0.2, "gaussian_noise": 0.5}, seed=1),
         test=shifted(
             images[test],

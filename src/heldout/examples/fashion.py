@@ -7,6 +7,7 @@ other pictures under those shifts and under shifts that selection never saw.
 from functools import partial
 
 import torch
+from torch.utils.data import TensorDataset
 
 import heldout
 from heldout.nn import small_cnn
@@ -26,7 +27,7 @@ def data() -> heldout.Splits:
     train, val = stratified_split(labels, (4000, 2000), seed=0)
     test_images, test_labels = fashion_mnist(part="test")
     return heldout.Splits(
-        train=(images[train], labels[train]),
+        train=TensorDataset(images[train], labels[train]),
         val=shifted(images[val], labels[val], {"rotation": 0.1, "gaussian_noise": 0.3}, seed=1),
         test=shifted(
             test_images[:4000],
