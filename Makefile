@@ -26,7 +26,7 @@ demo: $(RUN_STAMP)
 	@$(BIN)/heldout improve digits --budget 4m --workers 2
 
 test: $(STAMP)
-	@$(BIN)/python -m pytest -n 2
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 lint: $(STAMP)
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
