@@ -11,34 +11,25 @@ from heldout.tasks import fashion_mnist
 BUILT = [system for system in systems().values() if system.built]
 
 
-def needs_fashion_mnist(system):
-    source = importlib.import_module(system.module).__file__
-    with open(source) as file:
-        return "fashion_mnist" in file.read()
-
-
-@pytest.mark.parametrize("system", BUILT, ids=lambda s: s.slug)
-def test_every_arm_of_a_reproduction_runs(system):
-    if needs_fashion_mnist(system):
+@pytest.fixture(params=BUILT, ids=lambda system: system.slug)
+def study(request):
+    module = importlib.import_module(request.param.module)
+    if "fashion_mnist" in vars(module):
         try:
             fashion_mnist(part="test")
         except FileNotFoundError as error:
             pytest.skip(str(error))
-    study = importlib.import_module(system.module).study
+    return module.study
+
+
+def test_every_arm_of_a_reproduction_runs(study):
     results = run_study(study, profile="smoke")
     assert not results.failed, results.failed[0]["traceback"]
     assert {run["arm"] for run in results.runs} == set(study.arms)
     assert all(claim.verdict for claim in results.claims)
 
 
-@pytest.mark.parametrize("system", BUILT, ids=lambda s: s.slug)
-def test_a_run_is_the_same_again(system):
-    if needs_fashion_mnist(system):
-        try:
-            fashion_mnist(part="test")
-        except FileNotFoundError as error:
-            pytest.skip(str(error))
-    study = importlib.import_module(system.module).study
+def test_a_run_is_the_same_again(study):
     arm = next(reversed(study.arms))
     first, again = (run_study(study, profile="smoke", arms=[arm], first_seed=1000).runs[0] for _ in range(2))
     assert first["metrics"] == again["metrics"]
