@@ -159,7 +159,7 @@ def curve_chart(title: str, values: Sequence[Mapping[str, Any]], arms: Sequence[
 
 def number(value: float | None, digits: int = 4) -> str:
     """Returns a number for people: 4 significant digits, a dash for None."""
-    return "–" if value is None else f"{value:.{digits}g}"
+    return "–" if value is None else f"{value + 0.0:.{digits}g}"  # no minus zero
 
 
 def duration(seconds: float) -> str:
