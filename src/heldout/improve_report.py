@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 from heldout.study.page import interval_chart, number, render
@@ -62,22 +63,27 @@ def print_improvement(document: Document, console: Console) -> None:
 
     score, gain = _formats(document)
     table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column("method")
-    table.add_column("test set")
+    for heading in ("method", "test set"):
+        table.add_column(heading, no_wrap=True)
     for heading in ("baseline", "score", "gain", "95 % interval"):
-        table.add_column(heading, justify="right")
-    table.add_column("cost (train, predict)", justify="right")
+        table.add_column(heading, justify="right", no_wrap=True)
     for row in document["finalists"]:
-        winner = row["method"] == document["winner"]
-        method = f"[bold]{escape(row['method'])}[/]" if winner else escape(row["method"])
-        cost = f"{number(row['training_cost'], 3)} ×, {number(row['inference_cost'], 3)} ×"
-        for place, name in enumerate(_test_sets(document)):
-            entry = row["tests"][name]
+        name = escape(row["method"])
+        notes = [
+            f"[bold]{name}[/]" if row["method"] == document["winner"] else name,
+            f"[dim]  training {number(row['training_cost'], 3)} ×[/]",
+            f"[dim]  inference {number(row['inference_cost'], 3)} ×[/]",
+        ]
+        tests = _test_sets(document)
+        for note, test in zip_longest(notes, tests, fillvalue=""):
+            if not test:
+                table.add_row(note)
+                continue
+            entry = row["tests"][test]
             style = {"holds": "green", "contradicted": "red"}.get(_sign(entry), "default")
             between = "" if entry["low"] is None else f"{gain(entry['low'])} to {gain(entry['high'])}"
-            first = (method, cost) if place == 0 else ("", "")
             cells = (score(entry["baseline"]), score(entry["score"]), f"[{style}]{gain(entry['gain'])}[/]", between)
-            table.add_row(first[0], escape(name), *cells, first[1])
+            table.add_row(note, escape(test), *cells)
         table.add_section()
     console.print(table)
     for entry in document["not_applicable"]:
