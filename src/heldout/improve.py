@@ -32,7 +32,15 @@ import heldout
 from heldout.improve_report import SHIFTED, to_html, to_markdown
 from heldout.method import Method
 from heldout.methods import available, factory_files, parse
-from heldout.problem import Problem, ProblemError, check_problem, example_path, inapplicable, load_problem
+from heldout.problem import (
+    Problem,
+    ProblemError,
+    check_problem,
+    example_path,
+    inapplicable,
+    load_problem,
+    settle_metric,
+)
 from heldout.study import (
     Executor,
     Results,
@@ -111,7 +119,7 @@ def _problem(path: str, modified: float) -> Problem:
 def run(arm: Mapping[str, Any], seed: int, profile: str) -> dict[str, float]:
     """Trains one candidate and returns its score on the validation sets and, in the "confirm" profile, on the tests."""
     problem = _problem(arm["file"], os.path.getmtime(arm["file"]))
-    check_metric_direction(problem)
+    settle_metric(problem)
     method = None if arm["method"] == BASELINE else parse(arm["method"], problem.own_methods)
     fitted = problem.fit(method, seed=seed, epochs=arm["epochs"])
     started = time.perf_counter()
@@ -126,12 +134,6 @@ def run(arm: Mapping[str, Any], seed: int, profile: str) -> dict[str, float]:
     if profile == "confirm":
         metrics |= {f"test {name}": problem.score(fitted, dataset) for name, dataset in problem.splits.test.items()}
     return metrics
-
-
-def check_metric_direction(problem: Problem) -> None:
-    """Regression without a metric of its own is measured by the mean squared error."""
-    if problem.measure is None and problem.metric == "accuracy" and problem.task == "regression":
-        problem.metric, problem.maximise = "mse", False
 
 
 @dataclass

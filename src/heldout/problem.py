@@ -212,8 +212,7 @@ def check_problem(problem: Problem) -> list[str]:
         raise ProblemError(f"{problem.path}: the model has no parameter that requires a gradient")
     if task == "classification":
         _check_labels(problem, targets, classes or 0)
-    if problem.measure is None and problem.metric == "accuracy" and task == "regression":
-        problem.metric, problem.maximise = "mse", False
+    settle_metric(problem)
     _check_metric(problem, module, sets["train"])
     return _shared_rows(rows)
 
@@ -275,6 +274,12 @@ def _shared_rows(rows: dict[str, set[bytes]]) -> list[str]:
         if name != "train" and shared:
             found.append(f"{name} shares {shared} of its {len(own)} rows with train: its score will look too good")
     return found
+
+
+def settle_metric(problem: Problem) -> None:
+    """Measures a regression without a metric of its own by the mean squared error, in place."""
+    if problem.measure is None and problem.metric == "accuracy" and problem.task == "regression":
+        problem.metric, problem.maximise = "mse", False
 
 
 def inapplicable(problem: Problem, method: Method) -> str | None:
