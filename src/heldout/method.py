@@ -7,7 +7,7 @@ transformations compose in optax. This module is the ground floor: it imports no
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from torch.optim import Optimizer
     from torch.utils.data import Dataset, Sampler
+
+    Data = Dataset | Sequence[Any]  # a pair of tensors is a sequence, too
 
 Task = Literal["classification", "regression"]
 
@@ -52,6 +54,19 @@ class Splits:
     groups: Tensor | None = None
     unlabeled: Dataset | None = None
     initial_state: Mapping[str, Tensor] | None = None
+
+    if TYPE_CHECKING:  # what it takes is wider than what it holds
+
+        def __init__(
+            self,
+            train: Data,
+            val: Data | Mapping[str, Data] | None = None,
+            test: Mapping[str, Data] = ...,
+            domains: Tensor | None = None,
+            groups: Tensor | None = None,
+            unlabeled: Data | None = None,
+            initial_state: Mapping[str, Tensor] | None = None,
+        ) -> None: ...
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "train", _as_dataset(self.train, "train"))

@@ -1,7 +1,8 @@
 """Every Method factory under one name: ``from heldout.methods import useful, sam, lines``.
 
-The names come from the catalog: a system's slug with underscores, and the plain methods that serve as
-comparisons (``sam``, ``tent``, ``t3a``). Each is loaded when it is first used.
+The names come from the catalog: a system's slug with underscores; a name of their own where a system has several or is
+better known by it (``divdis`` and ``dbat`` of diversification, ``rm3`` of gradient-coherence); and the plain methods
+that serve as comparisons (``sam``, ``tent``, ``t3a``). Each is loaded when it is first used.
 """
 
 from __future__ import annotations

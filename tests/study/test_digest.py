@@ -126,6 +126,43 @@ def test_a_change_of_code_that_is_not_used_does_not(package):
     assert run_digest(package("train/distil.py", "def distil(x): return 2\n")) == before
 
 
+CORE = "def add(x, y): return x + y\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "counts"),
+    [
+        (CORE + "def other(x): return x\nOTHER = 3\n", False),
+        ("def add(x: int, y: 'int') -> int: return x + y\n", False),
+        ("import math\n" + CORE, False),
+        ("from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from os import path\n" + CORE, False),
+        (CORE + "print('imported')\n", True),
+        (CORE + "TABLE = {}\nTABLE['x'] = 1\n", True),
+        (CORE + "def keep(f): return f\n@keep\ndef other(x): return x\n", True),
+        (CORE + "def add(x, y): return y - x\n", True),
+        ("try:\n    import fast\nexcept ImportError:\n    fast = None\n" + CORE, True),
+        ("OFFSET = 1\ndef helper(x): return x + OFFSET\ndef add(x, y): return helper(x) + y\n", True),
+    ],
+)
+def test_only_what_is_used_of_a_file_counts(package, text, counts):
+    package("weights/core.py", CORE)
+    before = run_digest(package())
+    assert (run_digest(package("weights/core.py", text)) != before) == counts
+
+
+def test_what_a_used_function_names_in_its_own_file_counts(package):
+    text = "OFFSET = 1\nLIMIT = 9\ndef helper(x): return x + OFFSET\ndef add(x, y): return helper(x) + y\n"
+    before = run_digest(package("weights/core.py", text))
+    assert run_digest(package("weights/core.py", text.replace("OFFSET = 1", "OFFSET = 2"))) != before
+    assert run_digest(package("weights/core.py", text.replace("LIMIT = 9", "LIMIT = 8"))) == before
+
+
+def test_globals_makes_the_whole_file_count(package):
+    text = "OTHER = 1\ndef add(x, y): return globals()['OTHER']\n"
+    before = run_digest(package("weights/core.py", text))
+    assert run_digest(package("weights/core.py", text.replace("OTHER = 1", "OTHER = 2"))) != before
+
+
 def test_comments_docstrings_and_layout_do_not_count(package):
     before = study_digest(package())
     documented = '"""Doc."""\n# why\ndef add(x,\n        y):\n    """Sum."""\n    return (x + y)  # sum\n'

@@ -9,6 +9,8 @@ import psutil
 import pytest
 
 from heldout.study import Study, StudyError, higher_is_better, load_study, log_curve, make_executor, run_study
+from heldout.study.executors import _Queue
+from heldout.study.runs import Task
 
 FILE = """
 import os
@@ -260,3 +262,52 @@ def test_without_ray_one_line_says_which_extra_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(StudyError, match=r"on='ray' needs Ray: pip install heldout\[ray\]"):
         make_executor("ray")
+
+
+def tasks_of(groups):
+    return [
+        Task(f"{group}-{i}", "a", {}, group, "smoke", None, ("score",), group=group)
+        for group in groups
+        for i in range(3)
+    ]
+
+
+def test_a_worker_stays_with_its_group_then_begins_a_new_one_then_helps_where_most_is_left():
+    queue = _Queue(tasks_of([7, 8, 9]))
+    taken = [queue.take(None)[0].group, queue.take(None)[0].group]  # two workers begin
+    taken += [queue.take(7)[0].group, queue.take(8)[0].group, queue.take(7)[0].group]
+    assert taken == [7, 8, 7, 8, 7]
+    assert queue.take(7)[0].group == 9  # 7 is used up, 9 is new
+    assert queue.take(8)[0].group == 8
+    assert [queue.take(8)[0].group, queue.take(9)[0].group] == [9, 9]  # only 9 is left
+    assert not queue
+
+
+def test_a_run_that_is_made_again_comes_first():
+    queue = _Queue(tasks_of([0]))
+    task, attempt = queue.take(0)
+    assert attempt == 1
+    queue.retry(task)
+    assert queue.take(0) == (task, 2)
+
+
+SHARED = """
+import os
+import time
+
+from heldout.study import Study, higher_is_better
+
+def run(arm, seed, profile):
+    time.sleep(0.05)
+    return {"pid": os.getpid()}
+
+study = Study(slug="shared", arms={str(i): {"i": i} for i in range(4)}, run=run, metrics={"pid": higher_is_better},
+              shared_setup=True)
+"""
+
+
+def test_the_runs_of_a_seed_stay_in_one_process_where_they_share_their_setup(tmp_path):
+    (tmp_path / "shared_study.py").write_text(SHARED)
+    results = run_study(load_study(tmp_path / "shared_study.py"), seeds=2, workers=2)
+    processes = [{run["metrics"]["pid"] for run in results.runs if run["seed"] == seed} for seed in (0, 1)]
+    assert min(map(len, processes)) == 1  # whichever process is done first helps the other one

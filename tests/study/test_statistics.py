@@ -116,6 +116,13 @@ def test_intervals_move_and_scale_with_the_values(x, scale, shift):
     assert after.high == pytest.approx(scale * before.high + shift, abs=1e-6)
 
 
+@pytest.mark.parametrize("unit", [1e-115, 1e-40, 1e100])
+def test_the_interval_of_tiny_and_huge_values_is_that_of_the_same_values_in_another_unit(unit):
+    x = np.array([0.0, 0.0, 2.7])
+    tiny, plain = interval([unit * x]), interval([x])
+    assert np.array([tiny.low, tiny.high]) / unit == pytest.approx([plain.low, plain.high])
+
+
 def test_the_same_values_always_give_the_same_interval():
     x, _ = paired(5)
     assert interval([x]) == interval([x.copy()])

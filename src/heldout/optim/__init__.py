@@ -1,11 +1,18 @@
 """How a model moves: optimizers and schedules."""
 
 from heldout.optim.large_batch import adapt_regime, scale_lr
+from heldout.optim.rolling_median import M3, RM3, rm3, rolling_median
 from heldout.optim.sam import SAM, sam
+from heldout.optim.winsorized import winsorized_grad
 
 __all__ = [
+    "M3",
+    "RM3",
     "SAM",
     "adapt_regime",
+    "rm3",
+    "rolling_median",
     "sam",
     "scale_lr",
+    "winsorized_grad",
 ]

@@ -26,7 +26,7 @@ from heldout.study.loading import load_file, load_study
 from heldout.study.progress import rich_progress
 from heldout.study.results import Results, environment
 from heldout.study.spec import Study, StudyError, higher_is_better, lower_is_better
-from heldout.study.statistics import Interval, effect_size, interval, ratio_of_means
+from heldout.study.statistics import Interval, effect_size, interval, ratio_of_means, wilson
 from heldout.study.store import Store, StoreError
 
 __all__ = [
@@ -68,4 +68,5 @@ __all__ = [
     "run_sources",
     "run_study",
     "study_digest",
+    "wilson",
 ]

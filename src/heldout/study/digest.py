@@ -1,14 +1,17 @@
 """Digests: what the results of a study depend on, as one hash.
 
-``run_digest`` covers the code that a run executes: the module that defines ``run``, and every module that one of its
-imported names is defined in, and so on from there. Names are followed through re-exports to the defining file, so
-``from heldout.weights import lines`` depends on the file of ``lines`` and not on its whole room. Followed are modules
-of the same package, neighbours in the same folder for a study file of its own, and heldout; ``heldout.study`` itself is
-left out, and so are other installed libraries, whose versions are recorded instead. Nothing is imported for this.
+``run_digest`` covers the code that a run executes: the whole module that defines ``run``, every function, class and
+constant that it names, what those name in turn, and so on. Names are followed through imports and re-exports to the
+statement that defines them, so ``from heldout.weights import lines`` depends on ``lines`` and what it uses, and on
+nothing else in its file or room. Two kinds of top-level statements of a file count as soon as anything in it does:
+those that do more than define a name, and definitions under a decorator of the followed code, which may register them.
+Followed are modules of the same package, neighbours in the same folder for a study file of its own, and heldout;
+``heldout.study`` itself is left out, and so are other installed libraries, whose versions are recorded instead.
+Nothing is imported for this.
 
-Code counts by its syntax tree: comments, docstrings and layout do not. The statement ``study = Study(...)`` does not
-count either: what it says of arms and metrics is in the key of each run, so that adding an arm or a claim repeats no
-finished run.
+Code counts by its syntax tree: comments, docstrings, layout and the annotations of functions do not. The statement
+``study = Study(...)`` does not count either: what it says of arms and metrics is in the key of each run, so that adding
+an arm or a claim repeats no finished run.
 ``study_digest`` covers the run digest and all of that statement's content; recorded evidence is compared by it.
 
 The analysis is static. What it cannot see (modules that are imported by computed names, data files) belongs into
@@ -37,10 +40,12 @@ _EXCLUDED = "heldout.study"
 
 def run_digest(study: Study) -> str:
     """Hash of the code that a run of the study executes."""
-    parts = sorted(f"{name} {_file_digest(str(path), _stamp(path))}" for name, path in run_sources(study).items())
-    if not parts:  # defined where there is no file
-        parts = [_code_digest(inspect.unwrap(study.run))]
     own = _own_file(study)
+    if own is None:  # defined where there is no file
+        parts = [_code_digest(inspect.unwrap(study.run))]
+    else:
+        search = _followed(study, own)
+        parts = sorted(f"{search.label(module)} {search.digest(module)}" for module in search.counted)
     for extra in study.source:
         path = own.parent / extra if own else Path(extra)
         parts.append(f"{path.name} {_file_digest(str(path), _stamp(path))}")
@@ -55,17 +60,21 @@ def study_digest(study: Study) -> str:
 
 
 def run_sources(study: Study) -> dict[str, Path]:
-    """The files that ``run_digest`` covers, by module name; the study's own module is named ``""``."""
-    file = _own_file(study)
-    if file is None:
+    """The files that ``run_digest`` covers in whole or in part, by module name; the study's own one is named ``""``."""
+    own = _own_file(study)
+    if own is None:
         return {}
+    search = _followed(study, own)
+    return {search.label(module): path for module in search.counted if (path := search.file(module))}
+
+
+def _followed(study: Study, own: Path) -> _Search:
     module = sys.modules[study.run.__module__]
     specification = getattr(module, "__spec__", None)
     name = module.__name__ if module.__name__ != "__main__" else getattr(specification, "name", "__main__")
-    search = _Search(name, file)
+    search = _Search(name, own)
     search.add(search.own)
-    files = {module: search.file(module) for module in search.added}
-    return {"" if module == search.own else module: path for module, path in files.items() if path}
+    return search
 
 
 def _own_file(study: Study) -> Path | None:
@@ -76,15 +85,30 @@ def _own_file(study: Study) -> Path | None:
 
 
 class _Search:
-    """Follows imported names from one module to the files that define them."""
+    """Follows names from one module to the statements that define them.
+
+    Attributes:
+        own: name of the module that the search starts from.
+        counted: positions of the top-level statements that count, by module.
+    """
 
     def __init__(self, name: str, file: Path) -> None:
         depth = name.count(".")
         self.own = name if depth else file.stem
-        self.added: set[str] = set()
+        self.counted: dict[str, set[int]] = {}
         self._package = name.partition(".")[0] if depth else None
         self._root = file.parents[depth] if depth else file.parent
         self._own_file = file
+
+    def label(self, module: str) -> str:
+        """The name under which a module enters the digest: a study's own file counts the same wherever it lies."""
+        return "" if module == self.own else module
+
+    def digest(self, module: str) -> str:
+        """Hash of the statements of a module that count."""
+        statements = self._parsed(module).statements
+        counted = [_canonical(statements[position]) for position in sorted(self.counted[module])]
+        return hashlib.sha256(repr(counted).encode()).hexdigest()
 
     def file(self, module: str) -> Path | None:
         """The file of a module that counts, or None."""
@@ -103,11 +127,41 @@ class _Search:
 
     def add(self, module: str) -> None:
         """The whole of a module counts, with everything that it uses."""
-        if module in self.added or (file := self.file(module)) is None:
-            return
-        self.added.add(module)
-        for target, names in _parsed(module, file).used:
-            self.follow(target, names)
+        if self.file(module) is not None:
+            self._count(module, range(len(self._parsed(module).statements)))
+
+    def _define(self, module: str, name: str) -> None:
+        """The statements of a module that define a name count, and those that always do."""
+        parsed = self._parsed(module)
+        if module not in self.counted:
+            self._count(module, [i for i, each in enumerate(parsed.statements) if self._always_counts(parsed, each)])
+        self._count(module, parsed.defined[name])
+
+    def _count(self, module: str, positions: Iterable[int]) -> None:
+        counted = self.counted.setdefault(module, set())
+        for position in [each for each in positions if each not in counted]:
+            counted.add(position)
+            for target, names in self._parsed(module).used(position):
+                self.follow(target, names)
+
+    def _always_counts(self, parsed: _Module, statement: ast.stmt) -> bool:
+        if isinstance(statement, ast.Import | ast.ImportFrom):
+            return False
+        if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            return any(
+                chain[0] in parsed.defined or self.file(parsed.bindings.get(chain[0], ("", ()))[0]) is not None
+                for decorator in statement.decorator_list
+                for chain in _chains(decorator)
+            )
+        targets = statement.targets if isinstance(statement, ast.Assign) else [getattr(statement, "target", None)]
+        return not (
+            isinstance(statement, ast.Assign | ast.AnnAssign) and all(isinstance(each, ast.Name) for each in targets)
+        )
+
+    def _parsed(self, module: str) -> _Module:
+        file = self.file(module)
+        assert file is not None
+        return _parse(module, str(file), _stamp(file))
 
     def follow(self, module: str, names: tuple[str, ...], seen: frozenset[tuple[str, str]] = frozenset()) -> None:
         """The definition of ``module.names[0].names[1]...`` counts."""
@@ -120,12 +174,12 @@ class _Search:
         if (module, name) in seen or (name.startswith("__") and file.name == "__init__.py"):
             return
         seen |= {(module, name)}
-        parsed = _parsed(module, file)
+        parsed = self._parsed(module)
         target, inner = parsed.bindings.get(name, (module, (name,)))
         if (target, inner) != (module, (name,)):
             self.follow(target, (*inner, *rest), seen)
         elif name in parsed.defined:
-            self.add(module)
+            self._define(module, name)
         elif self.file(f"{module}.{name}") is not None and file.name == "__init__.py":
             self.follow(f"{module}.{name}", rest, seen)
         elif parsed.stars:
@@ -144,6 +198,17 @@ class _Module:
     tree: ast.Module
 
     @cached_property
+    def statements(self) -> list[ast.stmt]:
+        """The top-level statements that can count: not the docstring, a declared study, or what only checkers see."""
+        return [
+            each
+            for each in _without_docstring(self.tree.body)
+            if not (
+                _declares_a_study(each) or (isinstance(each, ast.If) and _is_for_checkers(each) and not each.orelse)
+            )
+        ]
+
+    @cached_property
     def bindings(self) -> dict[str, tuple[str, tuple[str, ...]]]:
         """Names that are imported, or listed in a table of lazily imported ones: (module, names within it)."""
         found: dict[str, tuple[str, tuple[str, ...]]] = {}
@@ -155,15 +220,13 @@ class _Module:
         return found
 
     @cached_property
-    def defined(self) -> set[str]:
-        """Names that a top-level statement other than an import defines."""
-        names = set()
-        for node in _top_level(self.tree.body):
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-                names.add(node.name)
-            elif not isinstance(node, ast.Import | ast.ImportFrom):
-                names |= {each.id for each in ast.walk(node) if isinstance(each, ast.Name)}
-        return names
+    def defined(self) -> dict[str, list[int]]:
+        """Positions of the statements other than imports that define a name."""
+        found: dict[str, list[int]] = {}
+        for position, statement in enumerate(self.statements):
+            for name in _defines(statement):
+                found.setdefault(name, []).append(position)
+        return found
 
     @cached_property
     def stars(self) -> list[str]:
@@ -172,15 +235,32 @@ class _Module:
         return [self._absolute(node) for node in nodes if node.names[0].name == "*"]
 
     @cached_property
-    def used(self) -> set[tuple[str, tuple[str, ...]]]:
-        """(module, names within it) of every import, with the attributes that the module takes from it."""
-        chains: dict[str, set[tuple[str, ...]]] = {}
-        for first, *rest in _chains(self.tree):
+    def _named(self) -> set[str]:
+        """Every name that the module mentions."""
+        return {node.id for node in ast.walk(self.tree) if isinstance(node, ast.Name)}
+
+    def used(self, position: int) -> set[tuple[str, tuple[str, ...]]]:
+        """(module, names within it) of everything that a statement uses; an import that nothing uses counts itself."""
+        statement = self.statements[position]
+        found: set[tuple[str, tuple[str, ...]]] = set()
+        if isinstance(statement, ast.Import | ast.ImportFrom):
+            if isinstance(statement, ast.ImportFrom) and statement.names[0].name == "*":
+                found.add((self._absolute(statement), ()))
+            return found | {what for name, what in self._imported(statement) if name not in self._named}
+        inside = {name: what for node in _imports(statement) for name, what in self._imported(node)}
+        chains: dict[str, set[tuple[str, ...]]] = {name: {()} for name in inside}
+        for first, *rest in _chains(statement):
+            if chains.get(first) == {()} and rest:
+                chains[first] = set()
             chains.setdefault(first, set()).add(tuple(rest))
-        found: set[tuple[str, tuple[str, ...]]] = {(star, ()) for star in self.stars}
-        for node in _imports(self.tree):
-            for name, (target, inner) in self._imported(node):
-                found |= {(target, (*inner, *attributes)) for attributes in chains.get(name, {()})}
+        for name, attributes in chains.items():
+            if name in inside or name in self.bindings:
+                target, inner = inside.get(name) or self.bindings[name]
+                found |= {(target, (*inner, *rest)) for rest in attributes}
+            elif name in self.defined:
+                found.add((self.name, (name,)))
+            elif self.stars or name in ("globals", "vars"):
+                found.add((self.name, ()))
         return found
 
     def _imported(self, node: ast.AST) -> Iterator[tuple[str, tuple[str, tuple[str, ...]]]]:
@@ -226,12 +306,29 @@ def _top_level(body: Iterable[ast.stmt]) -> Iterator[ast.stmt]:
             yield node
 
 
+def _defines(statement: ast.stmt) -> set[str]:
+    """Names that a top-level statement other than an import defines."""
+    names: set[str] = set()
+    for node in _top_level([statement]):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif not isinstance(node, ast.Import | ast.ImportFrom):
+            names |= {
+                each.id for each in ast.walk(node) if isinstance(each, ast.Name) and isinstance(each.ctx, ast.Store)
+            }
+    return names
+
+
+def _is_for_checkers(node: ast.If) -> bool:
+    return "TYPE_CHECKING" in ast.dump(node.test)
+
+
 def _imports(tree: ast.AST) -> Iterator[ast.AST]:
-    """Import statements anywhere in a module, but for those that only type checkers see."""
+    """Import statements anywhere below a node, but for those that only type checkers see."""
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.Import | ast.ImportFrom):
             yield node
-        elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+        elif isinstance(node, ast.If) and _is_for_checkers(node):
             for other in node.orelse:
                 yield from _imports(other)
         else:
@@ -239,8 +336,8 @@ def _imports(tree: ast.AST) -> Iterator[ast.AST]:
 
 
 def _chains(tree: ast.AST) -> Iterator[tuple[str, ...]]:
-    """Every ``name.attribute.attribute`` of a tree, and every bare name, as tuples."""
-    for node in ast.iter_child_nodes(tree):
+    """Every ``name.attribute.attribute`` of a tree, itself included, and every bare name, as tuples."""
+    for node in [tree] if isinstance(tree, ast.Name | ast.Attribute) else ast.iter_child_nodes(tree):
         chain: list[str] = []
         inner = node
         while isinstance(inner, ast.Attribute):
@@ -249,7 +346,7 @@ def _chains(tree: ast.AST) -> Iterator[tuple[str, ...]]:
         if isinstance(inner, ast.Name):
             yield (inner.id, *chain)
         else:
-            yield from _chains(node)
+            yield from _chains(inner)
 
 
 def _module_file(base: Path) -> Path | None:
@@ -267,29 +364,26 @@ def _stamp(path: Path) -> tuple[int, int]:
     return status.st_mtime_ns, status.st_size
 
 
-def _parsed(name: str, file: Path) -> _Module:
-    return _parse(name, str(file), _stamp(file))
-
-
 @lru_cache(maxsize=4096)
 def _parse(name: str, file: str, _changed: tuple[int, int]) -> _Module:
     package = name if file.endswith("__init__.py") else name.rpartition(".")[0]
-    return _Module(name, package, _tree(file))
-
-
-def _tree(file: str) -> ast.Module:
     try:
-        return ast.parse(Path(file).read_bytes(), file)
+        tree = ast.parse(Path(file).read_bytes(), file)
     except (SyntaxError, ValueError) as error:
         raise StudyError(f"cannot read the source file {file}: {error}") from None
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not node.decorator_list:
+            node.returns = None
+            for argument in ast.walk(node.args):
+                if isinstance(argument, ast.arg):
+                    argument.annotation = None
+    return _Module(name, package, tree)
 
 
 @lru_cache(maxsize=4096)
 def _file_digest(file: str, _changed: tuple[int, int]) -> str:
-    if not file.endswith(".py"):
-        with open(file, "rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
-    return hashlib.sha256(repr(_canonical(_tree(file))).encode()).hexdigest()
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _canonical(node: Any) -> Any:
@@ -302,13 +396,12 @@ def _canonical(node: Any) -> Any:
     for name, value in ast.iter_fields(node):
         if name == "body" and isinstance(value, list):
             value = _without_docstring(value) if isinstance(node, _DOCUMENTED) else value
-            value = [each for each in value if not (isinstance(node, ast.Module) and _declares_a_study(each))]
         if value is not None and value != [] and name not in ("ctx", "kind", "type_comment"):
             fields.append((name, _canonical(value)))
     return type(node).__name__, tuple(fields)
 
 
-_DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+_DOCUMENTED = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
 def _without_docstring(body: list[ast.stmt]) -> list[ast.stmt]:

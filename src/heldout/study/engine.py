@@ -135,6 +135,7 @@ def _tasks(study: Study, arms: list[str], seeds: list[int], profile: str, limit:
             time_limit=limit,
             metrics=metrics,
             optional=optional,
+            group=seed if study.shared_setup else 0,
         )
         for seed in seeds
         for arm in arms

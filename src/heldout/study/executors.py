@@ -87,6 +87,40 @@ class Workers(Protocol):
     def close(self) -> None: ...
 
 
+class _Queue:
+    """Tasks that wait for a worker, each with the number of its attempt."""
+
+    def __init__(self, tasks: Sequence[Task]) -> None:
+        self._again: list[Task] = []
+        self._groups: dict[int, deque[Task]] = {}
+        for task in tasks:
+            self._groups.setdefault(task.group, deque()).append(task)
+        self._untouched = dict.fromkeys(self._groups)
+
+    def __bool__(self) -> bool:
+        return bool(self._again or self._groups)
+
+    def retry(self, task: Task) -> None:
+        self._again.append(task)
+
+    def take(self, group: int | None) -> tuple[Task, int]:
+        """The next task, and its attempt, for a worker that last made one of ``group``.
+
+        It is of that group, else of one that no worker has begun, else of the one with most tasks left.
+        """
+        if self._again:
+            return self._again.pop(0), 2
+        if group not in self._groups:
+            group = next(iter(self._untouched), None)
+        if group is None:
+            group = max(self._groups, key=lambda each: len(self._groups[each]))
+        self._untouched.pop(group, None)
+        task = self._groups[group].popleft()
+        if not self._groups[group]:
+            del self._groups[group]
+        return task, 1
+
+
 class Pool:
     """Makes runs in ``count`` workers at a time.
 
@@ -97,19 +131,20 @@ class Pool:
     def __init__(self, workers: Workers, count: int) -> None:
         self._workers = workers
         self._count = count
-        self._idle: list[Worker] = []
+        self._idle: list[tuple[Worker, int]] = []
 
     def execute(
         self, run: Run, tasks: Sequence[Task], should_stop: Callable[[], bool], started: Callable[[Task], None]
     ) -> Generator[tuple[Task, Outcome]]:
         portable = self._workers.portable(run)
-        waiting = deque((task, 1) for task in tasks)
+        waiting = _Queue(tasks)
         busy: dict[Worker, tuple[Task, int]] = {}
         try:
             while waiting or busy:
                 while waiting and len(busy) < self._count and not should_stop():
-                    task, attempt = waiting.popleft()
-                    busy[self._started(portable, task)] = task, attempt
+                    worker, group = self._idle.pop() if self._idle else (self._workers.new(), None)
+                    task, attempt = waiting.take(group)
+                    busy[self._started(worker, portable, task)] = task, attempt
                     if attempt == 1:
                         started(task)
                 if not busy:
@@ -122,14 +157,14 @@ class Pool:
                         del busy[worker]
                         worker.kill()
                         if attempt == 1:
-                            waiting.appendleft((task, 2))
+                            waiting.retry(task)
                         else:
                             seconds = _seconds(worker)
                             yield task, Outcome(seconds, cause="died", error=f"the worker died twice: {death}")
                         continue
                     if outcome is not None:
                         del busy[worker]
-                        self._idle.append(worker)
+                        self._idle.append((worker, task.group))
                         yield task, outcome
                     elif task.time_limit is not None and _seconds(worker) > task.time_limit + GRACE:
                         del busy[worker]
@@ -142,20 +177,17 @@ class Pool:
 
     def close(self) -> None:
         while self._idle:
-            self._idle.pop().kill()
+            self._idle.pop()[0].kill()
         self._workers.close()
 
-    def _started(self, run: Any, task: Task) -> Worker:
-        """A worker that has begun the run; idle ones that died meanwhile are dropped."""
-        while self._idle:
-            worker = self._idle.pop()
-            try:
-                worker.start(run, task)
-                return worker
-            except OSError:
-                worker.kill()
-        worker = self._workers.new()
-        worker.start(run, task)
+    def _started(self, worker: Worker, run: Any, task: Task) -> Worker:
+        """A worker that has begun the run: the one given, or a new one where it died while it was idle."""
+        try:
+            worker.start(run, task)
+        except OSError:
+            worker.kill()
+            worker = self._workers.new()
+            worker.start(run, task)
         return worker
 
     def _patience(self, busy: dict[Worker, tuple[Task, int]]) -> float:

@@ -21,7 +21,12 @@ Cause = Literal["raised", "exited", "time limit", "died", "invalid metrics"]
 
 @dataclass(frozen=True)
 class Task:
-    """One run that is to be made. ``optional`` are the declared metrics that it may leave out."""
+    """One run that is to be made.
+
+    Attributes:
+        optional: the declared metrics that it may leave out.
+        group: tasks of the same group are best made by the same worker.
+    """
 
     key: str
     arm: str
@@ -31,6 +36,7 @@ class Task:
     time_limit: float | None
     metrics: tuple[str, ...]
     optional: frozenset[str] = frozenset()
+    group: int = 0
 
 
 @dataclass

@@ -42,6 +42,8 @@ class Study:
         seeds: number of seeds per profile, ``{"smoke": 1, "laptop": 5}``; a number stands for the laptop profile.
         time_limit: seconds that one run may take, by profile or for all of them.
         optional: metrics that an arm may leave out.
+        shared_setup: the arms of a seed share costly set-up that ``run`` caches in its process: with several workers,
+            the runs of a seed go to one of them as long as the others have enough to do.
         source: further files that the results depend on, relative to the file of ``run``; see
             ``heldout.study.digest``.
 
@@ -68,6 +70,7 @@ class Study:
     seeds: int | Mapping[str, int] = field(default_factory=lambda: dict(_SEEDS))
     time_limit: float | Mapping[str, float] = field(default_factory=lambda: dict(_TIME_LIMIT))
     optional: Collection[str] = frozenset()
+    shared_setup: bool = False
     source: Sequence[str | Path] = ()
 
     def __post_init__(self) -> None:

@@ -143,9 +143,12 @@ def bca(
     tie = 1e-12 * max(abs(estimate), float(np.abs(resampled).max()))
     below = ((resampled < estimate - tie).mean() + (resampled <= estimate + tie).mean()) / 2
     deviation = jackknife.mean() - jackknife
-    spread = (deviation**2).sum()
-    if not 0 < below < 1 or spread <= 0:
+    largest = float(np.abs(deviation).max())
+    if not 0 < below < 1 or largest == 0:
         return None
+    # The acceleration has no unit: scaled first, the powers of tiny or huge deviations neither vanish nor overflow.
+    deviation = deviation / largest
+    spread = (deviation**2).sum()
     bias = ndtri(below)
     acceleration = (deviation**3).sum() / (6 * spread**1.5)
     z = bias + ndtri(np.array([(1 - confidence) / 2, (1 + confidence) / 2]))
@@ -154,6 +157,27 @@ def bca(
         return None
     low, high = np.quantile(resampled, ndtr(bias + z / scale))
     return float(low), float(high)
+
+
+def wilson(successes: float, trials: int, confidence: float = CONFIDENCE) -> Interval:
+    """Returns a proportion with its Wilson score interval, which is sound near 0 and 1 and for few trials.
+
+    Example:
+        >>> found = wilson(9, 10)
+        >>> round(found.low, 3), found.estimate, round(found.high, 3)
+        (0.596, 0.9, 0.982)
+
+    Source: E. B. Wilson, JASA 22 (1927).
+    """
+    if trials < 1 or not 0 <= successes <= trials:
+        raise ValueError(f"wilson needs 0 <= successes <= trials and trials >= 1, got {successes} of {trials}")
+    from scipy.special import ndtri
+
+    z = float(ndtri(0.5 + confidence / 2))
+    share, spread = successes / trials, z * z / trials
+    middle = (share + spread / 2) / (1 + spread)
+    half = z * np.sqrt(share * (1 - share) / trials + spread / trials / 4) / (1 + spread)
+    return Interval(share, max(0.0, float(middle - half)), min(1.0, float(middle + half)))
 
 
 def effect_size(differences: Array) -> float | None:

@@ -24,6 +24,7 @@ from torch.utils.data import Dataset, Sampler
 
 from heldout.data import all_targets, batches, gather, predict_all, sample_ids, to_device
 from heldout.method import Added, Batch, Method, Run, Splits, Task, evaluating, forward
+from heldout.nn import inputs_for
 
 OptimizerFactory = Callable[..., Optimizer]
 Schedule = Literal["cosine", "constant"] | Callable[[Optimizer, int], LRScheduler]
@@ -52,7 +53,7 @@ class Fitted:
 
     def predict(self, inputs: Any) -> Tensor:
         """Returns logits (or log-probabilities) ``(batch, classes)``, or values for regression."""
-        inputs = _cast(to_device(inputs, self.run.device), self.module)
+        inputs = inputs_for(self.module, inputs)
         if isinstance(self.predictor, nn.Module):
             with torch.no_grad():
                 return forward(self.predictor, inputs)
@@ -74,6 +75,12 @@ class Fitted:
             reset()
         dataset = Splits(train=dataset).train
         return predict_all(self.predict, dataset, batch_size)
+
+
+def outputs_of(module: nn.Module, dataset: Any) -> tuple[Tensor, Tensor]:
+    """Returns ``(outputs, targets)`` on the CPU of a plain module in eval mode, for every example in order."""
+    with evaluating(module), torch.no_grad():
+        return predict_all(lambda inputs: forward(module, inputs_for(module, inputs)), Splits(train=dataset).train)
 
 
 def score(outputs: Tensor, targets: Tensor, task: Task) -> dict[str, float]:
@@ -134,7 +141,8 @@ def fit(
     Example:
         >>> x = torch.randn(64, 2, generator=torch.Generator().manual_seed(0))
         >>> data = (x, (x[:, 0] > 0).long())
-        >>> fitted = fit(nn.Linear(2, 2), data, optimizer=functools.partial(torch.optim.SGD, lr=0.5), seed=0)
+        >>> sgd = functools.partial(torch.optim.SGD, lr=0.5)
+        >>> fitted = fit(lambda: nn.Linear(2, 2), data, optimizer=sgd, epochs=30, seed=0)
         >>> fitted.evaluate(data)["accuracy"] > 0.9
         True
     """
@@ -271,7 +279,7 @@ def _train(
             run.train_set, recipe.batch_size, order, num_workers=recipe.num_workers
         ):
             inputs = recipe.augment(inputs, augment_generator) if recipe.augment else inputs
-            inputs = _cast(to_device(inputs, run.device), run.module)
+            inputs = inputs_for(run.module, inputs)
             targets = to_device(targets, run.device)
             index = ids[positions]
             evaluated: list[tuple[Batch, Tensor]] = []
@@ -368,9 +376,8 @@ def problem_of(module: nn.Module, dataset: Dataset) -> tuple[Task, int | None]:
     if len(dataset) == 0:  # type: ignore[arg-type]
         raise ValueError("the training set is empty")
     inputs, _ = gather(dataset, torch.arange(min(2, len(dataset))))  # type: ignore[arg-type]
-    device = _device_of(module)
     with evaluating(module), torch.no_grad():
-        outputs = forward(module, _cast(to_device(inputs, device), module))
+        outputs = forward(module, inputs_for(module, inputs))
     targets = all_targets(dataset)
     if targets.is_floating_point():
         if not targets.isfinite().all():
@@ -414,17 +421,3 @@ def _device_of(module: nn.Module) -> torch.device:
 
 def _cpu_state(module: nn.Module) -> dict[str, Tensor]:
     return {name: value.detach().to("cpu", copy=True) for name, value in module.state_dict().items()}
-
-
-def _cast(value: Any, module: nn.Module) -> Any:
-    """Floating-point inputs in the model's own data type: float64 arrays and bfloat16 models both work."""
-    dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), None)
-    if dtype is None:
-        return value
-    if isinstance(value, Tensor):
-        return value.to(dtype) if value.is_floating_point() and value.dtype != dtype else value
-    if isinstance(value, dict):
-        return {key: _cast(item, module) for key, item in value.items()}
-    if isinstance(value, tuple):
-        return tuple(_cast(item, module) for item in value)
-    return value
