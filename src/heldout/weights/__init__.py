@@ -1,7 +1,21 @@
 """What a model becomes: task vectors, merging and scaling of trained weights, and checkpoints on disk."""
 
+from heldout.weights.adapters import adapter_task_vectors
+from heldout.weights.awq import (
+    AWQResult,
+    BlockRule,
+    ScaledActivation,
+    ScaleGroup,
+    Scaling,
+    apply_awq,
+    awq_search,
+    block_linears,
+    clip_search,
+)
+from heldout.weights.bang import balanced_finetune, bang
 from heldout.weights.blocks import BlockIndex, block_index
 from heldout.weights.checkpoint import Checkpoint, load_checkpoint, open_checkpoint, save_checkpoint
+from heldout.weights.gptq import gptq, gptq_quantize
 from heldout.weights.lines import (
     layer_ramp,
     lines,
@@ -21,30 +35,86 @@ from heldout.weights.merge import (
     task_arithmetic_files,
     ties,
 )
+from heldout.weights.merge_checkpoints import MERGE_METHODS, MergeReport, merge_checkpoints
+from heldout.weights.prune import (
+    MaskHandle,
+    apply_mask,
+    grokking_tickets,
+    make_mask,
+    match_norm,
+    prune_scores,
+    rewind_ticket,
+    state_norm,
+    weights_only,
+)
+from heldout.weights.prune_units import PruneCurve, prune_units
+from heldout.weights.quantize import QTensor, dequantize, fake_quantize, group_quantize, linears, pack, rtn, unpack
+from heldout.weights.quantized_folder import QUANTIZE_METHODS, QuantizeReport, quantize_folder
 from heldout.weights.task_vector import TaskVector, interpolate
+from heldout.weights.wise_ft import wise_ft
 
 __all__ = [
+    "MERGE_METHODS",
+    "QUANTIZE_METHODS",
+    "AWQResult",
     "BestScale",
     "BlockIndex",
+    "BlockRule",
     "Checkpoint",
+    "MaskHandle",
+    "MergeReport",
+    "PruneCurve",
+    "QTensor",
+    "QuantizeReport",
+    "ScaleGroup",
+    "ScaledActivation",
+    "Scaling",
     "TaskVector",
+    "adapter_task_vectors",
+    "apply_awq",
+    "apply_mask",
     "average",
+    "awq_search",
+    "balanced_finetune",
+    "bang",
     "block_index",
+    "block_linears",
+    "clip_search",
     "consensus",
+    "dequantize",
+    "fake_quantize",
+    "gptq",
+    "gptq_quantize",
+    "grokking_tickets",
+    "group_quantize",
     "interpolate",
     "layer_ramp",
+    "linears",
     "lines",
     "lines_files",
     "lines_lora",
     "lines_merge",
     "lines_method",
     "load_checkpoint",
+    "make_mask",
+    "match_norm",
+    "merge_checkpoints",
     "norm_alpha",
     "open_checkpoint",
+    "pack",
+    "prune_scores",
+    "prune_units",
+    "quantize_folder",
+    "rewind_ticket",
+    "rtn",
     "save_checkpoint",
     "search_scale",
+    "state_norm",
     "task_arithmetic",
     "task_arithmetic_files",
     "ties",
+    "unpack",
     "update_batch_norm",
+    "weights_only",
+    "wise_ft",
 ]

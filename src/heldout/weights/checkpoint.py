@@ -12,7 +12,7 @@ import pickle
 import shutil
 import struct
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ from typing import IO, Any
 import torch
 from torch import Tensor, nn
 
-from heldout.weights.task_vector import State, aliases, check_same_parameters, state_of
+from heldout.weights.task_vector import State, aliases, check_same_parameters, state_of, wide
 
 _DTYPES = {
     "F64": torch.float64,
@@ -40,10 +40,10 @@ _DTYPES = {
 _CODES = {dtype: code for code, dtype in _DTYPES.items()}
 _MAX_HEADER = 100_000_000
 _PICKLES = (b"PK", *(bytes([0x80, protocol]) for protocol in range(2, 6)))  # a torch.save archive, a bare pickle
-_CHUNK = 1 << 18  # elements per step: two float32 buffers of this size fit a second-level cache
+CHUNK = 1 << 18  # elements per step: two float32 buffers of this size fit a second-level cache
 _INDEX = "model.safetensors.index.json"
 _SINGLE_FILES = ("model.safetensors", "adapter_model.safetensors")
-_COMPANIONS = (".json", ".txt", ".model", ".jinja")  # configuration and tokenizer of a transformers folder
+_COMPANIONS = (".json", ".txt", ".model", ".jinja", ".tiktoken", ".py")  # what a transformers folder loads besides
 
 
 @dataclass(frozen=True)
@@ -208,50 +208,76 @@ def stream_checkpoint(
     for source in sources:
         if out.resolve() in (source.path.resolve(), *source.path.resolve().parents):
             raise ValueError(f"the output {out} is, or holds, the checkpoint {source.path} that is read")
+    readers = [Reader(source) for source in sources]
+
+    def merged(name: str) -> Iterator[Tensor]:
+        entry = last.entries[name]
+        for first, count in pieces(entry.numel):
+            if not entry.dtype.is_floating_point:
+                yield readers[-1].read(name, first, count)
+                continue
+            result = combine(name, *(wide(reader.read(name, first, count)) for reader in readers))
+            if not result.sum().isfinite() and not result.isfinite().all():
+                parts = [reader.read(name, first, count) for reader in readers]
+                if not all(torch.equal(part, parts[-1]) for part in parts):
+                    raise ValueError(f"the result is not finite in {name!r}")
+                result = parts[-1]
+            yield result.to(entry.dtype)
+
     if last.path.is_dir() and out.suffix != ".safetensors":
         out.mkdir(parents=True, exist_ok=True)
-        for number, name in enumerate(last.files):
-            _stream_file(sources, out / name, [n for n, e in last.entries.items() if e.file == number], combine)
-        for companion in sorted(last.path.iterdir()):
-            if companion.suffix in _COMPANIONS and companion.is_file():
-                shutil.copyfile(companion, out / companion.name)
+        write_folder(out, last, merged)
     else:
         out.parent.mkdir(parents=True, exist_ok=True)
-        _stream_file(sources, out, list(last.entries), combine)
+        write_file(out, last, list(last.entries), merged)
 
 
-def _stream_file(
-    sources: Sequence[Checkpoint], out: Path, names: Sequence[str], combine: Callable[..., Tensor]
-) -> None:
-    last = sources[-1]
-    notes = {"format": "pt"} | {alias: name for alias, name in last.aliases.items() if name in names}
-    buffers: dict[tuple[int, torch.dtype], Tensor] = {}
+class Reader:
+    """Reads flat pieces of a checkpoint's tensors into one buffer per data type, which the next read overwrites."""
 
-    def piece(number: int, name: str, first: int, count: int) -> Tensor:
-        dtype = sources[number].entries[name].dtype
-        if (number, dtype) not in buffers:
-            buffers[number, dtype] = torch.empty(_CHUNK, dtype=dtype)
-        part = buffers[number, dtype][:count]
-        sources[number].read_into(name, part, first)
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.checkpoint = checkpoint
+        self._buffers: dict[torch.dtype, Tensor] = {}
+
+    def read(self, name: str, first: int, count: int) -> Tensor:
+        """Returns ``count`` elements of a tensor from position ``first`` on, in the data type in which it is stored."""
+        dtype = self.checkpoint.entries[name].dtype
+        if dtype not in self._buffers or len(self._buffers[dtype]) < count:
+            self._buffers[dtype] = torch.empty(max(count, CHUNK), dtype=dtype)
+        part = self._buffers[dtype][:count]
+        self.checkpoint.read_into(name, part, first)
         return part
 
+
+def pieces(numel: int, size: int | None = None) -> Iterator[tuple[int, int]]:
+    """Returns the first position and the length of each piece of a flat tensor."""
+    size = size or CHUNK
+    return ((first, min(size, numel - first)) for first in range(0, numel, size))
+
+
+def write_folder(folder: Path, layout: Checkpoint, parts: Callable[[str], Iterable[Tensor]]) -> None:
+    """Writes the files of a checkpoint folder into ``folder``, and its configuration and tokenizer files beside them.
+
+    Args:
+        folder: an existing folder.
+        layout: the checkpoint whose names, shapes, data types and shards are used.
+        parts: from a name to the flat pieces of that tensor, in order and in the layout's data type.
+    """
+    for number, file in enumerate(layout.files):
+        write_file(folder / file, layout, [n for n, e in layout.entries.items() if e.file == number], parts)
+    for companion in sorted(layout.path.iterdir()):
+        if companion.suffix in _COMPANIONS and companion.is_file():
+            shutil.copyfile(companion, folder / companion.name)
+
+
+def write_file(out: Path, layout: Checkpoint, names: Sequence[str], parts: Callable[[str], Iterable[Tensor]]) -> None:
+    """Writes some tensors of a layout to one file, whole or not at all. Arguments as in ``write_folder``."""
+    notes = {"format": "pt"} | {alias: name for alias, name in layout.aliases.items() if name in names}
     with _replacing(out) as file:
-        file.write(_header({name: (last.entries[name].dtype, last.entries[name].shape) for name in names}, notes))
+        file.write(_header({name: (layout.entries[name].dtype, layout.entries[name].shape) for name in names}, notes))
         for name in names:
-            entry = last.entries[name]
-            for first in range(0, entry.numel, _CHUNK):
-                count = min(_CHUNK, entry.numel - first)
-                if not entry.dtype.is_floating_point:
-                    file.write(_bytes(piece(len(sources) - 1, name, first, count)))
-                    continue
-                parts = [piece(number, name, first, count) for number in range(len(sources))]
-                result = combine(name, *(part if part.dtype == torch.float64 else part.float() for part in parts))
-                if not result.sum().isfinite() and not result.isfinite().all():
-                    parts = [piece(number, name, first, count) for number in range(len(sources))]
-                    if not all(torch.equal(part, parts[-1]) for part in parts):
-                        raise ValueError(f"the result is not finite in {name!r}")
-                    result = parts[-1]
-                file.write(_bytes(result.to(entry.dtype)))
+            for part in parts(name):
+                file.write(_bytes(part))
 
 
 def _is_safetensors(file: Path) -> bool:

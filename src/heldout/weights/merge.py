@@ -16,7 +16,15 @@ import torch
 from torch import Tensor, nn
 
 from heldout.weights.checkpoint import open_checkpoint, stream_checkpoint
-from heldout.weights.task_vector import State, TaskVector, aliases, check_same_parameters, combine, state_of
+from heldout.weights.task_vector import (
+    State,
+    TaskVector,
+    aliases,
+    check_same_parameters,
+    combine,
+    state_of,
+    tied_names,
+)
 
 Candidate = TypeVar("Candidate")
 
@@ -55,21 +63,34 @@ def ties(vectors: Sequence[TaskVector], density: float = 0.2) -> TaskVector:
     _needs(vectors, 1, "ties")
     if not 0 < density <= 1:
         raise ValueError(f"ties needs 0 < density <= 1, got {density}")
-    combine(vectors, [0.0] * len(vectors))
+    _same_parameters(vectors)
     thresholds = [_magnitude_threshold(vector, density) for vector in vectors]
-    merged = {}
-    for name in vectors[0].delta:
-        stacked = torch.stack([vector.delta[name] for vector in vectors])
-        for part, threshold in zip(stacked, thresholds, strict=True):
-            part[part.abs() < threshold] = 0
-        elected = torch.sign(stacked.sum(dim=0))
-        agrees = (torch.sign(stacked) == elected) & (stacked != 0)
-        merged[name] = (stacked * agrees).sum(dim=0) / agrees.sum(dim=0).clamp(min=1)
-    return TaskVector.from_delta(merged)
+    return _merged(vectors, lambda *parts: ties_entries(parts, thresholds))
+
+
+def ties_entries(parts: Sequence[Tensor], thresholds: Sequence[Tensor]) -> Tensor:
+    """Returns the TIES merge of tensors, entry by entry, given the smallest magnitude that each task keeps.
+
+    Every step is one rounding of one entry, so a merge in pieces gives the same bits as a merge of the whole.
+    """
+    kept = []
+    for part, threshold in zip(parts, thresholds, strict=True):
+        below = torch.nextafter(threshold.to(part), torch.tensor(-1.0).to(part))
+        kept.append(torch.nn.functional.hardshrink(part, below.item()))
+    elected = kept[0].clone()
+    for part in kept[1:]:
+        elected += part
+    elected.sign_()
+    total, count = torch.zeros_like(elected), torch.zeros_like(elected)
+    for part in kept:
+        agreeing = part.mul_(elected).clamp_(min=0)
+        total += agreeing
+        count += agreeing.sign_()
+    return total.mul_(elected).div_(count.clamp_(min=1))
 
 
 def _magnitude_threshold(vector: TaskVector, density: float) -> Tensor:
-    magnitudes = torch.cat([part.abs().flatten() for part in vector.delta.values()])
+    magnitudes = torch.cat([part.abs().flatten() for part in vector.distinct()])
     kept = math.ceil(density * len(magnitudes))
     return magnitudes.kthvalue(len(magnitudes) - kept + 1).values
 
@@ -93,15 +114,25 @@ def consensus(vectors: Sequence[TaskVector], mask_threshold: float = 0.4, min_ta
     _needs(vectors, max(min_tasks, 1), "consensus")
     if mask_threshold <= 0:
         raise ValueError(f"consensus needs mask_threshold > 0, got {mask_threshold}")
-    total = task_arithmetic(vectors)
-    merged = {}
-    for name, summed in total.delta.items():
-        users = torch.zeros_like(summed, dtype=torch.int32)
-        for vector in vectors:
-            part = vector.delta[name]
-            users += part.abs() >= mask_threshold * (summed - part).abs()
-        merged[name] = summed * (users >= min_tasks)
-    return TaskVector.from_delta(merged)
+    _same_parameters(vectors)
+    return _merged(vectors, lambda *parts: consensus_entries(parts, mask_threshold, min_tasks))
+
+
+def consensus_entries(parts: Sequence[Tensor], mask_threshold: float = 0.4, min_tasks: int = 2) -> Tensor:
+    """Returns the Consensus merge of tensors, entry by entry; the same bits in pieces as on the whole."""
+    total = sum_entries(parts)
+    users = torch.zeros_like(total)
+    for part in parts:
+        users += part.abs() >= (total - part).abs_().mul_(mask_threshold)
+    return total.mul_(users >= min_tasks)
+
+
+def sum_entries(parts: Sequence[Tensor]) -> Tensor:
+    """Returns the sum of tensors, added in their order."""
+    total = parts[0].clone()
+    for part in parts[1:]:
+        total += part
+    return total
 
 
 def average(models: Sequence[nn.Module | State], coefficients: Sequence[float] | None = None) -> dict[str, Tensor]:
@@ -197,3 +228,15 @@ def task_arithmetic_files(pre: str | Path, fts: Sequence[str | Path], out: str |
 def _needs(items: Sequence[object], least: int, name: str) -> None:
     if len(items) < least:
         raise ValueError(f"{name} needs at least {least} model{'s' * (least > 1)}, got {len(items)}")
+
+
+def _same_parameters(vectors: Sequence[TaskVector]) -> None:
+    check_same_parameters({f"task vector {number}": vector.delta for number, vector in enumerate(vectors, start=1)})
+
+
+def _merged(vectors: Sequence[TaskVector], entries: Callable[..., Tensor]) -> TaskVector:
+    names = tied_names(vectors)
+    merged: dict[str, Tensor] = {}
+    for name, first in names.items():
+        merged[name] = merged[first] if name != first else entries(*(vector.delta[name] for vector in vectors))
+    return TaskVector.from_delta(merged)

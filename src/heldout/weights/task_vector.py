@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -17,7 +17,8 @@ class TaskVector:
     """The difference of two models with the same parameters; task vectors add, subtract and scale.
 
     Floating-point entries only (running statistics of normalizations included), kept in at least float32;
-    integer and boolean buffers have no difference and are never changed.
+    integer and boolean buffers have no difference and are never changed. Weights tied in both models share one
+    difference, which norms and thresholds count once.
 
     Args:
         pre: the model, or its state dict, before fine-tuning.
@@ -37,16 +38,20 @@ class TaskVector:
         start, end = state_of(pre), state_of(ft)
         check_same_parameters({"pre": start, "ft": end})
         with torch.no_grad():
-            self.delta: dict[str, Tensor] = {
-                name: _wide(end[name]) - _wide(start[name]).to(end[name].device)
-                for name in end
-                if end[name].is_floating_point()
-            }
-        for name, difference in self.delta.items():
-            if not _is_finite(difference):
-                if not torch.equal(start[name], end[name].to(start[name].device)):  # -inf in a mask is no difference
-                    raise ValueError(f"the task vector is not finite in {name!r}")
-                self.delta[name] = torch.zeros_like(difference)
+            self.delta: dict[str, Tensor] = {}
+            first, tied = aliases(end), aliases(start)
+            for name, value in end.items():
+                if not value.is_floating_point():
+                    continue
+                if first[name] in self.delta and tied[name] == tied[first[name]]:
+                    self.delta[name] = self.delta[first[name]]
+                    continue
+                difference = wide(value) - wide(start[name]).to(value.device)
+                if not _is_finite(difference):
+                    if not torch.equal(start[name], value.to(start[name].device)):  # -inf in a mask is no difference
+                        raise ValueError(f"the task vector is not finite in {name!r}")
+                    difference = torch.zeros_like(difference)
+                self.delta[name] = difference
 
     @classmethod
     def from_delta(cls, delta: Mapping[str, Tensor]) -> TaskVector:
@@ -82,7 +87,7 @@ class TaskVector:
                 elif name not in self.delta:
                     result[name] = value if isinstance(target, nn.Module) else value.clone()
                 else:
-                    moved = torch.add(_wide(value), self.delta[name].to(value.device), alpha=factor(name))
+                    moved = torch.add(wide(value), self.delta[name].to(value.device), alpha=factor(name))
                     result[name] = moved.to(value.dtype)
         if isinstance(target, nn.Module):
             target.load_state_dict(result)
@@ -91,7 +96,11 @@ class TaskVector:
 
     def l1_norm(self) -> float:
         """The sum of the magnitudes of all differences."""
-        return math.fsum(float(part.abs().sum(dtype=torch.float64)) for part in self.delta.values())
+        return math.fsum(float(part.abs().sum(dtype=torch.float64)) for part in self.distinct())
+
+    def distinct(self) -> list[Tensor]:
+        """The differences, those of tied weights once."""
+        return [self.delta[name] for name, first in aliases(self.delta).items() if name == first]
 
     def __add__(self, other: TaskVector) -> TaskVector:
         if not isinstance(other, TaskVector):
@@ -118,10 +127,20 @@ def combine(vectors: Iterable[TaskVector], coefficients: Iterable[float]) -> Tas
     check_same_parameters(
         {"task vector 1": first.delta, **{f"task vector {n}": v.delta for n, (v, _) in enumerate(rest, start=2)}}
     )
-    total = [part * start for part in first.delta.values()]
+    names = tied_names([first, *(vector for vector, _ in rest)])
+    own = [name for name in names if names[name] == name]
+    total = [first.delta[name] * start for name in own]
     for vector, coefficient in rest:
-        torch._foreach_add_(total, [vector.delta[name] for name in first.delta], alpha=coefficient)
-    return TaskVector.from_delta(dict(zip(first.delta, total, strict=True)))
+        torch._foreach_add_(total, [vector.delta[name] for name in own], alpha=coefficient)
+    merged = dict(zip(own, total, strict=True))
+    return TaskVector.from_delta({name: merged[names[name]] for name in names})
+
+
+def tied_names(vectors: Sequence[TaskVector]) -> dict[str, str]:
+    """Returns, for every name, the first name that shares its difference in all of the task vectors."""
+    tied = [aliases(vector.delta) for vector in vectors]
+    first: dict[tuple[str, ...], str] = {}
+    return {name: first.setdefault(tuple(names[name] for names in tied), name) for name in vectors[0].delta}
 
 
 def interpolate(
@@ -157,7 +176,7 @@ def interpolate(
                 result[name] = value.clone()
             else:
                 begin = start[name].to(value.device)
-                mixed = torch.lerp(_wide(begin), _wide(value), factor(name)).to(value.dtype)
+                mixed = torch.lerp(wide(begin), wide(value), factor(name)).to(value.dtype)
                 if not _is_finite(mixed):
                     if not torch.equal(begin, value):
                         raise ValueError(f"the interpolation is not finite in {name!r}")
@@ -209,7 +228,8 @@ def _some(items: list[str], shown: int = 3) -> str:
     return ", ".join(items[:shown]) + (f" and {len(items) - shown} more" if len(items) > shown else "")
 
 
-def _wide(value: Tensor) -> Tensor:
+def wide(value: Tensor) -> Tensor:
+    """Returns a tensor in at least float32."""
     return value if value.dtype in (torch.float32, torch.float64) else value.float()
 
 

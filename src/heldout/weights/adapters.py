@@ -1,0 +1,210 @@
+"""peft LoRA adapters on disk as changes of a base model's weights, so that they merge like fine-tuned models."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from heldout.weights.checkpoint import CHUNK, open_checkpoint, pieces
+from heldout.weights.task_vector import State, TaskVector, state_of, wide
+
+_CONFIG = "adapter_config.json"
+_PREFIX = "base_model.model."
+_FACTOR = re.compile(r"(.+)\.lora_(embedding_)?([AB])(?:\.weight)?")
+_CHANGES_BASE = ("pissa", "olora", "corda", "loftq")  # initialisations that move the base weights themselves
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """The change ``scaling * left @ right`` of a weight: ``(rows, r)`` times ``(r, columns)``."""
+
+    left: Tensor
+    right: Tensor
+    scaling: float
+
+    def piece(self, first: int, count: int) -> Tensor:
+        """Returns ``count`` elements from position ``first`` on, flat; both are multiples of a row's length."""
+        columns = self.right.shape[1]
+        rows = self.left[first // columns : (first + count) // columns]
+        return (rows @ self.right).mul_(self.scaling).flatten()
+
+
+def row_aligned(columns: int) -> int:
+    """Returns the size of a piece that holds whole rows, and at least one."""
+    return max(1, CHUNK // columns) * columns
+
+
+class Adapter:
+    """A LoRA adapter folder of peft, seen from the base model that it belongs to.
+
+    Attributes:
+        path: the folder.
+        low_rank: the factored change by name in the base model.
+        saved: weights that the adapter holds whole (``modules_to_save``, biases), by name in the base model.
+
+    Args:
+        path: a folder with adapter_config.json and adapter_model.safetensors.
+        shapes: shape of every tensor of the base model, by name.
+
+    Raises:
+        FileNotFoundError: if a file is missing.
+        ValueError: if the adapter is not a plain LoRA, or does not fit the base model.
+    """
+
+    def __init__(self, path: str | Path, shapes: Mapping[str, Sequence[int]]) -> None:
+        self.path = Path(path)
+        self.low_rank: dict[str, LowRank] = {}
+        self.saved: dict[str, Tensor] = {}
+        config = _config(self.path)
+        if not (self.path / "adapter_model.safetensors").is_file():
+            raise FileNotFoundError(
+                f"{path} holds no adapter_model.safetensors (pickled adapters are not read: a pickle can run code)"
+            )
+        with open_checkpoint(self.path / "adapter_model.safetensors") as file:
+            tensors = {name: file.tensor(name) for name in file.entries}
+        factors: dict[str, dict[str, Tensor]] = {}
+        for key, tensor in tensors.items():
+            if "lora_magnitude" in key or "lora_B.bias" in key:
+                raise ValueError(f"{path} is not a plain LoRA adapter ({key}), and cannot be merged as a change")
+            if tensor.is_floating_point() and not tensor.isfinite().all():
+                raise ValueError(f"{path} holds NaN or infinite values in {key!r}")
+            key = key.removeprefix(_PREFIX).replace(".base_layer.", ".")
+            if match := _FACTOR.fullmatch(key):
+                factors.setdefault(match[1], {})[f"{match[2] or ''}{match[3]}"] = wide(tensor)
+            elif "lora_" in key:
+                raise ValueError(f"{path} holds {key!r}, which is no LoRA matrix")
+            else:
+                name = _name_in(shapes, key, self.path)
+                if tuple(tensor.shape) != tuple(shapes[name]):
+                    raise ValueError(
+                        f"{path} holds {name} of shape {tuple(tensor.shape)}, the base {tuple(shapes[name])}"
+                    )
+                self.saved[name] = tensor
+        for module, pair in factors.items():
+            name = _name_in(shapes, f"{module}.weight", self.path)
+            if name in self.low_rank:
+                raise ValueError(f"{path} changes {name} twice")
+            self.low_rank[name] = _low_rank(self.path, module, pair, config, tuple(shapes[name]))
+        if not self.low_rank and not self.saved:
+            raise ValueError(f"{path} holds no tensors")
+
+    def delta(self, name: str, first: int, count: int, start: Tensor) -> Tensor:
+        """Returns the change of ``count`` elements of a base weight from position ``first`` on, flat.
+
+        Args:
+            name: the weight.
+            first: a multiple of ``piece_size(name)``.
+            count: elements; ``piece_size(name)``, or fewer at the end.
+            start: these elements in the base, in at least float32.
+        """
+        change = torch.zeros_like(start)
+        if name in self.saved:  # an embedding that peft keeps beside its LoRA matrices, or a module trained whole
+            change = wide(self.saved[name].flatten()[first : first + count]) - start
+        if name in self.low_rank:
+            factored = self.low_rank[name].piece(first, count)
+            change = change + factored if name in self.saved else factored
+        return change
+
+    def piece_size(self, name: str) -> int | None:
+        """Returns the number of elements by which a weight must be read to keep whole rows together, None for any."""
+        return row_aligned(self.low_rank[name].right.shape[1]) if name in self.low_rank else None
+
+    @property
+    def names(self) -> Collection[str]:
+        """The names that the adapter changes."""
+        return self.low_rank.keys() | self.saved.keys()
+
+
+def is_adapter(path: str | Path) -> bool:
+    """Tells whether a folder is a peft adapter."""
+    return (Path(path) / _CONFIG).is_file()
+
+
+def adapter_task_vectors(base: nn.Module | State, adapters: Sequence[str | Path]) -> list[TaskVector]:
+    """Returns the task vector of each LoRA adapter: its change of the base model's weights.
+
+    All have the same names, those that any of the adapters changes, with zeros where one does not.
+
+    Args:
+        base: the base model or its state dict; names may differ from the adapter's by a prefix.
+        adapters: peft folders (adapter_config.json and adapter_model.safetensors).
+
+    Raises:
+        FileNotFoundError: if a file is missing.
+        ValueError: if an adapter is no plain LoRA (DoRA, other peft types, initialisations that change the base), or
+            does not fit the base.
+    """
+    state = state_of(base)
+    found = [Adapter(path, {name: value.shape for name, value in state.items()}) for path in adapters]
+    names = [name for name in state if any(name in adapter.names for adapter in found)]
+
+    def change(adapter: Adapter, name: str) -> Tensor:
+        start = wide(state[name]).detach()
+        flat, size = start.flatten(), adapter.piece_size(name)
+        parts = [
+            adapter.delta(name, first, count, flat[first : first + count]) for first, count in pieces(len(flat), size)
+        ]
+        return torch.cat(parts).view(start.shape)
+
+    return [TaskVector.from_delta({name: change(adapter, name) for name in names}) for adapter in found]
+
+
+def _config(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads((path / _CONFIG).read_text("utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path / _CONFIG} is not JSON: {error}") from None
+    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
+        kind = config.get("peft_type") if isinstance(config, dict) else None
+        raise ValueError(f"{path} is not a LoRA adapter (peft_type {kind!r}): only LoRA is a change that can be merged")
+    if config.get("use_dora"):
+        raise ValueError(f"{path} is a DoRA adapter, whose change depends on the weights: merge it with peft first")
+    start = config.get("init_lora_weights")
+    if isinstance(start, str) and start.lower().startswith(_CHANGES_BASE):
+        raise ValueError(f"{path} was initialised by {start}, which changes the base: convert it to plain LoRA first")
+    return config
+
+
+def _low_rank(
+    path: Path, module: str, pair: Mapping[str, Tensor], config: Mapping[str, Any], shape: tuple[int, ...]
+) -> LowRank:
+    embedding = "embedding_A" in pair
+    try:
+        a, b = (pair[f"{'embedding_' if embedding else ''}{part}"].flatten(1) for part in "AB")
+    except KeyError:
+        raise ValueError(f"{path} holds only one of the two LoRA matrices of {module}") from None
+    if a.shape[0] != b.shape[1]:
+        raise ValueError(f"{path}: the LoRA matrices of {module} do not fit, {tuple(a.shape)} and {tuple(b.shape)}")
+    wanted = (shape[0], math.prod(shape[1:]))
+    straight = (b.shape[0], a.shape[1])
+    if straight == wanted and not (embedding or (config.get("fan_in_fan_out") and len(shape) == 2)):
+        left, right = b, a
+    elif straight == wanted[::-1] and len(shape) == 2:
+        left, right = a.T.contiguous(), b.T.contiguous()
+    elif straight == wanted:
+        left, right = b, a
+    else:
+        raise ValueError(f"{path} changes {module} of shape {straight}, the base has {shape}")
+    patterns = config.get("alpha_pattern") or {}
+    alpha = next(
+        (value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", module)), config["lora_alpha"]
+    )
+    rank = a.shape[0]
+    return LowRank(left, right, alpha / (math.sqrt(rank) if config.get("use_rslora") else rank))
+
+
+def _name_in(names: Collection[str], name: str, path: Path) -> str:
+    if name in names:
+        return name
+    close = [other for other in names if other.endswith(f".{name}") or name.endswith(f".{other}")]
+    if len(close) != 1:
+        raise ValueError(f"{path} changes {name}, which the base does not hold under this name (a tied weight?)")
+    return close[0]
