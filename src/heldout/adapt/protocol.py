@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from heldout.method import evaluating
+from heldout.weights import load_checkpoint, save_checkpoint
 
 
 @runtime_checkable
@@ -76,6 +79,85 @@ class Stream:
         if name == "adapter":  # not set yet, while unpickling
             raise AttributeError(name)
         return getattr(self.adapter, name)
+
+
+def save_state(adapter: Any, path: str | Path) -> None:
+    """Writes what an adapter has learnt at test time to a safetensors file, whole or not at all.
+
+    Args:
+        adapter: a ``TestTimeAdapter``, or a ``Stream`` of one.
+        path: the file, which is replaced if it exists; its name ends in ``.safetensors``.
+
+    Example:
+        >>> import tempfile
+        >>> from heldout.adapt import PseudoLabel
+        >>> adapter = PseudoLabel(nn.Identity(), nn.Linear(4, 3))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_state(adapter, f"{folder}/state.safetensors")
+        ...     load_state(adapter, f"{folder}/state.safetensors")
+    """
+    tensors = {"version": torch.tensor(1)}
+    layout = json.dumps(_flattened(adapter.state_dict(), "state", tensors))
+    save_checkpoint(tensors, _safetensors(path), {"adapter": _kind(adapter), "layout": layout})
+
+
+def load_state(adapter: Any, path: str | Path) -> None:
+    """Restores what ``save_state`` wrote, into an adapter made like the one that was saved.
+
+    Raises:
+        ValueError: not a safetensors file, or not the state of this kind of adapter.
+    """
+    file = _safetensors(path)
+    tensors = load_checkpoint(file)
+    from safetensors import safe_open
+
+    with safe_open(file, framework="pt") as opened:
+        notes = opened.metadata() or {}
+    if notes.get("adapter") != _kind(adapter) or "layout" not in notes:
+        raise ValueError(f"{file} holds the state of {notes.get('adapter', 'no adapter')}, not of a {_kind(adapter)}")
+    adapter.load_state_dict(_restored(json.loads(notes["layout"]), tensors))
+
+
+def _kind(adapter: Any) -> str:
+    return type(adapter.adapter if isinstance(adapter, Stream) else adapter).__name__
+
+
+def _safetensors(path: str | Path) -> Path:
+    if Path(path).suffix != ".safetensors":
+        raise ValueError(f"the state of an adapter is kept as safetensors: {path} must end in .safetensors")
+    return Path(path)
+
+
+def _flattened(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
+    """The layout of nested dicts and lists as JSON, its tensors moved to ``tensors``; dict keys keep their type."""
+    if isinstance(value, Tensor):
+        tensors[name] = value
+        return {"tensor": name}
+    if isinstance(value, Mapping):
+        return {"dict": [[key, _flattened(item, f"{name}.{key}", tensors)] for key, item in value.items()]}
+    if isinstance(value, list | tuple):
+        items = [_flattened(item, f"{name}.{number}", tensors) for number, item in enumerate(value)]
+        return {type(value).__name__: items}
+    return value
+
+
+def _restored(layout: Any, tensors: Mapping[str, Tensor]) -> Any:
+    if not isinstance(layout, dict):
+        return layout
+    ((kind, content),) = layout.items()
+    if kind == "tensor":
+        return tensors[content]
+    if kind == "dict":
+        return {key: _restored(item, tensors) for key, item in content}
+    items = [_restored(item, tensors) for item in content]
+    return tuple(items) if kind == "tuple" else items
+
+
+def batch_size_of(inputs: Any) -> int:
+    """Returns the number of examples in a tensor, a tuple or a dict of tensors."""
+    while not isinstance(inputs, Tensor):
+        inputs = next(iter(inputs.values() if isinstance(inputs, Mapping) else inputs))
+    return len(inputs)
 
 
 def _split(inputs: Any, size: int) -> list[Any]:

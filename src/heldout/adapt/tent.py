@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from heldout.adapt.protocol import Stream, TestTimeAdapter, entropy
+from heldout.adapt.protocol import Stream, TestTimeAdapter, batch_size_of, entropy
 from heldout.data import gather
 from heldout.method import Method, Run, Splits, forward
 
@@ -87,11 +87,8 @@ class Tent(TestTimeAdapter):
         return log_probabilities.detach()
 
     def _forward(self, inputs: Any) -> Tensor:
-        first = inputs
-        while not isinstance(first, Tensor):
-            first = next(iter(first.values() if isinstance(first, Mapping) else first))
         for norm in self._batch_norms:
-            norm.training = len(first) > 1
+            norm.training = batch_size_of(inputs) > 1
         return forward(self.module, inputs)
 
     def reset(self) -> None:

@@ -1,5 +1,6 @@
 """What the model is: blocks and architectures."""
 
+from heldout.nn.ensemble import LogitEnsemble
 from heldout.nn.features import Encoder, inputs_for, split_head, why_no_head
 from heldout.nn.ghost_batch_norm import (
     GhostBatchNorm1d,
@@ -9,25 +10,57 @@ from heldout.nn.ghost_batch_norm import (
     ghost_batch_norm,
     revert_ghost_batchnorm,
 )
+from heldout.nn.heads import DomainHeads, MultiHead
 from heldout.nn.knn_memory import KNNMemory
+from heldout.nn.lora_group import (
+    LoRAGroup,
+    Targets,
+    inject_lora_group,
+    merge_lora_groups,
+    query_and_value,
+    to_peft,
+)
+from heldout.nn.mixstyle import MixStyle, draw_mix, mix_style
+from heldout.nn.modular import ModularMLP, PowerActivation, TokenSumMLP
+from heldout.nn.staged import AffineChain, StagedModel, find_stages
+from heldout.nn.two_layer import TwoLayerReLU
 from heldout.nn.vit import VisionTransformer, tiny_vit
 from heldout.nn.zoo import PatchCNN, mlp, small_cnn
 
 __all__ = [
+    "AffineChain",
+    "DomainHeads",
     "Encoder",
     "GhostBatchNorm1d",
     "GhostBatchNorm2d",
     "GhostBatchNorm3d",
     "KNNMemory",
+    "LoRAGroup",
+    "LogitEnsemble",
+    "MixStyle",
+    "ModularMLP",
+    "MultiHead",
     "PatchCNN",
+    "PowerActivation",
+    "StagedModel",
+    "Targets",
+    "TokenSumMLP",
+    "TwoLayerReLU",
     "VisionTransformer",
     "convert_ghost_batchnorm",
+    "draw_mix",
+    "find_stages",
     "ghost_batch_norm",
+    "inject_lora_group",
     "inputs_for",
+    "merge_lora_groups",
+    "mix_style",
     "mlp",
+    "query_and_value",
     "revert_ghost_batchnorm",
     "small_cnn",
     "split_head",
     "tiny_vit",
+    "to_peft",
     "why_no_head",
 ]

@@ -107,7 +107,8 @@ def inputs_for(module: nn.Module, inputs: Any) -> Any:
     parameter = next((p for p in module.parameters() if p.is_floating_point()), None)
     if parameter is None or not isinstance(inputs, Tensor):
         return inputs
-    return inputs.to(parameter.device, parameter.dtype if inputs.is_floating_point() else None)
+    dtype = parameter.dtype if inputs.is_floating_point() else inputs.dtype
+    return inputs.to(parameter.device, dtype, non_blocking=True)
 
 
 def _one_vector_each(entered: Tensor, logits: Tensor, head: nn.Linear) -> Tensor:
