@@ -1,6 +1,11 @@
+import os
 import signal
+import tempfile
 
 collect_ignore = ["train/distributed.py"]  # a script for torchrun
 
 # A shell starts background jobs with interrupts ignored, and what the tests start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Base models that tests train stay out of the user's cache.
+os.environ.setdefault("HELDOUT_CACHE", tempfile.mkdtemp(prefix="heldout-cache-"))

@@ -120,7 +120,7 @@ def test_report_draws_the_page_of_a_finished_study_again(study, tmp_path):
         (("run", "missing.py"), "no file"),
         (("run", "mine.py", "--profile", "huge"), "no profile 'huge'"),
         (("run", "mine.py", "--arms", "nothing"), "no arm 'nothing'"),
-        (("reproduce", "awq"), "planned"),
+        (("reproduce", "limo"), "planned"),
         (("reproduce", "nothing"), "no system"),
         (("improve", "missing.py"), "no file"),
         (("improve", "mine.py"), "must define model"),

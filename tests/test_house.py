@@ -15,8 +15,9 @@ from heldout.methods import available, parse
 
 SOURCE = Path(__file__).parents[1] / "src" / "heldout"
 ORDER = [
-    "method", "study", "data", "nn", "optim", "losses", "measure", "weights", "adapt", "tasks", "train", "catalog",
-    "methods", "problem", "improve_report", "improve", "render", "examples", "reproductions", "cli",
+    "method", "study", "data", "nn", "optim", "losses", "measure", "weights", "adapt", "tasks", "train", "lm",
+    "catalog", "methods", "problem", "improve_report", "improve", "audit_report", "audit", "render", "examples",
+    "reproductions", "cli",
 ]  # fmt: skip
 BUILT = [system for system in systems().values() if system.built]
 
@@ -44,7 +45,7 @@ def test_imports_run_downward_only(file):
 @pytest.mark.parametrize("file", sorted(SOURCE.rglob("*.py")), ids=lambda f: str(f.relative_to(SOURCE)))
 def test_part_rooms_are_entered_by_their_public_face(file):
     room = file.relative_to(SOURCE).parts[0]
-    rooms = {"data", "nn", "optim", "losses", "measure", "weights", "adapt", "tasks"}
+    rooms = {"data", "nn", "optim", "losses", "measure", "weights", "adapt", "tasks", "lm"}
     for other, name in imports(file):
         if other in rooms and other != room:
             assert name == f"heldout.{other}", f"{file.name} reaches into {name}"
@@ -136,9 +137,11 @@ def test_the_public_names_exist():
 def test_the_readme_shows_the_recorded_evidence():
     root = SOURCE.parents[1]
     sys.path.insert(0, str(root / "tools"))
-    from readme_evidence import table
+    from readme_evidence import readme, table
 
-    assert table() in (root / "README.md").read_text()
+    text = (root / "README.md").read_text(encoding="utf-8")
+    assert readme(text) == text
+    assert table() in (root / "EVIDENCE.md").read_text(encoding="utf-8")
 
 
 def test_evidence_files_are_valid_json():

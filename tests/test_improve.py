@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
@@ -62,8 +63,9 @@ def search(file, **options):
     return improve(file, **{"budget": 600.0, "seeds": 3, "out": file.parent / "out", **options})
 
 
-def test_the_helpful_method_wins_and_is_confirmed_on_unseen_tests(file):
-    report = search(file, methods=["centre", "forget", "never"])
+def test_the_helpful_method_wins_and_is_confirmed_on_unseen_tests(file, monkeypatch):
+    monkeypatch.chdir(file.parent)
+    report = search(Path(file.name), methods=["centre", "forget", "never"])
     assert report["winner"] == "centre"
     assert report["finalists"][0]["method"] == "centre"
     gains = report["finalists"][0]["tests"]

@@ -22,6 +22,7 @@ _NAMES = {
 _ROOMS = {
     "adapt",
     "data",
+    "lm",
     "losses",
     "measure",
     "methods",
@@ -36,7 +37,7 @@ _ROOMS = {
 __all__ = sorted([*_NAMES, *_ROOMS])
 
 if TYPE_CHECKING:
-    from heldout import adapt, data, losses, measure, methods, nn, optim, study, tasks, train, weights
+    from heldout import adapt, data, lm, losses, measure, methods, nn, optim, study, tasks, train, weights
     from heldout.method import Added, Batch, Method, Run, Splits
     from heldout.train import Fitted, fit
 

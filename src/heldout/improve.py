@@ -169,7 +169,7 @@ class _Search:
             metrics=metrics,
             seeds={profile: 1},
             time_limit={profile: 24 * 3600.0},
-            source=[self.problem.path, *factory_files()],
+            source=[self.problem.path.resolve(), *factory_files()],
         )
 
     def screen(self, candidates: Sequence[str], epochs: int, seeds: int) -> Results:

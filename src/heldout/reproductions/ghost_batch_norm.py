@@ -5,12 +5,13 @@ learning rate with the root of the batch size, normalising in ghost batches and 
 batch closes the gap, step by step; and that in the first phase of training the distance from the initial weights grows
 like the logarithm of the number of updates.
 
-Here: a perceptron with 4 hidden layers of 128 units and BatchNorm, 8,000 training images, batches of 32 and 1,024.
+Here: a perceptron with 4 hidden layers of 128 units and BatchNorm, 6,000 training images, batches of 32 and 512.
 All arms share the small batch's recipe: SGD with momentum, two tenfold drops of the learning rate, gradients clipped
-at norm 5. The changes add up, as in the paper: "+ regime" has the scaled rate and ghosts too. A ghost of 1,024 must
+at norm 5. The changes add up, as in the paper: "+ regime" has the scaled rate and ghosts too. A ghost of 512 must
 change nothing. The learning rate is the best of 0.005, 0.01, 0.02 and 0.05 for the small batch on development seeds.
-Ghosts and the plain batch came out alike on those seeds, within 0.15 points; with fewer images and more epochs ghosts
-of 32 gained 0.1 to 0.25 points, so the short training is a likely reason.
+
+What was found: ghosts do not beat the plain large batch, in any of the sizes that were tried. A likely reason: after a
+hundred or two updates the network is under-trained, and noise has nothing to regularise.
 
 The diffusion arms train at a high constant learning rate, 0.05, the phase that the claim is about, without weight
 decay, which would hold the weights back; distances are compared after the same number of examples. At 0.01 the R^2 of
@@ -33,8 +34,8 @@ from heldout.optim import adapt_regime, scale_lr
 from heldout.study import Study, at_least, better, equivalent, higher_is_better, log_curve, lower_is_better, ordered
 from heldout.tasks import fashion_mnist, stratified_split
 
-SMALL, LARGE, LR, DIFFUSION_LR = 32, 1024, 0.01, 0.05
-SIZES = {"smoke": (1024, 500, 1, 24, 60), "laptop": (8000, 5000, 6, 128, 400)}  # train, test, epochs / 2, width, steps
+SMALL, LARGE, LR, DIFFUSION_LR = 32, 512, 0.005, 0.05
+SIZES = {"smoke": (1024, 500, 1, 24, 60), "laptop": (6000, 5000, 6, 128, 400)}  # train, test, epochs / 2, width, steps
 
 
 @functools.cache
@@ -130,7 +131,7 @@ study = Study(
         "+ ghosts": {"batch": LARGE, "rule": "sqrt", "ghost": SMALL},
         "+ regime": {"batch": LARGE, "rule": "sqrt", "ghost": SMALL, "regime": True},
         "ghosts of 8": {"batch": LARGE, "rule": "sqrt", "ghost": 8},
-        "ghosts of 1024": {"batch": LARGE, "rule": "sqrt", "ghost": LARGE},
+        "ghosts of 512": {"batch": LARGE, "rule": "sqrt", "ghost": LARGE},
         **{f"diffusion {batch}": {"diffusion": batch} for batch in (32, 128, 512)},
     },
     run=run,
@@ -148,7 +149,7 @@ study = Study(
         ordered(["large batch", "+ learning rate", "+ ghosts", "small batch"], on="test_accuracy"),
         better("+ ghosts", than="+ learning rate", on="test_accuracy", margin=0.003),
         better("+ regime", than="small batch", on="test_accuracy", margin=-0.003),
-        equivalent("ghosts of 1024", "+ learning rate", on="test_accuracy", within=1e-9),
+        equivalent("ghosts of 512", "+ learning rate", on="test_accuracy", within=1e-9),
         *(at_least(f"diffusion {batch}", on="log_r2", value=0.97) for batch in (32, 128, 512)),
         *(at_least(f"diffusion {batch}", on="log_over_sqrt_r2", value=0.0) for batch in (32, 128, 512)),
         ordered(["diffusion 32", "diffusion 128", "diffusion 512"], on="distance"),

@@ -7,16 +7,20 @@ Patches, the paper's two-feature data and two-layer cubic network under full-bat
 the examples without the fast feature, SAM evens out the two alignments, USEFUL learns the slow feature sooner. The
 final accuracy is no measure here (every arm reaches the same one, or leaves the slow feature unlearned); time is.
 Deviations: the slow feature counts as learned at a fixed alignment, since half of its final value says nothing in runs
-that end before it is learned; a run that does not learn it counts as its full number of steps.
+that end before it is learned; a run that does not learn it counts as its full number of steps. The margin of SAM's
+claim was set on development seeds, and so were the learning rate (of 0.05, 0.1 and 0.2, for plain SGD) and SAM's radius
+(of 0.02 and 0.05).
 
-Images, Fashion-MNIST at half resolution with 2,000 examples and a small convolutional network: test error in percent of
+Images, Fashion-MNIST at half resolution with 1,200 examples and a small convolutional network: test error in percent of
 USEFUL against plain SGD, against repeating as many random examples, and against SGD with as many steps as USEFUL takes
 in all, its early epochs included. Ablations: factor 3, and separating too early and too late. Deviation: the paper's
 gains, a fraction of a point, are those of large networks on 50,000 images and 200 epochs; they need not appear here.
 
 What was found: repeating the examples that are learned late speeds up the slow feature, and random repeats do not. With
 a large initial weight on the slow feature (one seed of five) both features are learned at once, and the clusters find
-fewer of the examples without the fast one. On images no arm differs from plain SGD by more than seeds differ.
+fewer of the examples without the fast one. On images no arm differs from plain SGD by more than seeds differ, and
+as many steps on random examples came out 0.4 points better than as many on those learned late. A likely reason: among
+1,200 images, those learned late are for a good part ambiguous ones, which repetition does not teach.
 """
 
 from __future__ import annotations
@@ -41,8 +45,8 @@ from heldout.tasks import fashion_mnist, stratified_split, two_feature_patches
 LEARNED = 0.6  # alignment max_j <w_j, slow> at which the slow feature counts as learned
 EARLY_STEP, SEPARATING_STEP = 50, 100
 PATCH_STEPS = {"smoke": 150, "laptop": 2500}
-IMAGES = {"smoke": (200, 500, 3, (4, 8)), "laptop": (2000, 10_000, 20, (16, 32, 64))}  # train, test, epochs, widths
-LR, RHO = 0.1, 0.05
+IMAGES = {"smoke": (200, 500, 3, (4, 8)), "laptop": (1200, 5000, 16, (16, 32, 64))}  # train, test, epochs, widths
+LR, RHO = 0.2, 0.02
 
 
 def run(arm: dict[str, Any], seed: int, profile: str) -> dict[str, float]:
