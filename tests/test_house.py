@@ -15,7 +15,7 @@ from heldout.methods import available, parse
 
 SOURCE = Path(__file__).parents[1] / "src" / "heldout"
 ORDER = [
-    "method", "study", "data", "nn", "optim", "losses", "measure", "weights", "adapt", "tasks", "train", "lm",
+    "method", "language_model", "study", "data", "nn", "optim", "losses", "measure", "weights", "adapt", "tasks", "lm", "train",
     "catalog", "methods", "problem", "improve_report", "improve", "audit_report", "audit", "render", "examples",
     "reproductions", "cli",
 ]  # fmt: skip

@@ -3,10 +3,15 @@ import torch
 
 from heldout.lm import LlamaBase, base_folder, stdlib_llama
 from heldout.lm import bases as module
+from heldout.lm.bases import recipe
 from heldout.measure import perplexity, token_blocks
 
 TINY = LlamaBase(hidden=16, layers=1, heads=2, intermediate=16, vocabulary=300, length=16, batch=4, steps=20)
 TEXTS = ["def f(x):\n    return x + 1\n" * 40, "import os\nfor name in os.listdir():\n    print(name)\n" * 40]
+
+
+def folder_of(base):
+    return base_folder("stdlib-llama", recipe(base))
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +50,7 @@ def test_training_learns_and_is_the_same_for_a_seed():
 @pytest.mark.parametrize("damage", ["model.safetensors", "checksums.json", "tokenizer.json"])
 def test_a_damaged_base_is_made_again(trained, damage):
     stdlib_llama(TINY)
-    file = base_folder(TINY) / damage
+    file = folder_of(TINY) / damage
     file.write_bytes(file.read_bytes()[:-3])
     stdlib_llama(TINY)
     assert len(trained) == 2
@@ -61,15 +66,15 @@ def test_a_failure_leaves_nothing_behind(monkeypatch):
     monkeypatch.setattr(module, "_train", fail)
     with pytest.raises(MemoryError):
         stdlib_llama(TINY)
-    assert [file.suffix for file in base_folder(TINY).parent.iterdir()] == [".lock"]
+    assert [file.suffix for file in folder_of(TINY).parent.iterdir()] == [".lock"]
 
 
 def test_the_folder_is_named_by_the_configuration_and_the_text(monkeypatch, tmp_path):
-    folder = base_folder(TINY)
+    folder = folder_of(TINY)
     assert folder.parent == tmp_path / "cache" / "bases"
-    assert base_folder(LlamaBase(seed=1)) != base_folder(LlamaBase()) == base_folder(LlamaBase(seed=0))
+    assert folder_of(LlamaBase(seed=1)) != folder_of(LlamaBase()) == folder_of(LlamaBase(seed=0))
     monkeypatch.setattr(module, "stdlib_digest", lambda part: "other")
-    assert base_folder(TINY) != folder
+    assert folder_of(TINY) != folder
     monkeypatch.delenv("HELDOUT_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert base_folder(TINY).parent == tmp_path / "xdg" / "heldout" / "bases"
+    assert folder_of(TINY).parent == tmp_path / "xdg" / "heldout" / "bases"

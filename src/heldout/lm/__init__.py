@@ -1,5 +1,22 @@
-"""How a language model is used: base models that are made here, and cached."""
+"""How a language model is used: interfaces, small models that are made here, and their cache."""
 
-from heldout.lm.bases import LlamaBase, base_folder, stdlib_llama
+from heldout.language_model import LM, Completion, Prompt
+from heldout.lm.bases import LlamaBase, stdlib_llama
+from heldout.lm.cache import base_folder, cached_base
+from heldout.lm.tiny import character_tokenizer, encode_examples, tiny_bart, tiny_llama, train_tiny, word_tokenizer
 
-__all__ = ["LlamaBase", "base_folder", "stdlib_llama"]
+__all__ = [
+    "LM",
+    "Completion",
+    "LlamaBase",
+    "Prompt",
+    "base_folder",
+    "cached_base",
+    "character_tokenizer",
+    "encode_examples",
+    "stdlib_llama",
+    "tiny_bart",
+    "tiny_llama",
+    "train_tiny",
+    "word_tokenizer",
+]

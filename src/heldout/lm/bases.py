@@ -1,31 +1,20 @@
-"""Small base models that are trained here once, and kept in the user's cache folder.
+"""A small base model of source code, trained here once and kept in the user's cache folder.
 
-A base is a transformers folder named by a digest of its configuration and of the text that it has learned from. Beside
-the model lie the checksums of its files, which are compared before it is used; a damaged base is made again.
-
-    python -m heldout.lm.bases      # makes the default base, unless it is there, and prints its folder
+python -m heldout.lm.bases      # makes the default base, unless it is there, and prints its folder
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from heldout.lm.cache import base_folder, cached_base
 from heldout.measure import token_blocks
 from heldout.tasks import stdlib_code, stdlib_digest
 
 _VERSION = 1  # raised when the way a base is made changes
-_CHECKSUMS = "checksums.json"
 _TOKENIZER_CHARACTERS = 20_000  # of each module: more changes nothing but the time
 
 
@@ -72,37 +61,13 @@ def stdlib_llama(base: LlamaBase | None = None) -> tuple[Any, Any]:
         >>> ids = tokenizer("import os\\ndef", return_tensors="pt").input_ids  # doctest: +SKIP
         >>> tokenizer.decode(model.generate(ids, max_new_tokens=20)[0])  # doctest: +SKIP
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
     base = base or LlamaBase()
-    folder = base_folder(base)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(folder.with_suffix(".lock")):
-        if not _is_whole(folder):
-            _make(base, folder)
-    return AutoModelForCausalLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+    return cached_base("stdlib-llama", recipe(base), lambda: _train(base))
 
 
-def base_folder(base: LlamaBase) -> Path:
-    """Returns where the base lies, or will: in $HELDOUT_CACHE, $XDG_CACHE_HOME/heldout or ~/.cache/heldout."""
-    cache = os.environ.get("HELDOUT_CACHE")
-    root = Path(cache) if cache else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "heldout"
-    key = json.dumps([_VERSION, asdict(base), stdlib_digest("train")], sort_keys=True)
-    return root / "bases" / f"stdlib-llama-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
-
-
-def _make(base: LlamaBase, folder: Path) -> None:
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
-        model, tokenizer = _train(base)
-        model.save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)
-        sums = {file.name: _checksum(file) for file in sorted(temporary.iterdir())}
-        (temporary / _CHECKSUMS).write_text(json.dumps(sums, indent=1), "utf-8")
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+def recipe(base: LlamaBase) -> list[Any]:
+    """Returns what the base depends on: its configuration, and the text that it learns from."""
+    return [_VERSION, asdict(base), stdlib_digest("train")]
 
 
 def _train(base: LlamaBase) -> tuple[Any, Any]:
@@ -162,30 +127,6 @@ def _tokenizer(texts: list[str], vocabulary: int) -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>")
 
 
-def _is_whole(folder: Path) -> bool:
-    try:
-        sums = json.loads((folder / _CHECKSUMS).read_text("utf-8"))
-        return "model.safetensors" in sums and all(_checksum(folder / name) == found for name, found in sums.items())
-    except (OSError, ValueError, TypeError):
-        return False
-
-
-def _checksum(file: Path) -> str:
-    with file.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Lets one process at a time make a base; where the system has no such lock, two may make the same one."""
-    with path.open("w") as file:
-        with suppress(ImportError, OSError):
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
 if __name__ == "__main__":
     stdlib_llama()
-    print(base_folder(LlamaBase()))
+    print(base_folder("stdlib-llama", recipe(LlamaBase())))

@@ -1,0 +1,57 @@
+"""What a language model is to heldout: something that completes prompts and scores continuations.
+
+Parts that use a language model take any object with these two methods. ``heldout.lm`` has them for transformers models,
+for OpenAI-compatible endpoints, with a cache on disk, and scripted for tests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+Prompt = str | Sequence[Mapping[str, str]]
+"""A text, or chat messages: ``[{"role": "user", "content": "..."}]``."""
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One answer of a language model.
+
+    Attributes:
+        text: what it wrote, without the prompt and without the stop sequence.
+        tokens: tokens that it wrote.
+        prompt_tokens: tokens that it read; the completions of one prompt share one reading, which the first one counts.
+        cost: money, in the currency of the prices that the model was given; 0 where there are none.
+        finish_reason: "stop" (it ended, or met a stop sequence) or "length" (``max_tokens``, or the context, was full);
+            an endpoint's own word where it has others.
+    """
+
+    text: str
+    tokens: int = 0
+    prompt_tokens: int = 0
+    cost: float = 0.0
+    finish_reason: str = "stop"
+
+
+@runtime_checkable
+class LM(Protocol):
+    """A language model: completes prompts, and scores continuations of them."""
+
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        n: int = 1,
+        *,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        stop: Sequence[str] = (),
+        max_tokens: int = 256,
+        seed: int = 0,
+    ) -> list[list[Completion]]:
+        """Returns ``n`` completions of each prompt; temperature 0 decodes greedily."""
+        ...
+
+    def score(self, prompts: Sequence[Prompt], continuations: Sequence[Sequence[str]]) -> list[list[float]]:
+        """Returns the log likelihood, in nats, of each of a prompt's continuations, summed over its tokens."""
+        ...
