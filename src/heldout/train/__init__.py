@@ -1,30 +1,46 @@
-"""How a model learns: the supervised loop, distillation, and adapters to other engines."""
+"""How a model learns: the supervised loop, distillation, the tuning of language models, adapters to other engines."""
 
 from heldout.train.cross_fit import label_margins
 from heldout.train.diversify import Hypotheses, dbat, disambiguate, divdis, diversify
+from heldout.train.dpo import dpo
 from heldout.train.full_batch import full_batch
+from heldout.train.grpo import grpo
 from heldout.train.ps_kd import ProgressiveSelfDistillation, ps_kd
+from heldout.train.rollouts import Environment, Episode, rollout
+from heldout.train.sft import encode_rows, pack, sft, weighted_nll
 from heldout.train.span_gd import SpanGD, SpanPoints
 from heldout.train.supervised import Fitted, fit, outputs_of, problem_of, score, seeded
+from heldout.train.tuning import Tuned, lora
 from heldout.train.winsorized import winsorized_backward
 
 __all__ = [
+    "Environment",
+    "Episode",
     "Fitted",
     "Hypotheses",
     "ProgressiveSelfDistillation",
     "SpanGD",
     "SpanPoints",
+    "Tuned",
     "dbat",
     "disambiguate",
     "divdis",
     "diversify",
+    "dpo",
+    "encode_rows",
     "fit",
     "full_batch",
+    "grpo",
     "label_margins",
+    "lora",
     "outputs_of",
+    "pack",
     "problem_of",
     "ps_kd",
+    "rollout",
     "score",
     "seeded",
+    "sft",
+    "weighted_nll",
     "winsorized_backward",
 ]

@@ -1,0 +1,181 @@
+"""Multi-turn rollouts: a model writes, an environment answers, and a mask tells whose tokens are whose."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from heldout.lm import stop_at
+from heldout.train.supervised import seeded
+from heldout.train.tuning import context_of, ids_of_prompt
+
+Environment = Callable[[str], str | None]
+"""What a turn of the model is answered with; None ends the episode."""
+
+
+@dataclass
+class Episode:
+    """One exchange of a model with an environment.
+
+    Attributes:
+        prompt_ids: tokens of the prompt.
+        completion_ids: tokens of all turns and of the observations between them.
+        action_mask: 1 where the model wrote the token, 0 where the environment did; as long as ``completion_ids``.
+        turns: what the model wrote, by turn.
+        observations: what the environment answered.
+        finished: whether the environment ended the episode; otherwise turns or context ran out.
+    """
+
+    prompt_ids: list[int]
+    completion_ids: list[int] = field(default_factory=list)
+    action_mask: list[int] = field(default_factory=list)
+    turns: list[str] = field(default_factory=list)
+    observations: list[str] = field(default_factory=list)
+    finished: bool = False
+
+    @property
+    def text(self) -> str:
+        """Turns and observations in order, joined."""
+        parts = [part for pair in zip(self.turns, [*self.observations, ""], strict=False) for part in pair]
+        return "".join(parts)
+
+
+def rollout(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Any],
+    environments: Sequence[Environment],
+    *,
+    max_turns: int = 4,
+    max_tokens: int = 256,
+    stop: Sequence[str] = (),
+    max_observation_tokens: int | None = None,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    seed: int | None = None,
+) -> list[Episode]:
+    """Returns the episode of each prompt with its environment; all active episodes write in one batch.
+
+    A turn ends with the end token, after a stop string (which belongs to it), or after ``max_tokens``. The end token is
+    kept in ``completion_ids`` only where it ends the episode. An episode ends when its environment says so, after
+    ``max_turns`` turns, or when the model's context has no room for another turn.
+
+    Args:
+        model: a causal model of transformers; left in the mode that it is in.
+        tokenizer: its tokenizer, with padding and end tokens.
+        prompts: texts, or lists of chat messages.
+        environments: one for each prompt, called with the text of each turn.
+        max_turns: most turns of an episode.
+        max_tokens: most tokens of a turn.
+        stop: strings that end a turn, such as ``"</search>"``.
+        max_observation_tokens: longer observations are cut at their end.
+        temperature: of sampling; 0 decodes greedily.
+        top_p: share of the probability that is sampled from.
+        seed: of sampling; default: the global generator.
+
+    Raises:
+        ValueError: as many environments as prompts are needed; a prompt that fills the context.
+
+    Example:
+        >>> from heldout.lm import tiny_llama, word_tokenizer
+        >>> tokenizer = word_tokenizer(["ask : answer"])
+        >>> model = tiny_llama(tokenizer, dim=16, layers=1)
+        >>> (episode,) = rollout(model, tokenizer, ["ask :"], [lambda turn: "answer"], max_turns=2, max_tokens=3)
+        >>> len(episode.turns), len(episode.action_mask) == len(episode.completion_ids)
+        (2, True)
+    """
+    if len(prompts) != len(environments):
+        raise ValueError(f"rollout needs an environment for each prompt, got {len(environments)} for {len(prompts)}")
+    if max_turns < 1 or max_tokens < 1:
+        raise ValueError(f"max_turns and max_tokens must be at least 1, got {max_turns} and {max_tokens}")
+    if seed is not None:
+        with seeded(seed):
+            return rollout(
+                model,
+                tokenizer,
+                prompts,
+                environments,
+                max_turns=max_turns,
+                max_tokens=max_tokens,
+                stop=stop,
+                max_observation_tokens=max_observation_tokens,
+                temperature=temperature,
+                top_p=top_p,
+            )
+    episodes = [Episode(ids_of_prompt(prompt, tokenizer)) for prompt in prompts]
+    context = context_of(model)
+    for number, episode in enumerate(episodes):
+        if context is not None and len(episode.prompt_ids) + max_tokens > context:
+            raise ValueError(
+                f"prompt {number} has {len(episode.prompt_ids)} tokens: with {max_tokens} for a turn, more than the "
+                f"model's {context}"
+            )
+    active = list(range(len(episodes)))
+    for turn in range(max_turns):
+        contexts = [episodes[i].prompt_ids + episodes[i].completion_ids for i in active]
+        written = _turns(model, tokenizer, contexts, max_tokens, stop, temperature, top_p)
+        still = []
+        for i, ids in zip(active, written, strict=True):
+            episode = episodes[i]
+            said = tokenizer.decode(ids, skip_special_tokens=True)
+            answer = environments[i](said)
+            episode.turns.append(said)
+            episode.finished = answer is None
+            seen: list[int] = []
+            if answer is not None and turn + 1 < max_turns:
+                seen = tokenizer(answer, add_special_tokens=False)["input_ids"][:max_observation_tokens]
+                used = len(episode.prompt_ids) + len(episode.completion_ids) + len(ids) + len(seen)
+                if context is None or used + max_tokens <= context:
+                    ids = ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id else ids
+                    episode.observations.append(answer)
+                    still.append(i)
+                else:
+                    seen = []
+            episode.completion_ids += ids + seen
+            episode.action_mask += [1] * len(ids) + [0] * len(seen)
+        active = still
+        if not active:
+            break
+    return episodes
+
+
+def _turns(
+    model: Any,
+    tokenizer: Any,
+    contexts: Sequence[list[int]],
+    max_tokens: int,
+    stop: Sequence[str],
+    temperature: float,
+    top_p: float,
+) -> list[list[int]]:
+    """Returns what the model writes after each context, with the end token where it wrote one."""
+    device = next(model.parameters()).device
+    width = max(len(ids) for ids in contexts)
+    pad, end = tokenizer.pad_token_id, tokenizer.eos_token_id
+    ids = torch.tensor([[pad] * (width - len(row)) + row for row in contexts], device=device)
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in contexts], device=device)
+    sampling = {"temperature": temperature, "top_p": top_p, "top_k": 0} if temperature > 0 else {}
+    ends = {"stopping_criteria": stop_at(tokenizer, stop, width)} if stop else {}
+    with torch.inference_mode():
+        out = model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            max_new_tokens=max_tokens,
+            do_sample=temperature > 0,
+            pad_token_id=pad,
+            eos_token_id=end,
+            **sampling,
+            **ends,
+        )
+    rows = []
+    for row in out[:, width:].tolist():
+        # Rows that ended early are filled up with padding, which may be the end token itself.
+        if end in row:
+            row = row[: row.index(end) + 1]
+        while row and row[-1] == pad and pad != end:
+            row.pop()
+        rows.append(row)
+    return rows
