@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import torch
-from scipy.stats import rankdata
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
@@ -208,6 +207,8 @@ def _score(model: Model, x: Tensor, y: Tensor, metric: Metric) -> float:
         raise ValueError(f"metric must be 'auc' or 'accuracy', got {metric!r}")
     if labels.unique().tolist() != [0, 1] or (outputs.ndim == 2 and outputs.shape[1] != 2):
         raise ValueError(f"AUC needs examples of both classes 0 and 1, got {labels.unique().tolist()[:5]}")
+    from scipy.stats import rankdata
+
     margin = outputs if outputs.ndim == 1 else outputs[:, 1] - outputs[:, 0]
     positive = labels == 1
     count = int(positive.sum())
