@@ -75,7 +75,10 @@ def _one_line_errors() -> Iterator[None]:
 
 def _extra_hint(module: str) -> str:
     extras = {
-        "lm": ("transformers", "peft", "trl", "accelerate", "datasets", "openai", "tokenizers", "compressed_tensors"),
+        "lm": (
+            *("transformers", "peft", "trl", "accelerate", "datasets", "openai", "tokenizers", "compressed_tensors"),
+            *("inspect_ai", "rouge_score"),
+        ),
         "ray": ("ray",),
         "lightning": ("lightning",),
         "retrieval": ("faiss",),

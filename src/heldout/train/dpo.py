@@ -6,11 +6,11 @@ import copy
 from collections.abc import Sequence
 from typing import Any
 
+from heldout.lm import context_of
 from heldout.train.tuning import (
     Log,
     Tuned,
     arguments,
-    context_of,
     prepared_tokenizer,
     quiet_training,
     rows_of,

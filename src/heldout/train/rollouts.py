@@ -6,11 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-
-from heldout.lm import stop_at
+from heldout.lm import context_of, generate_ids, ids_of_prompt
 from heldout.train.supervised import seeded
-from heldout.train.tuning import context_of, ids_of_prompt
 
 Environment = Callable[[str], str | None]
 """What a turn of the model is answered with; None ends the episode."""
@@ -116,9 +113,11 @@ def rollout(
     active = list(range(len(episodes)))
     for turn in range(max_turns):
         contexts = [episodes[i].prompt_ids + episodes[i].completion_ids for i in active]
-        written = _turns(model, tokenizer, contexts, max_tokens, stop, temperature, top_p)
+        written = generate_ids(
+            model, tokenizer, contexts, max_tokens=max_tokens, stop=stop, temperature=temperature, top_p=top_p
+        )
         still = []
-        for i, ids in zip(active, written, strict=True):
+        for i, (ids,) in zip(active, written, strict=True):
             episode = episodes[i]
             said = tokenizer.decode(ids, skip_special_tokens=True)
             answer = environments[i](said)
@@ -140,42 +139,3 @@ def rollout(
         if not active:
             break
     return episodes
-
-
-def _turns(
-    model: Any,
-    tokenizer: Any,
-    contexts: Sequence[list[int]],
-    max_tokens: int,
-    stop: Sequence[str],
-    temperature: float,
-    top_p: float,
-) -> list[list[int]]:
-    """Returns what the model writes after each context, with the end token where it wrote one."""
-    device = next(model.parameters()).device
-    width = max(len(ids) for ids in contexts)
-    pad, end = tokenizer.pad_token_id, tokenizer.eos_token_id
-    ids = torch.tensor([[pad] * (width - len(row)) + row for row in contexts], device=device)
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in contexts], device=device)
-    sampling = {"temperature": temperature, "top_p": top_p, "top_k": 0} if temperature > 0 else {}
-    ends = {"stopping_criteria": stop_at(tokenizer, stop, width)} if stop else {}
-    with torch.inference_mode():
-        out = model.generate(
-            input_ids=ids,
-            attention_mask=mask,
-            max_new_tokens=max_tokens,
-            do_sample=temperature > 0,
-            pad_token_id=pad,
-            eos_token_id=end,
-            **sampling,
-            **ends,
-        )
-    rows = []
-    for row in out[:, width:].tolist():
-        # Rows that ended early are filled up with padding, which may be the end token itself.
-        if end in row:
-            row = row[: row.index(end) + 1]
-        while row and row[-1] == pad and pad != end:
-            row.pop()
-        rows.append(row)
-    return rows

@@ -13,13 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from heldout.lm import context_of, ids_of_prompt
 from heldout.train.tuning import (
     Log,
     Tuned,
     arguments,
     check_lengths,
-    context_of,
-    ids_of_prompt,
     prepared_tokenizer,
     quiet_training,
     rows_of,

@@ -195,29 +195,8 @@ def tune(trainer: Any, on_log: Log | None) -> Tuned:
     return Tuned(trainer.model.eval(), history)
 
 
-def ids_of_prompt(prompt: Any, tokenizer: Any) -> list[int]:
-    """Returns the token ids of a prompt: a text as it is, chat messages through the tokenizer's template.
-
-    A text gets no end token, but the beginning token that the tokenizer adds.
-    """
-    if not isinstance(prompt, str):
-        if not tokenizer.chat_template:
-            raise ValueError("the prompt is a list of chat messages, but the tokenizer has no chat template")
-        return tokenizer.apply_chat_template(list(prompt), add_generation_prompt=True, tokenize=True, return_dict=False)
-    ids = tokenizer(prompt)["input_ids"]
-    return ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id else ids
-
-
 def check_lengths(lengths: Sequence[int], limit: int | None, what: str) -> None:
     """Raises ValueError naming the first row that is longer than the limit."""
     for number, length in enumerate(lengths):
         if limit is not None and length > limit:
             raise ValueError(f"row {number} has {length} {what}, more than the {limit} that the model can take")
-
-
-def context_of(model: Any) -> int | None:
-    """Returns the tokens that a model can take, or None where its configuration does not limit them."""
-    config = model.config
-    if getattr(config, "relative_attention_num_buckets", None):  # T5: positions are relative
-        return None
-    return getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)

@@ -1,0 +1,51 @@
+"""Prompts as token ids, and how many a model can take."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from heldout.language_model import Prompt
+
+
+def ids_of_prompt(prompt: Prompt, tokenizer: Any) -> list[int]:
+    """Returns the token ids of a prompt: a text as it is, chat messages through the tokenizer's template.
+
+    A text gets no end token, but the beginning token that the tokenizer adds.
+
+    Raises:
+        ValueError: for chat messages, if the tokenizer has no chat template.
+
+    Example:
+        >>> from heldout.lm import word_tokenizer
+        >>> ids_of_prompt("b a", word_tokenizer(["a b"]))
+        [5, 4]
+    """
+    if not isinstance(prompt, str):
+        if not tokenizer.chat_template:
+            raise ValueError("the prompt is a list of chat messages, but the tokenizer has no chat template")
+        return tokenizer.apply_chat_template(
+            [dict(message) for message in prompt], add_generation_prompt=True, tokenize=True, return_dict=False
+        )
+    ids = tokenizer(prompt)["input_ids"]
+    return ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id else ids
+
+
+def ids_of_continuation(prompt: Prompt, prompt_ids: list[int], continuation: str, tokenizer: Any) -> list[int]:
+    """Returns the token ids of a text that follows a prompt, whose own ids stay as they are.
+
+    Both are encoded together where that leaves the prompt's ids unchanged, as tokenizers of words in sentences need;
+    otherwise the continuation is encoded alone.
+    """
+    if isinstance(prompt, str):
+        whole = ids_of_prompt(prompt + continuation, tokenizer)
+        if len(whole) > len(prompt_ids) and whole[: len(prompt_ids)] == prompt_ids:
+            return whole[len(prompt_ids) :]
+    return tokenizer(continuation, add_special_tokens=False)["input_ids"]
+
+
+def context_of(model: Any) -> int | None:
+    """Returns the tokens that a model can take, or None where its configuration does not limit them."""
+    config = model.config
+    if getattr(config, "relative_attention_num_buckets", None):  # T5: positions are relative
+        return None
+    return getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)

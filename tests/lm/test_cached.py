@@ -1,0 +1,87 @@
+"""Answers that are kept on disk are asked for once."""
+
+from __future__ import annotations
+
+import pytest
+
+from heldout.lm import CachedLM, ScriptedLM
+
+
+def counting():
+    return ScriptedLM(lambda prompt, k: f"{prompt} {k}", scores=lambda prompt, text: -float(len(text)))
+
+
+def test_only_what_is_not_there_is_asked_for(tmp_path):
+    lm = counting()
+    cached = CachedLM(lm, tmp_path / "deep" / "answers.db")
+    first = cached.generate(["a", "b"], 2)
+    assert cached.generate(["b", "c", "a"], 2) == [first[1], lm.generate(["c"], 2)[0], first[0]]
+    assert (cached.hits, cached.misses) == (2, 3)
+    assert CachedLM(lm, tmp_path / "deep" / "answers.db").generate(["a"], 2) == first[:1]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"n": 2}, {"temperature": 0.5}, {"stop": ["x"]}, {"max_tokens": 3}, {"temperature": 1.0, "seed": 1}],
+)
+def test_every_option_makes_another_answer(tmp_path, other):
+    cached = CachedLM(counting(), tmp_path / "answers.db")
+    cached.generate(["a"])
+    cached.generate(["a"], temperature=1.0, seed=0)
+    cached.generate(["a"], **other)
+    assert cached.misses == 3
+
+
+def test_the_seed_does_not_matter_where_nothing_is_sampled(tmp_path):
+    cached = CachedLM(counting(), tmp_path / "answers.db")
+    cached.generate(["a"], seed=0)
+    cached.generate(["a"], seed=1)
+    assert cached.misses == 1
+
+
+def test_another_model_gets_its_own_answers(tmp_path):
+    one = CachedLM(ScriptedLM(["one"]), tmp_path / "answers.db", identity="one")
+    two = CachedLM(ScriptedLM(["two"]), tmp_path / "answers.db", identity="two")
+    assert [lm.generate(["a"])[0][0].text for lm in (one, two)] == ["one", "two"]
+
+
+def test_chat_messages_and_texts_are_different_prompts(tmp_path):
+    cached = CachedLM(counting(), tmp_path / "answers.db")
+    cached.generate(["a"])
+    cached.generate([[{"role": "user", "content": "a"}]])
+    assert cached.misses == 2
+
+
+def test_scores_are_kept_too(tmp_path):
+    cached = CachedLM(counting(), tmp_path / "answers.db")
+    assert cached.score(["a", "b"], [["x", "yy"], ["x"]]) == [[-1.0, -2.0], [-1.0]]
+    assert cached.score(["a", "b"], [["x", "yy"], ["x"]]) == [[-1.0, -2.0], [-1.0]]
+    assert (cached.hits, cached.misses) == (2, 2)
+    with pytest.raises(ValueError, match="as many lists"):
+        cached.score(["a"], [])
+
+
+def test_more_prompts_than_one_query_holds(tmp_path):
+    cached = CachedLM(counting(), tmp_path / "answers.db")
+    prompts = [f"p{i}" for i in range(2000)]
+    assert cached.generate(prompts) == cached.generate(prompts)
+    assert cached.hits == 2000
+
+
+def test_a_model_without_identity_needs_one(tmp_path):
+    class Nameless:
+        pass
+
+    with pytest.raises(ValueError, match="identity="):
+        CachedLM(Nameless(), tmp_path / "answers.db")
+
+
+def test_the_scripted_model_says_when_it_has_no_answer():
+    with pytest.raises(KeyError, match="no answer to 'b'"):
+        ScriptedLM({"a": "x"}).generate(["b"])
+    with pytest.raises(IndexError, match="all of its 1 answers"):
+        ScriptedLM(["x"]).generate(["a", "b"])
+    with pytest.raises(ValueError, match="no scores"):
+        ScriptedLM(["x"]).score(["a"], [["b"]])
+    ((cut,),) = ScriptedLM(["one two three . four"], price=2.0).generate(["a b"], stop=["."], max_tokens=2)
+    assert (cut.text, cut.tokens, cut.prompt_tokens, cut.cost, cut.finish_reason) == ("one two", 2, 2, 4.0, "length")
