@@ -1,0 +1,113 @@
+"""Scripted models that follow instructions, or their priors, are told apart exactly."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from heldout.data import Verbalizer, verbalizer_sets
+from heldout.lm import ScriptedLM, TransformersLM, tiny_llama, word_tokenizer
+from heldout.measure import VerbalizerManipulation, first_word
+
+TEXTS = [f"fine {i}" for i in range(10)] + [f"awful {i}" for i in range(10)]
+LABELS = [1] * 10 + [0] * 10
+NAMES = ["bad", "good"]
+SETS = verbalizer_sets([["negative", "positive"], ["no", "yes"]])
+
+
+def follower(prompt, sample):
+    mapping = {name: word for word, name in re.findall(r"utput '(\w+)' if the sentence is (\w+)", prompt)}
+    return mapping["good" if "fine" in prompt else "bad"]
+
+
+def prior(prompt, sample):
+    """Says the natural word of the pair that is named, or nothing that helps."""
+    good = "fine" in prompt
+    for bad_word, good_word in (("negative", "positive"), ("no", "yes")):
+        if f"'{good_word}'" in prompt:
+            return good_word if good else bad_word
+    return "hmm"
+
+
+def test_a_model_that_follows_instructions_is_right_with_all_words():
+    report = VerbalizerManipulation(TEXTS, LABELS, NAMES, SETS).run(ScriptedLM(follower))
+    assert all(row.accuracy.estimate == 1 for row in report.rows)
+    assert report.gap.estimate == 0
+    assert report.prior_following is None
+    assert report.normalised("neutral") == 1
+
+
+def test_a_model_that_follows_priors_is_wrong_with_exchanged_words():
+    report = VerbalizerManipulation(TEXTS, LABELS, NAMES, SETS).run(ScriptedLM(prior))
+    assert report.accuracy("natural").estimate == 1
+    assert report.accuracy("unnatural").estimate == 0
+    assert report.gap.estimate == 1
+    assert report.prior_following == 1
+    neutral = [row for row in report.rows if row.verbalizer.kind == "neutral"]
+    assert [(row.accuracy.estimate, row.off_format) for row in neutral] == [(0, 1), (0, 1)]
+    assert [row["prior_following"] for row in report.table()] == [None] * 4 + [1, 1]
+
+
+def test_always_the_first_word_is_chance_because_the_order_changes():
+    texts, labels = TEXTS * 10, LABELS * 10
+    lm = ScriptedLM(lambda prompt, k: re.search(r"utput '(\w+)'", prompt).group(1))
+    report = VerbalizerManipulation(texts, labels, NAMES, SETS).run(lm)
+    assert 0.4 < report.accuracy("natural").estimate < 0.6
+    assert report.deviation("natural") == 0  # the same order for each set
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [("nothing", -1), ("NO.", 0), ("not yes", 1), ("yes, no", 1), ("", -1), ("yesno", -1)],
+)
+def test_the_first_whole_word_counts(text, found):
+    assert first_word(text, ["no", "yes"]) == found
+
+
+def test_the_best_scored_word_wins_and_lengths_are_divided_by():
+    lm = ScriptedLM([], scores=lambda prompt, word: {" no": -2.0, " yes": -3.0}[word])
+    one = [Verbalizer(("no", "yes"))]
+    options = {"mode": "score"}
+    assert set(VerbalizerManipulation(TEXTS, LABELS, NAMES, one, **options).run(lm).rows[0].answers) == {0}
+    options["length"] = {"no": 1.0, "yes": 3.0}.__getitem__
+    assert set(VerbalizerManipulation(TEXTS, LABELS, NAMES, one, **options).run(lm).rows[0].answers) == {1}
+
+
+def test_a_constant_on_all_logits_changes_nothing():
+    tokenizer = word_tokenizer([*TEXTS, "foo bar"])
+    model = tiny_llama(tokenizer, dim=16, layers=1)
+    task = VerbalizerManipulation(
+        TEXTS, LABELS, NAMES, [Verbalizer(("foo", "bar"))], template=lambda text, pairs: text, mode="score", lead=""
+    )
+    before = task.run(TransformersLM(model, tokenizer)).rows[0].answers
+    model.lm_head.register_forward_hook(lambda module, inputs, logits: logits + 7.0)
+    assert task.run(TransformersLM(model, tokenizer)).rows[0].answers == before
+
+
+def test_reasoning_comes_before_the_answer():
+    def think(prompt, sample):
+        return follower(prompt, sample) if prompt.endswith("Therefore, the output is") else "The sentence is clear."
+
+    lm = ScriptedLM(think)
+    report = VerbalizerManipulation(TEXTS, LABELS, NAMES, SETS[:1], cot=True).run(lm)
+    assert report.accuracy("natural").estimate == 1
+    assert "The sentence is clear." in lm.calls[-1]
+
+
+def test_what_cannot_be_measured_is_refused():
+    for change, message in [
+        ({"labels": LABELS[:-1]}, "as many"),
+        ({"labels": [*LABELS[:-1], 2]}, "from 0 to 1"),
+        ({"verbalizers": []}, "at least one verbalizer"),
+        ({"verbalizers": [Verbalizer(("a", "b", "c"))]}, "3 words for 2 classes"),
+        ({"verbalizers": [Verbalizer(("not", "nothing"))]}, "beginning of 'nothing'"),
+        ({"mode": "guess"}, "mode must be"),
+    ]:
+        arguments = {"labels": LABELS, "verbalizers": SETS, **change}
+        labels, sets = arguments.pop("labels"), arguments.pop("verbalizers")
+        with pytest.raises(ValueError, match=message):
+            VerbalizerManipulation(TEXTS, labels, NAMES, sets, **arguments)
+    with pytest.warns(UserWarning, match=r"\[1, 19\] texts"):
+        VerbalizerManipulation(TEXTS, [0] + [1] * 19, NAMES, SETS)
+    VerbalizerManipulation(TEXTS, LABELS, NAMES, [Verbalizer(("not", "nothing"))], mode="score")
