@@ -142,7 +142,8 @@ def _all_tasks() -> list[ListTask]:
         ListTask(
             "travelling_salesman", 5,
             "The list has the distances between each two of some cities: first those from city 0 to 1, 2, ..., then "
-            "those from city 1 to 2, 3, ..., and so on. Find the length of the shortest tour through all cities and back.",
+            "those from city 1 to 2, 3, ..., and so on. Find the length of the shortest tour through all cities and "
+            "back.",
             lambda n, p: {(_shortest_tour(n),)}, single=True, admits=lambda n: len(n) in (3, 6, 10, 15),
         )
     )  # fmt: skip

@@ -1,0 +1,440 @@
+"""Generalization by task complexity: accuracy on inputs that a model finds typical, and on matched unfamiliar ones.
+
+For each problem the model is asked for inputs; the numbers in them are what it is familiar with. Every such input gets
+a partner of the same length and structure from numbers that never occurred. The difference in accuracy is the gap, and
+the level of complexity with the largest mean gap the critical complexity.
+
+Source: Qi et al., "Quantifying generalization complexity for large language models" (arXiv:2410.01769).
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from heldout.language_model import LM, Completion
+from heldout.study import Interval, interval
+
+Numbers = tuple[int, ...]
+_LIST = re.compile(r"\[([^\[\]]*)\]")
+_LEAST_PARSED = {False: 0.1, True: 0.5}  # of the outputs, without and with a second call: else accuracy counts as 0
+THINK = "Let's think step by step."
+THEREFORE = "Therefore, the answer is"
+
+
+def probe_prompt(task: Any) -> str:
+    """Returns the default request for typical inputs of a task."""
+    return (
+        f"Here is a problem: {task.statement}\nWrite random test inputs for a program that solves it, each a list of "
+        "numbers in square brackets, on a line of its own."
+    )
+
+
+def probe_inputs(
+    lm: LM,
+    task: Any,
+    n: int = 256,
+    *,
+    prompt: str | None = None,
+    requests: int = 256,
+    temperature: float = 0.9,
+    top_p: float = 0.95,
+    max_tokens: int = 1024,
+    seed: int = 0,
+) -> tuple[list[Numbers], set[int]]:
+    """Returns inputs that a model proposes for a task, without repetition, and all numbers that it named.
+
+    Numbers also count where the list is of no use for the task: the model knows them all the same.
+
+    Args:
+        lm: the language model.
+        task: with ``statement`` and ``admits``, such as those of ``heldout.tasks.list_tasks``.
+        n: inputs at most.
+        prompt: default: ``probe_prompt(task)``.
+        requests: samples that are drawn.
+        temperature, top_p, max_tokens, seed: of sampling.
+
+    Example:
+        >>> from heldout.lm import ScriptedLM
+        >>> from heldout.tasks import list_tasks
+        >>> probe_inputs(ScriptedLM(lambda prompt, k: "[3, 5] or [4, -1]"), list_tasks()["sort"], requests=2)
+        ([(3, 5)], {3, 4, 5})
+    """
+    asked = probe_prompt(task) if prompt is None else prompt
+    options: dict[str, Any] = {"temperature": temperature, "top_p": top_p, "max_tokens": max_tokens, "seed": seed}
+    found: dict[Numbers, None] = {}
+    elements: set[int] = set()
+    for completion in lm.generate([asked], requests, **options)[0]:
+        for written in _LIST.findall(completion.text):
+            parts = [part.strip() for part in written.split(",")]
+            numbers = tuple(int(part) for part in parts if re.fullmatch(r"\d{1,9}", part))
+            elements.update(numbers)
+            if len(numbers) == len(parts) and task.admits(numbers):
+                found[numbers] = None
+    return list(found)[:n], elements
+
+
+def matched_ood(
+    examples: Sequence[Sequence[int]],
+    elements: Iterable[int],
+    pool: Iterable[int],
+    *,
+    keep: Literal["length", "multiplicity"] = "length",
+    check: Callable[[Numbers], bool] = lambda numbers: True,
+    retries: int = 50,
+    seed: int = 0,
+    name: str = "the task",
+) -> list[Numbers]:
+    """Returns a partner for each example: of the same length, from numbers of the pool that the model never named.
+
+    Args:
+        examples: lists of numbers.
+        elements: numbers that count as familiar.
+        pool: numbers to draw from; familiar ones are left out.
+        keep: "length": all numbers are drawn; "multiplicity": each different number of the example becomes another one,
+            so that equal ones stay equal.
+        check: whether a partner is of use; it is drawn again until it is.
+        retries: draws for each example.
+        seed: of the drawing.
+        name: of the task, for the error.
+
+    Raises:
+        ValueError: too few unfamiliar numbers, or no partner within the retries.
+
+    Example:
+        >>> matched_ood([(1, 2, 1)], {1, 2}, range(4), keep="multiplicity", seed=1)
+        [(0, 3, 0)]
+    """
+    free = sorted(set(pool) - set(elements))
+    rng = random.Random(seed)
+    found = []
+    for number, example in enumerate(examples):
+        different = list(dict.fromkeys(example))
+        if len(free) < (len(different) if keep == "multiplicity" else 1):
+            raise ValueError(f"{name}: the pool has {len(free)} unfamiliar numbers, too few for example {number}")
+        for _ in range(retries):
+            if keep == "multiplicity":
+                partner = dict(zip(different, rng.sample(free, len(different)), strict=True))
+                drawn = tuple(partner[element] for element in example)
+            else:
+                drawn = tuple(rng.choice(free) for _ in example)
+            if check(drawn):
+                found.append(drawn)
+                break
+        else:
+            raise ValueError(f"{name}: no partner for example {number} was of use in {retries} draws")
+    return found
+
+
+@dataclass(frozen=True)
+class ScyllaScore:
+    """The answers to one task.
+
+    Attributes:
+        task, level: which.
+        right_id, right_ood: whether each answer was right, on familiar inputs and on their partners.
+        parsed_id, parsed_ood: share of the outputs that had an answer.
+        least_parsed: below this share accuracy counts as 0.
+    """
+
+    task: str
+    level: int
+    right_id: tuple[bool, ...]
+    right_ood: tuple[bool, ...]
+    parsed_id: float
+    parsed_ood: float
+    least_parsed: float = 0.1
+
+    @property
+    def accuracy_id(self) -> float:
+        """Share of right answers on familiar inputs."""
+        return float(np.mean(self.right_id)) if self.parsed_id >= self.least_parsed else 0.0
+
+    @property
+    def accuracy_ood(self) -> float:
+        """Share of right answers on their partners."""
+        return float(np.mean(self.right_ood)) if self.parsed_ood >= self.least_parsed else 0.0
+
+    @property
+    def signed_gap(self) -> float:
+        """Accuracy on familiar inputs less that on their partners."""
+        return self.accuracy_id - self.accuracy_ood
+
+    @property
+    def gap(self) -> float:
+        """The gap as the paper has it, not below 0; noise alone makes its mean positive."""
+        return max(self.signed_gap, 0.0)
+
+    @property
+    def ratio(self) -> float:
+        """Accuracy on the partners over that on familiar inputs; 1 where both are 0."""
+        return self.accuracy_ood / self.accuracy_id if self.accuracy_id else 1.0
+
+
+@dataclass(frozen=True)
+class ScyllaReport:
+    """Accuracy and gap by task and by level.
+
+    Attributes:
+        rows: one for each task.
+    """
+
+    rows: tuple[ScyllaScore, ...]
+
+    def levels(self) -> dict[int, list[ScyllaScore]]:
+        """Returns the rows by level, in order."""
+        found: dict[int, list[ScyllaScore]] = {}
+        for row in sorted(self.rows, key=lambda row: row.level):
+            found.setdefault(row.level, []).append(row)
+        return found
+
+    def gap_curve(self, *, signed: bool = False) -> dict[int, Interval]:
+        """Returns the mean gap of each level, with its 95 % bootstrap interval over inputs.
+
+        Args:
+            signed: leave gaps below 0 as they are.
+        """
+        found = {}
+        for level, rows in self.levels().items():
+            estimate = float(np.mean([row.signed_gap if signed else row.gap for row in rows]))
+            spread = [self._differences(row) for row in rows]
+            # Each task's inputs are resampled by themselves: widths of independent means add up in squares.
+            around = [interval([values]) for values in spread]
+            low = float(np.sqrt(sum((a.estimate - (a.estimate if a.low is None else a.low)) ** 2 for a in around)))
+            high = float(np.sqrt(sum(((a.estimate if a.high is None else a.high) - a.estimate) ** 2 for a in around)))
+            found[level] = Interval(estimate, estimate - low / len(rows), estimate + high / len(rows))
+        return found
+
+    def critical_complexity(self) -> int:
+        """Returns the level with the largest mean gap; of equal ones the lowest."""
+        return _largest({level: [row.gap for row in rows] for level, rows in self.levels().items()})
+
+    def bootstrap(self, resamples: int = 1000, *, seed: int = 0) -> dict[int, float]:
+        """Returns how often each level is the critical one when the inputs of each task are drawn anew."""
+        rng = np.random.default_rng(seed)
+        counts = dict.fromkeys(self.levels(), 0)
+        drawn = {level: [self._resampled(row, resamples, rng) for row in rows] for level, rows in self.levels().items()}
+        for k in range(resamples):
+            counts[_largest({level: [gaps[k] for gaps in tasks] for level, tasks in drawn.items()})] += 1
+        return {level: count / resamples for level, count in counts.items()}
+
+    def score(self) -> float:
+        """Returns one number for ranking models, a definition of this library.
+
+        It is ``sum_c c (accuracy_ood(c) - gap(c)) / sum_c c`` over levels c, so that difficult levels weigh more. The
+        paper ranks by another formula, which is not public.
+        """
+        levels = self.levels()
+        total = sum(level * np.mean([row.accuracy_ood - row.gap for row in rows]) for level, rows in levels.items())
+        return float(total / sum(levels))
+
+    def table(self) -> list[dict[str, Any]]:
+        """Returns one row for each task."""
+        return [
+            {
+                "task": row.task,
+                "level": row.level,
+                "accuracy_id": row.accuracy_id,
+                "accuracy_ood": row.accuracy_ood,
+                "gap": row.gap,
+                "signed_gap": row.signed_gap,
+                "parsed_id": row.parsed_id,
+                "parsed_ood": row.parsed_ood,
+                "tests": len(row.right_id),
+            }
+            for row in self.rows
+        ]
+
+    @staticmethod
+    def _differences(row: ScyllaScore) -> np.ndarray:
+        return np.array(row.right_id, dtype=float) - np.array(row.right_ood, dtype=float)
+
+    def _resampled(self, row: ScyllaScore, resamples: int, rng: np.random.Generator) -> np.ndarray:
+        values = self._differences(row)
+        picked = rng.integers(len(values), size=(resamples, len(values)))
+        return np.maximum(values[picked].mean(1), 0.0)
+
+
+class Scylla:
+    """The comparison of familiar and matched unfamiliar inputs over tasks of growing complexity.
+
+    Args:
+        tasks: see ``heldout.tasks.list_tasks``.
+        shots: examples with answers before each question in "few-shot" and "mixed".
+        tests: inputs of each task.
+        mode: "instruction" (reason step by step), "few-shot" (examples, and the answer at once) or "mixed" (both).
+        pool: numbers from which unfamiliar ones are drawn; default 1000 to 9999, and 100 to 999 where "distances" are
+            asked about.
+        ask: ``(task, numbers, parameters) -> question``; default ``task.ask``.
+        write: ``(task, answer) -> text`` of examples; default ``task.write``.
+        parse: ``(task, output) -> answer or None``; default ``task.parse``.
+        follow_up: ask a second time, with "Therefore, the answer is" after the output.
+        max_tokens: of an output.
+        seed: of all drawing.
+
+    Raises:
+        ValueError: no tasks, or fewer than one test.
+
+    Example:
+        >>> from heldout.lm import ScriptedLM
+        >>> from heldout.tasks import list_tasks
+        >>> familiar = {"maximum": [(1, 2), (7, 3), (4, 5)]}
+        >>> scylla = Scylla([list_tasks()["maximum"]], shots=0, tests=3)
+        >>> report = scylla.run(ScriptedLM(lambda prompt, k: "The answer is 7."), familiar)
+        >>> round(report.rows[0].accuracy_id, 2), report.rows[0].accuracy_ood, report.critical_complexity()
+        (0.33, 0.0, 1)
+    """
+
+    def __init__(
+        self,
+        tasks: Sequence[Any],
+        *,
+        shots: int = 8,
+        tests: int = 256,
+        mode: Literal["instruction", "few-shot", "mixed"] = "instruction",
+        pool: Iterable[int] | None = None,
+        ask: Callable[[Any, Numbers, Mapping[str, int]], str] = lambda task, numbers, p: task.ask(numbers, p),
+        write: Callable[[Any, Any], str] = lambda task, answer: task.write(answer),
+        parse: Callable[[Any, str], Any] = lambda task, text: task.parse(text),
+        follow_up: bool = False,
+        max_tokens: int = 2048,
+        seed: int = 0,
+    ) -> None:
+        if not tasks or tests < 1 or shots < 0:
+            raise ValueError(f"Scylla needs tasks, tests >= 1 and shots >= 0, got {len(tasks)}, {tests} and {shots}")
+        if mode not in ("instruction", "few-shot", "mixed"):
+            raise ValueError(f"mode must be 'instruction', 'few-shot' or 'mixed', got {mode!r}")
+        self.tasks, self.shots, self.tests, self.mode = list(tasks), shots, tests, mode
+        self.pool = None if pool is None else list(pool)
+        self.ask, self.write, self.parse = ask, write, parse
+        self.follow_up, self.max_tokens, self.seed = follow_up, max_tokens, seed
+
+    def run(
+        self, lm: LM, id_source: Literal["probe"] | Mapping[str, Sequence[Sequence[int]]] = "probe", **probing: Any
+    ) -> ScyllaReport:
+        """Returns how a language model answers on familiar inputs and on their partners.
+
+        Args:
+            lm: the language model.
+            id_source: "probe" asks the model for its inputs; somebody who knows what it was trained on gives them, by
+                name of the task.
+            probing: options of ``probe_inputs``.
+
+        Raises:
+            ValueError: fewer familiar inputs of a task than shots and tests, or no partners for them.
+        """
+        return ScyllaReport(tuple(self._task(lm, task, id_source, probing) for task in self.tasks))
+
+    def _task(self, lm: LM, task: Any, id_source: Any, probing: Mapping[str, Any]) -> ScyllaScore:
+        shots = 0 if self.mode == "instruction" else self.shots
+        needed = shots + self.tests
+        if id_source == "probe":
+            examples, elements = probe_inputs(lm, task, needed, seed=self.seed, **probing)
+        else:
+            given = [tuple(numbers) for numbers in id_source[task.name]]
+            examples, elements = (
+                [numbers for numbers in given if task.admits(numbers)],
+                {x for row in given for x in row},
+            )
+        if len(examples) < needed:
+            raise ValueError(f"{task.name}: {len(examples)} familiar inputs are of use, and {needed} are needed")
+        pool = self.pool
+        if pool is None:
+            pool = list(range(100, 1000) if "distances" in task.statement else range(1000, 10_000))
+        partners = matched_ood(
+            examples[:needed], elements, pool, keep=task.keep, check=task.admits, seed=self.seed, name=task.name
+        )
+        sides = [self._side(lm, task, numbers, shots) for numbers in (examples[:needed], partners)]
+        (right_id, parsed_id), (right_ood, parsed_ood) = sides
+        least = _LEAST_PARSED[self.follow_up]
+        return ScyllaScore(task.name, task.level, right_id, right_ood, parsed_id, parsed_ood, least)
+
+    def _side(self, lm: LM, task: Any, lists: Sequence[Numbers], shots: int) -> tuple[tuple[bool, ...], float]:
+        rng = random.Random(self.seed)
+        problems = [(numbers, task.draw(numbers, rng)) for numbers in lists]
+        shown = "".join(
+            f"{self.ask(task, numbers, p)}\n{self.write(task, min(task.solve(numbers, p)))}\n\n"
+            for numbers, p in problems[:shots]
+        )
+        think = "" if self.mode == "few-shot" else f" {THINK}"
+        prompts = [f"{shown}{self.ask(task, numbers, p)}{think}\n" for numbers, p in problems[shots:]]
+        outputs = [_text(row) for row in lm.generate(prompts, max_tokens=self.max_tokens)]
+        if self.follow_up:
+            again = [f"{prompt}{output}\n{THEREFORE}" for prompt, output in zip(prompts, outputs, strict=True)]
+            outputs = [THEREFORE + _text(row) for row in lm.generate(again, max_tokens=min(256, self.max_tokens))]
+        answers = [self.parse(task, output) for output in outputs]
+        right = [task.check(*problem, answer) for problem, answer in zip(problems[shots:], answers, strict=True)]
+        return tuple(right), float(np.mean([answer is not None for answer in answers]))
+
+
+def divergences(first: Sequence[float], second: Sequence[float], *, normalise: bool = True) -> tuple[float, float]:
+    """Returns the Kullback-Leibler and the Jensen-Shannon divergence, in nats, of two samples' densities.
+
+    Densities are Gaussian kernel estimates on a grid of 100 points over the range of both, clipped at 1e-10; of the
+    probabilities that a model gives to right answers on familiar inputs and on their partners, for instance.
+
+    Args:
+        first, second: at least two different values each.
+        normalise: make the densities sum to 1 over the grid. The published code leaves them as they are, and its
+            divergences are not bounded.
+
+    Raises:
+        ValueError: fewer than two different values.
+
+    Example:
+        >>> kl, js = divergences([0.1, 0.2, 0.3], [0.1, 0.2, 0.3])
+        >>> kl, js
+        (0.0, 0.0)
+    """
+    from scipy.stats import gaussian_kde
+
+    samples = [np.asarray(sample, dtype=float) for sample in (first, second)]
+    for sample in samples:
+        if sample.ndim != 1 or len(np.unique(sample)) < 2 or not np.isfinite(sample).all():
+            raise ValueError("divergences needs at least two different finite values in each sample")
+    grid = np.linspace(min(s.min() for s in samples), max(s.max() for s in samples), 100)
+    p, q = (np.clip(gaussian_kde(sample)(grid), 1e-10, None) for sample in samples)
+    if normalise:
+        p, q = p / p.sum(), q / q.sum()
+    middle = (p + q) / 2
+    kl = float((p * np.log(p / q)).sum())
+    js = float(((p * np.log(p / middle)).sum() + (q * np.log(q / middle)).sum()) / 2)
+    return kl, js
+
+
+def min_k_probability(log_probabilities: Sequence[float], k: float = 20.0) -> float:
+    """Returns the geometric mean probability of the least likely k percent of a text's tokens.
+
+    Text that was learned by heart has no unlikely tokens.
+
+    Args:
+        log_probabilities: of the tokens, in nats.
+        k: percent, in (0, 100].
+
+    Raises:
+        ValueError: no tokens, or k outside its range.
+
+    Source: Shi et al. (arXiv:2310.16789).
+
+    Example:
+        >>> round(min_k_probability([-1.0, -3.0, -0.1, -0.2], k=25), 4)
+        0.0498
+    """
+    values = np.sort(np.asarray(log_probabilities, dtype=float))
+    if not len(values) or not 0 < k <= 100:
+        raise ValueError(f"min_k_probability needs tokens and k in (0, 100], got {len(values)} and {k}")
+    return float(np.exp(values[: max(1, round(len(values) * k / 100))].mean()))
+
+
+def _largest(gaps: Mapping[int, Sequence[float]]) -> int:
+    means = {level: float(np.mean(values)) for level, values in gaps.items()}
+    return max(sorted(means), key=lambda level: means[level])
+
+
+def _text(row: Sequence[Completion]) -> str:
+    return row[0].text
