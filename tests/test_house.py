@@ -17,7 +17,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "heldout"
 ORDER = [
     "method", "language_model", "study", "data", "nn", "optim", "losses", "measure", "weights", "adapt", "tasks", "lm", "train",
     "catalog", "methods", "problem", "improve_report", "improve", "audit_report", "audit", "render", "examples",
-    "reproductions", "cli",
+    "reproductions", "evals", "inspect_tasks", "cli",
 ]  # fmt: skip
 BUILT = [system for system in systems().values() if system.built]
 

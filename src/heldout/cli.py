@@ -354,6 +354,63 @@ def audit(
         print_audit(document, Console())
 
 
+@app.command("eval")
+def evaluate(
+    name: Annotated[str, typer.Argument(help="scylla (generalization by complexity) or verbalizer (instructions).")],
+    model: Annotated[str, typer.Option(help="A transformers folder, or http://host/v1#name of an endpoint.")],
+    tests: Annotated[int, typer.Option(min=2, help="Texts, or inputs of each task.")] = 100,
+    mode: Annotated[
+        str, typer.Option(help="verbalizer: generate or score. scylla: instruction, few-shot or mixed.")
+    ] = "",
+    data: Annotated[Path | None, typer.Option(help="verbalizer: JSON lines with text and label.")] = None,
+    tasks: Annotated[str, typer.Option(help="scylla: comma-separated tasks; default: all twenty.")] = "",
+    cot: Annotated[bool, typer.Option("--cot", help="verbalizer: reason before the answer.")] = False,
+    emphasis: Annotated[
+        bool, typer.Option("--emphasis", help="verbalizer: say that the words' usual meaning does not matter.")
+    ] = False,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="Of an answer.")] = None,
+    cache: Annotated[Path | None, typer.Option(help="An SQLite file that keeps the model's answers.")] = None,
+    budget: Annotated[float | None, typer.Option(min=0, help="Money that an endpoint may cost.")] = None,
+    prices: Annotated[tuple[float, float], typer.Option(help="Money for a million tokens read, and written.")] = (
+        0.0,
+        0.0,
+    ),
+    concurrency: Annotated[int, typer.Option(min=1, help="Requests to an endpoint at once.")] = 16,
+    seed: Annotated[int, typer.Option(min=0, help="Of all drawing.")] = 0,
+    out: Out = None,
+    as_json: Json = False,
+) -> None:
+    """Evaluate a language model as a paper does, local or behind an endpoint.
+
+    Example: heldout eval verbalizer --model http://localhost:8000/v1#qwen3 --tests 200
+    """
+    with _one_line_errors():
+        from heldout.evals import EvalOptions, print_eval
+        from heldout.evals import evaluate as run
+
+        def say(text: str) -> None:
+            print(f"  {text} ...", file=sys.stderr)
+
+        chosen = tuple(part.strip() for part in tasks.split(",") if part.strip())
+        document = run(
+            name,
+            model,
+            options=EvalOptions(tests, mode, data, chosen, cot, emphasis, max_tokens, seed),
+            cache=cache,
+            budget=budget,
+            prices=prices,
+            max_concurrency=concurrency,
+            out=out,
+            say=say,
+        )
+    if as_json:
+        _print_json(document)
+    else:
+        from rich.console import Console
+
+        print_eval(document, Console())
+
+
 def _seconds(text: str) -> float:
     """Returns the seconds of ``90s``, ``10m``, ``2h`` or a plain number."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smh]?)\s*", text)

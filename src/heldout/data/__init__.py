@@ -1,8 +1,11 @@
 """What the model sees: select, reweight, mix, clean, augment and synthesize a training set."""
 
 from heldout.data.indexed import IndexedDataset
+from heldout.data.instructions import DEFINITION, FULL, NO_INSTRUCTION, PROMPT, encode_instruction
 from heldout.data.loading import all_targets, batches, gather, predict_all, sample_ids, split_target, to_device
 from heldout.data.mixing import Mixed, beta_weight, mix, mixup, permutation, soft_labels
+from heldout.data.prismatic import Clusters, PrismaticSynthesizer, SynthesisRound, sparse_select, spherical_kmeans
+from heldout.data.skic import skic_traces
 from heldout.data.useful import (
     early_output_clusters,
     separating_epoch,
@@ -11,26 +14,57 @@ from heldout.data.useful import (
     useful,
     useful_split,
 )
+from heldout.data.verbalizers import (
+    VERBALIZER_KINDS,
+    Verbalizer,
+    VerbalizerKind,
+    VerbalizerTemplate,
+    emphasised_instruction,
+    randomize_verbalizers,
+    shifted_words,
+    verbalizer_instruction,
+    verbalizer_sets,
+)
 
 __all__ = [
+    "DEFINITION",
+    "FULL",
+    "NO_INSTRUCTION",
+    "PROMPT",
+    "VERBALIZER_KINDS",
+    "Clusters",
     "IndexedDataset",
     "Mixed",
+    "PrismaticSynthesizer",
+    "SynthesisRound",
+    "Verbalizer",
+    "VerbalizerKind",
+    "VerbalizerTemplate",
     "all_targets",
     "batches",
     "beta_weight",
     "early_output_clusters",
+    "emphasised_instruction",
+    "encode_instruction",
     "gather",
     "mix",
     "mixup",
     "permutation",
     "predict_all",
+    "randomize_verbalizers",
     "sample_ids",
     "separating_epoch",
+    "shifted_words",
+    "skic_traces",
     "soft_labels",
+    "sparse_select",
+    "spherical_kmeans",
     "split_target",
     "to_device",
     "upsample",
     "upsample_sampler",
     "useful",
     "useful_split",
+    "verbalizer_instruction",
+    "verbalizer_sets",
 ]

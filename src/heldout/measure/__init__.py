@@ -1,6 +1,7 @@
 """How we know: metrics and diagnostics of generalization."""
 
 from heldout.measure.adaptivity import adaptivity_gap
+from heldout.measure.agreement import AgreementPoint, agreement_curve, agreement_point
 from heldout.measure.calibration import (
     ReliabilityBin,
     aurc,
@@ -12,6 +13,8 @@ from heldout.measure.calibration import (
     risk_coverage_curve,
 )
 from heldout.measure.coherence import Coherence, CoherenceTracker, gradient_coherence
+from heldout.measure.cost_frontier import CostFrontier, cost_frontier
+from heldout.measure.cross_task import CrossTask, TaskScore, cross_task
 from heldout.measure.difficulty import (
     ClassificationDifficulty,
     Difficulty,
@@ -29,7 +32,10 @@ from heldout.measure.ensembles import (
     correction_table,
     ensemble_logits,
 )
+from heldout.measure.frozen import FrozenSubspace, frozen_subspace
+from heldout.measure.g_vendi import g_vendi
 from heldout.measure.gradients import GradientSums, gradient_features, gradient_sums, per_example_grads
+from heldout.measure.gram import gram, gram_cholesky, rbf_kernel
 from heldout.measure.grokking import (
     delay,
     discrete_log_order,
@@ -39,6 +45,16 @@ from heldout.measure.grokking import (
     steps_to,
 )
 from heldout.measure.learning_order import first_learned
+from heldout.measure.linear_dynamics import (
+    LearningCurve,
+    OptimalRidge,
+    marchenko_pastur,
+    mp_learning_curve,
+    optimal_ridge,
+    optimal_stopping_time,
+    spectral_learning_curve,
+    subspace_bound,
+)
 from heldout.measure.overfitting import (
     NeuronAlignment,
     OverfitReport,
@@ -48,32 +64,70 @@ from heldout.measure.overfitting import (
 )
 from heldout.measure.perplexity import perplexity, token_blocks
 from heldout.measure.reliance import Reliance, Score, feature_reliance, randomize_features, randomized_feature_score
+from heldout.measure.required_bias import (
+    BiasEstimate,
+    ErrorLaw,
+    inductive_bias,
+    kernel_error_law,
+    kernel_error_samples,
+    kernel_inductive_bias,
+    model_error_samples,
+    required_inductive_bias,
+)
 from heldout.measure.robustness import pgd, universal_perturbation
+from heldout.measure.scylla import (
+    Scylla,
+    ScyllaReport,
+    ScyllaScore,
+    divergences,
+    matched_ood,
+    min_k_probability,
+    probe_inputs,
+)
 from heldout.measure.sharpness import Sharpness, sharpness
 from heldout.measure.sweet_spot import SweetSpot, sweet_spot
+from heldout.measure.text import exact_match, normalise_answer, rouge_l, token_f1
 from heldout.measure.trajectory import DiffusionFit, WeightDistance
 from heldout.measure.vendi import vendi_score
+from heldout.measure.verbalizer import VerbalizerManipulation, VerbalizerReport, VerbalizerScore, first_word
 
 generalization_difficulty = classification_difficulty  # under the name of the paper
 
 __all__ = [
+    "AgreementPoint",
+    "BiasEstimate",
     "ClassificationDifficulty",
     "Coherence",
     "CoherenceTracker",
     "CorrectionTable",
+    "CostFrontier",
+    "CrossTask",
     "Difficulty",
     "DiffusionFit",
     "Dimension",
+    "ErrorLaw",
+    "FrozenSubspace",
     "GradientSums",
+    "LearningCurve",
     "NeuronAlignment",
+    "OptimalRidge",
     "OverfitReport",
     "ReliabilityBin",
     "Reliance",
     "Score",
+    "Scylla",
+    "ScyllaReport",
+    "ScyllaScore",
     "Sharpness",
     "SweetSpot",
+    "TaskScore",
+    "VerbalizerManipulation",
+    "VerbalizerReport",
+    "VerbalizerScore",
     "WeightDistance",
     "adaptivity_gap",
+    "agreement_curve",
+    "agreement_point",
     "aurc",
     "balance_temperatures",
     "brier",
@@ -81,41 +135,69 @@ __all__ = [
     "classification_difficulty",
     "confidence_gap",
     "correction_table",
+    "cost_frontier",
+    "cross_task",
     "delay",
     "discrete_log_order",
+    "divergences",
     "eaurc",
     "ensemble_logits",
+    "exact_match",
     "expected_calibration_error",
     "feature_reliance",
     "fewshot_difficulty",
     "first_learned",
+    "first_word",
+    "frozen_subspace",
+    "g_vendi",
     "generalization_difficulty",
     "gradient_coherence",
     "gradient_features",
     "gradient_sums",
+    "gram",
+    "gram_cholesky",
+    "inductive_bias",
     "intrinsic_dimension",
+    "kernel_error_law",
+    "kernel_error_samples",
+    "kernel_inductive_bias",
     "knn_distances",
     "linear_agreement",
+    "marchenko_pastur",
+    "matched_ood",
     "mdp_difficulty",
     "memorization_phase",
+    "min_k_probability",
+    "model_error_samples",
+    "mp_learning_curve",
     "neuron_alignment",
     "neuron_scores",
     "nll",
+    "normalise_answer",
+    "optimal_ridge",
+    "optimal_stopping_time",
     "overfitting_report",
     "participation_ratio",
     "per_example_grads",
     "perplexity",
     "pgd",
     "pomdp_difficulty",
+    "probe_inputs",
     "randomize_features",
     "randomized_feature_score",
+    "rbf_kernel",
     "reliability_table",
+    "required_inductive_bias",
     "risk_coverage_curve",
+    "rouge_l",
     "sharpness",
+    "spectral_learning_curve",
     "steps_to",
+    "subspace_bound",
     "sweet_spot",
     "task_difficulty",
     "token_blocks",
+    "token_f1",
     "universal_perturbation",
     "vendi_score",
 ]

@@ -198,8 +198,12 @@ class VerbalizerManipulation:
 
     def run(self, lm: LM) -> VerbalizerReport:
         """Returns how a language model answers with each verbalizer."""
-        rows = tuple(self._scored(verbalizer, self._answers(lm, verbalizer)) for verbalizer in self.verbalizers)
+        rows = tuple(self.run_one(lm, verbalizer) for verbalizer in self.verbalizers)
         return VerbalizerReport(rows, len(self.descriptions), tuple(self.labels))
+
+    def run_one(self, lm: LM, verbalizer: Verbalizer) -> VerbalizerScore:
+        """Returns how a language model answers with one verbalizer."""
+        return self._scored(verbalizer, self._answers(lm, verbalizer))
 
     def _answers(self, lm: LM, verbalizer: Verbalizer) -> list[int]:
         prompts = self.prompts(verbalizer)

@@ -1,0 +1,207 @@
+"""Verbalizer manipulation: does a model follow the words that an instruction gives, or its priors?
+
+Source: arXiv:2307.10558 (Li et al.), which claims that models are told apart mainly by unnatural verbalizers, where
+even strong ones fall to chance or below, because they answer with the word that they expect.
+
+Here: tiny Llamas learn natural remarks after sentences ("... this is positive"), and to repeat words, nonsense ones
+included; then the mapping instructions, with equal data and 400 steps in every arm.
+``natural`` is tuned with natural words only, ``neutral`` with natural and nonsense words, ``randomised`` with natural,
+nonsense and exchanged words. Half of the natural pairs are exchanged in training, the other half at test, where
+nonsense words are new too. ``longer`` is ``natural`` with twice the steps, ``shorter`` with a quarter of them,
+``bigger`` with one and a half times the width; ``family`` holds the spread over these four.
+
+Evaluation: 200 sentences with opinion words that tuning never saw, 12 verbalizers, by the likelihood of the words;
+``generated_unnatural`` is by greedy decoding. ``shuffled_natural`` puts the instruction before another sentence: it
+must be at chance. All metrics are percentages.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import random
+from typing import Any
+
+import numpy as np
+
+from heldout.data import VERBALIZER_KINDS, Verbalizer, randomize_verbalizers, verbalizer_sets
+from heldout.lm import TransformersLM, tiny_llama, train_tiny, word_tokenizer
+from heldout.measure import VerbalizerManipulation, VerbalizerReport
+from heldout.study import Study, at_least, at_most, better, higher_is_better, log_figure, lower_is_better
+from heldout.tasks import OPINION_CLASSES, opinion_words, opinions
+
+# width, layers, steps of the base, steps of tuning, sentences of tuning, sentences of the test
+SIZES = {"smoke": (16, 1, 10, 8, 64, 16), "laptop": (64, 2, 800, 400, 12_000, 200)}
+BATCH, LR, TUNING_LR = 32, 2e-3, 5e-4
+TESTED = [["negative", "positive"], ["bad", "good"], ["no", "yes"], ["zero", "one"]]
+EXCHANGED = [["poor", "great"], ["awful", "fine"], ["minus", "plus"], ["down", "up"]]
+NONSENSE = [first + rest for first in ("b", "d", "f", "g", "k", "l", "m", "p", "s", "t", "v", "z")
+            for rest in ("ax", "ep", "im", "ock")]  # fmt: skip
+HELD_OUT = NONSENSE[::6]
+WORDS = [word for pair in TESTED + EXCHANGED for word in pair]
+
+
+def template(text: str, mapping: Any) -> str:
+    rules = " ; ".join(f"output {word} if the sentence is {description}" for word, description in mapping)
+    return f"{rules} . sentence : {text} output :"
+
+
+def corpus(count: int, seed: int) -> list[tuple[str, str]]:
+    """Text to learn language from: natural remarks after sentences, and repetitions of words."""
+    rng = random.Random(seed)
+    words = [*WORDS, *NONSENSE]
+    known, held_out = (zip(*opinions(count, held_out=held, seed=seed), strict=True) for held in (False, True))
+    texts = []
+    for _ in range(count):
+        if rng.random() < 0.6:
+            text, label = next(held_out if rng.random() < 0.25 else known)
+            texts.append((text, f"this is {rng.choice(TESTED + EXCHANGED)[label]} ."))
+        else:
+            some = " ".join(rng.choices(words, k=rng.randint(1, 5)))
+            texts.append((f"repeat {some} :", some))
+    return texts
+
+
+@functools.lru_cache(maxsize=1)
+def tokenizer() -> Any:
+    return word_tokenizer([*opinion_words(), *WORDS, *NONSENSE, template("", [("", "")]), "; this repeat ."])
+
+
+@functools.lru_cache(maxsize=2)
+def base(seed: int, profile: str, width: int) -> Any:
+    _, layers, steps, *_ = SIZES[profile]
+    model = tiny_llama(tokenizer(), dim=width, layers=layers, context=96, seed=seed)
+    train_tiny(model, tokenizer(), corpus(16 * steps, seed), steps=steps, batch_size=BATCH, lr=LR, seed=seed)
+    return model
+
+
+def data(kind: str, seed: int, profile: str) -> list[tuple[str, str]]:
+    """Instructions with natural words, and as many more with the kinds of the arm; always as many sentences."""
+    texts, labels = opinions(SIZES[profile][4], seed=seed)
+    parts = {"natural": ["natural"], "neutral": ["natural", "neutral"]}.get(kind, ["natural", "neutral", "unnatural"])
+    rows = []
+    for k, part in enumerate(parts):
+        rows += randomize_verbalizers(
+            texts[k :: len(parts)],
+            labels[k :: len(parts)],
+            OPINION_CLASSES["sentiment"],
+            TESTED + EXCHANGED if part == "natural" else EXCHANGED,
+            kinds=[part],  # type: ignore[list-item]
+            nonsense=NONSENSE,
+            holdout_words=HELD_OUT,
+            template=template,
+            lead="",
+            seed=seed + k,
+        )
+    return [(row["prompt"], row["completion"]) for row in rows]
+
+
+@functools.lru_cache(maxsize=8)
+def tuned(kind: str, seed: int, profile: str, stretch: float, wide: bool) -> TransformersLM:
+    width, _, _, steps, *_ = SIZES[profile]
+    model = copy.deepcopy(base(seed, profile, width * 3 // 2 if wide else width))
+    steps = max(1, round(stretch * steps))
+    train_tiny(model, tokenizer(), data(kind, seed, profile), steps=steps, batch_size=BATCH, lr=TUNING_LR, seed=seed)
+    return TransformersLM(model, tokenizer(), batch_size=256)
+
+
+def verbalizers() -> list[Verbalizer]:
+    return verbalizer_sets(TESTED, nonsense=HELD_OUT, seed=0)
+
+
+def evaluate(lm: TransformersLM, seed: int, profile: str, **options: Any) -> VerbalizerReport:
+    texts, labels = opinions(SIZES[profile][5], held_out=True, seed=seed + 500_000)
+    if options.pop("shuffled", False):
+        texts = texts[1:] + texts[:1]
+    words = OPINION_CLASSES["sentiment"]
+    task = VerbalizerManipulation(texts, labels, words, verbalizers(), template=template, seed=seed, **options)
+    return task.run(lm)
+
+
+def measured(report: VerbalizerReport) -> dict[str, float]:
+    means = {kind: 100 * report.accuracy(kind).estimate for kind in VERBALIZER_KINDS}
+    return {
+        **means,
+        "natural_over_neutral": means["natural"] - means["neutral"],
+        "neutral_over_unnatural": means["neutral"] - means["unnatural"],
+        "gap": 100 * report.gap.estimate,
+    }
+
+
+def run(arm: dict[str, Any], seed: int, profile: str) -> dict[str, float]:
+    if "family" in arm:
+        models = [tuned("natural", seed, profile, *member) for member in arm["family"]]
+        reports = [evaluate(lm, seed, profile, mode="score", lead="") for lm in models]
+        spread = {kind: float(np.std([measured(r)[kind] for r in reports], ddof=1)) for kind in VERBALIZER_KINDS}
+        return {
+            "natural_spread": spread["natural"],
+            "unnatural_spread": spread["unnatural"],
+            "spread_excess": spread["unnatural"] - 2 * spread["natural"],
+        }
+    lm = tuned(arm["kind"], seed, profile, arm["stretch"], arm["wide"])
+    report = evaluate(lm, seed, profile, mode="score", lead="")
+    generated = evaluate(lm, seed, profile, max_tokens=2)
+    shuffled = evaluate(lm, seed, profile, mode="score", lead="", shuffled=True)
+    log_figure("accuracy by verbalizer", figure(report))
+    return {
+        **measured(report),
+        "generated_unnatural": measured(generated)["unnatural"],
+        "off_format": 100 * max(row.off_format for row in generated.rows),
+        "prior_following": 100 * (report.prior_following or 0.0),
+        "shuffled_natural": measured(shuffled)["natural"],
+    }
+
+
+def figure(report: VerbalizerReport) -> dict[str, Any]:
+    """Accuracy with its interval for each set of words."""
+    order = [row.verbalizer.name for row in report.rows]
+    shared = {
+        "y": {"field": "verbalizer", "type": "nominal", "sort": order, "title": None},
+        "color": {"field": "kind", "type": "nominal", "title": None},
+    }
+    x = {"type": "quantitative", "scale": {"domain": [0, 1]}, "title": "accuracy"}
+    return {
+        "data": {"values": report.table()},
+        "layer": [
+            {"mark": "rule", "encoding": {**shared, "x": {**x, "field": "low"}, "x2": {"field": "high"}}},
+            {"mark": {"type": "point", "filled": True}, "encoding": {**shared, "x": {**x, "field": "accuracy"}}},
+        ],
+    }
+
+
+def tuned_on(kind: str, stretch: float = 1.0, wide: bool = False) -> dict[str, Any]:
+    return {"kind": kind, "stretch": stretch, "wide": wide}
+
+
+HIGHER = (*VERBALIZER_KINDS, "natural_over_neutral", "neutral_over_unnatural", "generated_unnatural", "spread_excess")
+LOWER = ("gap", "off_format", "prior_following", "shuffled_natural", "natural_spread", "unnatural_spread")
+METRICS = dict.fromkeys(HIGHER, higher_is_better) | dict.fromkeys(LOWER, lower_is_better)
+
+study = Study(
+    slug="verbalizer",
+    title="Instruction-following evaluation through verbalizer manipulation",
+    arms={
+        "natural": tuned_on("natural"),
+        "neutral": tuned_on("neutral"),
+        "randomised": tuned_on("randomised"),
+        "shorter": tuned_on("natural", stretch=0.25),
+        "longer": tuned_on("natural", stretch=2.0),
+        "bigger": tuned_on("natural", wide=True),
+        "family": {"family": ((0.25, False), (1.0, False), (2.0, False), (1.0, True))},
+    },
+    run=run,
+    metrics=METRICS,
+    optional=set(METRICS),
+    claims=[
+        at_least("natural", on="natural_over_neutral", value=0.0),
+        at_least("natural", on="neutral_over_unnatural", value=0.0),
+        at_least("natural", on="gap", value=25.0),
+        at_most("natural", on="unnatural", value=45.0),
+        better("randomised", than="natural", on="unnatural", margin=20.0),
+        better("randomised", than="natural", on="natural", margin=-3.0),
+        at_least("family", on="spread_excess", value=0.0),
+        at_most("natural", on="shuffled_natural", value=58.0),
+    ],
+    seeds={"smoke": 1, "laptop": 3},
+    shared_setup=True,
+)
