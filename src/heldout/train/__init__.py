@@ -6,7 +6,9 @@ from heldout.train.dpo import dpo
 from heldout.train.full_batch import full_batch
 from heldout.train.grpo import grpo
 from heldout.train.ps_kd import ProgressiveSelfDistillation, ps_kd
+from heldout.train.rewards import CostReward, format_reward, router_reward
 from heldout.train.rollouts import Environment, Episode, rollout
+from heldout.train.router import train_router
 from heldout.train.sft import encode_rows, pack, sft, weighted_nll
 from heldout.train.span_gd import SpanGD, SpanPoints
 from heldout.train.supervised import Fitted, fit, outputs_of, problem_of, score, seeded
@@ -14,6 +16,7 @@ from heldout.train.tuning import Tuned, lora
 from heldout.train.winsorized import winsorized_backward
 
 __all__ = [
+    "CostReward",
     "Environment",
     "Episode",
     "Fitted",
@@ -29,6 +32,7 @@ __all__ = [
     "dpo",
     "encode_rows",
     "fit",
+    "format_reward",
     "full_batch",
     "grpo",
     "label_margins",
@@ -38,9 +42,11 @@ __all__ = [
     "problem_of",
     "ps_kd",
     "rollout",
+    "router_reward",
     "score",
     "seeded",
     "sft",
+    "train_router",
     "weighted_nll",
     "winsorized_backward",
 ]

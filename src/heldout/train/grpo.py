@@ -46,6 +46,8 @@ def grpo(
     max_turns: int = 4,
     stop: Sequence[str] = (),
     max_observation_tokens: int | None = None,
+    mask_observations: bool = True,
+    concurrency: int = 1,
     lora: Any = None,
     seed: int = 0,
     device: str | None = None,
@@ -77,7 +79,8 @@ def grpo(
         max_tokens: tokens of a completion; with an environment, of a turn.
         environment: ``row -> environment`` of one episode; the environment answers the text of a turn, or ends the
             episode with None.
-        max_turns, stop, max_observation_tokens: of an episode, see ``rollout``.
+        max_turns, stop, max_observation_tokens, concurrency: of an episode, see ``rollout``.
+        mask_observations: False lets the loss take what the environment wrote for the model's own, an ablation.
         options: further arguments of trl's ``GRPOConfig``, such as ``loss_type="grpo"`` or ``num_iterations=2``.
 
     Raises:
@@ -135,11 +138,12 @@ def grpo(
                 max_tokens=max_tokens,
                 stop=stop,
                 max_observation_tokens=max_observation_tokens,
+                concurrency=concurrency,
                 temperature=temperature,
                 top_p=top_p,
             )
             unwrapped.train(training)
-            return _as_trl(found)
+            return _as_trl(found, mask_observations)
 
         args = arguments(
             GRPOConfig,
@@ -176,11 +180,11 @@ def grpo(
         return tune(trainer, on_log)
 
 
-def _as_trl(episodes: Sequence[Episode]) -> dict[str, Any]:
+def _as_trl(episodes: Sequence[Episode], mask_observations: bool) -> dict[str, Any]:
     return {
         "prompt_ids": [episode.prompt_ids for episode in episodes],
         "completion_ids": [episode.completion_ids for episode in episodes],
-        "env_mask": [episode.action_mask for episode in episodes],
+        "env_mask": [e.action_mask if mask_observations else [1] * len(e.action_mask) for e in episodes],
         "logprobs": None,
         "episodes": list(episodes),
     }

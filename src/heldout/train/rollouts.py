@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +25,7 @@ class Episode:
         turns: what the model wrote, by turn.
         observations: what the environment answered.
         finished: whether the environment ended the episode; otherwise turns or context ran out.
+        environment: that answered, with what it kept.
     """
 
     prompt_ids: list[int]
@@ -32,6 +34,7 @@ class Episode:
     turns: list[str] = field(default_factory=list)
     observations: list[str] = field(default_factory=list)
     finished: bool = False
+    environment: Environment | None = field(default=None, compare=False, repr=False)
 
     @property
     def text(self) -> str:
@@ -50,6 +53,7 @@ def rollout(
     max_tokens: int = 256,
     stop: Sequence[str] = (),
     max_observation_tokens: int | None = None,
+    concurrency: int = 1,
     temperature: float = 1.0,
     top_p: float = 1.0,
     seed: int | None = None,
@@ -69,6 +73,7 @@ def rollout(
         max_tokens: most tokens of a turn.
         stop: strings that end a turn, such as ``"</search>"``.
         max_observation_tokens: longer observations are cut at their end.
+        concurrency: environments that are asked at once, in threads, where their answers take time.
         temperature: of sampling; 0 decodes greedily.
         top_p: share of the probability that is sampled from.
         seed: of sampling; default: the global generator.
@@ -88,6 +93,8 @@ def rollout(
         raise ValueError(f"rollout needs an environment for each prompt, got {len(environments)} for {len(prompts)}")
     if max_turns < 1 or max_tokens < 1:
         raise ValueError(f"max_turns and max_tokens must be at least 1, got {max_turns} and {max_tokens}")
+    if concurrency < 1:
+        raise ValueError(f"concurrency must be at least 1, got {concurrency}")
     if seed is not None:
         with seeded(seed):
             return rollout(
@@ -99,10 +106,14 @@ def rollout(
                 max_tokens=max_tokens,
                 stop=stop,
                 max_observation_tokens=max_observation_tokens,
+                concurrency=concurrency,
                 temperature=temperature,
                 top_p=top_p,
             )
-    episodes = [Episode(ids_of_prompt(prompt, tokenizer)) for prompt in prompts]
+    episodes = [
+        Episode(ids_of_prompt(prompt, tokenizer), environment=environment)
+        for prompt, environment in zip(prompts, environments, strict=True)
+    ]
     context = context_of(model)
     for number, episode in enumerate(episodes):
         if context is not None and len(episode.prompt_ids) + max_tokens > context:
@@ -117,10 +128,10 @@ def rollout(
             model, tokenizer, contexts, max_tokens=max_tokens, stop=stop, temperature=temperature, top_p=top_p
         )
         still = []
-        for i, (ids,) in zip(active, written, strict=True):
+        texts = [tokenizer.decode(ids, skip_special_tokens=True) for (ids,) in written]
+        answers = _asked([environments[i] for i in active], texts, concurrency)
+        for i, (ids,), said, answer in zip(active, written, texts, answers, strict=True):
             episode = episodes[i]
-            said = tokenizer.decode(ids, skip_special_tokens=True)
-            answer = environments[i](said)
             episode.turns.append(said)
             episode.finished = answer is None
             seen: list[int] = []
@@ -139,3 +150,10 @@ def rollout(
         if not active:
             break
     return episodes
+
+
+def _asked(environments: Sequence[Environment], turns: Sequence[str], concurrency: int) -> list[str | None]:
+    if concurrency == 1:
+        return [environment(turn) for environment, turn in zip(environments, turns, strict=True)]
+    with ThreadPoolExecutor(concurrency) as threads:
+        return list(threads.map(lambda environment, turn: environment(turn), environments, turns))
