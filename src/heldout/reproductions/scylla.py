@@ -8,7 +8,7 @@ Here: lists of 3 to 5 two-digit numbers, written digit by digit. Training uses 4
 lists of these, and partners from the other 45. Six tasks at four levels: maximum and minimum; sorting and the k-th
 largest; two numbers with a given sum and three whose sum is a multiple of ten; numbers with a given sum. Two Llamas are
 trained from scratch on the mixture of tasks and of requests for inputs: ``small`` (2 layers of 48) and ``large``
-(3 layers of 112). ``exact`` solves each problem; ``memory`` gives the answer of the nearest of 2,000 training lists.
+(3 layers of 96). ``exact`` solves each problem; ``memory`` gives the answer of the nearest of 2,000 training lists.
 ``unmatched`` is ``large`` with partners of other lengths. ``probed`` asks ``large`` for its inputs.
 
 Levels are 1 to 4 in this order. Gaps are percentages and keep their sign.
@@ -33,8 +33,8 @@ from heldout.study import Study, at_least, at_most, better, higher_is_better, lo
 from heldout.tasks import ListTask, list_tasks
 
 # steps of training, tests of each task
-SIZES = {"smoke": (6, 8), "laptop": (1500, 200)}
-MODELS = {"small": (48, 2, 3e-3), "large": (112, 3, 2e-3)}
+SIZES = {"smoke": (6, 8), "laptop": (1200, 200)}
+MODELS = {"small": (48, 2, 3e-3), "large": (96, 3, 2e-3)}
 LEVELS = (("maximum", "minimum"), ("sort", "top_k"), ("two_sum", "three_sum_multiple_of_10"), ("subset_sum",))
 LETTERS = dict(zip((name for level in LEVELS for name in level), "MmskthS", strict=True))
 LEVEL_OF = {name: number for number, names in enumerate(LEVELS, 1) for name in names}

@@ -31,7 +31,7 @@ from heldout.study import Study, at_least, at_most, better, higher_is_better, lo
 from heldout.tasks import OPINION_CLASSES, opinion_words, opinions
 
 # width, layers, steps of the base, steps of tuning, sentences of tuning, sentences of the test
-SIZES = {"smoke": (16, 1, 10, 8, 64, 16), "laptop": (64, 2, 800, 400, 12_000, 200)}
+SIZES = {"smoke": (16, 1, 10, 8, 64, 16), "laptop": (64, 2, 1000, 400, 12_000, 200)}
 BATCH, LR, TUNING_LR = 32, 2e-3, 5e-4
 TESTED = [["negative", "positive"], ["bad", "good"], ["no", "yes"], ["zero", "one"]]
 EXCHANGED = [["poor", "great"], ["awful", "fine"], ["minus", "plus"], ["down", "up"]]
