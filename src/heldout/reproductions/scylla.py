@@ -1,8 +1,8 @@
 """Scylla: where between easy and impossible does a model depend most on familiar numbers?
 
-Source: arXiv:2410.01769 (Qi et al.), which claims that the gap between accuracy on inputs that a model finds typical and
-on matched unfamiliar ones is not monotonic in the complexity of the task ("generalization valley"), and that its peak,
-the critical complexity, is at a higher level for larger models.
+Source: arXiv:2410.01769 (Qi et al.), which claims that the gap between accuracy on inputs that a model finds typical
+and on matched unfamiliar ones is not monotonic in the complexity of the task ("generalization valley"), and that its
+peak, the critical complexity, is at a higher level for larger models.
 
 Here: lists of 3 to 5 two-digit numbers, written digit by digit. Training uses 45 of the 90 numbers; tests use fresh
 lists of these, and partners from the other 45. Six tasks at four levels: maximum and minimum; sorting and the k-th

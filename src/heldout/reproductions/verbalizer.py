@@ -121,7 +121,7 @@ def evaluate(lm: TransformersLM, seed: int, profile: str, **options: Any) -> Ver
 def measured(report: VerbalizerReport) -> dict[str, float]:
     means = {kind: 100 * report.accuracy(kind).estimate for kind in VERBALIZER_KINDS}
     return {
-        **means,
+        **means,  # type: ignore[dict-item]
         "natural_over_neutral": means["natural"] - means["neutral"],
         "neutral_over_unnatural": means["neutral"] - means["unnatural"],
         "gap": 100 * report.gap.estimate,

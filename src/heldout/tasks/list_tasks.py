@@ -103,8 +103,8 @@ def list_levels(tasks: Iterable[ListTask]) -> dict[int, list[ListTask]]:
 
 
 def _all_tasks() -> list[ListTask]:
-    several = {"admits": lambda numbers: len(numbers) >= 4}
-    repeated = {"admits": lambda n: len(n) >= 3 and len(set(n)) < len(n), "keep": "multiplicity"}
+    several: dict[str, Any] = {"admits": lambda numbers: len(numbers) >= 4}
+    repeated: dict[str, Any] = {"admits": lambda n: len(n) >= 3 and len(set(n)) < len(n), "keep": "multiplicity"}
     tasks = [
         ListTask("minimum", 1, "Find the smallest number of the list.", lambda n, p: {(min(n),)}, single=True),
         ListTask("maximum", 1, "Find the largest number of the list.", lambda n, p: {(max(n),)}, single=True),
