@@ -18,7 +18,7 @@ pixels in one random order, and eps stays that of the images in order.
 
 What was found: at d = 2 the fit agrees with the share of draws that reach eps within 0.1 nat. At d = 3 with 200 points
 it says 1.3 nats too little, and further down up to half too little: one chi-square has one weight where the law has
-many, and ``tail_gap`` is 1 to 2 nats. The saddle point agrees within 0.1 nat on average wherever it can be checked. For
+many, and ``tail_gap`` is 1 to 2 nats. The saddle point agrees within 0.12 nat on average wherever draws can tell. For
 width sqrt(d) data sets differ so much that three seeds leave two steps of three open, and beyond d = 5 the nats fall.
 On images, networks need 3 to 6 nats where tuned kernels need over 100.
 

@@ -13,6 +13,12 @@ nonsense words are new too. ``longer`` is ``natural`` with twice the steps, ``sh
 Evaluation: 200 sentences with opinion words that tuning never saw, 12 verbalizers, by the likelihood of the words;
 ``generated_unnatural`` is by greedy decoding. ``shuffled_natural`` puts the instruction before another sentence: it
 must be at chance. All metrics are percentages.
+
+What was found: models tuned with natural words read the sentence and say the word that they expect: almost always right
+with natural words, almost always wrong with exchanged ones. Randomised words end that, but at this size and in 400
+steps the models learn little of the mapping in its place: accuracy with unseen exchanged words rises by 32 points, and
+that with natural words falls by 29. The spread between models is larger with unnatural words only when one of them is
+undertrained: the others are all near 0.
 """
 
 from __future__ import annotations
