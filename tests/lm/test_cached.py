@@ -57,7 +57,7 @@ def test_scores_are_kept_too(tmp_path):
     assert cached.score(["a", "b"], [["x", "yy"], ["x"]]) == [[-1.0, -2.0], [-1.0]]
     assert cached.score(["a", "b"], [["x", "yy"], ["x"]]) == [[-1.0, -2.0], [-1.0]]
     assert (cached.hits, cached.misses) == (2, 2)
-    with pytest.raises(ValueError, match="as many lists"):
+    with pytest.raises(ValueError, match="continuations of each prompt"):
         cached.score(["a"], [])
 
 
