@@ -152,4 +152,6 @@ print(json.dumps(found))
     assert any("natural" in name for name in scores)
     status, error, scores = found["heldout/scylla"]
     assert status == "success", error
+    (critical,) = (value for name, value in scores.items() if name.endswith("critical_complexity"))
+    assert critical == 1  # the lowest of equal levels: there is no gap anywhere
     assert scores["accuracy_ood/mean"] == 0.5  # the largest number is right for one of the two tasks

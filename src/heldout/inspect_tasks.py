@@ -158,13 +158,13 @@ def _runs(measure: Any) -> Solver:
 
 @metric
 def critical_complexity() -> Metric:
-    """The level whose tasks have the largest mean gap; of equal ones the lowest."""
+    """The level whose tasks have the largest mean gap; of equal ones the lowest. A metric of the score "gap"."""
 
     def compute(scores: list[SampleScore]) -> float:
         gaps: dict[int, list[float]] = {}
         for one in scores:
             level = int(str((one.sample_metadata or {})["level"]).removeprefix("level "))
-            gaps.setdefault(level, []).append(float(one.score.as_dict()["gap"]))  # type: ignore[arg-type]
+            gaps.setdefault(level, []).append(one.score.as_float())
         means = {level: sum(values) / len(values) for level, values in gaps.items()}
         return float(max(sorted(means), key=lambda level: means[level]))
 
@@ -173,7 +173,7 @@ def critical_complexity() -> Metric:
 
 @scorer(
     metrics={
-        "gap": [grouped(mean(), "level"), stderr()],
+        "gap": [grouped(mean(), "level"), critical_complexity(), stderr()],
         "accuracy_id": [mean()],
         "accuracy_ood": [mean()],
         "parsed": [mean()],
