@@ -29,16 +29,27 @@ WORDS = [f"w{i}" for i in range(400)]
 DELAY, AT_ONCE = 0.05, 64
 SERVER = """
 import asyncio, sys
-from aiohttp import web
-ANSWER = (b'{"choices": [{"message": {"role": "assistant", "content": "hi"}, "finish_reason": "stop"}], '
-          b'"usage": {"prompt_tokens": 3, "completion_tokens": 2}}')
-async def answer(request):
-    await request.read()
-    await asyncio.sleep(float(sys.argv[2]))
-    return web.Response(body=ANSWER, content_type="application/json")
-app = web.Application()
-app.router.add_post("/v1/chat/completions", answer)
-web.run_app(app, host="127.0.0.1", port=int(sys.argv[1]), print=None, access_log=None)
+BODY = (b'{"choices": [{"message": {"role": "assistant", "content": "hi"}, "finish_reason": "stop"}], '
+        b'"usage": {"prompt_tokens": 3, "completion_tokens": 2}}')
+HEAD = b"HTTP/1.1 200 OK\\r\\nContent-Type: application/json\\r\\nContent-Length: %d\\r\\n\\r\\n"
+ANSWER = HEAD % len(BODY) + BODY
+
+class Answers(asyncio.Protocol):
+    def connection_made(self, transport):
+        self.transport, self.read = transport, b""
+    def data_received(self, data):
+        self.read += data
+        head, _, body = self.read.partition(b"\\r\\n\\r\\n")
+        length = head.lower().partition(b"content-length:")[2].split(b"\\r")[0]
+        if length and len(body) == int(length):
+            self.read = b""
+            asyncio.get_running_loop().call_later(float(sys.argv[2]), self.transport.write, ANSWER)
+
+async def main():
+    server = await asyncio.get_running_loop().create_server(Answers, "127.0.0.1", int(sys.argv[1]))
+    await server.serve_forever()
+
+asyncio.run(main())
 """
 
 

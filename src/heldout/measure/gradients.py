@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -121,7 +122,8 @@ def gradient_features(
             sign, P, with more spread where few parameters carry the gradient; "none", all P values.
         params: which parameters, by name; default: all.
         normalise: scale each vector to length 1.
-        batch_size: examples at once; they need ``batch_size * P`` floats.
+        batch_size: examples at once; they need ``batch_size`` times the floats of the largest parameter, of all P with
+            "srht" and "none", and where a model cannot be taken layer by layer.
         seed: of the projection.
 
     Raises:
@@ -136,13 +138,13 @@ def gradient_features(
         raise ValueError(f"projection must be rademacher, srht, countsketch or none, got {projection!r}")
     if dim < 1:
         raise ValueError(f"dim must be at least 1, got {dim}")
+    names = _selected(model, params)
+    own = dict(model.named_parameters())
+    size, device = sum(own[name].numel() for name in names), own[names[0]].device
+    project = _projector(projection, size, dim, seed, device)
     rows, seen = [], 0
-    project: Callable[[Tensor], Tensor] | None = None
     for inputs, targets in labelled_batches(data, batch_size):
-        grads = per_example_grads(model, inputs, targets, loss, params=params)
-        flat = torch.cat([grad.flatten(1).float() for grad in grads.values()], dim=1)
-        project = project or _projector(projection, flat.shape[1], dim, seed, flat.device)
-        features = project(flat)
+        features = project(_flat_grads(model, inputs, targets, loss, names))
         lengths = features.norm(dim=1)
         if bad := (~lengths.isfinite()).nonzero().flatten().tolist():
             raise ValueError(f"the gradient of example {seen + bad[0]} is not finite")
@@ -155,6 +157,24 @@ def gradient_features(
     if not rows:
         raise ValueError("there is no example to take a gradient of")
     return torch.cat(rows)
+
+
+def _flat_grads(
+    model: nn.Module, inputs: Any, targets: Tensor, loss: ExampleLoss | None, names: list[str]
+) -> Iterator[Tensor]:
+    """Yields float32 ``(batch, n)`` for one parameter after the other; layer by layer, only one exists at a time."""
+    _refuse_batch_statistics(model)
+    prepared, example_loss = _prepared(model, inputs, targets), loss or default_example_loss(model)
+    uses: dict[str, list[_Use]] | None = None
+    if not _why_not_layers(model, names):
+        with evaluating(model), suppress(_NotByLayersError):
+            uses = _by_layers(model, *prepared, example_loss, names)
+    if uses is None:
+        chosen = set(names)
+        whole = per_example_grads(model, inputs, targets, example_loss, params=chosen.__contains__)
+        uses = {name: [_Whole(grad)] for name, grad in whole.items()}
+    for name in names:
+        yield sum_of(uses.pop(name)).flatten(1).float()
 
 
 @dataclass(frozen=True)
@@ -591,27 +611,78 @@ def _checked_losses(losses: Tensor, targets: Tensor) -> Tensor:
 # --- projections ----------------------------------------------------------------------------------------------------
 
 
-def _projector(kind: Projection, size: int, dim: int, seed: int, device: torch.device) -> Callable[[Tensor], Tensor]:
+Projector = Callable[[Iterable[Tensor]], Tensor]
+"""Takes the gradients of a batch, ``(batch, n)`` for one parameter after the other, and returns ``(batch, dim)``."""
+
+
+def _projector(kind: Projection, size: int, dim: int, seed: int, device: torch.device) -> Projector:
     if kind == "none":
-        return lambda flat: flat
-    generator = torch.Generator().manual_seed(seed)
+        return lambda parts: torch.cat(list(parts), dim=1)
     if kind == "countsketch":
-        place = torch.randint(0, dim, (size,), generator=generator).to(device)
-        sign = _signs((size,), (seed, 0), device)
-        return lambda flat: flat.new_zeros(dim, len(flat)).index_add_(0, place, (flat * sign).T.contiguous()).T
+        return _count_sketch(size, dim, seed, device)
     if kind == "srht":
+        generator = torch.Generator().manual_seed(seed)
         padded = 1 << max(0, (max(size, dim) - 1).bit_length())
         sign = _signs((size,), (seed, 0), device)
         kept = torch.randperm(padded, generator=generator)[:dim].to(device)
-        return lambda flat: _hadamard(F.pad(flat * sign, (0, padded - size)))[:, kept] / math.sqrt(dim)
 
-    def dense(flat: Tensor) -> Tensor:
-        total = flat.new_zeros(len(flat), dim)
-        for number, part in enumerate(flat.split(_BLOCK, dim=1)):
-            total.addmm_(part, _signs((_BLOCK, dim), (seed, number), device)[: part.shape[1]])
+        def srht(parts: Iterable[Tensor]) -> Tensor:
+            flat = torch.cat(list(parts), dim=1)
+            return _hadamard(F.pad(flat * sign, (0, padded - size)))[:, kept] / math.sqrt(dim)
+
+        return srht
+
+    def dense(parts: Iterable[Tensor]) -> Tensor:
+        drawn, signs, total = -1, torch.empty(0), torch.empty(0)
+        for number, place, piece in _pieces(parts, _BLOCK):
+            if number != drawn:
+                drawn, signs = number, _signs((_BLOCK, dim), (seed, number), device)
+            total = total if len(total) else piece.new_zeros(len(piece), dim)
+            total.addmm_(piece, signs[place : place + piece.shape[1]])
         return total / math.sqrt(dim)
 
     return dense
+
+
+def _count_sketch(size: int, dim: int, seed: int, device: torch.device) -> Projector:
+    """Every ``dim`` parameters in a row go to the ``dim`` places in their order, rotated by a random number of places.
+
+    Two parameters share a place with a probability of at most ``1 / dim``, as if each were sent to a random one, and a
+    batch of gradients is read once, in order.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    shifts = torch.randint(0, dim, (-(-size // dim),), generator=generator).tolist()
+    sign = _signs((size,), (seed, 0), device)
+
+    def project(parts: Iterable[Tensor]) -> Tensor:
+        total, done = torch.empty(0), 0
+        for number, place, piece in _pieces(parts, dim):
+            total = total if len(total) else piece.new_zeros(len(piece), dim)
+            count, first = piece.shape[1], (place + shifts[number]) % dim
+            signs, fitting = sign[done : done + count], min(count, dim - first)
+            total[:, first : first + fitting].addcmul_(piece[:, :fitting], signs[:fitting])
+            if fitting < count:
+                total[:, : count - fitting].addcmul_(piece[:, fitting:], signs[fitting:])
+            done += count
+        return total
+
+    return project
+
+
+def _pieces(parts: Iterable[Tensor], width: int) -> Iterator[tuple[int, int, Tensor]]:
+    """Cuts what is in a row when all parts are joined into blocks: yields a block's number, a place in it, and columns.
+
+    A block that goes over the end of a part comes in several pieces.
+    """
+    done = 0
+    for part in parts:
+        start, columns = 0, part.shape[1]
+        while start < columns:
+            place = (done + start) % width
+            count = min(width - place, columns - start)
+            yield (done + start) // width, place, part[:, start : start + count]
+            start += count
+        done += columns
 
 
 def _signs(shape: tuple[int, ...], key: tuple[int, int], device: torch.device) -> Tensor:
