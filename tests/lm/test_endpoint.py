@@ -316,3 +316,22 @@ def test_a_real_server_answers_as_the_model_does(tmp_path):
     chats = [[{"role": "user", "content": prompt}] for prompt in prompts]
     local = TransformersLM(model, tokenizer).generate(chats, max_tokens=5)
     assert served_texts == [row[0].text for row in local]
+
+
+def test_requests_go_through_the_proxy_that_the_environment_names(monkeypatch):
+    seen = []
+
+    async def proxy(number, path, body, request):
+        seen.append((request.raw_path, request.headers["Host"]))
+        return answer("through")
+
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    with served(proxy) as url:
+        monkeypatch.setenv("http_proxy", url.removesuffix("/v1"))
+        ((found,),) = EndpointLM("m", "http://models.invalid/v1").generate(["p"])
+        monkeypatch.setenv("no_proxy", "127.0.0.1")
+        EndpointLM("m", url).generate(["p"])
+    assert found.text == "through"
+    assert seen[0] == ("http://models.invalid/v1/chat/completions", "models.invalid")
+    assert seen[1][0] == "/v1/chat/completions"

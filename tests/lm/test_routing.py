@@ -20,6 +20,7 @@ from heldout.lm import (
     word_tokenizer,
 )
 from heldout.lm.routing import blocks_of, closed_turn
+from tests.lm.test_endpoint import answer, served
 
 GOOD = "<think> ask </think> <search> small: capital? </search>\n<information> Paris </information>\n"
 END = "<think> ok </think> <answer> Paris </answer>"
@@ -245,3 +246,28 @@ def test_a_local_model_routes(pool):
     trace = RoutingAgent(lm, pool, max_tokens=12, prompt="{models}\n{question}\n").answer("city ?")
     assert trace.text.split() == text.split()
     assert (trace.answer, trace.format_ok, len(trace.calls)) == ("Paris", True, 1)
+
+
+def test_an_agent_routes_over_an_endpoint():
+    seen = []
+
+    async def respond(number, path, body, request):
+        said = body["messages"][-1]["content"]
+        seen.append(body)
+        if body["model"] == "helper":
+            return answer("it is Paris", usage=(5, 3))
+        # as servers do, it leaves the stop string out
+        return answer(END[: -len("</answer>")] if "<information> it is Paris </information>" in said else asks("helper"))
+
+    with served(respond) as url:
+        helper = PoolModel.of("helper", EndpointLM("helper", url, prices=(0.0, 2.0)), max_tokens=9)
+        router = EndpointLM("router", url)
+        traces = RoutingAgent(router, ModelPool([helper])).answer_many(["capital of France?", "and its capital?"])
+    assert all(trace.answer == "Paris" and trace.format_ok for trace in traces)
+    assert [trace.cost for trace in traces] == pytest.approx([6e-6, 6e-6])
+    assert router.requests == 4
+    routing = [body for body in seen if body["model"] == "router"]
+    helping = [body for body in seen if body["model"] == "helper"]
+    assert all(body["stop"] == ["</search>", "</answer>"] for body in routing)
+    assert all("Question: capital?" in body["messages"][-1]["content"] for body in helping)
+    assert {body["max_tokens"] for body in helping} == {9}

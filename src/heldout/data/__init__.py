@@ -5,6 +5,7 @@ from heldout.data.instructions import DEFINITION, FULL, NO_INSTRUCTION, PROMPT, 
 from heldout.data.loading import all_targets, batches, gather, predict_all, sample_ids, split_target, to_device
 from heldout.data.mixing import Mixed, beta_weight, mix, mixup, permutation, soft_labels
 from heldout.data.prismatic import Clusters, PrismaticSynthesizer, SynthesisRound, sparse_select, spherical_kmeans
+from heldout.data.self_targets import RESTATE, TARGET_SOURCES, SelfTargets, self_targets
 from heldout.data.skic import skic_traces
 from heldout.data.useful import (
     early_output_clusters,
@@ -31,11 +32,14 @@ __all__ = [
     "FULL",
     "NO_INSTRUCTION",
     "PROMPT",
+    "RESTATE",
+    "TARGET_SOURCES",
     "VERBALIZER_KINDS",
     "Clusters",
     "IndexedDataset",
     "Mixed",
     "PrismaticSynthesizer",
+    "SelfTargets",
     "SynthesisRound",
     "Verbalizer",
     "VerbalizerKind",
@@ -53,6 +57,7 @@ __all__ = [
     "predict_all",
     "randomize_verbalizers",
     "sample_ids",
+    "self_targets",
     "separating_epoch",
     "shifted_words",
     "skic_traces",

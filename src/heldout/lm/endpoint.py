@@ -13,6 +13,8 @@ import random
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 from heldout.language_model import Completion, Prompt
 from heldout.lm.local import check_choices, check_sampling
@@ -218,7 +220,8 @@ class _Exchange:
             connector=aiohttp.TCPConnector(limit=self.lm.max_concurrency),
             timeout=aiohttp.ClientTimeout(total=self.lm.timeout),
             headers={"Authorization": f"Bearer {key}"} if key else {},
-            trust_env=True,
+            proxy=_proxy_for(self.lm.base_url),
+            cookie_jar=aiohttp.DummyCookieJar(),
         )
         return self
 
@@ -355,6 +358,12 @@ async def _all_or_error(jobs: Sequence[Coroutine[Any, Any, Any]]) -> list[Any]:
     if isinstance(errors[0], EndpointError):
         errors[0].finished = {i: found for i, found in enumerate(outcomes) if isinstance(found, list)}
     raise errors[0]
+
+
+def _proxy_for(url: str) -> str | None:
+    """What the environment says ($HTTPS_PROXY, $NO_PROXY ...), read once: aiohttp would do it in a thread, each time."""
+    parts = urlsplit(url)
+    return None if proxy_bypass(parts.netloc) else getproxies().get(parts.scheme)
 
 
 def _text_of(choice: Mapping[str, Any]) -> str:

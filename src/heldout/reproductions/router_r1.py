@@ -78,9 +78,9 @@ HELD_OUT = frozenset(word for number, word in enumerate(WORDS) if (number // 6 -
 TAGS = "<think> </think> <search> </search> <information> </information> <answer> </answer>"
 BASES = {
     "smoke": {"dim": 16, "layers": 1, "steps": 20, "batch": 8, "seed": 0},
-    "laptop": {"dim": 64, "layers": 2, "steps": 1200, "batch": 32, "seed": 0},
+    "laptop": {"dim": 64, "layers": 2, "steps": 3000, "batch": 32, "seed": 0},
 }
-VERSION = 6  # of the way a base is made
+VERSION = 7  # of the way a base is made
 # steps of RL, questions in a step, questions to train on, test questions of each kind
 SIZES = {"smoke": (2, 2, 8, 4), "laptop": (100, 16, 1600, 200)}
 GROUP, LR, MAX_TURNS, MAX_TOKENS = 4, 1e-3, 4, 20
@@ -91,7 +91,7 @@ def base(profile: str) -> tuple[Any, Any]:
     recipe = BASES[profile]
 
     def make() -> tuple[Any, Any]:
-        words = [*expert_fact_words(), *SLOTS, *map("=".join, WORDS)]
+        words = [*expert_fact_words(), *SLOTS, *DESCRIPTORS, *map("=".join, WORDS)]
         tokenizer = word_tokenizer([*words, TAGS, "question : ? done unknown None"])
         model = tiny_llama(tokenizer, dim=recipe["dim"], layers=recipe["layers"], context=256, seed=recipe["seed"])
         train_tiny(
@@ -116,7 +116,7 @@ def trace(world: ExpertFacts, question: FactQuestion, rng: random.Random) -> tup
     episode, turns = RoutingEpisode(pool), []
     written = routing_prompt(question.text, pool, PROMPT, LINE)
     whole, heard, hop = rng.random() < 0.5, "unknown", 0
-    for _ in range(rng.choice((0, 1, 1, 2, 2, 2))):
+    for _ in range(rng.choice((0, 1, 1, 2, 2, 2, 3))):
         *relations, entity = question.text.split(" of ")
         query = question.text if whole else f"{relations[-1 - hop]} of {heard if hop else entity}"
         expert = rng.choice(experts)
@@ -129,8 +129,9 @@ def trace(world: ExpertFacts, question: FactQuestion, rng: random.Random) -> tup
 
 
 def thought(query: str, expert: SimulatedExpert) -> str:
-    """What the topic is, and who is asked."""
-    return f"<think> {RELATIONS[query.split()[0]][0]} {expert.name}={expert.descriptor} </think>"
+    """What the topic is, what kind of expert is wanted, and who that is."""
+    topic = RELATIONS[query.split()[0]][0]
+    return f"<think> {topic} {expert.descriptor} {expert.name}={expert.descriptor} </think>"
 
 
 def value_in(reply: str) -> str | None:
