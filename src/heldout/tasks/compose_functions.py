@@ -71,6 +71,7 @@ def compose_problem(
     *,
     functions: int = 3,
     fixed: int = 0,
+    names: Sequence[str] = FUNCTION_NAMES,
     tables: dict[str, tuple[str, ...]] | None = None,
 ) -> ComposeProblem:
     """Returns a problem of some depth with random functions.
@@ -80,6 +81,7 @@ def compose_problem(
         rng: draws everything.
         functions: that the problem has.
         fixed: how many of them are of ``FIXED_NAMES``.
+        names: of the others.
         tables: functions to use instead.
 
     Raises:
@@ -93,17 +95,16 @@ def compose_problem(
     if depth < 1:
         raise ValueError(f"depth must be at least 1, got {depth}")
     if tables is None:
-        if not (0 <= fixed <= min(functions, len(FIXED_NAMES)) and 1 <= functions - fixed <= len(FUNCTION_NAMES)):
+        if not (0 <= fixed <= min(functions, len(FIXED_NAMES)) and 1 <= functions - fixed <= len(names)):
             raise ValueError(f"cannot draw {functions} functions of which {fixed} are fixed")
         known = fixed_tables()
-        tables = {
-            name: tuple(rng.sample(SYMBOLS, len(SYMBOLS))) for name in rng.sample(FUNCTION_NAMES, functions - fixed)
-        }
+        drawn = rng.sample(list(names), functions - fixed)
+        tables = {name: tuple(rng.sample(SYMBOLS, len(SYMBOLS))) for name in drawn}
         tables |= {name: known[name] for name in rng.sample(FIXED_NAMES, fixed)}
-    names: list[str] = []
+    applied: list[str] = []
     for _ in range(depth):
-        names.append(rng.choice([name for name in tables if len(tables) == 1 or [name] != names[-1:]]))
-    return ComposeProblem(tables, tuple(names), rng.choice(SYMBOLS))
+        applied.append(rng.choice([name for name in tables if len(tables) == 1 or [name] != applied[-1:]]))
+    return ComposeProblem(tables, tuple(applied), rng.choice(SYMBOLS))
 
 
 def covering_exemplars(
