@@ -68,11 +68,11 @@ def gradients(rounds: int) -> bool:
                 grads = torch.autograd.grad(
                     F.cross_entropy(model(x[i : i + 1]), y[i : i + 1]), list(model.parameters())
                 )
-                rows.append(project([torch.cat([grad.flatten() for grad in grads])[None]]))
+                rows.append(project(iter([torch.cat([grad.flatten() for grad in grads])[None]])))
             return torch.cat(rows)
 
         def vmap(project: Projector = project) -> Tensor:
-            return project([flat(per_example_grads(model, x, y, path="vmap"))])
+            return project(iter([flat(per_example_grads(model, x, y, path="vmap"))]))
 
         layers = functools.partial(
             gradient_features, model, (x, y), dim=DIM, projection=kind, normalise=False, batch_size=BATCH

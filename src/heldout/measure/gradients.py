@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -611,8 +611,8 @@ def _checked_losses(losses: Tensor, targets: Tensor) -> Tensor:
 # --- projections ----------------------------------------------------------------------------------------------------
 
 
-Projector = Callable[[Iterable[Tensor]], Tensor]
-"""Takes the gradients of a batch, ``(batch, n)`` for one parameter after the other, and returns ``(batch, dim)``."""
+# Takes the gradients of a batch, ``(batch, n)`` for one parameter after the other, and returns ``(batch, dim)``.
+Projector = Callable[[Iterator[Tensor]], Tensor]
 
 
 def _projector(kind: Projection, size: int, dim: int, seed: int, device: torch.device) -> Projector:
@@ -626,13 +626,13 @@ def _projector(kind: Projection, size: int, dim: int, seed: int, device: torch.d
         sign = _signs((size,), (seed, 0), device)
         kept = torch.randperm(padded, generator=generator)[:dim].to(device)
 
-        def srht(parts: Iterable[Tensor]) -> Tensor:
+        def srht(parts: Iterator[Tensor]) -> Tensor:
             flat = torch.cat(list(parts), dim=1)
             return _hadamard(F.pad(flat * sign, (0, padded - size)))[:, kept] / math.sqrt(dim)
 
         return srht
 
-    def dense(parts: Iterable[Tensor]) -> Tensor:
+    def dense(parts: Iterator[Tensor]) -> Tensor:
         drawn, signs, total = -1, torch.empty(0), torch.empty(0)
         for number, place, piece in _pieces(parts, _BLOCK):
             if number != drawn:
@@ -654,7 +654,7 @@ def _count_sketch(size: int, dim: int, seed: int, device: torch.device) -> Proje
     shifts = torch.randint(0, dim, (-(-size // dim),), generator=generator).tolist()
     sign = _signs((size,), (seed, 0), device)
 
-    def project(parts: Iterable[Tensor]) -> Tensor:
+    def project(parts: Iterator[Tensor]) -> Tensor:
         total, done = torch.empty(0), 0
         for number, place, piece in _pieces(parts, dim):
             total = total if len(total) else piece.new_zeros(len(piece), dim)
@@ -669,7 +669,7 @@ def _count_sketch(size: int, dim: int, seed: int, device: torch.device) -> Proje
     return project
 
 
-def _pieces(parts: Iterable[Tensor], width: int) -> Iterator[tuple[int, int, Tensor]]:
+def _pieces(parts: Iterator[Tensor], width: int) -> Iterator[tuple[int, int, Tensor]]:
     """Cuts what is in a row when all parts are joined into blocks: yields a block's number, a place in it, and columns.
 
     A block that goes over the end of a part comes in several pieces.

@@ -244,5 +244,6 @@ study = Study(
         at_least("probed", on="familiar", value=95.0),
     ],
     seeds={"smoke": 1, "laptop": 3},
+    time_limit={"laptop": 1800.0},
     shared_setup=True,
 )
