@@ -136,23 +136,27 @@ def memory(seed: int) -> LM:
 def measured(lm: LM, seed: int, profile: str, *, unmatched: bool = False) -> ScyllaReport:
     tests, rng = SIZES[profile][1], random.Random(seed + 500_000)
     familiar, unfamiliar = numbers_of(seed)
-    scylla = Scylla(
-        [leveled(task) for task in TASKS],
-        shots=0,
-        tests=tests,
-        mode="few-shot",
-        pool=unfamiliar,
-        ask=ask,
-        write=write,
-        parse=parse,
-        max_tokens=18,
-        seed=seed,
-    )
+
+    def scylla(pool: list[int]) -> Scylla:
+        return Scylla(
+            [leveled(task) for task in TASKS],
+            shots=0,
+            tests=tests,
+            mode="few-shot",
+            pool=pool,
+            ask=ask,
+            write=write,
+            parse=parse,
+            max_tokens=18,
+            seed=seed,
+        )
+
     known = {task.name: lists(task, familiar, tests, rng) for task in TASKS}
-    report = scylla.run(lm, known)
+    report = scylla(unfamiliar).run(lm, known)
     if not unmatched:
         return report
-    others = scylla.run(lm, {task.name: lists(task, unfamiliar, tests, rng) for task in TASKS})
+    # Unfamiliar lists take the place of the familiar ones, whose partners nobody looks at.
+    others = scylla(familiar).run(lm, {task.name: lists(task, unfamiliar, tests, rng) for task in TASKS})
     rows = zip(report.rows, others.rows, strict=True)
     return ScyllaReport(tuple(dataclasses.replace(a, right_ood=b.right_id, parsed_ood=b.parsed_id) for a, b in rows))
 
