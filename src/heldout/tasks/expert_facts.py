@@ -38,7 +38,7 @@ EXPERT_NAMES = tuple(name for name in _NAMES if name not in TEST_NAMES)
 EXPERT_WORDINGS = ("{price} price knows {domain}", "{price} cost expert {domain}", "{price} price good {domain}")
 TEST_WORDINGS = ("expert {price} price {domain}", "{price} cost good {domain}")
 
-_REPLIES = ("it is {value} not {other}", "not {other} but {value}", "some say {other} it is {value}")
+_REPLIES = ("it is {value} not {other}", "it is {value} though some say {other}", "sure it is {value} not {other}")
 UNABLE = "unable to answer"
 
 
