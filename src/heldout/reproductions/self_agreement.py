@@ -31,6 +31,7 @@ from __future__ import annotations
 
 import functools
 import random
+import re
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -67,7 +68,8 @@ from heldout.tasks import (
 )
 
 # width, steps, questions, paths
-SIZES = {"smoke": (16, 6, 6, 20), "laptop": (64, 1000, 300, 20)}
+SIZES = {"smoke": (16, 6, 6, 20), "laptop": (64, 1500, 300, 20)}
+TURNS = 3  # one batch of paths, then two of agreements
 BATCH, LR, TEMPERATURE, MAX_TOKENS = 32, 3e-3, 0.7, 30
 Row = tuple[str, ...]
 
@@ -102,10 +104,10 @@ def language_model(seed: int, profile: str) -> TransformersLM:
         nonlocal turn
         turn += 1  # batches take turns: an agreement has one token, and would drown among those of paths
         rng = random.Random(int(torch.randint(2**40, (1,), generator=generator)))
-        return (solving if turn % 2 else agreeing)(count, rng)
+        return (solving if turn % TURNS == 1 else agreeing)(count, rng)
 
     losses = train_tiny(model, tokenizer(), draw, steps=steps, batch_size=BATCH, lr=LR, seed=seed)
-    for step in range(0, steps - 1, max(2, steps // 40 // 2 * 2)):
+    for step in range(0, steps - 1, TURNS * max(1, steps // 40 // TURNS)):
         log_curve("loss of paths", step, losses[step])
         log_curve("loss of agreement", step, losses[step + 1])
     return TransformersLM(model, tokenizer(), batch_size=512)
@@ -137,13 +139,26 @@ def in_digits(path: str) -> str | None:
     return None if number is None else str(round(number))
 
 
+def in_letters(path: str) -> str | None:
+    found = re.search(r"\b([a-z])-?([a-z]) \.$", path)
+    return found and "".join(found.groups())
+
+
+def in_truth(path: str) -> str | None:
+    found = re.findall(r"\b(yes|true|no|false)\b", last_sentences(path))
+    return {"yes": "yes", "true": "yes", "no": "no", "false": "no"}[found[-1]] if found else None
+
+
+PARSERS = {"digits": in_digits, "letters": in_letters, "truth": in_truth}
+
+
 def voted(rule: str, paths: Row) -> str | None:
     """The canonical answer by a vote that asks nobody."""
     finals = [last_sentences(path) for path in paths]
     if rule == "consistency":
         return self_consistency(paths, meaning).answer
-    if rule == "digits":
-        return self_consistency(paths, in_digits).answer
+    if rule in PARSERS:  # where it finds nothing, the first path has to do
+        return self_consistency(paths, PARSERS[rule]).answer or meaning(paths[0])
     if rule == "strings":
         return meaning(Counter(finals).most_common(1)[0][0])
     return meaning(semantic_vote(finals, character_ngrams, 0.5))
@@ -204,7 +219,7 @@ study = Study(
         "consistency": {"rule": "consistency", "n": 10},
         "consistency-20": {"rule": "consistency", "n": 20},
         "strings": {"rule": "strings", "n": 10},
-        "digits": {"rule": "digits", "n": 10},
+        **{name: {"rule": name, "n": 10} for name in PARSERS},
         "semantic": {"rule": "semantic", "n": 10},
         "agreement-5": {"rule": "agreement", "n": 5},
         "agreement-10": {"rule": "agreement", "n": 10},
@@ -221,7 +236,7 @@ study = Study(
         equivalent("agreement-10", "consistency", on="accuracy", within=3.0),
         better("agreement-10", than="greedy", on="accuracy", margin=5.0),
         better("agreement-10", than="strings", on="accuracy", margin=10.0),
-        better("agreement-10", than="digits", on="accuracy", margin=5.0),
+        *(better("agreement-10", than=name, on="accuracy", margin=5.0) for name in PARSERS),
         better("agreement-5", than="sample", on="accuracy", margin=-2.0),
         better("agreement-10", than="agreement-5", on="accuracy", margin=-2.0),
     ],
