@@ -256,8 +256,9 @@ def test_an_agent_routes_over_an_endpoint():
         seen.append(body)
         if body["model"] == "helper":
             return answer("it is Paris", usage=(5, 3))
+        heard = "<information> it is Paris </information>" in said
         # as servers do, it leaves the stop string out
-        return answer(END[: -len("</answer>")] if "<information> it is Paris </information>" in said else asks("helper"))
+        return answer(END[: -len("</answer>")] if heard else asks("helper"))
 
     with served(respond) as url:
         helper = PoolModel.of("helper", EndpointLM("helper", url, prices=(0.0, 2.0)), max_tokens=9)

@@ -4,22 +4,26 @@ The paper trains a small language model by reinforcement to think, ask one of se
 ask again or answer; it claims that several rounds beat one, that the router works with models which it never saw, from
 their descriptors, and that the weight alpha of the cost trades accuracy for money.
 
-World: ``heldout.tasks.ExpertFacts``. Six experts: three cheap ones for a domain each, two mediocre generalists, a dear
-good one. Who bears which name, which domains have an expert and what is known are drawn anew for each question in
-training, and once for the tests, whose questions start from other entities. A question of two hops can be asked as a
-whole, at which experts fail half of the time although they know both facts.
+World: ``heldout.tasks.ExpertFacts``. Six experts: three cheap ones that know 95 % of a domain each, two mediocre
+generalists (50 % of everything), a dear one (70 %). Who bears which name, which domains have an expert and what is
+known are drawn anew for each question in training, and once for the tests, whose questions start from other entities. A
+question of two hops can be asked as a whole, at which experts fail half of the time although they know both facts.
 
-The start is supervised: turns of episodes with random experts and a random number of calls, on facts of other worlds.
-``cost`` is money for a million questions; ``em`` is in percent. ``unseen_em`` is measured with the same experts under
-names that they never had in training. ``random``, ``best single`` and ``knn`` send the question as it is to one expert
-and answer what it states.
+The start is supervised: turns of episodes with random experts and a random number of calls, on facts of other worlds;
+in 3 turns of 10 the expert asked is the specialist of the topic, where there is one, as a language model that knows
+what words mean would often guess. ``cost`` is money for a million questions; ``em`` is in percent. ``unseen_em`` is
+measured with the same experts under names that they never had in training. ``random``, ``best single`` and ``knn`` send
+the question as it is to one expert and answer what it states.
 
-Deviations: GRPO in place of PPO, without KL term; nearest neighbours of TF-IDF vectors in place of sentence embeddings.
-Looking up a name behind a descriptor in the prompt did not emerge in two layers within 30,000 examples, neither with
-names of two syllables nor with six fixed names. So the names are six fixed ones, re-shuffled in every episode, and a
-name and its descriptor are one word of the prompt, ``ka=low-music``; 12 of the 36 words are held out from reinforcement
-for the test with unseen experts, where four to six of the six words are such. A router without that skill could not be
-told apart from one that chooses badly; the claim about names that were never seen is not tested here.
+Deviations: generalists know less than specified (60 and 85 %), where reinforcement on the first pilot seed found
+nothing better than to ask the dear one at every hop; GRPO in place of PPO; nearest neighbours of TF-IDF vectors in
+place of sentence embeddings; embeddings are frozen in reinforcement, and the weight of the KL term is 0.05 in place of
+0.001, for without them a model of this size forgets within 100 steps how to copy a name. Looking up a name behind a
+descriptor of several words did not emerge in two layers within 30,000 examples. So the names are six fixed ones,
+re-shuffled in every episode, and a name and its descriptor are one word of the prompt, ``ka=low-music``, which is found
+by what the router writes before it, ``low music``; 12 of the 36 words are held out from reinforcement, not from the
+start, for the test with unseen experts, where four to six of the six words are such. The claim about names that were
+never seen is not tested here.
 """
 
 from __future__ import annotations
@@ -73,17 +77,19 @@ from heldout.train import train_router
 PROMPT, LINE = "{models}\nquestion : {question} ?\n", "{name}={descriptor}"
 SLOTS = ("ba", "do", "ka", "lu", "mi", "ne")  # names of experts
 DESCRIPTORS = ("low-music", "low-film", "low-sport", "low-science", "mid-some", "high-most")
+SKILLS = {"low": 0.95, "mid": 0.5, "high": 0.7}  # of specialists in their domain, of generalists in all
 WORDS = tuple(product(SLOTS, DESCRIPTORS))
 HELD_OUT = frozenset(word for number, word in enumerate(WORDS) if (number // 6 - number % 6) % 3 == 0)
 TAGS = "<think> </think> <search> </search> <information> </information> <answer> </answer>"
 BASES = {
     "smoke": {"dim": 16, "layers": 1, "steps": 20, "batch": 8, "seed": 0},
-    "laptop": {"dim": 64, "layers": 2, "steps": 3000, "batch": 32, "seed": 0},
+    "laptop": {"dim": 64, "layers": 2, "steps": 2000, "batch": 32, "seed": 0},
 }
-VERSION = 7  # of the way a base is made
+VERSION = 10  # of the way a base is made
+FITTING = 0.3  # share of turns in which the warm start asks the specialist of the topic, if there is one
 # steps of RL, questions in a step, questions to train on, test questions of each kind
-SIZES = {"smoke": (2, 2, 8, 4), "laptop": (100, 16, 1600, 200)}
-GROUP, LR, MAX_TURNS, MAX_TOKENS = 4, 1e-3, 4, 20
+SIZES = {"smoke": (2, 2, 8, 4), "laptop": (70, 12, 840, 200)}
+GROUP, LR, KL, MAX_TURNS, MAX_TOKENS = 8, 1e-3, 0.05, 4, 20
 
 
 @functools.lru_cache(maxsize=1)
@@ -91,7 +97,7 @@ def base(profile: str) -> tuple[Any, Any]:
     recipe = BASES[profile]
 
     def make() -> tuple[Any, Any]:
-        words = [*expert_fact_words(), *SLOTS, *DESCRIPTORS, *map("=".join, WORDS)]
+        words = [*expert_fact_words(), *SLOTS, *map("=".join, WORDS)]
         tokenizer = word_tokenizer([*words, TAGS, "question : ? done unknown None"])
         model = tiny_llama(tokenizer, dim=recipe["dim"], layers=recipe["layers"], context=256, seed=recipe["seed"])
         train_tiny(
@@ -119,7 +125,9 @@ def trace(world: ExpertFacts, question: FactQuestion, rng: random.Random) -> tup
     for _ in range(rng.choice((0, 1, 1, 2, 2, 2, 3))):
         *relations, entity = question.text.split(" of ")
         query = question.text if whole else f"{relations[-1 - hop]} of {heard if hop else entity}"
-        expert = rng.choice(experts)
+        topic = RELATIONS[query.split()[0]][0]
+        fitting = [expert for expert in experts if expert.domain == topic and rng.random() < FITTING]
+        expert = rng.choice(fitting or experts)
         turns.append((written + episode.text, f"{thought(query, expert)} <search> {expert.name} : {query} </search>"))
         seen = episode(turns[-1][1]) or ""
         if (value := value_in(seen)) is not None:
@@ -131,14 +139,14 @@ def trace(world: ExpertFacts, question: FactQuestion, rng: random.Random) -> tup
 def thought(query: str, expert: SimulatedExpert) -> str:
     """What the topic is, what kind of expert is wanted, and who that is."""
     topic = RELATIONS[query.split()[0]][0]
-    return f"<think> {topic} {expert.descriptor} {expert.name}={expert.descriptor} </think>"
+    kind = expert.descriptor.replace("-", " ")
+    return f"<think> {topic} {kind} {expert.name}={expert.descriptor} </think>"
 
 
 def value_in(reply: str) -> str | None:
-    """The entity that a reply states, two words; what it denies has "not" or "say" before it."""
-    words = reply.split()
-    after = [" ".join(words[i + 1 : i + 3]) for i, word in enumerate(words) if word in ("is", "but")]
-    return after[-1] if after else None
+    """The entity that a reply states, two words; None where it states none."""
+    _, _, stated = reply.partition("it is ")
+    return " ".join(stated.split()[:2]) or None
 
 
 def pool_of(world: ExpertFacts, experts: Sequence[SimulatedExpert], seed: int) -> ModelPool:
@@ -162,7 +170,8 @@ def experts_of(seed: int) -> tuple[list[SimulatedExpert], list[SimulatedExpert]]
 
 
 def drawn_experts(rng: random.Random) -> list[SimulatedExpert]:
-    return draw_experts(rng, names=SLOTS, wordings=("{price}-{domain}",))
+    drawn = draw_experts(rng, names=SLOTS, wordings=("{price}-{domain}",))
+    return [replace(expert, skill=SKILLS[expert.descriptor.split("-")[0]]) for expert in drawn]
 
 
 def training_experts(rng: random.Random) -> list[SimulatedExpert]:
@@ -199,6 +208,8 @@ def trained(arm: dict[str, Any], seed: int, profile: str) -> tuple[Any, Any]:
     model = copy.deepcopy(model)
     if not arm["trained"]:
         return model, tokenizer
+    # Adam moves the rows of rare words as far as those of common ones, on which looking up would break.
+    model.get_input_embeddings().requires_grad_(False)
     rows = [
         {"question": question.text, "answer": question.answer, "pool": number}
         for number, question in enumerate(questions(seed, count // 2, "train"))
@@ -219,7 +230,7 @@ def trained(arm: dict[str, Any], seed: int, profile: str) -> tuple[Any, Any]:
         group_size=GROUP,
         batch_size=batch,
         lr=LR,
-        kl=0.0,
+        kl=KL,
         max_turns=arm["max_turns"],
         max_tokens=MAX_TOKENS,
         mask_observations=arm["mask"],
