@@ -361,7 +361,7 @@ async def _all_or_error(jobs: Sequence[Coroutine[Any, Any, Any]]) -> list[Any]:
 
 
 def _proxy_for(url: str) -> str | None:
-    """What the environment says ($HTTPS_PROXY, $NO_PROXY ...), read once: aiohttp would do it in a thread, each time."""
+    """What the environment says ($HTTPS_PROXY, $NO_PROXY), read once: aiohttp would do it in a thread, each time."""
     parts = urlsplit(url)
     return None if proxy_bypass(parts.netloc) else getproxies().get(parts.scheme)
 

@@ -13,18 +13,19 @@ short replies, and ``whole paths`` shows what it makes of longer ones. The last 
 small a model would begin to solve. ``skill`` is the percentage of new short replies whose majority it says.
 
 The arms share the paths of a seed. ``consistency`` parses with the oracle that also scores; ``consistency-20`` spends
-on paths about what ``agreement-10`` spends on reading; ``digits`` knows one format, numbers in digits; ``strings``
-counts equal last sentences; ``semantic`` takes the middle of the largest cluster of last sentences, by TF-IDF of
-character n-grams in place of a sentence encoder, which would have to be downloaded. ``outside`` is the percentage of
-answers that no path gives, ``first`` and ``last`` that of minority answers taken from the first or last path. All
-accuracies are by meaning.
+on paths about what ``agreement-10`` spends on reading; ``digits``, ``letters`` and ``truth`` parse one format and take
+the first path where nothing of it is found; ``strings`` counts equal last sentences; ``semantic`` takes the middle of
+the largest cluster of last sentences, by TF-IDF of character n-grams in place of a sentence encoder, which would have
+to be downloaded. ``outside`` is the percentage of answers that no path gives, ``first`` and ``last`` that of minority
+answers taken from the first or last path. All accuracies are by meaning.
 
-At this scale the aggregator is the weak part. Where values are few, it follows the majority and equals the vote with a
-parser (comparisons); over sums it stays some points below, and pairs of letters, of which it has seen few replies, it
-mostly fails to bring together, so that it stays below ``consistency`` and even below greedy decoding, and does not beat
-the vote of equal strings, whose ten samples share enough forms. It does beat a parser of the wrong format by far. On
-whole paths, longer than the replies that it learned from, it collapses. Greedy decoding of a model that was stopped
-early is nearly as good as the vote: its errors are not spread enough for a gain of 5 points.
+What was found: with a skill of 95 % on short replies, agreement of ten paths comes within 3 points of the vote with the
+oracle's parser (70 and 73 %), and is 14 above a single sample. It is 9 to 11 points above a vote with the parser of any
+one format, but the seeds differ (0 to 15 points over ``digits``), so that three of them leave this open. Ten samples share
+enough forms that a vote of equal strings does as well (71 %), and greedy decoding is better (75 %): at temperature 0.7
+so small a model errs more often, and its errors are not spread enough. On whole paths, longer than the replies that it
+learned from, it collapses. In an earlier version the model had half as many batches of agreements, a skill of 88 %, and
+agreement was 12 points below greedy decoding; its only parser, ``digits``, gave no answer where it found no number.
 """
 
 from __future__ import annotations

@@ -20,11 +20,11 @@ same weights with bare queries of the fixed functions, with equal tokens. A chan
 The first claim is a gate: where ``skic`` answers fewer than 90 % of the queries of depth 1, the model has not learned
 to look up in its context, and the claims about prompts are not testable.
 
-What was found: the gate holds, all look-ups of depth 1 are right. Beyond the depth of the exemplars ``skic`` is right in
-88 to 100 %, answers alone by chance. Steps without names come to 40 to 77 %, and the tables without worked problems to
-51 to 99 %: 32 and 19 points less on average, but seeds differ so much that three of them leave both open. What does the
-work is the name in the step: worked problems that name the skills do as well without the tables. Tuning on easy bare
-queries does not carry over to deeper ones, in either form, except once, and that without names.
+What was found: the gate holds, all look-ups of depth 1 are right. Beyond the depth of the exemplars ``skic`` is right
+in 88 to 100 %, answers alone by chance. Steps without names come to 40 to 77 %, and the tables without worked problems
+to 51 to 99 %: 32 and 19 points less on average, but seeds differ so much that three of them leave both open. What does
+the work is the name in the step: worked problems that name the skills do as well without the tables. Tuning on easy
+bare queries does not carry over to deeper ones, in either form, except once, and that without names.
 
 Deviations: four symbols instead of eight, two layers, three names of functions, and one word for an entry. Models of
 this size did not learn to look up an entry of two words, or one of more names, within 2,000 steps. Exemplars are of
