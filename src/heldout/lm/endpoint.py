@@ -12,6 +12,7 @@ import os
 import random
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, Literal
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
@@ -159,7 +160,7 @@ class EndpointLM:
     def _run(self, jobs: Sequence[tuple[Callable[..., Coroutine[Any, Any, Any]], tuple[Any, ...]]]) -> list[Any]:
         async def run() -> list[Any]:
             async with _Exchange(self) as exchange:
-                return await _all_or_error([job(exchange, *arguments) for job, arguments in jobs])
+                return await _all_or_error([partial(job, exchange, *rest) for job, rest in jobs], self.max_concurrency)
 
         try:
             asyncio.get_running_loop()
@@ -343,20 +344,28 @@ class _Exchange:
                 self.answered.notify_all()
 
 
-async def _all_or_error(jobs: Sequence[Coroutine[Any, Any, Any]]) -> list[Any]:
+async def _all_or_error(jobs: Sequence[Callable[[], Coroutine[Any, Any, Any]]], at_once: int) -> list[Any]:
     """Returns what all jobs return; the first error stops the others and is told what had finished."""
     if not jobs:
         return []
-    tasks = [asyncio.create_task(job) for job in jobs]
-    _, pending = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
-    for task in pending:
-        task.cancel()
-    outcomes = await asyncio.gather(*tasks, return_exceptions=True)
-    errors = [outcome for outcome in outcomes if isinstance(outcome, Exception)]
+    found: dict[int, Any] = {}
+    waiting = iter(enumerate(jobs))
+
+    async def work() -> None:
+        for number, job in waiting:
+            found[number] = await job()
+
+    # As many workers as requests, not a task for each job: the garbage collector would look through all of those.
+    workers = [asyncio.create_task(work()) for _ in range(min(at_once, len(jobs)))]
+    _, pending = await asyncio.wait(workers, return_when=asyncio.FIRST_EXCEPTION)
+    for worker in pending:
+        worker.cancel()
+    ended = await asyncio.gather(*workers, return_exceptions=True)
+    errors = [outcome for outcome in ended if isinstance(outcome, Exception)]
     if not errors:
-        return outcomes
+        return [found[number] for number in range(len(jobs))]
     if isinstance(errors[0], EndpointError):
-        errors[0].finished = {i: found for i, found in enumerate(outcomes) if isinstance(found, list)}
+        errors[0].finished = {number: outcome for number, outcome in found.items() if isinstance(outcome, list)}
     raise errors[0]
 
 
