@@ -149,7 +149,7 @@ def main() -> None:
     torch.set_num_threads(1)
     local(3 if quick else 9)
     cached(2_000 if quick else 20_000)
-    endpoint(5 if quick else 20)
+    endpoint(5 if quick else 100)
 
 
 if __name__ == "__main__":
