@@ -45,7 +45,7 @@ from heldout.tasks import InstructionTask, InstructionWorld, list_facts, task_sp
 # width, steps of the base, steps of tuning, tasks, test tasks, evaluated instances of each, numbers of training tasks
 SIZES: dict[str, tuple[int, int, int, int, int, int, tuple[int, ...]]] = {
     "smoke": (16, 20, 4, 24, 8, 2, (4, 8, 16)),
-    "laptop": (96, 1200, 200, 180, 40, 20, (20, 40, 80, 140)),
+    "laptop": (96, 1200, 300, 180, 40, 20, (20, 40, 80, 140)),
 }
 FIELDS = {"none": NO_INSTRUCTION, "definition": DEFINITION, "examples": ("positive",), "full": FULL}
 HELD_OUT, RESERVE, BATCH, LR = "answer", 60, 32, 3e-3
