@@ -46,6 +46,7 @@ class WeightDistance:
 
     Example:
         >>> model = nn.Linear(1, 1, bias=False)
+        >>> _ = nn.init.zeros_(model.weight)
         >>> distance = WeightDistance(model)
         >>> for step in range(1, 9):
         ...     with torch.no_grad():
