@@ -4,8 +4,9 @@ The search: 32 blocks of 64 tokens through a random tiny Llama whose norms have 
 algorithm written down plainly (for each of 20 exponents: scale, quantise and run the inspected module on all tokens,
 then restore its weights). Limit: 1.3 times faster. The exponents that both choose are compared.
 
-Packing: uint8 levels to packed words and back, against a copy of the levels. Counted bytes: one per level, read and
-written by the copy. Limit: 2 times the copy. compressed-tensors' own functions stand beside, where installed.
+Packing: uint8 levels to packed words and back, against a copy of the levels. Pack and unpack return new memory, so the
+copy is ``clone``; a copy into memory that is there already, which costs no page faults, stands beside. Limit: 2 times
+the clone. compressed-tensors' own functions stand beside, where installed.
 """
 
 import argparse
@@ -121,7 +122,7 @@ def main() -> int:
     parser.add_argument("--width", type=int, default=96)
     parser.add_argument("--layers", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--levels", type=int, default=8, help="millions")
+    parser.add_argument("--levels", type=int, default=64, help="millions")
     arguments = parser.parse_args()
     model = tiny_llama(arguments.width, arguments.layers)
     batch = torch.randint(0, 512, (32, 64), generator=torch.Generator().manual_seed(0))
@@ -142,14 +143,15 @@ def main() -> int:
     rows = arguments.levels * 256
     for bits in (3, 4, 8):
         q = torch.randint(0, 2**bits, (rows, 4096), dtype=torch.uint8)
-        packed, copy = pack(q, bits), torch.empty_like(q)
-        floor = best(lambda copy=copy, q=q: copy.copy_(q), 20)
+        packed, there = pack(q, bits), torch.empty_like(q)
+        floor, bare = best(lambda q=q: q.clone(), 20), best(lambda there=there, q=q: there.copy_(q), 20)
         seconds = {"pack": best(lambda q=q, bits=bits: pack(q, bits), 20),
                    "unpack": best(lambda p=packed, bits=bits: unpack(p, bits, 4096), 20)}  # fmt: skip
         for name, taken in seconds.items():
             ok &= taken <= PACK_LIMIT * floor
             print(f"{name} {bits} bits, {q.numel() / 1e6:.0f} M levels: {1e3 * taken:.2f} ms, "
-                  f"{taken / floor:.2f} x a copy of the levels (limit {PACK_LIMIT})")  # fmt: skip
+                  f"{taken / floor:.2f} x a copy of the levels (limit {PACK_LIMIT}), "
+                  f"{taken / bare:.2f} x one into memory that is there")  # fmt: skip
         try:
             from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32, unpack_from_int32
         except ImportError:

@@ -7,8 +7,7 @@ transposed weights of transformers' ``Conv1D`` (GPT-2) are seen through ``weight
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -152,12 +151,9 @@ def pack(q: Tensor, bits: int) -> Tensor:
         q = nn.functional.pad(q, (0, padding))
     levels = q.contiguous().numpy().reshape(-1)
     packed = np.empty(levels.size // 8 * bits, np.uint8)
-
-    def pack_piece(first: int) -> None:
+    for first in range(0, levels.size, _PIECE):
         piece = levels[first : first + _PIECE]
         packed[first // 8 * bits : (first + piece.size) // 8 * bits] = _PACKERS[bits](piece)
-
-    _in_threads(pack_piece, range(0, levels.size, _PIECE))
     words = torch.from_numpy(packed).view(rows, -1).view(torch.int32)
     return words if not padding else words[:, : -(-columns * bits // 32)].contiguous()
 
@@ -186,25 +182,11 @@ def unpack(packed: Tensor, bits: int, columns: int) -> Tensor:
         packed = nn.functional.pad(packed, (0, padding))
     data = packed.contiguous().numpy().view(np.uint8).reshape(-1)
     levels = np.empty(data.size // bits * 8, np.uint8)
-
-    def unpack_piece(first: int) -> None:
+    for first in range(0, levels.size, _PIECE):
         piece = levels[first : first + _PIECE]
         _UNPACKERS[bits](data[first // 8 * bits : (first + piece.size) // 8 * bits], piece)
-
-    _in_threads(unpack_piece, range(0, levels.size, _PIECE))
     q = torch.from_numpy(levels).view(packed.shape[0], -1)
     return q if q.shape[1] == columns else q[:, :columns].contiguous()
-
-
-def _in_threads(work: Callable[[int], None], starts: Sequence[int]) -> None:
-    """Does the pieces with as many threads as torch uses; numpy lets go of the interpreter in each step."""
-    threads = min(torch.get_num_threads(), len(starts))
-    if threads < 2:
-        for start in starts:
-            work(start)
-        return
-    with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(work, starts))
 
 
 # What follows works on pieces that stay in the cache. Each step joins, or parts, two neighbours that lie in one wider
