@@ -15,7 +15,7 @@ from heldout.methods import available, parse
 
 SOURCE = Path(__file__).parents[1] / "src" / "heldout"
 ORDER = [
-    "errors", "statistics", "method", "language_model",
+    "errors", "sources", "statistics", "method", "language_model",
     "catalog", "study",
     "report",
     "data", "nn", "optim", "losses", "measure", "weights", "adapt", "tasks", "lm", "train",
