@@ -25,7 +25,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader
 
 from heldout.data import batches, split_target
-from heldout.method import Splits, evaluating, forward
+from heldout.method import as_dataset, evaluating, forward
 from heldout.nn import inputs_for
 
 ExampleLoss = Callable[[Tensor, Tensor], Tensor]
@@ -246,7 +246,7 @@ def labelled_batches(data: Any, batch_size: int) -> Iterator[tuple[Any, Tensor]]
         for batch in data:
             yield split_target(batch)
         return
-    for inputs, targets, _ in batches(Splits(train=data).train, batch_size):
+    for inputs, targets, _ in batches(as_dataset(data), batch_size):
         yield inputs, targets
 
 

@@ -124,7 +124,7 @@ def stratified_split(labels: Tensor, sizes: Sequence[int | float], *, seed: Seed
     counts = np.diff(np.floor(ends + 0.5 - 1e-9)).astype(int).tolist()  # cumulative, so that fractions of 1 fit in n
     if min(counts, default=0) < 0 or sum(counts) > n:
         raise ValueError(f"cannot take parts of {list(sizes)} from {n} examples")
-    order = torch.randperm(n, generator=_generator(seed))
+    order = torch.randperm(n, generator=generator_of(seed))
     place = torch.empty(n, dtype=torch.float64)
     for label in labels.unique():
         members = order[labels[order] == label]
@@ -145,7 +145,7 @@ def rotate(images: Tensor, degrees: float | Tensor) -> Tensor:
         >>> rotate(image, 90).round().flatten().tolist()
         [0.0, 0.0, 1.0, 0.0]
     """
-    _check_images(images)
+    check_images(images)
     n, _, height, width = images.shape
     angle = torch.as_tensor(degrees, dtype=images.dtype, device=images.device).deg2rad().expand(n)
     if not angle.isfinite().all():
@@ -309,7 +309,7 @@ def biased_attribute(labels: Tensor, correlation: float, *, num_classes: int | N
     if not -1 <= correlation <= 1:
         raise ValueError(f"correlation must be in [-1, 1], got {correlation}")
     classes = _num_classes(labels, num_classes)
-    generator = _generator(seed)
+    generator = generator_of(seed)
     free = torch.rand(len(labels), generator=generator) >= abs(correlation)
     uniform = torch.randint(0, classes, (len(labels),), generator=generator)
     own = labels if correlation > 0 else (labels + 1) % classes
@@ -318,7 +318,7 @@ def biased_attribute(labels: Tensor, correlation: float, *, num_classes: int | N
 
 def colourise(images: Tensor, colours: Tensor, num_colours: int) -> Tensor:
     """Returns the grey images ``(n, 1, h, w)`` painted ``(n, 3, h, w)`` in colour ``(n,)`` of evenly spaced hues."""
-    _check_images(images)
+    check_images(images)
     if images.shape[1] != 1:
         raise ValueError(f"only images with 1 channel can be coloured, got {images.shape[1]} channels")
     if len(colours) != len(images) or (
@@ -366,7 +366,7 @@ def imbalance(labels: Tensor, ratio: float, *, seed: Seed = 0) -> Tensor:
     classes, counts = labels.unique(return_counts=True)
     if not len(classes):
         raise ValueError("imbalance needs labels, got an empty tensor")
-    generator = _generator(seed)
+    generator = generator_of(seed)
     kept = []
     for rank, label in enumerate(classes):
         members = (labels == label).nonzero().squeeze(1)
@@ -392,7 +392,7 @@ def label_noise(labels: Tensor, rate: float, num_classes: int, *, seed: Seed = 0
         raise ValueError(f"rate must be in [0, 1], got {rate}")
     if _num_classes(labels, num_classes) < 2:
         raise ValueError(f"label_noise needs at least 2 classes, got {num_classes}")
-    generator = _generator(seed)
+    generator = generator_of(seed)
     chosen = torch.randperm(len(labels), generator=generator)[: round(rate * len(labels))].to(labels.device)
     step = torch.randint(1, num_classes, (len(chosen),), generator=generator).to(labels.device)
     noisy = labels.clone()
@@ -428,7 +428,7 @@ def domains(
     steps = tuple(values if values is not None else _DOMAIN_VALUES.get(kind, (0, 0.25, 0.5, 0.75, 1)))
     if not 2 <= len(steps) <= len(images):
         raise ValueError(f"domains needs at least 2 values and an image for each, got {len(steps)}")
-    _check_pair(images, labels)
+    check_pair(images, labels)
     (order,) = stratified_split(labels, (len(labels),), seed=seed)
     domain = torch.empty(len(images), dtype=torch.long)
     domain[order] = torch.arange(len(images)) % len(steps)
@@ -473,7 +473,7 @@ def leave_one_domain_out(
         >>> len(splits.train), len(splits.val), list(splits.test), splits.domains.unique().tolist()
         (1198, 150, ['iid', 'held_out'], [0, 1, 2, 3, 4])
     """
-    _check_pair(images, labels)
+    check_pair(images, labels)
     inside = (domain != held_out).nonzero().squeeze(1)
     outside = (domain == held_out).nonzero().squeeze(1)
     if not len(inside) or not len(outside):
@@ -523,12 +523,12 @@ def rotation_sequence(
         >>> len(splits.train), {name: len(domain) for name, domain in splits.test.items()}
         (900, {'0': 500, '30': 500, '60': 500})
     """
-    _check_pair(images, labels)
+    check_pair(images, labels)
     rest = len(images) - train_size - val_size
     if domain_size > rest:
         raise ValueError(f"{len(images)} images leave {rest} for the test domains, which need {domain_size}")
     train, val, pool = stratified_split(labels, (train_size, val_size, rest), seed=seed)
-    generator = _generator(seed)
+    generator = generator_of(seed)
 
     def source(index: Tensor) -> TensorDataset:
         angle = (torch.rand(len(index), generator=generator) * 2 - 1) * jitter
@@ -584,7 +584,7 @@ def two_feature_patches(
         raise ValueError(f"needs n >= 1, dim >= 2 and patches >= 2, got n={n}, dim={dim}, patches={patches}")
     if not 0 <= alpha <= 1 or noise < 0:
         raise ValueError(f"needs alpha in [0, 1] and noise >= 0, got alpha={alpha}, noise={noise}")
-    generator = _generator(seed)
+    generator = generator_of(seed)
     slow, fast = torch.eye(dim)[:2]
     labels = torch.randint(0, 2, (n,), generator=generator)
     sign = (2.0 * labels - 1).unsqueeze(1)
@@ -596,7 +596,7 @@ def two_feature_patches(
     return TwoFeaturePatches(inputs[torch.arange(n).unsqueeze(1), order], labels, has_fast, slow, fast)
 
 
-def _check_images(images: Tensor) -> None:
+def check_images(images: Tensor) -> None:
     if not isinstance(images, Tensor) or images.ndim != 4:
         got = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
         raise ValueError(f"images must be a tensor (n, channels, height, width), got {got}")
@@ -608,8 +608,8 @@ def _check_images(images: Tensor) -> None:
             raise ValueError(f"images must be finite and in [0, 1], got values from {low:.4g} to {high:.4g}")
 
 
-def _check_pair(images: Tensor, labels: Tensor) -> None:
-    _check_images(images)
+def check_pair(images: Tensor, labels: Tensor) -> None:
+    check_images(images)
     if labels.shape != images.shape[:1]:
         raise ValueError(f"needs one label per image ({len(images)}), got labels of shape {tuple(labels.shape)}")
 
@@ -623,13 +623,14 @@ def _num_classes(labels: Tensor, num_classes: int | None) -> int:
 
 
 def _start(images: Tensor, severity: float, seed: Seed) -> torch.Generator:
-    _check_images(images)
+    check_images(images)
     if not 0 <= severity <= 1:
         raise ValueError(f"severity must be in [0, 1], got {severity}")
-    return _generator(seed)
+    return generator_of(seed)
 
 
-def _generator(seed: Seed) -> torch.Generator:
+def generator_of(seed: Seed) -> torch.Generator:
+    """Returns the generator of a seed, or the generator that was given."""
     return seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed)
 
 
