@@ -38,7 +38,7 @@ from heldout.optim import adapt_regime, scale_lr
 from heldout.study import Study, at_least, better, equivalent, higher_is_better, log_curve, lower_is_better, ordered
 from heldout.tasks import fashion_mnist, stratified_split
 
-SMALL, LARGE, LR, OWN_LR, DIFFUSION_LR = 32, 1024, 0.02, 0.2, 0.05
+SMALL, LARGE, LR, OWN_LR, DIFFUSION_LR = 32, 1024, 0.02, 0.1, 0.05
 SIZES = {"smoke": (1024, 500, 1, 24, 60), "laptop": (8000, 5000, 6, 128, 400)}  # train, test, epochs / 2, width, steps
 
 
