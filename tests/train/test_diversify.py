@@ -188,6 +188,39 @@ def test_the_methods_return_a_plain_model_that_generalises_better(method, agreem
     assert "train_error" in fitted.history[-1]
 
 
+def with_norm_and_dropout():
+    return nn.Sequential(nn.Linear(2, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.5), nn.Linear(16, 2))
+
+
+def test_dbat_asks_its_first_model_in_eval_mode_and_leaves_its_statistics():
+    found = {}
+
+    def watch(run, module):
+        train_plain = run.train_plain
+
+        def watched(*arguments):
+            found["model"], errors = train_plain(*arguments)
+            found["state"] = {name: value.clone() for name, value in found["model"].state_dict().items()}
+            return found["model"], errors
+
+        run.train_plain = watched
+        return module
+
+    spy = heldout.Method("spy", model=watch)
+    heldout.fit(with_norm_and_dropout, splits(0.0), dbat() + spy, epochs=2, optimizer=ADAM)
+    assert not found["model"].training
+    assert int(found["state"]["1.num_batches_tracked"]) > 0
+    for name, value in found["model"].state_dict().items():
+        assert torch.equal(value, found["state"][name])
+
+
+def test_earlier_models_of_dbat_answer_in_eval_mode_and_keep_their_statistics():
+    two, three = (diversify(with_norm_and_dropout, *loaders(0.0), "dbat", k, epochs=2) for k in (2, 3))
+    for index in range(2):
+        for name, value in two[index].state_dict().items():
+            assert torch.equal(value, three[index].state_dict()[name])
+
+
 def test_dbat_keeps_the_plain_model_where_validation_prefers_it():
     world = l_shape(1.0, 64, margin=0.1, seed=5)
     data = splits(1.0, val={"a": (world.points, world.labels)})
