@@ -14,6 +14,15 @@ from heldout.tasks.compose_functions import (
     fixed_tables,
 )
 from heldout.tasks.dominoes import Dominoes, dominoes
+from heldout.tasks.drawings import (
+    DRAWING_CLASSES,
+    DRAWING_STYLES,
+    Drawings,
+    DrawingTags,
+    drawing_tags,
+    drawings,
+    split_drawings,
+)
 from heldout.tasks.expert_facts import (
     EXPERT_NAMES,
     EXPERT_WORDINGS,
@@ -111,6 +120,8 @@ __all__ = [
     "ALL_MATHS_FRAMES",
     "ANSWER_FORMS",
     "CATEGORIES",
+    "DRAWING_CLASSES",
+    "DRAWING_STYLES",
     "EXPERT_NAMES",
     "EXPERT_WORDINGS",
     "FIXED_NAMES",
@@ -143,6 +154,8 @@ __all__ = [
     "ArithmeticSplit",
     "ComposeProblem",
     "Dominoes",
+    "DrawingTags",
+    "Drawings",
     "ExpertFacts",
     "FactQuestion",
     "Instance",
@@ -176,6 +189,8 @@ __all__ = [
     "domains",
     "dominoes",
     "draw_experts",
+    "drawing_tags",
+    "drawings",
     "edit_problem",
     "entries_of",
     "exact_accuracy",
@@ -215,6 +230,7 @@ __all__ = [
     "sample_problem",
     "shifted",
     "slabs",
+    "split_drawings",
     "stdlib_code",
     "stdlib_digest",
     "stdlib_docstrings",
