@@ -74,10 +74,15 @@ def main() -> int:
                 step()
                 best[name] = min(best[name], time.perf_counter() - start)
         ratios = {name: value / best["BatchNorm"] for name, value in best.items()}
-        within = ratios["GhostBatchNorm"] <= ratios["TabNet GBN"] and (len(shape) == 2 or ratios["GhostBatchNorm"] <= LIMIT)
+        within = ratios["GhostBatchNorm"] <= ratios["TabNet GBN"] and (
+            len(shape) == 2 or ratios["GhostBatchNorm"] <= LIMIT
+        )
         ok &= within
         print(f"{title:40} BatchNorm {best['BatchNorm'] * 1e3:7.2f} ms", end="")
-        print("".join(f", {name} x {ratios[name]:.2f}" for name in list(contenders)[1:]), "" if within else "  beyond the limit")
+        print(
+            "".join(f", {name} x {ratios[name]:.2f}" for name in list(contenders)[1:]),
+            "" if within else "  beyond the limit",
+        )
     print(f"limits: GhostBatchNorm not slower than TabNet GBN, x {LIMIT} on images")
     return 0 if ok else 1
 

@@ -15,7 +15,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from heldout.method import Method, Run, Splits
 
-
 _LARGE_GHOST = 2**14  # values: from here on a call of torch's kernel for each ghost is the fastest
 
 
