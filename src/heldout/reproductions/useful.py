@@ -178,7 +178,7 @@ study = Study(
         "patches useful": {"world": "patches", "repeat": "slow"},
         "patches sam": {"world": "patches", "repeat": None, "rho": 0.05},
         "sgd": {"world": "images", "lr": 0.4, "repeat": None},
-        "sgd, as many steps": {"world": "images", "lr": 0.4, "repeat": "more steps"},
+        "sgd, as many steps": {"world": "images", "lr": 0.2, "repeat": "more steps"},
         "random": {"world": "images", "lr": 0.4, "repeat": "random"},
         "useful": {"world": "images", "lr": 0.2, "repeat": "slow"},
         "sam": {"world": "images", "lr": 0.4, "repeat": None, "rho": RHO},
