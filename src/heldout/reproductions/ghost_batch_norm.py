@@ -159,6 +159,6 @@ study = Study(
         ordered(["diffusion 32", "diffusion 128", "diffusion 512"], on="distance"),
     ],
     checks=[equivalent("ghosts of 1024", "+ learning rate", on="test_accuracy", within=1e-9)],
-    seeds={"smoke": 1, "laptop": 5},
+    seeds={"smoke": 1, "laptop": 8},
     time_limit={"smoke": 60.0, "laptop": 600.0},
 )

@@ -207,6 +207,6 @@ study = Study(
         better("useful", than="sgd, as many steps", on="test_error"),
         better("sam + useful", than="sam", on="test_error"),
     ],
-    seeds={"smoke": 1, "laptop": 6},
+    seeds={"smoke": 1, "laptop": 12},
     time_limit={"smoke": 60.0, "laptop": 600.0},
 )
