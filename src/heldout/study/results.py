@@ -31,7 +31,7 @@ class Results:
             ``[step, value]`` by name, figures Vega-Lite dictionaries by name.
         claims: the judged claims.
         failed: ``{"arm", "seed", "cause", "error", "traceback", "seconds"}``; cause is one of ``raised``, ``exited``,
-            ``time limit``, ``died`` and ``invalid metrics``.
+            ``time limit``, ``memory limit``, ``died`` and ``invalid metrics``.
         pending: ``{"arm", "seed"}`` of runs that were not made because the study was told to stop.
         seconds: time of all runs together, whenever they were made.
         environment: Python, platform, cpu count and versions of what is installed.
