@@ -8,7 +8,7 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -33,13 +33,32 @@ app = typer.Typer(
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else there.")]
 Profile = Annotated[str, typer.Option(help="smoke (every arm, seconds) or laptop (the evidence, minutes).")]
 Seeds = Annotated[int | None, typer.Option(min=1, help="Number of seeds; default: what the study declares.")]
-FirstSeed = Annotated[int, typer.Option(min=0, help="First seed, to replicate on seeds that nobody tuned on.")]
+FirstSeed = Annotated[int | None, typer.Option(min=0, help="First seed, to replicate on seeds of your own; default 0.")]
 Arms = Annotated[str | None, typer.Option(help="Comma-separated arms; default: all.")]
 Workers = Annotated[int, typer.Option(min=1, help="Processes.")]
-On = Annotated[str, typer.Option(help="local, processes, ray or ray://host:port.")]
+On = Annotated[
+    str,
+    typer.Option(
+        help="local (a process for the runs), in-process (none, for a debugger), processes, ray or ray://host:port."
+    ),
+]
 Out = Annotated[Path | None, typer.Option(help="Output folder; finished runs in it are kept and never repeated.")]
+Pilot = Annotated[
+    bool,
+    typer.Option("--pilot", help="Run development seeds (from 1000), and say how many seeds each claim needs."),
+]
+Record = Annotated[
+    bool,
+    typer.Option("--record", help="Run the seeds that follow from the study's digest; append to evidence/SLUG.json."),
+]
 Strict = Annotated[bool, typer.Option("--strict", help="Exit with 3 unless every claim holds.")]
 TimeLimit = Annotated[float | None, typer.Option(min=0.001, help="Seconds that one run may take.")]
+
+PILOT_SEEDS = 3Threads = Annotated[int, typer.Option(min=1, help="Threads of arithmetic per run.")]
+Memory = Annotated[
+    str | None,
+    typer.Option(help="Memory that one run may hold, such as 500MB, 4GB; beyond it the run is killed (Linux).")
+]
 
 BAD_INPUT, RUNS_FAILED, CLAIMS_FAILED, INTERRUPTED = 2, 1, 3, 130
 
@@ -57,9 +76,13 @@ def main() -> None:
 def _one_line_errors() -> Iterator[None]:
     """What the user did wrong is told in one line; anything else is a bug and keeps its traceback."""
     from heldout.study.spec import StudyError
+    from heldout.study.store import DamagedStoreError
 
     try:
         yield
+    except DamagedStoreError as error:
+        _line(str(error))
+        raise typer.Exit(RUNS_FAILED) from None
     except StudyError as error:
         _fail(str(error))
     except ValueError as error:
@@ -170,13 +193,16 @@ def reproduce(
     profile: Profile = "laptop",
     arms: Arms = None,
     seeds: Seeds = None,
-    first_seed: FirstSeed = 0,
+    first_seed: FirstSeed = None,
     workers: Workers = 1,
     on: On = "local",
     out: Out = None,
-    record: Annotated[bool, typer.Option("--record", help="Write evidence/SLUG.json.")] = False,
+    pilot: Pilot = False,
+    record: Record = False,
     strict: Strict = False,
     time_limit: TimeLimit = None,
+    threads: Threads = 1,
+    memory: Memory = None,
     as_json: Json = False,
 ) -> None:
     """Run a system's published claims as an experiment, and judge them."""
@@ -192,7 +218,23 @@ def reproduce(
         from importlib import import_module
 
         study = import_module(system.module).study
-        _run(study, profile, arms, seeds, first_seed, workers, on, out, record, strict, time_limit, as_json)
+        _run(
+            study,
+            profile=profile,
+            arms=arms,
+            seeds=seeds,
+            first_seed=first_seed,
+            workers=workers,
+            on=on,
+            out=out,
+            pilot=pilot,
+            record=record,
+            strict=strict,
+            time_limit=time_limit,
+            threads=threads,
+            memory=memory,
+            as_json=as_json,
+        )
 
 
 @app.command()
@@ -201,13 +243,16 @@ def run(
     profile: Profile = "laptop",
     arms: Arms = None,
     seeds: Seeds = None,
-    first_seed: FirstSeed = 0,
+    first_seed: FirstSeed = None,
     workers: Workers = 1,
     on: On = "local",
     out: Out = None,
-    record: Annotated[bool, typer.Option("--record", help="Write evidence/SLUG.json.")] = False,
+    pilot: Pilot = False,
+    record: Record = False,
     strict: Strict = False,
     time_limit: TimeLimit = None,
+    threads: Threads = 1,
+    memory: Memory = None,
     as_json: Json = False,
 ) -> None:
     """Run a study of your own: a FILE that defines `study = heldout.study.Study(...)`."""
@@ -215,57 +260,123 @@ def run(
         from heldout.study import load_study
 
         study = load_study(file)
-        _run(study, profile, arms, seeds, first_seed, workers, on, out, record, strict, time_limit, as_json)
+        _run(
+            study,
+            profile=profile,
+            arms=arms,
+            seeds=seeds,
+            first_seed=first_seed,
+            workers=workers,
+            on=on,
+            out=out,
+            pilot=pilot,
+            record=record,
+            strict=strict,
+            time_limit=time_limit,
+            threads=threads,
+            memory=memory,
+            as_json=as_json,
+        )
 
 
 def _run(
     study: Study,
+    *,
     profile: str,
     arms: str | None,
     seeds: int | None,
-    first_seed: int,
+    first_seed: int | None,
     workers: int,
     on: str,
     out: Path | None,
+    pilot: bool,
     record: bool,
     strict: bool,
     time_limit: float | None,
+    threads: int,
+    memory: str | None,
     as_json: bool,
 ) -> None:
     from heldout.study import record as save_evidence
     from heldout.study import rich_progress, run_study
     from heldout.study.report import write_report
 
-    folder = out or Path("heldout-runs") / f"{study.slug}-{profile}"
+    if record and (pilot or arms or first_seed is not None or profile != "laptop"):
+        _fail("--record runs all of the laptop profile on seeds of its own: leave out --arms, --first-seed and --pilot")
+    chosen = _chosen_seeds(study, profile, seeds, first_seed, pilot, record)
+    kind = "pilot" if pilot else profile
+    folder = (out or Path("heldout-runs") / f"{study.slug}-{kind}").absolute()
     with rich_progress() as progress:
         results = run_study(
             study,
             profile=profile,
             arms=_split(arms) if arms else None,
-            seeds=seeds,
-            first_seed=first_seed,
+            seeds=chosen,
             workers=workers,
             on=on,
             out=folder,
             time_limit=time_limit,
+            threads=threads,
+            memory_limit=_bytes(memory) if memory else None,
             progress=progress,
         )
     results.save(folder)
     page = write_report(results, folder)
     if record:
         _line(f"evidence written to {save_evidence(results)}")
+    needed = _seeds_needed(results) if pilot else None
     if as_json:
-        _print_json(results.to_json())
+        _print_json(results.to_json() | ({"seeds_needed": needed} if pilot else {}))
     else:
         _print_results(results, page)
+        for text, number in (needed or {}).items():
+            print(f"{'more than 200' if number is None else number:>13} seeds would decide: {text}")
     if not results.ok:
         raise typer.Exit(RUNS_FAILED)
-    if strict and any(claim.verdict != "holds" for claim in results.claims):
+    if strict and any(claim.verdict != "holds" for claim in [*results.claims, *results.checks]):
         raise typer.Exit(CLAIMS_FAILED)
+
+
+def _chosen_seeds(
+    study: Study, profile: str, count: int | None, first_seed: int | None, pilot: bool, record: bool
+) -> Sequence[int] | int | None:
+    """The seeds to run: fresh ones to record, development ones for a pilot, else those that were asked for."""
+    from heldout.study import DEVELOPMENT_SEEDS, recording_seeds
+
+    if record:
+        return recording_seeds(study, count=count)
+    if pilot and first_seed is None:
+        first_seed = DEVELOPMENT_SEEDS.start
+        count = count or PILOT_SEEDS
+    if pilot and first_seed not in DEVELOPMENT_SEEDS:
+        _fail(f"--pilot runs development seeds, from {DEVELOPMENT_SEEDS.start} on; got --first-seed {first_seed}")
+    if first_seed is None:
+        return count
+    count = count or int(study.seeds.get(profile, 1))  # type: ignore[union-attr]
+    return range(first_seed, first_seed + count)
+
+
+def _seeds_needed(results: Results) -> dict[str, int | None]:
+    from heldout.study import seeds_needed
+
+    judged = [claim for claim in results.claims if claim.low is not None]
+    return {claim.text: seeds_needed(claim, len(results.seeds)) for claim in judged}
 
 
 def _split(names: str) -> list[str]:
     return [name.strip() for name in names.split(",") if name.strip()]
+
+
+def _bytes(text: str) -> int:
+    """A size such as 500MB, 1.5 GiB or a number of bytes."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", text.strip(), re.IGNORECASE)
+    size = 0
+    if found:
+        unit = 1024 if found[3] else 1000
+        size = int(float(found[1]) * unit ** " kmgt".index(found[2].lower() or " "))
+    if not size:
+        _fail(f"--memory must be a size such as 500MB or 4GB, got {text!r}")
+    return size
 
 
 def _print_results(results: Results, page: Path) -> None:

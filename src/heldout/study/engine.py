@@ -25,7 +25,9 @@ EventKind = Literal["resumed", "note", "started", "finished", "failed"]
 class Event:
     """Progress of a study: a run ``started``, ``finished`` or ``failed``; ``resumed`` comes first, once.
 
-    A ``note`` tells in its ``error`` why the runs are made in this process, where that was not asked for. ``done`` counts finished runs (those of earlier starts too), ``failed`` those that failed now, of ``total``.
+    A ``note`` tells in its ``error`` why the runs are made in this process, where that was not asked for.
+
+    ``done`` counts finished runs (those of earlier starts too), ``failed`` those that failed now, of ``total``.
     """
 
     kind: EventKind
@@ -235,4 +237,5 @@ def _results(study: Study, tasks: list[Task], arms: list[str], seeds: list[int],
         environment=environment(),
     )
     results.claims = [claim.judge(results) for claim in study.claims]
+    results.checks = [check.judge(results) for check in study.checks]
     return results

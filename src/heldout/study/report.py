@@ -14,9 +14,11 @@ from heldout.study.page import chart, curve_chart, interval_chart, number, rende
 from heldout.study.results import Results, write_atomically
 from heldout.study.spec import StudyError
 from heldout.study.statistics import interval
+from heldout.study.text import plain, plain_text
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.text import Text
 
 VERDICT_STYLE = {"holds": "green", "inconclusive": "yellow", "contradicted": "red", "not judged": "dim"}
 DRAWN_SEEDS = 100
@@ -44,15 +46,29 @@ def load_results(folder: str | Path) -> Results:
     """
     path = Path(folder) / "results.json"
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = _plain(json.loads(path.read_text(encoding="utf-8")))
         document.pop("heldout", None)
-        claims = [Judged(**{**claim, "arms": tuple(claim["arms"]), "metrics": tuple(claim["metrics"])})
-                  for claim in document.pop("claims")]  # fmt: skip
-        return Results(**document, claims=claims)
+        claims, checks = (
+            [
+                Judged(**{**claim, "arms": tuple(claim["arms"]), "metrics": tuple(claim["metrics"])})
+                for claim in document.pop(kind, [])
+            ]
+            for kind in ("claims", "checks")
+        )
+        return Results(**document, claims=claims, checks=checks)
     except FileNotFoundError:
         raise StudyError(f"{folder} holds no results.json: it is no output folder of a finished study") from None
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise StudyError(f"{path} cannot be read: {error}") from None
+
+
+def _plain(document: dict[str, Any]) -> dict[str, Any]:
+    """A document of results with plain texts; the points of curves, which are many, hold none."""
+    curves = [run.pop("curves") for run in document["runs"]]
+    document = plain(document)
+    for run, of_run in zip(document["runs"], curves, strict=True):
+        run["curves"] = {plain_text(name): points for name, points in of_run.items()}
+    return document
 
 
 def to_html(results: Results) -> str:
@@ -73,9 +89,52 @@ def to_markdown(results: Results) -> str:
     """Returns the verdicts and the means by arm as Markdown."""
     lines = [f"# {_cell(results.title or results.slug)}", ""]
     lines.append(f"Profile {results.profile}, seeds {results.seeds}, {len(results.runs)} runs.")
-    if results.claims:
-        lines += ["", "| verdict | claim | estimate | 95 % interval |", "|---|---|---|---|"]
-        for claim in results.claims:
+    for kind, judged in (("claim", results.claims), ("check", results.checks)):
+        if judged:
+            lines += ["", f"| verdict | {kind} | estimate | 95 % interval |", "|---|---|---|---|"]
+        for claim in judged:
+            between = "" if claim.low is None else f"{number(claim.low)} to {number(claim.high)}"
+            lines.append(f"| {claim.verdict} | {_cell(claim.text)} | {number(claim.estimate)} | {between} |")
+    lines += [
+        "",
+        "| arm | " + " | ".join(map(_cell, results.metrics)) + " |",
+        "|---" * (len(results.metrics) + 1) + "|",
+    ]
+    for row in _table(results):
+        lines.append(f"| {_cell(row['arm'])} | " + " | ".join(number(value) for value in row["cells"]) + " |")
+    for run in results.failed:
+        lines.append(f"\nFailed: {_cell(run['arm'])} on seed {run['seed']}, {run['cause']}: {_cell(run['error'])}")
+    return "\n".join(lines) + "\n"
+
+
+def print_results(results: Results, console: Console) -> None:
+    """Prints means by arm and the verdicts."""
+    from rich.markup import escape
+    from rich.table import Table
+    from rich.text import Text
+
+    rows, arm_width = _table(results), _arm_width(results, console.width)
+    for number_of_table, (names, with_seconds) in enumerate(_tables_that_fit(results, console.width - arm_width)):
+        if number_of_table:
+            console.print()
+        table = Table(box=None, header_style="bold", pad_edge=False)
+        table.add_column("arm", overflow="fold", min_width=arm_width, max_width=arm_width)
+        for name in names:
+            width = _metric_width(name)
+            table.add_column(
+                _heading(results, name), justify="right", overflow="fold", min_width=width, max_width=width
+            )
+        if with_seconds:
+            table.add_column("seconds", justify="right", no_wrap=True)
+        for row in rows:
+            means = dict(zip(results.metrics, row["cells"], strict=True))
+            cells = [number(means[name]) for name in names] + [number(row["seconds"], 3)] * with_seconds
+            table.add_row(Text(row["arm"]), *cells)
+        console.print(table)
+    for kind, judged in (("claim", results.claims), ("check", results.checks)):
+        if judged:
+            lines += ["", f"| verdict | {kind} | estimate | 95 % interval |", "|---|---|---|---|"]
+        for claim in judged:
             between = "" if claim.low is None else f"{number(claim.low)} to {number(claim.high)}"
             lines.append(f"| {claim.verdict} | {_cell(claim.text)} | {number(claim.estimate)} | {between} |")
     lines += [
@@ -106,12 +165,14 @@ def print_results(results: Results, console: Console) -> None:
         cells = [number(value) for name, value in zip(results.metrics, row["cells"]) if name in shown]
         table.add_row(escape(row["arm"]), *cells, number(row["seconds"], 3))
     console.print(table)
-    if results.claims:
+    for kind, judged in (("claim", results.claims), ("check", results.checks)):
+        if not judged:
+            continue
         console.print()
         claims = Table(box=None, header_style="bold", pad_edge=False)
-        for heading in ("verdict", "claim", "estimate", "95 % interval"):
+        for heading in ("verdict", kind, "estimate", "95 % interval"):
             claims.add_column(heading, justify="right" if heading == "estimate" else "left")
-        for claim in results.claims:
+        for claim in judged:
             between = "" if claim.low is None else f"{number(claim.low)} to {number(claim.high)}"
             verdict = f"[{VERDICT_STYLE[claim.verdict]}]{claim.verdict}[/]"
             text = escape(claim.text) + (f" [dim]({escape(claim.note)})[/]" if claim.note else "")
@@ -124,17 +185,41 @@ def print_results(results: Results, console: Console) -> None:
         console.print(f"[yellow]{len(results.pending)} runs were not made[/]: run the same command again to go on")
 
 
-def _metrics_that_fit(results: Results, width: int) -> list[str]:
-    """As many metrics as the terminal is wide, those that claims are about first; the page has all of them."""
-    claimed = [name for claim in results.claims for name in claim.metrics]
-    room = width - max(len(arm) for arm in results.arms) - len("  seconds")
-    shown: set[str] = set()
-    for name in dict.fromkeys([*claimed, *results.metrics]):
-        room -= max(len(name) + 2, 10) + 2
-        if room < 0:
-            break
-        shown.add(name)
-    return [name for name in results.metrics if name in shown]
+def _arm_width(results: Results, width: int) -> int:
+    """Columns for the names of arms: what the longest needs, half of the terminal at most."""
+    from rich.cells import cell_len
+
+    return min(max(cell_len(arm) for arm in [*results.arms, "arm"]), max(8, width // 2))
+
+
+def _metric_width(name: str) -> int:
+    """Columns for a metric: its name wraps at spaces, and is broken where a word is longer than 20."""
+    from rich.cells import cell_len
+
+    return min(20, max(10, *(cell_len(word) for word in f"{name} ↑".split(" "))))
+
+
+def _heading(results: Results, name: str) -> Text:
+    from rich.text import Text
+
+    return Text(f"{name} {'↑' if results.metrics[name] == 'higher' else '↓'}")
+
+
+def _tables_that_fit(results: Results, room: int) -> list[tuple[list[str], bool]]:
+    """The metrics of each table, as many side by side as fit, and whether the seconds follow them."""
+    tables: list[tuple[list[str], bool]] = []
+    names: list[str] = []
+    left = room
+    for name in results.metrics:
+        needed = _metric_width(name) + 2
+        if names and needed > left:
+            tables.append((names, False))
+            names, left = [], room
+        names.append(name)
+        left -= needed
+    if left >= len("  seconds"):
+        return [*tables, (names, True)]
+    return [*tables, (names, False), ([], True)]
 
 
 def _cell(text: str) -> str:
