@@ -54,12 +54,13 @@ Record = Annotated[
 Strict = Annotated[bool, typer.Option("--strict", help="Exit with 3 unless every claim holds.")]
 TimeLimit = Annotated[float | None, typer.Option(min=0.001, help="Seconds that one run may take.")]
 
-PILOT_SEEDS = 3Threads = Annotated[int, typer.Option(min=1, help="Threads of arithmetic per run.")]
+Threads = Annotated[int, typer.Option(min=1, help="Threads of arithmetic per run.")]
 Memory = Annotated[
     str | None,
-    typer.Option(help="Memory that one run may hold, such as 500MB, 4GB; beyond it the run is killed (Linux).")
+    typer.Option(help="Memory that one run may hold, such as 500MB, 4GB; beyond it the run is killed (Linux)."),
 ]
 
+PILOT_SEEDS = 3
 BAD_INPUT, RUNS_FAILED, CLAIMS_FAILED, INTERRUPTED = 2, 1, 3, 130
 
 

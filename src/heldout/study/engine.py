@@ -17,7 +17,6 @@ from heldout.study.runs import Task
 from heldout.study.spec import Study, StudyError, canonical_json
 from heldout.study.store import Store
 
-
 EventKind = Literal["resumed", "note", "started", "finished", "failed"]
 
 

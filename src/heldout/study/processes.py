@@ -95,7 +95,7 @@ class ProcessWorker:
             return WorkerDiedError(exit_text(None))
         said = b"" if self._said().closed else self._said().read()
         if said.decode(errors="replace") == OVER_MEMORY:
-            text = f"more than {self._memory_limit} bytes of memory; its worker was killed"
+            text = f"more than {(self._memory_limit or 0) / 1e6:g} MB of memory; its worker was killed"
             return WorkerDiedError(text, "memory limit")
         return WorkerDiedError(exit_text(code))
 

@@ -132,40 +132,6 @@ def print_results(results: Results, console: Console) -> None:
             table.add_row(Text(row["arm"]), *cells)
         console.print(table)
     for kind, judged in (("claim", results.claims), ("check", results.checks)):
-        if judged:
-            lines += ["", f"| verdict | {kind} | estimate | 95 % interval |", "|---|---|---|---|"]
-        for claim in judged:
-            between = "" if claim.low is None else f"{number(claim.low)} to {number(claim.high)}"
-            lines.append(f"| {claim.verdict} | {_cell(claim.text)} | {number(claim.estimate)} | {between} |")
-    lines += [
-        "",
-        "| arm | " + " | ".join(map(_cell, results.metrics)) + " |",
-        "|---" * (len(results.metrics) + 1) + "|",
-    ]
-    for row in _table(results):
-        lines.append(f"| {_cell(row['arm'])} | " + " | ".join(number(value) for value in row["cells"]) + " |")
-    for run in results.failed:
-        lines.append(f"\nFailed: {_cell(run['arm'])} on seed {run['seed']}, {run['cause']}: {_cell(run['error'])}")
-    return "\n".join(lines) + "\n"
-
-
-def print_results(results: Results, console: Console) -> None:
-    """Prints means by arm and the verdicts."""
-    from rich.markup import escape
-    from rich.table import Table
-
-    shown = _metrics_that_fit(results, console.width)
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column("arm", no_wrap=True)
-    for name in shown:
-        arrow = "↑" if results.metrics[name] == "higher" else "↓"
-        table.add_column(f"{escape(name)} {arrow}", justify="right", no_wrap=True)
-    table.add_column("seconds", justify="right", no_wrap=True)
-    for row in _table(results):
-        cells = [number(value) for name, value in zip(results.metrics, row["cells"]) if name in shown]
-        table.add_row(escape(row["arm"]), *cells, number(row["seconds"], 3))
-    console.print(table)
-    for kind, judged in (("claim", results.claims), ("check", results.checks)):
         if not judged:
             continue
         console.print()
