@@ -157,11 +157,12 @@ def isolated(seed: int) -> Iterator[Isolation]:
 
 
 def _process_settings() -> list[_Setting]:
+    count = len(sys.path)
     settings = [
         _Setting("working directory", os.getcwd, os.chdir),
         _Setting("environment", lambda: dict(os.environ), _put_environment),
         _Setting("recursion limit", sys.getrecursionlimit, sys.setrecursionlimit),
-        _Setting("sys.path", lambda: list(sys.path), _put_path),
+        _Setting("sys.path", lambda: sys.path[:count], _put_path),
         _Setting("sys.argv", lambda: list(sys.argv), lambda value: setattr(sys, "argv", value)),
         _Setting("streams", lambda: [sys.stdin, sys.stdout, sys.stderr], _put_streams),
         _Setting("excepthook", lambda: sys.excepthook, lambda value: setattr(sys, "excepthook", value)),
