@@ -188,7 +188,7 @@ def test_failures_are_recorded_with_their_cause_and_stop_nothing(tmp_path):
 def test_a_run_that_hangs_is_interrupted_also_where_it_swallows_the_first_attempt():
     arms = {name: {"how": name} for name in HANGING}
     bad = Study(slug="bad", arms=arms, run=run_badly, metrics={"score": higher_is_better}, seeds=1, time_limit=0.2)
-    expected = {name: ("time limit", "not finished after 0.2 s") for name in HANGING}
+    expected = dict.fromkeys(HANGING, ("time limit", "not finished after 0.2 s"))
     assert {each["arm"]: (each["cause"], each["error"]) for each in run_study(bad).failed} == expected
 
 

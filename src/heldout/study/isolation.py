@@ -24,7 +24,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from types import ModuleType
@@ -125,6 +125,18 @@ class Isolation:
             with suppress(Exception):  # a version of a library without it
                 self._kept[setting.name] = setting, setting.get()
 
+    @contextmanager
+    def adopting(self) -> Iterator[None]:
+        """What changes inside the block stays: it is not put back."""
+        before = self._values()
+        yield
+        for name, value in self._values().items():
+            if name in before and value != before[name]:
+                self._kept[name] = self._kept[name][0], value
+
+    def _values(self) -> dict[str, Any]:
+        return {name: setting.get() for name, (setting, _) in self._kept.items()}
+
     def put_back(self) -> None:
         for setting, value in self._kept.values():
             try:
@@ -139,17 +151,23 @@ class Isolation:
 def isolated(seed: int) -> Iterator[Isolation]:
     """Seeds the global generators, and puts the settings of this process back after the block."""
     isolation = Isolation()
+    isolation.keep(_thread_settings())  # first: what looks at threads sets a variable as it is imported
     isolation.keep(_process_settings())
-    isolation.keep(_thread_settings())
     for name in _LIBRARIES:
         isolation.keep(_library_settings(name))
 
-    def loaded(name: str) -> None:
+    @contextmanager
+    def importing(name: str) -> Iterator[None]:
+        with (
+            kept_generators(),
+            isolation.adopting(),
+        ):  # a library sets up the process once, for the runs that find it imported too
+            yield
         isolation.keep(_library_settings(name))
         _seed_library(name, seed)
 
     seed_generators(seed)
-    with _told_of_imports([name for name in _LIBRARIES if name not in sys.modules], loaded):
+    with _around_imports([name for name in _LIBRARIES if name not in sys.modules], importing):
         try:
             yield isolation
         finally:
@@ -362,12 +380,12 @@ def _torch_settings(torch: Any) -> list[_Setting]:
 
 
 @contextmanager
-def _told_of_imports(names: Sequence[str], tell: Callable[[str], None]) -> Iterator[None]:
-    """Calls ``tell`` with the name of each of these modules as soon as it is imported inside the block."""
+def _around_imports(names: Sequence[str], around: Callable[[str], AbstractContextManager[None]]) -> Iterator[None]:
+    """Enters ``around`` of the name of each of these modules while it is imported inside the block."""
     if not names:
         yield
         return
-    finder = _Watch(names, tell)
+    finder = _Watch(names, around)
     sys.meta_path.insert(0, finder)  # type: ignore[arg-type]
     try:
         yield
@@ -377,11 +395,11 @@ def _told_of_imports(names: Sequence[str], tell: Callable[[str], None]) -> Itera
 
 
 class _Watch:
-    """A finder of modules that finds nothing itself, but is told when one of ``names`` has been executed."""
+    """A finder of modules that finds nothing itself, but wraps the execution of those in ``names``."""
 
-    def __init__(self, names: Sequence[str], tell: Callable[[str], None]) -> None:
+    def __init__(self, names: Sequence[str], around: Callable[[str], AbstractContextManager[None]]) -> None:
         self._names = set(names)
-        self._tell = tell
+        self._around = around
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> importlib.machinery.ModuleSpec | None:
         if name not in self._names:
@@ -390,16 +408,16 @@ class _Watch:
         others = (each.find_spec(name, path, target) for each in sys.meta_path if each is not self)
         specification = next((each for each in others if each is not None), None)
         if specification is not None and hasattr(specification.loader, "exec_module"):
-            specification.loader = _TellingLoader(specification.loader, lambda: self._tell(name))  # type: ignore[assignment]
+            specification.loader = _WrappedLoader(specification.loader, self._around(name))  # type: ignore[assignment]
         return specification
 
 
-class _TellingLoader:
-    """The loader of one module, with a word after it is executed."""
+class _WrappedLoader:
+    """The loader of one module, with a context around its execution."""
 
-    def __init__(self, loader: Any, tell: Callable[[], None]) -> None:
+    def __init__(self, loader: Any, around: AbstractContextManager[None]) -> None:
         self._loader = loader
-        self._tell_now = tell
+        self._around = around
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._loader, name)
@@ -408,5 +426,5 @@ class _TellingLoader:
         if module.__spec__ is not None:
             module.__spec__.loader = self._loader
         module.__loader__ = self._loader
-        self._loader.exec_module(module)
-        self._tell_now()
+        with self._around:
+            self._loader.exec_module(module)
