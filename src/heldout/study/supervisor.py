@@ -19,7 +19,7 @@ import signal
 import sys
 import time
 
-PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 OVER_MEMORY = "memory limit"
 _LOOK = 0.02
 _LOOK_FOR_CHILDREN = 0.2
@@ -42,8 +42,8 @@ def supervise(descriptor: int, parent: int, limit: int) -> None:
     before = signal.pthread_sigmask(signal.SIG_BLOCK, asked)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started this one
     control = ctypes.CDLL(None).prctl
-    control(PR_SET_CHILD_SUBREAPER, 1)
-    control(PR_SET_PDEATHSIG, signal.SIGTERM)
+    control(_PR_SET_CHILD_SUBREAPER, 1)
+    control(_PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != parent:
         os._exit(0)
     worker = os.fork()

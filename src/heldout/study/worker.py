@@ -19,7 +19,8 @@ from typing import Any
 from heldout.study.loading import Reference
 from heldout.study.runs import Outcome, Task, perform
 from heldout.study.spec import StudyError
-from heldout.study.supervisor import PR_SET_PDEATHSIG
+
+_PR_SET_PDEATHSIG = 1
 
 
 def main(descriptor: int) -> None:
@@ -60,6 +61,6 @@ def _die_with_parent() -> None:
     """Asks Linux to kill this process with its parent, for runs that never let another thread in."""
     if sys.platform == "linux":
         parent = os.getppid()
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent or parent == 1:
             os._exit(0)
