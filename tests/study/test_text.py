@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from heldout.report.study import load_results, print_results, to_html, to_markdown
 from heldout.study import Study, at_least, higher_is_better, log_curve, log_figure, run_study
-from heldout.study.report import load_results, print_results, to_html, to_markdown
 from heldout.study.text import plain, plain_name, plain_text
 
 NASTY = "\x1b[31mred\x1b[0m\x07 nul\x00 c1\x9b31m title\x1b]0;x\x07 over\u202eride \u2066isolate\u2069"

@@ -18,7 +18,7 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from heldout.study.statistics import Array, Interval, effect_size, interval, pearson, ratio_of_means, spearman
+from heldout.statistics import Array, Interval, effect_size, interval, pearson, ratio_of_means, spearman
 
 CONSTANT = "the same on every seed"
 
