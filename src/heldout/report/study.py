@@ -111,13 +111,14 @@ def print_results(results: Results, console: Console) -> None:
     from rich.text import Text
 
     rows, arm_width = _table(results), _arm_width(results, console.width)
-    for number_of_table, (names, with_seconds) in enumerate(_tables_that_fit(results, console.width - arm_width)):
+    room = console.width - arm_width
+    for number_of_table, (names, with_seconds) in enumerate(_tables_that_fit(results, room)):
         if number_of_table:
             console.print()
         table = Table(box=None, header_style="bold", pad_edge=False)
         table.add_column("arm", overflow="fold", min_width=arm_width, max_width=arm_width)
         for name in names:
-            width = _metric_width(name)
+            width = _metric_width(name, room)
             table.add_column(
                 _heading(results, name), justify="right", overflow="fold", min_width=width, max_width=width
             )
@@ -158,11 +159,11 @@ def _arm_width(results: Results, width: int) -> int:
     return min(max(cell_len(arm) for arm in [*results.arms, "arm"]), max(8, width // 2))
 
 
-def _metric_width(name: str) -> int:
+def _metric_width(name: str, room: int) -> int:
     """Columns for a metric: its name wraps at spaces, and is broken where a word is longer than 20."""
     from rich.cells import cell_len
 
-    return min(20, max(10, *(cell_len(word) for word in f"{name} ↑".split(" "))))
+    return min(20, max(8, room - 2), max(10, *(cell_len(word) for word in f"{name} ↑".split(" "))))
 
 
 def _heading(results: Results, name: str) -> Text:
@@ -177,7 +178,7 @@ def _tables_that_fit(results: Results, room: int) -> list[tuple[list[str], bool]
     names: list[str] = []
     left = room
     for name in results.metrics:
-        needed = _metric_width(name) + 2
+        needed = _metric_width(name, room) + 2
         if names and needed > left:
             tables.append((names, False))
             names, left = [], room
