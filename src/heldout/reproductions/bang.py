@@ -28,6 +28,7 @@ Deviations: scikit-learn's digits at low contrast, so that patches are used; 1,2
 
 from __future__ import annotations
 
+import copy
 import functools
 import math
 from collections.abc import Mapping
@@ -38,14 +39,28 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 import heldout
-from heldout.measure import balance_temperatures, confidence_gap, correction_table, ensemble_logits
+from heldout.measure import CorrectionTable, balance_temperatures, confidence_gap, correction_table, ensemble_logits
 from heldout.method import Batch, Method, Run
 from heldout.study import Study, at_least, at_most, better, higher_is_better, log_curve, lower_is_better
-from heldout.tasks import SpuriousVotes, Votes, digits, exact_accuracy, paint_patches, patch_colours, stratified_split
+from heldout.tasks import (
+    DRAWING_STYLES,
+    DrawingTransfer,
+    SpuriousVotes,
+    Votes,
+    digits,
+    drawing_transfer,
+    exact_accuracy,
+    paint_patches,
+    patch_colours,
+    stratified_split,
+    why_no_drawing_transfer,
+)
+from heldout.train import outputs_of
 from heldout.weights import balanced_finetune, interpolate
 
 RATES, SHIFTED = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9), (0.7, 0.8, 0.9)
 SETTINGS = {"smoke": (300, 100, 100, 2, 1), "laptop": (1200, 200, 397, 20, 5)}  # train, val, test, epochs, repeats
+PLAIN_LR = BALANCED_LR = 3e-4
 LR, FINETUNING_LR, PRETRAINING_RATE, PATCHES, CONTRAST = 2e-3, 4e-3, 0.9, 32, 0.3
 Outputs = dict[float, Tensor]
 
@@ -163,11 +178,16 @@ def ood(found: Outputs, seed: int, profile: str, part: str = "test") -> float:
 def corrected(one: Outputs, two: Outputs, average: Outputs, seed: int, profile: str) -> dict[str, float]:
     labels = world(seed, profile, "test", 0.0).tensors[1]
     table = correction_table(one[0.8].argmax(1), two[0.8].argmax(1), average[0.8].argmax(1), labels)
+    return corrections(table, one[0.8], two[0.8])
+
+
+def corrections(table: CorrectionTable, one: Tensor, two: Tensor) -> dict[str, float]:
     return {
         "fft": 100 * table.false_false_true,
         "fft_minus_ttf": 100 * (table.false_false_true - table.true_true_false),
         "fft_by_chance": 100 * table.agreement_by_chance,
-        "agreement": 100 * float((one[0.8].argmax(1) == two[0.8].argmax(1)).double().mean()),
+        "fft_beyond_chance": 100 * (table.false_false_true - table.agreement_by_chance),
+        "agreement": 100 * float((one.argmax(1) == two.argmax(1)).double().mean()),
     }
 
 
@@ -228,19 +248,63 @@ def wise(arm: dict[str, Any], seed: int, profile: str) -> dict[str, float]:
     return metrics | {"confidence_gap": abs(sum(gaps)) / len(gaps), "finetuned_ood": ood(end, seed, profile)}
 
 
+@functools.lru_cache(maxsize=1)
+def drawn(seed: int) -> DrawingTransfer:
+    return drawing_transfer(seed % len(DRAWING_STYLES), seed=seed)
+
+
+@functools.lru_cache(maxsize=2)
+def tuned_on_drawings(seed: int, profile: str, smoothing: float, mixup_alpha: float, lr: float) -> nn.Module:
+    problem, epochs = drawn(seed), 5 if profile == "laptop" else 1
+    train = problem.train if profile == "laptop" else (problem.train[0][:100], problem.train[1][:100])
+    method = balanced_finetune(smoothing, mixup_alpha) if smoothing or mixup_alpha else None
+    adamw = functools.partial(torch.optim.AdamW, lr=lr)
+    return heldout.fit(problem.network, train, method, epochs=epochs, batch_size=32, optimizer=adamw, seed=seed).module
+
+
+def real(arm: dict[str, Any], seed: int, profile: str) -> dict[str, float]:
+    problem = drawn(seed)
+    end = tuned_on_drawings(seed, profile, arm["ls"], arm["mixup"], arm["lr"])
+    model = copy.deepcopy(end)
+    model.load_state_dict(interpolate(problem.network, end, arm["alpha"]))
+    scores = {name: percent(*outputs_of(model, part)) for name, part in problem._asdict().items() if name in REAL_PARTS}
+    pre, ft, average = (outputs_of(each, problem.target)[0] for each in (problem.network, end, model))
+    metrics = {"ood": scores["target"], "iid": scores["source_test"], "val": scores["val"]}
+    if arm["alpha"] == 0.5:
+        labels = problem.target[1]
+        table = correction_table(pre.argmax(1), ft.argmax(1), average.argmax(1), labels)
+        metrics |= corrections(table, pre, ft)
+    return metrics | {"confidence_gap": abs(confidence_gap(ft, pre)), "finetuned_ood": percent(ft, problem.target[1])}
+
+
 def run(arm: dict[str, Any], seed: int, profile: str) -> dict[str, float]:
     if arm["part"] == "theory":
         return theory(seed, profile)
+    if arm["part"] == "real":
+        return real(arm, seed, profile)
     return ensemble(arm, seed, profile) if arm["part"] == "ensemble" else wise(arm, seed, profile)
+
+
+def _drawings(ls: float, mixup: float, alpha: float, lr: float) -> dict[str, Any]:
+    return {"part": "real", "ls": ls, "mixup": mixup, "alpha": alpha, "lr": lr}
 
 
 def _tuned(ls: float, mixup: float, alpha: float, **more: Any) -> dict[str, Any]:
     return {"part": "finetuning", "ls": ls, "mixup": mixup, "alpha": alpha} | more
 
 
+REAL_PARTS = ("val", "source_test", "target")
+REAL = {
+    "real pretrained": _drawings(0.0, 0.0, 0.0, PLAIN_LR),
+    "real fine-tuned": _drawings(0.0, 0.0, 1.0, PLAIN_LR),
+    "real wise-ft": _drawings(0.0, 0.0, 0.5, PLAIN_LR),
+    "real both": _drawings(0.1, 0.2, 1.0, BALANCED_LR),
+    "real bang": _drawings(0.1, 0.2, 0.5, BALANCED_LR),
+}
 METRICS = {
+    "val": higher_is_better,
     **dict.fromkeys(("ood", "iid", "members_ood", "finetuned_ood", "least_gain", "kept_gain"), higher_is_better),
-    **dict.fromkeys(("fft", "fft_minus_ttf", "fft_by_chance", "patch_only"), higher_is_better),
+    **dict.fromkeys(("fft", "fft_minus_ttf", "fft_by_chance", "fft_beyond_chance", "patch_only"), higher_is_better),
     **dict.fromkeys(("worst_z", "agreement", "confidence_gap"), lower_is_better),
 }
 
@@ -263,7 +327,9 @@ study = Study(
         "wise-ft": _tuned(0.0, 0.0, 0.5),
         "bang": _tuned(0.1, 0.2, 0.5),
         "control": _tuned(0.0, 0.0, 0.5, early=True),
+        **REAL,
     },
+    needs=dict.fromkeys(REAL, why_no_drawing_transfer),
     run=run,
     metrics=METRICS,
     optional=set(METRICS),
@@ -272,15 +338,25 @@ study = Study(
         at_least("disjoint", on="least_gain", value=3.0),
         at_least("ensemble", on="fft", value=1.5),
         at_least("disjoint", on="fft", value=1.5),
+        at_least("ensemble", on="fft_beyond_chance", value=0.0),
+        at_least("disjoint", on="fft_beyond_chance", value=0.0),
         at_least("disjoint", on="fft_minus_ttf", value=0.0),
-        at_most("theory", on="worst_z", value=3.0),
         at_most("disjoint, one loud", on="kept_gain", value=0.5),
         at_most("disjoint, one louder", on="kept_gain", value=0.5),
-        at_least("disjoint, one loud, balanced", on="kept_gain", value=0.9),
         better("bang", than="wise-ft", on="ood", margin=0.5),
         better("bang", than="wise-ft", on="confidence_gap"),
         better("bang", than="control", on="ood"),
+        better("real wise-ft", than=["real pretrained", "real fine-tuned"], on="ood"),
+        at_least("real wise-ft", on="fft_minus_ttf", value=0.0),
+        at_least("real wise-ft", on="fft_beyond_chance", value=0.0),
+        better("real bang", than="real wise-ft", on="ood", margin=0.5),
+        better("real bang", than="real wise-ft", on="confidence_gap"),
+    ],
+    checks=[
+        at_most("theory", on="worst_z", value=3.0),
+        at_least("disjoint, one loud, balanced", on="kept_gain", value=0.9),
     ],
     seeds={"smoke": 1, "laptop": 5},
+    shared_setup=True,
     time_limit={"smoke": 60.0, "laptop": 600.0},
 )
