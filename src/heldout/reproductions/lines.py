@@ -1,23 +1,25 @@
-"""LiNeS (Wang, Dimitriadis et al.; ICLR 2025; arXiv:2410.17146) on six small image tasks and a small transformer.
+"""LiNeS (Wang, Dimitriadis et al.; ICLR 2025; arXiv:2410.17146) on six small image tasks, and on real drawings.
 
-The paper claims that scaling the weight change of each block by a factor that grows with depth gives a fine-tuned model
-its lost general ability back at almost no cost to its task, and makes merged models interfere less.
+Claim. Scaling the weight change of each block by a factor that grows with depth gives a fine-tuned model its lost
+general ability back at almost no cost to its task, and makes merged models interfere less.
 
-Here: a vision transformer of 6 blocks learns six tasks together for a short while, which plays the part of
-pretraining; its heads are then frozen, and one copy is fine-tuned on each task alone. ``control`` is the accuracy on
-the five other tasks, ``target`` that on the task itself, both averaged over the six models. Every scale, ramp and beta
-is chosen on validation images: the single-task arms take the best control accuracy among the values that cost at most
-one point of the target (``trade_off`` is the release's own criterion, with its own choice), the merges the best
-accuracy relative to the fine-tuned models. All numbers are then those of test images that no choice has seen.
+World. Small: a vision transformer of 6 blocks learns six tasks together for a short while, which plays the part of
+pretraining; its heads are then frozen, and one copy is fine-tuned on each task alone. ``target`` is the accuracy on
+the task itself, ``control`` that on the five others, both averaged over the six models. Real: EfficientNet-Lite0 with
+ImageNet weights, the six blocks of its stages 6, 7 and top tuned on 12 classes of drawings in three styles behind a
+frozen linear probe. ``target`` is the accuracy on other things in these styles; ``control`` how often a drawing of a
+thing that belongs to none of the classes is nearest to its kind in the other styles; ``unseen_style`` the accuracy in
+the fourth style, which the seed chooses.
 
-What was found: against fine-tuning the ramp gives much of the control accuracy back, but the best uniform scale gives
-back a little more, and merges do not gain. The mechanism that the method rests on is absent at this size: restoring
-the first three blocks costs the task more than restoring the last three, so what the six tasks share does not lie in
-the shallow blocks of a small network that was pretrained on 6,000 images.
+Arms. Every scale, ramp and beta is chosen on validation images: the best control among the values that cost at most
+one point of the target (``trade_off`` is the release's own criterion, with its own choice), and for merges the best
+accuracy relative to the fine-tuned models. All numbers are then those of test images that no choice has seen. The norm
+rule turns the plain sum into the average, so LiNeS on the average and on task arithmetic are one arm.
 
-The norm rule turns the plain sum into the average, so LiNeS on the average and on task arithmetic are one arm.
-Deviations: images of 18 x 18 in patches of 6 and 48 dimensions, to fit three seeds in minutes on two cores; the six
-tasks are four views of digits and the halves of Fashion-MNIST; Consensus keeps its default mask threshold.
+Deviations. Small: images of 18 x 18 in patches of 6 and 48 dimensions; the six tasks are four views of digits and the
+halves of Fashion-MNIST; Consensus keeps its default mask threshold. Real: BatchNorm statistics stay those of ImageNet,
+what lies below stage 6 is not tuned, and nothing is merged; the zero-shot ability of the paper's CLIP is replaced by
+the retrieval of things.
 """
 
 from __future__ import annotations
@@ -236,7 +238,7 @@ def drawn(seed: int, profile: str) -> tuple[DrawingTransfer, State]:
     problem.network.head.requires_grad_(False)  # type: ignore[union-attr]
     train = problem.train if laptop else (problem.train[0][:100], problem.train[1][:100])
     adamw = functools.partial(torch.optim.AdamW, lr=REAL_LR)
-    options: dict[str, Any] = {"epochs": 5 if laptop else 1, "batch_size": 32, "optimizer": adamw, "seed": seed}
+    options: dict[str, Any] = {"epochs": 3 if laptop else 1, "batch_size": 32, "optimizer": adamw, "seed": seed}
     return problem, heldout.fit(problem.network, train, **options).module.state_dict()
 
 

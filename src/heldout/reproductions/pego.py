@@ -34,7 +34,7 @@ import heldout
 from heldout.data import predict_all
 from heldout.losses import pego
 from heldout.method import Method, Run
-from heldout.nn import VisionTransformer, tiny_vit
+from heldout.nn import MobileBlock, VisionTransformer, tiny_vit
 from heldout.study import Study, better, cheaper, higher_is_better, lower_is_better
 from heldout.tasks import (
     DRAWING_STYLES,
@@ -138,9 +138,8 @@ def drawn(seed: int) -> DrawingTransfer:
     """Drawings of three styles; the ends of the upper part's blocks, which are linear, are ready for adapters."""
     problem = drawing_transfer(seed % len(DRAWING_STYLES), seed=seed)
     for part in problem.network.modules():
-        body = getattr(part, "body", None)
-        if isinstance(body, nn.Sequential):
-            body[-2] = Pointwise(body[-2])
+        if isinstance(part, MobileBlock):
+            part.body[-2] = Pointwise(part.body[-2])  # type: ignore[arg-type]
     return problem
 
 
@@ -159,7 +158,8 @@ def run(arm: dict[str, Any], seed: int, profile: str) -> dict[str, float]:
         problem = drawn(seed)
         train = problem.train if profile == "laptop" else (problem.train[0][:100], problem.train[1][:100])
         data = {"train": train, "val": problem.val, "unseen": problem.target}
-        fitted, metrics = tune(arm, problem.network, data, seed, 5 if profile == "laptop" else 1, is_pointwise)
+        fitted, metrics = tune(arm, problem.network, data, seed, 3 if profile == "laptop" else 1, is_pointwise)
+        assert isinstance(fitted.module, nn.Sequential)
         return metrics | {"retention": retrieval(fitted.module[:-1], problem.others_test) / 100}
     data, start = world(seed, profile), pretrained(seed, profile)
     fitted, metrics = tune(arm, start, data, seed, SIZES[profile][6])

@@ -67,12 +67,12 @@ def drawing_transfer(held_out: int, *, seed: int = 0) -> DrawingTransfer:
     dealt = things[torch.randperm(len(things), generator=torch.Generator().manual_seed(seed))]
     in_val = torch.isin(pictures.things[train], dealt[: len(things) // 5])
     parts = (train[~in_val], train[in_val], source_test, target)
-    examples = [(inputs[part], pictures.labels[part]) for part in parts]
+    learned, *judged = ((inputs[part], pictures.labels[part]) for part in parts)
     order = torch.randperm(others.shape[1], generator=torch.Generator().manual_seed(seed))
     half = len(order) // 2
     network = _upper(len(pictures.classes), seed)
-    _probe(network, *examples[0], seed)
-    return DrawingTransfer(*examples, others[:, order[:half]], others[:, order[half:]], network, held_out)
+    _probe(network, *learned, seed)
+    return DrawingTransfer(learned, *judged, others[:, order[:half]], others[:, order[half:]], network, held_out)  # type: ignore[misc, arg-type, call-arg]
 
 
 def why_no_drawing_transfer() -> str:
@@ -157,7 +157,7 @@ def _upper(classes: int, seed: int) -> FixedStatistics:
 
 def _probe(network: nn.Sequential, inputs: Tensor, labels: Tensor, seed: int) -> None:
     """Fits the head by multinomial regression on the features, in place."""
-    head = network.head
+    head = network[-1]
     with torch.no_grad():
         features = torch.cat([network[:-1](batch) for batch in inputs.split(128)])
     with torch.random.fork_rng(devices=[]):
