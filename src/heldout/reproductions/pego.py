@@ -34,17 +34,9 @@ import heldout
 from heldout.data import predict_all
 from heldout.losses import pego
 from heldout.method import Method, Run
-from heldout.nn import MobileBlock, VisionTransformer, tiny_vit
+from heldout.nn import VisionTransformer, tiny_vit
 from heldout.study import Study, better, cheaper, higher_is_better, lower_is_better
-from heldout.tasks import (
-    DRAWING_STYLES,
-    DrawingTransfer,
-    digits,
-    drawing_transfer,
-    fashion_mnist,
-    retrieval,
-    style_domains,
-)
+from heldout.tasks import digits, fashion_mnist, style_domains
 
 SOURCE, UNSEEN = ("plain", "colour", "stripes"), ("negative", "texture", "blurred")
 RANK, SIZE = 4, 4
@@ -110,41 +102,14 @@ def retention(model: VisionTransformer, data: dict[str, tuple[Tensor, Tensor]]) 
 
 
 def overlap_with_start(model: nn.Module, start: dict[str, Tensor]) -> float:
-    """Mean absolute entry of ``W (W' - W)^T`` over the layers that get adapters, W pretrained and W' tuned."""
+    """Mean absolute entry of ``W (W' - W)^T`` over the query and value projections, W pretrained and W' tuned."""
     overlaps = []
     for name, tuned in model.state_dict().items():
-        parts = (slice(0, 64), slice(128, 192)) if name.endswith("qkv.weight") else (slice(None),)  # query and value
-        if name.endswith(("qkv.weight", "linear.weight")):
-            for rows in parts:
+        if name.endswith("qkv.weight"):
+            for rows in (slice(0, 64), slice(128, 192)):
                 before = start[name][rows]
                 overlaps.append((before @ (tuned[rows] - before).T).abs().mean().item())
     return sum(overlaps) / len(overlaps)
-
-
-class Pointwise(nn.Module):
-    """A 1 x 1 convolution as the linear layer over channels that it is, so that adapters can sit on it."""
-
-    def __init__(self, convolution: nn.Conv2d) -> None:
-        super().__init__()
-        self.linear = nn.Linear(convolution.in_channels, convolution.out_channels, bias=False)
-        self.linear.weight.data.copy_(convolution.weight.detach().flatten(1))
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.linear(images.movedim(1, -1)).movedim(-1, 1)
-
-
-@functools.lru_cache(maxsize=1)
-def drawn(seed: int) -> DrawingTransfer:
-    """Drawings of three styles; the ends of the upper part's blocks, which are linear, are ready for adapters."""
-    problem = drawing_transfer(seed % len(DRAWING_STYLES), seed=seed)
-    for part in problem.network.modules():
-        if isinstance(part, MobileBlock):
-            part.body[-2] = Pointwise(part.body[-2])  # type: ignore[arg-type]
-    return problem
-
-
-def is_pointwise(name: str, module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear) and name.endswith("linear")
 
 
 def freeze_all_but_head(run: Run, module: nn.Module) -> nn.Module:
@@ -154,26 +119,11 @@ def freeze_all_but_head(run: Run, module: nn.Module) -> nn.Module:
 
 
 def run(arm: dict[str, Any], seed: int, profile: str) -> dict[str, float]:
-    if arm.get("world") == "drawings":
-        problem = drawn(seed)
-        train = problem.train if profile == "laptop" else (problem.train[0][:100], problem.train[1][:100])
-        data = {"train": train, "val": problem.val, "unseen": problem.target}
-        fitted, metrics = tune(arm, problem.network, data, seed, 3 if profile == "laptop" else 1, is_pointwise)
-        assert isinstance(fitted.module, nn.Sequential)
-        return metrics | {"retention": retrieval(fitted.module[:-1], problem.others_test) / 100}
     data, start = world(seed, profile), pretrained(seed, profile)
-    fitted, metrics = tune(arm, start, data, seed, SIZES[profile][6])
-    assert isinstance(fitted.module, VisionTransformer)
-    return metrics | {"retention": retention(fitted.module, data)}
-
-
-def tune(
-    arm: dict[str, Any], start: nn.Module, data: dict[str, Any], seed: int, epochs: int, targets: Any = None
-) -> tuple[heldout.Fitted, dict[str, float]]:
     state = {name: value.clone() for name, value in start.state_dict().items()}
     splits = heldout.Splits(train=data["train"], val=data["val"], initial_state=state)
     method = {
-        "pego": lambda: pego(targets=targets, **arm["options"]),
+        "pego": lambda: pego(**arm["options"]),
         "probe": lambda: Method("probe", model=freeze_all_but_head),
         "full": lambda: None,
     }[arm["method"]]()
@@ -184,11 +134,14 @@ def tune(
         trainable.append(sum(p.numel() for p in parameters))
         return torch.optim.Adam(parameters, lr=arm["lr"])
 
-    fitted = heldout.fit(start, splits, method, epochs=epochs, batch_size=60, optimizer=adam, seed=seed)
-    return fitted, {
+    fitted = heldout.fit(start, splits, method, epochs=SIZES[profile][6], batch_size=60, optimizer=adam, seed=seed)
+    model = fitted.module
+    assert isinstance(model, VisionTransformer)
+    return {
         "unseen_accuracy": fitted.evaluate(data["unseen"])["accuracy"],
         "source_accuracy": fitted.evaluate(data["val"])["accuracy"],
-        "overlap": overlap_with_start(fitted.module, state),
+        "retention": retention(model, data),
+        "overlap": overlap_with_start(model, state),
         "parameters": float(trainable[0]),
     }
 

@@ -2,13 +2,6 @@
 
 from heldout.tasks.images.coloured_conflict import coloured_conflict
 from heldout.tasks.images.dominoes import Dominoes, dominoes
-from heldout.tasks.images.drawing_transfer import (
-    DrawingTransfer,
-    FixedStatistics,
-    drawing_transfer,
-    retrieval,
-    why_no_drawing_transfer,
-)
 from heldout.tasks.images.drawings import (
     DRAWING_CLASSES,
     DRAWING_STYLES,
@@ -169,11 +162,9 @@ __all__ = [
     "ComposeProblem",
     "Dominoes",
     "DrawingTags",
-    "DrawingTransfer",
     "Drawings",
     "ExpertFacts",
     "FactQuestion",
-    "FixedStatistics",
     "Instance",
     "InstructionExample",
     "InstructionTask",
@@ -206,7 +197,6 @@ __all__ = [
     "dominoes",
     "draw_experts",
     "drawing_tags",
-    "drawing_transfer",
     "drawings",
     "edit_problem",
     "entries_of",
@@ -241,7 +231,6 @@ __all__ = [
     "restating_document",
     "restating_template",
     "retention_example",
-    "retrieval",
     "rotate",
     "rotation_sequence",
     "run_program",
@@ -259,7 +248,6 @@ __all__ = [
     "teacher_student",
     "two_block_images",
     "two_feature_patches",
-    "why_no_drawing_transfer",
     "worded_fact",
     "worded_problem",
     "worded_words",
