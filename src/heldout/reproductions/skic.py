@@ -72,7 +72,7 @@ from heldout.tasks import (
 SIZES = {"smoke": (16, 6, 4, 4), "laptop": (64, 2200, 150, 60)}
 FORMATS = ("answers", "cot", "skills", "compositions", "skic", "internal")
 LR, TUNING_LR, BATCH = 3e-3, 1e-3, 36
-DEPTHS, DEEP = (1, 2, 3, 4, 5), (3, 4, 5)
+DEPTHS, TRAINED, DEEP = (1, 2, 3, 4, 5), (1, 2), (3, 4, 5)
 NAMES = FUNCTION_NAMES[:3]
 NAMED: dict[str, Any] = {
     "skill_template": "{examples}",
@@ -148,7 +148,7 @@ def problem_of(kind: str, depth: int, rng: random.Random) -> ComposeProblem:
 
 def practised(kind: str, rng: random.Random) -> tuple[str, str]:
     """A query right after the tables, for practice in looking entries up."""
-    query = problem_of(kind, rng.choice(DEPTHS), rng)
+    query = problem_of(kind, rng.choice(TRAINED), rng)
     tables = " ".join(" ".join(skill.examples) for skill in listed(query, rng))
     return f"{tables} {query.text} :", target(kind, query)
 
@@ -163,7 +163,7 @@ def base(seed: int, profile: str) -> Any:
         rows = [practised("skic" if number % 2 else "cot", rng) for number in range(count // 2)]
         for number in range(count - len(rows)):
             kind = FORMATS[number % len(FORMATS)]
-            query = problem_of(kind, rng.choice(DEPTHS), rng)
+            query = problem_of(kind, rng.choice(TRAINED), rng)
             rows.append((strategy(kind, query, rng).text(query.text), target(kind, query)))
         return rows
 

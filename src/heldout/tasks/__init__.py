@@ -27,6 +27,7 @@ from heldout.tasks.expert_facts import (
     draw_experts,
     expert_fact_words,
 )
+from heldout.tasks.gridworld import GRID, MOVES, GridPolicy, grid_policy
 from heldout.tasks.images import (
     SHIFTS,
     biased_attribute,
