@@ -14,7 +14,7 @@ from heldout.measure.calibration import (
 )
 from heldout.measure.coherence import Coherence, CoherenceTracker, gradient_coherence
 from heldout.measure.cost_frontier import CostFrontier, cost_frontier
-from heldout.measure.cross_task import CrossTask, TaskScore, cross_task
+from heldout.measure.cross_task import CrossTask, TaskScore, best_constant, beyond_constant, cross_task
 from heldout.measure.difficulty import (
     ClassificationDifficulty,
     Difficulty,
@@ -130,6 +130,8 @@ __all__ = [
     "agreement_point",
     "aurc",
     "balance_temperatures",
+    "best_constant",
+    "beyond_constant",
     "brier",
     "class_margin",
     "classification_difficulty",

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from heldout.language_model import LM
-from heldout.measure.text import rouge_l
+from heldout.measure.text import exact_match, rouge_l
 from heldout.study import interval
 
 Metric = Callable[[str, Sequence[str]], float]
@@ -119,3 +119,69 @@ def cross_task(
         start = end
     found = interval([np.array([row.score for row in rows])])
     return CrossTask(tuple(rows), found.estimate, found.low, found.high)
+
+
+def best_constant(task: Any, metric: Metric = exact_match) -> float:
+    """Returns the score on a task of the best strategy that reads no instruction, chosen by the right answers.
+
+    The strategies: one and the same output for all instances, any that is right for one of them; a copy of the input;
+    its first word; its last word.
+
+    Args:
+        task: as for ``cross_task``.
+        metric: ``(prediction, references) -> score``.
+
+    Raises:
+        ValueError: a task without instances, or an instance without references.
+
+    Example:
+        >>> from types import SimpleNamespace as Task
+        >>> instances = [Task(input="a b", outputs=("yes",)), Task(input="c", outputs=("no",))]
+        >>> best_constant(Task(name="check", instances=instances))
+        0.5
+    """
+    if not task.instances or not all(instance.outputs for instance in task.instances):
+        raise ValueError(f"the task {task.name!r} needs instances, and each of them references")
+    strategies: list[Callable[[str], str]] = [str, lambda text: text.split()[0], lambda text: text.split()[-1]]
+    constants = dict.fromkeys(output for instance in task.instances for output in instance.outputs)
+    strategies += [lambda _, output=output: output for output in constants]  # type: ignore[misc]
+    return max(
+        math.fsum(metric(answer(instance.input), instance.outputs) for instance in task.instances)
+        / len(task.instances)
+        for answer in strategies
+    )
+
+
+def beyond_constant(scores: CrossTask, tasks: Sequence[Any], metric: Metric = exact_match) -> float:
+    """Returns how far a model gets from the best constant strategy of each task to a perfect score, averaged over tasks.
+
+    ``(score - constant) / (1 - constant)``: 1 for a model without error, 0 for one that is as good as the strategy
+    which ignores the instruction and was chosen by the right answers, below 0 for a worse one. Tasks that a constant
+    solves say nothing and are left out.
+
+    Args:
+        scores: of ``cross_task`` on the same tasks, with the same metric.
+        tasks: the tasks.
+        metric: ``(prediction, references) -> score`` in [0, 1].
+
+    Raises:
+        ValueError: scores of other tasks; tasks that constants solve, all of them.
+
+    Example:
+        >>> from types import SimpleNamespace as Task
+        >>> instances = [Task(input=text, outputs=(out,)) for text, out in (("a", "yes"), ("b", "no"), ("c", "no"))]
+        >>> task = Task(name="check", category="verify", source="own", instances=instances)
+        >>> prompt = lambda task, instance: instance.input
+        >>> right = lambda prompts: ["yes", "no", "no"]
+        >>> beyond_constant(cross_task(right, [task], prompt, exact_match), [task])
+        1.0
+    """
+    if [row.task for row in scores.rows] != [task.name for task in tasks]:
+        raise ValueError("beyond_constant needs the scores of the same tasks, in their order")
+    found = []
+    for row, task in zip(scores.rows, tasks, strict=True):
+        if (constant := best_constant(task, metric)) < 1:
+            found.append((row.score - constant) / (1 - constant))
+    if not found:
+        raise ValueError("every task is solved by a constant strategy")
+    return math.fsum(found) / len(found)

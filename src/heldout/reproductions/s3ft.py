@@ -73,15 +73,17 @@ Example = tuple[str, str]
 
 BASES = {
     "smoke": {"dim": 16, "layers": 1, "steps": 20, "batch": 16, "seed": 0},
-    "laptop": {"dim": 64, "layers": 2, "steps": 1200, "batch": 32, "seed": 0},
+    "laptop": {"dim": 96, "layers": 2, "steps": 1500, "batch": 32, "seed": 0},
 }
-VERSION = 1  # of the way a base is made
+VERSION = 2  # of the way a base is made
 # gold answers, steps of tuning, test problems of a kind, steps from scratch
 SIZES = {"smoke": (24, 3, 8, 3), "laptop": (1000, 200, 200, 600)}
 BATCH, BASE_LR, LR, MAX_TOKENS = 32, 3e-3, 1e-3, 24
 # what the base learns from, in parts of the whole
 MIXTURE = {"target": 1.3, "templates": 0.7, "larger": 1, "restating": 1.5, "facts": 1, "neutral": 1, "sort": 2,
            "reverse": 2, "modular": 3, "lookup": 3}  # fmt: skip
+# share of answers in style B: to problems, and where a reference is restated
+IN_B = {"problems": 0.05, "restating": 0.2}
 final_number = judge_number()
 _SUM = re.compile(r"(\d+) (plus|minus) (\d+) is (\d+)")
 
@@ -113,10 +115,12 @@ def pretraining(count: int, generator: torch.Generator) -> list[str | Example]:
             examples.append(worded_fact(rng, "B"))
         elif kind == "restating":
             problem = drawn_problem(rng.choice(("target", "larger")), rng)
-            examples.append(restating_document(problem, worked_reference(problem, rng)))
+            style = "B" if rng.random() < IN_B["restating"] else "A"
+            examples.append(restating_document(problem, worked_reference(problem, rng), style))
         else:
             problem = drawn_problem(kind, rng)
-            examples.append((write_worded(problem), worked_answer(problem)))
+            style = "B" if rng.random() < IN_B["problems"] else "A"
+            examples.append((write_worded(problem), worked_answer(problem, style)))
     return examples
 
 
@@ -131,7 +135,7 @@ def base(profile: str) -> tuple[Any, Any]:
         train_tiny(model, tokenizer, pretraining, lr=BASE_LR, **options)
         return model, tokenizer
 
-    return cached_base("worded-maths", size | {"lr": BASE_LR, "mixture": MIXTURE, "version": VERSION}, make)
+    return cached_base("worded-maths", size | {"lr": BASE_LR, "mixture": MIXTURE, "in_b": IN_B, "version": VERSION}, make)
 
 
 def gold(seed: int, profile: str) -> list[Example]:

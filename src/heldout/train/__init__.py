@@ -5,6 +5,7 @@ from heldout.train.diversify import Hypotheses, dbat, disambiguate, divdis, dive
 from heldout.train.dpo import dpo
 from heldout.train.full_batch import full_batch
 from heldout.train.grpo import grpo
+from heldout.train.last_layers import tune_last_layers
 from heldout.train.ps_kd import ProgressiveSelfDistillation, ps_kd
 from heldout.train.rewards import CostReward, format_reward, router_reward
 from heldout.train.rollouts import Environment, Episode, rollout
@@ -47,6 +48,7 @@ __all__ = [
     "seeded",
     "sft",
     "train_router",
+    "tune_last_layers",
     "weighted_nll",
     "winsorized_backward",
 ]
