@@ -118,6 +118,21 @@ def test_beyond_the_constant_is_the_share_of_what_it_leaves_averaged_over_tasks(
     assert beyond_constant(found, tasks) == pytest.approx(((0.75 - 0.5) / 0.5 + (0.6 - 0.8) / 0.2) / 2)
 
 
+def test_further_strategies_count():
+    one = task("one", ("a x", ("p",)), ("b y", ("q",)))
+    tasks = [task("t", ("a w x", ("w",)), ("b v y", ("v",)), ("c u z", ("?",)))]
+
+    def middle(instance):
+        return instance.input.split()[1]
+
+    assert best_constant(one, exact_match, [middle]) == 0.5
+    assert best_constant(tasks[0]) == pytest.approx(1 / 3)
+    assert best_constant(tasks[0], exact_match, [middle]) == pytest.approx(2 / 3)
+    found = cross_task(lambda prompts: ["w", "x", "?"], tasks, only_input, exact_match)
+    assert beyond_constant(found, tasks, exact_match, [middle]) == pytest.approx(0.0)
+    assert beyond_constant(found, tasks) == pytest.approx(0.5)
+
+
 def test_a_constant_answer_is_never_above_zero():
     tasks = [task(f"t{i}", *[(f"{j} w", (str(j * i % 3),)) for j in range(6)]) for i in range(1, 4)]
     for said in ("0", "1", "2"):

@@ -121,15 +121,19 @@ def cross_task(
     return CrossTask(tuple(rows), found.estimate, found.low, found.high)
 
 
-def best_constant(task: Any, metric: Metric = exact_match) -> float:
+Strategy = Callable[[Any], str]
+
+
+def best_constant(task: Any, metric: Metric = exact_match, strategies: Sequence[Strategy] = ()) -> float:
     """Returns the score on a task of the best strategy that reads no instruction, chosen by the right answers.
 
     The strategies: one and the same output for all instances, any that is right for one of them; a copy of the input;
-    its first word; its last word.
+    its first word; its last word; and those given.
 
     Args:
         task: as for ``cross_task``.
         metric: ``(prediction, references) -> score``.
+        strategies: further ones, ``instance -> answer``, such as the first of its options.
 
     Raises:
         ValueError: a task without instances, or an instance without references.
@@ -142,17 +146,18 @@ def best_constant(task: Any, metric: Metric = exact_match) -> float:
     """
     if not task.instances or not all(instance.outputs for instance in task.instances):
         raise ValueError(f"the task {task.name!r} needs instances, and each of them references")
-    strategies: list[Callable[[str], str]] = [str, lambda text: text.split()[0], lambda text: text.split()[-1]]
+    known: list[Strategy] = [lambda i: i.input, lambda i: i.input.split()[0], lambda i: i.input.split()[-1]]
     constants = dict.fromkeys(output for instance in task.instances for output in instance.outputs)
-    strategies += [lambda _, output=output: output for output in constants]  # type: ignore[misc]
+    known += [lambda _, output=output: output for output in constants]  # type: ignore[misc]
     return max(
-        math.fsum(metric(answer(instance.input), instance.outputs) for instance in task.instances)
-        / len(task.instances)
-        for answer in strategies
+        math.fsum(metric(answer(instance), instance.outputs) for instance in task.instances) / len(task.instances)
+        for answer in [*known, *strategies]
     )
 
 
-def beyond_constant(scores: CrossTask, tasks: Sequence[Any], metric: Metric = exact_match) -> float:
+def beyond_constant(
+    scores: CrossTask, tasks: Sequence[Any], metric: Metric = exact_match, strategies: Sequence[Strategy] = ()
+) -> float:
     """Returns how far a model gets from the best constant strategy of each task to a perfect score, averaged over tasks.
 
     ``(score - constant) / (1 - constant)``: 1 for a model without error, 0 for one that is as good as the strategy
@@ -163,6 +168,7 @@ def beyond_constant(scores: CrossTask, tasks: Sequence[Any], metric: Metric = ex
         scores: of ``cross_task`` on the same tasks, with the same metric.
         tasks: the tasks.
         metric: ``(prediction, references) -> score`` in [0, 1].
+        strategies: further ones of ``best_constant``.
 
     Raises:
         ValueError: scores of other tasks; tasks that constants solve, all of them.
@@ -180,7 +186,7 @@ def beyond_constant(scores: CrossTask, tasks: Sequence[Any], metric: Metric = ex
         raise ValueError("beyond_constant needs the scores of the same tasks, in their order")
     found = []
     for row, task in zip(scores.rows, tasks, strict=True):
-        if (constant := best_constant(task, metric)) < 1:
+        if (constant := best_constant(task, metric, strategies)) < 1:
             found.append((row.score - constant) / (1 - constant))
     if not found:
         raise ValueError("every task is solved by a constant strategy")
