@@ -3,8 +3,8 @@ import copy
 import pytest
 import torch
 
-from heldout.lm import smollm as module
-from heldout.lm.smollm import cut_vocabulary, smollm, smollm_file
+from heldout.lm import pretrained as module
+from heldout.lm.pretrained import cut_vocabulary, smollm, smollm_file
 
 TEXTS = ["def area(radius):\n    return radius * radius", " import", " return", "résumé"]
 
