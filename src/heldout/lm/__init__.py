@@ -30,6 +30,7 @@ from heldout.lm.encoding import context_of, ids_of_prompt
 from heldout.lm.endpoint import BudgetError, EndpointError, EndpointLM
 from heldout.lm.generation import generate_ids
 from heldout.lm.local import TransformersLM
+from heldout.lm.pretrained import cut_vocabulary, smollm, smollm_file
 from heldout.lm.routing import (
     ROUTING_PROMPT,
     ROUTING_STOPS,
@@ -110,6 +111,7 @@ __all__ = [
     "character_ngrams",
     "character_tokenizer",
     "context_of",
+    "cut_vocabulary",
     "distill_skills",
     "encode_examples",
     "final_answer",
@@ -133,6 +135,8 @@ __all__ = [
     "self_consistency",
     "semantic_vote",
     "skill_usage",
+    "smollm",
+    "smollm_file",
     "stdlib_llama",
     "stop_at",
     "tiny_bart",

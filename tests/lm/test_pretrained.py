@@ -1,10 +1,11 @@
 import copy
+from pathlib import Path
 
 import pytest
 import torch
 
-from heldout.lm import smollm as module
-from heldout.lm.smollm import cut_vocabulary, smollm, smollm_file
+from heldout.lm import pretrained as module
+from heldout.lm.pretrained import cut_vocabulary, smollm, smollm_file
 
 TEXTS = ["def area(radius):\n    return radius * radius", " import", " return", "résumé"]
 
@@ -23,7 +24,7 @@ def small():
     trainer = trainers.BpeTrainer(
         vocab_size=500, special_tokens=special, initial_alphabet=alphabet, show_progress=False
     )
-    backend.train_from_iterator([*TEXTS, open(module.__file__, encoding="utf-8").read()], trainer)
+    backend.train_from_iterator([*TEXTS, Path(module.__file__).read_text("utf-8")], trainer)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>")
     tokenizer.chat_template = "{{ messages[0].content }}"
     torch.manual_seed(0)
