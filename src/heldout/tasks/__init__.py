@@ -70,6 +70,7 @@ from heldout.tasks.maths_families import (
 from heldout.tasks.multicolour import multicolour, paint_patches, patch_colours
 from heldout.tasks.opinions import NEGATIVE_WORDS, OPINION_CLASSES, POSITIVE_WORDS, opinion_words, opinions
 from heldout.tasks.points import LShape, l_shape
+from heldout.tasks.question_tasks import QUESTION_CATEGORIES, OptionInstance, question_tasks
 from heldout.tasks.questions import (
     QUESTION_SETS,
     ChoiceQuestion,
@@ -143,6 +144,7 @@ __all__ = [
     "OPINION_CLASSES",
     "OTHER_WORDED_TEMPLATES",
     "POSITIVE_WORDS",
+    "QUESTION_CATEGORIES",
     "QUESTION_SETS",
     "REASONING_KINDS",
     "RELATIONS",
@@ -172,6 +174,7 @@ __all__ = [
     "MathsFamily",
     "MathsProblem",
     "OpenQuestion",
+    "OptionInstance",
     "Program",
     "QuestionSet",
     "ReasoningQuestion",
@@ -227,6 +230,7 @@ __all__ = [
     "opinions",
     "paint_patches",
     "patch_colours",
+    "question_tasks",
     "read_problem",
     "real_texts",
     "reasoning_path",

@@ -129,7 +129,7 @@ def _solved(grid: tuple[str, ...], history: int) -> tuple[dict[State, int], dict
             if earlier not in distance:
                 distance[earlier] = distance[state] + 1
                 queue.append(earlier)
-    reach = {state: 0 for state in after}  # moves that can lead into a state, up to what is asked
+    reach = dict.fromkeys(after, 0)  # moves that can lead into a state, up to what is asked
     for length in range(1, history):
         for state in after:
             if any(reach[earlier] >= length - 1 for earlier in before[state]):

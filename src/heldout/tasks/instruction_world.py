@@ -207,8 +207,8 @@ class InstructionWorld:
         vocab: number of words in the lexicon.
         seed: of programs, wordings and instances.
         n_instances: of each task.
-        sources: some of ``SOURCES``, of which each task has one: lists of 3 or 4 words ("short"), of 5 or 6 ("long"), or
-            of 4 or 5 of which one stands twice ("repeats").
+        sources: some of ``SOURCES``, of which each task has one: lists of 3 or 4 words ("short"), of 5 or 6 ("long"),
+            or of 4 or 5 of which one stands twice ("repeats").
 
     Raises:
         ValueError: an unknown category or source; fewer tasks than categories; more tasks than there are programs.
