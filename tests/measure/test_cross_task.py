@@ -105,17 +105,17 @@ def test_the_best_constant_is_the_best_of_one_output_a_copy_and_either_end(pairs
     assert best_constant(task("t", *pairs)) == pytest.approx(best)
 
 
-def test_beyond_the_constant_is_the_share_of_what_it_leaves_averaged_over_tasks():
+def test_beyond_the_constant_is_the_share_of_what_it_leaves_over_all_tasks():
     half = task("half", ("a", ("yes",)), ("b", ("no",)), ("c", ("yes",)), ("d", ("no",)))
     solved = task("solved", ("a", ("yes",)), ("b", ("yes",)))
     rare = task("rare", *[(f"{i} x", (f"{i}",)) for i in range(2)], *[(f"{i} x", ("x y",)) for i in range(8)])
     tasks = [half, solved, rare]
 
     def model(prompts):
-        return ["yes", "no", "yes", "yes", "no", "no", "0", "1", *["x y"] * 4, *["?"] * 4]
+        return ["yes", "no", "yes", "yes", "no", "yes", "0", "1", *["x y"] * 4, *["?"] * 4]
 
     found = cross_task(model, tasks, only_input, exact_match)
-    assert beyond_constant(found, tasks) == pytest.approx(((0.75 - 0.5) / 0.5 + (0.6 - 0.8) / 0.2) / 2)
+    assert beyond_constant(found, tasks) == pytest.approx(((0.75 - 0.5) + (0.5 - 1) + (0.6 - 0.8)) / (0.5 + 0.0 + 0.2))
 
 
 def test_further_strategies_count():

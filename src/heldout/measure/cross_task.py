@@ -158,11 +158,11 @@ def best_constant(task: Any, metric: Metric = exact_match, strategies: Sequence[
 def beyond_constant(
     scores: CrossTask, tasks: Sequence[Any], metric: Metric = exact_match, strategies: Sequence[Strategy] = ()
 ) -> float:
-    """Returns how far a model gets from each task's best constant strategy to a perfect score, averaged over tasks.
+    """Returns how far a model gets from the best constant strategy of each task to a perfect score, over all tasks.
 
-    ``(score - constant) / (1 - constant)``: 1 for a model without error, 0 for one that is as good as the strategy
-    which ignores the instruction and was chosen by the right answers, below 0 for a worse one. Tasks that a constant
-    solves say nothing and are left out.
+    ``sum(score - constant) / sum(1 - constant)``, summed over tasks: 1 for a model without error, 0 for one that is as
+    good as the strategies that ignore the instruction and were chosen by the right answers, below 0 for a worse one. A
+    task that a constant nearly solves counts little, one that it solves can only be lost.
 
     Args:
         scores: of ``cross_task`` on the same tasks, with the same metric.
@@ -184,10 +184,8 @@ def beyond_constant(
     """
     if [row.task for row in scores.rows] != [task.name for task in tasks]:
         raise ValueError("beyond_constant needs the scores of the same tasks, in their order")
-    found = []
-    for row, task in zip(scores.rows, tasks, strict=True):
-        if (constant := best_constant(task, metric, strategies)) < 1:
-            found.append((row.score - constant) / (1 - constant))
-    if not found:
+    constants = [best_constant(task, metric, strategies) for task in tasks]
+    left = math.fsum(1 - constant for constant in constants)
+    if left <= 0:
         raise ValueError("every task is solved by a constant strategy")
-    return math.fsum(found) / len(found)
+    return math.fsum(row.score - constant for row, constant in zip(scores.rows, constants, strict=True)) / left

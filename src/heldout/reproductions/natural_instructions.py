@@ -32,20 +32,31 @@ from __future__ import annotations
 
 import functools
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from heldout.data import DEFINITION, FULL, NO_INSTRUCTION, encode_instruction
-from heldout.lm import TransformersLM, cached_base, tiny_bart, train_tiny, word_tokenizer
+from heldout.lm import TransformersLM, cached_base, smollm, tiny_bart, tiny_llama, train_tiny, word_tokenizer
 from heldout.measure import CrossTask, best_constant, beyond_constant, cross_task, exact_match, rouge_l
 from heldout.study import Study, at_least, at_most, better, higher_is_better, log_curve, log_figure
-from heldout.tasks import InstructionTask, InstructionWorld, list_facts, task_split
+from heldout.tasks import (
+    ChoiceQuestion,
+    InstructionTask,
+    InstructionWorld,
+    list_facts,
+    question_tasks,
+    task_split,
+)
+from heldout.train import tune_last_layers
 
 # width, steps of the base, steps of tuning, tasks, test tasks, evaluated instances of each, numbers of training tasks
 SIZES: dict[str, tuple[int, int, int, int, int, int, tuple[int, ...]]] = {
     "smoke": (16, 20, 4, 24, 8, 2, (4, 8, 16)),
     "laptop": (96, 1200, 300, 180, 40, 20, (20, 40, 80, 140)),
 }
+# of each real task: instances to tune on, to test on; tuned layers, steps, learning rate
+REAL = {"smoke": (2, 2, 1, 2, 1e-3), "laptop": (10, 16, 4, 40, 2e-4)}
 FIELDS = {
     "none": NO_INSTRUCTION,
     "definition": DEFINITION,
@@ -140,7 +151,48 @@ def curve(kind: str, seed: int, profile: str) -> dict[str, float]:
     return {"rouge_l": scores[-1], **runs[-1][1], "trend": trend, "rise": scores[-1] - scores[0]}
 
 
+def real(fields: tuple[str, ...], tune: bool, seed: int, profile: str) -> dict[str, float]:
+    """A pretrained model on real tasks of the category that was held out, which it answers by choosing an option."""
+    count, tested, layers, steps, lr = REAL[profile]
+    tasks = question_tasks(count + tested, seed=seed, **({"read": stand_in} if profile == "smoke" else {}))
+    train, test = task_split(tasks, "category", HELD_OUT)
+    known = [replace(task, instances=task.instances[:count]) for task in train]
+    new = [replace(task, instances=task.instances[count:]) for task in test]
+    rows = [(encode_instruction(task, i, fields), f" {i.outputs[0]}") for task in known for i in task.instances]
+    asked = [(encode_instruction(task, i, fields), [f" {option}" for option in i.options])
+             for task in new for i in task.instances]  # fmt: skip
+    texts = [prompt + text for prompt, said in [*rows, *asked] for text in ([said] if isinstance(said, str) else said)]
+    if profile == "smoke":
+        tokenizer = word_tokenizer(texts)
+        model = tiny_llama(tokenizer, dim=16, layers=2, seed=seed)
+    else:
+        model, tokenizer = smollm(texts=texts)
+    if tune:
+        options: dict[str, Any] = {"layers": layers, "steps": steps, "lr": lr, "seed": seed}
+        model = tune_last_layers(model, tokenizer, rows, **options)
+    scores = TransformersLM(model, tokenizer, batch_size=8).score(*zip(*asked, strict=True))  # type: ignore[arg-type]
+    lengths = [[len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in said] for _, said in asked]
+    means = [[score / n for score, n in zip(*row, strict=True)] for row in zip(scores, lengths, strict=True)]
+    chosen = [said[row.index(max(row))].strip() for (_, said), row in zip(asked, means, strict=True)]
+    found = cross_task(lambda prompts: chosen, new, lambda task, i: i.input, same)
+    places: list[Callable[[Any], str]] = [lambda i, n=n: i.options[n] for n in range(3)]
+    places += [lambda i: max(i.options, key=len), lambda i: min(i.options, key=len)]
+    return {"accuracy": 100 * found.mean, "beyond": 100 * beyond_constant(found, new, same, places)}
+
+
+def same(text: str, outputs: Sequence[str]) -> float:
+    return float(text in outputs)
+
+
+def stand_in(name: str) -> list[ChoiceQuestion]:
+    """Questions for the smoke profile, which needs no package."""
+    options = ("no", "yes") if name in ("boolq", "privacy-policy") else ("red", "green", "blue")
+    return [ChoiceQuestion(f"{name} {number} ?", options, number % len(options)) for number in range(20)]
+
+
 def run(arm: dict[str, Any], seed: int, profile: str) -> dict[str, float]:
+    if "real" in arm:
+        return real(FIELDS[arm["real"]], arm["tune"], seed, profile)
     kind, how = arm["kind"], arm.get("split", "random")
     if kind == "constant":
         return constant(seed, profile)
@@ -173,7 +225,7 @@ def bars(results: dict[str, CrossTask]) -> dict[str, Any]:
     }
 
 
-METRICS = ("rouge_l", "exact_match", "beyond", "gain", "trend", "rise")
+METRICS = ("accuracy", "rouge_l", "exact_match", "beyond", "gain", "trend", "rise")
 
 study = Study(
     slug="natural-instructions",
@@ -188,6 +240,9 @@ study = Study(
         "none-category": {"kind": "none", "split": "category"},
         "full-category": {"kind": "full", "split": "category"},
         "none-curve": {"kind": "none", "curve": True},
+        "real none": {"real": "none", "tune": True},
+        "real definition": {"real": "definition", "tune": True},
+        "real untuned": {"real": "definition", "tune": False},
         "definition-curve": {"kind": "definition", "curve": True},
     },
     run=run,
@@ -202,6 +257,8 @@ study = Study(
         at_most("none-curve", on="rise", value=3),
         better("upper", than="full", on="rouge_l", margin=10),
         better("upper", than="full", on="beyond", margin=10),
+        better("real definition", than="real none", on="accuracy", margin=10),
+        at_least("real definition", on="beyond", value=0, text="real: definitions do better than the best constant"),
     ],
     seeds={"smoke": 1, "laptop": 3},
     time_limit={"laptop": 1800.0},

@@ -95,6 +95,7 @@ from heldout.tasks.reasoning_formats import (
     reasoning_questions,
     reasoning_words,
 )
+from heldout.tasks.relation_chains import CHAIN, PEOPLE, ChainProblem, chain_fact, chain_problem
 from heldout.tasks.slabs import SlabData, TwoBlockImages, slabs, two_block_images
 from heldout.tasks.spurious_votes import SpuriousVotes, Votes, exact_accuracy
 from heldout.tasks.styles import STYLES, style_domains, styled
@@ -125,6 +126,7 @@ __all__ = [
     "ALL_MATHS_FRAMES",
     "ANSWER_FORMS",
     "CATEGORIES",
+    "CHAIN",
     "EXPERT_NAMES",
     "EXPERT_WORDINGS",
     "FIXED_NAMES",
@@ -143,6 +145,7 @@ __all__ = [
     "NUMBER_WORDS",
     "OPINION_CLASSES",
     "OTHER_WORDED_TEMPLATES",
+    "PEOPLE",
     "POSITIVE_WORDS",
     "QUESTION_CATEGORIES",
     "QUESTION_SETS",
@@ -159,6 +162,7 @@ __all__ = [
     "WORDED_STYLES",
     "WORDED_TEMPLATES",
     "ArithmeticSplit",
+    "ChainProblem",
     "ChoiceQuestion",
     "ComposeProblem",
     "Dominoes",
@@ -189,6 +193,8 @@ __all__ = [
     "agreement_replies",
     "answer_in_form",
     "biased_attribute",
+    "chain_fact",
+    "chain_problem",
     "choice_questions",
     "colour_bias",
     "coloured_conflict",
