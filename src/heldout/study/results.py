@@ -37,6 +37,7 @@ class Results:
         seconds: time of all runs together, whenever they were made.
         environment: Python, platform, cpu count and versions of what is installed.
         digest: of the source and the declarations of the study (see ``heldout.study.digest``).
+        left_out: arms that were asked for and cannot run here, with the reason.
         declared: the study's own arms and number of seeds, ``{"arms": [...], "seeds": n}``.
     """
 
@@ -55,6 +56,7 @@ class Results:
     claims: list[Judged] = field(default_factory=list)
     checks: list[Judged] = field(default_factory=list)
     environment: dict[str, Any] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
 
     @property
     def ok(self) -> bool:

@@ -48,6 +48,8 @@ class Study:
             the runs of a seed go to one of them as long as the others have enough to do.
         source: further files that the results depend on, relative to the file of ``run``; see
             ``heldout.study.digest``.
+        needs: for arms that use a data package: a function that returns why it cannot be used here, or an empty text.
+            Such arms are left out where they cannot run, and named; claims about them are not judged.
 
     Raises:
         ValueError: what is wrong with the arms, metrics or claims, by name.
@@ -75,6 +77,7 @@ class Study:
     optional: Collection[str] = frozenset()
     shared_setup: bool = False
     source: Sequence[str | Path] = ()
+    needs: Mapping[str, Callable[[], str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not isinstance(self.slug, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.slug):
@@ -94,6 +97,9 @@ class Study:
         put(self, "time_limit", _positive({**_TIME_LIMIT, **by_profile}, "time_limit"))
         if unknown := sorted(set(self.optional) - set(self.metrics)):
             raise ValueError(f"optional names metrics that are not declared: {', '.join(unknown)}")
+        put(self, "needs", dict(self.needs))
+        if unknown := sorted(set(self.needs) - set(self.arms)):
+            raise ValueError(f"needs names arms that are not declared: {', '.join(unknown)}")
         for kind, listed in (("claim", self.claims), ("check", self.checks)):
             for claim in listed:
                 self._check_claim(claim, kind)
