@@ -46,7 +46,7 @@ def test_bad_input_is_refused():
     for call, message in (
         (lambda: chain_problem(0, rng), "depth must be from 1 to 4, got 0"),
         (lambda: chain_problem(5, rng), "depth must be from 1 to 4, got 5"),
-        (lambda: chain_problem(1, rng, entries=1), "entries must be from 2 to 8, got 1"),
+        (lambda: chain_problem(1, rng, entries=1), "entries must be from 2 to 4, got 1"),
         (lambda: chain_problem(1, rng, start="Zoe"), "start must be one of .*, got 'Zoe'"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -10,12 +10,12 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-PEOPLE = ("Anna", "Ben", "Tom", "Mary", "John", "Lisa", "Peter", "Sara")
+PEOPLE = ("Anna", "Ben", "Tom", "Mary")
 CHAIN = {
-    "city": ("Rome", "Paris", "London", "Berlin", "Madrid", "Tokyo", "Boston", "Moscow"),
-    "food": ("bread", "rice", "cheese", "soup", "fish", "cake", "pasta", "corn"),
-    "color": ("red", "blue", "green", "white", "black", "yellow", "brown", "pink"),
-    "animal": ("dog", "cat", "horse", "bird", "cow", "sheep", "mouse", "frog"),
+    "city": ("Rome", "Paris", "London", "Berlin"),
+    "food": ("bread", "rice", "cheese", "soup"),
+    "color": ("red", "blue", "green", "white"),
+    "animal": ("dog", "cat", "horse", "bird"),
 }
 """Relations in the order in which they lead on, from a person to a city to a food, with what they lead to."""
 
@@ -69,7 +69,7 @@ def chain_problem(
     Args:
         depth: relations to follow, 1 to 4.
         rng: draws everything.
-        entries: facts of each relation, 2 to 8.
+        entries: facts of each relation, 2 to 4.
         facts: to use instead of random ones.
         start: a person of the facts; default: any.
 
@@ -79,7 +79,7 @@ def chain_problem(
     Example:
         >>> problem = chain_problem(2, random.Random(0))
         >>> problem.text, problem.answer == problem.facts["food"][problem.facts["city"][problem.start]]
-        ('What is the food of the city of Mary?', True)
+        ('What is the food of the city of Ben?', True)
     """
     if not 1 <= depth <= len(CHAIN):
         raise ValueError(f"depth must be from 1 to {len(CHAIN)}, got {depth}")
