@@ -91,6 +91,7 @@ PLAIN: dict[str, Any] = {"template": "{problem} : {reasoning} = {answer} .", "in
 REAL_NAMED: dict[str, Any] = NAMED | {
     "step_template": "{text}",
     "template": "Question: {problem} {steps} Answer: {answer}.",
+    "separator": "\n",
 }
 
 
@@ -233,24 +234,21 @@ def tuned(form: str, seed: int, profile: str) -> dict[str, float]:
 
 def real_strategy(kind: str, query: ChainProblem, rng: random.Random) -> FewShot | ChainOfThought | SkillPrompt:
     """The prompt of a query: all facts, and two exemplars of depth 2 about other people."""
-    facts = [
-        Skill(
-            name, examples=[" ".join(chain_fact(name, *pair) for pair in rng.sample(list(table.items()), len(table)))]
-        )
-        for name, table in query.facts.items()
-    ]
+    tables = [(name, rng.sample(list(table.items()), len(table))) for name, table in query.facts.items()]
+    facts = " ".join(chain_fact(name, *pair) for name, pairs in tables for pair in pairs)
     others = [person for person in query.facts["city"] if person != query.start][:2]
     shown = [chain_problem(2, rng, facts=query.facts, start=person) for person in others]
     if kind in ("skic", "skills"):
-        worked = [Composition(p.text, [(step[0], chain_fact(*step)) for step in p.steps], p.answer) for p in shown]
-        return SkillPrompt(facts, worked if kind == "skic" else [], max_depth=2, **REAL_NAMED)
-    header = " ".join(skill.examples[0] for skill in facts)
+        worked = [Composition(p.text, [("facts", chain_fact(*step)) for step in p.steps], p.answer) for p in shown]
+        return SkillPrompt(
+            [Skill("facts", examples=[facts])], worked if kind == "skic" else [], max_depth=2, **REAL_NAMED
+        )
     if kind == "answers":
         template = "Question: {problem} Answer: {answer}."
-        return FewShot([(p.text, p.answer) for p in shown], header=header, template=template, separator=" ")
+        return FewShot([(p.text, p.answer) for p in shown], header=facts, template=template, separator="\n")
     examples = [(p.text, " ".join(f"{value}." for *_, value in p.steps), p.answer) for p in shown]
     template = "Question: {problem} {reasoning} Answer: {answer}."
-    return ChainOfThought(examples, header=header, template=template, separator=" ")
+    return ChainOfThought(examples, header=facts, template=template, separator="\n")
 
 
 def followed(lm: TransformersLM, kind: str, queries: list[ChainProblem], rng: random.Random) -> list[str]:
