@@ -18,9 +18,12 @@ and ``knn`` send the question as it is to one expert and answer what it states; 
 
 Deviations: GRPO in place of PPO; nearest neighbours of TF-IDF vectors in place of sentence embeddings; embeddings are
 frozen in reinforcement, and the weight of the KL term is 0.05 in place of 0.001, for without them a model of this size
-forgets within 100 steps how to copy a name. Six fixed names, re-shuffled in every episode, and descriptors of one word
-in front of the name, ``low-music ka``: the specification's way out where copying of names does not emerge. A name that
-never occurred at all is thus not tested, only a name for what it never stood for.
+forgets within 100 steps how to copy a name. Looking up a name beside a descriptor of several words, or of one, did not
+emerge in two layers within 30,000 examples. So the names are six fixed ones, re-shuffled in every episode (the
+specification's way out), and a name and its descriptor are one word of the prompt, ``ka=low-music``, which is found by
+what the router writes before it, ``low music``. Its vector is the sum of one for the name and one for the descriptor,
+as a larger model's would be composed of pieces; so a pair that never occurred has a vector all the same. A name that
+never occurred at all is not tested, only a name for what it never stood for.
 """
 
 from __future__ import annotations
@@ -71,7 +74,7 @@ from heldout.tasks import (
 )
 from heldout.train import train_router
 
-PROMPT, LINE = "{models}\nquestion : {question} ?\n", "{descriptor} {name}"
+PROMPT, LINE = "{models}\nquestion : {question} ?\n", "{name}={descriptor}"
 SLOTS = ("ba", "do", "ka", "lu", "mi", "ne")  # names of experts
 DESCRIPTORS = ("low-music", "low-film", "low-sport", "low-science", "mid-some", "high-most")
 PAIRS = tuple(product(SLOTS, DESCRIPTORS))
@@ -82,7 +85,7 @@ BASES = {
     "smoke": {"dim": 16, "layers": 1, "steps": 20, "batch": 8, "seed": 0},
     "laptop": {"dim": 64, "layers": 2, "steps": 2000, "batch": 32, "seed": 0},
 }
-VERSION = 11  # of the way a base is made
+VERSION = 12  # of the way a base is made
 FITTING = 0.3  # share of turns in which the warm start asks the specialist of the topic, if there is one
 # steps of RL, questions in a step, questions to train on, test questions of each kind
 SIZES = {"smoke": (2, 2, 8, 4), "laptop": (70, 12, 840, 200)}
@@ -94,15 +97,28 @@ def base(profile: str) -> tuple[Any, Any]:
     recipe = BASES[profile]
 
     def make() -> tuple[Any, Any]:
-        words = [*expert_fact_words(), *SLOTS, *DESCRIPTORS]
+        words = [*expert_fact_words(), *SLOTS, *map("=".join, PAIRS)]
         tokenizer = word_tokenizer([*words, TAGS, "question : ? done unknown None"])
         model = tiny_llama(tokenizer, dim=recipe["dim"], layers=recipe["layers"], context=256, seed=recipe["seed"])
-        train_tiny(
-            model, tokenizer, traces, steps=recipe["steps"], batch_size=recipe["batch"], lr=3e-3, seed=recipe["seed"]
-        )
+        options: dict[str, Any] = {"steps": recipe["steps"], "batch_size": recipe["batch"], "seed": recipe["seed"]}
+        train_tiny(model, tokenizer, traces, lr=3e-3, on_step=lambda *_: compose_words(model, tokenizer), **options)
         return model, tokenizer
 
     return cached_base("router", recipe | {"version": VERSION}, make)
+
+
+@torch.no_grad()
+def compose_words(model: Any, tokenizer: Any) -> None:
+    """Makes the vector of each word ``name=descriptor`` the sum of one for the name and one for the descriptor.
+
+    The sums are the least-squares fit to the words that training has, so that those held out follow from the others.
+    """
+    parts = torch.tensor([[*(name == slot for slot in SLOTS), *(descriptor == kind for kind in DESCRIPTORS)]
+                          for name, descriptor in PAIRS], dtype=torch.float32)  # fmt: skip
+    seen = torch.tensor([pair not in HELD_OUT for pair in PAIRS])
+    rows = torch.tensor(tokenizer.convert_tokens_to_ids(["=".join(pair) for pair in PAIRS]))
+    weight = model.get_input_embeddings().weight
+    weight[rows] = parts @ torch.linalg.pinv(parts[seen]) @ weight[rows[seen]]
 
 
 def traces(count: int, generator: torch.Generator) -> list[tuple[str, str]]:
@@ -136,7 +152,8 @@ def trace(world: ExpertFacts, question: FactQuestion, rng: random.Random) -> tup
 def thought(query: str, expert: SimulatedExpert) -> str:
     """What the topic is, what kind of expert is wanted, and who that is."""
     topic = RELATIONS[query.split()[0]][0]
-    return f"<think> {topic} {expert.descriptor} {expert.name} </think>"
+    kind = expert.descriptor.replace("-", " ")
+    return f"<think> {topic} {kind} {expert.name}={expert.descriptor} </think>"
 
 
 def value_in(reply: str) -> str | None:
