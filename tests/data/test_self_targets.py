@@ -154,9 +154,8 @@ def test_nll_is_that_of_evaluation_and_leaves_the_mode_alone():
     model, tokenizer = llama()
     targets = SelfTargets(*zip(*PAIRS, strict=True), ["gold"] * len(PAIRS))
     expected = targets.nll(model.eval(), tokenizer)
-    model.model.layers[0].mlp.down_proj = torch.nn.Sequential(
-        model.model.layers[0].mlp.down_proj, torch.nn.Dropout(0.5)
-    )
+    mlp = model.model.layers[0].mlp
+    mlp.down_proj = torch.nn.Sequential(mlp.down_proj, torch.nn.Dropout(0.5))
     torch.testing.assert_close(targets.nll(model.train(), tokenizer), expected)
     assert model.training
     assert mlp.down_proj[1].training
