@@ -57,7 +57,7 @@ SIZES: dict[str, tuple[int, int, int, int, int, int, tuple[int, ...]]] = {
     "laptop": (96, 1200, 300, 180, 40, 20, (20, 40, 80, 140)),
 }
 # of each real task: instances to tune on, to test on; tuned layers, steps, learning rate
-REAL = {"smoke": (2, 2, 1, 2, 1e-3), "laptop": (10, 16, 4, 40, 2e-4)}
+REAL = {"smoke": (2, 2, 1, 2, 1e-3), "laptop": (5, 12, 4, 25, 2e-4)}
 FIELDS = {
     "none": NO_INSTRUCTION,
     "definition": DEFINITION,

@@ -55,6 +55,7 @@ from heldout.lm import (
 from heldout.measure import cost_frontier, exact_match
 from heldout.study import (
     Study,
+    at_least,
     at_most,
     better,
     cheaper,
@@ -380,6 +381,7 @@ study = Study(
         ordered(ALPHAS, on="cost"),
         cheaper("alpha 0.9", than="router-r1", on="cost", ratio=0.6),
     ],
+    checks=[at_least("warm start", on="format", value=95.0, text="the warm start writes what the format asks for")],
     seeds={"smoke": 1, "laptop": 3},
     time_limit={"smoke": 60.0, "laptop": 900.0},
 )
