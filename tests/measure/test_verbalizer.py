@@ -74,6 +74,23 @@ def test_the_best_scored_word_wins_and_lengths_are_divided_by():
     assert set(VerbalizerManipulation(TEXTS, LABELS, NAMES, one, **options).run(lm).rows[0].answers) == {1}
 
 
+def test_scoring_the_prompts_of_a_text_together_gives_the_same_answers():
+    words = [*TEXTS, "negative positive no yes foo bar baz sfo dpo qux", "bad good : output if ; is"]
+    tokenizer = word_tokenizer(words)
+    lm = TransformersLM(tiny_llama(tokenizer, dim=16, layers=2, seed=3), tokenizer)
+
+    def template(text, pairs):
+        return f"{text} : " + " ; ".join(f"output {word} if {name}" for word, name in pairs)
+
+    options = {"mode": "score", "lead": "", "template": template, "length": len, "seed": 5}
+    apart, joined = (
+        VerbalizerManipulation(TEXTS, LABELS, NAMES, SETS, **options, together=together).run(lm).rows
+        for together in (False, True)
+    )
+    assert [row.answers for row in joined] == [row.answers for row in apart]
+    assert len({row.answers for row in apart}) > 2
+
+
 def test_a_constant_on_all_logits_changes_nothing():
     tokenizer = word_tokenizer([*TEXTS, "foo bar"])
     model = tiny_llama(tokenizer, dim=16, layers=1)
@@ -103,6 +120,7 @@ def test_what_cannot_be_measured_is_refused():
         ({"verbalizers": [Verbalizer(("a", "b", "c"))]}, "3 words for 2 classes"),
         ({"verbalizers": [Verbalizer(("not", "nothing"))]}, "beginning of 'nothing'"),
         ({"mode": "guess"}, "mode must be"),
+        ({"together": True}, "together needs mode='score'"),
     ]:
         arguments = {"labels": LABELS, "verbalizers": SETS, **change}
         labels, sets = arguments.pop("labels"), arguments.pop("verbalizers")

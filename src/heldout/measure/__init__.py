@@ -83,6 +83,7 @@ from heldout.measure.scylla import (
     matched_ood,
     min_k_probability,
     probe_inputs,
+    probe_prompt,
 )
 from heldout.measure.sharpness import Sharpness, sharpness
 from heldout.measure.sweet_spot import SweetSpot, sweet_spot
@@ -183,6 +184,7 @@ __all__ = [
     "pgd",
     "pomdp_difficulty",
     "probe_inputs",
+    "probe_prompt",
     "randomize_features",
     "randomized_feature_score",
     "rbf_kernel",
