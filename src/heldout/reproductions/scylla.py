@@ -185,9 +185,10 @@ def pretrained() -> TransformersLM:
     return TransformersLM(*smollm(), batch_size=128)
 
 
-def proposed(lm: TransformersLM, task: ListTask) -> tuple[list[int], list[int], float]:
+@functools.cache
+def proposed(request: str) -> tuple[list[int], list[int], float]:
     """The more and the less likely half of the two-digit numbers after a request for inputs, and the nats between."""
-    likelihood = lm.score([f"{probe_prompt(task)}\n["], [[str(number) for number in range(10, 100)]])[0]
+    likelihood = pretrained().score([f"{request}\n["], [[str(number) for number in range(10, 100)]])[0]
     order = sorted(range(90), key=lambda i: -likelihood[i])
     halves = [[i + 10 for i in half] for half in (order[:45], order[45:])]
     apart = float(np.mean([likelihood[i] for i in order[:45]]) - np.mean([likelihood[i] for i in order[45:]]))
@@ -200,6 +201,12 @@ def options(task: ListTask, numbers: Any, parameters: Any, rng: random.Random) -
     forms = itertools.permutations if task.name == "sort" else itertools.combinations
     others = sorted({some for some in forms(sorted(numbers), len(right)) if not task.check(numbers, parameters, some)})
     return [right, *rng.sample(others, min(3, len(others)))]
+
+
+def of_use(task: ListTask, numbers: Any) -> bool:
+    """Whether a list has four options, as far as nine draws of the parameters tell."""
+    drawn = [task.draw(numbers, random.Random(k)) for k in range(9)] if task.admits(numbers) else []
+    return bool(drawn) and all(len(options(task, numbers, p, random.Random(0))) == 4 for p in drawn)
 
 
 def shown(task: ListTask, numbers: Any, parameters: Any) -> str:
@@ -220,13 +227,9 @@ def measured_pretrained(seed: int, profile: str) -> tuple[ScyllaReport, float]:
     lm, rows, distances = pretrained(), [], []
     for task in map(leveled, TASKS):
         rng, tests = random.Random(f"{seed} {task.name}"), REAL_TESTS[profile] // len(LEVELS[LEVEL_OF[task.name] - 1])
-        familiar, unfamiliar, apart = proposed(lm, task)
+        familiar, unfamiliar, apart = proposed(probe_prompt(task))
 
-        def fits(numbers: Any, task: ListTask = task) -> bool:
-            drawn = [task.draw(numbers, random.Random(k)) for k in range(9)] if task.admits(numbers) else []
-            distinct = len(set(numbers)) == 4
-            return distinct and bool(drawn) and all(len(options(task, numbers, p, rng)) == 4 for p in drawn)
-
+        fits = functools.partial(of_use, task)
         known: list[tuple[int, ...]] = []
         while len(known) < tests + 3:
             numbers = tuple(rng.sample(familiar, 4))
@@ -307,7 +310,8 @@ def figure(report: ScyllaReport) -> dict[str, Any]:
 
 
 LOWER = (*(f"gap_{level}" for level in LEVEL_OF.values()), "largest_gap", "short_of_accuracy")
-HIGHER = (*(f"id_{level}" for level in LEVEL_OF.values()), "over_lowest", "over_highest", "critical", "score", "parsed")
+HIGHER = (*(f"id_{level}" for level in LEVEL_OF.values()), "over_lowest", "over_highest", "critical", "score", "parsed",
+          "familiar", "valid", "nats_apart")  # fmt: skip
 METRICS = dict.fromkeys(LOWER, lower_is_better) | dict.fromkeys(
     (*HIGHER, "familiar", "valid", "nats_apart"), higher_is_better
 )
