@@ -15,10 +15,13 @@ from heldout.methods import available, parse
 
 SOURCE = Path(__file__).parents[1] / "src" / "heldout"
 ORDER = [
-    "sources", "method", "language_model", "study", "data", "nn", "optim", "losses", "measure", "weights", "adapt",
-    "tasks", "lm", "train",
-    "catalog", "methods", "problem", "improve_report", "improve", "audit_report", "audit", "render", "examples",
-    "reproductions", "evals", "inspect_tasks", "cli",
+    "errors", "sources", "statistics", "method", "language_model",
+    "catalog", "study",
+    "report",
+    "data", "nn", "optim", "losses", "measure", "weights", "adapt", "tasks", "lm", "train",
+    "methods", "problem",
+    "evals", "improve", "audit", "examples", "reproductions",
+    "cli", "__main__",
 ]  # fmt: skip
 BUILT = [system for system in systems().values() if system.built]
 

@@ -5,6 +5,7 @@ numbers. ``run_study`` makes the runs, keeps each of them as it ends, and judges
 seeds. It serves any function that returns numbers, and imports no framework.
 """
 
+from heldout.statistics import Interval, effect_size, interval, ratio_of_means, wilson
 from heldout.study.claims import (
     Claim,
     Judged,
@@ -33,9 +34,8 @@ from heldout.study.executors import Executor, make_executor
 from heldout.study.loading import load_file, load_study
 from heldout.study.power import seeds_needed
 from heldout.study.progress import rich_progress
-from heldout.study.results import Results, environment
+from heldout.study.results import Results, environment, write_atomically
 from heldout.study.spec import Study, StudyError, higher_is_better, lower_is_better
-from heldout.study.statistics import Interval, effect_size, interval, ratio_of_means, wilson
 from heldout.study.store import Store, StoreError
 
 __all__ = [
@@ -82,4 +82,5 @@ __all__ = [
     "seeds_needed",
     "study_digest",
     "wilson",
+    "write_atomically",
 ]

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from heldout.study.statistics import Array, Interval, effect_size, interval, pearson, ratio_of_means, spearman
+from heldout.statistics import Array, Interval, effect_size, interval, pearson, ratio_of_means, spearman
 
 if TYPE_CHECKING:
     from heldout.study.results import Results
