@@ -49,6 +49,29 @@ def test_a_model_that_follows_priors_is_wrong_with_exchanged_words():
     assert [row["prior_following"] for row in report.table()] == [None] * 4 + [1, 1]
 
 
+def test_priors_of_three_classes_are_known_without_the_natural_words():
+    """Words moved on by one class: the natural word of class y stands for class y - 1."""
+    texts, labels = [f"{name} {i}" for name in ("cold", "warm", "hot") for i in range(4)], [0] * 4 + [1] * 4 + [2] * 4
+    flipped = [v for v in verbalizer_sets([["low", "middle", "high"]], n_neutral=0) if v.kind == "unnatural"]
+    natural = {"cold": "low", "warm": "middle", "hot": "high"}
+    lm = ScriptedLM(lambda prompt, k: next(word for name, word in natural.items() if f"{name} " in prompt))
+    task = VerbalizerManipulation(texts, labels, ["a", "b", "c"], flipped)
+    assert task.run(lm).prior_following == 1
+    assert VerbalizerManipulation(texts, labels, ["a", "b", "c"], flipped).run(lm).rows[0].accuracy.estimate == 0
+
+
+def test_the_order_of_the_words_follows_the_seed():
+    orders = {tuple(VerbalizerManipulation(TEXTS, LABELS, NAMES, SETS, seed=k).prompts(SETS[0])) for k in range(4)}
+    assert len(orders) == 4
+
+
+def test_the_deviation_over_verbalizers_is_that_of_a_sample():
+    lm = ScriptedLM(lambda prompt, k: "positive" if "'positive'" in prompt else follower(prompt, k))
+    report = VerbalizerManipulation(TEXTS, LABELS, NAMES, SETS).run(lm)
+    assert [row.accuracy.estimate for row in report.rows[:2]] == [0.5, 1.0]
+    assert report.deviation("natural") == pytest.approx(0.5 / 2**0.5)
+
+
 def test_always_the_first_word_is_chance_because_the_order_changes():
     texts, labels = TEXTS * 10, LABELS * 10
     lm = ScriptedLM(lambda prompt, k: re.search(r"utput '(\w+)'", prompt).group(1))
