@@ -7,6 +7,7 @@ from heldout.lm.models.endpoint import BudgetError, EndpointError, EndpointLM
 from heldout.lm.models.generation import generate_ids
 from heldout.lm.models.kept_answers import CachedLM
 from heldout.lm.models.local import TransformersLM
+from heldout.lm.models.pretrained import cut_vocabulary, smollm
 from heldout.lm.models.scripted import ScriptedLM
 from heldout.lm.models.stopping import stop_at
 from heldout.lm.models.tiny import (

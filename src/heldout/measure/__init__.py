@@ -93,6 +93,7 @@ from heldout.measure.probes.scylla import (
     matched_ood,
     min_k_probability,
     probe_inputs,
+    probe_prompt,
 )
 from heldout.measure.probes.sharpness import Sharpness, sharpness
 from heldout.measure.probes.verbalizer import VerbalizerManipulation, VerbalizerReport, VerbalizerScore, first_word
@@ -191,6 +192,7 @@ __all__ = [
     "pgd",
     "pomdp_difficulty",
     "probe_inputs",
+    "probe_prompt",
     "randomize_features",
     "randomized_feature_score",
     "rbf_kernel",

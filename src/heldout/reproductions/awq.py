@@ -1,13 +1,13 @@
 """AWQ (Lin, Tang et al.; MLSys 2024; arXiv:2306.00978) on a tiny Llama that has learned the standard library's code.
 
-The paper claims that the few input channels with large activations matter most when weights are rounded to 3 or 4
-bits, that scaling them up before rounding recovers most of the loss without keeping any weight in full precision, that
-the best exponent of the scale lies between none and all, and that the result depends less on the calibration text than
+The paper claims that the few input channels with large activations matter most when weights are rounded to 3 or 4 bits,
+that scaling them up before rounding recovers most of the loss without keeping any weight in full precision, that the
+best exponent of the scale lies between none and all, and that the result depends less on the calibration text than
 GPTQ's does.
 
 World: a Llama of 3 blocks, trained per seed (and cached) on source code without docstrings; groups of 32 weights.
-``increase`` is how much the mean loss on held-out code grows over that of full precision, at 2, 3 or 4 bits. Judged
-by itself, SmolLM2-135M: its first 6 of 30 blocks in groups of 96, calibrated on 16 blocks of 128 tokens of news and
+``increase`` is how much the mean loss on held-out code grows over that of full precision, at 2, 3 or 4 bits. Judged by
+itself, SmolLM2-135M: its first 6 of 30 blocks in groups of 96, calibrated on 16 blocks of 128 tokens of news and
 measured through the whole model on 12 of other articles; "SmolLM2" in an arm's name says so.
 
 Arms: rounding to nearest (rtn), AWQ, GPTQ, all with the same groups and calibration; "docstrings" arms calibrate on

@@ -43,7 +43,7 @@ from heldout.tasks.language.instruction_world import (
 from heldout.tasks.language.instructions import Instance, InstructionExample, InstructionTask, task_split
 from heldout.tasks.language.opinions import NEGATIVE_WORDS, OPINION_CLASSES, POSITIVE_WORDS, opinion_words, opinions
 from heldout.tasks.language.question_tasks import QUESTION_CATEGORIES, OptionInstance, question_tasks
-from heldout.tasks.questions import (
+from heldout.tasks.language.questions import (
     QUESTION_SETS,
     ChoiceQuestion,
     OpenQuestion,

@@ -170,6 +170,20 @@ def test_a_second_call_asks_for_the_answer_alone():
     assert report.rows[0].least_parsed == 0.5
 
 
+def test_examples_are_the_first_inputs_and_are_not_tested():
+    seen = []
+
+    def answer(prompt, sample):
+        seen.append([tuple(map(int, row.split(","))) for row in re.findall(r"Input: \[(.*?)\]", prompt)])
+        return exact(prompt, sample)
+
+    rows = known(6)["sort"]
+    report = Scylla([TASKS["sort"]], tests=4, shots=2, mode="few-shot").run(ScriptedLM(answer), {"sort": rows})
+    assert seen[:4] == [[*rows[:2], row] for row in rows[2:]]
+    assert not {number for row in seen[4:] for numbers in row for number in numbers} & {x for row in rows for x in row}
+    assert len(report.rows[0].right_id) == 4
+
+
 def test_divergences_are_zero_for_equal_samples_symmetric_and_bounded():
     rng = np.random.default_rng(0)
     a, b = rng.normal(size=60), rng.normal(3, 0.5, size=60)

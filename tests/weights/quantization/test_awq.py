@@ -132,6 +132,17 @@ def test_the_statistic_is_the_mean_magnitude_and_scales_are_centred():
     torch.testing.assert_close(scaling.scale, (mean / (mean.max() * mean.min()).sqrt()).detach())
 
 
+def test_the_scale_of_a_silent_channel_is_kept_from_zero():
+    model, batches = network(1)
+    with torch.no_grad():
+        model[0].norm.weight[3] = 1e-15
+    scaling = awq_search(model, batches, 2, 8, rules={Block: rule}, clip=False).scalings[0]
+    mean = model[0].norm(torch.cat(batches)).abs().mean(0) ** scaling.exponent
+    assert float(mean[3].detach()) < 1e-4
+    expected = mean.clamp(min=1e-4)
+    torch.testing.assert_close(scaling.scale, (expected / (expected.max() * expected.min()).sqrt()).detach())
+
+
 def test_an_exponent_of_zero_only_is_rounding_to_nearest():
     model, batches = network()
     rounded = copy.deepcopy(model)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from heldout.tasks.language.instructions import Instance, InstructionTask
-from heldout.tasks.questions import ChoiceQuestion, choice_questions
+from heldout.tasks.language.questions import ChoiceQuestion, choice_questions
 
 QUESTION_CATEGORIES = ("answer", "wrong", "verify", "language")
 _LONGEST = 60  # words of a passage and a question

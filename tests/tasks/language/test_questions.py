@@ -3,8 +3,8 @@ import json
 import pytest
 
 from heldout.sources import QA, Package, SourceError, missing
-from heldout.tasks import questions
-from heldout.tasks.questions import (
+from heldout.tasks.language import questions
+from heldout.tasks.language.questions import (
     QUESTION_SETS,
     ChoiceQuestion,
     choice_questions,

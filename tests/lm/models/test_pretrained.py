@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from heldout.lm import pretrained as module
-from heldout.lm.pretrained import cut_vocabulary, smollm
+from heldout.lm.models import pretrained as module
+from heldout.lm.models.pretrained import cut_vocabulary, smollm
 from heldout.sources import SMOL, Package, SourceError, missing
 
 TEXTS = ["def area(radius):\n    return radius * radius", " import", " return", "résumé"]
