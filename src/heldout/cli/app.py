@@ -325,7 +325,11 @@ def _print_results(results: Results, page: Path) -> None:
 def improve(
     file: Annotated[str, typer.Argument(help="A file that defines model() and data(); or: digits, fashion.")],
     budget: Annotated[str, typer.Option(help="Wall-clock time, such as 90s, 10m, 2h.")] = "10m",
-    seeds: Annotated[int, typer.Option(min=2, help="Fresh seeds for the confirmation.")] = 5,
+    seeds: Annotated[int, typer.Option(min=3, help="Fresh seeds for the confirmation.")] = 5,
+    aim: Annotated[str, typer.Option("--for", help="What to select for: iid, shift or both.")] = "both",
+    screen_only: Annotated[
+        bool, typer.Option("--screen-only", help="Rank by short training and stop: no verdict.")
+    ] = False,
     methods: Annotated[
         str | None, typer.Option(help="Comma-separated methods, such as 'useful,sam(rho=0.1)'; default: all.")
     ] = None,
@@ -346,6 +350,8 @@ def improve(
                 file,
                 budget=_seconds(budget),
                 seeds=seeds,
+                aim=aim,
+                screen_only=screen_only,
                 methods=_split_calls(methods) if methods else None,
                 exclude=_split(exclude),
                 combine=combine,
