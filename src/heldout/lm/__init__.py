@@ -20,7 +20,6 @@ from heldout.lm.models.tiny import (
 )
 from heldout.lm.models.trained_once import base_folder, cached_base
 from heldout.lm.models.usage import Usage, usage_of
-from heldout.lm.pretrained import cut_vocabulary, smollm
 from heldout.lm.strategies.agreement import (
     AGREEMENT_TEMPLATE,
     Agreement,
