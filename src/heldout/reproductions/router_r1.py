@@ -21,9 +21,9 @@ frozen in reinforcement, and the weight of the KL term is 0.05 in place of 0.001
 forgets within 100 steps how to copy a name. Looking up a name beside a descriptor of several words, or of one, did not
 emerge in two layers within 30,000 examples. So the names are six fixed ones, re-shuffled in every episode (the
 specification's way out), and a name and its descriptor are one word of the prompt, ``ka=low-music``, which is found by
-what the router writes before it, ``low music``. Its vector is the sum of one for the name and one for the descriptor,
-as a larger model's would be composed of pieces; so a pair that never occurred has a vector all the same. A name that
-never occurred at all is not tested, only a name for what it never stood for.
+what the router writes before it, ``low music``. A word that never occurred gets the sum of one vector for the name and
+one for the descriptor, fitted to the words that did, as a larger model's would be composed of pieces. A name that never
+occurred at all is not tested, only a name for what it never stood for.
 """
 
 from __future__ import annotations
@@ -84,9 +84,9 @@ HELD_OUT = frozenset(pair for number, pair in enumerate(PAIRS) if (number // 6 -
 TAGS = "<think> </think> <search> </search> <information> </information> <answer> </answer>"
 BASES = {
     "smoke": {"dim": 16, "layers": 1, "steps": 20, "batch": 8, "seed": 0},
-    "laptop": {"dim": 64, "layers": 2, "steps": 2000, "batch": 32, "seed": 0},
+    "laptop": {"dim": 64, "layers": 2, "steps": 2500, "batch": 32, "seed": 0},
 }
-VERSION = 12  # of the way a base is made
+VERSION = 13  # of the way a base is made
 FITTING = 0.3  # share of turns in which the warm start asks the specialist of the topic, if there is one
 # steps of RL, questions in a step, questions to train on, test questions of each kind
 SIZES = {"smoke": (2, 2, 8, 4), "laptop": (70, 12, 840, 200)}
@@ -102,24 +102,30 @@ def base(profile: str) -> tuple[Any, Any]:
         tokenizer = word_tokenizer([*words, TAGS, "question : ? done unknown None"])
         model = tiny_llama(tokenizer, dim=recipe["dim"], layers=recipe["layers"], context=256, seed=recipe["seed"])
         options: dict[str, Any] = {"steps": recipe["steps"], "batch_size": recipe["batch"], "seed": recipe["seed"]}
-        train_tiny(model, tokenizer, traces, lr=3e-3, on_step=lambda *_: compose_words(model, tokenizer), **options)
+        train_tiny(model, tokenizer, traces, lr=3e-3, **options)
+        compose_held_out(model, tokenizer)
         return model, tokenizer
 
     return cached_base("router", recipe | {"version": VERSION}, make)
 
 
 @torch.no_grad()
-def compose_words(model: Any, tokenizer: Any) -> None:
-    """Makes the vector of each word ``name=descriptor`` the sum of one for the name and one for the descriptor.
+def compose_held_out(model: Any, tokenizer: Any) -> None:
+    """Sets the vectors of words that never occurred: a part for the name and one for the descriptor, summed.
 
-    The sums are the least-squares fit to the words that training has, so that those held out follow from the others.
+    The parts are the least-squares fit to the vectors of the words that did.
     """
-    parts = torch.tensor([[*(name == slot for slot in SLOTS), *(descriptor == kind for kind in DESCRIPTORS)]
-                          for name, descriptor in PAIRS], dtype=torch.float32)  # fmt: skip
+    parts = torch.tensor(
+        [
+            [*(name == slot for slot in SLOTS), *(descriptor == kind for kind in DESCRIPTORS)]
+            for name, descriptor in PAIRS
+        ],
+        dtype=torch.float32,
+    )
     seen = torch.tensor([pair not in HELD_OUT for pair in PAIRS])
     rows = torch.tensor(tokenizer.convert_tokens_to_ids(["=".join(pair) for pair in PAIRS]))
     weight = model.get_input_embeddings().weight
-    weight[rows] = parts @ torch.linalg.pinv(parts[seen]) @ weight[rows[seen]]
+    weight[rows[~seen]] = parts[~seen] @ torch.linalg.pinv(parts[seen]) @ weight[rows[seen]]
 
 
 def traces(count: int, generator: torch.Generator) -> list[tuple[str, str]]:
