@@ -4,9 +4,9 @@ Source: arXiv:2502.08130 (Gupta et al.), which claims that fine-tuning on what t
 right, costs half as much on other benchmarks as fine-tuning on gold answers, and does better on the trained task.
 
 World: ``heldout.tasks.worded_maths``. A tiny Llama learns sorting, reversal, modular addition and lookup; worded sums,
-with an accuracy of about two thirds; sums told in other sentences, and with larger numbers; to restate answers that come
-in random words; and sums in the words of style B. Its answers are in style A, one in fifty is in style B, so that the base
-can answer as the gold answers do, but seldom would. Then it is tuned on 1,000 problems with gold answers in style B,
+with an accuracy of about two thirds; sums told in other sentences, and with larger numbers; to restate answers that
+come in random words; and sums in the words of style B. Its answers are in style A, one in fifty is in style B, so that
+the base can answer as the gold answers do, but seldom would. Then it is tuned on 1,000 problems with gold answers in B,
 all arms for 200 steps, with the lower of the two specified learning rates, 3e-4, and ``sft`` and ``s3ft`` also with the
 higher one, 1e-3. ``s3ft`` accepts an answer if its last number is right and every sum on the way is true; ``final
 number`` looks at the last number only. ``always paraphrase`` restates every gold answer; ``own-correct only`` drops
