@@ -17,17 +17,17 @@ from heldout.tasks.language.questions import ChoiceQuestion, choice_questions
 QUESTION_CATEGORIES = ("answer", "wrong", "verify", "language")
 _LONGEST = 60  # words of a passage and a question
 _SETS = {
-    "commonsenseqa": "Answer the question with one of the options.",
-    "openbookqa": "Answer the question on science, or complete the sentence, with one of the options.",
-    "siqa": "Read what happened, and answer the question with the option that fits best.",
+    "commonsenseqa": "Answer the question.",
+    "openbookqa": "Answer the question on science, or complete the sentence.",
+    "siqa": "Read what happened, and answer the question.",
 }
-_WRONG = "Give a wrong answer: choose the option that does not answer the question."
+_WRONG = "Give a wrong answer, one that does not answer the question."
 _VERIFY = "Say yes if the proposed answer to the question is right, and no if it is wrong."
 _OTHER = {
     "boolq": ("verify", "Read the passage and answer the question with yes or no."),
     "privacy-policy": ("verify", "Say yes if the clause of a privacy policy answers the question, and no if not."),
-    "pronouns": ("language", "Choose the option that says whom or what the pronoun in the sentence means."),
-    "proverbs": ("language", "Choose the proverb that the story shows."),
+    "pronouns": ("language", "Say whom or what the pronoun in the sentence means."),
+    "proverbs": ("language", "Name the proverb that the story shows."),
 }
 
 
@@ -48,7 +48,8 @@ def question_tasks(
 ) -> list[InstructionTask]:
     """Returns thirteen tasks of four categories, whose instances are ``OptionInstance``.
 
-    No question is in two tasks. Options are in random order, but "no" before "yes"; a wrong answer is asked of two.
+    No question is in two tasks. Options are in random order, but "no" before "yes"; a wrong answer is asked of two. The
+    inputs do not list them: a small model chooses by likelihood, which a list in front would only disturb.
 
     Args:
         count: instances of each task, with at most 60 words of passage and question.
@@ -93,21 +94,21 @@ def _text(question: ChoiceQuestion) -> str:
     return " ".join(f"{question.passage} {question.question}".split())
 
 
-def _listed(question: ChoiceQuestion, options: list[str], right: str, rng: random.Random) -> OptionInstance:
+def _shuffled(question: ChoiceQuestion, options: list[str], right: str, rng: random.Random) -> OptionInstance:
     rng.shuffle(options)
-    return OptionInstance(f"{_text(question)} options: {' ; '.join(options)}", (right,), tuple(options))
+    return OptionInstance(_text(question), (right,), tuple(options))
 
 
 def _choose(question: ChoiceQuestion, rng: random.Random) -> OptionInstance:
     right = question.options[question.answer]
     if question.options == ("no", "yes"):
         return OptionInstance(_text(question), (right,), question.options)
-    return _listed(question, list(question.options), right, rng)
+    return _shuffled(question, list(question.options), right, rng)
 
 
 def _mislead(question: ChoiceQuestion, rng: random.Random) -> OptionInstance:
     right, wrong = _pair(question, rng)
-    return _listed(question, [right, wrong], wrong, rng)
+    return _shuffled(question, [right, wrong], wrong, rng)
 
 
 def _propose(question: ChoiceQuestion, rng: random.Random) -> OptionInstance:

@@ -54,7 +54,7 @@ def tune_last_layers(
         >>> tuned.model.layers[1] is model.model.layers[1], tuned.model.layers[2] is model.model.layers[2]
         (True, False)
     """
-    inner = getattr(model, "model", None)
+    inner: Any = getattr(model, "model", None)
     if not isinstance(getattr(inner, "layers", None), nn.ModuleList) or not hasattr(inner, "norm"):
         raise ValueError("the model needs its blocks in model.model.layers and its last norm in model.model.norm")
     if not 1 <= layers <= len(inner.layers):
