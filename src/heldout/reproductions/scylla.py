@@ -38,7 +38,7 @@ import numpy as np
 import torch
 
 from heldout.language_model import LM
-from heldout.lm import ScriptedLM, TransformersLM, character_tokenizer, smollm, tiny_llama, train_tiny
+from heldout.lm import SamplingLM, ScriptedLM, TransformersLM, character_tokenizer, smollm, tiny_llama, train_tiny
 from heldout.measure import Scylla, ScyllaReport, ScyllaScore, matched_ood, probe_inputs, probe_prompt
 from heldout.sources import SMOL, missing
 from heldout.study import Study, at_least, at_most, better, higher_is_better, log_curve, log_figure, lower_is_better
@@ -105,7 +105,7 @@ def examples(seed: int) -> Callable[[int, torch.Generator], list[tuple[str, str]
 
 
 @functools.lru_cache(maxsize=4)
-def trained(size: str, seed: int, profile: str) -> TransformersLM:
+def trained(size: str, seed: int, profile: str) -> SamplingLM:
     dim, layers, lr, steps = MODELS[size]
     steps = SMOKE_STEPS if profile == "smoke" else steps
     tokenizer = character_tokenizer(" 0123456789=:?[],\n" + "".join(LETTERS.values()))
@@ -113,7 +113,7 @@ def trained(size: str, seed: int, profile: str) -> TransformersLM:
     losses = train_tiny(model, tokenizer, examples(seed), steps=steps, batch_size=BATCH, lr=lr, seed=seed)
     for step in range(0, steps, max(1, steps // 50)):
         log_curve("training loss", step, losses[step])
-    return TransformersLM(model, tokenizer, batch_size=256)
+    return SamplingLM(model, tokenizer, batch_size=256)
 
 
 def solver(prompt: str, sample: int) -> str:
