@@ -16,7 +16,7 @@ from typing import Any
 
 from heldout.data import emphasised_instruction, verbalizer_instruction, verbalizer_sets
 from heldout.language_model import LM
-from heldout.lm import CachedLM, EndpointError, EndpointLM, SamplingLM
+from heldout.lm import CachedLM, EndpointError, EndpointLM, SamplingLM, TransformersLM
 from heldout.measure import (
     Scylla,
     ScyllaReport,
@@ -117,7 +117,7 @@ def language_model(
     budget: float | None = None,
     prices: tuple[float, float] = (0.0, 0.0),
     max_concurrency: int = 16,
-) -> SamplingLM | EndpointLM:
+) -> TransformersLM | EndpointLM:
     """Returns the model of a folder, or of an endpoint that is written ``http://host/v1#name``.
 
     Raises:
