@@ -5,11 +5,11 @@ and on matched unfamiliar ones is not monotonic in the complexity of the task ("
 peak, the critical complexity, is at a higher level for larger models.
 
 World: lists of 3 to 5 two-digit numbers, written digit by digit. Training uses 45 of the 90 numbers; tests use fresh
-lists of these, and partners from the other 45. Six tasks at four levels, numbered 1 to 4: maximum and minimum; sorting
-and the k-th largest; two numbers with a given sum and three whose sum is a multiple of ten; numbers with a given sum.
-Gaps are percentages and keep their sign; accuracy is that of the outputs with an answer, ``parsed`` the least share of
-these in any task. And, judged by itself, SmolLM2-135M with the same tasks: lists of 4, three examples, and the most
-likely of four options of one form, of which one is right (chance is 25 %).
+lists of these, and partners from the other 45. Seven tasks at four levels, numbered 1 to 4: maximum and minimum;
+sorting and the k-th largest; two numbers with a given sum and three whose sum is a multiple of ten; numbers with a
+given sum. Gaps are percentages and keep their sign; accuracy is that of the outputs with an answer, ``parsed`` the
+least share of these in any task. And, judged by itself, SmolLM2-135M with the same tasks: lists of 4, three examples,
+and the most likely of four options of one form, of which one is right (chance is 25 %).
 
 Arms: two Llamas, trained from scratch on the mixture of tasks and of requests for inputs: ``small`` (2 layers of 48)
 and ``large`` (3 layers of 112). ``exact`` solves each problem; ``memory`` gives the answer of the nearest of 2,000
@@ -21,7 +21,7 @@ Deviations: the tiny models answer at once, without reasoning and second call. T
 trained on as familiar inputs, as the specification does. Tests are 200 lists a task, not 256, and 20 tasks are 7. What
 SmolLM2 would propose is read off its likelihood of each number after the request, exactly, instead of from 6,400
 samples; its partners stay at two digits, so that length explains nothing, where the paper draws from 1000 to 9999; and
-it chooses among options, since it writes few answers that can be parsed. It has no larger sibling here.
+it chooses among options, as writing answers would take minutes a seed. It has no larger sibling here.
 """
 
 from __future__ import annotations
