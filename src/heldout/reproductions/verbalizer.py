@@ -18,9 +18,9 @@ where nonsense words are new too. ``longer`` is ``natural`` with twice the steps
 then the question, as a user's turn; ``SmolLM2, emphasised`` is told, for the unnatural words, to ignore their usual
 meaning.
 
-Deviations: models of 0.11 and 0.24 M parameters (the specification: 0.25 to 0.35 M), a base of 1,000 steps (400) and 400
-steps of tuning (500). Four pairs are tested and four others exchanged in training, so that no tested pair was ever seen
-exchanged; the specification says neither how many nor which. Subjectivity is not tested. The spread over models is
+Deviations: models of 0.11 and 0.24 M parameters (the specification: 0.25 to 0.35 M), a base of 1,000 steps (400) and
+400 steps of tuning (500). Four pairs are tested and four others exchanged in training, so that no tested pair was ever
+seen exchanged; the specification says neither how many nor which. Subjectivity is not tested. The spread over models is
 compared as a difference, unnatural less twice natural. Of the paper's nine data sets none is in a package: two sets of
 questions stand for them, 64 texts where the paper has 100. SmolLM2 says one word of a pair nearly always, whatever it
 reads, so the mean score of a word over the texts is taken away (batch calibration, arXiv:2309.17249), which the paper
