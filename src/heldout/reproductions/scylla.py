@@ -53,7 +53,7 @@ LETTERS = dict(zip((name for level in LEVELS for name in level), "MmskthS", stri
 LEVEL_OF = {name: number for number, names in enumerate(LEVELS, 1) for name in names}
 TASKS = [task for name, task in list_tasks().items() if name in LETTERS]
 BATCH = 64
-REAL_TESTS = {"smoke": 2, "laptop": 48}  # of each level
+REAL_TESTS = {"smoke": 2, "laptop": 32}  # of each level
 
 
 def numbers_of(seed: int) -> tuple[list[int], list[int]]:
