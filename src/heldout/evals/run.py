@@ -16,7 +16,7 @@ from typing import Any
 
 from heldout.data import emphasised_instruction, verbalizer_instruction, verbalizer_sets
 from heldout.language_model import LM
-from heldout.lm import CachedLM, EndpointError, EndpointLM, TransformersLM
+from heldout.lm import CachedLM, EndpointError, EndpointLM, SamplingLM, TransformersLM
 from heldout.measure import (
     Scylla,
     ScyllaReport,
@@ -130,7 +130,7 @@ def language_model(
         return EndpointLM(name, address, budget=budget, prices=prices, max_concurrency=max_concurrency)
     if not (Path(model) / "config.json").is_file():
         raise ProblemError(f"{model} is no folder with a transformers model (config.json), and no http address")
-    return TransformersLM.from_pretrained(model)
+    return SamplingLM.from_pretrained(model)
 
 
 def usage_of(lm: LM) -> dict[str, float]:

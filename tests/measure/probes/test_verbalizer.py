@@ -97,21 +97,28 @@ def test_the_best_scored_word_wins_and_lengths_are_divided_by():
     assert set(VerbalizerManipulation(TEXTS, LABELS, NAMES, one, **options).run(lm).rows[0].answers) == {1}
 
 
-def test_scoring_the_prompts_of_a_text_together_gives_the_same_answers():
-    words = [*TEXTS, "negative positive no yes foo bar baz sfo dpo qux", "bad good : output if ; is"]
-    tokenizer = word_tokenizer(words)
-    lm = TransformersLM(tiny_llama(tokenizer, dim=16, layers=2, seed=3), tokenizer)
+def test_scores_belong_to_their_own_texts_in_whatever_order_words_are_named():
+    lm = ScriptedLM([], scores=lambda prompt, word: float(word.strip() == follower(prompt, 0)))
+    report = VerbalizerManipulation(TEXTS, LABELS, NAMES, SETS, mode="score", seed=5).run(lm)
+    assert all(row.answers == tuple(LABELS) for row in report.rows)
 
-    def template(text, pairs):
-        return f"{text} : " + " ; ".join(f"output {word} if {name}" for word, name in pairs)
 
-    options = {"mode": "score", "lead": "", "template": template, "length": len, "seed": 5}
-    apart, joined = (
-        VerbalizerManipulation(TEXTS, LABELS, NAMES, SETS, **options, together=together).run(lm).rows
-        for together in (False, True)
+def test_calibration_takes_away_what_a_word_scores_whatever_the_text():
+    def score(prompt, word):
+        """The word that is right is likelier by one nat; "positive" and "yes" are by ten, and more if named first."""
+        liked = word.strip() in ("positive", "yes")
+        first = re.search(r"utput '(\w+)'", prompt).group(1) == word.strip()
+        return float(word.strip() == follower(prompt, 0)) + 10 * liked + 3 * first
+
+    texts, labels = TEXTS * 4, LABELS * 4
+    raw, calibrated = (
+        VerbalizerManipulation(texts, labels, NAMES, SETS[:2], mode="score", calibrate=calibrate)
+        .run(ScriptedLM([], scores=score))
+        .accuracy("natural")
+        .estimate
+        for calibrate in (False, True)
     )
-    assert [row.answers for row in joined] == [row.answers for row in apart]
-    assert len({row.answers for row in apart}) > 2
+    assert (raw, calibrated) == (0.5, 1.0)
 
 
 def test_a_constant_on_all_logits_changes_nothing():
@@ -143,7 +150,7 @@ def test_what_cannot_be_measured_is_refused():
         ({"verbalizers": [Verbalizer(("a", "b", "c"))]}, "3 words for 2 classes"),
         ({"verbalizers": [Verbalizer(("not", "nothing"))]}, "beginning of 'nothing'"),
         ({"mode": "guess"}, "mode must be"),
-        ({"together": True}, "together needs mode='score'"),
+        ({"calibrate": True}, "calibrate needs mode='score'"),
     ]:
         arguments = {"labels": LABELS, "verbalizers": SETS, **change}
         labels, sets = arguments.pop("labels"), arguments.pop("verbalizers")

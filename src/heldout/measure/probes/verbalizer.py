@@ -3,7 +3,8 @@
 A model that reads the instruction answers alike whether words agree with their classes (natural), mean nothing
 (neutral), or stand for each other's classes (unnatural); one that goes by its priors does not.
 
-Source: Li et al., "Instruction-following evaluation through verbalizer manipulation" (arXiv:2307.10558).
+Source: Li et al., "Instruction-following evaluation through verbalizer manipulation" (arXiv:2307.10558); calibration of
+scores: Zhou et al. (arXiv:2309.17249).
 """
 
 from __future__ import annotations
@@ -128,8 +129,8 @@ class VerbalizerManipulation:
         cot: let the model reason before it answers, in a turn of its own; only with "generate".
         lead: what stands before a word that is scored.
         length: of a word, which its score is divided by, such as its number of tokens; default: not divided.
-        together: with "score", score all verbalizers' prompts of one text in one call. A ``TransformersLM`` then reads
-            what they share once, which saves most of the work where the template begins with a long text.
+        calibrate: with "score", take from each word's score its mean over the texts whose prompts name the words in the
+            same order: a word that is likely whatever the text says is no answer. Needs balanced classes.
         max_tokens: of an answer.
         max_reasoning_tokens: of the reasoning.
         seed: of the order of the pairs.
@@ -159,14 +160,14 @@ class VerbalizerManipulation:
         cot: bool = False,
         lead: str = " ",
         length: Callable[[str], float] | None = None,
-        together: bool = False,
+        calibrate: bool = False,
         max_tokens: int = 8,
         max_reasoning_tokens: int = 256,
         seed: int = 0,
     ) -> None:
         self.texts, self.labels, self.descriptions = list(texts), [int(y) for y in labels], list(descriptions)
         self.verbalizers, self.template, self.mode, self.cot = list(verbalizers), template, mode, cot
-        self.lead, self.length, self.together, self.seed = lead, length, together, seed
+        self.lead, self.length, self.calibrate, self.seed = lead, length, calibrate, seed
         self.max_tokens, self.max_reasoning_tokens = max_tokens, max_reasoning_tokens
         classes = len(self.descriptions)
         if not self.texts or len(self.texts) != len(self.labels):
@@ -181,8 +182,8 @@ class VerbalizerManipulation:
             )
         if mode not in ("generate", "score") or (cot and mode == "score"):
             raise ValueError(f"mode must be 'generate', or 'score' without cot, got {mode!r}")
-        if together and mode != "score":
-            raise ValueError("together needs mode='score'")
+        if calibrate and mode != "score":
+            raise ValueError("calibrate needs mode='score'")
         if not self.verbalizers:
             raise ValueError("at least one verbalizer is needed")
         for verbalizer in self.verbalizers:
@@ -193,21 +194,22 @@ class VerbalizerManipulation:
 
     def prompts(self, verbalizer: Verbalizer) -> list[str]:
         """Returns the prompt of each text; the order in which the words are named is the same for each verbalizer."""
+        pairs = list(zip(verbalizer.words, self.descriptions, strict=True))
+        orders = self._orders()
+        return [self.template(text, [pairs[i] for i in order]) for text, order in zip(self.texts, orders, strict=True)]
+
+    def _orders(self) -> list[tuple[int, ...]]:
         draw = random.Random(self.seed)
         found = []
-        for text in self.texts:
-            pairs = list(zip(verbalizer.words, self.descriptions, strict=True))
-            draw.shuffle(pairs)
-            found.append(self.template(text, pairs))
+        for _ in self.texts:
+            order = list(range(len(self.descriptions)))
+            draw.shuffle(order)
+            found.append(tuple(order))
         return found
 
     def run(self, lm: LM) -> VerbalizerReport:
         """Returns how a language model answers with each verbalizer."""
-        if self.together:
-            answers = self._answers_by_text(lm)
-            rows = tuple(self._scored(v, given) for v, given in zip(self.verbalizers, answers, strict=True))
-        else:
-            rows = tuple(self.run_one(lm, verbalizer) for verbalizer in self.verbalizers)
+        rows = tuple(self.run_one(lm, verbalizer) for verbalizer in self.verbalizers)
         return VerbalizerReport(rows, len(self.descriptions), tuple(self.labels))
 
     def run_one(self, lm: LM, verbalizer: Verbalizer) -> VerbalizerScore:
@@ -217,8 +219,7 @@ class VerbalizerManipulation:
     def _answers(self, lm: LM, verbalizer: Verbalizer) -> list[int]:
         prompts = self.prompts(verbalizer)
         if self.mode == "score":
-            scores = lm.score(prompts, [self._choices(verbalizer)] * len(prompts))
-            return [self._likeliest(verbalizer, row) for row in scores]
+            return self._likeliest(lm, verbalizer, prompts)
         if self.cot:
             asked = [f"{prompt} {THINK}\n" for prompt in prompts]
             thoughts = lm.generate(asked, max_tokens=self.max_reasoning_tokens)
@@ -226,21 +227,22 @@ class VerbalizerManipulation:
         rows = lm.generate(prompts, max_tokens=self.max_tokens)
         return [first_word(row[0].text, verbalizer.words) for row in rows]
 
-    def _answers_by_text(self, lm: LM) -> list[list[int]]:
-        """The answers with each verbalizer."""
-        asked = list(zip(*(self.prompts(verbalizer) for verbalizer in self.verbalizers), strict=True))
-        choices = [self._choices(verbalizer) for verbalizer in self.verbalizers]
-        scores = [lm.score(list(prompts), choices) for prompts in asked]
-        return [
-            [self._likeliest(verbalizer, row[k]) for row in scores] for k, verbalizer in enumerate(self.verbalizers)
-        ]
+    def _likeliest(self, lm: LM, verbalizer: Verbalizer, prompts: Sequence[str]) -> list[int]:
+        """The likeliest word of each prompt; those that name the words in one order go together.
 
-    def _choices(self, verbalizer: Verbalizer) -> list[str]:
-        return [self.lead + word for word in verbalizer.words]
-
-    def _likeliest(self, verbalizer: Verbalizer, scores: Sequence[float]) -> int:
-        lengths = [self.length(word) if self.length else 1 for word in verbalizer.words]
-        return int(np.argmax([score / length for score, length in zip(scores, lengths, strict=True)]))
+        They begin alike where the instruction stands first, and a ``TransformersLM`` reads that once.
+        """
+        lengths = np.array([self.length(word) if self.length else 1.0 for word in verbalizer.words])
+        choices = [self.lead + word for word in verbalizer.words]
+        orders, found = self._orders(), [0] * len(prompts)
+        for order in sorted(set(orders)):
+            places = [i for i, other in enumerate(orders) if other == order]
+            scores = np.array(lm.score([prompts[i] for i in places], [choices] * len(places))) / lengths
+            if self.calibrate:
+                scores = scores - scores.mean(0)
+            for i, answer in zip(places, scores.argmax(1), strict=True):
+                found[i] = int(answer)
+        return found
 
     def _scored(self, verbalizer: Verbalizer, answers: Sequence[int]) -> VerbalizerScore:
         right = sum(a == y for a, y in zip(answers, self.labels, strict=True))
