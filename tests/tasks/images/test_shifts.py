@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
+from heldout import tasks as worlds
 from heldout.method import Splits
-from heldout.tasks.images import shifts as worlds
+from heldout.tasks.images import shifts
 from heldout.tasks.images.shifts import SHIFTS
 
 
@@ -110,37 +111,37 @@ def test_rotation_takes_one_angle_per_image():
 def test_blur_agrees_with_scipy():
     images = random_images(2, 1, 28, 28)
     expected = ndimage.gaussian_filter(images.numpy(), (0, 0, 1.4, 1.4), mode="nearest", truncate=4.0)
-    assert np.allclose(worlds.blur(images, 0.5).numpy(), expected, atol=1e-3)
+    assert np.allclose(shifts.blur(images, 0.5).numpy(), expected, atol=1e-3)
 
 
 def test_translation_moves_whole_images():
     image = torch.zeros(200, 1, 8, 8)
     image[:, :, 4, 4] = 1
-    _, _, rows, cols = worlds.translation(image, 1.0).nonzero(as_tuple=True)
+    _, _, rows, cols = shifts.translation(image, 1.0).nonzero(as_tuple=True)
     assert set(rows.tolist()) == set(cols.tolist()) == {2, 3, 4, 5, 6}
 
 
 def test_pixelation_averages_blocks():
     images = random_images(2, 1, 8, 8)
     expected = F.interpolate(F.avg_pool2d(images, 2), scale_factor=2)
-    assert torch.allclose(worlds.pixelation(images, 1.0), expected, atol=1e-6)
+    assert torch.allclose(shifts.pixelation(images, 1.0), expected, atol=1e-6)
 
 
 def test_noise_has_the_stated_moments():
     grey = torch.full((100, 1, 28, 28), 0.5)
-    assert (worlds.gaussian_noise(grey, 0.2) - grey).std() == pytest.approx(0.1, rel=0.02)
-    assert (worlds.shot_noise(grey, 0.2) - grey).std() == pytest.approx(0.1 * 0.5**0.5, rel=0.02)
-    assert (worlds.speckle_noise(grey, 0.2) - grey).std() == pytest.approx(0.1, rel=0.02)
-    salted = worlds.salt_and_pepper(grey, 0.8)
+    assert (shifts.gaussian_noise(grey, 0.2) - grey).std() == pytest.approx(0.1, rel=0.02)
+    assert (shifts.shot_noise(grey, 0.2) - grey).std() == pytest.approx(0.1 * 0.5**0.5, rel=0.02)
+    assert (shifts.speckle_noise(grey, 0.2) - grey).std() == pytest.approx(0.1, rel=0.02)
+    salted = shifts.salt_and_pepper(grey, 0.8)
     assert (salted == 0).float().mean() == pytest.approx(0.2, abs=0.01)
     assert (salted == 1).float().mean() == pytest.approx(0.2, abs=0.01)
 
 
 def test_inversion_occlusion_and_contrast_at_full_severity():
     images = random_images(50, 1, 10, 10).clamp_min(0.01)
-    assert torch.equal(worlds.inversion(images, 1.0), 1 - images)
-    assert (worlds.occlusion(images, 1.0) == 0).flatten(1).sum(1).unique().tolist() == [49]
-    low = worlds.contrast(images, 1.0)
+    assert torch.equal(shifts.inversion(images, 1.0), 1 - images)
+    assert (shifts.occlusion(images, 1.0) == 0).flatten(1).sum(1).unique().tolist() == [49]
+    low = shifts.contrast(images, 1.0)
     assert torch.allclose(low.std(dim=(1, 2, 3)), 0.1 * images.std(dim=(1, 2, 3)), atol=1e-5)
 
 

@@ -7,7 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from heldout.tasks.images.shifts import Seed, _check_pair, _generator
+from heldout.tasks.images.checks import _check_pair
+from heldout.tasks.seeds import Seed, _generator
 
 
 class Dominoes(NamedTuple):

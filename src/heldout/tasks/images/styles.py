@@ -14,7 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from heldout.tasks.images.shifts import Seed, _check_images, _check_pair, _generator, blur, contrast, stratified_split
+from heldout.tasks.images.biases import stratified_split
+from heldout.tasks.images.checks import _check_images, _check_pair
+from heldout.tasks.images.shifts import blur, contrast
+from heldout.tasks.seeds import Seed, _generator
 
 
 def plain(images: Tensor, generator: torch.Generator) -> Tensor:

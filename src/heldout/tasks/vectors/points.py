@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from heldout.tasks.images.dominoes import agreeing, check_agreement
-from heldout.tasks.images.shifts import Seed, _generator
+from heldout.tasks.seeds import Seed, _generator
 
 
 class LShape(NamedTuple):

@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.utils.data import TensorDataset
 
 from heldout.tasks.images.dominoes import dominoes
-from heldout.tasks.images.shifts import Seed, _generator, digits, fashion_mnist
+from heldout.tasks.images.grey import digits, fashion_mnist
+from heldout.tasks.seeds import Seed, _generator
 
 NoiseKind = Literal["margin", "flip"]
 

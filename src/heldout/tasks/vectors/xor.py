@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from heldout.tasks.images.shifts import Seed, _generator
+from heldout.tasks.seeds import Seed, _generator
 
 Noise = Literal["gaussian", "rademacher"]
 

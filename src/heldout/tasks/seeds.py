@@ -1,0 +1,11 @@
+"""Where the randomness of a world comes from: a number, or a generator that goes on."""
+
+from __future__ import annotations
+
+import torch
+
+Seed = int | torch.Generator
+
+
+def _generator(seed: Seed) -> torch.Generator:
+    return seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed)
