@@ -163,3 +163,22 @@ def test_an_interrupt_keeps_what_is_finished_and_exits_with_130(study, tmp_path)
     events = []
     run_study(load_study(study), out=tmp_path / "out", progress=events.append, deadline=0.0)
     assert events[0].done >= 2
+
+
+def test_a_pilot_runs_development_seeds_and_says_how_many_seeds_decide(study, tmp_path):
+    done = heldout("run", study, "--pilot", "--json", cwd=tmp_path)
+    document = json.loads(done.stdout)
+    assert document["seeds"] == [1000, 1001, 1002]
+    assert set(document["seeds_needed"]) == {claim["text"] for claim in document["claims"]}
+    assert "seeds would decide" in heldout("run", study, "--pilot", cwd=tmp_path).stdout
+    assert "development seeds" in one_line(heldout("run", study, "--pilot", "--first-seed", "3", cwd=tmp_path))
+
+
+def test_a_recording_runs_seeds_of_its_own_and_is_appended(study, tmp_path):
+    for times in (1, 2):
+        assert heldout("run", study, "--record", "--workers", "2", cwd=tmp_path).returncode == 0
+        (file,) = (tmp_path / "evidence").glob("*.json")
+        recordings = json.loads(file.read_text())["recordings"]
+        assert len(recordings) == times
+        assert min(recordings[-1]["seeds"]) >= 10_000
+    assert "leave out" in one_line(heldout("run", study, "--record", "--first-seed", "3", cwd=tmp_path))

@@ -25,11 +25,11 @@ def study(request):
 def test_every_arm_of_a_reproduction_runs(study):
     results = run_study(study, profile="smoke")
     assert not results.failed, results.failed[0]["traceback"]
-    assert {run["arm"] for run in results.runs} == set(study.arms)
+    assert {run["arm"] for run in results.runs} | set(results.left_out) == set(study.arms)
     assert all(claim.verdict for claim in results.claims)
 
 
 def test_a_run_is_the_same_again(study):
-    arm = next(reversed(study.arms))
+    arm = next(arm for arm in reversed(study.arms) if not (arm in study.needs and study.needs[arm]()))
     first, again = (run_study(study, profile="smoke", arms=[arm], first_seed=1000).runs[0] for _ in range(2))
     assert first["metrics"] == again["metrics"]

@@ -318,9 +318,38 @@ study = Study(slug="s", arms={"a": {"x": 1}, "b": {"x": 2}}, run=lambda arm, see
               metrics={"score": higher_is_better}, claims=[better("b", than="a", on="score")])
 assert run_study(study).ok
 loaded = [name for name in sys.modules if name.partition(".")[0] in ("torch", "ray")]
-rooms = [name for name in sys.modules if name.startswith("heldout.") and not name.startswith("heldout.study")]
+own = ("heldout.study", "heldout.statistics")
+rooms = [name for name in sys.modules if name.startswith("heldout.") and not name.startswith(own)]
 print(loaded, rooms)
 """
     environment = {"PYTHONPATH": ":".join(filter(None, sys.path))}
     printed = subprocess.check_output([sys.executable, "-c", program], text=True, env=environment)
     assert printed == "[] []\n"
+
+
+def test_an_arm_whose_data_is_not_here_is_left_out_and_named_and_claims_about_it_are_not_judged():
+    from heldout.report import load_results, print_results, to_html
+
+    claims = [at_least("x1", on="score", value=0), at_least("x2", on="score", value=0)]
+    made = study(claims=claims, needs={"x2": lambda: "not here: PICTURES (get pictures)", "x1": lambda: ""})
+    results = run_study(made)
+    assert results.ok
+    assert {run["arm"] for run in results.runs} == set(results.arms) == {"x1"}
+    assert results.left_out == {"x2": "not here: PICTURES (get pictures)"}
+    assert [claim.verdict for claim in results.claims] == ["holds", "not judged"]
+    assert "Left out: x2 (not here: PICTURES (get pictures))" in to_html(results)
+    with pytest.raises(StudyError, match=r"demo: x2 cannot run here, not here: PICTURES"):
+        run_study(made, arms=["x2"])
+    with pytest.raises(ValueError, match="needs names arms that are not declared: x9"):
+        study(needs={"x9": lambda: ""})
+    import io
+    import tempfile
+
+    from rich.console import Console
+
+    text = io.StringIO()
+    print_results(results, Console(file=text, width=120))
+    assert "left out x2: not here" in text.getvalue()
+    with tempfile.TemporaryDirectory() as folder:
+        results.save(folder)
+        assert load_results(folder).left_out == results.left_out

@@ -82,7 +82,19 @@ def method_factories() -> dict[str, str]:
 
 
 def evidence(slug: str) -> dict[str, Any] | None:
-    """Returns the recorded evidence of a system, or None where there is none yet.
+    """Returns the newest recording of a system, or None where there is none yet.
+
+    Beside what was recorded it holds ``slug``, ``title`` and ``recorded``, how many recordings the ledger has.
+    """
+    recorded = ledger(slug)
+    if recorded is None:
+        return None
+    names = {"slug": recorded["slug"], "title": recorded["title"], "recorded": len(recorded["recordings"])}
+    return {**names, **recorded["recordings"][-1]}
+
+
+def ledger(slug: str) -> dict[str, Any] | None:
+    """Returns every recording of a system, oldest first, under ``recordings``; None where there is none yet.
 
     It is read from the installed package, or from ``evidence/`` of the checkout that the package is run from.
     """
@@ -95,9 +107,15 @@ def evidence(slug: str) -> dict[str, Any] | None:
 
 
 def claim_counts(slug: str) -> dict[str, int] | None:
-    """Returns how many recorded claims hold, are inconclusive and are contradicted; None without evidence."""
+    """Returns how many recorded claims hold, are inconclusive and are contradicted; None without evidence.
+
+    A claim whose quantity is the same on every seed (an interval of width zero) says nothing about seeds that nobody
+    has seen: it is not counted.
+    """
     recorded = evidence(slug)
     if recorded is None:
         return None
-    verdicts = [claim["verdict"] for claim in recorded["claims"]]
+    verdicts = [
+        claim["verdict"] for claim in recorded["claims"] if claim["low"] is None or claim["low"] < claim["high"]
+    ]
     return {verdict: verdicts.count(verdict) for verdict in ("holds", "inconclusive", "contradicted")}

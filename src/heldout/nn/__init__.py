@@ -1,5 +1,6 @@
 """What the model is: blocks and architectures."""
 
+from heldout.nn.efficientnet import MobileBlock, Standardise, cached_features, efficientnet_lite0
 from heldout.nn.ensemble import LogitEnsemble
 from heldout.nn.features import Encoder, inputs_for, split_head, why_no_head
 from heldout.nn.ghost_batch_norm import (
@@ -38,17 +39,21 @@ __all__ = [
     "LoRAGroup",
     "LogitEnsemble",
     "MixStyle",
+    "MobileBlock",
     "ModularMLP",
     "MultiHead",
     "PatchCNN",
     "PowerActivation",
     "StagedModel",
+    "Standardise",
     "Targets",
     "TokenSumMLP",
     "TwoLayerReLU",
     "VisionTransformer",
+    "cached_features",
     "convert_ghost_batchnorm",
     "draw_mix",
+    "efficientnet_lite0",
     "find_stages",
     "ghost_batch_norm",
     "inject_lora_group",

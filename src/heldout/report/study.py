@@ -44,9 +44,14 @@ def load_results(folder: str | Path) -> Results:
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
         document.pop("heldout", None)
-        claims = [Judged(**{**claim, "arms": tuple(claim["arms"]), "metrics": tuple(claim["metrics"])})
-                  for claim in document.pop("claims")]  # fmt: skip
-        return Results(**document, claims=claims)
+        claims, checks = (
+            [
+                Judged(**{**claim, "arms": tuple(claim["arms"]), "metrics": tuple(claim["metrics"])})
+                for claim in document.pop(kind, [])
+            ]
+            for kind in ("claims", "checks")
+        )
+        return Results(**document, claims=claims, checks=checks)
     except FileNotFoundError:
         raise StudyError(f"{folder} holds no results.json: it is no output folder of a finished study") from None
     except (OSError, ValueError, TypeError, KeyError) as error:
@@ -71,9 +76,10 @@ def to_markdown(results: Results) -> str:
     """Returns the verdicts and the means by arm as Markdown."""
     lines = [f"# {_cell(results.title or results.slug)}", ""]
     lines.append(f"Profile {results.profile}, seeds {results.seeds}, {len(results.runs)} runs.")
-    if results.claims:
-        lines += ["", "| verdict | claim | estimate | 95 % interval |", "|---|---|---|---|"]
-        for claim in results.claims:
+    for kind, judged in (("claim", results.claims), ("check", results.checks)):
+        if judged:
+            lines += ["", f"| verdict | {kind} | estimate | 95 % interval |", "|---|---|---|---|"]
+        for claim in judged:
             between = "" if claim.low is None else f"{number(claim.low)} to {number(claim.high)}"
             lines.append(f"| {claim.verdict} | {_cell(claim.text)} | {number(claim.estimate)} | {between} |")
     lines += [
@@ -104,12 +110,14 @@ def print_results(results: Results, console: Console) -> None:
         cells = [number(value) for name, value in zip(results.metrics, row["cells"]) if name in shown]
         table.add_row(escape(row["arm"]), *cells, number(row["seconds"], 3))
     console.print(table)
-    if results.claims:
+    for kind, judged in (("claim", results.claims), ("check", results.checks)):
+        if not judged:
+            continue
         console.print()
         claims = Table(box=None, header_style="bold", pad_edge=False)
-        for heading in ("verdict", "claim", "estimate", "95 % interval"):
+        for heading in ("verdict", kind, "estimate", "95 % interval"):
             claims.add_column(heading, justify="right" if heading == "estimate" else "left")
-        for claim in results.claims:
+        for claim in judged:
             between = "" if claim.low is None else f"{number(claim.low)} to {number(claim.high)}"
             verdict = f"[{VERDICT_STYLE[claim.verdict]}]{claim.verdict}[/]"
             text = escape(claim.text) + (f" [dim]({escape(claim.note)})[/]" if claim.note else "")
@@ -118,6 +126,9 @@ def print_results(results: Results, console: Console) -> None:
     for run in results.failed:
         where = f"{escape(run['arm'])} on seed {run['seed']}"
         console.print(f"[red]failed[/] {where}: {run['cause']}: {escape(run['error'])}")
+    for reason in dict.fromkeys(results.left_out.values()):
+        arms = ", ".join(arm for arm, why in results.left_out.items() if why == reason)
+        console.print(f"[yellow]left out[/] {escape(arms)}: {escape(reason)}")
     if results.pending:
         console.print(f"[yellow]{len(results.pending)} runs were not made[/]: run the same command again to go on")
 

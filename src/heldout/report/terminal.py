@@ -63,10 +63,17 @@ def system_card(system: System, evidence: Mapping[str, Any] | None) -> None:
     for heading in ("verdict", "claim", "estimate", "95 % interval"):
         table.add_column(heading)
     for claim in evidence["claims"]:
-        style = VERDICT_STYLE[claim["verdict"]]
-        low, high = claim["low"], claim["high"]
-        between = "" if low is None else f"{low:.4g} to {high:.4g}"
-        estimate = "" if claim["estimate"] is None else f"{claim['estimate']:.4g}"
-        table.add_row(f"[{style}]{claim['verdict']}[/]", escape(claim["text"]), estimate, between)
+        _add_claim(table, claim["verdict"], claim)
+    for check in evidence["checks"]:
+        _add_claim(table, "check", check)
     console.print(table)
-    console.print(f"\n[dim]{len(evidence['seeds'])} seeds, {evidence['seconds']:.0f} s of runs[/]")
+    times = "once" if evidence["recorded"] == 1 else f"{evidence['recorded']} times; this is the newest"
+    console.print(f"\n[dim]{len(evidence['seeds'])} seeds, {evidence['seconds']:.0f} s of runs; recorded {times}[/]")
+
+
+def _add_claim(table: Table, word: str, claim: Mapping[str, Any]) -> None:
+    style = VERDICT_STYLE[claim["verdict"]]
+    low, high = claim["low"], claim["high"]
+    between = "" if low is None else f"{low:.4g} to {high:.4g}"
+    estimate = "" if claim["estimate"] is None else f"{claim['estimate']:.4g}"
+    table.add_row(f"[{style}]{word}[/]", escape(claim["text"]), estimate, between)

@@ -6,7 +6,7 @@ import hashlib
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -76,7 +76,7 @@ def run_study(
         StudyError: unknown profile or arm, or an output folder that cannot be used.
         KeyboardInterrupt: on Ctrl-C, after everything finished is kept.
     """
-    names = _chosen_arms(study, arms)
+    names, left_out = _present_arms(study, _chosen_arms(study, arms))
     chosen = _chosen_seeds(study, profile, seeds, first_seed)
     if out is not None and store is not None:
         raise ValueError("give out or store, not both")
@@ -87,10 +87,10 @@ def run_study(
     should_stop = _stop_condition(deadline)
     if store is not None:
         _run_missing(study, tasks, store, on, workers, threads, should_stop, progress)
-        return _results(study, tasks, names, chosen, profile, store)
+        return replace(_results(study, tasks, names, chosen, profile, store), left_out=left_out)
     with Store.open(out) as opened:
         _run_missing(study, tasks, opened, on, workers, threads, should_stop, progress)
-        return _results(study, tasks, names, chosen, profile, opened)
+        return replace(_results(study, tasks, names, chosen, profile, opened), left_out=left_out)
 
 
 def _chosen_arms(study: Study, arms: Sequence[str] | None) -> list[str]:
@@ -101,6 +101,15 @@ def _chosen_arms(study: Study, arms: Sequence[str] | None) -> list[str]:
     if unknown := [name for name in arms if name not in study.arms]:
         raise StudyError(f"{study.slug} has no arm {unknown[0]!r}; its arms are {', '.join(study.arms)}")
     return [name for name in study.arms if name in arms]
+
+
+def _present_arms(study: Study, names: list[str]) -> tuple[list[str], dict[str, str]]:
+    """The arms whose data is here, and why the others are left out."""
+    left_out = {name: reason for name in names if name in study.needs and (reason := study.needs[name]())}
+    present = [name for name in names if name not in left_out]
+    if not present:
+        raise StudyError(f"{study.slug}: {names[0]} cannot run here, {left_out[names[0]]}")
+    return present, left_out
 
 
 def _chosen_seeds(study: Study, profile: str, seeds: int | Sequence[int] | None, first_seed: int) -> list[int]:
@@ -220,4 +229,5 @@ def _results(study: Study, tasks: list[Task], arms: list[str], seeds: list[int],
         environment=environment(),
     )
     results.claims = [claim.judge(results) for claim in study.claims]
+    results.checks = [check.judge(results) for check in study.checks]
     return results

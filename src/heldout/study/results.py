@@ -30,12 +30,14 @@ class Results:
         runs: finished runs, ``{"arm", "seed", "metrics", "seconds", "curves", "figures"}``; curves are lists of
             ``[step, value]`` by name, figures Vega-Lite dictionaries by name.
         claims: the judged claims.
+        checks: the judged checks: what must be so by construction, never counted as a claim.
         failed: ``{"arm", "seed", "cause", "error", "traceback", "seconds"}``; cause is one of ``raised``, ``exited``,
             ``time limit``, ``died`` and ``invalid metrics``.
         pending: ``{"arm", "seed"}`` of runs that were not made because the study was told to stop.
         seconds: time of all runs together, whenever they were made.
         environment: Python, platform, cpu count and versions of what is installed.
         digest: of the source and the declarations of the study (see ``heldout.study.digest``).
+        left_out: arms that were asked for and cannot run here, with the reason.
         declared: the study's own arms and number of seeds, ``{"arms": [...], "seeds": n}``.
     """
 
@@ -52,7 +54,9 @@ class Results:
     digest: str
     declared: dict[str, Any]
     claims: list[Judged] = field(default_factory=list)
+    checks: list[Judged] = field(default_factory=list)
     environment: dict[str, Any] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
 
     @property
     def ok(self) -> bool:

@@ -11,6 +11,15 @@ from heldout.tasks.images.biases import (
 from heldout.tasks.images.coloured_conflict import coloured_conflict
 from heldout.tasks.images.domains import domains, leave_one_domain_out, rotation_sequence
 from heldout.tasks.images.dominoes import Dominoes, dominoes
+from heldout.tasks.images.drawings import (
+    DRAWING_CLASSES,
+    DRAWING_STYLES,
+    Drawings,
+    DrawingTags,
+    drawing_tags,
+    drawings,
+    split_drawings,
+)
 from heldout.tasks.images.grey import digits, fashion_mnist
 from heldout.tasks.images.multicolour import multicolour, paint_patches, patch_colours
 from heldout.tasks.images.patches import two_feature_patches
@@ -113,6 +122,8 @@ __all__ = [
     "ALL_MATHS_FRAMES",
     "ANSWER_FORMS",
     "CATEGORIES",
+    "DRAWING_CLASSES",
+    "DRAWING_STYLES",
     "EXPERT_NAMES",
     "EXPERT_WORDINGS",
     "FIXED_NAMES",
@@ -145,6 +156,8 @@ __all__ = [
     "ArithmeticSplit",
     "ComposeProblem",
     "Dominoes",
+    "DrawingTags",
+    "Drawings",
     "ExpertFacts",
     "FactQuestion",
     "Instance",
@@ -178,6 +191,8 @@ __all__ = [
     "domains",
     "dominoes",
     "draw_experts",
+    "drawing_tags",
+    "drawings",
     "edit_problem",
     "entries_of",
     "exact_accuracy",
@@ -217,6 +232,7 @@ __all__ = [
     "sample_problem",
     "shifted",
     "slabs",
+    "split_drawings",
     "stdlib_code",
     "stdlib_digest",
     "stdlib_docstrings",
