@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from heldout.improve.search import Plan, improve, make_plan, winner_code
+from heldout.improve.plan import Plan, make_plan
+from heldout.improve.search import improve
+from heldout.improve.winner import winner_code
 from heldout.problem import ProblemError, load_problem
 from heldout.study import StudyError
 
@@ -113,7 +115,7 @@ def test_a_method_that_fails_is_reported_and_does_not_stop_the_others(file):
 
 
 def test_confirmation_seeds_are_not_screening_seeds_and_tests_are_seen_last(file, monkeypatch):
-    import heldout.improve.search as module
+    import heldout.improve.work as module
 
     calls = []
     original = module.run

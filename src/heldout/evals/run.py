@@ -27,7 +27,7 @@ from heldout.measure import (
 )
 from heldout.problem import ProblemError
 from heldout.report import chart, number, render
-from heldout.study import environment
+from heldout.study import environment, write_atomically
 from heldout.tasks import LIST_LEVELS, OPINION_CLASSES, list_tasks, opinion_words, opinions
 
 Document = dict[str, Any]
@@ -105,9 +105,8 @@ def evaluate(
         "environment": environment(),
         "report": str(folder / "report.html"),
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "report.json").write_text(json.dumps(document, indent=1), "utf-8")
-    (folder / "report.html").write_text(to_html(document), "utf-8")
+    write_atomically(folder / "report.json", json.dumps(document, indent=1))
+    write_atomically(folder / "report.html", to_html(document))
     return document
 
 
