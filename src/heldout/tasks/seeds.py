@@ -7,5 +7,6 @@ import torch
 Seed = int | torch.Generator
 
 
-def _generator(seed: Seed) -> torch.Generator:
+def generator_of(seed: Seed) -> torch.Generator:
+    """Returns the generator of a seed, or the generator that was given."""
     return seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed)

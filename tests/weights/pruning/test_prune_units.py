@@ -52,6 +52,34 @@ def test_removing_units_is_zeroing_their_rows_and_columns():
             torch.testing.assert_close(value, model(X))
 
 
+def with_batch_norm():
+    model = cnn()
+    with torch.no_grad():
+        model[1].bias.copy_(torch.tensor([0.5, -0.3, 1.0, 0.7]))  # what a removed channel would still pass on
+        model[1].running_mean.fill_(0.2)
+    return model
+
+
+BETWEEN = [
+    (lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 6), nn.Sigmoid(), nn.Linear(6, 3)), "1", "3", 6),
+    (lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 6), nn.LayerNorm(6), nn.Linear(6, 3)), "1", "3", 6),
+    (with_batch_norm, "0", "3", 4),
+]
+
+
+@pytest.mark.parametrize(("factory", "first", "last", "units"), BETWEEN)
+def test_a_removed_unit_is_gone_before_and_after_what_stands_between(factory, first, last, units):
+    model = factory()
+    order = torch.arange(units).flip(0)
+    curve = prune_units(model, first, last, order, logits(X), steps=units)
+    layer_in, layer_out = model.get_submodule(first), model.get_submodule(last)
+    with torch.no_grad():
+        for count, value in zip(curve.removed, curve.values, strict=True):
+            gone = order[:count]
+            layer_in.weight[gone], layer_in.bias[gone], layer_out.weight[:, gone] = 0, 0, 0
+            torch.testing.assert_close(value, model(X))
+
+
 def test_channels_of_a_convolution_are_blocks_of_the_flattened_features():
     model = cnn()
     curve = prune_units(model, "3", "6", torch.tensor([2, 0, 1, 3, 4, 5]), logits(X), steps=6)

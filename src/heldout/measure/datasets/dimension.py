@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from heldout.data import batches
-from heldout.method import Splits
+from heldout.method import as_dataset
 
 Margin = Literal["sample", "evt"]
 
@@ -200,7 +200,7 @@ def _distances(queries: Tensor, points: Tensor) -> Iterator[tuple[slice, Tensor]
 def labelled_points(x: Any, y: Any = None) -> tuple[Tensor, Tensor]:
     """Returns float64 points ``(n, dim)`` and int64 labels 0.. ``(n,)`` of arrays, tensors or a data set."""
     if y is None:
-        gathered = [(inputs, targets) for inputs, targets, _ in batches(Splits(train=x).train, 1024)]
+        gathered = [(inputs, targets) for inputs, targets, _ in batches(as_dataset(x), 1024)]
         x, y = torch.cat([inputs for inputs, _ in gathered]), torch.cat([targets for _, targets in gathered])
     points, labels = _points(x), torch.as_tensor(y).flatten()
     if len(points) != len(labels):

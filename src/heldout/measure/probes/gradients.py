@@ -34,7 +34,7 @@ from heldout.measure.probes.layer_gradients import (
     sum_of,
 )
 from heldout.measure.probes.projections import Projection, _projector
-from heldout.method import Splits, evaluating, forward
+from heldout.method import as_dataset, evaluating, forward
 from heldout.nn import inputs_for
 
 Path = Literal["auto", "layers", "vmap", "loop"]
@@ -250,7 +250,7 @@ def labelled_batches(data: Any, batch_size: int) -> Iterator[tuple[Any, Tensor]]
         for batch in data:
             yield split_target(batch)
         return
-    for inputs, targets, _ in batches(Splits(train=data).train, batch_size):
+    for inputs, targets, _ in batches(as_dataset(data), batch_size):
         yield inputs, targets
 
 

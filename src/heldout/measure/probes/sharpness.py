@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from heldout.data import batches
 from heldout.measure.probes.gradients import default_example_loss
-from heldout.method import Splits, evaluating, forward
+from heldout.method import as_dataset, evaluating, forward
 from heldout.nn import inputs_for
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -78,7 +78,7 @@ def sharpness(
 
     Source: arXiv:2010.01412, equation 2, for the gap; arXiv:2103.00065 for the eigenvalue.
     """
-    data = Splits(train=dataset).train
+    data = as_dataset(dataset)
     count = len(data)  # type: ignore[arg-type]
     if count == 0:
         raise ValueError("the data set is empty: its loss has no sharpness")

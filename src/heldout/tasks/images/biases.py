@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from heldout.tasks.images.checks import _check_images, _num_classes
-from heldout.tasks.seeds import Seed, _generator
+from heldout.tasks.images.checks import _num_classes, check_images
+from heldout.tasks.seeds import Seed, generator_of
 
 
 def stratified_split(labels: Tensor, sizes: Sequence[int | float], *, seed: Seed = 0) -> list[Tensor]:
@@ -32,7 +32,7 @@ def stratified_split(labels: Tensor, sizes: Sequence[int | float], *, seed: Seed
     counts = np.diff(np.floor(ends + 0.5 - 1e-9)).astype(int).tolist()  # cumulative, so that fractions of 1 fit in n
     if min(counts, default=0) < 0 or sum(counts) > n:
         raise ValueError(f"cannot take parts of {list(sizes)} from {n} examples")
-    order = torch.randperm(n, generator=_generator(seed))
+    order = torch.randperm(n, generator=generator_of(seed))
     place = torch.empty(n, dtype=torch.float64)
     for label in labels.unique():
         members = order[labels[order] == label]
@@ -55,7 +55,7 @@ def biased_attribute(labels: Tensor, correlation: float, *, num_classes: int | N
     if not -1 <= correlation <= 1:
         raise ValueError(f"correlation must be in [-1, 1], got {correlation}")
     classes = _num_classes(labels, num_classes)
-    generator = _generator(seed)
+    generator = generator_of(seed)
     free = torch.rand(len(labels), generator=generator) >= abs(correlation)
     uniform = torch.randint(0, classes, (len(labels),), generator=generator)
     own = labels if correlation > 0 else (labels + 1) % classes
@@ -64,7 +64,7 @@ def biased_attribute(labels: Tensor, correlation: float, *, num_classes: int | N
 
 def colourise(images: Tensor, colours: Tensor, num_colours: int) -> Tensor:
     """Returns the grey images ``(n, 1, h, w)`` painted ``(n, 3, h, w)`` in colour ``(n,)`` of evenly spaced hues."""
-    _check_images(images)
+    check_images(images)
     if images.shape[1] != 1:
         raise ValueError(f"only images with 1 channel can be coloured, got {images.shape[1]} channels")
     if len(colours) != len(images) or (
@@ -113,7 +113,7 @@ def imbalance(labels: Tensor, ratio: float, *, seed: Seed = 0) -> Tensor:
     classes, counts = labels.unique(return_counts=True)
     if not len(classes):
         raise ValueError("imbalance needs labels, got an empty tensor")
-    generator = _generator(seed)
+    generator = generator_of(seed)
     kept = []
     for rank, label in enumerate(classes):
         members = (labels == label).nonzero().squeeze(1)
@@ -139,7 +139,7 @@ def label_noise(labels: Tensor, rate: float, num_classes: int, *, seed: Seed = 0
         raise ValueError(f"rate must be in [0, 1], got {rate}")
     if _num_classes(labels, num_classes) < 2:
         raise ValueError(f"label_noise needs at least 2 classes, got {num_classes}")
-    generator = _generator(seed)
+    generator = generator_of(seed)
     chosen = torch.randperm(len(labels), generator=generator)[: round(rate * len(labels))].to(labels.device)
     step = torch.randint(1, num_classes, (len(chosen),), generator=generator).to(labels.device)
     noisy = labels.clone()

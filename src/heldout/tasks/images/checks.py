@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 
-def _check_images(images: Tensor) -> None:
+def check_images(images: Tensor) -> None:
     if not isinstance(images, Tensor) or images.ndim != 4:
         got = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
         raise ValueError(f"images must be a tensor (n, channels, height, width), got {got}")
@@ -17,8 +17,8 @@ def _check_images(images: Tensor) -> None:
             raise ValueError(f"images must be finite and in [0, 1], got values from {low:.4g} to {high:.4g}")
 
 
-def _check_pair(images: Tensor, labels: Tensor) -> None:
-    _check_images(images)
+def check_pair(images: Tensor, labels: Tensor) -> None:
+    check_images(images)
     if labels.shape != images.shape[:1]:
         raise ValueError(f"needs one label per image ({len(images)}), got labels of shape {tuple(labels.shape)}")
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from heldout.tasks.images.biases import biased_attribute, colourise, label_noise, stratified_split
-from heldout.tasks.images.checks import _check_pair
+from heldout.tasks.images.checks import check_pair
 
 
 def coloured_conflict(
@@ -44,7 +44,7 @@ def coloured_conflict(
         >>> tuple(images.shape), domain.bincount().tolist()
         ((1797, 3, 8, 8), [599, 599, 599])
     """
-    _check_pair(images, labels)
+    check_pair(images, labels)
     if not 2 <= len(agreement) <= len(images) or not all(0 <= a <= 1 for a in agreement):
         raise ValueError(f"agreement needs at least 2 domains and values in [0, 1], got {tuple(agreement)}")
     classes = int(labels.max()) + 1

@@ -10,9 +10,9 @@ from torch.utils.data import TensorDataset
 
 from heldout.method import Splits
 from heldout.tasks.images.biases import colour_bias, stratified_split
-from heldout.tasks.images.checks import _check_pair, _num_classes
+from heldout.tasks.images.checks import _num_classes, check_pair
 from heldout.tasks.images.shifts import SHIFTS, rotate
-from heldout.tasks.seeds import _generator
+from heldout.tasks.seeds import generator_of
 
 
 def domains(
@@ -39,7 +39,7 @@ def domains(
     steps = tuple(values if values is not None else _DOMAIN_VALUES.get(kind, (0, 0.25, 0.5, 0.75, 1)))
     if not 2 <= len(steps) <= len(images):
         raise ValueError(f"domains needs at least 2 values and an image for each, got {len(steps)}")
-    _check_pair(images, labels)
+    check_pair(images, labels)
     (order,) = stratified_split(labels, (len(labels),), seed=seed)
     domain = torch.empty(len(images), dtype=torch.long)
     domain[order] = torch.arange(len(images)) % len(steps)
@@ -85,7 +85,7 @@ def leave_one_domain_out(
         >>> len(splits.train), len(splits.val), list(splits.test), splits.domains.unique().tolist()
         (1198, 150, ['iid', 'held_out'], [0, 1, 2, 3, 4])
     """
-    _check_pair(images, labels)
+    check_pair(images, labels)
     inside = (domain != held_out).nonzero().squeeze(1)
     outside = (domain == held_out).nonzero().squeeze(1)
     if not len(inside) or not len(outside):
@@ -136,12 +136,12 @@ def rotation_sequence(
         >>> len(splits.train), {name: len(domain) for name, domain in splits.test.items()}
         (900, {'0': 500, '30': 500, '60': 500})
     """
-    _check_pair(images, labels)
+    check_pair(images, labels)
     rest = len(images) - train_size - val_size
     if domain_size > rest:
         raise ValueError(f"{len(images)} images leave {rest} for the test domains, which need {domain_size}")
     train, val, pool = stratified_split(labels, (train_size, val_size, rest), seed=seed)
-    generator = _generator(seed)
+    generator = generator_of(seed)
 
     def source(index: Tensor) -> TensorDataset:
         angle = (torch.rand(len(index), generator=generator) * 2 - 1) * jitter

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from heldout.tasks.images.checks import _check_pair
-from heldout.tasks.seeds import Seed, _generator
+from heldout.tasks.images.checks import check_pair
+from heldout.tasks.seeds import Seed, generator_of
 
 
 class Dominoes(NamedTuple):
@@ -53,8 +53,8 @@ def dominoes(
         (torch.Size([8, 1, 16, 8]), 0.25)
     """
     check_agreement(agreement, n)
-    _check_pair(*top)
-    _check_pair(*bottom)
+    check_pair(*top)
+    check_pair(*bottom)
     classes = max(2, int(torch.cat([top[1], bottom[1]]).max()) + 1)
     for name, (_, half) in {"top": top, "bottom": bottom}.items():
         if half.unique().tolist() != list(range(classes)):
@@ -66,7 +66,7 @@ def dominoes(
             f"the halves must have the same channels and width, got {tuple(top[0].shape[1:])} above "
             f"{tuple(bottom[0].shape[1:])}"
         )
-    generator = _generator(seed)
+    generator = generator_of(seed)
     labels = torch.arange(n) % classes
     agree = agreeing(labels, agreement)
     other = (labels + torch.randint(1, classes, (n,), generator=generator)) % classes

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from heldout.tasks.seeds import Seed, _generator
+from heldout.tasks.seeds import Seed, generator_of
 
 
 class TwoFeaturePatches(NamedTuple):
@@ -56,7 +56,7 @@ def two_feature_patches(
         raise ValueError(f"needs n >= 1, dim >= 2 and patches >= 2, got n={n}, dim={dim}, patches={patches}")
     if not 0 <= alpha <= 1 or noise < 0:
         raise ValueError(f"needs alpha in [0, 1] and noise >= 0, got alpha={alpha}, noise={noise}")
-    generator = _generator(seed)
+    generator = generator_of(seed)
     slow, fast = torch.eye(dim)[:2]
     labels = torch.randint(0, 2, (n,), generator=generator)
     sign = (2.0 * labels - 1).unsqueeze(1)

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
-from heldout.tasks.images.checks import _check_images
-from heldout.tasks.seeds import Seed, _generator
+from heldout.tasks.images.checks import check_images
+from heldout.tasks.seeds import Seed, generator_of
 
 
 def rotate(images: Tensor, degrees: float | Tensor) -> Tensor:
@@ -31,7 +31,7 @@ def rotate(images: Tensor, degrees: float | Tensor) -> Tensor:
         >>> rotate(image, 90).round().flatten().tolist()
         [0.0, 0.0, 1.0, 0.0]
     """
-    _check_images(images)
+    check_images(images)
     n, _, height, width = images.shape
     angle = torch.as_tensor(degrees, dtype=images.dtype, device=images.device).deg2rad().expand(n)
     if not angle.isfinite().all():
@@ -183,10 +183,10 @@ def shifted(
 
 
 def _start(images: Tensor, severity: float, seed: Seed) -> torch.Generator:
-    _check_images(images)
+    check_images(images)
     if not 0 <= severity <= 1:
         raise ValueError(f"severity must be in [0, 1], got {severity}")
-    return _generator(seed)
+    return generator_of(seed)
 
 
 def _randn(images: Tensor, generator: torch.Generator) -> Tensor:

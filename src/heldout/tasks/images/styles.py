@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from heldout.tasks.images.biases import stratified_split
-from heldout.tasks.images.checks import _check_images, _check_pair
+from heldout.tasks.images.checks import check_images, check_pair
 from heldout.tasks.images.shifts import blur, contrast
-from heldout.tasks.seeds import Seed, _generator
+from heldout.tasks.seeds import Seed, generator_of
 
 
 def plain(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -96,10 +96,10 @@ def styled(images: Tensor, style: str, *, seed: Seed = 0) -> Tensor:
     """
     if style not in STYLES:
         raise ValueError(f"style must be one of {', '.join(STYLES)}, got {style!r}")
-    _check_images(images)
+    check_images(images)
     if images.shape[1] != 1:
         raise ValueError(f"only images with 1 channel can be styled, got {images.shape[1]} channels")
-    return STYLES[style](images, _generator(seed))
+    return STYLES[style](images, generator_of(seed))
 
 
 def style_domains(
@@ -124,7 +124,7 @@ def style_domains(
         >>> tuple(splits.train[0][0].shape), splits.domains.unique().tolist()
         ((3, 8, 8), [0, 1, 2])
     """
-    _check_pair(images, labels)
+    check_pair(images, labels)
     if not 2 <= len(styles) <= len(images):
         raise ValueError(f"style_domains needs at least 2 styles and an image for each, got {len(styles)}")
     (order,) = stratified_split(labels, (len(labels),), seed=seed)

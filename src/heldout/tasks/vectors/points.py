@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from heldout.tasks.images.dominoes import agreeing, check_agreement
-from heldout.tasks.seeds import Seed, _generator
+from heldout.tasks.seeds import Seed, generator_of
 
 
 class LShape(NamedTuple):
@@ -50,7 +50,7 @@ def l_shape(agreement: float, n: int, *, margin: float = 0.0, seed: Seed = 0) ->
     check_agreement(agreement, n)
     if not 0 <= margin < 1:
         raise ValueError(f"margin must be in [0, 1), got {margin}")
-    generator = _generator(seed)
+    generator = generator_of(seed)
     labels = torch.arange(n) % 2
     spurious = torch.where(agreeing(labels, agreement), labels, 1 - labels)
     signs = 2 * torch.stack([labels, spurious], dim=1) - 1

@@ -16,7 +16,7 @@ from torch.utils.data import TensorDataset
 
 from heldout.tasks.images.dominoes import dominoes
 from heldout.tasks.images.grey import digits, fashion_mnist
-from heldout.tasks.seeds import Seed, _generator
+from heldout.tasks.seeds import Seed, generator_of
 
 NoiseKind = Literal["margin", "flip"]
 
@@ -59,7 +59,7 @@ class SlabData:
         """Returns ``n`` fresh examples under the same rotation."""
         if n < 1:
             raise ValueError(f"sample needs n of at least 1, got {n}")
-        return _draw(n, self.kinds, self.Q, self.margin, self.noise, self.noise_kind, self.width, _generator(seed))
+        return _draw(n, self.kinds, self.Q, self.margin, self.noise, self.noise_kind, self.width, generator_of(seed))
 
 
 def slabs(
@@ -120,7 +120,7 @@ def slabs(
         raise ValueError(f"noise must be in [0, 1] and needs a linear coordinate, got {noise} with kinds {set(kinds)}")
     if noise_kind not in ("margin", "flip"):
         raise ValueError(f"noise_kind must be 'margin' or 'flip', got {noise_kind!r}")
-    generator = _generator(seed)
+    generator = generator_of(seed)
     rotation = torch.eye(len(kinds))
     if rotate:
         basis, triangle = torch.linalg.qr(torch.randn(len(kinds), len(kinds), generator=generator))
@@ -203,7 +203,7 @@ class TwoBlockImages(TensorDataset):
         images, labels = self.tensors
         index = (slice(None), *self.blocks[block])
         mixed = images.clone()
-        mixed[index] = images[torch.randperm(len(images), generator=_generator(seed))][index]
+        mixed[index] = images[torch.randperm(len(images), generator=generator_of(seed))][index]
         return TwoBlockImages(mixed, labels)
 
 

@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from heldout.tasks.seeds import Seed, _generator
+from heldout.tasks.seeds import Seed, generator_of
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class TeacherStudent:
         """Returns ``n`` fresh examples of the same teacher."""
         if n < 1:
             raise ValueError(f"sample needs n of at least 1, got {n}")
-        return _draw(n, self.weights, self.head, self.noise_var, _generator(seed))
+        return _draw(n, self.weights, self.head, self.noise_var, generator_of(seed))
 
 
 def teacher_student(
@@ -84,7 +84,7 @@ def teacher_student(
         raise ValueError(f"dim, n and hidden must be at least 1, got {dim}, {n} and {hidden}")
     if not snr > 0:
         raise ValueError(f"snr must be positive (inf for no noise), got {snr}")
-    generator = _generator(seed)
+    generator = generator_of(seed)
     if kind == "linear":
         weights, head = torch.randn(dim, generator=generator) / math.sqrt(dim), None
     else:

@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from heldout.tasks.seeds import Seed, _generator
+from heldout.tasks.seeds import Seed, generator_of
 
 Noise = Literal["gaussian", "rademacher"]
 
@@ -42,7 +42,7 @@ class XorData:
         """Returns ``n`` fresh independent examples from the same clusters."""
         if n < 1:
             raise ValueError(f"sample needs n of at least 1, got {n}")
-        generator = _generator(seed)
+        generator = generator_of(seed)
         cluster = torch.randint(0, 4, (n,), generator=generator)
         flipped = torch.rand(n, generator=generator) < self.flip
         return _draw(self.centers, cluster, flipped, self.flip, self.noise, generator)
@@ -96,7 +96,7 @@ def xor_clusters(
         raise ValueError(f"noise must be 'gaussian' or 'rademacher', got {noise!r}")
     if balanced and n % 4:
         raise ValueError(f"balanced clusters need n divisible by 4, got {n}")
-    generator = _generator(seed)
+    generator = generator_of(seed)
     directions, _ = torch.linalg.qr(torch.randn(dim, 2, generator=generator))
     centers = math.sqrt(signal) * directions.T.contiguous()
     if balanced:
