@@ -5,6 +5,7 @@ import importlib
 import json
 import subprocess
 import sys
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ ORDER = [
     "evals", "improve", "audit", "examples", "reproductions",
     "cli", "__main__",
 ]  # fmt: skip
+ROOMS = [name for name in ORDER if (SOURCE / name).is_dir() and name not in ("examples", "reproductions", "cli")]
 BUILT = [system for system in systems().values() if system.built]
 
 
@@ -47,12 +49,60 @@ def test_imports_run_downward_only(file):
 
 
 @pytest.mark.parametrize("file", sorted(SOURCE.rglob("*.py")), ids=lambda f: str(f.relative_to(SOURCE)))
-def test_part_rooms_are_entered_by_their_public_face(file):
-    room = file.relative_to(SOURCE).parts[0]
-    rooms = {"data", "nn", "optim", "losses", "measure", "weights", "adapt", "tasks", "lm"}
+def test_rooms_are_entered_by_their_public_face(file):
+    room = file.relative_to(SOURCE).parts[0].removesuffix(".py")
     for other, name in imports(file):
-        if other in rooms and other != room:
+        if other != room:
             assert name == f"heldout.{other}", f"{file.name} reaches into {name}"
+
+
+def test_no_module_imports_itself_by_way_of_others():
+    files = {module_of(file): file for file in SOURCE.rglob("*.py")}
+    edges = {module: set(loaded(file)) & set(files) for module, file in files.items()}
+    try:
+        TopologicalSorter(edges).prepare()
+    except CycleError as error:
+        pytest.fail("a circle of imports: " + " -> ".join(error.args[1]))
+
+
+def module_of(file):
+    parts = ("heldout", *file.relative_to(SOURCE).with_suffix("").parts)
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def loaded(file):
+    """Names of the modules, or of what may be modules, that a file imports as soon as it is loaded."""
+    for node in ast.parse(file.read_text()).body:
+        if isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+
+
+@pytest.mark.parametrize("file", sorted(SOURCE.rglob("*.py")), ids=lambda f: str(f.relative_to(SOURCE)))
+def test_private_names_stay_in_their_file(file):
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("heldout."):
+            private = [alias.name for alias in node.names if alias.name.startswith("_")]
+            assert not private, f"{file.name} imports {private} from {node.module}"
+
+
+def test_every_public_name_is_exported_by_one_room():
+    homes = {}
+    for room in ROOMS:
+        for name in importlib.import_module(f"heldout.{room}").__all__:
+            homes.setdefault(name, []).append(room)
+    assert {name: rooms for name, rooms in homes.items() if len(rooms) > 1} == {}
+
+
+@pytest.mark.parametrize(
+    "room", sorted({f.parent for f in SOURCE.rglob("__init__.py")} - {SOURCE}), ids=lambda d: d.name
+)
+def test_a_room_says_what_it_answers_and_fits_on_a_page(room):
+    assert ast.get_docstring(ast.parse((room / "__init__.py").read_text())).splitlines()[0].strip()
+    if room.name not in ("reproductions", "study"):
+        assert len([file for file in room.glob("*.py") if file.name != "__init__.py"]) <= 16
 
 
 def test_the_catalog_lists_the_117_systems():

@@ -65,7 +65,7 @@ def main() -> None:
 @contextmanager
 def _one_line_errors() -> Iterator[None]:
     """What the user did wrong is told in one line; anything else is a bug and keeps its traceback."""
-    from heldout.study.spec import StudyError
+    from heldout.study import StudyError
 
     try:
         yield

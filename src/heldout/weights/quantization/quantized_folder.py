@@ -25,7 +25,7 @@ from heldout.weights.checkpoint import load_checkpoint, open_checkpoint, save_ch
 from heldout.weights.quantization.awq import Rule, apply_awq, awq_search, block_linears, block_rules
 from heldout.weights.quantization.blockwise import evaluating, forward
 from heldout.weights.quantization.gptq import gptq
-from heldout.weights.quantization.quantize import QTensor, check_layers, pack, rtn
+from heldout.weights.quantization.quantize import QTensor, check_layers, pack_codes, rtn
 
 QUANTIZE_METHODS = ("awq", "gptq", "rtn")
 QUANTIZE_BITS = (3, 4, 8)
@@ -369,11 +369,11 @@ def _state(model: nn.Module, quantised: Mapping[str, QTensor], dtype: torch.dtyp
             state[name] = converted[key]
             continue
         tensor = quantised[layer]
-        state[f"{layer}.weight_packed"] = pack(tensor.q, tensor.bits)
+        state[f"{layer}.weight_packed"] = pack_codes(tensor.q, tensor.bits)
         state[f"{layer}.weight_scale"] = tensor.scale
         state[f"{layer}.weight_shape"] = torch.tensor(tensor.q.shape)
         if tensor.zero is not None:
-            state[f"{layer}.weight_zero_point"] = pack(tensor.zero.T.contiguous(), tensor.bits).T.contiguous()
+            state[f"{layer}.weight_zero_point"] = pack_codes(tensor.zero.T.contiguous(), tensor.bits).T.contiguous()
     return state
 
 
