@@ -62,7 +62,7 @@ def file(tmp_path):
 
 
 def search(file, **options):
-    return improve(file, **{"budget": 600.0, "seeds": 3, "out": file.parent / "out", **options})
+    return improve(file, **{"on": "in-process", "budget": 600.0, "seeds": 3, "out": file.parent / "out", **options})
 
 
 def test_the_helpful_method_wins_and_is_confirmed_on_unseen_tests(file, monkeypatch):
@@ -171,7 +171,7 @@ def test_combinations_are_tried_and_methods_that_clash_are_not_combined(file):
 
 def test_processes_give_the_same_result(file):
     alone = search(file, methods=["centre"])
-    together = search(file, methods=["centre"], workers=2, out=file.parent / "two")
+    together = search(file, methods=["centre"], workers=2, on="processes", out=file.parent / "two")
     assert alone["finalists"][0]["tests"] == together["finalists"][0]["tests"]
 
 
