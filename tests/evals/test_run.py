@@ -11,7 +11,9 @@ import pytest
 from typer.testing import CliRunner
 
 from heldout.cli import app
-from heldout.evals.run import EvalOptions, evaluate, language_model, scylla, verbalizer
+from heldout.evals import ScyllaOptions, VerbalizerOptions, evaluate, language_model
+from heldout.evals.scylla import run_scylla
+from heldout.evals.verbalizer import run_verbalizer
 from heldout.lm import EndpointLM, ScriptedLM, character_tokenizer, tiny_llama
 from heldout.problem import ProblemError
 
@@ -39,15 +41,15 @@ def folder(tmp_path_factory):
 
 
 def test_scylla_tells_gap_by_level_and_what_it_could_not_test():
-    options = EvalOptions(tests=10, tasks=("maximum", "longest_common_subarray"))
-    document = scylla(ScriptedLM(maximum), options, lambda text: None)
+    options = ScyllaOptions(tests=10, tasks=("maximum", "longest_common_subarray"))
+    document = run_scylla(ScriptedLM(maximum), options, lambda text: None)
     assert document["findings"][0]["name"] == "critical complexity"
     assert document["tables"][0]["rows"][0]["accuracy_id"] == 1
     assert document["skipped"][0]["part"] == "longest_common_subarray"
 
 
 def test_verbalizer_tells_groups_and_the_gap():
-    document = verbalizer(ScriptedLM(follower), EvalOptions(tests=40), lambda text: None)
+    document = run_verbalizer(ScriptedLM(follower), VerbalizerOptions(tests=40), lambda text: None)
     values = {entry["name"]: entry["value"] for entry in document["findings"]}
     assert values["natural"] == values["neutral"] == values["unnatural"]
     assert values["instruction gap"] == 0
@@ -58,12 +60,12 @@ def test_users_texts_are_balanced_and_checked(tmp_path):
     path = tmp_path / "texts.jsonl"
     rows = [{"text": f"t{i}", "label": "abc"[i % 3] if i % 5 else "a"} for i in range(60)]
     path.write_text("\n".join(json.dumps(row) for row in rows))
-    document = verbalizer(ScriptedLM(lambda p, k: "a"), EvalOptions(tests=30, data=path), lambda text: None)
+    document = run_verbalizer(ScriptedLM(lambda p, k: "a"), VerbalizerOptions(tests=30, data=path), lambda text: None)
     assert document["tables"][0]["rows"][0]["verbalizer"] == "a|b|c"
     assert document["findings"][0]["value"] == pytest.approx(1 / 6)  # one class of three, of two natural sets
     path.write_text('{"text": "t"}')
     with pytest.raises(ProblemError, match=r"line 1 of .* needs the fields 'text' and 'label'"):
-        verbalizer(ScriptedLM([]), EvalOptions(data=path), lambda text: None)
+        run_verbalizer(ScriptedLM([]), VerbalizerOptions(data=path), lambda text: None)
 
 
 def test_the_command_writes_table_json_and_page(folder, tmp_path):
@@ -98,11 +100,21 @@ def test_bad_input_is_told_in_one_line(arguments, message, folder):
     assert message in " ".join(result.output.split())
 
 
+def test_the_command_line_takes_the_fields_of_the_protocols_record(folder):
+    from dataclasses import fields
+
+    for name, record in (("scylla", ScyllaOptions), ("verbalizer", VerbalizerOptions)):
+        shown = CliRunner().invoke(app, ["eval", name, "--help"], env={"COLUMNS": "200"}).output
+        for field in fields(record):
+            assert f"--{field.name.replace('_', '-')}" in shown
+            assert field.metadata["help"] in shown
+
+
 def test_model_text_is_escaped_in_the_page(tmp_path, monkeypatch):
     monkeypatch.setattr(
         "heldout.evals.run.language_model", lambda *a, **k: ScriptedLM(lambda p, s: "<script>x</script>")
     )
-    document = evaluate("verbalizer", "<b>m</b>", options=EvalOptions(tests=4), out=tmp_path)
+    document = evaluate("verbalizer", "<b>m</b>", options=VerbalizerOptions(tests=4), out=tmp_path)
     page = (tmp_path / "report.html").read_text()
     assert document["findings"][0]["value"] == 0
     assert "<script>x" not in page

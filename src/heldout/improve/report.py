@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
-from heldout.report import interval_chart, number, render
+from heldout.report import cell, interval_chart, number, render
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -37,10 +37,10 @@ def to_markdown(document: Document) -> str:
     """Returns the verdict and the ranked table as Markdown."""
     score, gain = _formats(document)
     names = _test_sets(document)
-    lines = [f"# What improves {_cell(document['title'])}", "", _cell(document["verdict"]), ""]
-    lines += [f"Warning: {_cell(warning)}\n" for warning in document["warnings"]]
+    lines = [f"# What improves {cell(document['title'])}", "", cell(document["verdict"]), ""]
+    lines += [f"Warning: {cell(warning)}\n" for warning in document["warnings"]]
     lines += [
-        "| method | " + " | ".join(map(_cell, names)) + " | training | inference |",
+        "| method | " + " | ".join(map(cell, names)) + " | training | inference |",
         "|---" * (len(names) + 3) + "|",
     ]
     baseline = _baseline_scores(document)
@@ -48,9 +48,9 @@ def to_markdown(document: Document) -> str:
     for row in document["finalists"]:
         cells = [f"{score(row['tests'][name]['score'])} ({_with_interval(row['tests'][name], gain)})" for name in names]
         costs = f"{number(row['training_cost'], 3)} × | {number(row['inference_cost'], 3)} ×"
-        lines.append(f"| {_cell(row['method'])} | " + " | ".join(cells) + f" | {costs} |")
+        lines.append(f"| {cell(row['method'])} | " + " | ".join(cells) + f" | {costs} |")
     for entry in document["not_applicable"]:
-        lines.append(f"\n{_cell(entry['method'])} does not apply: {_cell(entry['reason'])}")
+        lines.append(f"\n{cell(entry['method'])} does not apply: {cell(entry['reason'])}")
     if document.get("code"):
         lines += ["", "```python", document["code"].rstrip(), "```"]
     return "\n".join(lines) + "\n"
@@ -144,7 +144,3 @@ def _gain_chart(document: Document, name: str) -> Any:
         low, high = (None if entry[end] is None else unit * entry[end] for end in ("low", "high"))
         rows.append({"arm": row["method"], "mean": unit * entry["gain"], "low": low, "high": high})
     return interval_chart(f"gain on {name}{', points' if unit == 100.0 else ''}", rows, [])
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ").replace("<", "&lt;")
