@@ -15,7 +15,11 @@ from heldout.cli.output import RUNS_FAILED, console, one_line_errors, print_json
 def improve(
     file: Annotated[str, typer.Argument(help="A file that defines model() and data(); or: digits, fashion.")],
     budget: Annotated[str, typer.Option(help="Wall-clock time, such as 90s, 10m, 2h.")] = "10m",
-    seeds: Annotated[int, typer.Option(min=2, help="Fresh seeds for the confirmation.")] = 5,
+    seeds: Annotated[int, typer.Option(min=3, help="Fresh seeds for the confirmation.")] = 5,
+    aim: Annotated[str, typer.Option("--for", help="What to select for: iid, shift or both.")] = "both",
+    screen_only: Annotated[
+        bool, typer.Option("--screen-only", help="Rank by short training and stop: no verdict.")
+    ] = False,
     methods: Annotated[
         str | None, typer.Option(help="Comma-separated methods, such as 'useful,sam(rho=0.1)'; default: all.")
     ] = None,
@@ -36,6 +40,8 @@ def improve(
                 file,
                 budget=seconds(budget),
                 seeds=seeds,
+                aim=aim,
+                screen_only=screen_only,
                 methods=calls(methods) if methods else None,
                 exclude=names(exclude),
                 combine=combine,

@@ -32,7 +32,7 @@ from heldout.study.evidence import (
 )
 from heldout.study.executors import Executor, make_executor
 from heldout.study.loading import load_file, load_study
-from heldout.study.power import seeds_needed
+from heldout.study.power import samples_needed, seeds_needed
 from heldout.study.progress import rich_progress
 from heldout.study.results import Results, environment, write_atomically
 from heldout.study.spec import Study, StudyError, higher_is_better, lower_is_better
@@ -86,6 +86,7 @@ __all__ = [
     "run_digest",
     "run_sources",
     "run_study",
+    "samples_needed",
     "seeds_needed",
     "study_digest",
     "wilson",
