@@ -1,5 +1,11 @@
-"""How a model learns: the supervised loop, distillation, the tuning of language models, adapters to other engines."""
+"""How a model learns: the supervised loop, distillation, the tuning of language models, adapters to other engines.
 
+The adapters, ``LightningMethod`` and ``MethodTrainer``, are loaded when they are first used: their engines are extras.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from heldout.errors import require
 from heldout.train.cross_fit import label_margins
 from heldout.train.diversify import Hypotheses, dbat, disambiguate, divdis, diversify
 from heldout.train.full_batch import full_batch
@@ -15,12 +21,18 @@ from heldout.train.tuning.sft import encode_rows, pack, sft, weighted_nll
 from heldout.train.tuning.tuned import Tuned, lora
 from heldout.train.winsorized import winsorized_backward
 
+if TYPE_CHECKING:
+    from heldout.train.engines.lightning import LightningMethod
+    from heldout.train.engines.transformers import MethodTrainer
+
 __all__ = [
     "CostReward",
     "Environment",
     "Episode",
     "Fitted",
     "Hypotheses",
+    "LightningMethod",
+    "MethodTrainer",
     "ProgressiveSelfDistillation",
     "SpanGD",
     "SpanPoints",
@@ -51,3 +63,12 @@ __all__ = [
     "weighted_nll",
     "winsorized_backward",
 ]
+
+_ENGINES = {"LightningMethod": "lightning", "MethodTrainer": "transformers"}
+
+
+def __getattr__(name: str) -> Any:
+    if engine := _ENGINES.get(name):
+        require(engine)
+        return getattr(require(f"heldout.train.engines.{engine}"), name)
+    raise AttributeError(f"module 'heldout.train' has no attribute {name!r}")

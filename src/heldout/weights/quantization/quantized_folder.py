@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from heldout.errors import require
 from heldout.measure import perplexity, token_blocks
 from heldout.weights.checkpoint import load_checkpoint, open_checkpoint, save_checkpoint
 from heldout.weights.quantization.awq import Rule, apply_awq, awq_search, block_linears, block_rules
@@ -188,8 +189,7 @@ def _check_arguments(folder: Path, out: Path, method: str, bits: int) -> None:
 
 def _load(folder: Path) -> tuple[nn.Module, torch.dtype]:
     """Returns the model in float32, and the data type that its weights are stored in."""
-    import transformers
-
+    transformers = require("transformers")
     try:
         config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
     except (ValueError, OSError, KeyError) as error:
