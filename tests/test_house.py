@@ -5,12 +5,14 @@ import importlib
 import json
 import subprocess
 import sys
+import tomllib
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 from heldout.catalog import find, ledger, method_factories, module_name, systems
+from heldout.errors import EXTRAS
 from heldout.method import Method
 from heldout.methods import available, parse
 
@@ -177,6 +179,31 @@ def test_module_names_of_slugs():
 def test_importing_the_package_or_the_study_engine_does_not_import_torch():
     code = "import sys, heldout, heldout.study, heldout.catalog, heldout.cli; print('torch' in sys.modules)"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "False"
+
+
+def test_fit_is_loaded_without_language_models_measures_or_worlds():
+    code = "import sys; from heldout import fit; print(*[m for m in sys.modules if m.startswith('heldout.')])"
+    modules = subprocess.check_output([sys.executable, "-c", code], text=True).split()
+    assert "heldout.train" in modules
+    assert not {"heldout.lm", "heldout.measure", "heldout.tasks", "heldout.study"} & set(modules)
+
+
+def test_every_extra_brings_what_heldout_imports():
+    project = tomllib.loads((SOURCE.parents[1] / "pyproject.toml").read_text())["project"]
+    named = {system.extra for system in systems().values() if system.extra}
+    assert named <= set(EXTRAS) <= set(project["optional-dependencies"])
+    imported = {top for file in SOURCE.rglob("*.py") for top in libraries(file)}
+    for extra, modules in EXTRAS.items():
+        assert imported & set(modules), f"nothing imports what {extra} brings"
+
+
+def libraries(file):
+    """Top-level names of everything that a file imports, or requires by name."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module.partition(".")[0]
+        elif isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in node.names)
 
 
 def test_the_public_names_exist():
