@@ -1,4 +1,4 @@
-"""Groups of low-rank adapters: several trainable products B_i A_i added to a frozen weight.
+"""Core: Groups of low-rank adapters: several trainable products B_i A_i added to a frozen weight.
 
 Source: arXiv:2407.15085 (Hu et al., ECCV 2024) for the group, arXiv:2106.09685 for one adapter. Without a penalty
 that tells them apart, N adapters of rank r are one adapter of rank N * r, to the initialisation: the factors are

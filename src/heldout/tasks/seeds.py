@@ -1,4 +1,4 @@
-"""Where the randomness of a world comes from: a number, or a generator that goes on."""
+"""Core: Where the randomness of a world comes from: a number, or a generator that goes on."""
 
 from __future__ import annotations
 

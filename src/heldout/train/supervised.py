@@ -1,4 +1,4 @@
-"""fit: one small supervised loop in which every stage of a Method has its place.
+"""Core: fit: one small supervised loop in which every stage of a Method has its place.
 
 It is not a framework. Whoever trains with Lightning, transformers' Trainer or a loop of their own uses the
 parts directly, or the adapters in ``heldout.train.LightningMethod`` and ``heldout.train.MethodTrainer``.

@@ -1,4 +1,4 @@
-"""Per-example gradients of any model, and their random projections.
+"""Core: Per-example gradients of any model, and their random projections.
 
 The gradient of a linear map for one example is an outer product of what entered the layer and of the gradient of what
 left it, so one backward pass over the batch gives those of all examples. This holds for linear, convolution, embedding

@@ -1,4 +1,4 @@
-"""Per-example gradients layer by layer, from what entered each layer and the gradient of what left it."""
+"""Core: Per-example gradients layer by layer, from what entered each layer and the gradient of what left it."""
 
 from __future__ import annotations
 

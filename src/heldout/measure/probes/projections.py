@@ -1,4 +1,4 @@
-"""Random projections of long vectors that are made piece by piece, such as the gradients of a model."""
+"""Core: Random projections of long vectors that are made piece by piece, such as the gradients of a model."""
 
 from __future__ import annotations
 

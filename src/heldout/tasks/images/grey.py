@@ -1,4 +1,4 @@
-"""Grey images: scikit-learn's digits, and Fashion-MNIST from its published files."""
+"""Core: Grey images: scikit-learn's digits, and Fashion-MNIST from its published files."""
 
 from __future__ import annotations
 

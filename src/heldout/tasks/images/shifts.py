@@ -1,4 +1,4 @@
-"""Image worlds: digits and Fashion-MNIST, and distribution shifts whose severity is known and adjustable.
+"""Core: Image worlds: digits and Fashion-MNIST, and distribution shifts whose severity is known and adjustable.
 
 Every shift is a pure function of ``(images, severity, seed)`` on a whole tensor of images ``(n, channels, height,
 width)`` with values in [0, 1]. ``SHIFTS`` maps the names of those with that signature to the functions. Colour bias,

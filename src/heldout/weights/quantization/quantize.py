@@ -1,4 +1,4 @@
-"""Group quantisation: a few bits per weight, with a scale and a zero point for every group of inputs of a row.
+"""Core: Group quantisation: a few bits per weight, with a scale and a zero point for every group of inputs of a row.
 
 A row of a linear layer's weight is cut into groups of ``group_size`` inputs. In each, ``q = clamp(round(w / scale) +
 zero, 0, 2^bits - 1)`` and ``w_hat = (q - zero) * scale``. Everything works on weights of shape ``(out, in)``; the
