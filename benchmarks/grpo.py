@@ -15,7 +15,7 @@ import time
 from typing import Any
 
 from heldout.lm import ModelPool, PoolModel, Reply, RoutingEpisode, tiny_llama, word_tokenizer
-from heldout.train import CostReward, EpisodeRules, GRPORecipe, grpo, router_reward
+from heldout.train import CostReward, grpo, router_reward
 
 WORDS = [f"w{number}" for number in range(300)]
 ROWS = [{"prompt": " ".join(WORDS[i : i + 40])} for i in range(64)]
@@ -72,16 +72,10 @@ def ours(steps: int) -> float:
 
     clock = Clock(score)
     grpo(
-        tiny_llama(tokenizer, dim=96, layers=2),
-        tokenizer,
-        ROWS,
-        clock,
-        GRPORecipe(steps=steps, group_size=GROUP, batch_size=BATCH, max_tokens=TOKENS),
-        episodes=EpisodeRules(
-            lambda row: RoutingEpisode(pool, max_turns=0), max_turns=1, stop=["</search>", "</answer>"]
-        ),
-        device="cpu",
-    )
+        tiny_llama(tokenizer, dim=96, layers=2), tokenizer, ROWS, clock, steps=steps, group_size=GROUP,
+        batch_size=BATCH, max_tokens=TOKENS, environment=lambda row: RoutingEpisode(pool, max_turns=0), max_turns=1,
+        stop=["</search>", "</answer>"], device="cpu",
+    )  # fmt: skip
     return clock.seconds
 
 

@@ -115,7 +115,7 @@ def test_a_method_that_fails_is_reported_and_does_not_stop_the_others(file):
 
 
 def test_confirmation_seeds_are_not_screening_seeds_and_tests_are_seen_last(file, monkeypatch):
-    import heldout.improve.work as module
+    import heldout.improve.search as module
 
     calls = []
     original = module.run

@@ -37,7 +37,7 @@ def test_a_method_that_helps_under_shift_is_said_to_help_there():
 
 
 def test_an_open_gain_is_not_called_nothing_and_says_how_many_seeds_would_decide():
-    found, verdict, winner = judged({"baseline": (0.5, 0.5, 0.0), "m": (0.52, 0.5, 0.03)}, ["m"])
+    found, verdict, winner = judged({"baseline": (0.5, 0.5, 0.0), "m": (0.52, 0.5, 0.1)}, ["m"])
     assert winner is None
     assert verdict.startswith("Not decided: m, the best by validation: open, +")
     assert found["finalists"][0]["tests"]["iid"]["seeds_needed"] > 5

@@ -18,34 +18,149 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+import heldout
 from heldout.improve.plan import FEWEST_SEEDS, SHARE, Plan, least_seconds, make_plan
 from heldout.improve.report import to_html, to_markdown
 from heldout.improve.selection import AIMS, selection_sets
 from heldout.improve.verdict import BASELINE, TUNED, accounted, compare, ranking, resolution, sentence
 from heldout.improve.winner import write_winner
-from heldout.improve.work import Candidate, Say, Search
-from heldout.methods import available, parse
+from heldout.methods import available, factory_files, parse
 from heldout.problem import Problem, ProblemError, check_problem, inapplicable, load_problem
 from heldout.study import (
+    Executor,
     Results,
     Store,
+    Study,
     environment,
+    higher_is_better,
+    lower_is_better,
     make_executor,
-    write_atomically,
+    run_study,
 )
+from heldout.train import score
 
+SCREENING_SEED = 1000
 COMBINED = 3
 MOST_FINALISTS = 5
 RATE = math.sqrt(10)  # between neighbours of the search for a learning rate
+Say = Callable[[str], None]
+
+
+@lru_cache(maxsize=1)
+def _problem(path: str, modified: float) -> Problem:
+    return load_problem(path)
+
+
+def run(arm: Mapping[str, Any], seed: int, profile: str) -> dict[str, float]:
+    """Trains one candidate and returns its score on the validation sets and, in the "confirm" profile, on the tests."""
+    problem = _problem(arm["file"], os.path.getmtime(arm["file"]))
+    method = None if arm["method"] == BASELINE else parse(arm["method"], problem.own_methods)
+    fitted = problem.fit(method, seed=seed, epochs=arm["epochs"], rate=arm["rate"])
+    started = time.perf_counter()
+    scores, losses = [], []
+    for dataset in selection_sets(problem, arm["aim"])[0].values():
+        outputs, targets = fitted.outputs(dataset)
+        plain = score(outputs, targets, fitted.run.task)
+        losses.append(plain["loss"])
+        scores.append(float(problem.measure(outputs, targets)) if problem.measure else plain[problem.metric])
+    seconds = time.perf_counter() - started
+    metrics = {
+        "validation": float(np.mean(scores)),
+        "validation loss": float(np.mean(losses)),
+        "training seconds": fitted.seconds,
+        "inference seconds": seconds,
+        "seconds per epoch": float(np.median([epoch["seconds"] for epoch in fitted.history])),
+    }
+    if profile == "confirm":
+        metrics |= {f"test {name}": problem.score(fitted, dataset) for name, dataset in problem.splits.test.items()}
+    return metrics
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """A method (or the baseline) with a learning rate, as a multiple of the recipe's."""
+
+    method: str
+    rate: float = 1.0
+
+
+@dataclass
+class _Search:
+    """The state of one search: what was asked, and the studies run so far."""
+
+    problem: Problem
+    store: Store
+    executor: Executor
+    workers: int
+    say: Say
+    progress: Any
+    stop_choosing: float
+    stop: float
+    fingerprint: str
+    aim: str
+    step: float
+
+    def study(self, candidates: Mapping[str, _Candidate], epochs: int, profile: str) -> Study:
+        direction = higher_is_better if self.problem.maximise else lower_is_better
+        costs = ("validation loss", "training seconds", "inference seconds", "seconds per epoch")
+        metrics = {"validation": direction, **dict.fromkeys(costs, lower_is_better)}
+        if profile == "confirm":
+            metrics |= {f"test {name}": direction for name in self.problem.splits.test}
+        common = {
+            "file": str(self.problem.path.resolve()),
+            "epochs": epochs,
+            "aim": self.aim,
+            "data": self.fingerprint,
+            "heldout": heldout.__version__,
+        }
+        return Study(
+            slug="improve",
+            arms={name: {"method": each.method, "rate": each.rate, **common} for name, each in candidates.items()},
+            run=run,
+            metrics=metrics,
+            seeds={profile: 1},
+            time_limit={profile: 24 * 3600.0},
+            source=[self.problem.path.resolve(), *factory_files()],
+        )
+
+    def screen(self, candidates: Iterable[str] | Mapping[str, _Candidate], epochs: int, seeds: int) -> Results:
+        if not isinstance(candidates, Mapping):
+            candidates = {name: _Candidate(name) for name in candidates}
+        return run_study(
+            self.study(candidates, epochs, "screen"),
+            profile="screen",
+            seeds=seeds,
+            first_seed=SCREENING_SEED,
+            on=self.executor,
+            store=self.store,
+            deadline=self.stop_choosing,
+            progress=self.progress,
+        )
+
+    def confirm(self, candidates: Mapping[str, _Candidate], epochs: int, seeds: int) -> Results:
+        return run_study(
+            self.study(candidates, epochs, "confirm"),
+            profile="confirm",
+            seeds=seeds,
+            on=self.executor,
+            store=self.store,
+            deadline=self.stop,
+            progress=self.progress,
+        )
+
+    def sign(self) -> float:
+        return 1.0 if self.problem.maximise else -1.0
 
 
 def improve(
@@ -106,7 +221,7 @@ def improve(
         Path(out).absolute() if out is not None else Path("heldout-runs").absolute() / f"improve-{problem.path.stem}"
     )
     with Store.open(folder) as store, closing(make_executor(on, workers=workers, threads=threads)) as executor:
-        search = Search(
+        search = _Search(
             problem=problem,
             store=store,
             executor=executor,
@@ -148,7 +263,7 @@ def improve(
 
 
 def _searched(
-    search: Search,
+    search: _Search,
     plan: Plan,
     candidates: list[str],
     combine: int,
@@ -169,14 +284,14 @@ def _searched(
     if tried:
         rungs.append(tried)
     document["rates"] = {name: rate for name, rate in rates.items() if rate != 1.0}
-    arms = {BASELINE: Candidate(BASELINE)}
+    arms = {BASELINE: _Candidate(BASELINE)}
     if rates.get(BASELINE, 1.0) != 1.0:
-        arms[TUNED] = Candidate(BASELINE, rates[BASELINE])
+        arms[TUNED] = _Candidate(BASELINE, rates[BASELINE])
         best = f"{rates[BASELINE]:.3g} times the learning rate suits the baseline better than the recipe's"
         document["warnings"].append(f"{best}: gains are told against both")
     elif not plan.trials:
         document["warnings"].append("the budget did not allow a search for the recipe's learning rate")
-    arms |= {name: Candidate(name, rates.get(name, 1.0)) for name in finalists}
+    arms |= {name: _Candidate(name, rates.get(name, 1.0)) for name in finalists}
     search.say(f"Confirming {', '.join(finalists)} on {plan.seeds} fresh seeds and the test sets")
     confirmed = search.confirm(arms, plan.epochs, plan.seeds)
     failed += confirmed.failed
@@ -187,14 +302,14 @@ def _searched(
     return {**found, "verdict": verdict, "winner": winner, "complete": complete}, rungs, failed
 
 
-def _empty(search: Search) -> dict[str, Any]:
+def _empty(search: _Search) -> dict[str, Any]:
     tests = {name: {"score": None} for name in search.problem.splits.test}
     baseline = {"method": BASELINE, "validation": None, "tests": tests, "seeds": 0}
     return {"baseline": baseline, "tuned": None, "finalists": [], "unfinished": [], "winner": None}
 
 
 def _nothing(
-    search: Search, budget: float, per_epoch: float
+    search: _Search, budget: float, per_epoch: float
 ) -> tuple[dict[str, Any], list[dict[str, Any]], list[dict[str, Any]]]:
     epochs = search.problem.epochs
     least = least_seconds(epochs, per_epoch, search.workers)
@@ -207,7 +322,7 @@ def _nothing(
     return {**_empty(search), "verdict": verdict, "complete": False}, [], []
 
 
-def _affordable_finalists(search: Search, plan: Plan, per_epoch: float) -> int:
+def _affordable_finalists(search: _Search, plan: Plan, per_epoch: float) -> int:
     """Time that is left buys finalists: decided before any of them is confirmed."""
     left = SHARE * (search.stop - time.monotonic()) * max(1, search.workers) / per_epoch
     number = plan.finalists
@@ -244,7 +359,7 @@ def _candidates(
 
 
 def _plan(
-    search: Search,
+    search: _Search,
     folder: Path,
     candidates: list[str],
     combine: int,
@@ -287,7 +402,7 @@ def _plan(
 
 
 def _select(
-    search: Search, plan: Plan, candidates: list[str], combine: int
+    search: _Search, plan: Plan, candidates: list[str], combine: int
 ) -> tuple[list[str], list[dict[str, Any]], list[dict[str, Any]]]:
     """Successive halving, then combinations; returns the candidates worth confirming, best first, every rung, failures.
 
@@ -330,7 +445,7 @@ def _select(
 
 
 def _rank(
-    search: Search, results: Results, candidates: Sequence[str], title: str, epochs: int
+    search: _Search, results: Results, candidates: Sequence[str], title: str, epochs: int
 ) -> tuple[list[str], dict[str, Any]]:
     """Candidates by their mean gain over the baseline on the validation data, paired by seed."""
     entries: list[dict[str, Any]] = []
@@ -393,7 +508,7 @@ def _combinations(problem: Problem, best: Sequence[str], order: Sequence[str], c
 
 
 def _rates(
-    search: Search, plan: Plan, finalists: Sequence[str]
+    search: _Search, plan: Plan, finalists: Sequence[str]
 ) -> tuple[dict[str, float], dict[str, Any] | None, list[dict[str, Any]]]:
     """The learning rates of the baseline and each finalist, as multiples of the recipe's, chosen by full training.
 
@@ -410,7 +525,7 @@ def _rates(
     powers = {name: [-1, 0, 1] for name in names}
     for _ in range(3):
         arms = {
-            f"{name} at {RATE**power:.3g} x": Candidate(name, RATE**power) for name in names for power in powers[name]
+            f"{name} at {RATE**power:.3g} x": _Candidate(name, RATE**power) for name in names for power in powers[name]
         }
         if not arms:
             break
@@ -443,7 +558,7 @@ def _rates(
     return {name: RATE ** best[name] for name in names}, rung, failed
 
 
-def _write(search: Search, document: dict[str, Any], folder: Path) -> None:
+def _write(search: _Search, document: dict[str, Any], folder: Path) -> None:
     """Writes the winner's weights and code, then the report as JSON and HTML; each appears when it is complete.
 
     A report that ends in a verdict is not overwritten by one that does not: that one is named ``unfinished``.
@@ -451,14 +566,14 @@ def _write(search: Search, document: dict[str, Any], folder: Path) -> None:
     if document["winner"]:
         search.say(f"Writing the weights of {document['winner']}")
         write_winner(document, search.problem, folder)
-        write_atomically(folder / "winner.py", document["code"])
+        _write_text(folder / "winner.py", document["code"])
     stem, page = "improve", "report"
     if not document["finalists"] and _ended_in_a_verdict(folder / "improve.json"):
         stem, page = "improve-unfinished", "report-unfinished"
     document["report"] = str(folder / f"{page}.html")
-    write_atomically(folder / f"{stem}.json", json.dumps(document, indent=1))
-    write_atomically(folder / f"{stem}.md", to_markdown(document))
-    write_atomically(folder / f"{page}.html", to_html(document))
+    _write_text(folder / f"{stem}.json", json.dumps(document, indent=1))
+    _write_text(folder / f"{stem}.md", to_markdown(document))
+    _write_text(folder / f"{page}.html", to_html(document))
 
 
 def _ended_in_a_verdict(file: Path) -> bool:
@@ -466,3 +581,9 @@ def _ended_in_a_verdict(file: Path) -> bool:
         return bool(json.loads(file.read_text(encoding="utf-8"))["finalists"])
     except (OSError, ValueError, KeyError, TypeError):
         return False
+
+
+def _write_text(file: Path, text: str) -> None:
+    temporary = file.with_name(file.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(file)

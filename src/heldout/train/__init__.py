@@ -17,7 +17,7 @@ from heldout.train.supervised import Fitted, fit, outputs_of, problem_of, scaled
 if TYPE_CHECKING:
     from heldout.train.engines.lightning import LightningMethod
     from heldout.train.engines.transformers import MethodTrainer
-    from heldout.train.reinforcement.grpo import EpisodeRules, GRPORecipe, grpo
+    from heldout.train.reinforcement.grpo import grpo
     from heldout.train.reinforcement.rewards import CostReward, format_reward, router_reward
     from heldout.train.reinforcement.rollouts import Environment, Episode, rollout
     from heldout.train.reinforcement.router import train_router
@@ -30,9 +30,7 @@ __all__ = [
     "CostReward",
     "Environment",
     "Episode",
-    "EpisodeRules",
     "Fitted",
-    "GRPORecipe",
     "Hypotheses",
     "LightningMethod",
     "MethodTrainer",
@@ -70,8 +68,6 @@ __all__ = [
 _LATER = {
     "CostReward": "heldout.train.reinforcement.rewards",
     "Environment": "heldout.train.reinforcement.rollouts",
-    "EpisodeRules": "heldout.train.reinforcement.grpo",
-    "GRPORecipe": "heldout.train.reinforcement.grpo",
     "Episode": "heldout.train.reinforcement.rollouts",
     "LightningMethod": "heldout.train.engines.lightning",
     "MethodTrainer": "heldout.train.engines.transformers",

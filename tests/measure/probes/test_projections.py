@@ -27,9 +27,9 @@ def test_a_dense_projection_does_not_depend_on_how_parameters_are_chunked(monkey
     from heldout.measure.probes import projections
 
     flat = torch.randn(3, 5000, generator=torch.Generator().manual_seed(0))
-    first = projections.projector("rademacher", 5000, 8, 0, flat.device)(iter([flat]))
+    first = projections._projector("rademacher", 5000, 8, 0, flat.device)(iter([flat]))
     longer = torch.cat([flat, torch.zeros(3, 5000)], dim=1)
-    torch.testing.assert_close(projections.projector("rademacher", 10000, 8, 0, flat.device)(iter([longer])), first)
+    torch.testing.assert_close(projections._projector("rademacher", 10000, 8, 0, flat.device)(iter([longer])), first)
 
 
 def test_hadamard_is_the_matrix_of_signs():

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from heldout.lm import tiny_bart, tiny_llama, word_tokenizer
-from heldout.train import EpisodeRules, GRPORecipe, dpo, grpo, lora, sft
+from heldout.train import dpo, grpo, lora, sft
 
 PAIRS = [{"prompt": "say :", "chosen": " yes", "rejected": " no"}] * 4
 ROWS = [{"prompt": "say :", "answer": "yes"}] * 8
@@ -48,23 +48,23 @@ def test_dpo_of_adapters_leaves_the_weights_alone(tokenizer):
 
 
 def test_grpo_raises_the_reward(tokenizer):
-    tuned = grpo(small(tokenizer), tokenizer, ROWS, begins_right, GRPORecipe(steps=30, lr=1e-2, max_tokens=3))
+    tuned = grpo(small(tokenizer), tokenizer, ROWS, begins_right, steps=30, lr=1e-2, max_tokens=3)
     assert tuned.history[0]["reward"] < 0.7
     assert tuned.history[-1]["reward"] > 0.9
 
 
 def test_grpo_repeats_for_a_seed(tokenizer):
-    recipe = GRPORecipe(steps=4, lr=1e-2, max_tokens=3, batch_size=2, trl={"logging_steps": 1})
-    runs = [grpo(small(tokenizer), tokenizer, ROWS, begins_right, recipe, seed=s).history for s in (0, 0, 1)]
+    options = {"steps": 4, "lr": 1e-2, "max_tokens": 3, "batch_size": 2, "logging_steps": 1}
+    runs = [grpo(small(tokenizer), tokenizer, ROWS, begins_right, seed=s, **options).history for s in (0, 0, 1)]
     rewards = [[entry["reward"] for entry in run] for run in runs]
     assert rewards[0] == rewards[1] != rewards[2]
 
 
 @pytest.mark.parametrize("adapters", [None, 4])
 def test_the_reference_is_the_model_as_it_was_given(adapters, tokenizer):
+    options = {"steps": 3, "lr": 1e-2, "max_tokens": 3, "batch_size": 2, "kl": 0.1, "logging_steps": 1}
     chosen = None if adapters is None else lora(adapters)
-    recipe = GRPORecipe(steps=3, lr=1e-2, max_tokens=3, batch_size=2, kl=0.1, lora=chosen, trl={"logging_steps": 1})
-    history = grpo(moved(tokenizer), tokenizer, ROWS, begins_right, recipe).history
+    history = grpo(moved(tokenizer), tokenizer, ROWS, begins_right, lora=chosen, **options).history
     assert history[0]["kl"] == pytest.approx(0.0, abs=1e-6)
     assert history[-1]["kl"] > 1e-5
 
@@ -79,8 +79,8 @@ def test_the_weight_of_the_kl_term_may_be_a_schedule(tokenizer, monkeypatch):
         return compute(self, model, inputs)
 
     monkeypatch.setattr(GRPOTrainer, "_compute_loss", spy)
-    recipe = GRPORecipe(steps=4, max_tokens=2, batch_size=1, group_size=2, kl=lambda progress: 0.4 * (1 - progress))
-    grpo(small(tokenizer), tokenizer, ROWS, begins_right, recipe)
+    options = {"steps": 4, "max_tokens": 2, "batch_size": 1, "group_size": 2}
+    grpo(small(tokenizer), tokenizer, ROWS, begins_right, kl=lambda progress: 0.4 * (1 - progress), **options)
     assert seen == pytest.approx([0.4, 0.3, 0.2, 0.1])
 
 
@@ -91,10 +91,10 @@ def test_rewards_are_weighted_and_may_abstain(tokenizer):
     def none(completions, **columns):
         return [None] * len(completions)
 
-    recipe = GRPORecipe(steps=1, max_tokens=2, batch_size=1, group_size=2, reward_weights=[0.5, 2.0])
-    tuned = grpo(small(tokenizer), tokenizer, ROWS, [one, one], recipe)
+    options = {"steps": 1, "max_tokens": 2, "batch_size": 1, "group_size": 2, "reward_weights": [0.5, 2.0]}
+    tuned = grpo(small(tokenizer), tokenizer, ROWS, [one, one], **options)
     assert tuned.history[0]["reward"] == pytest.approx(2.5)
-    tuned = grpo(small(tokenizer), tokenizer, ROWS, [one, none], recipe)
+    tuned = grpo(small(tokenizer), tokenizer, ROWS, [one, none], **options)
     assert tuned.history[0]["reward"] == pytest.approx(0.5)
 
 
@@ -118,9 +118,8 @@ def test_episodes_are_rewarded_and_observations_are_masked(tokenizer, monkeypatc
         return [float(episode.finished) for episode in episodes]
 
     monkeypatch.setattr(GRPOTrainer, "_compute_loss", spy)
-    recipe = GRPORecipe(steps=20, lr=1e-2, max_tokens=2, batch_size=4)
-    episodes = EpisodeRules(asks_until_yes, max_turns=3)
-    tuned = grpo(small(tokenizer), tokenizer, ROWS, finished, recipe, episodes=episodes)
+    options = {"steps": 20, "lr": 1e-2, "max_tokens": 2, "max_turns": 3, "batch_size": 4}
+    tuned = grpo(small(tokenizer), tokenizer, ROWS, finished, environment=asks_until_yes, **options)
     assert tuned.history[-1]["reward"] > tuned.history[0]["reward"]
     assert sorted(trained) == sorted(told)
     assert any(0 in mask for _, mask in trained)
@@ -137,7 +136,7 @@ def test_episodes_are_rewarded_and_observations_are_masked(tokenizer, monkeypatc
 )
 def test_grpo_refuses_bad_input(rows, options, message, tokenizer):
     with pytest.raises(ValueError, match=message):
-        grpo(small(tokenizer), tokenizer, rows, begins_right, GRPORecipe(**options))
+        grpo(small(tokenizer), tokenizer, rows, begins_right, **options)
 
 
 def test_dpo_refuses_bad_input(tokenizer):

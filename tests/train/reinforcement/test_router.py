@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from heldout.lm import ModelPool, PoolModel, Reply, RoutingAgent, TransformersLM, tiny_llama, train_tiny, word_tokenizer
-from heldout.train import CostReward, EpisodeRules, GRPORecipe, grpo, train_router
+from heldout.train import CostReward, grpo, train_router
 
 TAGS = "<think> </think> <search> </search> <information> </information> <answer> </answer>"
 PROMPT, LINE = "{models} question {question}\n", "{name} {descriptor}"
@@ -91,10 +91,10 @@ def test_what_the_environment_wrote_has_no_gradient_unless_the_mask_is_off(token
         return [float(number % 2) for number in range(len(episodes))]
 
     model.model.norm.register_forward_hook(keep)  # a state of its output makes the logits of the next token alone
-    recipe = GRPORecipe(steps=1, batch_size=2, group_size=2, max_tokens=2)
-    episodes = EpisodeRules(lambda row: lambda turn: "red blue red", max_turns=2, mask_observations=mask)
+    options = {"steps": 1, "batch_size": 2, "group_size": 2, "max_turns": 2, "max_tokens": 2, "seed": 1}
     rows = [{"prompt": "question it"}] * 2
-    grpo(model, tokenizer, rows, reward, recipe, episodes=episodes, seed=1)
+    grpo(model, tokenizer, rows, reward, environment=lambda row: lambda turn: "red blue red",
+         mask_observations=mask, **options)  # fmt: skip
     assert all(each == [1, 1, 0, 0, 0, 1, 1] for each in masks)
     (hidden,) = kept
     sizes = hidden.grad[:, -8:-1].abs().sum(-1)  # at what comes before the seven tokens

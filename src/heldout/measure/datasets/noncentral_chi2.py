@@ -38,7 +38,7 @@ class Fit(NamedTuple):
     tail: float
 
 
-def scaled_params(values: Array, fitted: Array) -> tuple[Array, Array, Array]:
+def _params(values: Array, fitted: Array) -> tuple[Array, Array, Array]:
     """df, nc and scale ``(...)`` from ``(..., 3)``: the shifts of the mean and log deviation in units of the sample's,
     and the shape, scale * mean / variance.
 
@@ -51,7 +51,7 @@ def scaled_params(values: Array, fitted: Array) -> tuple[Array, Array, Array]:
     return count * (2 / shape - 0.5 / shape**2), count * (0.5 / shape**2 - 1 / shape), shape * variance / mean
 
 
-def fitted_params(values: Array) -> Array:
+def _fit(values: Array) -> Array:
     from scipy.optimize import minimize
 
     least = values.mean() / values.std()
@@ -59,20 +59,20 @@ def fitted_params(values: Array) -> Array:
     start = 0.5 - 0.5 * math.sqrt(max(1 - 0.5 * skew * least, 0))  # three moments, where a law has them
 
     def loss(fitted: Array) -> float:
-        return -float(_log_pdf(values, *scaled_params(values, fitted)).mean())
+        return -float(_log_pdf(values, *_params(values, fitted)).mean())
 
     bounds = [(-min(1.0, 0.9 * least), 1.0), (-1.5, 1.5), _SHAPES]
     first = np.array([0.0, 0.0, min(max(start, 0.3), 0.48)])
     return minimize(loss, first, method="L-BFGS-B", bounds=bounds, options={"maxiter": 60, "ftol": 1e-10}).x
 
 
-def one_step_estimates(values: Array, fitted: Array, resamples: int, seed: int) -> Array:
+def _one_step(values: Array, fitted: Array, resamples: int, seed: int) -> Array:
     """``(resamples, 3)``: the fit of each resample by one Newton step, kept inside the bounds of the shape."""
     step = np.array([1e-3, 1e-3, 1e-3])
     fitted = np.append(fitted[:2], np.clip(fitted[2], _SHAPES[0] + step[2], _SHAPES[1] - step[2]))
 
     def log_pdf(shift: Array) -> Array:
-        return _log_pdf(values, *scaled_params(values, fitted + shift))
+        return _log_pdf(values, *_params(values, fitted + shift))
 
     axes = np.diag(step)
     ahead, behind = [log_pdf(axis) for axis in axes], [log_pdf(-axis) for axis in axes]
@@ -115,7 +115,7 @@ def _log_ive(order: float, x: Array) -> Array:
     return exponent - 0.5 * np.log(2 * np.pi * order) - 0.5 * np.log(root) + np.log1p(second + third)
 
 
-def tail_nats(target: ArrayLike, df: ArrayLike, nc: ArrayLike, scale: ArrayLike, tail: Tail) -> Array:
+def _nats(target: ArrayLike, df: ArrayLike, nc: ArrayLike, scale: ArrayLike, tail: Tail) -> Array:
     from scipy.stats import ncx2
 
     x, df, nc = np.broadcast_arrays(np.asarray(target) / np.asarray(scale), np.asarray(df), np.asarray(nc))
@@ -137,7 +137,7 @@ def _saddle_point(x: Array, df: Array, nc: Array) -> Array:
     ratio = 0.5 / q - 0.5  # t / q
     log_mean, squared = nc * ratio - 0.5 * df * np.log(q), 2 * df + 4 * nc / q
     skew = (8 * df + 24 * nc / q) / squared**1.5
-    return -log_ndtr(signed_root(0.5 * (1 - q) * x - log_mean, ratio * np.sqrt(squared), skew))
+    return -log_ndtr(_signed_root(0.5 * (1 - q) * x - log_mean, ratio * np.sqrt(squared), skew))
 
 
 def _sankaran(x: Array, df: Array, nc: Array) -> Array:
@@ -150,7 +150,7 @@ def _sankaran(x: Array, df: Array, nc: Array) -> Array:
     return 0.5 * z**2
 
 
-def signed_root(exponent: Any, u: Any, skew: Any) -> Any:
+def _signed_root(exponent: Any, u: Any, skew: Any) -> Any:
     """The normal quantile of P(X <= x) from the saddle point t of x: r + log(u / r) / r, and its limit at t = 0.
 
     ``exponent`` is t x - log E[exp(t X)], ``u`` is t times the deviation of the tilted law, ``skew`` its skewness.
@@ -161,12 +161,12 @@ def signed_root(exponent: Any, u: Any, skew: Any) -> Any:
     return np.where(near, root + skew / 6, root + np.log(np.where(near, 1.0, u / safe)) / safe)
 
 
-def goodness_of_fit(values: Array, params: Ncx2) -> Fit:
+def _goodness(values: Array, params: Ncx2) -> Fit:
     from scipy.stats import kstest, ncx2
 
     law = ncx2(params.df, params.nc, scale=params.scale)
     ordered = np.sort(values)
     test = kstest(ordered, law.cdf)
     ranks = np.arange(min(10, max(1, len(values) // 10)), len(values) // 2 + 1)
-    fitted = tail_nats(ordered[ranks - 1], *params, "ncx2")
+    fitted = _nats(ordered[ranks - 1], *params, "ncx2")
     return Fit(float(test.statistic), float(test.pvalue), float(np.abs(fitted + np.log(ranks / len(values))).max()))

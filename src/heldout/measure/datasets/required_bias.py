@@ -29,12 +29,12 @@ from heldout.measure.datasets.noncentral_chi2 import (
     Ncx2,
     Support,
     Tail,
-    fitted_params,
-    goodness_of_fit,
-    one_step_estimates,
-    scaled_params,
-    signed_root,
-    tail_nats,
+    _fit,
+    _goodness,
+    _nats,
+    _one_step,
+    _params,
+    _signed_root,
 )
 
 _AT_ONCE = 1 << 22  # normal draws
@@ -79,7 +79,7 @@ class BiasEstimate:
         wanted = np.asarray(targets, dtype=np.float64)
         if not (wanted > 0).all():
             raise ValueError("targets must be positive")
-        return tail_nats(wanted, *self.params, self.tail)
+        return _nats(wanted, *self.params, self.tail)
 
 
 def required_inductive_bias(
@@ -123,11 +123,11 @@ def required_inductive_bias(
         raise ValueError(f"bootstrap must be at least 20 resamples, got {bootstrap}")
     if values.std() <= 1e-5 * values.mean():
         raise ValueError(f"errors must vary, got {len(values)} samples of {values.mean():g} up to rounding")
-    fitted = fitted_params(values)
-    params = Ncx2(*(float(p) for p in scaled_params(values, fitted)))
-    resampled = tail_nats(target, *scaled_params(values, one_step_estimates(values, fitted, bootstrap, seed)), tail)
+    fitted = _fit(values)
+    params = Ncx2(*(float(p) for p in _params(values, fitted)))
+    resampled = _nats(target, *_params(values, _one_step(values, fitted, bootstrap, seed)), tail)
     low, high = np.quantile(resampled, [0.025, 0.975])
-    nats = float(tail_nats(target, *params, tail))
+    nats = float(_nats(target, *params, tail))
     reached = int((values <= target).sum())
     support: Support = "measured" if reached else "extrapolated"
     if len(values) < 100 and values.mean() - target > 8 * values.std():
@@ -139,7 +139,7 @@ def required_inductive_bias(
         target=float(target),
         params=params,
         empirical=-math.log(reached / len(values)) if reached else math.inf,
-        gof=goodness_of_fit(values, params),
+        gof=_goodness(values, params),
         support=support,
         n_samples=len(values),
         tail=tail,
@@ -215,7 +215,7 @@ class ErrorLaw(NamedTuple):
         log_mean = float((-0.5 * outputs * np.log(q) + b * t / q).sum())
         deviation = math.sqrt((2 * outputs * w**2 / q**2 + 4 * b * w / q**3).sum())
         skew = float((8 * outputs * w**3 / q**3 + 24 * b * w**2 / q**4).sum()) / deviation**3
-        return float(-log_ndtr(signed_root(t * x - log_mean, t * deviation, skew)))
+        return float(-log_ndtr(_signed_root(t * x - log_mean, t * deviation, skew)))
 
 
 def kernel_error_law(

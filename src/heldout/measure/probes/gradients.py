@@ -24,16 +24,16 @@ from torch.utils.data import DataLoader
 from heldout.data import batches, split_target
 from heldout.measure.probes.layer_gradients import (
     ExampleLoss,
-    NotByLayersError,
-    Use,
-    Whole,
-    checked_losses,
-    grads_by_layers,
+    _by_layers,
+    _checked_losses,
+    _NotByLayersError,
+    _Use,
+    _Whole,
+    _why_not_layers,
+    _wide,
     sum_of,
-    why_not_by_layers,
-    widened,
 )
-from heldout.measure.probes.projections import Projection, projector
+from heldout.measure.probes.projections import Projection, _projector
 from heldout.method import as_dataset, evaluating, forward
 from heldout.nn import inputs_for
 
@@ -81,11 +81,11 @@ def per_example_grads(
         raise ValueError(f"path must be auto, layers, vmap or loop, got {path!r}")
     with evaluating(model):
         if path in ("auto", "layers"):
-            reason = why_not_by_layers(model, names)
+            reason = _why_not_layers(model, names)
             if not reason:
                 try:
-                    return {n: sum_of(uses) for n, uses in grads_by_layers(model, *batch, loss, names).items()}
-                except NotByLayersError as error:
+                    return {n: sum_of(uses) for n, uses in _by_layers(model, *batch, loss, names).items()}
+                except _NotByLayersError as error:
                     reason = str(error)
             if path == "layers":
                 raise ValueError(f"the gradients cannot be taken layer by layer: {reason}")
@@ -145,7 +145,7 @@ def gradient_features(
     names = _selected(model, params)
     own = dict(model.named_parameters())
     size, device = sum(own[name].numel() for name in names), own[names[0]].device
-    project = projector(projection, size, dim, seed, device)
+    project = _projector(projection, size, dim, seed, device)
     rows, seen = [], 0
     for inputs, targets in labelled_batches(data, batch_size):
         features = project(_flat_grads(model, inputs, targets, loss, names))
@@ -169,14 +169,14 @@ def _flat_grads(
     """Yields float32 ``(batch, n)`` for one parameter after the other; layer by layer, only one exists at a time."""
     _refuse_batch_statistics(model)
     prepared, example_loss = _prepared(model, inputs, targets), loss or default_example_loss(model)
-    uses: dict[str, list[Use]] | None = None
-    if not why_not_by_layers(model, names):
-        with evaluating(model), suppress(NotByLayersError):
-            uses = grads_by_layers(model, *prepared, example_loss, names)
+    uses: dict[str, list[_Use]] | None = None
+    if not _why_not_layers(model, names):
+        with evaluating(model), suppress(_NotByLayersError):
+            uses = _by_layers(model, *prepared, example_loss, names)
     if uses is None:
         chosen = set(names)
         whole = per_example_grads(model, inputs, targets, example_loss, params=chosen.__contains__)
-        uses = {name: [Whole(grad)] for name, grad in whole.items()}
+        uses = {name: [_Whole(grad)] for name, grad in whole.items()}
     for name in names:
         yield sum_of(uses.pop(name)).flatten(1).float()
 
@@ -215,28 +215,28 @@ def gradient_sums(
     _refuse_batch_statistics(model)
     example_loss = loss or default_example_loss(model)
     own = dict(model.named_parameters())
-    total = {name: widened(torch.zeros_like(own[name])) for name in names}
+    total = {name: _wide(torch.zeros_like(own[name])) for name in names}
     squared = dict.fromkeys(names, 0.0)
-    examples, layers = 0, not why_not_by_layers(model, names)
+    examples, layers = 0, not _why_not_layers(model, names)
     for inputs, targets in labelled_batches(data, batch_size):
         prepared = _prepared(model, inputs, targets)
-        uses: dict[str, list[Use]] | None = None
+        uses: dict[str, list[_Use]] | None = None
         if layers:
             with evaluating(model):
                 try:
-                    uses = grads_by_layers(model, *prepared, example_loss, names)
-                except NotByLayersError:
+                    uses = _by_layers(model, *prepared, example_loss, names)
+                except _NotByLayersError:
                     layers = False
         if uses is None:
             grads = per_example_grads(model, inputs, targets, example_loss, params=params)
-            uses = {name: [Whole(grad)] for name, grad in grads.items()}
+            uses = {name: [_Whole(grad)] for name, grad in grads.items()}
         for name, of_one in uses.items():
             if len(of_one) == 1:
                 total[name] += of_one[0].sum()
                 squared[name] += float(of_one[0].squared().double().sum())
             else:
                 grad = sum_of(of_one)
-                total[name] += widened(grad).sum(0)
+                total[name] += _wide(grad).sum(0)
                 squared[name] += float(grad.double().square().sum())
         examples += len(prepared[1])
     if not examples:
@@ -287,7 +287,7 @@ def _by_vmap(model: nn.Module, inputs: Any, targets: Tensor, loss: ExampleLoss, 
         def call(*args: Any, **kwargs: Any) -> Any:
             return torch.func.functional_call(model, {**fixed, **chosen}, args, kwargs)
 
-        return checked_losses(loss(forward(call, wrapped), target.unsqueeze(0)), target.unsqueeze(0))[0]
+        return _checked_losses(loss(forward(call, wrapped), target.unsqueeze(0)), target.unsqueeze(0))[0]
 
     chosen = {name: own[name].detach() for name in names}
     with sdpa_kernel(SDPBackend.MATH):  # the fused attention kernels would run in a loop
@@ -302,7 +302,7 @@ def _by_loop(model: nn.Module, inputs: Any, targets: Tensor, loss: ExampleLoss, 
         part = slice(number, number + 1)
         with torch.enable_grad():
             one = _mapped(lambda value, part=part: value[part], inputs)  # type: ignore[misc]
-            value = checked_losses(loss(forward(model, one), targets[part]), targets[part]).sum()
+            value = _checked_losses(loss(forward(model, one), targets[part]), targets[part]).sum()
         found = torch.autograd.grad(value, chosen, allow_unused=True) if value.requires_grad else [None] * len(chosen)
         rows.append([torch.zeros_like(p) if g is None else g for p, g in zip(chosen, found, strict=True)])
     return {name: torch.stack(column) for name, column in zip(names, zip(*rows, strict=True), strict=True)}

@@ -20,11 +20,11 @@ _RMS_NORMS = ("LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm") 
 # --- layer by layer -------------------------------------------------------------------------------------------------
 
 
-class NotByLayersError(Exception):
+class _NotByLayersError(Exception):
     """The forward pass does something that the layers alone do not tell."""
 
 
-class Use:
+class _Use:
     """One use of a parameter in the forward pass of a batch."""
 
     def grads(self) -> Tensor:
@@ -33,14 +33,14 @@ class Use:
 
     def sum(self) -> Tensor:
         """Their sum over the batch."""
-        return widened(self.grads()).sum(0)
+        return _wide(self.grads()).sum(0)
 
     def squared(self) -> Tensor:
         """Their squared lengths ``(batch,)``."""
-        return widened(self.grads().flatten(1)).square().sum(1)
+        return _wide(self.grads().flatten(1)).square().sum(1)
 
 
-class Whole(Use):
+class _Whole(_Use):
     def __init__(self, grad: Tensor) -> None:
         self._grad = grad
 
@@ -48,7 +48,7 @@ class Whole(Use):
         return self._grad
 
 
-class Outer(Use):
+class _Outer(_Use):
     """Sums over positions of outer products of ``left (batch, positions, a)`` and ``right (batch, positions, b)``."""
 
     def __init__(self, left: Tensor, right: Tensor, shape: torch.Size) -> None:
@@ -62,10 +62,10 @@ class Outer(Use):
         return grads.view(len(grads), *self.shape)
 
     def sum(self) -> Tensor:
-        return (widened(self.left).flatten(0, 1).T @ widened(self.right).flatten(0, 1)).view(self.shape)
+        return (_wide(self.left).flatten(0, 1).T @ _wide(self.right).flatten(0, 1)).view(self.shape)
 
     def squared(self) -> Tensor:
-        left, right = widened(self.left), widened(self.right)
+        left, right = _wide(self.left), _wide(self.right)
         positions, a, b = left.shape[1], left.shape[2], right.shape[2]
         if positions == 1:
             return left.square().sum((1, 2)) * right.square().sum((1, 2))
@@ -74,12 +74,12 @@ class Outer(Use):
         return super().squared()
 
 
-def widened(values: Tensor) -> Tensor:
+def _wide(values: Tensor) -> Tensor:
     """At least float32: in half precision squares underflow."""
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
-def sum_of(uses: list[Use]) -> Tensor:
+def sum_of(uses: list[_Use]) -> Tensor:
     """Returns the gradients ``(batch, *shape)`` of a parameter over all of its uses."""
     grads = uses[0].grads()
     for use in uses[1:]:
@@ -87,7 +87,7 @@ def sum_of(uses: list[Use]) -> Tensor:
     return grads
 
 
-def why_not_by_layers(model: nn.Module, names: list[str]) -> str | None:
+def _why_not_layers(model: nn.Module, names: list[str]) -> str | None:
     wanted = set(names)
     for prefix, module in model.named_modules():
         own = [name for name, _ in module.named_parameters(prefix, recurse=False)]
@@ -98,7 +98,7 @@ def why_not_by_layers(model: nn.Module, names: list[str]) -> str | None:
     return None
 
 
-Rule = Callable[[nn.Module, Tensor, Tensor], dict[str, Use]]
+Rule = Callable[[nn.Module, Tensor, Tensor], dict[str, _Use]]
 
 
 def _rule(module: nn.Module) -> Rule | None:
@@ -112,30 +112,30 @@ def _rule(module: nn.Module) -> Rule | None:
     return _RULES.get(type(module))
 
 
-def _linear(module: nn.Module, entered: Tensor, grad: Tensor) -> dict[str, Use]:
+def _linear(module: nn.Module, entered: Tensor, grad: Tensor) -> dict[str, _Use]:
     left, right = grad.flatten(1, -2) if grad.ndim > 2 else grad[:, None], None
     right = entered.flatten(1, -2) if entered.ndim > 2 else entered[:, None]
-    return {"weight": Outer(left, right, module.weight.shape), "bias": Whole(left.sum(1))}  # type: ignore[arg-type]
+    return {"weight": _Outer(left, right, module.weight.shape), "bias": _Whole(left.sum(1))}  # type: ignore[arg-type]
 
 
-def _transposed_linear(module: nn.Module, entered: Tensor, grad: Tensor) -> dict[str, Use]:
+def _transposed_linear(module: nn.Module, entered: Tensor, grad: Tensor) -> dict[str, _Use]:
     uses = _linear(module, entered, grad)
     outer: Any = uses["weight"]
-    return uses | {"weight": Outer(outer.right, outer.left, outer.shape)}
+    return uses | {"weight": _Outer(outer.right, outer.left, outer.shape)}
 
 
-def _convolution(module: Any, entered: Tensor, grad: Tensor) -> dict[str, Use]:
+def _convolution(module: Any, entered: Tensor, grad: Tensor) -> dict[str, _Use]:
     dims = len(module.kernel_size)
-    uses: dict[str, Use] = {"bias": Whole(grad.flatten(2).sum(2))}
+    uses: dict[str, _Use] = {"bias": _Whole(grad.flatten(2).sum(2))}
     patches = _patches(module, entered, dims)  # (batch, channels * kernel, positions)
     left = grad.flatten(2)
     if module.groups == 1:
-        return uses | {"weight": Outer(left.transpose(1, 2), patches.transpose(1, 2), module.weight.shape)}
+        return uses | {"weight": _Outer(left.transpose(1, 2), patches.transpose(1, 2), module.weight.shape)}
     size, groups = len(entered), module.groups
     by_group = torch.bmm(
         left.reshape(size * groups, -1, left.shape[2]), patches.reshape(size * groups, -1, patches.shape[2]).mT
     )
-    return uses | {"weight": Whole(by_group.view(size, *module.weight.shape))}
+    return uses | {"weight": _Whole(by_group.view(size, *module.weight.shape))}
 
 
 def _patches(module: Any, entered: Tensor, dims: int) -> Tensor:
@@ -156,7 +156,7 @@ def _patches(module: Any, entered: Tensor, dims: int) -> Tensor:
     return values.permute(order).flatten(1, 1 + dims).flatten(2)
 
 
-def _embedding(module: Any, entered: Tensor, grad: Tensor) -> dict[str, Use]:
+def _embedding(module: Any, entered: Tensor, grad: Tensor) -> dict[str, _Use]:
     tokens, grad = entered.flatten(1), grad.reshape(len(entered), -1, grad.shape[-1])
     if module.padding_idx is not None:
         grad = grad.masked_fill((tokens == module.padding_idx)[..., None], 0)
@@ -164,10 +164,10 @@ def _embedding(module: Any, entered: Tensor, grad: Tensor) -> dict[str, Use]:
         raise ValueError("an embedding with scale_grad_by_freq or max_norm has no gradient of a single example")
     found = grad.new_zeros(len(tokens), *module.weight.shape)
     found.scatter_add_(1, tokens[..., None].expand_as(grad), grad)
-    return {"weight": Whole(found)}
+    return {"weight": _Whole(found)}
 
 
-def _norm(module: Any, entered: Tensor, grad: Tensor) -> dict[str, Use]:
+def _norm(module: Any, entered: Tensor, grad: Tensor) -> dict[str, _Use]:
     with torch.no_grad():
         scaled = _without_affine(module, entered)
     if isinstance(module, nn.LayerNorm | nn.RMSNorm) or type(module).__name__ in _RMS_NORMS:
@@ -176,8 +176,8 @@ def _norm(module: Any, entered: Tensor, grad: Tensor) -> dict[str, Use]:
         axes = tuple(range(2, grad.ndim))
     product = grad * scaled
     return {
-        "weight": Whole(product.sum(axes) if axes else product),
-        "bias": Whole(grad.sum(axes) if axes else grad),
+        "weight": _Whole(product.sum(axes) if axes else product),
+        "bias": _Whole(grad.sum(axes) if axes else grad),
     }
 
 
@@ -193,9 +193,9 @@ def _without_affine(module: Any, entered: Tensor) -> Tensor:
     return F.batch_norm(entered, module.running_mean, module.running_var, eps=module.eps)
 
 
-def grads_by_layers(
+def _by_layers(
     model: nn.Module, inputs: Any, targets: Tensor, loss: ExampleLoss, names: list[str]
-) -> dict[str, list[Use]]:
+) -> dict[str, list[_Use]]:
     own = dict(model.named_parameters())
     name_of = {id(parameter): name for name, parameter in own.items()}
     wanted = {id(own[name]) for name in names}
@@ -204,7 +204,7 @@ def grads_by_layers(
     def record(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
         entered = args[0].detach()
         if len(entered) != len(targets):
-            raise NotByLayersError(
+            raise _NotByLayersError(
                 f"a {type(module).__name__} gets {tuple(entered.shape)} in a batch of {len(targets)} examples"
             )
         calls.append((module, entered, output))
@@ -220,7 +220,7 @@ def grads_by_layers(
     handles += [m.register_forward_pre_hook(repeated) for m in layers if isinstance(m, nn.Embedding)]
     try:
         with torch.enable_grad():
-            losses = checked_losses(loss(forward(model, inputs), targets), targets)
+            losses = _checked_losses(loss(forward(model, inputs), targets), targets)
     finally:
         for handle in handles:
             handle.remove()
@@ -229,7 +229,7 @@ def grads_by_layers(
     gradients: tuple[Tensor | None, ...] = (None,) * len(outputs)
     if losses.requires_grad and outputs:
         gradients = torch.autograd.grad(losses.sum(), outputs, allow_unused=True)
-    uses: dict[str, list[Use]] = {name: [] for name in names}
+    uses: dict[str, list[_Use]] = {name: [] for name in names}
     with torch.no_grad():
         for (module, entered, _), grad in zip(calls, gradients, strict=True):
             if grad is None:
@@ -242,7 +242,7 @@ def grads_by_layers(
                     uses[name_of[id(parameter)]].append(of_module[local])
     for name, found in uses.items():
         if not found:
-            found.append(Whole(own[name].new_zeros(len(targets), *own[name].shape)))
+            found.append(_Whole(own[name].new_zeros(len(targets), *own[name].shape)))
     return uses
 
 
@@ -262,7 +262,7 @@ def _check_uses(parameters: list[nn.Parameter], losses: Tensor, calls: list[tupl
                 waiting.append(inner)
     for parameter in parameters:
         if found[id(parameter)] > recorded[id(parameter)]:
-            raise NotByLayersError(f"a parameter of shape {tuple(parameter.shape)} is used outside of its layer")
+            raise _NotByLayersError(f"a parameter of shape {tuple(parameter.shape)} is used outside of its layer")
 
 
 _RULES: dict[type[nn.Module], Rule] = {
@@ -280,7 +280,7 @@ _RULES: dict[type[nn.Module], Rule] = {
 }
 
 
-def checked_losses(losses: Tensor, targets: Tensor) -> Tensor:
+def _checked_losses(losses: Tensor, targets: Tensor) -> Tensor:
     if losses.shape != (len(targets),):
         raise ValueError(
             f"loss must return one value for each of {len(targets)} examples, it returns the shape "

@@ -22,7 +22,7 @@ _BLOCK = 4096  # parameters whose rows of a dense projection are drawn at once
 Projector = Callable[[Iterator[Tensor]], Tensor]
 
 
-def projector(kind: Projection, size: int, dim: int, seed: int, device: torch.device) -> Projector:
+def _projector(kind: Projection, size: int, dim: int, seed: int, device: torch.device) -> Projector:
     if kind == "none":
         return lambda parts: torch.cat(list(parts), dim=1)
     if kind == "countsketch":

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from heldout.tasks.images.checks import check_images, num_classes_of
+from heldout.tasks.images.checks import _num_classes, check_images
 from heldout.tasks.seeds import Seed, generator_of
 
 
@@ -54,7 +54,7 @@ def biased_attribute(labels: Tensor, correlation: float, *, num_classes: int | N
     """
     if not -1 <= correlation <= 1:
         raise ValueError(f"correlation must be in [-1, 1], got {correlation}")
-    classes = num_classes_of(labels, num_classes)
+    classes = _num_classes(labels, num_classes)
     generator = generator_of(seed)
     free = torch.rand(len(labels), generator=generator) >= abs(correlation)
     uniform = torch.randint(0, classes, (len(labels),), generator=generator)
@@ -90,7 +90,7 @@ def colour_bias(
         >>> tuple(test.shape)
         (1797, 3, 8, 8)
     """
-    classes = num_classes_of(labels, num_classes)
+    classes = _num_classes(labels, num_classes)
     return colourise(images, biased_attribute(labels, correlation, num_classes=classes, seed=seed), classes)
 
 
@@ -137,7 +137,7 @@ def label_noise(labels: Tensor, rate: float, num_classes: int, *, seed: Seed = 0
     """
     if not 0 <= rate <= 1:
         raise ValueError(f"rate must be in [0, 1], got {rate}")
-    if num_classes_of(labels, num_classes) < 2:
+    if _num_classes(labels, num_classes) < 2:
         raise ValueError(f"label_noise needs at least 2 classes, got {num_classes}")
     generator = generator_of(seed)
     chosen = torch.randperm(len(labels), generator=generator)[: round(rate * len(labels))].to(labels.device)

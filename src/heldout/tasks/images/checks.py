@@ -23,7 +23,7 @@ def check_pair(images: Tensor, labels: Tensor) -> None:
         raise ValueError(f"needs one label per image ({len(images)}), got labels of shape {tuple(labels.shape)}")
 
 
-def num_classes_of(labels: Tensor, num_classes: int | None) -> int:
+def _num_classes(labels: Tensor, num_classes: int | None) -> int:
     low, high = (int(labels.min()), int(labels.max())) if len(labels) else (0, -1)
     classes = high + 1 if num_classes is None else num_classes
     if low < 0 or high >= classes:

@@ -10,7 +10,7 @@ from torch.utils.data import TensorDataset
 
 from heldout.method import Splits
 from heldout.tasks.images.biases import colour_bias, stratified_split
-from heldout.tasks.images.checks import check_pair, num_classes_of
+from heldout.tasks.images.checks import _num_classes, check_pair
 from heldout.tasks.images.shifts import SHIFTS, rotate
 from heldout.tasks.seeds import generator_of
 
@@ -50,7 +50,7 @@ def domains(
         if kind == "rotation":
             shifted_images[members] = rotate(images[members], value)
         elif kind == "colour":
-            classes = num_classes_of(labels, None)
+            classes = _num_classes(labels, None)
             shifted_images[members] = colour_bias(
                 images[members], labels[members], value, num_classes=classes, seed=seed + number
             )

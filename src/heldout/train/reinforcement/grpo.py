@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
 from typing import Any
 
 from heldout.train.reinforcement.rollouts import Environment, Episode, rollout
@@ -24,119 +23,68 @@ Reward = Callable[..., list[float | None]]
 Schedule = Callable[[float], float]
 
 
-@dataclass(frozen=True)
-class GRPORecipe:
-    """How GRPO tunes: updates, groups, sampling and the leash to the start.
-
-    Args:
-        steps: updates; default: as many as ``epochs`` take.
-        epochs: passes over the data.
-        group_size: completions of a prompt, at least 2.
-        batch_size: prompts in a step.
-        lr: learning rate of AdamW.
-        schedule, warmup, weight_decay, lora: as for ``sft``.
-        kl: weight of the KL divergence from the model as it was given; a number, or a function of the progress, from 0
-            to 1, which is asked before each step. 0 needs no reference model.
-        reward_weights: of the rewards in their sum; default 1.
-        temperature, top_p: of sampling.
-        max_tokens: tokens of a completion; with episodes, of a turn.
-        trl: further arguments of trl's ``GRPOConfig``, such as ``{"loss_type": "grpo", "num_iterations": 2}``.
-
-    Raises:
-        ValueError: a group of one, or a negative KL weight.
-
-    Example:
-        >>> GRPORecipe(steps=2, kl=lambda progress: 0.1 * (1 - progress)).largest_kl
-        0.1
-    """
-
-    steps: int | None = None
-    epochs: float = 1.0
-    group_size: int = 8
-    batch_size: int = 8
-    lr: float = 1e-6
-    schedule: str = "constant"
-    warmup: float = 0.0
-    weight_decay: float = 0.0
-    kl: float | Schedule = 0.0
-    reward_weights: Sequence[float] | None = None
-    temperature: float = 1.0
-    top_p: float = 1.0
-    max_tokens: int = 256
-    lora: Any = None
-    trl: Mapping[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        if self.group_size < 2:
-            raise ValueError(
-                f"group_size must be at least 2: advantages are taken within a group, got {self.group_size}"
-            )
-        if self.largest_kl < 0 or min(self.kl_at(0.0), self.kl_at(1.0)) < 0:
-            raise ValueError("kl must not be negative")
-
-    def kl_at(self, progress: float) -> float:
-        """The weight of the KL term at a progress from 0 to 1."""
-        return self.kl(progress) if callable(self.kl) else self.kl
-
-    @property
-    def largest_kl(self) -> float:
-        """The largest weight of the KL term over training."""
-        return max(self.kl_at(step / 100) for step in range(101)) if callable(self.kl) else self.kl
-
-
-@dataclass(frozen=True)
-class EpisodeRules:
-    """How a completion becomes an episode: the model writes a turn, the environment answers, and so on.
-
-    Args:
-        environment: ``row -> environment`` of one episode; the environment answers the text of a turn, or ends the
-            episode with None.
-        max_turns, stop, max_observation_tokens, concurrency: see ``rollout``.
-        mask_observations: False lets the loss take what the environment wrote for the model's own, an ablation.
-
-    Example:
-        >>> EpisodeRules(lambda row: lambda turn: None).max_turns
-        4
-    """
-
-    environment: Callable[[Mapping[str, Any]], Environment]
-    max_turns: int = 4
-    stop: Sequence[str] = ()
-    max_observation_tokens: int | None = None
-    mask_observations: bool = True
-    concurrency: int = 1
-
-
 def grpo(
     model: Any,
     tokenizer: Any,
     data: Sequence[Mapping[str, Any]],
     rewards: Reward | Sequence[Reward],
-    recipe: GRPORecipe | None = None,
     *,
-    episodes: EpisodeRules | None = None,
+    steps: int | None = None,
+    epochs: float = 1.0,
+    group_size: int = 8,
+    batch_size: int = 8,
+    lr: float = 1e-6,
+    schedule: str = "constant",
+    warmup: float = 0.0,
+    weight_decay: float = 0.0,
+    kl: float | Schedule = 0.0,
+    reward_weights: Sequence[float] | None = None,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    max_tokens: int = 256,
+    environment: Callable[[Mapping[str, Any]], Environment] | None = None,
+    max_turns: int = 4,
+    stop: Sequence[str] = (),
+    max_observation_tokens: int | None = None,
+    mask_observations: bool = True,
+    concurrency: int = 1,
+    lora: Any = None,
     seed: int = 0,
     device: str | None = None,
     on_log: Log | None = None,
+    **options: Any,
 ) -> Tuned:
     """Tunes a causal model towards completions of higher reward, and returns it with its history.
 
-    Each prompt is completed ``recipe.group_size`` times; a completion's advantage is its reward against those of its
-    group. With ``episodes`` a completion is a whole episode with an environment; what the environment wrote counts
-    neither in the loss nor in the KL term.
+    Each prompt is completed ``group_size`` times; a completion's advantage is its reward against those of its group.
+    With an ``environment`` a completion is a whole episode: the model writes a turn, the environment answers, and so
+    on; what the environment wrote counts neither in the loss nor in the KL term.
 
     Args:
         model: a causal model of transformers; tuned in place. With ``lora`` it is wrapped.
         tokenizer: its tokenizer.
         data: rows with ``prompt`` (a text, or chat messages) and whatever the rewards need.
         rewards: functions ``(prompts, completions, **columns) -> one number each``, as trl has them; ``columns`` are
-            the further fields of the rows, and with episodes ``episodes``. None leaves a completion out.
-        recipe: how to tune; default ``GRPORecipe()``.
-        episodes: makes each completion a whole episode with an environment.
-        seed, device, on_log: as for ``sft``.
+            the further fields of the rows, and with an environment ``episodes``. None leaves a completion out.
+        steps: updates; default: as many as ``epochs`` take.
+        epochs: passes over the data.
+        group_size: completions of a prompt, at least 2.
+        batch_size: prompts in a step.
+        lr: learning rate of AdamW.
+        schedule, warmup, weight_decay, lora, seed, device, on_log: as for ``sft``.
+        kl: weight of the KL divergence from the model as it was given; a number, or a function of the progress, from 0
+            to 1, which is asked before each step. 0 needs no reference model.
+        reward_weights: of the rewards in their sum; default 1.
+        temperature, top_p: of sampling.
+        max_tokens: tokens of a completion; with an environment, of a turn.
+        environment: ``row -> environment`` of one episode; the environment answers the text of a turn, or ends the
+            episode with None.
+        max_turns, stop, max_observation_tokens, concurrency: of an episode, see ``rollout``.
+        mask_observations: False lets the loss take what the environment wrote for the model's own, an ablation.
+        options: further arguments of trl's ``GRPOConfig``, such as ``loss_type="grpo"`` or ``num_iterations=2``.
 
     Raises:
-        ValueError: no row, or a row without prompt; a sequence-to-sequence model.
+        ValueError: no row, or a row without prompt; a group of one; a sequence-to-sequence model; a negative KL weight.
 
     Example:
         >>> from heldout.lm import tiny_llama, word_tokenizer
@@ -144,7 +92,7 @@ def grpo(
         >>> def says_yes(prompts, completions, **columns):
         ...     return [float("yes" in completion) for completion in completions]
         >>> model, rows = tiny_llama(tokenizer, dim=16, layers=1), [{"prompt": "say :"}] * 4
-        >>> tuned = grpo(model, tokenizer, rows, says_yes, GRPORecipe(steps=2, max_tokens=4, batch_size=2))
+        >>> tuned = grpo(model, tokenizer, rows, says_yes, steps=2, max_tokens=4, batch_size=2)
         >>> 0 <= tuned.history[-1]["reward"] <= 1
         True
 
@@ -152,7 +100,12 @@ def grpo(
     """
     if model.config.is_encoder_decoder:
         raise ValueError("grpo needs a causal model: trl's trainer does not take sequence-to-sequence models")
-    how = recipe or GRPORecipe()
+    if group_size < 2:
+        raise ValueError(f"group_size must be at least 2: advantages are taken within a group, got {group_size}")
+    weight_of: Schedule = kl if callable(kl) else lambda progress: kl
+    largest = max(weight_of(step / 100) for step in range(101)) if callable(kl) else kl
+    if largest < 0 or min(weight_of(0.0), weight_of(1.0)) < 0:
+        raise ValueError("kl must not be negative")
     rows = rows_of(data, "data")
     for number, row in enumerate(rows):
         text_field(row, number, "prompt")
@@ -164,7 +117,7 @@ def grpo(
 
         class Scheduled(TrainerCallback):
             def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-                trainer.beta = how.kl_at(state.global_step / max(1, state.max_steps))
+                trainer.beta = weight_of(state.global_step / max(1, state.max_steps))
 
         class Trainer(GRPOTrainer):
             def _generate_and_score_completions(self, inputs: Any) -> Any:
@@ -172,7 +125,7 @@ def grpo(
                 return super()._generate_and_score_completions(inputs)
 
         def episodes_of(prompts: Sequence[Any], trainer: Any) -> dict[str, Any]:
-            assert episodes is not None
+            assert environment is not None
             unwrapped = trainer.accelerator.unwrap_model(trainer.model)
             training = unwrapped.training
             unwrapped.eval()
@@ -180,39 +133,39 @@ def grpo(
                 unwrapped,
                 tokenizer,
                 prompts,
-                [episodes.environment(row) for row in trainer.rows],
-                max_turns=episodes.max_turns,
-                max_tokens=how.max_tokens,
-                stop=episodes.stop,
-                max_observation_tokens=episodes.max_observation_tokens,
-                concurrency=episodes.concurrency,
-                temperature=how.temperature,
-                top_p=how.top_p,
+                [environment(row) for row in trainer.rows],
+                max_turns=max_turns,
+                max_tokens=max_tokens,
+                stop=stop,
+                max_observation_tokens=max_observation_tokens,
+                concurrency=concurrency,
+                temperature=temperature,
+                top_p=top_p,
             )
             unwrapped.train(training)
-            return _as_trl(found, episodes.mask_observations)
+            return _as_trl(found, mask_observations)
 
         args = arguments(
             GRPOConfig,
             folder,
-            steps=how.steps,
-            epochs=how.epochs,
-            batch_size=how.batch_size * how.group_size,
-            lr=how.lr,
-            schedule=how.schedule,
-            warmup=how.warmup,
-            weight_decay=how.weight_decay,
+            steps=steps,
+            epochs=epochs,
+            batch_size=batch_size * group_size,
+            lr=lr,
+            schedule=schedule,
+            warmup=warmup,
+            weight_decay=weight_decay,
             seed=seed,
             device=device,
-            options=dict(how.trl),
-            num_generations=how.group_size,
-            max_completion_length=how.max_tokens,
-            temperature=how.temperature,
-            top_p=how.top_p,
-            beta=how.largest_kl,
-            reward_weights=None if how.reward_weights is None else list(how.reward_weights),
+            options=options,
+            num_generations=group_size,
+            max_completion_length=max_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            beta=largest,
+            reward_weights=None if reward_weights is None else list(reward_weights),
         )
-        needs_reference = how.largest_kl > 0 and how.lora is None
+        needs_reference = largest > 0 and lora is None
         with saved_as_reference(model, folder) if needs_reference else nullcontext():
             trainer = Trainer(
                 model=model,
@@ -220,9 +173,9 @@ def grpo(
                 args=args,
                 train_dataset=Dataset.from_list([dict(row) for row in rows]),
                 processing_class=tokenizer,
-                peft_config=how.lora,
-                callbacks=[Scheduled()] if callable(how.kl) else [],
-                rollout_func=None if episodes is None else episodes_of,
+                peft_config=lora,
+                callbacks=[Scheduled()] if callable(kl) else [],
+                rollout_func=None if environment is None else episodes_of,
             )
         return tune(trainer, on_log)
 

@@ -10,9 +10,9 @@ from typing import Any, Literal
 
 from heldout.lm import ROUTING_PROMPT, ROUTING_STOPS, ModelPool, RoutingEpisode, routing_prompt
 from heldout.measure import exact_match, token_f1
-from heldout.train.reinforcement.grpo import EpisodeRules, GRPORecipe, grpo
+from heldout.train.reinforcement.grpo import grpo
 from heldout.train.reinforcement.rewards import CostReward, router_reward
-from heldout.train.tuning.tuned import Log, Tuned, rows_of, text_field
+from heldout.train.tuning.tuned import Tuned, rows_of, text_field
 
 Pools = ModelPool | Callable[[Mapping[str, Any]], ModelPool]
 
@@ -37,11 +37,7 @@ def train_router(
     prompt: str = ROUTING_PROMPT,
     line: str = "{name}: {descriptor}",
     concurrency: int = 16,
-    mask_observations: bool = True,
-    seed: int = 0,
-    device: str | None = None,
-    on_log: Log | None = None,
-    **recipe: Any,
+    **options: Any,
 ) -> Tuned:
     """Trains a router in place, and returns it with its history: reward, outcome, cost, calls and format of each log.
 
@@ -59,16 +55,14 @@ def train_router(
         questions: rows with ``question`` and ``answer`` (a text, or a list of accepted ones).
         alpha: weight of the cost, in [0, 1].
         metric: "em" or "f1".
-        steps, group_size, batch_size, lr, kl: of ``GRPORecipe``; ``batch_size`` counts questions.
+        steps, group_size, batch_size, lr, kl: of ``grpo``; ``batch_size`` counts questions.
         max_turns: turns in which the router may ask.
         max_obs_tokens: longer replies are cut.
         max_tokens: of a turn.
         cost_reward: the window of costs; give one to keep its state.
         prompt, line: of ``RoutingAgent``.
         concurrency: episodes whose models are asked at once.
-        mask_observations: see ``EpisodeRules``.
-        seed, device, on_log: as for ``sft``.
-        recipe: further fields of ``GRPORecipe``.
+        options: further ones of ``grpo``.
 
     Raises:
         ValueError: no question, or one without its fields; alpha outside [0, 1]; an unknown metric.
@@ -135,19 +129,17 @@ def train_router(
         tokenizer,
         rows,
         reward,
-        GRPORecipe(
-            steps=steps, group_size=group_size, batch_size=batch_size, lr=lr, kl=kl, max_tokens=max_tokens, **recipe
-        ),
-        episodes=EpisodeRules(
-            environment,
-            max_turns=max_turns + 1,
-            stop=ROUTING_STOPS,
-            mask_observations=mask_observations,
-            concurrency=concurrency,
-        ),
-        seed=seed,
-        device=device,
-        on_log=on_log,
+        steps=steps,
+        group_size=group_size,
+        batch_size=batch_size,
+        lr=lr,
+        kl=kl,
+        environment=environment,
+        max_turns=max_turns + 1,
+        stop=ROUTING_STOPS,
+        max_tokens=max_tokens,
+        concurrency=concurrency,
+        **options,
     )
 
 
