@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from heldout.train.reinforcement.rollouts import Environment, Episode, rollout
     from heldout.train.reinforcement.router import train_router
     from heldout.train.tuning.dpo import dpo
+    from heldout.train.tuning.last_layers import tune_last_layers
     from heldout.train.tuning.sft import encode_rows, pack, sft, weighted_nll
     from heldout.train.tuning.tuned import Tuned, lora
     from heldout.train.winsorized import winsorized_backward
@@ -61,11 +62,13 @@ __all__ = [
     "seeded",
     "sft",
     "train_router",
+    "tune_last_layers",
     "weighted_nll",
     "winsorized_backward",
 ]
 
 _LATER = {
+    "tune_last_layers": "heldout.train.tuning.last_layers",
     "CostReward": "heldout.train.reinforcement.rewards",
     "Environment": "heldout.train.reinforcement.rollouts",
     "Episode": "heldout.train.reinforcement.rollouts",
