@@ -18,7 +18,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from heldout.weights import awq_search, fake_quantize, pack, unpack
+from heldout.weights import awq_search, fake_quantize, pack_codes, unpack_codes
 
 SEARCH_LIMIT, PACK_LIMIT = 1.3, 2.0
 CLIPPED = ("v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -147,10 +147,10 @@ def main() -> int:
     for millions, bits in itertools.product(arguments.levels, (3, 4, 8)):
         rows = millions * 256
         q = torch.randint(0, 2**bits, (rows, 4096), dtype=torch.uint8)
-        packed, there = pack(q, bits), torch.empty_like(q)
+        packed, there = pack_codes(q, bits), torch.empty_like(q)
         floor, bare = best(lambda q=q: q.clone(), 20), best(lambda there=there, q=q: there.copy_(q), 20)
-        seconds = {"pack": best(lambda q=q, bits=bits: pack(q, bits), 20),
-                   "unpack": best(lambda p=packed, bits=bits: unpack(p, bits, 4096), 20)}  # fmt: skip
+        seconds = {"pack": best(lambda q=q, bits=bits: pack_codes(q, bits), 20),
+                   "unpack": best(lambda p=packed, bits=bits: unpack_codes(p, bits, 4096), 20)}  # fmt: skip
         for name, taken in seconds.items():
             ok &= taken <= PACK_LIMIT * floor
             print(f"{name} {bits} bits, {q.numel() / 1e6:.0f} M levels: {1e3 * taken:.2f} ms, "

@@ -4,12 +4,13 @@ import re
 from pathlib import Path
 
 from heldout.catalog import claim_counts, evidence, ledger, systems
+from heldout.report import VERDICT_SIGN, cell
 from heldout.study import changed_verdicts
 from heldout.study.evidence import RECORDING_SEEDS
 
 ROOT = Path(__file__).parents[1]
 START, END = "<!-- evidence: made by tools/readme_evidence.py -->", "<!-- end of evidence -->"
-SIGNS = {"holds": "✅ holds", "inconclusive": "➖ inconclusive", "contradicted": "❌ contradicted"}
+SIGNS = {verdict: f"{sign} {verdict}" for verdict, sign in VERDICT_SIGN.items()}
 
 
 def recorded() -> dict[str, dict]:
@@ -23,7 +24,7 @@ def summary() -> str:
     lines = ["| system | paper | ✅ | ➖ | ❌ | recorded |", "|---|---|---|---|---|---|"]
     for slug in recorded():
         counts = claim_counts(slug) or {}
-        title = systems()[slug].title.replace("|", "\\|")
+        title = cell(systems()[slug].title)
         cells = " | ".join(str(counts[verdict] or "") for verdict in SIGNS)
         lines.append(f"| {slug} | {title} | {cells} | {history(slug)} |")
     return "\n".join(lines)
@@ -46,7 +47,7 @@ def table() -> str:
         for claim, sign in [*((c, None) for c in document["claims"]), *((c, "check") for c in document["checks"])]:
             interval = "" if claim["low"] is None else f" [{claim['low']:.3g}, {claim['high']:.3g}]"
             estimate = "" if claim["estimate"] is None else f"{claim['estimate']:.3g}"
-            text = claim["text"].replace("|", "\\|")
+            text = cell(claim["text"])
             verdict = SIGNS.get(claim["verdict"], claim["verdict"])
             verdict = f"check: {verdict.split()[-1]}" if sign else verdict
             lines.append(f"| {slug} | {text} | {estimate}{interval} | {verdict} |")

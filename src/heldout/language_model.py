@@ -1,4 +1,4 @@
-"""What a language model is to heldout: something that completes prompts and scores continuations.
+"""Core: What a language model is to heldout: something that completes prompts and scores continuations.
 
 Parts that use a language model take any object with these two methods. ``heldout.lm`` has them for transformers models,
 for OpenAI-compatible endpoints, with a cache on disk, and scripted for tests.

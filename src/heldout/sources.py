@@ -17,7 +17,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 class SourceError(FileNotFoundError):
@@ -224,9 +227,8 @@ def source_rows() -> list[dict[str, Any]]:
     return [{**asdict(source), "here": source.here(), "install": source.command()} for source in SOURCES]
 
 
-def print_sources() -> None:
+def print_sources(console: Console) -> None:
     """Prints the sources as a table, and the command that installs each one that is not here."""
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -237,7 +239,7 @@ def print_sources() -> None:
         table.add_row(
             source.id, "yes" if source.here() else "no", source.content, source.licence, f"{source.megabytes:g}"
         )
-    Console().print(table)
+    console.print(table)
     for source in SOURCES:
         if not source.here():
             print(f"heldout data --install {source.id}  # {source.command()}")

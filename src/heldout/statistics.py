@@ -1,4 +1,4 @@
-"""Intervals over seeds: bootstrap (BCa) and jackknife Student-t, vectorised over resamples.
+"""Core: Intervals over seeds: bootstrap (BCa) and jackknife Student-t, vectorised over resamples.
 
 With the handful of seeds that a study can afford, the BCa bootstrap is too narrow. ``interval`` therefore returns the
 hull of the BCa interval and of ``estimate +- t(n - 1) * jackknife standard error``, which for a mean is the ordinary

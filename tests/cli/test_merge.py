@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from heldout.weights import TaskVector, merge_checkpoints, ties
-from tests.cli.test_app import heldout, one_line
+from tests.cli.test_verbs import heldout, one_line
 from tests.weights.networks import finetuned, stack, transformer
 
 

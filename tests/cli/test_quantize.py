@@ -6,7 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from heldout.cli import app
-from tests.cli.test_app import heldout, one_line
+from tests.cli.test_verbs import heldout, one_line
 from tests.weights.quantization.test_quantized_folder import folder, texts  # noqa: F401
 
 

@@ -3,7 +3,8 @@ import re
 import pytest
 from rich.console import Console
 
-from heldout.report.page import chart, duration, interval_bar, number
+from heldout.report.formats import duration, number
+from heldout.report.page import chart, interval_bar
 from heldout.report.study import load_results, print_results, to_html, to_markdown, write_report
 from heldout.study import Study, better, higher_is_better, log_curve, log_figure, lower_is_better, run_study
 

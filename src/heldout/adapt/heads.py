@@ -1,4 +1,4 @@
-"""Several heads, one prediction: each example weighs the heads by how good they seem for it.
+"""Core: Several heads, one prediction: each example weighs the heads by how good they seem for it.
 
 Source: arXiv:2208.08661 (Zhang et al., DRM, KDD 2023).
 """

@@ -1,4 +1,4 @@
-"""What every test-time adapter offers, and how an adapter becomes a Method's predict stage."""
+"""Core: What every test-time adapter offers, and how an adapter becomes a Method's predict stage."""
 
 from __future__ import annotations
 

@@ -7,19 +7,16 @@ order in which they are called, the time that each may take, and the sentence th
 from __future__ import annotations
 
 import functools
-import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.utils.data import Subset
+from torch import Tensor
 
+from heldout.audit.work import Audit, named_validation
 from heldout.data import all_targets, gather
 from heldout.measure import (
     brier,
@@ -32,159 +29,20 @@ from heldout.measure import (
     sharpness,
     vendi_score,
 )
-from heldout.method import Method, Run
 from heldout.nn import inputs_for, split_head
-from heldout.problem import Problem, ProblemError, check_problem, load_problem, settle_metric
-from heldout.study import environment, wilson
-from heldout.train import fit, label_margins, outputs_of, score
-from heldout.weights import load_checkpoint
+from heldout.study import wilson
+from heldout.train import label_margins
 
-PROBED = 400  # examples that the costlier measures look at
 MEASURED = 2000  # examples that the difficulty of the task is estimated from
 FOLDS = 4
 SUSPECT = 0.5  # a label is suspicious where models speak against it half as strongly as they do for the median one
-
-Say = Callable[[str], None]
-
-
-@dataclass
-class _Audit:
-    """The work under way: the trained model, its outputs on every set, and the report so far."""
-
-    problem: Problem
-    module: nn.Module
-    seed: int
-    deadline: float
-    document: dict[str, Any]
-    outputs: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
-
-    def of(self, name: str) -> tuple[Tensor, Tensor]:
-        """Outputs and targets of a set, computed once."""
-        if name not in self.outputs:
-            sets = {"train": self.problem.splits.train, **_validation(self.problem), **self.problem.splits.test}
-            self.outputs[name] = outputs_of(self.module, sets[name])
-        return self.outputs[name]
-
-    @property
-    def given(self) -> str:
-        """The name of the test set of the given distribution."""
-        return next(iter(self.problem.splits.test))
-
-    def probed(self) -> Subset:
-        """A fixed random part of the training set, for measures that cost a backward pass for each example."""
-        size = len(self.problem.splits.train)  # type: ignore[arg-type]
-        chosen = torch.randperm(size, generator=torch.Generator().manual_seed(self.seed))[:PROBED]
-        return Subset(self.problem.splits.train, chosen.sort().values.tolist())
-
-    def finding(
-        self, name: str, value: float, reading: str, low: float | None = None, high: float | None = None, *methods: str
-    ) -> None:
-        entry = {"name": name, "value": value, "low": low, "high": high, "reading": reading, "methods": list(methods)}
-        self.document["findings"].append(entry)
-
-
-def audit(
-    file: str | Path,
-    *,
-    weights: str | Path | None = None,
-    budget: float = 180.0,
-    seed: int = 0,
-    out: str | Path | None = None,
-    say: Say = lambda text: None,
-) -> dict[str, Any]:
-    """Returns the report on the model of a user's file as one JSON document, and writes it as HTML beside.
-
-    Args:
-        file: what ``improve`` takes: a file that defines ``model()`` and ``data()``, or a built-in example.
-        weights: a safetensors file of the trained model; without it the model is trained by the file's own recipe.
-        budget: seconds; parts for which no time is left are listed under "skipped".
-        seed: of training and of the examples that are looked at.
-        out: folder of the report; default ``heldout-runs/audit-NAME``.
-        say: told what is being done.
-
-    Raises:
-        ProblemError: the file or the weights cannot be used.
-    """
-    started = time.monotonic()
-    problem = load_problem(file)
-    warnings = check_problem(problem)
-    settle_metric(problem)
-    if not problem.splits.test:
-        raise ProblemError(f"{problem.path}: audit needs at least one test set in Splits(test=...)")
-    document: dict[str, Any] = {
-        "title": problem.path.stem,
-        "file": str(problem.path),
-        "weights": None if weights is None else str(weights),
-        "task": problem.task,
-        "warnings": warnings,
-        "findings": [],
-        "skipped": [],
-        "suspects": [],
-        "environment": environment(),
-    }
-    say("training the model" if weights is None else "loading the weights")
-    module, document["curve"] = _trained(problem, seed) if weights is None else (_loaded(problem, weights), [])
-    document["parameters"] = sum(p.numel() for p in module.parameters())
-    document["train_examples"] = len(problem.splits.train)  # type: ignore[arg-type]
-    work = _Audit(problem, module, seed, started + budget, document)
-    classifies = problem.task == "classification"
-    for title, part, needs_classes in PARTS:
-        if needs_classes and not classifies:
-            continue
-        if time.monotonic() > work.deadline:
-            document["skipped"].append({"part": title, "reason": "the budget was used up before"})
-            continue
-        say(title)
-        try:
-            part(work)
-        except (ValueError, TypeError, RuntimeError, NotImplementedError) as error:
-            reason = str(error).partition("\n")[0] or type(error).__name__
-            document["skipped"].append({"part": title, "reason": reason})
-    document["seconds"] = time.monotonic() - started
-    folder = Path(out) if out is not None else Path("heldout-runs") / f"audit-{problem.path.stem}"
-    _write(document, folder)
-    return document
-
-
-def _trained(problem: Problem, seed: int) -> tuple[nn.Module, list[dict[str, float]]]:
-    """The model after the user's own recipe, and its loss and error on training and validation data by epoch."""
-    curve: list[dict[str, float]] = []
-    modules: list[nn.Module] = []
-
-    def watch(run: Run, module: nn.Module) -> nn.Module:
-        modules.append(module)
-        return module
-
-    def measure(entry: dict[str, float]) -> None:
-        found = [score(*outputs_of(modules[0], d), problem.task) for d in problem.validation_sets().values()]
-        mean = {f"val_{name}": sum(each[name] for each in found) / len(found) for name in found[0]}
-        curve.append({**entry, **mean})
-
-    method = Method("baseline", model=watch)
-    fitted = fit(problem.model(seed), problem.splits, method, seed=seed, on_epoch=measure, **problem.recipe)
-    return fitted.module, curve
-
-
-def _loaded(problem: Problem, weights: str | Path) -> nn.Module:
-    try:
-        state = load_checkpoint(weights)
-    except (OSError, ValueError) as error:
-        raise ProblemError(f"cannot read the weights {weights}: {error}") from error
-    module = problem.model(0)
-    try:
-        module.load_state_dict(state)
-    except RuntimeError as error:
-        raise ProblemError(
-            f"the weights {weights} do not fit the model: {str(error).splitlines()[-1].strip()}"
-        ) from error
-    return module.eval()
 
 
 # --- the parts of the report ----------------------------------------------------------------------------------------
 
 
-def _scores(work: _Audit) -> None:
-    sets = {"train": "train", **dict.fromkeys(_validation(work.problem), "val")}
+def _scores(work: Audit) -> None:
+    sets = {"train": "train", **dict.fromkeys(named_validation(work.problem), "val")}
     sets |= dict.fromkeys(work.problem.splits.test, "test")
     rows = {name: {"role": role, **_score_of(*work.of(name))} for name, role in sets.items()}
     metric, sign = ("accuracy", 1) if work.problem.task == "classification" else ("mse", -1)
@@ -198,19 +56,16 @@ def _scores(work: _Audit) -> None:
     work.document |= {"sets": rows, "shifts": shifts}
     gap = sign * (rows["train"][metric] - base[metric])
     reading = "how much better the model is on what it was trained on: much more than noise means that it overfits"
-    work.finding(f"{metric}: train against {work.given}", gap, reading, None, None, "ps_kd", "useful", "sam")
+    work.finding(f"{metric}: train against {work.given}", gap, reading, methods=["ps_kd", "useful", "sam"])
     shifted = [name for name in shifts if name != work.given]
     if shifted:
         worst = max(shifted, key=lambda name: shifts[name]["gap"])
         found = shifts[worst]
         title = f"{metric}: {work.given} against {worst}"
         reading = "what the worst shift costs: it does for sure where the interval lies above 0"
-        work.finding(title, found["gap"], reading, found["gap_low"], found["gap_high"], "tent", "itta")
-
-
-def _validation(problem: Problem) -> dict[str, Any]:
-    """The validation sets, under names that no test set has."""
-    return {name if name == "val" else f"val {name}": data for name, data in problem.validation_sets().items()}
+        work.finding(
+            title, found["gap"], reading, low=found["gap_low"], high=found["gap_high"], methods=["tent", "itta"]
+        )
 
 
 def _score_of(outputs: Tensor, targets: Tensor) -> dict[str, Any]:
@@ -228,7 +83,7 @@ def _half(row: dict[str, Any]) -> float:
     return (row["high"] - row["low"]) / 2
 
 
-def _calibration(work: _Audit) -> None:
+def _calibration(work: Audit) -> None:
     table: dict[str, Any] = {}
     for name in work.problem.splits.test:
         outputs, targets = work.of(name)
@@ -242,18 +97,20 @@ def _calibration(work: _Audit) -> None:
     work.document["calibration"] = table
     worst = max(table, key=lambda name: table[name]["ece"])
     reading = "mean distance of confidence from accuracy: 0.02 is good, above 0.1 do not trust the probabilities"
-    work.finding(f"calibration error on {work.given}", table[work.given]["ece"], reading, None, None, "ps_kd")
+    work.finding(f"calibration error on {work.given}", table[work.given]["ece"], reading, methods=["ps_kd"])
     if worst != work.given:
-        work.finding(f"calibration error on {worst}", table[worst]["ece"], reading, None, None, "ps_kd", "adanpc")
+        work.finding(f"calibration error on {worst}", table[worst]["ece"], reading, methods=["ps_kd", "adanpc"])
 
 
-def _classes(work: _Audit) -> None:
+def _classes(work: Audit) -> None:
     outputs, targets = work.of(work.given)
     right = outputs.argmax(1) == targets
     work.document["classes"] = [_share(right, targets == label, int(label)) for label in targets.unique()]
     worst = min(work.document["classes"], key=lambda row: row["accuracy"])
     reading = "the class with the lowest accuracy: look whether it has few examples, or wrong labels"
-    work.finding(f"class {worst['group']} on {work.given}", worst["accuracy"], reading, worst["low"], worst["high"])
+    work.finding(
+        f"class {worst['group']} on {work.given}", worst["accuracy"], reading, low=worst["low"], high=worst["high"]
+    )
     for field_name in ("groups", "domains"):
         labels = getattr(work.problem.splits, field_name)
         if labels is None:
@@ -267,7 +124,12 @@ def _classes(work: _Audit) -> None:
         worst = min(rows, key=lambda row: row["accuracy"])
         reading = f"the lowest training accuracy of the {field_name}: a low one was not even learned"
         work.finding(
-            f"{field_name[:-1]} {worst['group']}", worst["accuracy"], reading, worst["low"], worst["high"], "drm"
+            f"{field_name[:-1]} {worst['group']}",
+            worst["accuracy"],
+            reading,
+            low=worst["low"],
+            high=worst["high"],
+            methods=["drm"],
         )
 
 
@@ -276,7 +138,7 @@ def _share(right: Tensor, members: Tensor, group: int) -> dict[str, Any]:
     return {"group": group, "n": int(members.sum()), "accuracy": found.estimate, "low": found.low, "high": found.high}
 
 
-def _memorization(work: _Audit) -> None:
+def _memorization(work: Audit) -> None:
     train, test = (_losses(*work.of(name)) for name in ("train", work.given))
     ordered = test.sort().values
     places = torch.searchsorted(ordered, train) + torch.searchsorted(ordered, train, right=True)
@@ -286,7 +148,7 @@ def _memorization(work: _Audit) -> None:
         "probability that a training example has a lower loss than a new one: at 0.5 single examples left no trace, "
         "at 1 all did; privacy attacks work in between"
     )
-    work.finding("memorization", below, reading, None, None, "ps_kd", "sam")
+    work.finding("memorization", below, reading, methods=["ps_kd", "sam"])
 
 
 def _losses(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -295,16 +157,16 @@ def _losses(outputs: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(outputs.double(), targets, reduction="none")
 
 
-def _sharpness(work: _Audit) -> None:
+def _sharpness(work: Audit) -> None:
     found = sharpness(work.module, work.probed(), iterations=20, seed=work.seed)
     work.document["sharpness"] = vars(found)
     reading = "largest curvature of the loss: gradient descent diverges beyond a rate of 2 / this. Compare like models"
-    work.finding("sharpness: top Hessian eigenvalue", found.top_eigenvalue, reading, None, None, "sam")
+    work.finding("sharpness: top Hessian eigenvalue", found.top_eigenvalue, reading, methods=["sam"])
     reading = f"rise of the training loss {found.loss:.3g} within {found.rho} of the weights: what SAM lowers"
-    work.finding("sharpness: ascent gap", found.ascent_gap, reading, None, None, "sam")
+    work.finding("sharpness: ascent gap", found.ascent_gap, reading, methods=["sam"])
 
 
-def _coherence(work: _Audit) -> None:
+def _coherence(work: Audit) -> None:
     found = gradient_coherence(work.module, work.probed(), per_layer=True)
     work.document["coherence"] = {
         "m_coherence": found.m_coherence,
@@ -315,10 +177,10 @@ def _coherence(work: _Audit) -> None:
         f"how many of {found.examples} examples a step on one of them helps, at the end of training: 1 means that what "
         "is left to learn is learned by heart"
     )
-    work.finding("gradient coherence", found.m_coherence, reading, None, None, "useful")
+    work.finding("gradient coherence", found.m_coherence, reading, methods=["useful"])
 
 
-def _diversity(work: _Audit) -> None:
+def _diversity(work: Audit) -> None:
     probed = work.probed()
     inputs, _ = gather(probed, torch.arange(len(probed)))
     inputs = inputs_for(work.module, inputs)
@@ -336,10 +198,10 @@ def _diversity(work: _Audit) -> None:
     )
     work.finding("diversity of features (Vendi)", embedding, reading)
     reading = f"as many different directions in which {len(probed)} examples pull the weights: more of them teach more"
-    work.finding("diversity of gradients (G-Vendi)", by_gradient, reading, None, None, "useful")
+    work.finding("diversity of gradients (G-Vendi)", by_gradient, reading, methods=["useful"])
 
 
-def _difficulty(work: _Audit) -> None:
+def _difficulty(work: Audit) -> None:
     train = work.problem.splits.train
     chosen = torch.randperm(len(train), generator=torch.Generator().manual_seed(work.seed))[:MEASURED]  # type: ignore[arg-type]
     inputs, targets = gather(train, chosen)
@@ -361,10 +223,10 @@ def _difficulty(work: _Audit) -> None:
         "log2 of the bits that architecture and training must bring along for 1 % error, at intrinsic dimension "
         f"{found.dim:g}: a further dimension, or classes half as far apart, raise it; more data hardly lower it"
     )
-    work.finding("difficulty of the task, log2 bits", found.log2_bits, reading, found.low, found.high)
+    work.finding("difficulty of the task, log2 bits", found.log2_bits, reading, low=found.low, high=found.high)
 
 
-def _suspects(work: _Audit) -> None:
+def _suspects(work: Audit) -> None:
     recipe = {name: value for name, value in work.problem.recipe.items() if name != "epochs"}
     spent = sum(entry["seconds"] for entry in work.document["curve"]) / max(1, len(work.document["curve"]))
     left = work.deadline - time.monotonic()
@@ -387,7 +249,7 @@ def _suspects(work: _Audit) -> None:
     work.finding("suspicious labels", share, reading)
 
 
-def _curve(work: _Audit) -> None:
+def _curve(work: Audit) -> None:
     curve = work.document["curve"]
     if not curve:
         raise ValueError("weights were given, so there is no training curve to read")
@@ -409,10 +271,10 @@ def _curve(work: _Audit) -> None:
             f"the training set is fitted since epoch {fits}, validation loss was lowest at epoch {best + 1}: stop "
             "there or regularise; a late second descent (grokking) shows only in far longer runs with weight decay"
         )
-    work.finding("epochs since the lowest validation loss", float(after), reading, None, None, "ps_kd", "sam")
+    work.finding("epochs since the lowest validation loss", float(after), reading, methods=["ps_kd", "sam"])
 
 
-PARTS: tuple[tuple[str, Callable[[_Audit], None], bool], ...] = (
+PARTS: tuple[tuple[str, Callable[[Audit], None], bool], ...] = (
     ("accuracy and shifts", _scores, False),
     ("calibration", _calibration, True),
     ("classes and groups", _classes, True),
@@ -424,14 +286,3 @@ PARTS: tuple[tuple[str, Callable[[_Audit], None], bool], ...] = (
     ("difficulty of the task", _difficulty, True),
     ("suspicious labels", _suspects, True),
 )
-
-
-def _write(document: dict[str, Any], folder: Path) -> None:
-    from heldout.audit.report import to_html
-
-    folder.mkdir(parents=True, exist_ok=True)
-    document["report"] = str(folder / "report.html")
-    for name, text in (("report.html", to_html(document)), ("audit.json", json.dumps(document, indent=1))):
-        temporary = folder / f".{name}.tmp"
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(folder / name)

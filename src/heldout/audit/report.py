@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from heldout.report import chart, number, render
+from heldout.report import chart, render, with_interval
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -22,7 +22,7 @@ def to_html(document: Document) -> str:
         document=document,
         environment=document["environment"],
         charts=[each for each in charts if each is not None],
-        value=_value,
+        value=with_interval,
         suspects=list(
             zip(
                 document["suspects"],
@@ -40,7 +40,10 @@ def print_audit(document: Document, console: Console) -> None:
     from rich.padding import Padding
 
     for entry in document["findings"]:
-        console.print(f"[bold]{escape(entry['name'])}[/]  {escape(_value(entry))}", highlight=False)
+        console.print(
+            f"[bold]{escape(entry['name'])}[/]  {escape(with_interval(entry['value'], entry['low'], entry['high']))}",
+            highlight=False,
+        )
         hint = f" Try {escape(', '.join(entry['methods']))}." if entry["methods"] else ""
         console.print(Padding(f"[dim]{escape(entry['reading'])}.{hint}[/]", (0, 0, 0, 2)), highlight=False)
     for entry in document["skipped"]:
@@ -51,13 +54,6 @@ def print_audit(document: Document, console: Console) -> None:
         shown = ", ".join(map(str, document["suspects"][:10]))
         console.print(f"\nTraining examples to look at first: {shown} ({len(document['suspects'])} in all)")
     console.print(f"Report: {escape(document['report'])}", highlight=False, soft_wrap=True)
-
-
-def _value(entry: Mapping[str, Any]) -> str:
-    """A finding's number, with its interval where there is one."""
-    if entry["low"] is None:
-        return number(entry["value"], 3)
-    return f"{number(entry['value'], 3)} [{number(entry['low'], 3)}, {number(entry['high'], 3)}]"
 
 
 def _shift_chart(document: Document) -> Any:

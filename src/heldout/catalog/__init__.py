@@ -1,5 +1,29 @@
 """Which of the 117 systems exist? What reads ``catalog.toml``, and what is recorded about each system."""
 
-from heldout.catalog.systems import System, claim_counts, evidence, find, ledger, method_factories, module_name, systems
+from heldout.catalog.systems import (
+    NamedMethod,
+    System,
+    claim_counts,
+    evidence,
+    find,
+    ledger,
+    method_factories,
+    module_name,
+    named_methods,
+    systems,
+    topics,
+)
 
-__all__ = ["System", "claim_counts", "evidence", "find", "ledger", "method_factories", "module_name", "systems"]
+__all__ = [
+    "NamedMethod",
+    "System",
+    "claim_counts",
+    "evidence",
+    "find",
+    "ledger",
+    "method_factories",
+    "module_name",
+    "named_methods",
+    "systems",
+    "topics",
+]

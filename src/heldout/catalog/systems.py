@@ -12,22 +12,38 @@ from typing import Any
 
 @dataclass(frozen=True)
 class System:
-    """One published system: a row of ``catalog.toml``."""
+    """One published system: a row of ``catalog.toml``.
+
+    Attributes:
+        slug: its name on the command line; evidence and reproduction have it, too.
+        topic: the field that it belongs to: what ``heldout list --topic`` groups by.
+        rooms: where its parts lie.
+        parts: its public functions and classes; empty where it is planned.
+        method: ``module:factory`` of its Method, where it has one.
+        extra: what its study needs beside the core, as in ``pip install 'heldout[lm]'``.
+    """
 
     slug: str
     title: str
     authors: str
     year: int
     arxiv: str
+    topic: str
     rooms: tuple[str, ...]
     summary: str
     parts: tuple[str, ...] = ()
     method: str | None = None
+    extra: str | None = None
 
     @property
     def built(self) -> bool:
         """Whether its parts and its reproduction exist."""
         return bool(self.parts)
+
+    def matches(self, text: str) -> bool:
+        """Whether all words of a text are found in what the catalog says of the system."""
+        said = " ".join((self.slug, self.title, self.authors, self.topic, self.summary, *self.parts)).lower()
+        return all(word in said for word in text.lower().split())
 
     @property
     def module(self) -> str:
@@ -60,25 +76,57 @@ def systems() -> dict[str, System]:
     }
 
 
+@cache
+def topics() -> tuple[str, ...]:
+    """Returns the topics of the catalog, in its order."""
+    return tuple(dict.fromkeys(system.topic for system in systems().values()))
+
+
 def find(slug: str) -> System:
-    """Returns the system of a slug.
+    """Returns the system of a slug; underscores stand for hyphens.
 
     Raises:
         ValueError: there is none; the message names the nearest slugs.
     """
-    if slug in systems():
-        return systems()[slug]
+    name = slug.replace("_", "-")
+    if name in systems():
+        return systems()[name]
     from difflib import get_close_matches
 
-    near = get_close_matches(slug, systems(), n=3)
+    near = get_close_matches(name, [*systems(), *named_methods()], n=3)
     raise ValueError(f"no system {slug!r}" + (f"; did you mean {', '.join(near)}?" if near else ""))
+
+
+@dataclass(frozen=True)
+class NamedMethod:
+    """A Method with a name of its own: a comparison, or one of several of a system.
+
+    Attributes:
+        name: of ``heldout.methods``.
+        factory: ``module:function``.
+        summary: one line.
+        of: the slug of the system that it belongs to, where it does.
+        arxiv: of the paper, where there is one.
+    """
+
+    name: str
+    factory: str
+    summary: str
+    of: str | None = None
+    arxiv: str | None = None
+
+
+@cache
+def named_methods() -> dict[str, NamedMethod]:
+    """Returns the Methods that are no system of their own, by name."""
+    return {row["name"]: NamedMethod(**row) for row in _rows().get("method", [])}
 
 
 @cache
 def method_factories() -> dict[str, str]:
     """Returns ``{method name: "module:function"}`` for everything that ``heldout improve`` can try."""
     of_systems = {module_name(s.slug): s.method for s in systems().values() if s.method}
-    return {**of_systems, **{row["name"]: row["factory"] for row in _rows().get("method", [])}}
+    return {**of_systems, **{name: method.factory for name, method in named_methods().items()}}
 
 
 def evidence(slug: str) -> dict[str, Any] | None:

@@ -1,4 +1,4 @@
-"""Data sets whose examples know their position, for methods that remember something about each example."""
+"""Core: Data sets whose examples know their position, for methods that remember something about each example."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reading data sets in batches: the one place that knows how examples become tensors.
+"""Core: Reading data sets in batches: the one place that knows how examples become tensors.
 
 Tensor data and index views of it (``TensorDataset``, ``Subset``) are gathered by one indexing call per
 tensor; every other data set goes through PyTorch's own collation, item by item.

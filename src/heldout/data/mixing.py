@@ -1,4 +1,4 @@
-"""Mixing pairs of examples and their labels: Mixup. Source: arXiv:1710.09412."""
+"""Core: Mixing pairs of examples and their labels: Mixup. Source: arXiv:1710.09412."""
 
 from __future__ import annotations
 

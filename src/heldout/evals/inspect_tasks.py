@@ -8,7 +8,8 @@ inspect's.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
 from typing import Any
 
 import anyio
@@ -21,7 +22,9 @@ from inspect_ai.model import ChatMessageUser as User
 from inspect_ai.scorer import Metric, SampleScore, Score, Scorer, Target, grouped, mean, metric, scorer, stderr
 from inspect_ai.solver import Generate, Solver, TaskState, solver
 
-from heldout.evals.run import EvalOptions, scylla_task, scylla_tasks, verbalizer_task
+from heldout.evals.protocol import options_from, plain_parameters
+from heldout.evals.scylla import ScyllaOptions, scylla_task, scylla_tasks
+from heldout.evals.verbalizer import VerbalizerOptions, verbalizer_task
 from heldout.language_model import Completion, Prompt
 from heldout.measure import VerbalizerReport
 
@@ -77,19 +80,25 @@ class InspectLM:
         raise ValueError("inspect's models give no likelihoods of texts: use mode='generate', or heldout eval")
 
 
-@task
-def scylla(tasks: str = "", tests: int = 100, mode: str = "instruction", max_tokens: int = 2048, seed: int = 0) -> Task:
-    """Accuracy on inputs that the model proposes, and on matched unfamiliar ones, by level of complexity.
+def derived(record: type) -> Callable[[Callable[[Any], Task]], Callable[..., Task]]:
+    """Gives a task the fields of a protocol's record as parameters, in place of the record."""
 
-    Args:
-        tasks: comma-separated names; default: all twenty.
-        tests: inputs of each task.
-        mode: "instruction", "few-shot" or "mixed".
-        max_tokens: of an answer.
-        seed: of all drawing.
-    """
-    options = EvalOptions(tests=tests, mode=mode, max_tokens=max_tokens, seed=seed)
-    chosen = scylla_tasks([name.strip() for name in tasks.split(",") if name.strip()])
+    def wrap(build: Callable[[Any], Task]) -> Callable[..., Task]:
+        @wraps(build)
+        def built(**given: Any) -> Task:
+            return build(options_from(record, given))
+
+        built.__signature__ = plain_parameters(record)  # type: ignore[attr-defined]
+        return built
+
+    return wrap
+
+
+@task
+@derived(ScyllaOptions)
+def scylla(options: ScyllaOptions) -> Task:
+    """Accuracy on inputs that the model proposes, and on matched unfamiliar ones, by level of complexity."""
+    chosen = scylla_tasks(options.tasks)
     samples = [Sample(t.statement, id=t.name, metadata={"level": f"level {t.level}"}) for t in chosen]
 
     def measured(lm: InspectLM, name: str) -> dict[str, float]:
@@ -105,24 +114,9 @@ def scylla(tasks: str = "", tests: int = 100, mode: str = "instruction", max_tok
 
 
 @task
-def verbalizer(
-    data: str = "", tests: int = 100, cot: bool = False, emphasis: bool = False, max_tokens: int = 16, seed: int = 0
-) -> Task:
-    """Accuracy with natural, neutral and unnatural output words, on the same texts.
-
-    Args:
-        data: JSON lines with "text" and "label"; default: built-in sentences.
-        tests: texts.
-        cot: reason before the answer.
-        emphasis: say that the words' usual meaning does not matter.
-        max_tokens: of an answer.
-        seed: of all drawing.
-    """
-    from pathlib import Path
-
-    options = EvalOptions(
-        tests=tests, data=Path(data) if data else None, cot=cot, emphasis=emphasis, max_tokens=max_tokens, seed=seed
-    )
+@derived(VerbalizerOptions)
+def verbalizer(options: VerbalizerOptions) -> Task:
+    """Accuracy with natural, neutral and unnatural output words, on the same texts."""
     manipulation = verbalizer_task(options)
     by_name = {one.name: one for one in manipulation.verbalizers}
     samples = [

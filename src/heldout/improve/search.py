@@ -36,7 +36,7 @@ from heldout.improve.selection import AIMS, selection_sets
 from heldout.improve.verdict import BASELINE, TUNED, accounted, compare, ranking, resolution, sentence
 from heldout.improve.winner import write_winner
 from heldout.methods import available, factory_files, parse
-from heldout.problem import Problem, ProblemError, check_problem, inapplicable, load_problem, settle_metric
+from heldout.problem import Problem, ProblemError, check_problem, inapplicable, load_problem
 from heldout.study import (
     Executor,
     Results,
@@ -59,9 +59,7 @@ Say = Callable[[str], None]
 
 @lru_cache(maxsize=1)
 def _problem(path: str, modified: float) -> Problem:
-    problem = load_problem(path)
-    settle_metric(problem)
-    return problem
+    return load_problem(path)
 
 
 def run(arm: Mapping[str, Any], seed: int, profile: str) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Losses that make several hypotheses, all right on the labelled data, differ on unlabelled data.
+"""Core: Losses that make several hypotheses, all right on the labelled data, differ on unlabelled data.
 
 Source: arXiv:2202.03418 (DivDis, Lee et al., ICLR 2023) and arXiv:2202.04414 (D-BAT, Pagliardini et al., ICLR 2023),
 the two methods that arXiv:2312.16313 studies.

@@ -1,4 +1,4 @@
-"""Cross-entropy with soft targets, for mixing methods, label smoothing and distillation."""
+"""Core: Cross-entropy with soft targets, for mixing methods, label smoothing and distillation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""split_head: a classifier seen as an encoder and its classification layer."""
+"""Core: split_head: a classifier seen as an encoder and its classification layer."""
 
 from __future__ import annotations
 

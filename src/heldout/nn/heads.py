@@ -1,4 +1,4 @@
-"""Several classification layers on one set of features: one for each domain, or for each hypothesis."""
+"""Core: Several classification layers on one set of features: one for each domain, or for each hypothesis."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""KNNMemory: labelled feature vectors that are searched by similarity.
+"""Core: KNNMemory: labelled feature vectors that are searched by similarity.
 
 Shared by retrieval classifiers, kNN losses, prototypes and out-of-distribution scores. A memory holds the
 features of real examples: treat it as you would treat the data themselves.

@@ -1,4 +1,4 @@
-"""Groups of low-rank adapters: several trainable products B_i A_i added to a frozen weight.
+"""Core: Groups of low-rank adapters: several trainable products B_i A_i added to a frozen weight.
 
 Source: arXiv:2407.15085 (Hu et al., ECCV 2024) for the group, arXiv:2106.09685 for one adapter. Without a penalty
 that tells them apart, N adapters of rank r are one adapter of rank N * r, to the initialisation: the factors are
@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+
+from heldout.errors import require
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -339,10 +341,7 @@ def to_peft(groups: Sequence[LoRAGroup], folder: str | Path | None = None) -> tu
         >>> config.r, list(state)
         (6, ['base_model.model.0.lora_A.weight', 'base_model.model.0.lora_B.weight'])
     """
-    try:
-        from peft import LoraConfig
-    except ImportError as error:
-        raise ImportError("to_peft needs peft: pip install 'heldout[lm]'") from error
+    peft = require("peft")
     if not groups:
         raise ValueError("to_peft needs at least 1 group, got none")
     state: dict[str, Tensor] = {}
@@ -362,7 +361,7 @@ def to_peft(groups: Sequence[LoRAGroup], folder: str | Path | None = None) -> tu
         state[f"{prefix}B.weight"] = b.to(group.frozen_weight.device)
     rank = max(ranks.values())
     others = {name: r for name, r in ranks.items() if r != rank}
-    config = LoraConfig(
+    config = peft.LoraConfig(
         r=rank,
         lora_alpha=rank,
         target_modules=list(ranks),

@@ -1,4 +1,4 @@
-"""MixStyle: feature maps under the channel statistics of other examples.
+"""Core: MixStyle: feature maps under the channel statistics of other examples.
 
 Source: arXiv:2104.02008 (Zhou et al., ICLR 2021), equation 5.
 """

@@ -1,4 +1,4 @@
-"""A network seen as a row of stages, whose outputs can be read and replaced without changing the network."""
+"""Core: A network seen as a row of stages, whose outputs can be read and replaced without changing the network."""
 
 from __future__ import annotations
 

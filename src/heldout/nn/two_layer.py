@@ -1,4 +1,4 @@
-"""Two-layer ReLU network of learning theory: one hidden layer and a head of fixed signs."""
+"""Core: Two-layer ReLU network of learning theory: one hidden layer and a head of fixed signs."""
 
 from __future__ import annotations
 

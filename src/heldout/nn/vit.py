@@ -1,4 +1,4 @@
-"""A small vision transformer. Source: arXiv:2010.11929, with normalization before each sublayer."""
+"""Core: A small vision transformer. Source: arXiv:2010.11929, with normalization before each sublayer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Small standard networks for the demo and the reproductions."""
+"""Core: Small standard networks for the demo and the reproductions."""
 
 from __future__ import annotations
 

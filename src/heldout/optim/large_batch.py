@@ -1,4 +1,4 @@
-"""Learning rates and schedules for batches larger than those that a recipe was tuned for. Source: arXiv:1705.08741."""
+"""Core: learning rates and schedules for batches larger than a recipe was tuned for. Source: arXiv:1705.08741."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sharpness-aware minimisation: step with the gradient found at the worst nearby weights.
+"""Core: Sharpness-aware minimisation: step with the gradient found at the worst nearby weights.
 
 Source: arXiv:2010.01412, algorithm 1.
 """

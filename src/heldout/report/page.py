@@ -19,6 +19,7 @@ from heldout.study import plain, plain_text
 
 if TYPE_CHECKING:
     from jinja2 import Environment
+from heldout.report.formats import duration, number
 
 INK, LINE = "#010203", "#010204"  # stand for the page's text and line colours until the SVG is on the page
 PALETTE = ["#3b82c4", "#e0762f", "#3f9d6a", "#c4527f", "#8a6fc9", "#b08b2a", "#2fa3a8", "#8c8c8c"]
@@ -163,24 +164,3 @@ def curve_chart(title: str, values: Sequence[Mapping[str, Any]], arms: Sequence[
     return chart(
         {"title": title, "width": WIDTH - 50, "height": 190, "data": {"values": list(values)}, "layer": layers}
     )
-
-
-def number(value: float | None, digits: int = 4) -> str:
-    """Returns a number for people: 4 significant digits, a dash for None."""
-    return "–" if value is None else f"{value + 0.0:.{digits}g}"  # no minus zero
-
-
-def duration(seconds: float) -> str:
-    """Returns a time span for people.
-
-    Example:
-        >>> duration(3.21), duration(75), duration(7300)
-        ('3.2 s', '1 min 15 s', '2 h 1 min')
-    """
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest} s"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min"

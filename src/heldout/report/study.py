@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from heldout.report.page import chart, curve_chart, interval_chart, number, render
+from heldout.report.formats import VERDICT_STYLE, cell, number
+from heldout.report.page import chart, curve_chart, interval_chart, render
 from heldout.statistics import interval
 from heldout.study import Judged, Results, StudyError, plain, plain_text, write_atomically
 
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
-VERDICT_STYLE = {"holds": "green", "inconclusive": "yellow", "contradicted": "red", "not judged": "dim"}
 DRAWN_SEEDS = 100
 DRAWN_STEPS = 200
 DRAWN_FIGURES = 12
@@ -84,23 +84,23 @@ def to_html(results: Results) -> str:
 
 def to_markdown(results: Results) -> str:
     """Returns the verdicts and the means by arm as Markdown."""
-    lines = [f"# {_cell(results.title or results.slug)}", ""]
+    lines = [f"# {cell(results.title or results.slug)}", ""]
     lines.append(f"Profile {results.profile}, seeds {results.seeds}, {len(results.runs)} runs.")
     for kind, judged in (("claim", results.claims), ("check", results.checks)):
         if judged:
             lines += ["", f"| verdict | {kind} | estimate | 95 % interval |", "|---|---|---|---|"]
         for claim in judged:
             between = "" if claim.low is None else f"{number(claim.low)} to {number(claim.high)}"
-            lines.append(f"| {claim.verdict} | {_cell(claim.text)} | {number(claim.estimate)} | {between} |")
+            lines.append(f"| {claim.verdict} | {cell(claim.text)} | {number(claim.estimate)} | {between} |")
     lines += [
         "",
-        "| arm | " + " | ".join(map(_cell, results.metrics)) + " |",
+        "| arm | " + " | ".join(map(cell, results.metrics)) + " |",
         "|---" * (len(results.metrics) + 1) + "|",
     ]
     for row in _table(results):
-        lines.append(f"| {_cell(row['arm'])} | " + " | ".join(number(value) for value in row["cells"]) + " |")
+        lines.append(f"| {cell(row['arm'])} | " + " | ".join(number(value) for value in row["cells"]) + " |")
     for run in results.failed:
-        lines.append(f"\nFailed: {_cell(run['arm'])} on seed {run['seed']}, {run['cause']}: {_cell(run['error'])}")
+        lines.append(f"\nFailed: {cell(run['arm'])} on seed {run['seed']}, {run['cause']}: {cell(run['error'])}")
     return "\n".join(lines) + "\n"
 
 
@@ -187,10 +187,6 @@ def _tables_that_fit(results: Results, room: int) -> list[tuple[list[str], bool]
     if left >= len("  seconds"):
         return [*tables, (names, True)]
     return [*tables, (names, False), ([], True)]
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ").replace("<", "&lt;")
 
 
 def _reported(results: Results, metric: str) -> bool:

@@ -1,7 +1,16 @@
 """Where methods are tried: worlds, data whose distribution shift is known and adjustable."""
 
 from heldout.tasks.control.gridworld import GRID, MOVES, GridPolicy, grid_policy
+from heldout.tasks.images.biases import (
+    biased_attribute,
+    colour_bias,
+    colourise,
+    imbalance,
+    label_noise,
+    stratified_split,
+)
 from heldout.tasks.images.coloured_conflict import coloured_conflict
+from heldout.tasks.images.domains import domains, leave_one_domain_out, rotation_sequence
 from heldout.tasks.images.dominoes import Dominoes, dominoes
 from heldout.tasks.images.drawings import (
     DRAWING_CLASSES,
@@ -12,24 +21,10 @@ from heldout.tasks.images.drawings import (
     drawings,
     split_drawings,
 )
+from heldout.tasks.images.grey import digits, fashion_mnist
 from heldout.tasks.images.multicolour import multicolour, paint_patches, patch_colours
-from heldout.tasks.images.shifts import (
-    SHIFTS,
-    biased_attribute,
-    colour_bias,
-    colourise,
-    digits,
-    domains,
-    fashion_mnist,
-    imbalance,
-    label_noise,
-    leave_one_domain_out,
-    rotate,
-    rotation_sequence,
-    shifted,
-    stratified_split,
-    two_feature_patches,
-)
+from heldout.tasks.images.patches import two_feature_patches
+from heldout.tasks.images.shifts import SHIFTS, rotate, shifted
 from heldout.tasks.images.styles import STYLES, style_domains, styled
 from heldout.tasks.language.code import stdlib_code, stdlib_digest, stdlib_docstrings
 from heldout.tasks.language.instruction_world import (

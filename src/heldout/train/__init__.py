@@ -1,20 +1,31 @@
-"""How a model learns: the supervised loop, distillation, the tuning of language models, adapters to other engines."""
+"""How a model learns: the supervised loop, distillation, the tuning of language models, adapters to other engines.
 
+What needs language models, or an engine that is an extra, is loaded when it is first used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from heldout.errors import require
 from heldout.train.cross_fit import label_margins
 from heldout.train.diversify import Hypotheses, dbat, disambiguate, divdis, diversify
 from heldout.train.full_batch import full_batch
 from heldout.train.ps_kd import ProgressiveSelfDistillation, ps_kd
-from heldout.train.reinforcement.grpo import grpo
-from heldout.train.reinforcement.rewards import CostReward, format_reward, router_reward
-from heldout.train.reinforcement.rollouts import Environment, Episode, rollout
-from heldout.train.reinforcement.router import train_router
 from heldout.train.span_gd import SpanGD, SpanPoints
 from heldout.train.supervised import Fitted, fit, outputs_of, problem_of, scaled_optimizer, score, seeded
-from heldout.train.tuning.dpo import dpo
-from heldout.train.tuning.last_layers import tune_last_layers
-from heldout.train.tuning.sft import encode_rows, pack, sft, weighted_nll
-from heldout.train.tuning.tuned import Tuned, lora
-from heldout.train.winsorized import winsorized_backward
+
+if TYPE_CHECKING:
+    from heldout.train.engines.lightning import LightningMethod
+    from heldout.train.engines.transformers import MethodTrainer
+    from heldout.train.reinforcement.grpo import grpo
+    from heldout.train.reinforcement.rewards import CostReward, format_reward, router_reward
+    from heldout.train.reinforcement.rollouts import Environment, Episode, rollout
+    from heldout.train.reinforcement.router import train_router
+    from heldout.train.tuning.dpo import dpo
+    from heldout.train.tuning.last_layers import tune_last_layers
+    from heldout.train.tuning.sft import encode_rows, pack, sft, weighted_nll
+    from heldout.train.tuning.tuned import Tuned, lora
+    from heldout.train.winsorized import winsorized_backward
 
 __all__ = [
     "CostReward",
@@ -22,6 +33,8 @@ __all__ = [
     "Episode",
     "Fitted",
     "Hypotheses",
+    "LightningMethod",
+    "MethodTrainer",
     "ProgressiveSelfDistillation",
     "SpanGD",
     "SpanPoints",
@@ -53,3 +66,38 @@ __all__ = [
     "weighted_nll",
     "winsorized_backward",
 ]
+
+_LATER = {
+    "tune_last_layers": "heldout.train.tuning.last_layers",
+    "CostReward": "heldout.train.reinforcement.rewards",
+    "Environment": "heldout.train.reinforcement.rollouts",
+    "Episode": "heldout.train.reinforcement.rollouts",
+    "LightningMethod": "heldout.train.engines.lightning",
+    "MethodTrainer": "heldout.train.engines.transformers",
+    "Tuned": "heldout.train.tuning.tuned",
+    "dpo": "heldout.train.tuning.dpo",
+    "encode_rows": "heldout.train.tuning.sft",
+    "format_reward": "heldout.train.reinforcement.rewards",
+    "grpo": "heldout.train.reinforcement.grpo",
+    "lora": "heldout.train.tuning.tuned",
+    "pack": "heldout.train.tuning.sft",
+    "rollout": "heldout.train.reinforcement.rollouts",
+    "router_reward": "heldout.train.reinforcement.rewards",
+    "sft": "heldout.train.tuning.sft",
+    "train_router": "heldout.train.reinforcement.router",
+    "weighted_nll": "heldout.train.tuning.sft",
+    "winsorized_backward": "heldout.train.winsorized",
+}
+_ENGINES = {"LightningMethod": "lightning", "MethodTrainer": "transformers"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module 'heldout.train' has no attribute {name!r}")
+    if name in _ENGINES:
+        require(_ENGINES[name])
+    return getattr(import_module(_LATER[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,4 +1,4 @@
-"""Full-batch training for thousands of steps on a small problem, as the study of grokking needs it."""
+"""Core: Full-batch training for thousands of steps on a small problem, as the study of grokking needs it."""
 
 from __future__ import annotations
 

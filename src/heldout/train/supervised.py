@@ -1,7 +1,7 @@
-"""fit: one small supervised loop in which every stage of a Method has its place.
+"""Core: fit: one small supervised loop in which every stage of a Method has its place.
 
 It is not a framework. Whoever trains with Lightning, transformers' Trainer or a loop of their own uses the
-parts directly, or the adapters in ``heldout.train.lightning`` and ``heldout.train.transformers``.
+parts directly, or the adapters in ``heldout.train.LightningMethod`` and ``heldout.train.MethodTrainer``.
 """
 
 from __future__ import annotations

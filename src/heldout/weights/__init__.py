@@ -55,9 +55,9 @@ from heldout.weights.quantization.quantize import (
     fake_quantize,
     group_quantize,
     linears,
-    pack,
+    pack_codes,
     rtn,
-    unpack,
+    unpack_codes,
 )
 from heldout.weights.quantization.quantized_folder import QUANTIZE_METHODS, QuantizeReport, quantize_folder
 from heldout.weights.task_vector import TaskVector, interpolate
@@ -110,7 +110,7 @@ __all__ = [
     "merge_checkpoints",
     "norm_alpha",
     "open_checkpoint",
-    "pack",
+    "pack_codes",
     "prune_scores",
     "prune_units",
     "quantize_folder",
@@ -122,7 +122,7 @@ __all__ = [
     "task_arithmetic",
     "task_arithmetic_files",
     "ties",
-    "unpack",
+    "unpack_codes",
     "update_batch_norm",
     "weights_only",
     "wise_ft",

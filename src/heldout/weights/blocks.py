@@ -1,4 +1,4 @@
-"""How deep in a network each parameter lies, derived from the module tree as the parameter names spell it.
+"""Core: How deep in a network each parameter lies, derived from the module tree as the parameter names spell it.
 
 A block is one of several numbered siblings that resemble each other (``encoder.layer.0``, ``h.3``, ``layer2``);
 where nothing is repeated, as in a plain CNN or MLP, each numbered layer is a block.

@@ -1,4 +1,4 @@
-"""Checkpoints on disk: read safely and piece by piece, written whole or not at all.
+"""Core: Checkpoints on disk: read safely and piece by piece, written whole or not at all.
 
 safetensors files are read with plain reads instead of a memory map, so that a merge of checkpoints larger than
 memory holds a few MB at any time. Pickled objects are never loaded.

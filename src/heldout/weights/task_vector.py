@@ -1,4 +1,4 @@
-"""Task vectors: what fine-tuning added to a model. Source: arXiv:2212.04089, and arXiv:2109.01903 (WiSE-FT)."""
+"""Core: Task vectors: what fine-tuning added to a model. Source: arXiv:2212.04089, and arXiv:2109.01903 (WiSE-FT)."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from heldout.measure import (
     rbf_kernel,
     required_inductive_bias,
 )
-from heldout.measure.datasets.required_bias import _log_pdf, _saddle_point, _sankaran
+from heldout.measure.datasets.noncentral_chi2 import _log_pdf, _saddle_point, _sankaran
 
 LAWS = [(3, 1, 0.1), (30, 50, 0.01), (104, 0.01, 1e-5), (400, 300, 1.0), (1.0, 8, 1.0), (3000, 5, 1.0)]
 

@@ -35,7 +35,7 @@ def train(processes: int) -> nn.Module:
     if ENGINE == "lightning":
         import lightning
 
-        from heldout.train.engines.lightning import LightningMethod
+        from heldout.train import LightningMethod
 
         task = LightningMethod(
             model, (x, y), sam(rho=0.5), epochs=3, batch_size=16 // processes, schedule="constant",
@@ -50,7 +50,7 @@ def train(processes: int) -> nn.Module:
         return task.fitted().module
     from transformers import TrainingArguments
 
-    from heldout.train.engines.transformers import MethodTrainer
+    from heldout.train import MethodTrainer
 
     arguments = TrainingArguments(
         output_dir=FOLDER, num_train_epochs=3, per_device_train_batch_size=16 // processes, learning_rate=0.5,

@@ -48,7 +48,7 @@ class Classifier(nn.Module):
 
 def in_lightning(method, epochs=3, batch_size=48, **trainer):
     lightning = pytest.importorskip("lightning")
-    from heldout.train.engines.lightning import LightningMethod
+    from heldout.train import LightningMethod
 
     task = LightningMethod(
         mlp(), blobs(), method, epochs=epochs, batch_size=batch_size, optimizer=SGD, schedule="constant"
@@ -60,7 +60,7 @@ def in_lightning(method, epochs=3, batch_size=48, **trainer):
 
 def in_trainer(method, tmp_path, epochs=3, batch_size=48, accumulation=1):
     transformers = pytest.importorskip("transformers")
-    from heldout.train.engines.transformers import MethodTrainer
+    from heldout.train import MethodTrainer
 
     arguments = transformers.TrainingArguments(
         output_dir=str(tmp_path), num_train_epochs=epochs, per_device_train_batch_size=batch_size, learning_rate=0.3,

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from heldout.weights import dequantize, fake_quantize, group_quantize, linears, pack, rtn, unpack
+from heldout.weights import dequantize, fake_quantize, group_quantize, linears, pack_codes, rtn, unpack_codes
 
 
 def by_the_book(w, bits, size, symmetric):
@@ -112,9 +112,9 @@ def test_bad_input_is_refused(w, options, message):
 def test_packing_round_trips_and_is_dense(bits, rows, columns, seed):
     generator = torch.Generator().manual_seed(seed)
     q = torch.randint(0, 2**bits, (rows, columns), dtype=torch.uint8, generator=generator)
-    packed = pack(q, bits)
+    packed = pack_codes(q, bits)
     assert packed.shape == (rows, -(-columns * bits // 32))
-    assert torch.equal(unpack(packed, bits, columns), q)
+    assert torch.equal(unpack_codes(packed, bits, columns), q)
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
@@ -123,23 +123,23 @@ def test_packing_is_that_of_compressed_tensors(bits, columns):
     from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
 
     q = torch.randint(0, 2**bits, (3, columns), dtype=torch.uint8)
-    assert torch.equal(pack(q, bits), pack_to_int32((q.int() - 2 ** (bits - 1)).to(torch.int8), bits))
+    assert torch.equal(pack_codes(q, bits), pack_to_int32((q.int() - 2 ** (bits - 1)).to(torch.int8), bits))
 
 
 def test_packed_memory_is_not_that_of_the_levels():
     q = torch.zeros(1, 4, dtype=torch.uint8)
-    packed = pack(q, 8)
+    packed = pack_codes(q, 8)
     q += 1
     assert int(packed) == 0
 
 
 def test_packing_refuses_what_does_not_fit():
     with pytest.raises(ValueError, match="uint8 matrix"):
-        pack(torch.zeros(2, 3, dtype=torch.int32), 4)
+        pack_codes(torch.zeros(2, 3, dtype=torch.int32), 4)
     with pytest.raises(ValueError, match="2, 3, 4 or 8"):
-        pack(torch.zeros(2, 3, dtype=torch.uint8), 5)
+        pack_codes(torch.zeros(2, 3, dtype=torch.uint8), 5)
     with pytest.raises(ValueError, match="of 2 columns"):
-        unpack(torch.zeros(2, 3, dtype=torch.int32), 4, 16)
+        unpack_codes(torch.zeros(2, 3, dtype=torch.int32), 4, 16)
 
 
 def test_bytes_of_a_quantised_matrix_are_counted():

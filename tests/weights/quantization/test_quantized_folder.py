@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from heldout.weights import dequantize, load_checkpoint, pack, quantize_folder, unpack
+from heldout.weights import dequantize, load_checkpoint, pack_codes, quantize_folder, unpack_codes
 from heldout.weights.quantization.blockwise import forward
 from heldout.weights.quantization.quantize import QTensor
 from tests.weights.families import FAMILIES, family, inputs
@@ -51,10 +51,10 @@ def own_dequantised(source, out):
     weights = {name: value for name, value in state.items() if ".weight_" not in name}
     for name in [name.removesuffix("_packed") for name in state if name.endswith("_packed")]:
         rows, columns = state[f"{name}_shape"].tolist()
-        q = unpack(state[f"{name}_packed"], scheme["num_bits"], columns)
+        q = unpack_codes(state[f"{name}_packed"], scheme["num_bits"], columns)
         zero = state.get(f"{name}_zero_point")
         if zero is not None:
-            zero = unpack(zero.T.contiguous(), scheme["num_bits"], rows).T
+            zero = unpack_codes(zero.T.contiguous(), scheme["num_bits"], rows).T
         size = scheme["group_size"] or -1
         weights[name] = dequantize(QTensor(q, state[f"{name}_scale"], zero, scheme["num_bits"], size))
     model.load_state_dict(weights, strict=False)
@@ -264,5 +264,5 @@ def test_zero_points_are_packed_along_the_rows_as_compressed_tensors_does():
     from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
 
     zero = torch.randint(0, 8, (10, 3), dtype=torch.uint8)
-    ours = pack(zero.T.contiguous(), 3).T.contiguous()
+    ours = pack_codes(zero.T.contiguous(), 3).T.contiguous()
     assert torch.equal(ours, pack_to_int32((zero.int() - 4).to(torch.int8), 3, packed_dim=0))

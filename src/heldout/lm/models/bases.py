@@ -1,4 +1,4 @@
-"""A small base model of source code, trained here once and kept in the user's cache folder.
+"""Core: A small base model of source code, trained here once and kept in the user's cache folder.
 
 python -m heldout.lm.models.bases      # makes the default base, unless it is there, and prints its folder
 """

@@ -17,6 +17,7 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
+from heldout.errors import require
 from heldout.language_model import Completion, Prompt
 from heldout.lm.models.local import check_choices, check_sampling
 
@@ -214,8 +215,7 @@ class _Exchange:
         self.slots = asyncio.Semaphore(lm.max_concurrency)
 
     async def __aenter__(self) -> _Exchange:
-        import aiohttp
-
+        aiohttp = require("aiohttp")
         key = os.environ.get(self.lm.api_key_env)
         self.session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=self.lm.max_concurrency),
@@ -277,8 +277,7 @@ class _Exchange:
         raise EndpointError(f"{lm.model} at {lm.base_url} gave no answer in {lm.retries + 1} attempts: {reason}")
 
     async def _post(self, path: str, fields: Mapping[str, Any]) -> dict[str, Any]:
-        import aiohttp
-
+        aiohttp = require("aiohttp")
         try:
             async with self.session.post(f"{self.lm.base_url}/{path}", json=fields) as response:
                 body = await response.read()

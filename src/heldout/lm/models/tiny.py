@@ -1,4 +1,4 @@
-"""The kit for language models of a laptop's size: tokenizers, random transformers models, and a loop that trains them.
+"""Core: language models of a laptop's size: tokenizers, random transformers models, and a training loop.
 
 Worlds are written with few words, so a tokenizer has a token per word or per character. The models are the classes of
 transformers in small configurations: what works on them works on larger ones.

@@ -1,4 +1,4 @@
-"""Models that were trained here once, kept in the user's cache folder and checked before use.
+"""Core: Models that were trained here once, kept in the user's cache folder and checked before use.
 
 A base is a transformers folder named by a digest of its recipe. Beside the model lie the checksums of its files, which
 are compared before it is used; a damaged base is made again.

@@ -1,4 +1,4 @@
-"""What a language model's answer says, and whether it is right: extraction, and judges.
+"""Core: What a language model's answer says, and whether it is right: extraction, and judges.
 
 A judge is a function ``(prompt, response, reference) -> bool``. Text is never evaluated here: numbers are parsed, and
 programs run in a process of their own with limits.

@@ -1,4 +1,4 @@
-"""Prompting strategies: few examples, chains of thought, least to most, and skills in context.
+"""Core: Prompting strategies: few examples, chains of thought, least to most, and skills in context.
 
 A strategy has ``text(query)`` and ``messages(query)``; ``run_strategy`` asks any language model and returns answers
 with their traces and costs. Skills-in-context prompting lists basic skills, shows a few worked compositions whose every

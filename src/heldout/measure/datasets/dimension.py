@@ -1,4 +1,4 @@
-"""The geometry of a data set: distances to neighbours, intrinsic dimension, and the margin between classes.
+"""Core: The geometry of a data set: distances to neighbours, intrinsic dimension, and the margin between classes.
 
 Source: arXiv:2305.01034 (Boopathy et al.); the dimension is the estimate of Levina and Bickel (2004), with the mean
 over neighbours and points taken before it is inverted.

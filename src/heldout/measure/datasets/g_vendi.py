@@ -11,7 +11,9 @@ from typing import Any
 from torch import nn
 
 from heldout.measure.datasets.vendi import vendi_score
-from heldout.measure.probes.gradients import ExampleLoss, Projection, gradient_features
+from heldout.measure.probes.gradients import gradient_features
+from heldout.measure.probes.layer_gradients import ExampleLoss
+from heldout.measure.probes.projections import Projection
 
 
 def g_vendi(

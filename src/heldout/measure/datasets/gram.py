@@ -1,4 +1,4 @@
-"""Gram matrices of any kernel, and their Cholesky factor with a jitter that is reported when it is not enough."""
+"""Core: Gram matrices of any kernel, and their Cholesky factor with a jitter that is reported when it is not enough."""
 
 from __future__ import annotations
 

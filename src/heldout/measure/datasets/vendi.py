@@ -1,4 +1,4 @@
-"""Vendi score: how many different examples a set holds, as the entropy of a similarity matrix's spectrum.
+"""Core: Vendi score: how many different examples a set holds, as the entropy of a similarity matrix's spectrum.
 
 Source: arXiv:2210.02410 (Friedman, Dieng); orders other than 1: arXiv:2310.12952.
 """

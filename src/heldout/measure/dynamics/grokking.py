@@ -1,4 +1,4 @@
-"""When a network generalises, where it keeps the rule, and which phase between memory and rule it ended in.
+"""Core: When a network generalises, where it keeps the rule, and which phase between memory and rule it ended in.
 
 Source: arXiv:2310.13061 (Doshi et al., ICLR 2024) and arXiv:2310.19470 (Minegishi et al.).
 """

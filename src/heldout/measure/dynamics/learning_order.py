@@ -1,4 +1,4 @@
-"""When each training example is learned: a measure of its difficulty."""
+"""Core: When each training example is learned: a measure of its difficulty."""
 
 from __future__ import annotations
 

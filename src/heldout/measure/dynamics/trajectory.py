@@ -1,4 +1,4 @@
-"""How training moves through weight space: the distance from the start and the law of its growth.
+"""Core: How training moves through weight space: the distance from the start and the law of its growth.
 
 Source: arXiv:1705.08741, section 3: in the first phase of training the distance grows like the logarithm of the
 number of updates, an "ultra-slow diffusion".

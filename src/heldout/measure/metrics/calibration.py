@@ -1,4 +1,4 @@
-"""Calibration and confidence ranking of a classifier's probabilities.
+"""Core: Calibration and confidence ranking of a classifier's probabilities.
 
 All functions take probabilities ``(n, classes)`` and class indices ``(n,)``, compute in float64, and do not depend
 on the order of the examples: equal confidences are treated as one group. Values are fractions, where papers often

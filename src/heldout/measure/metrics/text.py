@@ -1,4 +1,4 @@
-"""How much a text agrees with reference texts: exact match, token F1 and ROUGE-L.
+"""Core: How much a text agrees with reference texts: exact match, token F1 and ROUGE-L.
 
 Source: the SQuAD evaluation (arXiv:1606.05250) for normalisation, exact match and F1; Lin, "ROUGE: a package for
 automatic evaluation of summaries" (2004) for ROUGE-L.

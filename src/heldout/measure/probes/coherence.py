@@ -13,7 +13,8 @@ from typing import Any
 
 from torch import nn
 
-from heldout.measure.probes.gradients import ExampleLoss, gradient_sums
+from heldout.measure.probes.gradients import gradient_sums
+from heldout.measure.probes.layer_gradients import ExampleLoss
 from heldout.method import evaluating
 
 

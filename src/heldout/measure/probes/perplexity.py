@@ -1,4 +1,4 @@
-"""Perplexity of a causal language model, and the blocks of tokens that it is measured on."""
+"""Core: Perplexity of a causal language model, and the blocks of tokens that it is measured on."""
 
 from __future__ import annotations
 

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from heldout.tasks.images.shifts import biased_attribute, check_pair, colourise, label_noise, stratified_split
+from heldout.tasks.images.biases import biased_attribute, colourise, label_noise, stratified_split
+from heldout.tasks.images.checks import check_pair
 
 
 def coloured_conflict(

@@ -7,7 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from heldout.tasks.images.shifts import Seed, check_pair, generator_of
+from heldout.tasks.images.checks import check_pair
+from heldout.tasks.seeds import Seed, generator_of
 
 
 class Dominoes(NamedTuple):

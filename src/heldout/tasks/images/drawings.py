@@ -166,7 +166,7 @@ def split_drawings(
         raise ValueError(f"held_out must be one of the styles {pictures.domains.unique().tolist()}, got {held_out}")
     if not 0 < test_share < 1:
         raise ValueError(f"test_share must be between 0 and 1, got {test_share}")
-    from heldout.tasks.images.shifts import stratified_split
+    from heldout.tasks.images.biases import stratified_split
 
     label_of = torch.empty(int(pictures.things.max()) + 1, dtype=torch.long)
     label_of[pictures.things] = pictures.labels

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from heldout.tasks.images.shifts import colourise
+from heldout.tasks.images.biases import colourise
 
 
 def multicolour(

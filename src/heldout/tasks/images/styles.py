@@ -14,7 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from heldout.tasks.images.shifts import Seed, blur, check_images, check_pair, contrast, generator_of, stratified_split
+from heldout.tasks.images.biases import stratified_split
+from heldout.tasks.images.checks import check_images, check_pair
+from heldout.tasks.images.shifts import blur, contrast
+from heldout.tasks.seeds import Seed, generator_of
 
 
 def plain(images: Tensor, generator: torch.Generator) -> Tensor:

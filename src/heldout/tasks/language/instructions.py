@@ -1,4 +1,4 @@
-"""Tasks that come with instructions: their schema, the published files, and splits by task.
+"""Core: Tasks that come with instructions: their schema, the published files, and splits by task.
 
 Source: Mishra et al., "Cross-task generalization via natural language crowdsourcing instructions" (arXiv:2104.08773),
 section 3 for the schema and section 5.1 for the splits; Wang et al. (arXiv:2204.07705) for the second version's files.

@@ -1,4 +1,4 @@
-"""Modular arithmetic: pairs of residues labelled by a rule, some training labels replaced by noise.
+"""Core: Modular arithmetic: pairs of residues labelled by a rule, some training labels replaced by noise.
 
 Small networks memorise these tables long before they find the rule ("grokking"). Source: arXiv:2310.13061.
 """

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from heldout.tasks.images.dominoes import agreeing, check_agreement
-from heldout.tasks.images.shifts import Seed, generator_of
+from heldout.tasks.seeds import Seed, generator_of
 
 
 class LShape(NamedTuple):

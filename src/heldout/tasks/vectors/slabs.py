@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.utils.data import TensorDataset
 
 from heldout.tasks.images.dominoes import dominoes
-from heldout.tasks.images.shifts import Seed, digits, fashion_mnist, generator_of
+from heldout.tasks.images.grey import digits, fashion_mnist
+from heldout.tasks.seeds import Seed, generator_of
 
 NoiseKind = Literal["margin", "flip"]
 

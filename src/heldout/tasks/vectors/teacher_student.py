@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from heldout.tasks.images.shifts import Seed, generator_of
+from heldout.tasks.seeds import Seed, generator_of
 
 
 @dataclass(frozen=True)

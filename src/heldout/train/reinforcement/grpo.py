@@ -1,4 +1,4 @@
-"""Reinforcement learning of a language model by GRPO, on trl: reward functions, KL schedules, multi-turn rollouts."""
+"""Core: reinforcement learning of a language model by GRPO, on trl: rewards, KL schedules, multi-turn rollouts."""
 
 from __future__ import annotations
 

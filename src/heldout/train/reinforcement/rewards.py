@@ -1,4 +1,4 @@
-"""Rewards of routers: format, outcome and cost, in this order.
+"""Core: Rewards of routers: format, outcome and cost, in this order.
 
 Source: Router-R1, arXiv:2506.09033 (section 3.2), with the window and the percentiles of its published code.
 """

@@ -1,4 +1,4 @@
-"""Multi-turn rollouts: a model writes, an environment answers, and a mask tells whose tokens are whose."""
+"""Core: Multi-turn rollouts: a model writes, an environment answers, and a mask tells whose tokens are whose."""
 
 from __future__ import annotations
 

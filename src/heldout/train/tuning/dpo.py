@@ -1,4 +1,4 @@
-"""Direct preference optimisation of a language model, on trl."""
+"""Core: Direct preference optimisation of a language model, on trl."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning of a language model, on trl: prompts masked, rows packed, tokens weighted.
+"""Core: Supervised fine-tuning of a language model, on trl: prompts masked, rows packed, tokens weighted.
 
 Causal models go through trl's SFTTrainer, sequence-to-sequence models through transformers' Trainer, with the same rows
 and the same loss: the mean over response tokens of weight times negative log likelihood.

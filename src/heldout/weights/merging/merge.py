@@ -1,4 +1,4 @@
-"""Merging models that were fine-tuned from the same start: arithmetic on task vectors, and averages of states.
+"""Core: Merging models that were fine-tuned from the same start: arithmetic on task vectors, and averages of states.
 
 The merges take task vectors and return one, so that any of them can be applied with one scale, a grid of scales
 (``search_scale``) or a factor per layer (``lines_merge``).

@@ -1,4 +1,4 @@
-"""WiSE-FT: the average of a model's weights before and after fine-tuning. Source: arXiv:2109.01903."""
+"""Core: WiSE-FT: the average of a model's weights before and after fine-tuning. Source: arXiv:2109.01903."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Unstructured pruning: scores, masks that survive training with any optimizer, and tickets rewound to their start.
+"""Core: unstructured pruning: scores, masks that survive any optimizer, and tickets rewound to their start.
 
 Sources: arXiv:1810.02340 (SNIP), arXiv:2002.07376 (GraSP), arXiv:2006.05467 (SynFlow), arXiv:2310.19470 (grokking
 tickets: a ticket found after generalisation generalises almost without delay).

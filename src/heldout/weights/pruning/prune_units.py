@@ -1,4 +1,4 @@
-"""Structured ablation: what a network loses when the hidden units between two layers are removed one by one."""
+"""Core: Structured ablation: what a network loses when the hidden units between two layers are removed one by one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Calibration block by block: what reaches each transformer block, and the layers inside it.
+"""Core: Calibration block by block: what reaches each transformer block, and the layers inside it.
 
 One pass over the whole model records the arguments of every block but the hidden states, which are kept for the first
 block only; from there on the blocks are called one after the other, so that memory holds the states of one depth.

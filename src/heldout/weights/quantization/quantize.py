@@ -1,4 +1,4 @@
-"""Group quantisation: a few bits per weight, with a scale and a zero point for every group of inputs of a row.
+"""Core: Group quantisation: a few bits per weight, with a scale and a zero point for every group of inputs of a row.
 
 A row of a linear layer's weight is cut into groups of ``group_size`` inputs. In each, ``q = clamp(round(w / scale) +
 zero, 0, 2^bits - 1)`` and ``w_hat = (q - zero) * scale``. Everything works on weights of shape ``(out, in)``; the
@@ -118,7 +118,7 @@ def fake_quantize(w: Tensor, bits: int = 4, group_size: int = 128, *, symmetric:
     return rounded.sub_(level).mul_(step).view(w.shape)
 
 
-def pack(q: Tensor, bits: int) -> Tensor:
+def pack_codes(q: Tensor, bits: int) -> Tensor:
     """Returns the levels of each row packed densely into int32 words, the first level in the lowest bits.
 
     Level i of a row lies at the bits ``i * bits`` to ``(i + 1) * bits - 1`` of the row's words: the layout
@@ -136,9 +136,9 @@ def pack(q: Tensor, bits: int) -> Tensor:
         ValueError: if ``q`` is not a uint8 matrix, or ``bits`` is another number.
 
     Example:
-        >>> pack(torch.tensor([[1, 2, 3]], dtype=torch.uint8), bits=4).tolist()
+        >>> pack_codes(torch.tensor([[1, 2, 3]], dtype=torch.uint8), bits=4).tolist()
         [[801]]
-        >>> unpack(pack(torch.tensor([[1, 2, 3]], dtype=torch.uint8), bits=4), 4, columns=3).tolist()
+        >>> unpack_codes(pack_codes(torch.tensor([[1, 2, 3]], dtype=torch.uint8), bits=4), 4, columns=3).tolist()
         [[1, 2, 3]]
     """
     _check_packing(bits)
@@ -158,8 +158,8 @@ def pack(q: Tensor, bits: int) -> Tensor:
     return words if not padding else words[:, : -(-columns * bits // 32)].contiguous()
 
 
-def unpack(packed: Tensor, bits: int, columns: int) -> Tensor:
-    """Returns the uint8 levels ``(rows, columns)`` that ``pack`` has packed.
+def unpack_codes(packed: Tensor, bits: int, columns: int) -> Tensor:
+    """Returns the uint8 levels ``(rows, columns)`` that ``pack_codes`` has packed.
 
     Args:
         packed: int32 ``(rows, ceil(columns * bits / 32))`` in main memory.
@@ -317,7 +317,7 @@ def rtn(
     """Rounds the weights of a model's linear layers to the nearest level, in place; returns the quantised weights.
 
     The model computes with the dequantised weights from then on: its accuracy is that of the quantised model, its
-    memory is not. ``pack`` makes the small form.
+    memory is not. ``pack_codes`` makes the small form.
 
     Args:
         model: any module.

@@ -20,12 +20,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from heldout.errors import require
 from heldout.measure import perplexity, token_blocks
 from heldout.weights.checkpoint import load_checkpoint, open_checkpoint, save_checkpoint
 from heldout.weights.quantization.awq import Rule, apply_awq, awq_search, block_linears, block_rules
 from heldout.weights.quantization.blockwise import evaluating, forward
 from heldout.weights.quantization.gptq import gptq
-from heldout.weights.quantization.quantize import QTensor, check_layers, pack, rtn
+from heldout.weights.quantization.quantize import QTensor, check_layers, pack_codes, rtn
 
 QUANTIZE_METHODS = ("awq", "gptq", "rtn")
 QUANTIZE_BITS = (3, 4, 8)
@@ -188,8 +189,7 @@ def _check_arguments(folder: Path, out: Path, method: str, bits: int) -> None:
 
 def _load(folder: Path) -> tuple[nn.Module, torch.dtype]:
     """Returns the model in float32, and the data type that its weights are stored in."""
-    import transformers
-
+    transformers = require("transformers")
     try:
         config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
     except (ValueError, OSError, KeyError) as error:
@@ -369,11 +369,11 @@ def _state(model: nn.Module, quantised: Mapping[str, QTensor], dtype: torch.dtyp
             state[name] = converted[key]
             continue
         tensor = quantised[layer]
-        state[f"{layer}.weight_packed"] = pack(tensor.q, tensor.bits)
+        state[f"{layer}.weight_packed"] = pack_codes(tensor.q, tensor.bits)
         state[f"{layer}.weight_scale"] = tensor.scale
         state[f"{layer}.weight_shape"] = torch.tensor(tensor.q.shape)
         if tensor.zero is not None:
-            state[f"{layer}.weight_zero_point"] = pack(tensor.zero.T.contiguous(), tensor.bits).T.contiguous()
+            state[f"{layer}.weight_zero_point"] = pack_codes(tensor.zero.T.contiguous(), tensor.bits).T.contiguous()
     return state
 
 

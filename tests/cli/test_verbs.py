@@ -6,6 +6,9 @@ import subprocess
 import sys
 
 import pytest
+from typer.main import get_command
+
+from heldout.cli import app
 
 STUDY = """
 from heldout.study import Study, better, higher_is_better, log_curve
@@ -55,18 +58,9 @@ def test_help_and_version():
     assert heldout("--version").stdout.startswith("heldout 0.")
 
 
-def test_list_as_json_has_the_documented_form():
-    rows = json.loads(heldout("list", "--json").stdout)
-    assert len(rows) == 117
-    assert {"slug", "title", "rooms", "status", "claims"} <= set(rows[0])
-    built = json.loads(heldout("list", "--built", "--json").stdout)
-    assert {"useful", "ps-kd", "ghost-batch-norm", "lines", "adanpc"} <= {row["slug"] for row in built}
-
-
-def test_show_prints_a_card_and_refuses_unknown_systems():
-    assert "heldout.weights.lines" in heldout("show", "lines").stdout
-    assert json.loads(heldout("show", "awq", "--json").stdout)["slug"] == "awq"
-    assert "did you mean" in one_line(heldout("show", "pskd"))
+def test_reproduce_and_run_have_the_same_options():
+    first, second = (get_command(app).commands[name].params for name in ("reproduce", "run"))
+    assert [param.opts for param in first[1:]] == [param.opts for param in second[1:]]
 
 
 def test_run_prints_verdicts_and_writes_the_reports(study, tmp_path):

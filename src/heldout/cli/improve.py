@@ -1,0 +1,86 @@
+"""improve, audit: a user's own model."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from heldout.cli.options import Json, On, Out, Workers, calls, names, seconds
+from heldout.cli.output import RUNS_FAILED, console, one_line_errors, print_json, say_step
+
+
+def improve(
+    file: Annotated[str, typer.Argument(help="A file that defines model() and data(); or: digits, fashion.")],
+    budget: Annotated[str, typer.Option(help="Wall-clock time, such as 90s, 10m, 2h.")] = "10m",
+    seeds: Annotated[int, typer.Option(min=3, help="Fresh seeds for the confirmation.")] = 5,
+    aim: Annotated[str, typer.Option("--for", help="What to select for: iid, shift or both.")] = "both",
+    screen_only: Annotated[
+        bool, typer.Option("--screen-only", help="Rank by short training and stop: no verdict.")
+    ] = False,
+    methods: Annotated[
+        str | None, typer.Option(help="Comma-separated methods, such as 'useful,sam(rho=0.1)'; default: all.")
+    ] = None,
+    exclude: Annotated[str, typer.Option(help="Comma-separated methods to leave out.")] = "",
+    combine: Annotated[int, typer.Option(min=1, help="Most methods in one combination.")] = 2,
+    workers: Workers = 1,
+    on: On = "local",
+    out: Out = None,
+    as_json: Json = False,
+) -> None:
+    """Find what makes YOUR model better on data it has not seen, and prove it on fresh seeds."""
+    with one_line_errors():
+        from heldout.improve import improve as search
+        from heldout.study import rich_progress
+
+        with rich_progress() as progress:
+            document = search(
+                file,
+                budget=seconds(budget),
+                seeds=seeds,
+                aim=aim,
+                screen_only=screen_only,
+                methods=calls(methods) if methods else None,
+                exclude=names(exclude),
+                combine=combine,
+                workers=workers,
+                on=on,
+                out=out,
+                say=lambda text: print(text, file=sys.stderr),
+                progress=progress,
+            )
+    if as_json:
+        print_json(document)
+    else:
+        from heldout.improve import print_improvement
+
+        print_improvement(document, console())
+    if not document["complete"]:
+        raise typer.Exit(RUNS_FAILED)
+
+
+def audit(
+    file: Annotated[
+        str, typer.Argument(help="What improve takes: a file with model() and data(); or: digits, fashion.")
+    ],
+    weights: Annotated[
+        Path | None, typer.Option(help="The trained model as safetensors; default: train it by the file's own recipe.")
+    ] = None,
+    budget: Annotated[str, typer.Option(help="Wall-clock time, such as 90s, 3m.")] = "3m",
+    seed: Annotated[int, typer.Option(min=0, help="Of training, and of the examples that are looked at.")] = 0,
+    out: Out = None,
+    as_json: Json = False,
+) -> None:
+    """Tell how well YOUR model generalizes, and what seems to stand in its way."""
+    with one_line_errors():
+        from heldout.audit import audit as examine
+
+        document = examine(file, weights=weights, budget=seconds(budget), seed=seed, out=out, say=say_step)
+    if as_json:
+        print_json(document)
+    else:
+        from heldout.audit import print_audit
+
+        print_audit(document, console())

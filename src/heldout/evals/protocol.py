@@ -1,0 +1,88 @@
+"""What a protocol is: a question, a record of options, and what it does with a language model.
+
+The record is the only place where a protocol's options stand: ``heldout eval`` and the task of inspect-ai read its
+fields.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, Field, dataclass, field, fields
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from heldout.language_model import LM
+
+Document = dict[str, Any]
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """One evaluation of a language model.
+
+    Attributes:
+        name: on the command line, and after ``heldout/`` in inspect-ai.
+        question: what it answers, in one line.
+        options: the record of its options, a dataclass of fields that ``option`` makes.
+        run: ``(model, options, say) -> document``: findings with a reading, tables and charts, all of it JSON.
+    """
+
+    name: str
+    question: str
+    options: type
+    run: Callable[[LM, Any, Say], Document]
+
+
+def option(default: Any, help: str, *, minimum: float | None = None) -> Any:
+    """Returns a field of a record of options, with what the command line says of it.
+
+    Example:
+        >>> @dataclass(frozen=True)
+        ... class Options:
+        ...     tests: int = option(100, "Inputs of each task.", minimum=2)
+        >>> Options().tests, fields(Options)[0].metadata["help"]
+        (100, 'Inputs of each task.')
+    """
+    return field(default=default, metadata={"help": help, "min": minimum})
+
+
+def options_from(record: type, given: Mapping[str, Any]) -> Any:
+    """Returns a record of options from plain values: texts stand for paths, and for several texts with commas.
+
+    Example:
+        >>> @dataclass(frozen=True)
+        ... class Options:
+        ...     tasks: tuple[str, ...] = option((), "Tasks.")
+        >>> options_from(Options, {"tasks": "sort, maximum"}).tasks
+        ('sort', 'maximum')
+    """
+    hints = get_type_hints(record)
+    return record(**{name: _converted(value, hints[name]) for name, value in given.items()})
+
+
+def plain_parameters(record: type) -> inspect.Signature:
+    """Returns the signature of a function that takes a record's fields as plain values."""
+
+    def parameter(one: Field, hint: Any) -> inspect.Parameter:
+        plain = hint in (int, bool, float, str)
+        default = one.default if plain and one.default is not MISSING else ""
+        kind = inspect.Parameter.KEYWORD_ONLY
+        return inspect.Parameter(one.name, kind, default=default, annotation=hint if plain else str)
+
+    hints = get_type_hints(record)
+    return inspect.Signature([parameter(one, hints[one.name]) for one in fields(record)])
+
+
+def finding(name: str, value: float, low: float | None, high: float | None, reading: str) -> dict[str, Any]:
+    """Returns a number with its interval and one sentence on how to read it."""
+    return {"name": name, "value": value, "low": low, "high": high, "reading": reading}
+
+
+def _converted(value: Any, hint: Any) -> Any:
+    if not isinstance(value, str) or hint is str:
+        return value
+    if hint == tuple[str, ...]:
+        return tuple(name.strip() for name in value.split(",") if name.strip())
+    return Path(value) if value else None

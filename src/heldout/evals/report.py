@@ -1,0 +1,44 @@
+"""What ``eval`` shows: findings, tables and charts, in the terminal and as one HTML page."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from heldout.evals.protocol import Document
+from heldout.report import chart, number, render, with_interval
+
+
+def to_html(document: Document) -> str:
+    """Returns the page: findings, charts, tables."""
+    return render(
+        "eval.html.jinja",
+        heading=document["title"],
+        document=document,
+        environment=document["environment"],
+        charts=[chart({"width": 300, "height": 220, **picture}) for picture in document["charts"]],
+        value=with_interval,
+    )
+
+
+def print_eval(document: Document, console: Any) -> None:
+    """Prints findings, the table, and where the page lies."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    for entry in document["findings"]:
+        console.print(
+            f"[bold]{escape(entry['name'])}[/]  {escape(with_interval(entry['value'], entry['low'], entry['high']))}",
+            highlight=False,
+        )
+        console.print(f"  [dim]{escape(entry['reading'])}[/]", highlight=False)
+    for listed in document["tables"]:
+        table = Table(box=None, header_style="bold", pad_edge=False, title_justify="left")
+        for column in listed["rows"][0]:
+            table.add_column(column.replace("_", " "))
+        for row in listed["rows"]:
+            table.add_row(*(escape(number(v, 3) if isinstance(v, float) else str(v or "")) for v in row.values()))
+        console.print()
+        console.print(table)
+    for entry in document["skipped"]:
+        console.print(f"[dim]not tested: {escape(entry['part'])}: {escape(entry['reason'])}[/]", highlight=False)
+    console.print(f"Report: {escape(document['report'])}", highlight=False, soft_wrap=True)

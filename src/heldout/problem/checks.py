@@ -1,0 +1,132 @@
+"""Whether a user's model and data can be worked on, told before anything is trained."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings as python_warnings
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from heldout.data import batches, predict_all
+from heldout.errors import ProblemError
+from heldout.method import Method
+from heldout.problem.problem import Problem, bytes_of, tensors_of
+from heldout.train import problem_of
+
+SCANNED_EXAMPLES = 20_000
+
+
+def check_problem(problem: Problem) -> list[str]:
+    """Returns warnings about a problem; everything that training would trip over is an error here.
+
+    Checked before any training: every split is there and not empty, inputs and targets are finite, labels fit
+    the model's outputs, there is more than one class, the splits have one shape, the model can be trained, and
+    whether a test set shares rows with the training set (a warning).
+
+    Raises:
+        ProblemError: what is wrong and where.
+    """
+    splits = problem.splits
+    if splits.val is None:
+        raise ProblemError(f"{problem.path}: data() needs a val split: methods are selected on it")
+    if not splits.test:
+        raise ProblemError(f"{problem.path}: data() needs at least one test set: gains are reported on it")
+    if not isinstance(problem.epochs, int) or problem.epochs < 1:
+        raise ProblemError(f"{problem.path}: epochs must be a positive integer, got {problem.epochs!r}")
+    sets = {"train": splits.train}
+    sets |= {
+        f"val[{n!r}]" if isinstance(splits.val, Mapping) else "val": d for n, d in problem.validation_sets().items()
+    }
+    sets |= {f"test[{name!r}]": dataset for name, dataset in splits.test.items()}
+    shapes, targets, rows = {}, {}, {}
+    for name, dataset in sets.items():
+        if len(dataset) == 0:  # type: ignore[arg-type]
+            raise ProblemError(f"{problem.path}: {name} is empty")
+        shapes[name], targets[name], rows[name] = _scan(problem, name, dataset)
+        if shapes[name] != shapes["train"]:
+            raise ProblemError(
+                f"{problem.path}: examples of {name} have inputs {shapes[name]}, those of train {shapes['train']}"
+            )
+        if targets[name].is_floating_point() != targets["train"].is_floating_point():
+            raise ProblemError(f"{problem.path}: {name} and train have different kinds of targets")
+    module = problem.model(0)
+    try:
+        task, classes = problem_of(module, splits.train)
+    except (ValueError, TypeError) as error:
+        raise ProblemError(f"{problem.path}: {error}") from error
+    except Exception as error:
+        raise ProblemError(f"{problem.path}: the model fails on the training data: {error}") from error
+    if not any(p.requires_grad for p in module.parameters()):
+        raise ProblemError(f"{problem.path}: the model has no parameter that requires a gradient")
+    if task == "classification":
+        _check_labels(problem, targets, classes or 0)
+    _check_metric(problem, module, sets["train"])
+    return _shared_rows(rows)
+
+
+def _scan(problem: Problem, name: str, dataset: Any) -> tuple[list[tuple[int, ...]], Tensor, set[bytes]]:
+    shape: list[tuple[int, ...]] = []
+    targets: list[Tensor] = []
+    rows: set[bytes] = set()
+    order = torch.arange(min(len(dataset), SCANNED_EXAMPLES))
+    try:
+        for inputs, target, positions in batches(dataset, 1024, order):
+            tensors = tensors_of(inputs)
+            shape = [tuple(tensor.shape[1:]) for tensor in tensors]
+            target = torch.as_tensor(target)
+            for what, tensor in [*(("input", t) for t in tensors), ("target", target)]:
+                if tensor.is_floating_point() and not tensor.isfinite().all():
+                    bad = int(positions[(~tensor.isfinite()).reshape(len(tensor), -1).any(1).nonzero()[0, 0]])
+                    raise ProblemError(f"{problem.path}: the {what} of example {bad} of {name} is NaN or infinite")
+            targets.append(target)
+            flat = [t.reshape(len(t), -1).contiguous() for t in tensors]
+            rows.update(hashlib.blake2b(b"".join(map(bytes_of, row)), digest_size=12).digest() for row in zip(*flat))
+    except ProblemError:
+        raise
+    except Exception as error:
+        raise ProblemError(f"{problem.path}: {name} cannot be read: {type(error).__name__}: {error}") from error
+    return shape, torch.cat(targets), rows
+
+
+def _check_labels(problem: Problem, targets: dict[str, Tensor], classes: int) -> None:
+    for name, labels in targets.items():
+        if labels.ndim != 1:
+            raise ProblemError(f"{problem.path}: labels of {name} must have shape (n,), got {tuple(labels.shape)}")
+        low, high = int(labels.min()), int(labels.max())
+        if low < 0 or high >= classes:
+            raise ProblemError(
+                f"{problem.path}: labels of {name} must lie in 0..{classes - 1} for a model with {classes} outputs, "
+                f"got {low}..{high}"
+            )
+    if len(targets["train"].unique()) < 2:
+        raise ProblemError(f"{problem.path}: train holds only one class, {int(targets['train'][0])}")
+
+
+def _check_metric(problem: Problem, module: nn.Module, dataset: Dataset) -> None:
+    if problem.measure is None:
+        return
+    few = torch.utils.data.Subset(dataset, range(min(32, len(dataset))))  # type: ignore[arg-type]
+    try:
+        value = float(problem.measure(*predict_all(module, few)))
+    except Exception as error:
+        raise ProblemError(f"{problem.path}: metric fails: {type(error).__name__}: {error}") from error
+    if value != value:
+        python_warnings.warn(f"metric {problem.metric} is NaN on the first training examples", stacklevel=2)
+
+
+def _shared_rows(rows: dict[str, set[bytes]]) -> list[str]:
+    found = []
+    for name, own in rows.items():
+        shared = len(own & rows["train"])
+        if name != "train" and shared:
+            found.append(f"{name} shares {shared} of its {len(own)} rows with train: its score will look too good")
+    return found
+
+
+def inapplicable(problem: Problem, method: Method) -> str | None:
+    """Returns why a method cannot act on this problem, or None."""
+    return method.check(problem.model(0), problem.splits) if method.check else None

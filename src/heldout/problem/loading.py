@@ -1,0 +1,80 @@
+"""A user's FILE: the model and the data that ``improve`` (and ``audit``) work on, loaded and checked.
+
+The file defines ``model() -> nn.Module`` and ``data() -> heldout.Splits``, and may define
+
+* ``optimizer``: a torch Optimizer class or partial, or ``(module) -> Optimizer``
+* ``epochs`` (default 10), ``batch_size`` (default 64), ``schedule``, ``loss``, ``augment``, ``max_grad_norm``
+* ``metric``: "accuracy", "mse", or ``(outputs, targets) -> float``, with ``metric_goal = "max"`` or ``"min"``
+* ``pretrained_state() -> state dict`` that training starts from
+* ``methods``: further Methods to try, by name
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from heldout.errors import ProblemError
+from heldout.method import Splits
+from heldout.problem.problem import Problem
+from heldout.study import StudyError, load_file
+
+EXAMPLES = ("digits", "fashion")
+RECIPE = ("optimizer", "epochs", "batch_size", "schedule", "loss", "augment", "max_grad_norm")
+
+
+def load_problem(path: str | Path) -> Problem:
+    """Returns the problem that a file defines; "digits" and "fashion" are the built-in examples.
+
+    Raises:
+        ProblemError: the file is missing, fails, or lacks ``model`` or ``data``.
+    """
+    file = example_path(str(path)) if str(path) in EXAMPLES else Path(path)
+    if not file.is_file():
+        raise ProblemError(f"no file {str(path)!r} (the built-in examples are {' and '.join(EXAMPLES)})")
+    try:
+        names = vars(load_file(file))
+    except StudyError as error:
+        raise ProblemError(str(error)) from error
+    for name, form in (("model", "model() -> nn.Module"), ("data", "data() -> heldout.Splits")):
+        if not callable(names.get(name)):
+            raise ProblemError(f"{file} must define {form}")
+    splits = _call(names["data"], file, "data", Splits)
+    if callable(names.get("pretrained_state")):
+        state = _call(names["pretrained_state"], file, "pretrained_state", Mapping)
+        splits = Splits(**{**splits.__dict__, "initial_state": state})
+    metric, goal = names.get("metric"), names.get("metric_goal", "max")
+    if goal not in ("max", "min"):
+        raise ProblemError(f'{file}: metric_goal must be "max" or "min", got {goal!r}')
+    problem = Problem(
+        path=file,
+        make_model=lambda: _call(names["model"], file, "model", nn.Module),
+        splits=splits,
+        recipe={key: names[key] for key in RECIPE if key in names},
+        own_methods=dict(names.get("methods", {})),
+    )
+    if callable(metric):
+        problem.measure, problem.asked_metric, problem.asked_maximise = metric, metric.__name__, goal == "max"
+    elif metric not in (None, "accuracy", "mse", "loss"):
+        raise ProblemError(f'{file}: metric must be "accuracy", "mse", "loss" or a function, got {metric!r}')
+    elif metric:
+        problem.asked_metric = metric
+    return problem
+
+
+def example_path(name: str) -> Path:
+    """Returns the file of a built-in example."""
+    return Path(__file__).parents[1] / "examples" / f"{name}.py"
+
+
+def _call(function: Callable[[], Any], file: Path, name: str, kind: Any) -> Any:
+    try:
+        value = function()
+    except Exception as error:
+        raise ProblemError(f"{file}: {name}() fails: {type(error).__name__}: {error}") from error
+    if not isinstance(value, kind):
+        raise ProblemError(f"{file}: {name}() must return a {kind.__name__}, got {type(value).__name__}")
+    return value

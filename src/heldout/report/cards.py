@@ -1,0 +1,70 @@
+"""Cards of the terminal: what one system or one Method is for, how to use it, and what its evidence says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from heldout.report.formats import VERDICT_STYLE
+
+if TYPE_CHECKING:
+    from heldout.catalog import NamedMethod, System
+
+
+def system_card(system: System, evidence: Mapping[str, Any] | None, console: Console) -> None:
+    """Prints what one system is for, its parts, how to use it and what its evidence says."""
+    console.print(f"[bold]{system.slug}[/]  {escape(system.title)}")
+    console.print(f"[dim]{escape(system.authors)}, {system.year}, arXiv:{system.arxiv}[/]\n")
+    console.print(escape(system.summary) + "\n")
+    console.print(f"[bold]Topic[/]   {system.topic}")
+    console.print("[bold]Rooms[/]   " + ", ".join(system.rooms))
+    if not system.built:
+        console.print("Planned: not built yet.")
+        return
+    console.print("[bold]Parts[/]   " + "\n        ".join(system.parts))
+    if system.method:
+        _print_use(console, system.slug.replace("-", "_"))
+    if system.extra:
+        console.print(escape(f"Needs   pip install 'heldout[{system.extra}]'"))
+    console.print(f"[bold]Claims[/]  heldout reproduce {system.slug} --workers 2\n")
+    if evidence is None:
+        console.print("No evidence recorded yet.")
+        return
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for heading in ("verdict", "claim", "estimate", "95 % interval"):
+        table.add_column(heading)
+    for claim in evidence["claims"]:
+        _add_claim(table, claim["verdict"], claim)
+    for check in evidence["checks"]:
+        _add_claim(table, "check", check)
+    console.print(table)
+    times = "once" if evidence["recorded"] == 1 else f"{evidence['recorded']} times; this is the newest"
+    console.print(f"\n[dim]{len(evidence['seeds'])} seeds, {evidence['seconds']:.0f} s of runs; recorded {times}[/]")
+
+
+def _add_claim(table: Table, word: str, claim: Mapping[str, Any]) -> None:
+    style = VERDICT_STYLE[claim["verdict"]]
+    low, high = claim["low"], claim["high"]
+    between = "" if low is None else f"{low:.4g} to {high:.4g}"
+    estimate = "" if claim["estimate"] is None else f"{claim['estimate']:.4g}"
+    table.add_row(f"[{style}]{word}[/]", escape(claim["text"]), estimate, between)
+
+
+def method_card(method: NamedMethod, console: Console) -> None:
+    """Prints what a Method is for and how to use it."""
+    console.print(f"[bold]{method.name}[/]  {escape(method.summary)}")
+    if method.arxiv:
+        console.print(f"[dim]arXiv:{method.arxiv}[/]")
+    console.print()
+    _print_use(console, method.name)
+    if method.of:
+        console.print(f"[bold]Claims[/]  heldout show {method.of}")
+
+
+def _print_use(console: Console, name: str) -> None:
+    console.print(f"[bold]Method[/]  from heldout.methods import {name}; heldout.fit(model, splits, {name}())")
+    console.print(f"[bold]Try it[/]  heldout improve my_model.py --methods {name}")

@@ -1,0 +1,53 @@
+"""What list and show print."""
+
+import json
+import os
+import subprocess
+import sys
+
+from typer.testing import CliRunner
+
+from heldout.cli import app
+from tests.cli.test_verbs import heldout, one_line
+
+
+def test_list_as_json_has_the_documented_form():
+    rows = json.loads(heldout("list", "--json").stdout)
+    assert len(rows) == 117
+    assert {"slug", "title", "rooms", "status", "claims"} <= set(rows[0])
+    built = json.loads(heldout("list", "--built", "--json").stdout)
+    assert {"useful", "ps-kd", "ghost-batch-norm", "lines", "adanpc"} <= {row["slug"] for row in built}
+
+
+def test_show_prints_a_card_and_refuses_unknown_systems():
+    assert "heldout.weights.lines" in heldout("show", "lines").stdout
+    assert json.loads(heldout("show", "awq", "--json").stdout)["slug"] == "awq"
+    assert "did you mean" in one_line(heldout("show", "pskd"))
+
+
+def test_list_is_searched_and_filtered_by_topic():
+    rows = json.loads(heldout("list", "--search", "ghost Hoffer", "--json").stdout)
+    assert [row["slug"] for row in rows] == ["ghost-batch-norm"]
+    rows = json.loads(heldout("list", "--topic", "graphs", "--json").stdout)
+    assert {"teddy", "lebed"} <= {row["slug"] for row in rows}
+    assert {row["topic"] for row in rows} == {"graphs"}
+    assert "there are: " in one_line(heldout("list", "--topic", "nothing"))
+
+
+def test_piped_output_is_never_cut():
+    environment = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
+    done = subprocess.run(
+        [sys.executable, "-m", "heldout", "list"], capture_output=True, text=True, env=environment, check=True
+    )
+    assert "…" not in done.stdout
+    assert "with any optimizer." in done.stdout
+
+
+def test_show_takes_underscores_and_every_method():
+    from heldout.methods import available
+
+    assert "ghost-batch-norm" in heldout("show", "ghost_batch_norm").stdout
+    assert "heldout show diversification" in heldout("show", "divdis").stdout
+    runner = CliRunner()
+    for name in available():
+        assert runner.invoke(app, ["show", name]).exit_code == 0, name

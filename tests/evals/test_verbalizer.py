@@ -1,0 +1,37 @@
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+
+from heldout.evals import VerbalizerOptions
+from heldout.evals.verbalizer import run_verbalizer
+from heldout.lm import ScriptedLM
+from heldout.problem import ProblemError
+
+
+def follower(prompt, sample):
+    """Follows the instruction; knows no word, so it is right about half of the time, whatever the words."""
+    mapping = re.findall(r"utput '([\w-]+)' if the sentence is (\w+)", prompt)
+    return {name: word for word, name in mapping}["positive" if "good" in prompt else "negative"]
+
+
+def test_verbalizer_tells_groups_and_the_gap():
+    document = run_verbalizer(ScriptedLM(follower), VerbalizerOptions(tests=40), lambda text: None)
+    values = {entry["name"]: entry["value"] for entry in document["findings"]}
+    assert values["natural"] == values["neutral"] == values["unnatural"]
+    assert values["instruction gap"] == 0
+    assert len(document["tables"][0]["rows"]) == 10
+
+
+def test_users_texts_are_balanced_and_checked(tmp_path):
+    path = tmp_path / "texts.jsonl"
+    rows = [{"text": f"t{i}", "label": "abc"[i % 3] if i % 5 else "a"} for i in range(60)]
+    path.write_text("\n".join(json.dumps(row) for row in rows))
+    document = run_verbalizer(ScriptedLM(lambda p, k: "a"), VerbalizerOptions(tests=30, data=path), lambda text: None)
+    assert document["tables"][0]["rows"][0]["verbalizer"] == "a|b|c"
+    assert document["findings"][0]["value"] == pytest.approx(1 / 6)  # one class of three, of two natural sets
+    path.write_text('{"text": "t"}')
+    with pytest.raises(ProblemError, match=r"line 1 of .* needs the fields 'text' and 'label'"):
+        run_verbalizer(ScriptedLM([]), VerbalizerOptions(data=path), lambda text: None)
