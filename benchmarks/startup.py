@@ -13,8 +13,8 @@ import sys
 import time
 
 COMMANDS = {
-    "heldout --help": ["-m", "heldout.cli", "--help"],
-    "heldout list": ["-m", "heldout.cli", "list"],
+    "heldout --help": ["-m", "heldout", "--help"],
+    "heldout list": ["-m", "heldout", "list"],
     "import heldout": ["-c", "import heldout"],
     "import torch": ["-c", "import torch"],
     "from heldout import fit, Method, Splits": ["-c", "from heldout import fit, Method, Splits"],

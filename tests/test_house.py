@@ -9,16 +9,19 @@ from pathlib import Path
 
 import pytest
 
-from heldout.catalog import evidence, find, method_factories, module_name, systems
+from heldout.catalog import find, ledger, method_factories, module_name, systems
 from heldout.method import Method
 from heldout.methods import available, parse
 
 SOURCE = Path(__file__).parents[1] / "src" / "heldout"
 ORDER = [
-    "sources", "method", "language_model", "study", "data", "nn", "optim", "losses", "measure", "weights", "adapt",
-    "tasks", "lm", "train",
-    "catalog", "methods", "problem", "improve_report", "improve", "audit_report", "audit", "render", "examples",
-    "reproductions", "evals", "inspect_tasks", "cli",
+    "errors", "sources", "statistics", "method", "language_model",
+    "catalog", "study",
+    "report",
+    "data", "nn", "optim", "losses", "measure", "weights", "adapt", "tasks", "lm", "train",
+    "methods", "problem",
+    "evals", "improve", "audit", "examples", "reproductions",
+    "cli", "__main__",
 ]  # fmt: skip
 BUILT = [system for system in systems().values() if system.built]
 
@@ -86,7 +89,7 @@ def test_recorded_evidence_is_of_the_code_as_it_stands(system):
     from heldout.study import is_stale
 
     study = importlib.import_module(system.module).study
-    recorded = evidence(system.slug)
+    recorded = ledger(system.slug)
     assert recorded is not None, f"no evidence: run `heldout reproduce {system.slug} --workers 2 --record`"
     assert not is_stale(recorded, study), f"stale: run `heldout reproduce {system.slug} --workers 2 --record`"
 

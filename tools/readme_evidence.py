@@ -1,10 +1,11 @@
 """Writes EVIDENCE.md, and the README's table and counts, from evidence/*.json: python tools/readme_evidence.py"""
 
 import re
-from collections import Counter
 from pathlib import Path
 
-from heldout.catalog import evidence, systems
+from heldout.catalog import claim_counts, evidence, ledger, systems
+from heldout.study import changed_verdicts
+from heldout.study.evidence import RECORDING_SEEDS
 
 ROOT = Path(__file__).parents[1]
 START, END = "<!-- evidence: made by tools/readme_evidence.py -->", "<!-- end of evidence -->"
@@ -18,24 +19,36 @@ def recorded() -> dict[str, dict]:
 
 
 def summary() -> str:
-    """Returns the Markdown table of the verdicts' counts by system."""
-    lines = ["| system | paper | ✅ | ➖ | ❌ |", "|---|---|---|---|---|"]
-    for slug, document in recorded().items():
-        counts = Counter(claim["verdict"] for claim in document["claims"])
+    """Returns the Markdown table of the verdicts' counts by system, and how its recordings were made."""
+    lines = ["| system | paper | ✅ | ➖ | ❌ | recorded |", "|---|---|---|---|---|---|"]
+    for slug in recorded():
+        counts = claim_counts(slug) or {}
         title = systems()[slug].title.replace("|", "\\|")
-        lines.append(f"| {slug} | {title} | " + " | ".join(str(counts[verdict] or "") for verdict in SIGNS) + " |")
+        cells = " | ".join(str(counts[verdict] or "") for verdict in SIGNS)
+        lines.append(f"| {slug} | {title} | {cells} | {history(slug)} |")
     return "\n".join(lines)
+
+
+def history(slug: str) -> str:
+    """Returns how often a study was recorded, on which seeds the newest time, and how many verdicts changed."""
+    recordings = (ledger(slug) or {})["recordings"]
+    fresh = min(recordings[-1]["seeds"]) >= RECORDING_SEEDS.start
+    texts = [f"{len(recordings)} ×", f"{len(recordings[-1]['seeds'])} {'fresh' if fresh else 'early'} seeds"]
+    if changed := len(changed_verdicts(ledger(slug) or {})):
+        texts.append(f"{changed} verdict{'s' * (changed > 1)} changed")
+    return ", ".join(texts)
 
 
 def table() -> str:
     """Returns the Markdown table of every recorded claim."""
     lines = ["| system | claim at laptop scale | estimate [95 % interval] | verdict |", "|---|---|---|---|"]
     for slug, document in recorded().items():
-        for claim in document["claims"]:
+        for claim, sign in [*((c, None) for c in document["claims"]), *((c, "check") for c in document["checks"])]:
             interval = "" if claim["low"] is None else f" [{claim['low']:.3g}, {claim['high']:.3g}]"
             estimate = "" if claim["estimate"] is None else f"{claim['estimate']:.3g}"
             text = claim["text"].replace("|", "\\|")
             verdict = SIGNS.get(claim["verdict"], claim["verdict"])
+            verdict = f"check: {verdict.split()[-1]}" if sign else verdict
             lines.append(f"| {slug} | {text} | {estimate}{interval} | {verdict} |")
     return "\n".join(lines)
 
@@ -52,9 +65,13 @@ def readme(text: str) -> str:
 
 HEAD = """# Evidence
 
-Every row was recorded by `heldout reproduce SYSTEM --record` on seeds that nothing was tuned on. "Holds" means that the
-95 % interval over seeds lies beyond the margin that the claim names. What a claim tests, how it was tuned and why it
-may not hold is told in the docstring of the system's file in `src/heldout/reproductions/`.
+Every row was recorded by `heldout reproduce SYSTEM --record`. "Holds" means that the 95 % interval over seeds lies
+beyond the margin that the claim names; a check is what must be so by construction, and is not counted. Fresh seeds
+(10,000 and up) follow from the study's digest: nobody had seen them when the study was written. Early recordings used
+the seeds 0, 1, 2, ...; where such a system was recorded more than once, its settings had changed between, and the seeds
+had been looked at. Nothing is removed from a ledger (`evidence/SYSTEM.json`). What a claim tests, how it was tuned and
+why it may not hold is told in `evidence/SYSTEM.md` or in the docstring of the system's file in
+`src/heldout/reproductions/`.
 
 """
 

@@ -69,7 +69,7 @@ class Splits:
         ) -> None: ...
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "train", _as_dataset(self.train, "train"))
+        object.__setattr__(self, "train", as_dataset(self.train, "train"))
         object.__setattr__(self, "val", _as_datasets(self.val, "val"))
         if not isinstance(self.test, Mapping):
             raise TypeError(f"test must map names to data sets, got {type(self.test).__name__}")
@@ -82,7 +82,17 @@ class Splits:
                 )
 
 
-def _as_dataset(data: Any, name: str) -> Any:
+def as_dataset(data: Any, name: str = "train") -> Any:
+    """Returns a data set as it is, and a pair of tensors ``(inputs, targets)`` as a TensorDataset.
+
+    Raises:
+        ValueError: inputs and targets differ in length; the message calls the data ``name``.
+        TypeError: the data has no ``__len__`` and ``__getitem__``.
+
+    Example:
+        >>> len(as_dataset((torch.zeros(3, 2), torch.zeros(3))))
+        3
+    """
     if isinstance(data, tuple) and len(data) == 2 and all(isinstance(part, torch.Tensor) for part in data):
         if len(data[0]) != len(data[1]):
             raise ValueError(f"{name} has {len(data[0])} inputs but {len(data[1])} targets")
@@ -96,8 +106,8 @@ def _as_datasets(data: Any, name: str) -> Any:
     if data is None:
         return None
     if isinstance(data, Mapping):
-        return {key: _as_dataset(value, f"{name}[{key!r}]") for key, value in data.items()}
-    return _as_dataset(data, name)
+        return {key: as_dataset(value, f"{name}[{key!r}]") for key, value in data.items()}
+    return as_dataset(data, name)
 
 
 def forward(module: Callable[..., Any], inputs: Any) -> Tensor:
@@ -116,6 +126,16 @@ def forward(module: Callable[..., Any], inputs: Any) -> Tensor:
     if isinstance(logits, torch.Tensor):
         return logits
     raise TypeError(f"the model must return a tensor or an output with .logits, got {type(output).__name__}")
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Returns the device of a module's parameters, the CPU where it has none."""
+    return next((p.device for p in module.parameters()), torch.device("cpu"))
+
+
+def why_no_class_labels(targets: Tensor) -> str | None:
+    """Returns why a method that needs class labels cannot use these targets, or None."""
+    return "it needs class labels, the targets are real numbers" if targets.is_floating_point() else None
 
 
 @contextmanager

@@ -276,7 +276,7 @@ STYLE = Source(
     ),
     "Apache-2.0, CC-BY-4.0, CC-BY-SA-4.0, MIT",
     7.1,
-    "heldout.tasks.drawings",
+    "heldout.tasks.images.drawings",
 )  # fmt: skip
 
 TAGS = Source(

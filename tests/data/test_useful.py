@@ -1,4 +1,5 @@
 import functools
+import types
 import warnings
 from collections import Counter
 
@@ -73,6 +74,13 @@ def test_a_class_without_two_clusters_is_warned_of_and_left_alone(outputs):
     assert not mask.any()
 
 
+def test_the_mean_loss_decides_not_the_number_of_examples():
+    labels = torch.zeros(40, dtype=torch.long)
+    outputs = torch.where(torch.arange(40) < 4, 5.0, 0.0).unsqueeze(1).expand(-1, 2)
+    losses = torch.where(torch.arange(40) < 4, 2.0, 1.0)
+    assert early_output_clusters(outputs, losses, labels).nonzero().flatten().tolist() == [0, 1, 2, 3]
+
+
 def test_bad_outputs_are_refused():
     outputs, losses, labels, _ = blobs()
     with pytest.raises(ValueError, match="outputs \\(n, outputs\\)"):
@@ -98,6 +106,7 @@ def test_the_knee_of_a_piecewise_linear_curve_is_its_corner(corner, after, steep
 
 def test_the_knee_ignores_bumps_and_bad_curves_are_refused():
     assert separating_epoch([0.9, 0.3, 0.5, 0.28, 0.6, 0.24]) == 2
+    assert separating_epoch([0.9, 0.6, 0.3, 0.25, 0.9]) == 3
     with pytest.raises(ValueError, match="at least 3"):
         separating_epoch([0.5, 0.4])
     with pytest.raises(ValueError, match="finite"):
@@ -209,6 +218,23 @@ def test_the_method_trains_on_a_view_with_repeated_examples(epochs, method):
     assert 120 < len(seen[0]) < 120 * 3
     assert set(seen[0].indices) == set(range(120))
     assert epochs < 8 or fitted.evaluate(data)["accuracy"] > 0.8
+
+
+@pytest.mark.parametrize(("given", "asked"), [(None, [5]), (2, [2]), (40, [20])])
+def test_the_method_repeats_what_the_early_model_finds_hard(given, asked):
+    inputs, labels = problem()
+    slow = torch.arange(120) % 5 == 0
+    trained = []
+
+    class Early(nn.Module):
+        def forward(self, x):
+            return torch.where(slow, 0.1, 8.0).unsqueeze(1) * F.one_hot(labels, 2)
+
+    run = types.SimpleNamespace(epochs=20, seed=0, device=torch.device("cpu"))
+    run.train_plain = lambda dataset, epochs: (trained.append(epochs), (Early(), [0.5, 0.4, 0.3, 0.2, 0.1][:epochs]))[1]
+    view = useful(given).data(run, TensorDataset(inputs, labels))
+    assert view.indices[120:] == slow.nonzero().flatten().tolist()
+    assert trained[: len(asked)] == asked
 
 
 def test_the_main_training_restarts_from_the_initial_weights():

@@ -1,4 +1,5 @@
 import copy
+import sys
 
 import pytest
 import torch
@@ -25,6 +26,15 @@ KINDS = {
     "2d-point": (GhostBatchNorm2d, nn.BatchNorm2d, (1, 1)),
     "3d": (GhostBatchNorm3d, nn.BatchNorm3d, (2, 3, 2)),
 }
+
+
+@pytest.fixture(autouse=True, scope="module", params=["one by one", "all at once"])
+def way(request):
+    """Every test here holds for large ghosts, which are normalised one by one, and for small ones."""
+    with pytest.MonkeyPatch.context() as patch:
+        threshold = 1 if request.param == "one by one" else 2**60
+        patch.setattr(sys.modules[GhostBatchNorm1d.__module__], "_LARGE_GHOST", threshold)
+        yield request.param
 
 
 def pair(kind, ghost_size, dtype=torch.float64, **options):

@@ -166,7 +166,7 @@ def test_seeds_that_one_arm_lacks_are_left_out_and_noted():
         claims=[better("a", than="b", on="score")],
     )
     found = run_study(study).claims[0]
-    assert (found.n, found.note, found.verdict) == (4, "4 of 5 seeds", "holds")
+    assert (found.n, found.note, found.verdict) == (4, "4 of 5 seeds; the same on every seed", "holds")
 
 
 def test_the_sentence_can_be_ones_own():

@@ -115,6 +115,56 @@ def test_every_way_to_import_a_name_is_understood(package, imports, expected):
     assert sources(study) - {""} == expected
 
 
+def test_a_moved_file_and_a_split_one_change_nothing(package):
+    before = study_digest(package())
+    package("weights/layers.py", PACKAGE["weights/lines.py"])
+    package("weights/sums.py", PACKAGE["weights/core.py"])
+    package("weights/core.py", "from PACKAGE.weights.sums import add\n")
+    moved = package("weights/__init__.py", "weights.layers import lines", old="weights.lines import lines")
+    assert sources(moved) == {"", "weights.layers", "weights.sums", "train.supervised"}
+    assert study_digest(moved) == before
+
+
+def test_a_constant_is_seen_wherever_it_lies(package):
+    package("weights/sizes.py", "SIZE = 1\n")
+    core = "from PACKAGE.weights.sizes import SIZE\ndef add(x, y): return x + y * SIZE\n"
+    before = run_digest(package("weights/core.py", core))
+    assert run_digest(package("weights/sizes.py", "SIZE = 2\n")) != before
+
+
+def test_two_definitions_of_one_name_are_not_taken_for_each_other(package):
+    work = """
+        from PACKAGE.weights.FIRST import scale
+        from PACKAGE.weights.SECOND import scale as other
+
+        def run(arm, seed, profile):
+            return {"score": scale(arm["x"]) - other(1)}
+
+        from heldout.study import Study, higher_is_better
+        study = Study(slug="work", arms={"a": {"x": 1}}, run=run, metrics={"score": higher_is_better})
+        """
+    package("weights/a.py", "def scale(x): return x\n")
+    package("weights/b.py", "def scale(x): return 2 * x\n")
+    one = package("work.py", work.replace("FIRST", "a").replace("SECOND", "b"))
+    digest = run_digest(one)
+    other = package("work.py", work.replace("FIRST", "b").replace("SECOND", "a"))
+    assert run_digest(other) != digest
+
+
+def test_a_local_name_is_no_use_of_the_files_own(package):
+    text = "def total(x): return x\ndef add(x, y):\n    total = x + y\n    return total\n"
+    before = run_digest(package("weights/core.py", text))
+    assert run_digest(package("weights/core.py", text.replace("return x\n", "return -x\n"))) == before
+
+
+def test_a_validator_of_bad_input_does_not_count(package):
+    before = run_digest(package("weights/core.py", CORE.replace(": ", ":\n    ")))
+    checked = "def add(x, y):\n    from heldout.errors import finite\n    finite(x, 'x')\n    return x + y\n"
+    assert run_digest(package("weights/core.py", checked)) == before
+    used = checked.replace("finite(x, 'x')", "x = finite(x, 'x')")
+    assert run_digest(package("weights/core.py", used)) != before
+
+
 def test_a_change_of_code_that_is_used_changes_the_digest(package):
     before = run_digest(package())
     assert run_digest(package("weights/core.py", "def add(x, y): return y + x\n")) != before

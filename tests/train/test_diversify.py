@@ -1,5 +1,7 @@
 import functools
 import math
+import sys
+import types
 
 import pytest
 import torch
@@ -188,12 +190,83 @@ def test_the_methods_return_a_plain_model_that_generalises_better(method, agreem
     assert "train_error" in fitted.history[-1]
 
 
+def with_norm_and_dropout():
+    return nn.Sequential(nn.Linear(2, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.5), nn.Linear(16, 2))
+
+
+def test_dbat_asks_its_first_model_in_eval_mode_and_leaves_its_statistics():
+    found = {}
+
+    def watch(run, module):
+        train_plain = run.train_plain
+
+        def watched(*arguments):
+            found["model"], errors = train_plain(*arguments)
+            found["state"] = {name: value.clone() for name, value in found["model"].state_dict().items()}
+            return found["model"], errors
+
+        run.train_plain = watched
+        return module
+
+    spy = heldout.Method("spy", model=watch)
+    heldout.fit(with_norm_and_dropout, splits(0.0), dbat() + spy, epochs=2, optimizer=ADAM)
+    assert not found["model"].training
+    assert int(found["state"]["1.num_batches_tracked"]) > 0
+    for name, value in found["model"].state_dict().items():
+        assert torch.equal(value, found["state"][name])
+
+
+def test_earlier_models_of_dbat_answer_in_eval_mode_and_keep_their_statistics():
+    two, three = (diversify(with_norm_and_dropout, *loaders(0.0), "dbat", k, epochs=2) for k in (2, 3))
+    for index in range(2):
+        for name, value in two[index].state_dict().items():
+            assert torch.equal(value, three[index].state_dict()[name])
+
+
 def test_dbat_keeps_the_plain_model_where_validation_prefers_it():
     world = l_shape(1.0, 64, margin=0.1, seed=5)
     data = splits(1.0, val={"a": (world.points, world.labels)})
     fitted, plain = fit(dbat(), data), fit(None, data)
     for name, value in plain.module.state_dict().items():
         assert torch.equal(value, fitted.module.state_dict()[name])
+    assert all(p.requires_grad for p in fitted.module.parameters())
+
+
+def test_validation_sets_count_alike_whatever_their_size():
+    class First(nn.Module):  # says what is written in its input
+        def forward(self, x):
+            return torch.nn.functional.one_hot(x.long(), 2).float()
+
+    y = torch.ones(10, dtype=torch.long)
+    first, second = torch.ones(10), (torch.arange(10) < 6).float()
+    many = (torch.stack([first, second], 1), y)
+    few = (torch.tensor([[0.0, 1.0]]), y[:1])
+    data = splits(0.0, val={"many": many, "few": few})
+    run = types.SimpleNamespace(splits=data, device=torch.device("cpu"))
+    assert sys.modules[dbat.__module__]._best_on_validation(First(), run) == 1
+
+
+def test_every_head_of_divdis_fits_the_labels():
+    found = []
+    spy = heldout.Method("spy", weights=lambda run, module: (found.append(run.state["divdis"][0]), module)[1])
+    data = splits(0.5)
+    heldout.fit(network, data, spy + divdis(), epochs=20, optimizer=ADAM)
+    x, y = data.train.tensors
+    with torch.no_grad():
+        right = (found[0].eval().all(x).argmax(2) == y.unsqueeze(1)).double().mean(0)
+    assert right.min() > 0.95
+
+
+def test_both_evaluations_of_a_sam_step_see_the_same_unlabelled_batch(monkeypatch):
+    from heldout.optim import sam
+
+    module = sys.modules[dbat.__module__]
+    drawn, draw = [], module._Unlabelled.draw
+    monkeypatch.setattr(module._Unlabelled, "draw", lambda self, run: (drawn.append(draw(self, run)), drawn[-1])[1])
+    heldout.fit(network, splits(0.5), dbat(unlabelled_batch=32) + sam(), epochs=1, optimizer=ADAM)
+    assert len(drawn) == 8
+    assert all(drawn[i] is drawn[i + 1] for i in range(0, 8, 2))
+    assert drawn[0] is not drawn[2]
 
 
 def test_the_methods_take_unlabelled_data_in_any_form():

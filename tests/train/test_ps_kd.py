@@ -156,6 +156,40 @@ def test_snapshot_and_memory_storage_both_train():
         assert fit(ps_kd(storage=storage), epochs=10).history[-1]["loss"] > 0
 
 
+def test_the_method_stores_the_predictions_of_the_training_pass_as_they_are():
+    seen, state = {}, {}
+
+    def record(run, batch):
+        seen.update(zip(batch.index.tolist(), batch.logits.detach().softmax(1), strict=True))
+        state["distillation"] = run.state["ps-kd"]
+        return torch.zeros(())
+
+    model, (x, y) = problem()
+    spy = heldout.Method("spy", loss=heldout.method.Added(record))
+    heldout.fit(model, (x, y), ps_kd(alpha_T=0.5, growth="constant") + spy, epochs=1, batch_size=10)
+    index = torch.arange(len(x))
+    state["distillation"].epochs = 2
+    targets = state["distillation"].targets(index, y, 2)
+    predicted = torch.stack([seen[i] for i in index.tolist()])
+    torch.testing.assert_close(targets, 0.5 * F.one_hot(y, 3) + 0.5 * predicted)
+
+
+def test_the_teacher_of_snapshot_storage_is_taken_once_an_epoch(monkeypatch):
+    taken, begin = [], ProgressiveSelfDistillation.begin_epoch
+    monkeypatch.setattr(
+        ProgressiveSelfDistillation, "begin_epoch", lambda self, module: (taken.append(self.epoch), begin(self, module))
+    )
+    fit(ps_kd(storage="snapshot"), epochs=4)
+    assert taken == [1, 2, 3]
+
+
+def test_examples_of_a_subset_keep_their_places_in_the_whole_set():
+    model, data = problem()
+    half = heldout.Method("half", data=lambda run, train_set: torch.utils.data.Subset(train_set, range(20, 40)))
+    fitted = heldout.fit(model, data, half + ps_kd(), epochs=2)
+    assert fitted.run.state["ps-kd"].num_examples == 40
+
+
 def test_second_evaluation_of_a_step_reuses_the_targets_and_stores_nothing():
     seen = []
     method = ps_kd()

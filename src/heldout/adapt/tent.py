@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from heldout.adapt.protocol import Stream, TestTimeAdapter, batch_size_of, entropy
 from heldout.data import gather
-from heldout.method import Method, Run, Splits, forward
+from heldout.method import Method, Run, Splits, forward, why_no_class_labels
 
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 _NORMS = (
@@ -124,8 +124,8 @@ def tent(lr: float = 1e-3, *, steps: int = 1, batch_size: int = 64) -> Method:
 
 def _check(module: nn.Module, splits: Splits) -> str | None:
     _, targets = gather(splits.train, torch.arange(1))
-    if targets.is_floating_point():
-        return "it needs class labels, the targets are real numbers"
+    if reason := why_no_class_labels(targets):
+        return reason
     if not any(True for m in module.modules() if isinstance(m, _NORMS) for _ in m.parameters(recurse=False)):
         return "the model has no normalisation layer with scale and shift"
     return None

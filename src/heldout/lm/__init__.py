@@ -1,7 +1,25 @@
 """How a language model is used: interfaces, small models that are made here, and their cache."""
 
 from heldout.language_model import LM, Completion, Prompt
-from heldout.lm.agreement import (
+from heldout.lm.models.bases import LlamaBase, stdlib_llama
+from heldout.lm.models.encoding import context_of, ids_of_prompt
+from heldout.lm.models.endpoint import BudgetError, EndpointError, EndpointLM
+from heldout.lm.models.generation import generate_ids
+from heldout.lm.models.kept_answers import CachedLM
+from heldout.lm.models.local import TransformersLM
+from heldout.lm.models.scripted import ScriptedLM
+from heldout.lm.models.stopping import stop_at
+from heldout.lm.models.tiny import (
+    character_tokenizer,
+    encode_examples,
+    tiny_bart,
+    tiny_llama,
+    train_tiny,
+    word_tokenizer,
+)
+from heldout.lm.models.trained_once import base_folder, cached_base
+from heldout.lm.models.usage import Usage, usage_of
+from heldout.lm.strategies.agreement import (
     AGREEMENT_TEMPLATE,
     Agreement,
     PathVote,
@@ -13,7 +31,7 @@ from heldout.lm.agreement import (
     self_consistency,
     semantic_vote,
 )
-from heldout.lm.answers import (
+from heldout.lm.strategies.answers import (
     Judge,
     after_marker,
     judge_exact,
@@ -23,32 +41,7 @@ from heldout.lm.answers import (
     last_number,
     numbers_in,
 )
-from heldout.lm.bases import LlamaBase, stdlib_llama
-from heldout.lm.cache import base_folder, cached_base
-from heldout.lm.cached import CachedLM
-from heldout.lm.encoding import context_of, ids_of_prompt
-from heldout.lm.endpoint import BudgetError, EndpointError, EndpointLM
-from heldout.lm.generation import generate_ids
-from heldout.lm.local import TransformersLM
-from heldout.lm.routing import (
-    ROUTING_PROMPT,
-    ROUTING_STOPS,
-    ModelPool,
-    PoolModel,
-    Reply,
-    RoutingAgent,
-    RoutingEpisode,
-    Trace,
-    final_answer,
-    format_ok,
-    routing_prompt,
-    search_request,
-)
-from heldout.lm.sandbox import PythonResult, run_python
-from heldout.lm.scripted import ScriptedLM
-from heldout.lm.skills import SkillUse, distill_skills, internal_activation_rate, skill_usage
-from heldout.lm.stopping import stop_at
-from heldout.lm.strategies import (
+from heldout.lm.strategies.prompting import (
     INTERNAL_NOTE,
     SKILLS_HEADER,
     ChainOfThought,
@@ -63,8 +56,22 @@ from heldout.lm.strategies import (
     run_strategy,
     within_budget,
 )
-from heldout.lm.tiny import character_tokenizer, encode_examples, tiny_bart, tiny_llama, train_tiny, word_tokenizer
-from heldout.lm.usage import Usage, usage_of
+from heldout.lm.strategies.routing import (
+    ROUTING_PROMPT,
+    ROUTING_STOPS,
+    ModelPool,
+    PoolModel,
+    Reply,
+    RoutingAgent,
+    RoutingEpisode,
+    Trace,
+    final_answer,
+    format_ok,
+    routing_prompt,
+    search_request,
+)
+from heldout.lm.strategies.sandbox import PythonResult, run_python
+from heldout.lm.strategies.skills import SkillUse, distill_skills, internal_activation_rate, skill_usage
 
 __all__ = [
     "AGREEMENT_TEMPLATE",

@@ -1,21 +1,6 @@
 """How we know: metrics and diagnostics of generalization."""
 
-from heldout.measure.adaptivity import adaptivity_gap
-from heldout.measure.agreement import AgreementPoint, agreement_curve, agreement_point
-from heldout.measure.calibration import (
-    ReliabilityBin,
-    aurc,
-    brier,
-    eaurc,
-    expected_calibration_error,
-    nll,
-    reliability_table,
-    risk_coverage_curve,
-)
-from heldout.measure.coherence import Coherence, CoherenceTracker, gradient_coherence
-from heldout.measure.cost_frontier import CostFrontier, cost_frontier
-from heldout.measure.cross_task import CrossTask, TaskScore, cross_task
-from heldout.measure.difficulty import (
+from heldout.measure.datasets.difficulty import (
     ClassificationDifficulty,
     Difficulty,
     classification_difficulty,
@@ -24,47 +9,10 @@ from heldout.measure.difficulty import (
     pomdp_difficulty,
     task_difficulty,
 )
-from heldout.measure.dimension import Dimension, class_margin, intrinsic_dimension, knn_distances
-from heldout.measure.ensembles import (
-    CorrectionTable,
-    balance_temperatures,
-    confidence_gap,
-    correction_table,
-    ensemble_logits,
-)
-from heldout.measure.frozen import FrozenSubspace, frozen_subspace
-from heldout.measure.g_vendi import g_vendi
-from heldout.measure.gradients import GradientSums, gradient_features, gradient_sums, per_example_grads
-from heldout.measure.gram import gram, gram_cholesky, rbf_kernel
-from heldout.measure.grokking import (
-    delay,
-    discrete_log_order,
-    memorization_phase,
-    neuron_scores,
-    participation_ratio,
-    steps_to,
-)
-from heldout.measure.learning_order import first_learned
-from heldout.measure.linear_dynamics import (
-    LearningCurve,
-    OptimalRidge,
-    marchenko_pastur,
-    mp_learning_curve,
-    optimal_ridge,
-    optimal_stopping_time,
-    spectral_learning_curve,
-    subspace_bound,
-)
-from heldout.measure.overfitting import (
-    NeuronAlignment,
-    OverfitReport,
-    linear_agreement,
-    neuron_alignment,
-    overfitting_report,
-)
-from heldout.measure.perplexity import perplexity, token_blocks
-from heldout.measure.reliance import Reliance, Score, feature_reliance, randomize_features, randomized_feature_score
-from heldout.measure.required_bias import (
+from heldout.measure.datasets.dimension import Dimension, class_margin, intrinsic_dimension, knn_distances
+from heldout.measure.datasets.g_vendi import g_vendi
+from heldout.measure.datasets.gram import gram, gram_cholesky, rbf_kernel
+from heldout.measure.datasets.required_bias import (
     BiasEstimate,
     ErrorLaw,
     inductive_bias,
@@ -74,8 +22,70 @@ from heldout.measure.required_bias import (
     model_error_samples,
     required_inductive_bias,
 )
-from heldout.measure.robustness import pgd, universal_perturbation
-from heldout.measure.scylla import (
+from heldout.measure.datasets.vendi import vendi_score
+from heldout.measure.dynamics.grokking import (
+    delay,
+    discrete_log_order,
+    memorization_phase,
+    neuron_scores,
+    participation_ratio,
+    steps_to,
+)
+from heldout.measure.dynamics.learning_order import first_learned
+from heldout.measure.dynamics.linear_dynamics import (
+    LearningCurve,
+    OptimalRidge,
+    marchenko_pastur,
+    mp_learning_curve,
+    optimal_ridge,
+    optimal_stopping_time,
+    spectral_learning_curve,
+    subspace_bound,
+)
+from heldout.measure.dynamics.overfitting import (
+    NeuronAlignment,
+    OverfitReport,
+    linear_agreement,
+    neuron_alignment,
+    overfitting_report,
+)
+from heldout.measure.dynamics.trajectory import DiffusionFit, WeightDistance
+from heldout.measure.metrics.adaptivity import adaptivity_gap
+from heldout.measure.metrics.agreement import AgreementPoint, agreement_curve, agreement_point
+from heldout.measure.metrics.calibration import (
+    ReliabilityBin,
+    aurc,
+    brier,
+    eaurc,
+    expected_calibration_error,
+    nll,
+    reliability_table,
+    risk_coverage_curve,
+)
+from heldout.measure.metrics.cost_frontier import CostFrontier, cost_frontier
+from heldout.measure.metrics.ensembles import (
+    CorrectionTable,
+    balance_temperatures,
+    confidence_gap,
+    correction_table,
+    ensemble_logits,
+)
+from heldout.measure.metrics.sweet_spot import SweetSpot, sweet_spot
+from heldout.measure.metrics.text import exact_match, normalise_answer, rouge_l, token_f1
+from heldout.measure.probes.coherence import Coherence, CoherenceTracker, gradient_coherence
+from heldout.measure.probes.cross_task import CrossTask, TaskScore, cross_task
+from heldout.measure.probes.frozen import FrozenSubspace, frozen_subspace
+from heldout.measure.probes.gradients import GradientSums, gradient_features, gradient_sums, per_example_grads
+from heldout.measure.probes.perplexity import perplexity, token_blocks
+from heldout.measure.probes.reliance import (
+    Reliance,
+    Score,
+    feature_reliance,
+    randomize_features,
+    randomized_feature_score,
+)
+from heldout.measure.probes.robustness import pgd, universal_perturbation
+from heldout.measure.probes.scylla import (
     Scylla,
     ScyllaReport,
     ScyllaScore,
@@ -84,12 +94,8 @@ from heldout.measure.scylla import (
     min_k_probability,
     probe_inputs,
 )
-from heldout.measure.sharpness import Sharpness, sharpness
-from heldout.measure.sweet_spot import SweetSpot, sweet_spot
-from heldout.measure.text import exact_match, normalise_answer, rouge_l, token_f1
-from heldout.measure.trajectory import DiffusionFit, WeightDistance
-from heldout.measure.vendi import vendi_score
-from heldout.measure.verbalizer import VerbalizerManipulation, VerbalizerReport, VerbalizerScore, first_word
+from heldout.measure.probes.sharpness import Sharpness, sharpness
+from heldout.measure.probes.verbalizer import VerbalizerManipulation, VerbalizerReport, VerbalizerScore, first_word
 
 generalization_difficulty = classification_difficulty  # under the name of the paper
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from heldout.data import gather
-from heldout.method import Splits, evaluating, forward
+from heldout.method import Splits, evaluating, forward, why_no_class_labels
 
 
 class Encoder:
@@ -89,8 +89,8 @@ def split_head(module: nn.Module, example_inputs: Any) -> tuple[Encoder, nn.Line
 def why_no_head(module: nn.Module, splits: Splits) -> str | None:
     """Returns why ``split_head`` cannot act on this model and data, or None: the check of methods that need a head."""
     inputs, targets = gather(splits.train, torch.arange(min(2, len(splits.train))))  # type: ignore[arg-type]
-    if targets.is_floating_point():
-        return "it needs class labels, the targets are real numbers"
+    if reason := why_no_class_labels(targets):
+        return reason
     try:
         split_head(module, inputs_for(module, inputs))
     except ValueError as error:

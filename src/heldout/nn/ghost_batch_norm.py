@@ -15,6 +15,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from heldout.method import Method, Run, Splits
 
+_LARGE_GHOST = 2**14  # values: from here on a call of torch's kernel for each ghost is the fastest
+
 
 class _GhostBatchNorm(_BatchNorm):
     def __init__(
@@ -45,31 +47,42 @@ class _GhostBatchNorm(_BatchNorm):
             rest += self.ghost_size
         if rest == len(input):
             return super().forward(input)
-        parts = input.split([len(input) - rest, rest]) if rest else (input,)
-        sized = list(zip(parts, (self.ghost_size, rest), strict=False))
-        normalised = [_normalise(part, size, self.weight, self.bias, self.eps) for part, size in sized]
-        if self.track_running_stats and self.running_mean is not None:
-            self._track(normalised, [size * positions for part, size in sized for _ in range(len(part) // size)])
-        outputs = [output for output, _, _ in normalised]
-        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+        sizes = [self.ghost_size] * ((len(input) - rest) // self.ghost_size) + [rest] * (rest > 0)
+        tracked = self.track_running_stats and self.running_mean is not None
+        if _can_go_one_by_one(input, sizes, self.running_mean, self.weight):
+            return _OneByOne.apply(input, self.weight, self.bias, sizes, self.eps, *self._next_ghosts(tracked, sizes))
+        output, means, variances = _all(input, sizes, self.weight, self.bias, self.eps)
+        if tracked:
+            self._track(means, variances)
+        return output
+
+    def _next_ghosts(self, tracked: bool, sizes: list[int]) -> tuple[Tensor | None, Tensor | None, list[float]]:
+        """Returns the running mean and variance that the ghosts are to move, and the momentum of each; counts them."""
+        if not tracked:
+            return None, None, [0.0] * len(sizes)
+        assert self.num_batches_tracked is not None
+        momenta = [self.momentum] * len(sizes)
+        if self.momentum is None:  # the average over all batches
+            seen = int(self.num_batches_tracked)
+            momenta = [1 / (seen + number) for number in range(1, len(sizes) + 1)]
+        self.num_batches_tracked.add_(len(sizes))
+        return self.running_mean, self.running_var, momenta  # type: ignore[return-value]
 
     @torch.no_grad()
-    def _track(self, normalised: list[tuple[Tensor, Tensor, Tensor]], counts: list[int]) -> None:
-        """Moves the running statistics as BatchNorm would over the ghosts, of ``counts`` values, in order."""
+    def _track(self, means: Tensor, variances: Tensor) -> None:
+        """Moves the running statistics as BatchNorm would over the ghosts (ghosts, channels) in order."""
         assert self.running_mean is not None
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
-        ghosts, seen = len(counts), int(self.num_batches_tracked)
+        ghosts, seen = len(means), int(self.num_batches_tracked)
         self.num_batches_tracked.add_(ghosts)
         if self.momentum is None:  # the average over all batches
             kept, weights = seen / (seen + ghosts), [1 / (seen + ghosts)] * ghosts
         else:
             kept = (1 - self.momentum) ** ghosts
             weights = [self.momentum * (1 - self.momentum) ** (ghosts - i) for i in range(1, ghosts + 1)]
-        unbiased = [weight * count / (count - 1) for weight, count in zip(weights, counts, strict=True)]
-        for running, position, factors in ((self.running_mean, 1, weights), (self.running_var, 2, unbiased)):
-            values = torch.cat([part[position] for part in normalised])
-            running.mul_(kept).add_((values.new_tensor(factors) @ values).to(running))
+        for running, values in ((self.running_mean, means), (self.running_var, variances)):
+            running.mul_(kept).add_((values.new_tensor(weights) @ values).to(running))
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, ghost_size={self.ghost_size}"
@@ -81,8 +94,8 @@ class GhostBatchNorm1d(_GhostBatchNorm, nn.BatchNorm1d):
     The affine parameters are shared, and the running statistics move once per ghost, in order of arrival. A batch
     that is no multiple of the ghost size ends in a smaller ghost (one single value joins the ghost before it).
     In eval mode, and where a batch is not larger than a ghost, it is ``nn.BatchNorm1d`` exactly; the state dict has
-    the same keys. Costs the passes over the input that ``nn.BatchNorm1d`` does; on other devices than the CPU
-    two copies more.
+    the same keys. Costs the passes over the input that ``nn.BatchNorm1d`` does and a call for each ghost, or, where
+    ghosts are small, a few vectorised passes; on other devices than the CPU two copies more.
 
     Args:
         num_features: number of channels C of an input ``(batch, C)`` or ``(batch, C, length)``.
@@ -188,22 +201,42 @@ def ghost_batch_norm(ghost_size: int = 32) -> Method:
     return Method("ghost_batch_norm", model=model, check=check)
 
 
-def _normalise(
-    input: Tensor, size: int, weight: Tensor | None, bias: Tensor | None, eps: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns the normalised input and the mean and biased variance ``(ghosts, channels)`` of its ghosts."""
-    if input.device.type == "cpu" and input.dtype in (torch.float32, torch.float64):
-        channels = input.shape[1]
-        scale = input.new_ones(channels) if weight is None else weight.to(input.dtype)
-        shift = input.new_zeros(channels) if bias is None else bias.to(input.dtype)
-        return _GhostNormalisation.apply(input, scale, shift, size, eps)
-    return _normalise_by_copy(input, size, weight, bias, eps)
+def _can_go_one_by_one(input: Tensor, sizes: list[int], *states: Tensor | None) -> bool:
+    return (
+        input.device.type == "cpu"
+        and input.dtype in (torch.float32, torch.float64)
+        and sizes[0] * input[0].numel() >= _LARGE_GHOST
+        and all(state is None or state.dtype == input.dtype for state in states)
+    )
 
 
-def _normalise_by_copy(
+def _all(
+    input: Tensor, sizes: list[int], weight: Tensor | None, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns the normalised input and the means and unbiased variances ``(ghosts, channels)``.
+
+    ``sizes`` are the examples of each ghost: all the same, but for the last.
+    """
+    on_cpu = input.device.type == "cpu" and input.dtype in (torch.float32, torch.float64)
+    if on_cpu:
+        weight = input.new_ones(input.shape[1]) if weight is None else weight.to(input.dtype)
+        bias = input.new_zeros(input.shape[1]) if bias is None else bias.to(input.dtype)
+    first = sizes[0] * (len(sizes) if sizes[0] == sizes[-1] else len(sizes) - 1)
+    found = []
+    for part, size in [(input[:first], sizes[0])] + ([(input[first:], sizes[-1])] if first < len(input) else []):
+        if on_cpu:
+            output, mean, variance = _AllAtOnce.apply(part, weight, bias, size, eps)
+        else:
+            output, mean, variance = _all_by_copy(part, size, weight, bias, eps)
+        count = size * part[0, 0].numel()
+        found.append((output, mean, variance * (count / (count - 1))))
+    return found[0] if len(found) == 1 else tuple(torch.cat(each) for each in zip(*found, strict=True))  # type: ignore[return-value]
+
+
+def _all_by_copy(
     input: Tensor, size: int, weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The same by one batch norm over ghosts * channels channels, which needs the input in another order."""
+    """Normalises by one batch norm over ghosts * channels channels, which needs the input in another order."""
     ghosts, channels = len(input) // size, input.shape[1]
     shape = (ghosts, size, *input.shape[1:])
     folded = input.view(shape).transpose(0, 1).reshape(size, ghosts * channels, *input.shape[2:])
@@ -217,8 +250,68 @@ def _normalise_by_copy(
     return output, mean.view(ghosts, channels), variance.view(ghosts, channels) * ((values - 1) / values)
 
 
-class _GhostNormalisation(torch.autograd.Function):
-    """Normalisation per ghost without reordering the input: as many passes over it as batch norm needs.
+class _OneByOne(torch.autograd.Function):
+    """Large ghosts: torch's kernel on one after the other, while it is in the cache, into one output.
+
+    A batch norm of the whole batch reads it from memory twice, and so is no faster where the batch outgrows the cache.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        input: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        sizes: list[int],
+        eps: float,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        momenta: list[float],
+    ) -> Tensor:
+        output = torch.empty_like(input)
+        saved = input.new_empty(2, len(sizes), input.shape[1])
+        means, inverses = (rows.unbind() for rows in saved)
+        parts = zip(input.split(sizes), momenta, output.split(sizes), means, inverses, strict=True)
+        for values, momentum, *out in parts:
+            torch.native_batch_norm(values, weight, bias, running_mean, running_var, True, momentum, eps, out=out)
+        ctx.save_for_backward(input, weight, bias, saved)
+        ctx.sizes, ctx.eps = sizes, eps
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        input, weight, bias, saved = ctx.saved_tensors
+        if torch.is_grad_enabled():  # a gradient of the gradient is wanted
+            return (*_differentiable_backward(input, weight, bias, ctx.sizes, ctx.eps, grads[0]), *[None] * 5)
+        grad_input, of_weight, of_bias = torch.empty_like(input), [], []
+        wanted = [True, weight is not None, bias is not None]
+        means, inverses = (rows.unbind() for rows in saved)
+        parts = (part.split(ctx.sizes) for part in (grads[0], input, grad_input))
+        for grad, values, out, mean, inverse in zip(*parts, means, inverses, strict=True):
+            found = torch.ops.aten.native_batch_norm_backward(
+                grad, values, weight, None, None, mean, inverse, True, ctx.eps, wanted
+            )
+            out.copy_(found[0])
+            of_weight.append(found[1])
+            of_bias.append(found[2])
+        grad_weight = torch.stack(of_weight).sum(dim=0) if weight is not None else None
+        grad_bias = torch.stack(of_bias).sum(dim=0) if bias is not None else None
+        return (grad_input, grad_weight, grad_bias, *[None] * 5)
+
+
+def _differentiable_backward(
+    input: Tensor, weight: Tensor | None, bias: Tensor | None, sizes: list[int], eps: float, grad: Tensor
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    parts = [F.batch_norm(part, None, None, weight, bias, training=True, eps=eps) for part in input.split(sizes)]
+    wanted = [part is not None and part.requires_grad for part in (input, weight, bias)]
+    sources = [part for part, want in zip((input, weight, bias), wanted, strict=True) if part is not None and want]
+    found = iter(torch.autograd.grad(torch.cat(parts), sources, grad, create_graph=True))
+    grads = [next(found) if want else None for want in wanted]
+    return grads[0], grads[1], grads[2]
+
+
+class _AllAtOnce(torch.autograd.Function):
+    """Small ghosts of one size: all at once, without reordering the input.
 
     torch's kernels give the sums over each example's positions in one pass, as if examples were channels.
     """
@@ -250,10 +343,8 @@ class _GhostNormalisation(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         input, weight, bias, mean, variance = ctx.saved_tensors
         if torch.is_grad_enabled():  # a gradient of the gradient is wanted
-            output = _normalise_by_copy(input, ctx.size, weight, bias, ctx.eps)[0]
-            wanted = [part for part in (input, weight, bias) if part.requires_grad]
-            found = iter(torch.autograd.grad(output, wanted, grads[0], create_graph=True))
-            return (*(next(found) if part.requires_grad else None for part in (input, weight, bias)), None, None)
+            sizes = [ctx.size] * (len(input) // ctx.size)
+            return (*_differentiable_backward(input, weight, bias, sizes, ctx.eps, grads[0]), None, None)
         values = _by_ghost(input, ctx.size)
         grad = _by_ghost(grads[0], ctx.size)
         inverse = (variance + ctx.eps).rsqrt()

@@ -235,6 +235,8 @@ study = Study(
         better("dbat-r0", than="dbat-r0-random-features", on="accuracy", margin=0.10),
         better("divdis-r0.5", than="divdis-r0.5-random-features", on="accuracy", margin=0.10),
         better("divdis-r0", than="divdis-r0-k8", on="accuracy", margin=-0.05),
+    ],
+    checks=[
         at_most("points", on="points_sweet_spot_dbat", value=0.25),
     ],
     seeds={"smoke": 1, "laptop": 4},

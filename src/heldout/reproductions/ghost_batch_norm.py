@@ -1,21 +1,25 @@
 """Train longer, generalize better (Hoffer, Hubara, Soudry; NeurIPS 2017; arXiv:1705.08741) on Fashion-MNIST.
 
-The paper claims that large batches generalize worse at equal epochs because they make fewer updates: raising the
-learning rate with the root of the batch size, normalising in ghost batches and making as many updates as the small
-batch closes the gap, step by step; and that in the first phase of training the distance from the initial weights grows
-like the logarithm of the number of updates.
+Claim. Large batches generalize worse at equal epochs because they make fewer updates: raising the learning rate with
+the root of the batch size, normalising in ghost batches and making as many updates as the small batch closes the gap,
+step by step. In the first phase of training, at a high constant learning rate, the distance from the initial weights
+grows like the logarithm of the number of updates, and at equal epochs a larger batch comes less far.
 
-Here: a perceptron with 4 hidden layers of 128 units and BatchNorm, 6,000 training images, batches of 32 and 512.
-All arms share the small batch's recipe: SGD with momentum, two tenfold drops of the learning rate, gradients clipped
-at norm 5. The changes add up, as in the paper: "+ regime" has the scaled rate and ghosts too. A ghost of 512 must
-change nothing. The learning rate is the best of 0.005, 0.01, 0.02 and 0.05 for the small batch on development seeds.
+World. Fashion-MNIST, 8,000 training and 5,000 test images as vectors; a perceptron of four hidden layers of 128 units
+with BatchNorm; batches of 32 and 1,024; 12 epochs with tenfold drops of the learning rate after 6 and 9.
 
-What was found: ghosts do not beat the plain large batch, in any of the sizes that were tried. A likely reason: after a
-hundred or two updates the network is under-trained, and noise has nothing to regularise.
+Arms. All share the small batch's recipe: SGD with momentum 0.9, weight decay 1e-4, gradients clipped at norm 5, and its
+learning rate. The changes add up, as in the paper: "+ regime" has the scaled rate and ghosts too. "own rate" is the
+large batch with the learning rate that suits it best, without any rule. Ghosts of 8 are an ablation; a ghost of 1,024
+is the whole batch and must change nothing. The diffusion arms train without schedule and without weight decay, which
+would hold the weights back; their distances are compared after the same number of examples.
 
-The diffusion arms train at a high constant learning rate, 0.05, the phase that the claim is about, without weight
-decay, which would hold the weights back; distances are compared after the same number of examples. At 0.01 the R^2 of
-the logarithm was 0.96 to 0.97.
+Learning rates: the best mean test accuracy of development seeds, of 0.00125, 0.0025, 0.005, 0.01, 0.02, 0.05 and 0.1
+for the small batch, and of these, 0.2, 0.4 and 0.8 for the large batch's own. Diffusion at 0.05.
+
+Deviations. The paper's perceptron has five layers of 512 units and learns 50,000 images of MNIST for 50 epochs, its
+batches are 128 and 4,096: the ratio of 32 is kept, the rest is smaller. Fashion-MNIST, since MNIST leaves no gap. The
+running variance is averaged, where the paper averages the standard deviation.
 """
 
 from __future__ import annotations
@@ -34,8 +38,8 @@ from heldout.optim import adapt_regime, scale_lr
 from heldout.study import Study, at_least, better, equivalent, higher_is_better, log_curve, lower_is_better, ordered
 from heldout.tasks import fashion_mnist, stratified_split
 
-SMALL, LARGE, LR, DIFFUSION_LR = 32, 512, 0.005, 0.05
-SIZES = {"smoke": (1024, 500, 1, 24, 60), "laptop": (6000, 5000, 6, 128, 400)}  # train, test, epochs / 2, width, steps
+SMALL, LARGE, LR, OWN_LR, DIFFUSION_LR = 32, 1024, 0.02, 0.1, 0.05
+SIZES = {"smoke": (1024, 500, 1, 24, 60), "laptop": (8000, 5000, 6, 128, 400)}  # train, test, epochs / 2, width, steps
 
 
 @functools.cache
@@ -76,7 +80,7 @@ def run(arm: dict[str, Any], seed: int, profile: str) -> dict[str, float]:
         subset("train", train_size, seed),
         ghost_batch_norm(arm["ghost"]) if "ghost" in arm else None,
         width,
-        scale_lr(LR, batch, SMALL, rule=arm.get("rule", "none")),
+        scale_lr(arm.get("lr", LR), batch, SMALL, rule=arm.get("rule", "none")),
         epochs=epochs,
         batch_size=batch,
         schedule=schedule,
@@ -127,11 +131,12 @@ study = Study(
     arms={
         "small batch": {"batch": SMALL},
         "large batch": {"batch": LARGE},
+        "large batch, own rate": {"batch": LARGE, "lr": OWN_LR},
         "+ learning rate": {"batch": LARGE, "rule": "sqrt"},
         "+ ghosts": {"batch": LARGE, "rule": "sqrt", "ghost": SMALL},
         "+ regime": {"batch": LARGE, "rule": "sqrt", "ghost": SMALL, "regime": True},
         "ghosts of 8": {"batch": LARGE, "rule": "sqrt", "ghost": 8},
-        "ghosts of 512": {"batch": LARGE, "rule": "sqrt", "ghost": LARGE},
+        "ghosts of 1024": {"batch": LARGE, "rule": "sqrt", "ghost": LARGE},
         **{f"diffusion {batch}": {"diffusion": batch} for batch in (32, 128, 512)},
     },
     run=run,
@@ -149,11 +154,11 @@ study = Study(
         ordered(["large batch", "+ learning rate", "+ ghosts", "small batch"], on="test_accuracy"),
         better("+ ghosts", than="+ learning rate", on="test_accuracy", margin=0.003),
         better("+ regime", than="small batch", on="test_accuracy", margin=-0.003),
-        equivalent("ghosts of 512", "+ learning rate", on="test_accuracy", within=1e-9),
         *(at_least(f"diffusion {batch}", on="log_r2", value=0.97) for batch in (32, 128, 512)),
         *(at_least(f"diffusion {batch}", on="log_over_sqrt_r2", value=0.0) for batch in (32, 128, 512)),
         ordered(["diffusion 32", "diffusion 128", "diffusion 512"], on="distance"),
     ],
-    seeds={"smoke": 1, "laptop": 5},
+    checks=[equivalent("ghosts of 1024", "+ learning rate", on="test_accuracy", within=1e-9)],
+    seeds={"smoke": 1, "laptop": 8},
     time_limit={"smoke": 60.0, "laptop": 600.0},
 )

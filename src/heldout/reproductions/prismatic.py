@@ -52,6 +52,7 @@ from torch import Tensor
 from heldout.data import PrismaticSynthesizer
 from heldout.lm import cached_base, encode_examples, tiny_llama, train_tiny, word_tokenizer
 from heldout.measure import gradient_features, vendi_score
+from heldout.statistics import spearman
 from heldout.study import (
     Study,
     at_least,
@@ -63,7 +64,6 @@ from heldout.study import (
     log_figure,
     lower_is_better,
 )
-from heldout.study.statistics import spearman
 from heldout.tasks import (
     ALL_MATHS_FRAMES,
     HELD_OUT_FAMILIES,

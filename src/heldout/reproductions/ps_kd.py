@@ -1,19 +1,20 @@
 """PS-KD: does distilling a model's own earlier predictions make it more accurate, better calibrated, better ranking?
 
-Source: arXiv:2006.12000 (Kim et al., ICCV 2021), which reports lower top-1 error, NLL, ECE and AURC than hard labels
-and than label smoothing on CIFAR-100 and ImageNet, with alpha_T = 0.8.
+Claim. Lower top-1 error, NLL, ECE and AURC than hard labels and than label smoothing on CIFAR-100 and ImageNet, with
+alpha_T = 0.8. Source: arXiv:2006.12000 (Kim et al., ICCV 2021).
 
-Here: a small CNN on 1,600 Fashion-MNIST images of 14 x 14 pixels with random flips, trained until it fits them, since
-the claim about over-confidence needs a model that is over-confident (the first claim checks it). SGD with Nesterov
-momentum, weight decay and two tenfold drops of the learning rate, as in the paper; the last epoch counts, there is no
-checkpoint selection. All arms share the recipe. ``born-again`` distils a finished model and so trains twice.
+World. 1,600 Fashion-MNIST images of 14 x 14 pixels with random flips, 4,000 to test on, and a small CNN that is trained
+until it fits them: the claim about over-confidence needs a model that is over-confident (the check says so).
 ``shifted_*`` are images turned by 15 degrees at lower contrast; nothing is claimed of them. AURC is in thousandths, ECE
 in percent, as in the paper.
 
-Deviations: half resolution, 1,600 images and a network with a hidden layer instead of global pooling, so that it fits
-them within 30 epochs and five seeds take minutes on two cores; no random translation, under which it would not fit.
-How over-confident the plain model is decides how much there is to gain: on development seeds with translations, under
-which it fits less, the gains in NLL and ECE shrank to 2 % and 26 %.
+Arms. SGD with Nesterov momentum, weight decay and two tenfold drops of the learning rate, as in the paper; the last
+epoch counts, there is no checkpoint selection. All arms share the recipe. ``born-again`` distils a finished model and
+so trains twice; ``ps-kd-constant`` has the mean weight of ``ps-kd`` from the first epoch on.
+
+Deviations. Half resolution, 1,600 images, and a network with a hidden layer instead of global pooling, so that it fits
+them within 30 epochs; no random translation, under which it would not fit. How over-confident the plain model is
+decides how much there is to gain.
 """
 
 from __future__ import annotations
@@ -124,12 +125,12 @@ study = Study(
         lower_is_better,
     ),
     claims=[
-        at_most("ce", on="train_error", value=0.01),
         cheaper("ps-kd", than="ce", on="nll", ratio=0.9),
         cheaper("ps-kd", than="ce", on="ece", ratio=0.7),
         better("ps-kd", than="ce", on="aurc"),
         better("ps-kd", than="label-smoothing", on="aurc"),
         better("ps-kd", than="ce", on="error", margin=-0.001),
     ],
+    checks=[at_most("ce", on="train_error", value=0.01)],
     seeds={"smoke": 1, "laptop": 5},
 )

@@ -5,6 +5,7 @@ numbers. ``run_study`` makes the runs, keeps each of them as it ends, and judges
 seeds. It serves any function that returns numbers, and imports no framework.
 """
 
+from heldout.statistics import Interval, effect_size, interval, ratio_of_means, wilson
 from heldout.study.claims import (
     Claim,
     Judged,
@@ -20,16 +21,25 @@ from heldout.study.claims import (
 from heldout.study.context import log_curve, log_figure
 from heldout.study.digest import run_digest, run_sources, study_digest
 from heldout.study.engine import Event, run_study
-from heldout.study.evidence import EvidenceError, is_stale, load_evidence, record
+from heldout.study.evidence import (
+    DEVELOPMENT_SEEDS,
+    EvidenceError,
+    changed_verdicts,
+    is_stale,
+    load_evidence,
+    record,
+    recording_seeds,
+)
 from heldout.study.executors import Executor, make_executor
 from heldout.study.loading import load_file, load_study
+from heldout.study.power import seeds_needed
 from heldout.study.progress import rich_progress
-from heldout.study.results import Results, environment
+from heldout.study.results import Results, environment, write_atomically
 from heldout.study.spec import Study, StudyError, higher_is_better, lower_is_better
-from heldout.study.statistics import Interval, effect_size, interval, ratio_of_means, wilson
 from heldout.study.store import Store, StoreError
 
 __all__ = [
+    "DEVELOPMENT_SEEDS",
     "Claim",
     "Event",
     "EvidenceError",
@@ -45,6 +55,7 @@ __all__ = [
     "at_least",
     "at_most",
     "better",
+    "changed_verdicts",
     "cheaper",
     "correlates",
     "effect_size",
@@ -63,10 +74,13 @@ __all__ = [
     "ordered",
     "ratio_of_means",
     "record",
+    "recording_seeds",
     "rich_progress",
     "run_digest",
     "run_sources",
     "run_study",
+    "seeds_needed",
     "study_digest",
     "wilson",
+    "write_atomically",
 ]

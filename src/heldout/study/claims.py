@@ -18,10 +18,12 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from heldout.study.statistics import Array, Interval, effect_size, interval, pearson, ratio_of_means, spearman
+from heldout.statistics import Array, Interval, effect_size, interval, pearson, ratio_of_means, spearman
 
 if TYPE_CHECKING:
     from heldout.study.results import Results
+
+CONSTANT = "the same on every seed"
 
 Verdict = Literal["holds", "inconclusive", "contradicted", "not judged"]
 
@@ -89,6 +91,8 @@ class Claim:
         raise NotImplementedError
 
     def _judged(self, found: Interval, verdict: Verdict, n: int, note: str = "", effect: float | None = None) -> Judged:
+        if n > 1 and found.low is not None and found.low == found.high:
+            note = "; ".join(filter(None, [note, CONSTANT]))
         return Judged(
             text=self.text,
             estimate=found.estimate if np.isfinite(found.estimate) else None,

@@ -6,12 +6,16 @@ statement that defines them, so ``from heldout.weights import lines`` depends on
 nothing else in its file or room. Two kinds of top-level statements of a file count as soon as anything in it does:
 those that do more than define a name, and definitions under a decorator of the followed code, which may register them.
 Followed are modules of the same package, neighbours in the same folder for a study file of its own, and heldout;
-``heldout.study`` itself is left out, and so are other installed libraries, whose versions are recorded instead.
+what only judges, shows or refuses (``heldout.study``, ``statistics``, ``report``, ``errors``) is left out, and so are
+other installed libraries, whose versions are recorded instead.
 Nothing is imported for this.
 
-Code counts by its syntax tree: comments, docstrings, layout and the annotations of functions do not. The statement
-``study = Study(...)`` does not count either: what it says of arms and metrics is in the key of each run, so that adding
-an arm or a claim repeats no finished run.
+The digest is that of the multiset of statements, each with the definitions that its names stand for: the names of
+files and modules, and the imports between them, do not count, so that code may move and be split without a change. Code
+counts by its syntax tree: comments, docstrings, layout and the annotations of functions do not. Statements that only
+refuse bad input, by calling a validator of ``heldout.errors``, cannot change what a finished run returned and do not
+count. The statement ``study = Study(...)`` does not count either: what it says of arms and metrics is in the key of
+each run, so that adding an arm or a claim repeats no finished run.
 ``study_digest`` covers the run digest and all of that statement's content; recorded evidence is compared by it.
 
 The analysis is static. What it cannot see (modules that are imported by computed names, data files) belongs into
@@ -21,21 +25,24 @@ The analysis is static. What it cannot see (modules that are imported by compute
 from __future__ import annotations
 
 import ast
+import copy
 import hashlib
 import inspect
 import os
+import symtable
 import sys
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
 from types import CodeType
-from typing import Any
+from typing import Any, NamedTuple
 
 from heldout.study.spec import Study, StudyError, canonical_json
 
 _HELDOUT = Path(__file__).parent.parent
-_EXCLUDED = "heldout.study"
+_EXCLUDED = ("heldout.study", "heldout.statistics", "heldout.report", "heldout.errors")
+_VALIDATORS = "heldout.errors"
 
 
 def run_digest(study: Study) -> str:
@@ -45,7 +52,7 @@ def run_digest(study: Study) -> str:
         parts = [_code_digest(inspect.unwrap(study.run))]
     else:
         search = _followed(study, own)
-        parts = sorted(f"{search.label(module)} {search.digest(module)}" for module in search.counted)
+        parts = search.statements()
     for extra in study.source:
         path = own.parent / extra if own else Path(extra)
         parts.append(f"{path.name} {_file_digest(str(path), _stamp(path))}")
@@ -53,9 +60,12 @@ def run_digest(study: Study) -> str:
 
 
 def study_digest(study: Study) -> str:
-    """Hash of the run digest and of the declared arms, metrics and claims."""
-    claims = [[type(claim).__name__, asdict(claim)] for claim in study.claims]  # type: ignore[call-overload]
-    declared = [study.arms, study.metrics, sorted(study.optional), claims]
+    """Hash of the run digest and of the declared arms, metrics, claims and checks."""
+    claims, checks = (
+        [[type(claim).__name__, asdict(claim)] for claim in listed]  # type: ignore[call-overload]
+        for listed in (study.claims, study.checks)
+    )
+    declared = [study.arms, study.metrics, sorted(study.optional), claims, *([checks] if checks else [])]
     return hashlib.sha256(f"{run_digest(study)} {canonical_json(declared)}".encode()).hexdigest()
 
 
@@ -65,7 +75,7 @@ def run_sources(study: Study) -> dict[str, Path]:
     if own is None:
         return {}
     search = _followed(study, own)
-    return {search.label(module): path for module in search.counted if (path := search.file(module))}
+    return {"" if module == search.own else module: path for module in search.counted if (path := search.file(module))}
 
 
 def _followed(study: Study, own: Path) -> _Search:
@@ -96,26 +106,51 @@ class _Search:
         depth = name.count(".")
         self.own = name if depth else file.stem
         self.counted: dict[str, set[int]] = {}
+        self._texts: dict[tuple[str, int], str] = {}
         self._package = name.partition(".")[0] if depth else None
         self._root = file.parents[depth] if depth else file.parent
         self._own_file = file
 
-    def label(self, module: str) -> str:
-        """The name under which a module enters the digest: a study's own file counts the same wherever it lies."""
-        return "" if module == self.own else module
+    def statements(self) -> list[str]:
+        """Every statement that counts, with the definitions that its names stand for, sorted."""
+        return sorted(
+            f"{text} {self._meanings(module, position)}"
+            for module, positions in self.counted.items()
+            for position in positions
+            if (text := self._text(module, position))
+        )
 
-    def digest(self, module: str) -> str:
-        """Hash of the statements of a module that count."""
-        statements = self._parsed(module).statements
-        counted = [_canonical(statements[position]) for position in sorted(self.counted[module])]
-        return hashlib.sha256(repr(counted).encode()).hexdigest()
+    def _meanings(self, module: str, position: int) -> list[tuple[str, str]]:
+        """(name, hash of its definition) of what a statement uses, so that equal names stay apart."""
+        meanings = set()
+        for use in self._parsed(module).used(position):
+            found: list[tuple[str, int]] = []
+            self.follow(use.module, use.names, found=found)
+            if texts := sorted(self._text(where, at) for where, at in found):
+                meanings.add((use.name, hashlib.sha256("\n".join(texts).encode()).hexdigest()))
+        return sorted(meanings)
+
+    def _text(self, module: str, position: int) -> str:
+        """A statement without imports of followed code and without validators; empty where nothing is left."""
+        if (module, position) not in self._texts:
+            parsed = self._parsed(module)
+            statement = copy.deepcopy(parsed.statements[position])
+            nearby = [each for node in _imports(statement) for each in parsed.imported(node)]
+            validators = {name for name, (where, _) in [*parsed.bindings.items(), *nearby] if where == _VALIDATORS}
+            reduced = _Reducer(lambda node: self._is_followed(parsed, node), validators).visit(statement)
+            self._texts[module, position] = repr(_canonical(reduced)) if reduced else ""
+        return self._texts[module, position]
+
+    def _is_followed(self, parsed: _Module, node: ast.Import | ast.ImportFrom) -> bool:
+        names = [parsed.absolute(node)] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
+        return all(name.startswith("heldout.") or self.file(name) is not None for name in names)
 
     def file(self, module: str) -> Path | None:
         """The file of a module that counts, or None."""
         if module == self.own:
             return self._own_file
         top, _, rest = module.partition(".")
-        if module == _EXCLUDED or module.startswith(_EXCLUDED + "."):
+        if any(module == excluded or module.startswith(excluded + ".") for excluded in _EXCLUDED):
             return None
         if top == "heldout":
             base = _HELDOUT
@@ -141,7 +176,7 @@ class _Search:
         counted = self.counted.setdefault(module, set())
         for position in [each for each in positions if each not in counted]:
             counted.add(position)
-            for target, names in self._parsed(module).used(position):
+            for _, target, names in self._parsed(module).used(position):
                 self.follow(target, names)
 
     def _always_counts(self, parsed: _Module, statement: ast.stmt) -> bool:
@@ -163,8 +198,14 @@ class _Search:
         assert file is not None
         return _parse(module, str(file), _stamp(file))
 
-    def follow(self, module: str, names: tuple[str, ...], seen: frozenset[tuple[str, str]] = frozenset()) -> None:
-        """The definition of ``module.names[0].names[1]...`` counts."""
+    def follow(
+        self,
+        module: str,
+        names: tuple[str, ...],
+        seen: frozenset[tuple[str, str]] = frozenset(),
+        found: list[tuple[str, int]] | None = None,
+    ) -> None:
+        """The definition of ``module.names[0].names[1]...`` counts; its statements are appended to ``found``."""
         if (file := self.file(module)) is None:
             return
         if not names:
@@ -177,16 +218,44 @@ class _Search:
         parsed = self._parsed(module)
         target, inner = parsed.bindings.get(name, (module, (name,)))
         if (target, inner) != (module, (name,)):
-            self.follow(target, (*inner, *rest), seen)
+            self.follow(target, (*inner, *rest), seen, found)
         elif name in parsed.defined:
             self._define(module, name)
+            if found is not None:
+                found += [(module, position) for position in parsed.defined[name]]
         elif self.file(f"{module}.{name}") is not None and file.name == "__init__.py":
-            self.follow(f"{module}.{name}", rest, seen)
+            self.follow(f"{module}.{name}", rest, seen, found)
         elif parsed.stars:
             for star in parsed.stars:
-                self.follow(star, names, seen)
+                self.follow(star, names, seen, found)
         else:
             self.add(module)
+
+
+class Use(NamedTuple):
+    """A name in a statement and what it stands for: a module, and names within it (none for the module itself)."""
+
+    name: str
+    module: str
+    names: tuple[str, ...]
+
+
+class _Reducer(ast.NodeTransformer):
+    """Takes out imports that are followed and bare calls of validators."""
+
+    def __init__(self, followed: Callable[[ast.Import | ast.ImportFrom], bool], validators: set[str]) -> None:
+        self._followed = followed
+        self._validators = validators
+
+    def visit_Import(self, node: ast.Import) -> ast.Import | None:
+        return None if self._followed(node) else node
+
+    def visit_ImportFrom(self, node: ast.ImportFrom) -> ast.ImportFrom | None:
+        return None if self._followed(node) else node
+
+    def visit_Expr(self, node: ast.Expr) -> ast.Expr | None:
+        called = node.value.func if isinstance(node.value, ast.Call) else None
+        return None if isinstance(called, ast.Name) and called.id in self._validators else node
 
 
 @dataclass(frozen=True)
@@ -196,6 +265,7 @@ class _Module:
     name: str
     package: str
     tree: ast.Module
+    uses: dict[int, list[Use]] = field(default_factory=dict, repr=False)
 
     @cached_property
     def statements(self) -> list[ast.stmt]:
@@ -216,7 +286,7 @@ class _Module:
             if isinstance(node, ast.Assign | ast.AnnAssign) and isinstance(node.value, ast.Dict):
                 found |= _lazy_table(node.value)
         for node in _top_level(self.tree.body):
-            found |= dict(self._imported(node))
+            found |= dict(self.imported(node))
         return found
 
     @cached_property
@@ -232,49 +302,58 @@ class _Module:
     def stars(self) -> list[str]:
         """Modules that are imported with ``*``."""
         nodes = [node for node in ast.walk(self.tree) if isinstance(node, ast.ImportFrom)]
-        return [self._absolute(node) for node in nodes if node.names[0].name == "*"]
+        return [self.absolute(node) for node in nodes if node.names[0].name == "*"]
 
     @cached_property
     def _named(self) -> set[str]:
         """Every name that the module mentions."""
         return {node.id for node in ast.walk(self.tree) if isinstance(node, ast.Name)}
 
-    def used(self, position: int) -> set[tuple[str, tuple[str, ...]]]:
-        """(module, names within it) of everything that a statement uses; an import that nothing uses counts itself."""
-        statement = self.statements[position]
-        found: set[tuple[str, tuple[str, ...]]] = set()
+    def used(self, position: int) -> list[Use]:
+        """(name, module, names within it) of what a statement uses; an import that nothing uses counts itself."""
+        if position not in self.uses:
+            self.uses[position] = sorted(self._used(self.statements[position]))
+        return self.uses[position]
+
+    def _used(self, statement: ast.stmt) -> set[Use]:
+        found: set[Use] = set()
         if isinstance(statement, ast.Import | ast.ImportFrom):
             if isinstance(statement, ast.ImportFrom) and statement.names[0].name == "*":
-                found.add((self._absolute(statement), ()))
-            return found | {what for name, what in self._imported(statement) if name not in self._named}
-        inside = {name: what for node in _imports(statement) for name, what in self._imported(node)}
+                found.add(Use("*", self.absolute(statement), ()))
+            return found | {Use(name, *what) for name, what in self.imported(statement) if name not in self._named}
+        inside = {name: what for node in _imports(statement) for name, what in self.imported(node)}
         chains: dict[str, set[tuple[str, ...]]] = {name: {()} for name in inside}
+        visible = _global_names(statement) | set(inside)
         for first, *rest in _chains(statement):
+            if first not in visible:
+                continue
             if chains.get(first) == {()} and rest:
                 chains[first] = set()
             chains.setdefault(first, set()).add(tuple(rest))
         for name, attributes in chains.items():
             if name in inside or name in self.bindings:
                 target, inner = inside.get(name) or self.bindings[name]
-                found |= {(target, (*inner, *rest)) for rest in attributes}
+                found |= {Use(".".join((name, *rest)), target, (*inner, *rest)) for rest in attributes}
             elif name in self.defined:
-                found.add((self.name, (name,)))
+                found.add(Use(name, self.name, (name,)))
             elif self.stars or name in ("globals", "vars"):
-                found.add((self.name, ()))
+                found.add(Use(name, self.name, ()))
         return found
 
-    def _imported(self, node: ast.AST) -> Iterator[tuple[str, tuple[str, tuple[str, ...]]]]:
+    def imported(self, node: ast.AST) -> Iterator[tuple[str, tuple[str, tuple[str, ...]]]]:
+        """(name, what it stands for) of what an import binds."""
         if isinstance(node, ast.Import):
             for alias in node.names:
                 top = alias.name.partition(".")[0]
                 yield (alias.asname, (alias.name, ())) if alias.asname else (top, (top, ()))
         elif isinstance(node, ast.ImportFrom):
-            target = self._absolute(node)
+            target = self.absolute(node)
             for alias in node.names:
                 if alias.name != "*":
                     yield alias.asname or alias.name, (target, (alias.name,))
 
-    def _absolute(self, node: ast.ImportFrom) -> str:
+    def absolute(self, node: ast.ImportFrom) -> str:
+        """The whole name of the module that an import names."""
         if not node.level:
             return node.module or ""
         parts = self.package.split(".") if self.package else []
@@ -316,6 +395,18 @@ def _defines(statement: ast.stmt) -> set[str]:
             names |= {
                 each.id for each in ast.walk(node) if isinstance(each, ast.Name) and isinstance(each.ctx, ast.Store)
             }
+    return names
+
+
+def _global_names(statement: ast.stmt) -> set[str]:
+    """Names in a top-level statement that stand for something of its module, not for what a function defines."""
+    names: set[str] = set()
+    tables = [symtable.symtable(ast.unparse(statement), "statement", "exec")]
+    while tables:
+        table = tables.pop()
+        tables += table.get_children()
+        at_top = table.get_type() == "module"
+        names |= {each.get_name() for each in table.get_symbols() if each.is_global() or at_top}
     return names
 
 

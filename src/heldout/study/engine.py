@@ -229,4 +229,5 @@ def _results(study: Study, tasks: list[Task], arms: list[str], seeds: list[int],
         environment=environment(),
     )
     results.claims = [claim.judge(results) for claim in study.claims]
+    results.checks = [check.judge(results) for check in study.checks]
     return results

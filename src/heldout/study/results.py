@@ -30,6 +30,7 @@ class Results:
         runs: finished runs, ``{"arm", "seed", "metrics", "seconds", "curves", "figures"}``; curves are lists of
             ``[step, value]`` by name, figures Vega-Lite dictionaries by name.
         claims: the judged claims.
+        checks: the judged checks: what must be so by construction, never counted as a claim.
         failed: ``{"arm", "seed", "cause", "error", "traceback", "seconds"}``; cause is one of ``raised``, ``exited``,
             ``time limit``, ``died`` and ``invalid metrics``.
         pending: ``{"arm", "seed"}`` of runs that were not made because the study was told to stop.
@@ -53,6 +54,7 @@ class Results:
     digest: str
     declared: dict[str, Any]
     claims: list[Judged] = field(default_factory=list)
+    checks: list[Judged] = field(default_factory=list)
     environment: dict[str, Any] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
 

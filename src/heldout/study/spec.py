@@ -38,6 +38,8 @@ class Study:
             ``log_figure``. A module-level function can be run in other processes.
         metrics: ``higher_is_better`` or ``lower_is_better`` for each metric name.
         claims: statements such as ``better("useful", than="erm", on="test_accuracy", margin=0.002)``.
+        checks: what must be so by construction (closed forms, identities, gates, ceilings), in the same forms as
+            claims. They are judged and shown, and never counted as claims.
         title: one line for reports.
         seeds: number of seeds per profile, ``{"smoke": 1, "laptop": 5}``; a number stands for the laptop profile.
         time_limit: seconds that one run may take, by profile or for all of them.
@@ -68,6 +70,7 @@ class Study:
     run: Run
     metrics: Mapping[str, Direction]
     claims: Sequence[Claim] = ()
+    checks: Sequence[Claim] = ()
     title: str = ""
     seeds: int | Mapping[str, int] = field(default_factory=lambda: dict(_SEEDS))
     time_limit: float | Mapping[str, float] = field(default_factory=lambda: dict(_TIME_LIMIT))
@@ -85,6 +88,7 @@ class Study:
         put(self, "arms", _checked_arms(self.arms))
         put(self, "metrics", _checked_metrics(self.metrics))
         put(self, "claims", tuple(self.claims))
+        put(self, "checks", tuple(self.checks))
         put(self, "optional", frozenset(self.optional))
         seeds = {"laptop": self.seeds} if isinstance(self.seeds, int) else self.seeds
         put(self, "seeds", _positive({**_SEEDS, **seeds}, "seeds"))
@@ -96,16 +100,17 @@ class Study:
         put(self, "needs", dict(self.needs))
         if unknown := sorted(set(self.needs) - set(self.arms)):
             raise ValueError(f"needs names arms that are not declared: {', '.join(unknown)}")
-        for claim in self.claims:
-            self._check_claim(claim)
+        for kind, listed in (("claim", self.claims), ("check", self.checks)):
+            for claim in listed:
+                self._check_claim(claim, kind)
 
-    def _check_claim(self, claim: Claim) -> None:
+    def _check_claim(self, claim: Claim, kind: str) -> None:
         if not isinstance(claim, Claim):
-            raise TypeError(f"claims must be made with better, at_least, ..., got {type(claim).__name__}")
+            raise TypeError(f"{kind}s must be made with better, at_least, ..., got {type(claim).__name__}")
         if missing := [arm for arm in claim.arm_names if arm not in self.arms]:
-            raise ValueError(f"the claim {claim.text!r} names the unknown arm {missing[0]!r}")
+            raise ValueError(f"the {kind} {claim.text!r} names the unknown arm {missing[0]!r}")
         if missing := [metric for metric in claim.metric_names if metric not in self.metrics]:
-            raise ValueError(f"the claim {claim.text!r} names the undeclared metric {missing[0]!r}")
+            raise ValueError(f"the {kind} {claim.text!r} names the undeclared metric {missing[0]!r}")
 
 
 def canonical_json(value: Any) -> str:

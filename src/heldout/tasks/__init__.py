@@ -1,20 +1,8 @@
 """Where methods are tried: worlds, data whose distribution shift is known and adjustable."""
 
-from heldout.tasks.algorithmic import ArithmeticSplit, corrupt_labels, modular
-from heldout.tasks.code import stdlib_code, stdlib_digest, stdlib_docstrings
-from heldout.tasks.coloured_conflict import coloured_conflict
-from heldout.tasks.compose_functions import (
-    FIXED_NAMES,
-    FUNCTION_NAMES,
-    SYMBOLS,
-    ComposeProblem,
-    compose_problem,
-    covering_exemplars,
-    entries_of,
-    fixed_tables,
-)
-from heldout.tasks.dominoes import Dominoes, dominoes
-from heldout.tasks.drawings import (
+from heldout.tasks.images.coloured_conflict import coloured_conflict
+from heldout.tasks.images.dominoes import Dominoes, dominoes
+from heldout.tasks.images.drawings import (
     DRAWING_CLASSES,
     DRAWING_STYLES,
     Drawings,
@@ -23,20 +11,8 @@ from heldout.tasks.drawings import (
     drawings,
     split_drawings,
 )
-from heldout.tasks.expert_facts import (
-    EXPERT_NAMES,
-    EXPERT_WORDINGS,
-    RELATIONS,
-    TEST_NAMES,
-    TEST_WORDINGS,
-    UNABLE,
-    ExpertFacts,
-    FactQuestion,
-    SimulatedExpert,
-    draw_experts,
-    expert_fact_words,
-)
-from heldout.tasks.images import (
+from heldout.tasks.images.multicolour import multicolour, paint_patches, patch_colours
+from heldout.tasks.images.shifts import (
     SHIFTS,
     biased_attribute,
     colour_bias,
@@ -53,10 +29,43 @@ from heldout.tasks.images import (
     stratified_split,
     two_feature_patches,
 )
-from heldout.tasks.instruction_world import CATEGORIES, InstructionWorld, Program, lexicon, list_facts, run_program
-from heldout.tasks.instructions import Instance, InstructionExample, InstructionTask, task_split
-from heldout.tasks.list_tasks import LIST_LEVELS, ListTask, list_levels, list_tasks
-from heldout.tasks.maths_families import (
+from heldout.tasks.images.styles import STYLES, style_domains, styled
+from heldout.tasks.language.code import stdlib_code, stdlib_digest, stdlib_docstrings
+from heldout.tasks.language.instruction_world import (
+    CATEGORIES,
+    InstructionWorld,
+    Program,
+    lexicon,
+    list_facts,
+    run_program,
+)
+from heldout.tasks.language.instructions import Instance, InstructionExample, InstructionTask, task_split
+from heldout.tasks.language.opinions import NEGATIVE_WORDS, OPINION_CLASSES, POSITIVE_WORDS, opinion_words, opinions
+from heldout.tasks.reasoning.compose_functions import (
+    FIXED_NAMES,
+    FUNCTION_NAMES,
+    SYMBOLS,
+    ComposeProblem,
+    compose_problem,
+    covering_exemplars,
+    entries_of,
+    fixed_tables,
+)
+from heldout.tasks.reasoning.expert_facts import (
+    EXPERT_NAMES,
+    EXPERT_WORDINGS,
+    RELATIONS,
+    TEST_NAMES,
+    TEST_WORDINGS,
+    UNABLE,
+    ExpertFacts,
+    FactQuestion,
+    SimulatedExpert,
+    draw_experts,
+    expert_fact_words,
+)
+from heldout.tasks.reasoning.list_tasks import LIST_LEVELS, ListTask, list_levels, list_tasks
+from heldout.tasks.reasoning.maths_families import (
     ALL_MATHS_FRAMES,
     HELD_OUT_FAMILIES,
     MATHS_FAMILIES,
@@ -75,10 +84,7 @@ from heldout.tasks.maths_families import (
     sample_problem,
     write_problem,
 )
-from heldout.tasks.multicolour import multicolour, paint_patches, patch_colours
-from heldout.tasks.opinions import NEGATIVE_WORDS, OPINION_CLASSES, POSITIVE_WORDS, opinion_words, opinions
-from heldout.tasks.points import LShape, l_shape
-from heldout.tasks.reasoning_formats import (
+from heldout.tasks.reasoning.reasoning_formats import (
     ANSWER_FORMS,
     NUMBER_WORDS,
     REASONING_KINDS,
@@ -90,11 +96,7 @@ from heldout.tasks.reasoning_formats import (
     reasoning_questions,
     reasoning_words,
 )
-from heldout.tasks.slabs import SlabData, TwoBlockImages, slabs, two_block_images
-from heldout.tasks.spurious_votes import SpuriousVotes, Votes, exact_accuracy
-from heldout.tasks.styles import STYLES, style_domains, styled
-from heldout.tasks.teacher_student import TeacherStudent, teacher_student
-from heldout.tasks.worded_maths import (
+from heldout.tasks.reasoning.worded_maths import (
     LARGER_WORDED_RANGE,
     OTHER_WORDED_TEMPLATES,
     RETENTION_SKILLS,
@@ -114,7 +116,12 @@ from heldout.tasks.worded_maths import (
     worked_style,
     write_worded,
 )
-from heldout.tasks.xor import XorData, xor_clusters
+from heldout.tasks.vectors.modular import ArithmeticSplit, corrupt_labels, modular
+from heldout.tasks.vectors.points import LShape, l_shape
+from heldout.tasks.vectors.slabs import SlabData, TwoBlockImages, slabs, two_block_images
+from heldout.tasks.vectors.spurious_votes import SpuriousVotes, Votes, exact_accuracy
+from heldout.tasks.vectors.teacher_student import TeacherStudent, teacher_student
+from heldout.tasks.vectors.xor import XorData, xor_clusters
 
 __all__ = [
     "ALL_MATHS_FRAMES",

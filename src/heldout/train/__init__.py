@@ -2,17 +2,17 @@
 
 from heldout.train.cross_fit import label_margins
 from heldout.train.diversify import Hypotheses, dbat, disambiguate, divdis, diversify
-from heldout.train.dpo import dpo
 from heldout.train.full_batch import full_batch
-from heldout.train.grpo import grpo
 from heldout.train.ps_kd import ProgressiveSelfDistillation, ps_kd
-from heldout.train.rewards import CostReward, format_reward, router_reward
-from heldout.train.rollouts import Environment, Episode, rollout
-from heldout.train.router import train_router
-from heldout.train.sft import encode_rows, pack, sft, weighted_nll
+from heldout.train.reinforcement.grpo import grpo
+from heldout.train.reinforcement.rewards import CostReward, format_reward, router_reward
+from heldout.train.reinforcement.rollouts import Environment, Episode, rollout
+from heldout.train.reinforcement.router import train_router
 from heldout.train.span_gd import SpanGD, SpanPoints
 from heldout.train.supervised import Fitted, fit, outputs_of, problem_of, score, seeded
-from heldout.train.tuning import Tuned, lora
+from heldout.train.tuning.dpo import dpo
+from heldout.train.tuning.sft import encode_rows, pack, sft, weighted_nll
+from heldout.train.tuning.tuned import Tuned, lora
 from heldout.train.winsorized import winsorized_backward
 
 __all__ = [

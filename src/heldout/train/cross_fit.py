@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import Subset
 
 from heldout.data import all_targets
-from heldout.method import Method, Run, Splits
+from heldout.method import Method, Run, Splits, as_dataset
 from heldout.train.supervised import fit, outputs_of
 
 
@@ -54,7 +54,7 @@ def label_margins(
     (arXiv:2001.10528). On digits and Fashion-MNIST with a tenth of the labels wrong, both together found more of them
     than either alone.
     """
-    train = data.train if isinstance(data, Splits) else Splits(train=data).train
+    train = data.train if isinstance(data, Splits) else as_dataset(data)
     targets = all_targets(train)
     if targets.is_floating_point() or targets.ndim != 1:
         raise ValueError("label_margins needs class labels")

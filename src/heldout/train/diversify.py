@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from heldout.data import all_targets, batches, gather, split_target, to_device
 from heldout.losses import dbat_disagreement, divdis_mi, prior_match
-from heldout.method import Added, Batch, Method, Run, Splits, evaluating, forward
+from heldout.method import Added, Batch, Method, Run, Splits, device_of, evaluating, forward, why_no_class_labels
 from heldout.nn import MultiHead, inputs_for, split_head
 from heldout.train.supervised import OptimizerFactory, make_optimizer, seeded
 
@@ -164,7 +164,7 @@ def diversify(
         if method == "divdis":
             frequencies = _class_frequencies(labelled, classes) if prior is None else prior
             penalty = functools.partial(
-                _divdis, weight=weight, prior_weight=prior_weight, prior=frequencies.to(_device_of(start))
+                _divdis, weight=weight, prior_weight=prior_weight, prior=frequencies.to(device_of(start))
             )
         else:
             chosen: Callable[[Tensor], Tensor] = method  # type: ignore[assignment]
@@ -347,7 +347,7 @@ def _train_in_turn(
     trained: list[nn.Module] = []
     history: list[dict[str, float]] = []
     for number in range(k):
-        model = start if number == 0 else _start(model_or_factory, _device_of(start))
+        model = start if number == 0 else _start(model_or_factory, device_of(start))
         earlier = _Stacked(trained).eval()
 
         def penalty(inputs: Any, model: nn.Module = model, earlier: nn.Module = earlier) -> Tensor:
@@ -378,7 +378,7 @@ def _train(
     for epoch, steps in enumerate(epochs, start=1):
         losses, terms = [], []
         for inputs, targets, unlabelled in steps:
-            loss = fit(inputs_for(module, inputs), targets.to(_device_of(module)))
+            loss = fit(inputs_for(module, inputs), targets.to(device_of(module)))
             if penalty is not None:
                 term = penalty(inputs_for(module, unlabelled))
                 loss = loss + term
@@ -493,8 +493,8 @@ def _best_on_validation(network: nn.Module, run: Run) -> int:
 
 def _why_not(module: nn.Module, splits: Splits) -> str | None:
     inputs, targets = gather(splits.train, torch.arange(1))
-    if targets.is_floating_point():
-        return "it needs class labels, the targets are real numbers"
+    if reason := why_no_class_labels(targets):
+        return reason
     if splits.unlabeled is None:
         return "it needs unlabelled inputs of the target distribution in Splits(unlabeled=...)"
     if not len(splits.unlabeled):  # type: ignore[arg-type]
@@ -514,7 +514,3 @@ def _start(model_or_factory: nn.Module | Callable[[], nn.Module], device: torch.
     else:
         module = model_or_factory()
     return module if device is None else module.to(device)
-
-
-def _device_of(module: nn.Module) -> torch.device:
-    return next((p.device for p in module.parameters()), torch.device("cpu"))

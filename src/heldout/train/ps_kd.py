@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from heldout.data import gather
 from heldout.losses import soft_cross_entropy
-from heldout.method import Batch, Method, Run, Splits, forward
+from heldout.method import Batch, Method, Run, Splits, forward, why_no_class_labels
 
 Storage = Literal["memory", "topk", "snapshot"]
 Growth = Literal["linear", "constant"]
@@ -279,6 +279,6 @@ def _within(values: Tensor, end: int) -> bool:
 
 def _check(module: nn.Module, splits: Splits) -> str | None:
     _, targets = gather(splits.train, torch.arange(1))
-    if targets.is_floating_point():
-        return "it needs class labels, the targets are real numbers"
+    if reason := why_no_class_labels(targets):
+        return reason
     return None

@@ -23,7 +23,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 from torch.utils.data import Dataset, Sampler
 
 from heldout.data import all_targets, batches, gather, predict_all, sample_ids, to_device
-from heldout.method import Added, Batch, Method, Run, Splits, Task, evaluating, forward
+from heldout.method import Added, Batch, Method, Run, Splits, Task, as_dataset, device_of, evaluating, forward
 from heldout.nn import inputs_for
 
 OptimizerFactory = Callable[..., Optimizer]
@@ -73,14 +73,14 @@ class Fitted:
         reset = getattr(self.predictor, "reset", None)
         if callable(reset):
             reset()
-        dataset = Splits(train=dataset).train
+        dataset = as_dataset(dataset)
         return predict_all(self.predict, dataset, batch_size)
 
 
 def outputs_of(module: nn.Module, dataset: Any) -> tuple[Tensor, Tensor]:
     """Returns ``(outputs, targets)`` on the CPU of a plain module in eval mode, for every example in order."""
     with evaluating(module), torch.no_grad():
-        return predict_all(lambda inputs: forward(module, inputs_for(module, inputs)), Splits(train=dataset).train)
+        return predict_all(lambda inputs: forward(module, inputs_for(module, inputs)), as_dataset(dataset))
 
 
 def score(outputs: Tensor, targets: Tensor, task: Task) -> dict[str, float]:
@@ -190,7 +190,7 @@ def prepare(
     """
     splits = data if isinstance(data, Splits) else Splits(train=data)
     module = copy.deepcopy(model) if isinstance(model, nn.Module) else model()
-    module = module.to(_device_of(module) if device is None else device)
+    module = module.to(device_of(module) if device is None else device)
     task, num_classes = problem_of(module, splits.train)
     reason = method.check(module, splits) if method.check else None
     if reason:
@@ -206,7 +206,7 @@ def prepare(
         epochs=recipe.epochs,
         batch_size=recipe.batch_size,
         seed=seed,
-        device=_device_of(module),
+        device=device_of(module),
         generator=torch.Generator().manual_seed(seed),
     )
     run.train_plain = functools.partial(_train_plain, run, copy.deepcopy(module) if method.data else module, recipe)
@@ -413,10 +413,6 @@ def seeded(seed: int) -> Iterator[None]:
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
         yield
-
-
-def _device_of(module: nn.Module) -> torch.device:
-    return next((p.device for p in module.parameters()), torch.device("cpu"))
 
 
 def _cpu_state(module: nn.Module) -> dict[str, Tensor]:

@@ -1,22 +1,10 @@
 """What a model becomes: task vectors, merging and scaling of trained weights, and checkpoints on disk."""
 
-from heldout.weights.adapters import adapter_task_vectors
-from heldout.weights.awq import (
-    AWQResult,
-    BlockRule,
-    ScaledActivation,
-    ScaleGroup,
-    Scaling,
-    apply_awq,
-    awq_search,
-    block_linears,
-    clip_search,
-)
-from heldout.weights.bang import balanced_finetune, bang
 from heldout.weights.blocks import BlockIndex, block_index
 from heldout.weights.checkpoint import Checkpoint, load_checkpoint, open_checkpoint, save_checkpoint
-from heldout.weights.gptq import gptq, gptq_quantize
-from heldout.weights.lines import (
+from heldout.weights.merging.adapters import adapter_task_vectors
+from heldout.weights.merging.bang import balanced_finetune, bang
+from heldout.weights.merging.lines import (
     layer_ramp,
     lines,
     lines_files,
@@ -26,7 +14,7 @@ from heldout.weights.lines import (
     norm_alpha,
     update_batch_norm,
 )
-from heldout.weights.merge import (
+from heldout.weights.merging.merge import (
     BestScale,
     average,
     consensus,
@@ -35,8 +23,9 @@ from heldout.weights.merge import (
     task_arithmetic_files,
     ties,
 )
-from heldout.weights.merge_checkpoints import MERGE_METHODS, MergeReport, merge_checkpoints
-from heldout.weights.prune import (
+from heldout.weights.merging.merge_checkpoints import MERGE_METHODS, MergeReport, merge_checkpoints
+from heldout.weights.merging.wise_ft import wise_ft
+from heldout.weights.pruning.prune import (
     MaskHandle,
     apply_mask,
     grokking_tickets,
@@ -47,11 +36,31 @@ from heldout.weights.prune import (
     state_norm,
     weights_only,
 )
-from heldout.weights.prune_units import PruneCurve, prune_units
-from heldout.weights.quantize import QTensor, dequantize, fake_quantize, group_quantize, linears, pack, rtn, unpack
-from heldout.weights.quantized_folder import QUANTIZE_METHODS, QuantizeReport, quantize_folder
+from heldout.weights.pruning.prune_units import PruneCurve, prune_units
+from heldout.weights.quantization.awq import (
+    AWQResult,
+    BlockRule,
+    ScaledActivation,
+    ScaleGroup,
+    Scaling,
+    apply_awq,
+    awq_search,
+    block_linears,
+    clip_search,
+)
+from heldout.weights.quantization.gptq import gptq, gptq_quantize
+from heldout.weights.quantization.quantize import (
+    QTensor,
+    dequantize,
+    fake_quantize,
+    group_quantize,
+    linears,
+    pack,
+    rtn,
+    unpack,
+)
+from heldout.weights.quantization.quantized_folder import QUANTIZE_METHODS, QuantizeReport, quantize_folder
 from heldout.weights.task_vector import TaskVector, interpolate
-from heldout.weights.wise_ft import wise_ft
 
 __all__ = [
     "MERGE_METHODS",

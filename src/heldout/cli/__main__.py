@@ -1,0 +1,5 @@
+"""``python -m heldout.cli``."""
+
+from heldout.cli import main
+
+main()

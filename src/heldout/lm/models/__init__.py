@@ -1,0 +1,1 @@
+"""What answers? Language models: local, behind an endpoint, tiny, scripted, and their answers kept."""

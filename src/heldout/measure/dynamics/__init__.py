@@ -1,0 +1,1 @@
+"""What happens over training? A run's course in, a finding out."""

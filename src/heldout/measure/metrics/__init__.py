@@ -1,0 +1,1 @@
+"""What do predictions tell? Scores of outputs, answers and costs."""

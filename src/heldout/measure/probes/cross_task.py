@@ -1,0 +1,121 @@
+"""Cross-task generalization: how well a model does tasks that it was not trained on, averaged over tasks.
+
+Source: Mishra et al. (arXiv:2104.08773), section 5: ROUGE-L, its mean over the instances of a task, then over tasks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from heldout.language_model import LM
+from heldout.measure.metrics.text import rouge_l
+from heldout.study import interval
+
+Metric = Callable[[str, Sequence[str]], float]
+
+
+@dataclass(frozen=True)
+class TaskScore:
+    """The score of one task.
+
+    Attributes:
+        task, category, source: of the task.
+        score: mean of the metric over its instances.
+        count: number of instances.
+        predictions: what the model wrote for each.
+    """
+
+    task: str
+    category: str
+    source: str
+    score: float
+    count: int
+    predictions: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class CrossTask:
+    """Scores by task, and their mean.
+
+    Attributes:
+        rows: one for each task.
+        mean: of the tasks' scores: every task counts the same, however many instances it has.
+        low, high: the 95 % interval of the mean over tasks; None for one task.
+    """
+
+    rows: tuple[TaskScore, ...]
+    mean: float
+    low: float | None
+    high: float | None
+
+    def by_category(self) -> dict[str, float]:
+        """Returns the mean over the tasks of each category."""
+        found: dict[str, list[float]] = {}
+        for row in self.rows:
+            found.setdefault(row.category, []).append(row.score)
+        return {category: math.fsum(scores) / len(scores) for category, scores in sorted(found.items())}
+
+
+def cross_task(
+    model: LM | Callable[[list[str]], Sequence[str]],
+    tasks: Sequence[Any],
+    encode: Callable[[Any, Any], str],
+    metric: Metric = rouge_l,
+    *,
+    max_tokens: int = 32,
+) -> CrossTask:
+    """Returns the scores of a model on tasks, by task and averaged over tasks.
+
+    Args:
+        model: a language model, decoded greedily (``heldout.lm.TransformersLM(model, tokenizer)`` makes one of a
+            transformers model); or a function from a list of prompts to a list of texts.
+        tasks: ``heldout.tasks.InstructionTask``, or objects with name, category, source and instances, these with input
+            and outputs. ``task.parts()[1]`` has the instances that the paper evaluates on.
+        encode: ``(task, instance) -> prompt``, such as ``heldout.data.encode_instruction``.
+        metric: ``(prediction, references) -> score``, higher being better.
+        max_tokens: longest output of a language model.
+
+    Raises:
+        ValueError: no task; a task without instances, or an instance without references, by name; a model that returns
+            another number of texts than it got prompts.
+
+    Example:
+        >>> from types import SimpleNamespace as Task
+        >>> instances = [Task(input="a b", outputs=("b a",)), Task(input="c", outputs=("c",))]
+        >>> task = Task(name="reverse", category="transform", source="own", instances=instances)
+        >>> echo = lambda prompts: prompts
+        >>> cross_task(echo, [task], lambda task, instance: instance.input).mean
+        0.75
+    """
+    if not tasks:
+        raise ValueError("cross_task needs at least one task, got none")
+    for task in tasks:
+        if not task.instances:
+            raise ValueError(f"the task {task.name!r} has no instances")
+        for number, instance in enumerate(task.instances):
+            if not instance.outputs:
+                raise ValueError(f"instance {number} of the task {task.name!r} has no references")
+    prompts = [encode(task, instance) for task in tasks for instance in task.instances]
+    if isinstance(model, LM):
+        texts = [completions[0].text for completions in model.generate(prompts, max_tokens=max_tokens)]
+    elif callable(model):
+        texts = list(model(prompts))
+    else:
+        raise TypeError(f"model must be an LM or a function of prompts, got {type(model).__name__}")
+    if len(texts) != len(prompts):
+        raise ValueError(f"the model returned {len(texts)} texts for {len(prompts)} prompts")
+    rows, start = [], 0
+    for task in tasks:
+        end = start + len(task.instances)
+        pairs = zip(texts[start:end], task.instances, strict=True)
+        scores = [float(metric(text, instance.outputs)) for text, instance in pairs]
+        mean = math.fsum(scores) / len(scores)
+        rows.append(TaskScore(task.name, task.category, task.source, mean, len(scores), tuple(texts[start:end])))
+        start = end
+    found = interval([np.array([row.score for row in rows])])
+    return CrossTask(tuple(rows), found.estimate, found.low, found.high)

@@ -1,0 +1,219 @@
+"""Reports of a study's results: a table in the terminal, Markdown, and one self-contained HTML page."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from heldout.report.page import chart, curve_chart, interval_chart, number, render
+from heldout.statistics import interval
+from heldout.study import Judged, Results, StudyError, write_atomically
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+VERDICT_STYLE = {"holds": "green", "inconclusive": "yellow", "contradicted": "red", "not judged": "dim"}
+DRAWN_SEEDS = 100
+DRAWN_STEPS = 200
+DRAWN_FIGURES = 12
+
+
+def write_report(results: Results, folder: str | Path) -> Path:
+    """Writes ``report.html`` and ``report.md`` into a folder and returns the path of the page.
+
+    Raises:
+        StudyError: the folder cannot be written.
+    """
+    folder = Path(folder)
+    write_atomically(folder / "report.md", to_markdown(results))
+    write_atomically(folder / "report.html", to_html(results))
+    return folder / "report.html"
+
+
+def load_results(folder: str | Path) -> Results:
+    """Returns the results that a finished study left in its output folder.
+
+    Raises:
+        StudyError: there is no ``results.json``, or it is none of ours.
+    """
+    path = Path(folder) / "results.json"
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        document.pop("heldout", None)
+        claims, checks = (
+            [
+                Judged(**{**claim, "arms": tuple(claim["arms"]), "metrics": tuple(claim["metrics"])})
+                for claim in document.pop(kind, [])
+            ]
+            for kind in ("claims", "checks")
+        )
+        return Results(**document, claims=claims, checks=checks)
+    except FileNotFoundError:
+        raise StudyError(f"{folder} holds no results.json: it is no output folder of a finished study") from None
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise StudyError(f"{path} cannot be read: {error}") from None
+
+
+def to_html(results: Results) -> str:
+    """Returns the page: verdicts, interval plots by metric, curves, figures, every run, failures, environment."""
+    return render(
+        "study.html.jinja",
+        heading=results.title or results.slug,
+        results=results,
+        environment=results.environment,
+        metric_charts=[_metric_chart(results, name) for name in results.metrics if _reported(results, name)],
+        table=_table(results),
+        curve_charts=_curve_charts(results),
+        figures=_figures(results),
+    )
+
+
+def to_markdown(results: Results) -> str:
+    """Returns the verdicts and the means by arm as Markdown."""
+    lines = [f"# {_cell(results.title or results.slug)}", ""]
+    lines.append(f"Profile {results.profile}, seeds {results.seeds}, {len(results.runs)} runs.")
+    for kind, judged in (("claim", results.claims), ("check", results.checks)):
+        if judged:
+            lines += ["", f"| verdict | {kind} | estimate | 95 % interval |", "|---|---|---|---|"]
+        for claim in judged:
+            between = "" if claim.low is None else f"{number(claim.low)} to {number(claim.high)}"
+            lines.append(f"| {claim.verdict} | {_cell(claim.text)} | {number(claim.estimate)} | {between} |")
+    lines += [
+        "",
+        "| arm | " + " | ".join(map(_cell, results.metrics)) + " |",
+        "|---" * (len(results.metrics) + 1) + "|",
+    ]
+    for row in _table(results):
+        lines.append(f"| {_cell(row['arm'])} | " + " | ".join(number(value) for value in row["cells"]) + " |")
+    for run in results.failed:
+        lines.append(f"\nFailed: {_cell(run['arm'])} on seed {run['seed']}, {run['cause']}: {_cell(run['error'])}")
+    return "\n".join(lines) + "\n"
+
+
+def print_results(results: Results, console: Console) -> None:
+    """Prints means by arm and the verdicts."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    shown = _metrics_that_fit(results, console.width)
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("arm", no_wrap=True)
+    for name in shown:
+        arrow = "↑" if results.metrics[name] == "higher" else "↓"
+        table.add_column(f"{escape(name)} {arrow}", justify="right", no_wrap=True)
+    table.add_column("seconds", justify="right", no_wrap=True)
+    for row in _table(results):
+        cells = [number(value) for name, value in zip(results.metrics, row["cells"]) if name in shown]
+        table.add_row(escape(row["arm"]), *cells, number(row["seconds"], 3))
+    console.print(table)
+    for kind, judged in (("claim", results.claims), ("check", results.checks)):
+        if not judged:
+            continue
+        console.print()
+        claims = Table(box=None, header_style="bold", pad_edge=False)
+        for heading in ("verdict", kind, "estimate", "95 % interval"):
+            claims.add_column(heading, justify="right" if heading == "estimate" else "left")
+        for claim in judged:
+            between = "" if claim.low is None else f"{number(claim.low)} to {number(claim.high)}"
+            verdict = f"[{VERDICT_STYLE[claim.verdict]}]{claim.verdict}[/]"
+            text = escape(claim.text) + (f" [dim]({escape(claim.note)})[/]" if claim.note else "")
+            claims.add_row(verdict, text, number(claim.estimate), between)
+        console.print(claims)
+    for run in results.failed:
+        where = f"{escape(run['arm'])} on seed {run['seed']}"
+        console.print(f"[red]failed[/] {where}: {run['cause']}: {escape(run['error'])}")
+    for reason in dict.fromkeys(results.left_out.values()):
+        arms = ", ".join(arm for arm, why in results.left_out.items() if why == reason)
+        console.print(f"[yellow]left out[/] {escape(arms)}: {escape(reason)}")
+    if results.pending:
+        console.print(f"[yellow]{len(results.pending)} runs were not made[/]: run the same command again to go on")
+
+
+def _metrics_that_fit(results: Results, width: int) -> list[str]:
+    """As many metrics as the terminal is wide, those that claims are about first; the page has all of them."""
+    claimed = [name for claim in results.claims for name in claim.metrics]
+    room = width - max(len(arm) for arm in results.arms) - len("  seconds")
+    shown: set[str] = set()
+    for name in dict.fromkeys([*claimed, *results.metrics]):
+        room -= max(len(name) + 2, 10) + 2
+        if room < 0:
+            break
+        shown.add(name)
+    return [name for name in results.metrics if name in shown]
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ").replace("<", "&lt;")
+
+
+def _reported(results: Results, metric: str) -> bool:
+    return any(results.metric(arm, metric) for arm in results.arms)
+
+
+def _table(results: Results) -> list[dict[str, Any]]:
+    seconds: dict[str, list[float]] = defaultdict(list)
+    for run in results.runs:
+        seconds[run["arm"]].append(run["seconds"])
+    rows = []
+    for arm in results.arms:
+        values = [list(results.metric(arm, name).values()) for name in results.metrics]
+        cells = [float(np.mean(of_metric)) if of_metric else None for of_metric in values]
+        rows.append({"arm": arm, "cells": cells, "seconds": float(np.mean(seconds[arm])) if seconds[arm] else None})
+    return rows
+
+
+def _metric_chart(results: Results, metric: str) -> Any:
+    rows, points = [], []
+    for arm in results.arms:
+        values = np.array(list(results.metric(arm, metric).values()))
+        if len(values):
+            found = interval([values])
+            rows.append({"arm": arm, "mean": found.estimate, "low": found.low, "high": found.high})
+            points += [{"arm": arm, "value": float(value)} for value in values[:DRAWN_SEEDS]]
+    return interval_chart(f"{metric} {'↑' if results.metrics[metric] == 'higher' else '↓'}", rows, points)
+
+
+def _curve_charts(results: Results) -> list[Any]:
+    by_name: dict[str, dict[str, dict[float, list[float]]]] = defaultdict(
+        lambda: defaultdict(lambda: defaultdict(list))
+    )
+    for run in results.runs:
+        for name, points in run["curves"].items():
+            for step, value in points:
+                if value is not None and np.isfinite(value):
+                    by_name[name][run["arm"]][step].append(value)
+    charts = []
+    for name, arms in by_name.items():
+        values = []
+        for arm, steps in arms.items():
+            drawn = sorted(steps)
+            keep = np.unique(np.linspace(0, len(drawn) - 1, min(len(drawn), DRAWN_STEPS)).round().astype(int))
+            for step in (drawn[i] for i in keep):
+                of_step = steps[step]
+                values.append(
+                    {
+                        "arm": arm,
+                        "step": step,
+                        "mean": float(np.mean(of_step)),
+                        "low": min(of_step),
+                        "high": max(of_step),
+                    }
+                )
+        charts.append(curve_chart(name, values, list(results.arms)))
+    return charts
+
+
+def _figures(results: Results) -> list[tuple[str, Any]]:
+    """The figures of every arm's first seed that has them, up to a bound that keeps the page small."""
+    seen: set[tuple[str, str]] = set()
+    figures: list[tuple[str, Any]] = []
+    for run in sorted(results.runs, key=lambda run: run["seed"]):
+        for name, specification in run["figures"].items():
+            if (run["arm"], name) not in seen and len(figures) < DRAWN_FIGURES:
+                seen.add((run["arm"], name))
+                figures.append((f"{name}: {run['arm']}, seed {run['seed']}", chart(specification)))
+    return figures

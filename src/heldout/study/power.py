@@ -1,0 +1,71 @@
+"""How many seeds a claim needs: read off a pilot on development seeds, before anything is recorded.
+
+A claim whose quantity lies d away from its bound, with standard deviation s between seeds, is decided by n seeds when
+its 95 % interval stays clear of the bound with a chance of 80 %: t(n - 1) s / sqrt(n) + z(0.8) s / sqrt(n) <= d. The
+spread of a few pilot seeds is itself uncertain: read the number as its order of magnitude.
+
+Source: J. Cohen, "Statistical Power Analysis for the Behavioral Sciences" (1988), for the paired t test.
+"""
+
+from __future__ import annotations
+
+import math
+
+from heldout.study.claims import Judged
+
+MOST_SEEDS = 200
+POWER = 0.8
+
+
+def seeds_needed(claim: Judged, seeds: int, *, most: int = MOST_SEEDS) -> int | None:
+    """Returns the least number of seeds that would decide a claim, at least 2; None where not even ``most`` would.
+
+    Args:
+        claim: a claim as a pilot judged it, with an interval.
+        seeds: how many seeds the pilot had.
+
+    Raises:
+        ValueError: the claim has no interval, as with a single seed.
+
+    Example:
+        >>> from heldout.study import Study, at_least, higher_is_better, run_study
+        >>> study = Study(slug="demo", arms={"a": {}}, run=lambda arm, seed, profile: {"x": 1 + seed % 3},
+        ...               metrics={"x": higher_is_better}, claims=[at_least("a", on="x", value=1)])
+        >>> seeds_needed(run_study(study, seeds=3).claims[0], seeds=3)
+        10
+    """
+    if claim.estimate is None or claim.low is None or claim.high is None:
+        raise ValueError(f"the claim {claim.text!r} has no interval: a pilot needs at least 2 seeds")
+    distance = _distance(claim)
+    if distance <= 0:
+        return None
+    # The samples of a correlation are runs, of which every seed brings several.
+    per_seed = max(1.0, claim.n / seeds)
+    deviation = (claim.high - claim.low) / 2 * math.sqrt(claim.n) / _student(claim.n)
+    for number in range(2, most + 1):
+        samples = number * per_seed
+        if (_student(samples) + _normal(POWER)) * deviation / math.sqrt(samples) <= distance:
+            return number
+    return None
+
+
+def _distance(claim: Judged) -> float:
+    """How far the estimate lies inside the region that decides the claim one way; 0 where no region holds it."""
+    estimate, margin = claim.estimate or 0.0, claim.margin
+    if claim.kind == "better":
+        return max(estimate - margin, min(0.0, margin) - estimate)
+    if claim.kind == "equivalent":
+        return abs(margin - abs(estimate))
+    return abs(estimate - margin)
+
+
+def _student(samples: float) -> float:
+    from scipy.special import stdtrit
+
+    return float(stdtrit(samples - 1, 0.975))
+
+
+def _normal(probability: float) -> float:
+    from scipy.special import ndtri
+
+    return float(ndtri(probability))

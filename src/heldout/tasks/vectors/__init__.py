@@ -1,0 +1,1 @@
+"""Which worlds are made of numbers: points, clusters, residues, linear cues?"""

@@ -1,0 +1,1 @@
+"""How does a Method run in somebody else's engine?"""

@@ -1,0 +1,1 @@
+"""What do rewards teach? Rollouts, rewards and GRPO."""

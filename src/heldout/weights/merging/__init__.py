@@ -1,0 +1,1 @@
+"""What becomes of several trained models? One."""

@@ -1,0 +1,1 @@
+"""What becomes of a model without some of its weights?"""

@@ -1,0 +1,160 @@
+"""GPTQ: round a weight matrix column by column, and let the columns to come make up for each error.
+
+The error in the layer's outputs is a quadratic form in the second moments H of its inputs; after a column is rounded,
+the best correction of the others is known in closed form. Source: arXiv:2210.17323.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from heldout.weights.quantization.awq import Rule, block_linears, block_rules
+from heldout.weights.quantization.blockwise import BlockInputs, evaluating, watching
+from heldout.weights.quantization.quantize import QTensor, check_layers, dequantize, group_range, weight_of
+
+
+def gptq(
+    model: nn.Module,
+    calib: Iterable[Tensor | Mapping[str, Any]],
+    bits: int = 4,
+    group_size: int = 128,
+    *,
+    symmetric: bool = False,
+    damping: float = 0.01,
+    rules: Mapping[type[nn.Module], Rule] | None = None,
+    scale_dtype: torch.dtype | None = None,
+) -> dict[str, QTensor]:
+    """Quantises the linear layers of a model's blocks by GPTQ, in place; returns the quantised weights by name.
+
+    Blocks are visited in order, each on the output of the *quantised* blocks before it; the layers of one block are
+    rounded at once, on the inputs that they have before. Columns go in their natural order, and a group's scale is
+    that of its weights when their turn comes.
+
+    Args:
+        model: see ``awq_search``.
+        calib: batches of calibration data, as for ``awq_search``.
+        bits, group_size, symmetric, scale_dtype: see ``group_quantize``.
+        damping: added to the diagonal of H, as a fraction of its mean.
+        rules: which blocks there are, as for ``awq_search``.
+
+    Raises:
+        ValueError: as ``awq_search``; no weight has changed then, unless an activation is not finite.
+
+    Source: arXiv:2210.17323, algorithm 1.
+
+    Example:
+        >>> from heldout.weights import BlockRule
+        >>> class Block(nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.linear = nn.Linear(8, 8)
+        ...     def forward(self, x):
+        ...         return x + self.linear(x)
+        >>> model = nn.Sequential(Block(), Block())
+        >>> quantised = gptq(model, [torch.randn(64, 8)], 3, 8, rules={Block: lambda block: BlockRule(())})
+        >>> torch.equal(model[1].linear.weight, dequantize(quantised["1.linear"]))
+        True
+    """
+    found = {name: block for name, (block, _) in block_rules(model, rules).items()}
+    layers = block_linears(model, rules)
+    check_layers(layers, group_size)
+    inputs = BlockInputs(model, found, calib)
+    quantised: dict[str, QTensor] = {}
+    with evaluating(model), torch.no_grad():
+        for name, block in found.items():
+            inside = set(block.modules())
+            own = {layer: module for layer, module in layers.items() if module in inside}
+            moments = _moments(inputs, name, block, own)
+            for layer, module in own.items():
+                weight = weight_of(module)
+                quantised[layer] = gptq_quantize(
+                    weight, moments[layer], bits, group_size, symmetric=symmetric, damping=damping,
+                    scale_dtype=scale_dtype,
+                )  # fmt: skip
+                weight.copy_(dequantize(quantised[layer]))
+            inputs.hidden = inputs.run(name, block)
+    return quantised
+
+
+def gptq_quantize(
+    w: Tensor,
+    moments: Tensor,
+    bits: int = 4,
+    group_size: int = 128,
+    *,
+    symmetric: bool = False,
+    damping: float = 0.01,
+    scale_dtype: torch.dtype | None = None,
+) -> QTensor:
+    """Returns one weight matrix quantised so that its outputs change little.
+
+    Args:
+        w: floating point ``(out, in)``.
+        moments: second moments of the inputs ``(in, in)``, up to a factor.
+        bits, group_size, symmetric, scale_dtype: see ``group_quantize``.
+        damping: added to the diagonal of the moments, as a fraction of its mean.
+
+    Raises:
+        ValueError: as ``group_quantize``, or if the moments are not positive semi-definite.
+
+    Source: arXiv:2210.17323, algorithm 1.
+
+    Example:
+        >>> x, w = torch.randn(100, 8) @ torch.randn(8, 8), torch.randn(4, 8)
+        >>> q = gptq_quantize(w, x.T @ x, bits=3, group_size=8)
+        >>> q.q.shape, q.scale.shape
+        (torch.Size([4, 8]), torch.Size([4, 1]))
+    """
+    rows, columns = w.shape
+    size = columns if group_size == -1 else group_size
+    hessian = moments.double().clone()
+    diagonal = hessian.diagonal()
+    dead = diagonal == 0
+    diagonal[dead] = 1
+    weight = w.double().masked_fill(dead, 0)
+    diagonal.add_(damping * diagonal.mean())
+    factor, failed = torch.linalg.cholesky_ex(hessian)
+    if int(failed):
+        raise ValueError("the second moments of the inputs are not positive definite; use more calibration data")
+    inverse = torch.linalg.cholesky(torch.cholesky_inverse(factor), upper=True)
+    q = torch.empty(w.shape, dtype=torch.uint8, device=w.device)
+    dtype = scale_dtype or w.dtype
+    scale = torch.empty(rows, columns // size, dtype=dtype, device=w.device)
+    zero = torch.empty(rows, columns // size, dtype=torch.double, device=w.device)
+    for group, start in enumerate(range(0, columns, size)):
+        end = start + size
+        current = weight[:, start:end].to(w.dtype)
+        parts = group_range(current, bits, size, symmetric=symmetric, scale_dtype=dtype)
+        scale[:, group], zero[:, group] = (part[:, 0] for part in parts)
+        step, level_of_zero = scale[:, group].double(), zero[:, group]
+        errors = torch.empty(rows, size, dtype=torch.double, device=w.device)
+        for column in range(start, end):
+            level = ((weight[:, column] / step).round() + level_of_zero).clamp_(0, 2**bits - 1)
+            q[:, column] = level.to(torch.uint8)
+            error = (weight[:, column] - (level - level_of_zero) * step) / inverse[column, column]
+            weight[:, column:end] -= error[:, None] * inverse[column, column:end]
+            errors[:, column - start] = error
+        weight[:, end:] -= errors @ inverse[start:end, end:]
+    return QTensor(q, scale, None if symmetric else zero.to(torch.uint8), bits, group_size)
+
+
+def _moments(inputs: BlockInputs, name: str, block: nn.Module, layers: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+    sums: dict[str, Tensor] = {}
+
+    def see(layer: str, x: Tensor) -> None:
+        x = x.float()
+        full = f"{name}.{layer}"
+        sums[full] = sums.get(full, 0) + x.T @ x
+
+    with watching(block, [layer.removeprefix(f"{name}.") for layer in layers], see):
+        inputs.run(name, block)
+    for layer in layers:
+        if layer not in sums:
+            raise ValueError(f"no calibration data reached {layer}")
+        if not bool(torch.isfinite(sums[layer]).all()):
+            raise ValueError(f"the input of {layer} is not finite on the calibration data")
+    return sums

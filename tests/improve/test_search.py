@@ -1,0 +1,236 @@
+"""The search: what it plans, how it chooses, that it is fair, and that it goes on where it stood."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from heldout.improve.search import Plan, improve, make_plan, winner_code
+from heldout.problem import ProblemError, load_problem
+from heldout.study import StudyError
+
+# Inputs with a label-independent offset under shift: only a model that removes it does well there.
+FILE = """
+import torch, heldout
+from functools import partial
+from heldout import Method, Splits
+
+epochs = 4
+batch_size = 16
+optimizer = partial(torch.optim.SGD, lr=0.2)
+
+def pair(n, seed, offset=0.0):
+    g = torch.Generator().manual_seed(seed)
+    y = torch.arange(n) % 3
+    return torch.randn(n, 6, generator=g) + 2 * torch.nn.functional.one_hot(y, 6) + offset, y
+
+class Centred(torch.nn.Module):
+    def __init__(self, module):
+        super().__init__()
+        self.module = module
+    def forward(self, x):
+        return self.module(x - x.mean(0, keepdim=True))
+
+def model():
+    return torch.nn.Linear(6, 3)
+
+def data():
+    shifted = pair(60, 3, torch.tensor([0.0, 9, 0, 0, 0, 0]))
+    return Splits(train=pair(90, 0), val={"given": pair(60, 1), "shifted": shifted},
+                  test={"iid": pair(90, 2), "moved <b>": pair(90, 4, torch.tensor([9.0, 0, 0, 0, 0, 0]))})
+
+methods = {
+    "centre": Method("centre", model=lambda run, module: Centred(module)),
+    "forget": Method("forget", weights=lambda run, module: module.requires_grad_(False).apply(
+        lambda m: m.weight.zero_() if hasattr(m, "weight") else None)),
+    "explode": Method("explode", weights=lambda run, module: 1 / 0),
+    "never": Method("never", check=lambda module, splits: "it is never of use"),
+}
+"""
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "offset.py"
+    path.write_text(FILE)
+    return path
+
+
+def search(file, **options):
+    return improve(file, **{"budget": 600.0, "seeds": 3, "out": file.parent / "out", **options})
+
+
+def test_the_helpful_method_wins_and_is_confirmed_on_unseen_tests(file, monkeypatch):
+    monkeypatch.chdir(file.parent)
+    report = search(Path(file.name), methods=["centre", "forget", "never"])
+    assert report["winner"] == "centre"
+    assert report["finalists"][0]["method"] == "centre"
+    gains = report["finalists"][0]["tests"]
+    assert gains["moved <b>"]["low"] > 0.2
+    assert abs(gains["iid"]["gain"]) < 0.05
+    assert report["not_applicable"] == [{"method": "never", "reason": "it is never of use"}]
+    assert "under shift" in report["verdict"]
+    assert report["complete"]
+
+
+def test_everything_it_promises_is_written(file):
+    report = search(file, methods=["centre"])
+    out = file.parent / "out"
+    assert json.loads((out / "improve.json").read_text())["verdict"] == report["verdict"]
+    page = (out / "report.html").read_text()
+    assert "moved &lt;b&gt;" in page
+    assert "moved <b>" not in page
+    assert "http://" not in page.replace("http://www.w3.org", "")
+    weights = load_file(out / "winner.safetensors")
+    assert weights["module.weight"].shape == (3, 6)
+    assert not list(out.glob("*.tmp"))
+
+
+def test_the_winners_code_runs_and_gives_the_winner(file):
+    report = search(file, methods=["centre"])
+    check = "\nimport torch, safetensors.torch as s\n"
+    check += f"w = s.load_file({str(file.parent / 'out' / 'winner.safetensors')!r})\n"
+    check += "assert all(w[k].equal(v) for k, v in fitted.module.state_dict().items())\n"
+    code = "import torch; torch.set_num_threads(1)\n" + report["code"] + check
+    done = subprocess.run([sys.executable, "-c", code], cwd=file.parent, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_it_says_plainly_when_nothing_beats_the_baseline(file):
+    report = search(file, methods=["forget"])
+    assert report["winner"] is None
+    assert report["verdict"].startswith("Nothing beats the baseline")
+    assert not (file.parent / "out" / "winner.safetensors").exists()
+
+
+def test_a_method_that_fails_is_reported_and_does_not_stop_the_others(file):
+    report = search(file, methods=["explode", "centre"])
+    assert report["winner"] == "centre"
+    assert any("ZeroDivisionError" in run["error"] for run in report["failed"])
+
+
+def test_confirmation_seeds_are_not_screening_seeds_and_tests_are_seen_last(file, monkeypatch):
+    import heldout.improve.search as module
+
+    calls = []
+    original = module.run
+
+    def spy(arm, seed, profile):
+        calls.append((profile, seed))
+        return original(arm, seed, profile)
+
+    monkeypatch.setattr(module, "run", spy)
+    search(file, methods=["centre"])
+    screening = {seed for profile, seed in calls if profile == "screen"}
+    confirming = {seed for profile, seed in calls if profile == "confirm"}
+    assert screening
+    assert not screening & confirming
+    first = [profile for profile, _ in calls].index("confirm")
+    assert {profile for profile, _ in calls[first:]} == {"confirm"}
+
+
+def test_the_same_command_goes_on_where_it_stood(file):
+    first = search(file, methods=["centre", "forget"])
+    again = search(file, methods=["centre", "forget"])
+    assert again["verdict"] == first["verdict"]
+    assert again["finalists"] == first["finalists"]
+    assert again["screening"] == first["screening"]
+
+
+def test_a_search_that_ran_out_of_time_says_so_and_is_completed_later(file):
+    finished = []
+
+    def interrupt(event):
+        finished.extend([event] * (event.kind == "finished"))
+        if len(finished) == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        search(file, methods=["centre", "forget"], progress=interrupt)
+    report = search(file, methods=["centre", "forget"])
+    assert report["winner"] == "centre"
+    fresh = search(file, methods=["centre", "forget"], out=file.parent / "other")
+    assert fresh["finalists"][0]["tests"] == report["finalists"][0]["tests"]
+
+
+def test_combinations_are_tried_and_methods_that_clash_are_not_combined(file):
+    report = search(file, methods=["centre", "ps_kd", "sam(rho=0.1)"], combine=2)
+    combined = [entry["method"] for rung in report["screening"] if rung["title"] == "combinations"
+                for entry in rung["candidates"]]  # fmt: skip
+    assert any("+" in name for name in combined)
+    text = FILE.replace("epochs = 4", "epochs = 4\nloss = torch.nn.functional.cross_entropy")
+    file.with_name("own_loss.py").write_text(text)
+    skipped = search(file.with_name("own_loss.py"), methods=["centre", "ps_kd"], out=file.parent / "b")
+    assert skipped["not_applicable"][0]["reason"] == "it replaces the loss, and the file defines its own"
+
+
+def test_processes_give_the_same_result(file):
+    alone = search(file, methods=["centre"])
+    together = search(file, methods=["centre"], workers=2, out=file.parent / "two")
+    assert alone["finalists"][0]["tests"] == together["finalists"][0]["tests"]
+
+
+def test_a_lower_is_better_metric_is_minimised(file):
+    file.write_text(FILE + "\nmetric = 'loss'\n")
+    report = search(file, methods=["centre", "forget"])
+    assert report["metric"] == {"name": "loss", "higher_is_better": False}
+    assert report["finalists"][0]["method"] == "centre"
+    assert report["finalists"][0]["tests"]["moved <b>"]["gain"] > 0
+
+
+def test_bad_requests_are_refused_before_training(file):
+    with pytest.raises(ProblemError, match="no method 'nonsense'"):
+        search(file, methods=["nonsense"])
+    with pytest.raises(ProblemError, match="cannot exclude 'nonsense'"):
+        search(file, exclude=["nonsense"])
+    with pytest.raises(ProblemError, match="no method applies: never: it is never of use"):
+        search(file, methods=["never"])
+    with pytest.raises(ProblemError, match="seeds at least 2"):
+        search(file, seeds=1)
+
+
+def test_a_baseline_that_does_not_train_is_an_error_and_no_result(file):
+    file.write_text(
+        FILE.replace("return torch.nn.Linear(6, 3)", "return Bad()")
+        + """
+class Bad(torch.nn.Linear):
+    def __init__(self):
+        super().__init__(6, 3)
+    def forward(self, x):
+        if self.training:
+            raise RuntimeError("cannot be trained")
+        return super().forward(x)
+"""
+    )
+    with pytest.raises(ProblemError, match="the baseline itself does not train: RuntimeError: cannot be trained"):
+        search(file, methods=["centre"])
+
+
+def test_two_searches_in_one_folder_are_refused(file):
+    from heldout.study import Store
+
+    with Store.open(file.parent / "out"), pytest.raises(StudyError):
+        search(file, methods=["centre"])
+
+
+def test_a_plan_spends_at_most_the_budget_where_it_can():
+    generous = make_plan(20, 5, 7, 3, affordable=1e9)
+    assert generous == Plan(5, 2, 10, 3, 20, 5, 3)
+    for affordable in (2000, 1000, 700, 400):
+        plan = make_plan(20, 5, 7, 3, affordable)
+        assert plan.cost(7, 3) <= affordable or plan.epochs < 20
+    tiny = make_plan(20, 5, 7, 3, affordable=10)
+    assert tiny.epochs >= 1
+    assert tiny.seeds == 3
+
+
+def test_code_of_a_catalog_method_imports_it():
+    problem = load_problem("digits")
+    code = winner_code({"winner": "useful+sam(rho=0.1)", "plan": {"epochs": 20}}, problem)
+    assert "from heldout.examples import digits" in code
+    assert "from heldout.methods import sam, useful" in code
+    assert "method = useful() + sam(rho=0.1)" in code
+    compile(code, "winner.py", "exec")
