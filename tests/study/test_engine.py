@@ -336,7 +336,7 @@ def test_an_arm_whose_data_is_not_here_is_left_out_and_named_and_claims_about_it
     assert results.ok
     assert {run["arm"] for run in results.runs} == set(results.arms) == {"x1"}
     assert results.left_out == {"x2": "not here: PICTURES (get pictures)"}
-    assert [claim.verdict for claim in results.claims] == ["inconclusive", "not judged"]
+    assert [claim.verdict for claim in results.claims] == ["holds", "not judged"]
     assert "Left out: x2 (not here: PICTURES (get pictures))" in to_html(results)
     with pytest.raises(StudyError, match=r"demo: x2 cannot run here, not here: PICTURES"):
         run_study(made, arms=["x2"])
