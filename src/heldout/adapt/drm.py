@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from heldout.adapt.heads import head_weights
-from heldout.adapt.protocol import Stream, TestTimeAdapter
+from heldout.adapt.protocol import Stream, TestTimeAdapter, sparing
 from heldout.data import batches, gather
 from heldout.method import Batch, Method, Run, Splits, evaluating
 from heldout.nn import MultiHead, inputs_for, why_no_head
@@ -116,6 +116,7 @@ class DRM(TestTimeAdapter):
         self._start = [p.detach().clone() for p in self._parameters]
         self.reset()
 
+    @sparing
     def __call__(self, inputs: Any) -> Tensor:
         before = [p.detach().clone() for p in self._parameters]
         steered = torch.zeros(0, dtype=torch.bool)
