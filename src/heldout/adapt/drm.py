@@ -293,7 +293,7 @@ def drm(
         if estimate == "discriminator":
             gap = _discriminator_gap(run.state["drm-discriminator"][0])
         elif estimate == "prototype":
-            gap = _prototype_gap(_domain_means(heads, run.splits.train, run.state["drm-domains"]))
+            gap = prototype_gap(domain_means(heads, run.splits.train, run.state["drm-domains"]))
         options: dict[str, Any] = {"gamma": gamma, "hard": hard, "include_shared": include_shared, "steer": steer}
         return Stream(DRM(heads, estimate=gap, **options), batch_size)
 
@@ -318,11 +318,48 @@ def _discriminator_gap(classifier: nn.Module) -> Callable[[Tensor], Tensor]:
     return lambda features: 1 / classifier(features).softmax(1).clamp(min=1e-6)
 
 
-def _prototype_gap(means: Tensor) -> Callable[[Tensor], Tensor]:
-    return lambda features: torch.cdist(features, means)
+def prototype_gap(means: Tensor, distance: Literal["euclidean", "cosine"] = "euclidean") -> Callable[[Tensor], Tensor]:
+    """Returns a function from features ``(batch, dim)`` to how far each is from each domain, ``(batch, domains)``.
+
+    Args:
+        means: the mean feature of each domain, ``(domains, dim)``; see ``domain_means``.
+        distance: "euclidean", or "cosine", which is 1 minus the cosine similarity (deviation: the released code takes
+            the head of the smallest similarity).
+
+    Raises:
+        ValueError: means of another shape, or an unknown distance.
+
+    Example:
+        >>> prototype_gap(torch.eye(2), "cosine")(torch.tensor([[3.0, 0.0]]))
+        tensor([[0., 1.]])
+
+    Source: arXiv:2208.08661, section 4.2.
+    """
+    if means.ndim != 2:
+        raise ValueError(f"means must be (domains, dim), got {tuple(means.shape)}")
+    if distance == "euclidean":
+        return lambda features: torch.cdist(features, means)
+    if distance == "cosine":
+        directions = F.normalize(means, dim=1)
+        return lambda features: (1 - F.normalize(features, dim=1) @ directions.T).clamp(min=0)
+    raise ValueError(f'distance must be "euclidean" or "cosine", got {distance!r}')
 
 
-def _domain_means(model: MultiHead, train: Any, domains: Tensor) -> Tensor:
+def domain_means(model: MultiHead, train: Any, domains: Tensor) -> Tensor:
+    """Returns the mean feature of each domain over a data set, ``(domains, dim)``, in eval mode.
+
+    Args:
+        model: whose ``features`` are averaged.
+        train: a data set of inputs and targets.
+        domains: int64 ``(n,)``, numbers from 0 in the order of the data set, each at least once.
+
+    Example:
+        >>> model = MultiHead(nn.Identity(), num_heads=2, num_classes=2, in_dim=1)
+        >>> data = torch.utils.data.TensorDataset(torch.tensor([[1.0], [3.0], [5.0]]), torch.zeros(3).long())
+        >>> domain_means(model, data, torch.tensor([0, 0, 1]))
+        tensor([[2.],
+                [5.]])
+    """
     means: Tensor | None = None
     for inputs, _, positions in batches(train, 256):
         with evaluating(model), torch.no_grad():
