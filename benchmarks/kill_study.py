@@ -9,7 +9,7 @@ gets through; then the next one is started in a new folder, until there were eno
 
 In the end the results equal those of an undisturbed study.
 
-    python benchmarks/kill_study.py [--on local processes ray] [--kills 50] [--seed 0]
+    python benchmarks/kill_study.py [--on in-process local processes ray] [--kills 50] [--seed 0]
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ MAIN = """
 import json, sys
 from heldout.study import load_study, run_study
 file, on, out = sys.argv[1:]
-results = run_study(load_study(file), on=on, workers=1 if on == "local" else 2, out=out).to_json()
+results = run_study(load_study(file), on=on, workers=1 if on in ("in-process", "local") else 2, out=out).to_json()
 for run in results["runs"]:
     del run["seconds"]
 print(json.dumps([results["runs"], results["claims"], results["failed"], results["pending"]]))
@@ -174,7 +174,7 @@ def _finished(out: Path) -> dict[str, tuple]:
 
 
 def _check_no_orphans(file: Path, on: str) -> None:
-    deadline = time.monotonic() + (60.0 if on == "ray" else 5.0)
+    deadline = time.monotonic() + (60.0 if on == "ray" else 30.0)
     while orphans := _descendants(file, on):
         assert time.monotonic() < deadline, f"processes outlive the killed study: {orphans}"
         time.sleep(0.02)
@@ -196,7 +196,7 @@ def _descendants(file: Path, on: str) -> list[str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--on", nargs="+", default=["local", "processes", "ray"])
+    parser.add_argument("--on", nargs="+", default=["in-process", "local", "processes", "ray"])
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()

@@ -182,3 +182,23 @@ def test_a_recording_runs_seeds_of_its_own_and_is_appended(study, tmp_path):
         assert len(recordings) == times
         assert min(recordings[-1]["seeds"]) >= 10_000
     assert "leave out" in one_line(heldout("run", study, "--record", "--first-seed", "3", cwd=tmp_path))
+
+
+def test_a_run_that_ends_its_process_or_eats_memory_is_a_failed_run_and_exit_code_one(study, tmp_path):
+    import sqlite3
+
+    ends = "    import os\n    if arm.get('base') == 0.6: os._exit(0)\n    return {"
+    study.write_text(STUDY.replace("    return {", ends))
+    done = heldout("run", study, "--seeds", 1, "--threads", 2, "--memory", "4GB", "--out", tmp_path / "out")
+    assert done.returncode == 1
+    assert "the worker died twice: exit code 0" in done.stdout
+    assert (tmp_path / "out" / "report.html").exists()
+    assert "--memory must be a size" in one_line(heldout("run", study, "--memory", "much", "--out", tmp_path / "out"))
+    database = sqlite3.connect(tmp_path / "out" / "study.sqlite")
+    database.execute("UPDATE runs SET metrics = '{' WHERE status = 'finished'")
+    database.commit()
+    database.close()
+    damaged = heldout("run", study, "--seeds", 1, "--out", tmp_path / "out")
+    assert damaged.returncode == 1
+    assert "Traceback" not in damaged.stderr
+    assert f"{tmp_path / 'out' / 'study.sqlite'} is damaged" in damaged.stderr

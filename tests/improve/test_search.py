@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from heldout.improve.search import Plan, improve, make_plan, winner_code
+from heldout.improve import Plan, improve, make_plan, winner_code
 from heldout.problem import ProblemError, load_problem
 from heldout.study import StudyError
 
@@ -60,7 +60,7 @@ def file(tmp_path):
 
 
 def search(file, **options):
-    return improve(file, **{"budget": 600.0, "seeds": 3, "out": file.parent / "out", **options})
+    return improve(file, **{"on": "in-process", "budget": 600.0, "seeds": 3, "out": file.parent / "out", **options})
 
 
 def test_the_helpful_method_wins_and_is_confirmed_on_unseen_tests(file, monkeypatch):
@@ -72,7 +72,8 @@ def test_the_helpful_method_wins_and_is_confirmed_on_unseen_tests(file, monkeypa
     assert gains["moved <b>"]["low"] > 0.2
     assert abs(gains["iid"]["gain"]) < 0.05
     assert report["not_applicable"] == [{"method": "never", "reason": "it is never of use"}]
-    assert "under shift" in report["verdict"]
+    assert report["verdict"].startswith("centre helps: ")
+    assert "on shifted data" in report["verdict"]
     assert report["complete"]
 
 
@@ -99,10 +100,11 @@ def test_the_winners_code_runs_and_gives_the_winner(file):
     assert done.returncode == 0, done.stderr
 
 
-def test_it_says_plainly_when_nothing_beats_the_baseline(file):
+def test_it_says_plainly_when_a_method_hurts(file):
     report = search(file, methods=["forget"])
     assert report["winner"] is None
-    assert report["verdict"].startswith("Nothing beats the baseline")
+    assert report["verdict"].startswith("No method is shown to help: forget, the best by validation: it hurts, -")
+    assert report["verdict"].endswith("on iid; no difference beyond 1 point on shifted data.")
     assert not (file.parent / "out" / "winner.safetensors").exists()
 
 
@@ -169,7 +171,7 @@ def test_combinations_are_tried_and_methods_that_clash_are_not_combined(file):
 
 def test_processes_give_the_same_result(file):
     alone = search(file, methods=["centre"])
-    together = search(file, methods=["centre"], workers=2, out=file.parent / "two")
+    together = search(file, methods=["centre"], workers=2, on="processes", out=file.parent / "two")
     assert alone["finalists"][0]["tests"] == together["finalists"][0]["tests"]
 
 
@@ -188,8 +190,10 @@ def test_bad_requests_are_refused_before_training(file):
         search(file, exclude=["nonsense"])
     with pytest.raises(ProblemError, match="no method applies: never: it is never of use"):
         search(file, methods=["never"])
-    with pytest.raises(ProblemError, match="seeds at least 2"):
-        search(file, seeds=1)
+    with pytest.raises(ProblemError, match="seeds at least 3, got 2 and 2"):
+        search(file, seeds=2)
+    with pytest.raises(ProblemError, match="the aim must be one of iid, shift, both, got 'speed'"):
+        search(file, aim="speed")
 
 
 def test_a_baseline_that_does_not_train_is_an_error_and_no_result(file):
@@ -216,15 +220,24 @@ def test_two_searches_in_one_folder_are_refused(file):
         search(file, methods=["centre"])
 
 
-def test_a_plan_spends_at_most_the_budget_where_it_can():
-    generous = make_plan(20, 5, 7, 3, affordable=1e9)
-    assert generous == Plan(5, 2, 10, 3, 20, 5, 3)
-    for affordable in (2000, 1000, 700, 400):
+def test_a_plan_never_shortens_the_confirmation_and_spends_at_most_the_budget():
+    assert make_plan(20, 5, 7, 3, affordable=1e9) == Plan(7, 5, 2, 10, 3, 2, 20, 5, 3)
+    screened = []
+    for affordable in (5000, 2000, 1000, 700, 400, 250, 200):
         plan = make_plan(20, 5, 7, 3, affordable)
-        assert plan.cost(7, 3) <= affordable or plan.epochs < 20
-    tiny = make_plan(20, 5, 7, 3, affordable=10)
-    assert tiny.epochs >= 1
-    assert tiny.seeds == 3
+        assert plan.epochs == 20
+        assert plan.seeds >= 3
+        assert plan.cost(3 if plan.long_epochs else 0) <= affordable
+        screened.append(plan.screened)
+    assert screened[0] == 7
+    assert screened[-1] < 7
+    assert make_plan(20, 5, 7, 3, affordable=150) is None
+
+
+def test_one_method_is_confirmed_without_screening(file):
+    report = search(file, methods=["centre"])
+    assert report["plan"]["short_epochs"] == 0
+    assert [rung["title"] for rung in report["screening"]] == ["learning rates (gain over the recipe's own)"]
 
 
 def test_code_of_a_catalog_method_imports_it():

@@ -104,3 +104,19 @@ def test_a_large_study_is_reported_quickly():
     started = time.perf_counter()
     assert len(to_html(many)) < 3_000_000
     assert time.perf_counter() - started < 10
+
+
+@pytest.mark.parametrize("width", [40, 80, 200])
+def test_long_names_of_metrics_wrap_and_no_column_vanishes(width):
+    names = [f"accuracy on the shifted test set number {i}" for i in range(9)] + ["a_name_without_any_space_" * 3]
+    study = Study(slug="wide", arms={"a rather long name of an arm": {}, "b": {}},
+                  run=lambda *_: {name: 10.0 + i for i, name in enumerate(names)},
+                  metrics=dict.fromkeys(names, higher_is_better), seeds=1)  # fmt: skip
+    console = Console(record=True, width=width)
+    print_results(run_study(study, on="in-process"), console)
+    shown = console.export_text()
+    assert max(map(len, shown.splitlines())) <= width
+    words = shown.split()
+    assert "…" not in shown
+    assert all(str(10 + i) in words for i in range(10))
+    assert "seconds" in words

@@ -23,7 +23,7 @@ def study(request):
 
 
 def test_every_arm_of_a_reproduction_runs(study):
-    results = run_study(study, profile="smoke")
+    results = run_study(study, profile="smoke", on="in-process")
     assert not results.failed, results.failed[0]["traceback"]
     assert {run["arm"] for run in results.runs} | set(results.left_out) == set(study.arms)
     assert all(claim.verdict for claim in results.claims)
@@ -31,5 +31,7 @@ def test_every_arm_of_a_reproduction_runs(study):
 
 def test_a_run_is_the_same_again(study):
     arm = next(arm for arm in reversed(study.arms) if not (arm in study.needs and study.needs[arm]()))
-    first, again = (run_study(study, profile="smoke", arms=[arm], first_seed=1000).runs[0] for _ in range(2))
+    first, again = (
+        run_study(study, profile="smoke", arms=[arm], first_seed=1000, on="in-process").runs[0] for _ in range(2)
+    )
     assert first["metrics"] == again["metrics"]

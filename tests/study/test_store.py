@@ -6,7 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from heldout.study import Store, StoreError, Study, StudyError, higher_is_better, log_curve, run_study
+from heldout.study import (
+    DamagedStoreError,
+    Store,
+    StoreError,
+    Study,
+    StudyError,
+    higher_is_better,
+    log_curve,
+    run_study,
+)
 from heldout.study.runs import Outcome, Task
 from heldout.study.store import APPLICATION_ID, _opened
 
@@ -198,3 +207,27 @@ def test_runs_carry_the_versions_they_were_made_with(tmp_path):
     (text,) = database.execute("SELECT environment FROM runs JOIN sessions ON session = id LIMIT 1").fetchone()
     database.close()
     assert '"numpy"' in text
+
+
+@pytest.mark.parametrize(
+    ("column", "text"),
+    [
+        ("metrics", '{"score": '),
+        ("metrics", "[]"),
+        ("metrics", '{"score": "high"}'),
+        ("metrics", '{"score": NaN}'),
+        ("metrics", "[" * 100_000),
+        ("curves", '{"loss": 3}'),
+        ("figures", "null"),
+    ],
+)
+def test_a_damaged_row_is_one_line_that_names_the_file(tmp_path, column, text):
+    run_study(study(), out=tmp_path)
+    database = sqlite3.connect(tmp_path / "study.sqlite")
+    database.execute(f"UPDATE runs SET {column} = ? WHERE seed = 1", (text,))
+    database.commit()
+    database.close()
+    with pytest.raises(DamagedStoreError) as caught:
+        run_study(study(), out=tmp_path)
+    assert str(tmp_path / "study.sqlite") in str(caught.value)
+    assert "\n" not in str(caught.value)

@@ -36,7 +36,12 @@ Seeds = Annotated[int | None, typer.Option(min=1, help="Number of seeds; default
 FirstSeed = Annotated[int | None, typer.Option(min=0, help="First seed, to replicate on seeds of your own; default 0.")]
 Arms = Annotated[str | None, typer.Option(help="Comma-separated arms; default: all.")]
 Workers = Annotated[int, typer.Option(min=1, help="Processes.")]
-On = Annotated[str, typer.Option(help="local, processes, ray or ray://host:port.")]
+On = Annotated[
+    str,
+    typer.Option(
+        help="local (a process for the runs), in-process (none, for a debugger), processes, ray or ray://host:port."
+    ),
+]
 Out = Annotated[Path | None, typer.Option(help="Output folder; finished runs in it are kept and never repeated.")]
 Pilot = Annotated[
     bool,
@@ -48,6 +53,12 @@ Record = Annotated[
 ]
 Strict = Annotated[bool, typer.Option("--strict", help="Exit with 3 unless every claim holds.")]
 TimeLimit = Annotated[float | None, typer.Option(min=0.001, help="Seconds that one run may take.")]
+
+Threads = Annotated[int, typer.Option(min=1, help="Threads of arithmetic per run.")]
+Memory = Annotated[
+    str | None,
+    typer.Option(help="Memory that one run may hold, such as 500MB, 4GB; beyond it the run is killed (Linux)."),
+]
 
 PILOT_SEEDS = 3
 BAD_INPUT, RUNS_FAILED, CLAIMS_FAILED, INTERRUPTED = 2, 1, 3, 130
@@ -66,9 +77,13 @@ def main() -> None:
 def _one_line_errors() -> Iterator[None]:
     """What the user did wrong is told in one line; anything else is a bug and keeps its traceback."""
     from heldout.study.spec import StudyError
+    from heldout.study.store import DamagedStoreError
 
     try:
         yield
+    except DamagedStoreError as error:
+        _line(str(error))
+        raise typer.Exit(RUNS_FAILED) from None
     except StudyError as error:
         _fail(str(error))
     except ValueError as error:
@@ -187,6 +202,8 @@ def reproduce(
     record: Record = False,
     strict: Strict = False,
     time_limit: TimeLimit = None,
+    threads: Threads = 1,
+    memory: Memory = None,
     as_json: Json = False,
 ) -> None:
     """Run a system's published claims as an experiment, and judge them."""
@@ -202,7 +219,23 @@ def reproduce(
         from importlib import import_module
 
         study = import_module(system.module).study
-        _run(study, profile, arms, seeds, first_seed, workers, on, out, pilot, record, strict, time_limit, as_json)
+        _run(
+            study,
+            profile=profile,
+            arms=arms,
+            seeds=seeds,
+            first_seed=first_seed,
+            workers=workers,
+            on=on,
+            out=out,
+            pilot=pilot,
+            record=record,
+            strict=strict,
+            time_limit=time_limit,
+            threads=threads,
+            memory=memory,
+            as_json=as_json,
+        )
 
 
 @app.command()
@@ -219,6 +252,8 @@ def run(
     record: Record = False,
     strict: Strict = False,
     time_limit: TimeLimit = None,
+    threads: Threads = 1,
+    memory: Memory = None,
     as_json: Json = False,
 ) -> None:
     """Run a study of your own: a FILE that defines `study = heldout.study.Study(...)`."""
@@ -226,11 +261,28 @@ def run(
         from heldout.study import load_study
 
         study = load_study(file)
-        _run(study, profile, arms, seeds, first_seed, workers, on, out, pilot, record, strict, time_limit, as_json)
+        _run(
+            study,
+            profile=profile,
+            arms=arms,
+            seeds=seeds,
+            first_seed=first_seed,
+            workers=workers,
+            on=on,
+            out=out,
+            pilot=pilot,
+            record=record,
+            strict=strict,
+            time_limit=time_limit,
+            threads=threads,
+            memory=memory,
+            as_json=as_json,
+        )
 
 
 def _run(
     study: Study,
+    *,
     profile: str,
     arms: str | None,
     seeds: int | None,
@@ -242,6 +294,8 @@ def _run(
     record: bool,
     strict: bool,
     time_limit: float | None,
+    threads: int,
+    memory: str | None,
     as_json: bool,
 ) -> None:
     from heldout.report import write_report
@@ -252,7 +306,7 @@ def _run(
         _fail("--record runs all of the laptop profile on seeds of its own: leave out --arms, --first-seed and --pilot")
     chosen = _chosen_seeds(study, profile, seeds, first_seed, pilot, record)
     kind = "pilot" if pilot else profile
-    folder = out or Path("heldout-runs") / f"{study.slug}-{kind}"
+    folder = (out or Path("heldout-runs") / f"{study.slug}-{kind}").absolute()
     with rich_progress() as progress:
         results = run_study(
             study,
@@ -263,6 +317,8 @@ def _run(
             on=on,
             out=folder,
             time_limit=time_limit,
+            threads=threads,
+            memory_limit=_bytes(memory) if memory else None,
             progress=progress,
         )
     results.save(folder)
@@ -312,6 +368,18 @@ def _split(names: str) -> list[str]:
     return [name.strip() for name in names.split(",") if name.strip()]
 
 
+def _bytes(text: str) -> int:
+    """A size such as 500MB, 1.5 GiB or a number of bytes."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", text.strip(), re.IGNORECASE)
+    size = 0
+    if found:
+        unit = 1024 if found[3] else 1000
+        size = int(float(found[1]) * unit ** " kmgt".index(found[2].lower() or " "))
+    if not size:
+        _fail(f"--memory must be a size such as 500MB or 4GB, got {text!r}")
+    return size
+
+
 def _print_results(results: Results, page: Path) -> None:
     from rich.console import Console
 
@@ -325,7 +393,11 @@ def _print_results(results: Results, page: Path) -> None:
 def improve(
     file: Annotated[str, typer.Argument(help="A file that defines model() and data(); or: digits, fashion.")],
     budget: Annotated[str, typer.Option(help="Wall-clock time, such as 90s, 10m, 2h.")] = "10m",
-    seeds: Annotated[int, typer.Option(min=2, help="Fresh seeds for the confirmation.")] = 5,
+    seeds: Annotated[int, typer.Option(min=3, help="Fresh seeds for the confirmation.")] = 5,
+    aim: Annotated[str, typer.Option("--for", help="What to select for: iid, shift or both.")] = "both",
+    screen_only: Annotated[
+        bool, typer.Option("--screen-only", help="Rank by short training and stop: no verdict.")
+    ] = False,
     methods: Annotated[
         str | None, typer.Option(help="Comma-separated methods, such as 'useful,sam(rho=0.1)'; default: all.")
     ] = None,
@@ -346,6 +418,8 @@ def improve(
                 file,
                 budget=_seconds(budget),
                 seeds=seeds,
+                aim=aim,
+                screen_only=screen_only,
                 methods=_split_calls(methods) if methods else None,
                 exclude=_split(exclude),
                 combine=combine,

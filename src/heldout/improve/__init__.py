@@ -1,6 +1,20 @@
 """Which methods help the user's model? Tried within a budget, and proven on fresh seeds."""
 
+from heldout.improve.plan import Plan, least_seconds, make_plan
 from heldout.improve.report import print_improvement
-from heldout.improve.search import Plan, improve, make_plan, run
+from heldout.improve.search import improve, run
+from heldout.improve.selection import made_shifts
+from heldout.improve.verdict import compare
+from heldout.improve.winner import winner_code
 
-__all__ = ["Plan", "improve", "make_plan", "print_improvement", "run"]
+__all__ = [
+    "Plan",
+    "compare",
+    "improve",
+    "least_seconds",
+    "made_shifts",
+    "make_plan",
+    "print_improvement",
+    "run",
+    "winner_code",
+]

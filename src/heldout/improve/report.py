@@ -6,12 +6,12 @@ from collections.abc import Callable, Mapping
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
+from heldout.improve.verdict import HELPS, HURTS, OPEN, SHIFTED
 from heldout.report import interval_chart, number, render
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-SHIFTED = "mean of shifts"
 Document = Mapping[str, Any]
 
 
@@ -30,6 +30,7 @@ def to_html(document: Document) -> str:
         gain=lambda entry: _with_interval(entry, gain),
         plain_gain=gain,
         sign=_sign,
+        word=word,
     )
 
 
@@ -49,8 +50,10 @@ def to_markdown(document: Document) -> str:
         cells = [f"{score(row['tests'][name]['score'])} ({_with_interval(row['tests'][name], gain)})" for name in names]
         costs = f"{number(row['training_cost'], 3)} × | {number(row['inference_cost'], 3)} ×"
         lines.append(f"| {_cell(row['method'])} | " + " | ".join(cells) + f" | {costs} |")
-    for entry in document["not_applicable"]:
-        lines.append(f"\n{_cell(entry['method'])} does not apply: {_cell(entry['reason'])}")
+    lines += ["", "| method | what became of it | |", "|---|---|---|"]
+    lines += [f"| {_cell(row['method'])} | {row['status']} | {_cell(row['detail'])} |" for row in document["methods"]]
+    if document.get("note"):
+        lines += ["", _cell(document["note"])]
     if document.get("code"):
         lines += ["", "```python", document["code"].rstrip(), "```"]
     return "\n".join(lines) + "\n"
@@ -65,8 +68,9 @@ def print_improvement(document: Document, console: Console) -> None:
     table = Table(box=None, header_style="bold", pad_edge=False)
     for heading in ("method", "test set"):
         table.add_column(heading, no_wrap=True)
-    for heading in ("baseline", "score", "gain", "95 % interval"):
+    for heading in ("baseline", "score", "gain", "interval"):
         table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("")
     for row in document["finalists"]:
         name = escape(row["method"])
         notes = [
@@ -83,11 +87,24 @@ def print_improvement(document: Document, console: Console) -> None:
             style = {"holds": "green", "contradicted": "red"}.get(_sign(entry), "default")
             between = "" if entry["low"] is None else f"{gain(entry['low'])} to {gain(entry['high'])}"
             cells = (score(entry["baseline"]), score(entry["score"]), f"[{style}]{gain(entry['gain'])}[/]", between)
-            table.add_row(note, escape(test), *cells)
+            table.add_row(note, escape(test), *cells, f"[{style}]{word(entry)}[/]")
+            if "tuned_gain" in entry:
+                between = f"{gain(entry['tuned_low'])} to {gain(entry['tuned_high'])}"
+                table.add_row(
+                    "", "[dim]  tuned baseline[/]", "", "", f"[dim]{gain(entry['tuned_gain'])}[/]", f"[dim]{between}[/]"
+                )
         table.add_section()
-    console.print(table)
-    for entry in document["not_applicable"]:
-        console.print(f"[dim]{escape(entry['method'])} does not apply: {escape(entry['reason'])}[/]")
+    if document["finalists"]:
+        console.print(table)
+    by_status: dict[str, list[str]] = {}
+    for row in document["methods"]:
+        if row["status"] in ("not applicable", "failed", "not confirmed"):
+            console.print(f"[dim]{escape(row['method'])}: {row['status']}, {escape(row['detail'])}[/]")
+        else:
+            by_status.setdefault(row["status"], []).append(row["method"])
+    for status in ("screened", "not tried"):
+        if names := by_status.get(status):
+            console.print(f"[dim]{status}: {escape(', '.join(names))}[/]")
     for run in document["failed"]:
         console.print(f"[red]failed[/] {escape(run['arm'])} on seed {run['seed']}: {escape(run['error'])}")
     for warning in document["warnings"]:
@@ -96,6 +113,8 @@ def print_improvement(document: Document, console: Console) -> None:
     if document.get("code"):
         console.print(f"\n{escape(document['code'].rstrip())}\n", highlight=False)
         console.print(f"Weights: {escape(document['weights'])}", highlight=False, soft_wrap=True)
+    if document.get("note"):
+        console.print(escape(document["note"]))
     console.print(f"Report: {escape(document['report'])}", highlight=False, soft_wrap=True)
 
 
@@ -116,12 +135,20 @@ def _with_interval(entry: Mapping[str, Any], gain: Callable[[float | None], str]
 
 
 def _sign(entry: Mapping[str, Any]) -> str:
-    """The verdict on a gain: shown to help, shown to hurt, or neither."""
-    if entry["low"] is not None and entry["low"] > 0:
-        return "holds"
-    if entry["high"] is not None and entry["high"] < 0:
-        return "contradicted"
-    return "quiet"
+    """The style of the verdict on a gain: shown to help, shown to hurt, or neither."""
+    return {HELPS: "holds", HURTS: "contradicted"}.get(entry["verdict"], "quiet")
+
+
+def word(entry: Mapping[str, Any]) -> str:
+    """Returns the verdict on a gain in a word or two.
+
+    Example:
+        >>> word({"verdict": "not decided", "seeds_needed": 9}), word({"verdict": "helps", "seeds_needed": None})
+        ('open: ~9 seeds', 'helps')
+    """
+    if entry["verdict"] == OPEN:
+        return f"open: ~{entry['seeds_needed']} seeds" if entry["seeds_needed"] else "open: > 200 seeds"
+    return entry["verdict"]
 
 
 def _test_sets(document: Document) -> list[str]:

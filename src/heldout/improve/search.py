@@ -1,14 +1,16 @@
 """improve: tries the applicable Methods on the user's model and data within a budget, and proves which help.
 
-Three phases, each a study whose runs are kept in one folder:
+The budget is planned backwards from a confirmation that is never shortened (see ``heldout.improve.plan``):
 
 1. *screening* by successive halving: every applicable method, trained briefly under few seeds, is ranked by its
    score on the validation data; the better half goes on to longer training (Jamieson and Talwalkar 2016,
-   arXiv 1502.07943);
+   arXiv 1502.07943). Differences that two examples make do not rank methods: the validation loss does then, and ties at
+   the cut go on;
 2. *combining*: the best ones are composed where their stages allow it, and screened likewise;
-3. *confirming*: the finalists and the baseline are trained in full on fresh seeds and evaluated on the test sets,
-   which no choice before has seen. The winner among the finalists is chosen by validation score, so that its
-   reported gain on the test sets carries no winner's curse.
+3. *tuning*: a learning rate for the baseline and each finalist, with the same number of trials, in full training;
+4. *confirming*: the finalists, the baseline and the tuned baseline are trained in full on fresh seeds and evaluated on
+   the test sets, which no choice before has seen. The winner among the finalists is chosen by validation score, so that
+   its reported gain on the test sets carries no winner's curse.
 """
 
 from __future__ import annotations
@@ -26,21 +28,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 import heldout
-from heldout.improve.report import SHIFTED, to_html, to_markdown
-from heldout.method import Method
+from heldout.improve.plan import FEWEST_SEEDS, SHARE, Plan, least_seconds, make_plan
+from heldout.improve.report import to_html, to_markdown
+from heldout.improve.selection import AIMS, selection_sets
+from heldout.improve.verdict import BASELINE, TUNED, accounted, compare, ranking, resolution, sentence
+from heldout.improve.winner import write_winner
 from heldout.methods import available, factory_files, parse
-from heldout.problem import (
-    Problem,
-    ProblemError,
-    check_problem,
-    example_path,
-    inapplicable,
-    load_problem,
-    settle_metric,
-)
+from heldout.problem import Problem, ProblemError, check_problem, inapplicable, load_problem, settle_metric
 from heldout.study import (
     Executor,
     Results,
@@ -48,85 +44,42 @@ from heldout.study import (
     Study,
     environment,
     higher_is_better,
-    interval,
     lower_is_better,
     make_executor,
-    ratio_of_means,
     run_study,
 )
+from heldout.train import score
 
-BASELINE = "baseline"
 SCREENING_SEED = 1000
-SCREENING_SHARE = 0.45
 COMBINED = 3
+MOST_FINALISTS = 5
+RATE = math.sqrt(10)  # between neighbours of the search for a learning rate
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How the budget is spent; kept in the output folder, so that a resumed search makes the same choices.
-
-    Attributes:
-        short_epochs: epochs of the first rung, under ``short_seeds`` seeds.
-        long_epochs: epochs of the second rung and of the combinations, under ``long_seeds`` seeds.
-        epochs: epochs of the confirmation, under ``seeds`` fresh seeds.
-        finalists: how many candidates are confirmed beside the baseline.
-    """
-
-    short_epochs: int
-    short_seeds: int
-    long_epochs: int
-    long_seeds: int
-    epochs: int
-    seeds: int
-    finalists: int
-
-    def cost(self, candidates: int, combinations: int) -> float:
-        """Returns the expected cost in epochs of training, most of which a method makes 1.5 times as long."""
-        short = (1 + 1.5 * candidates) * self.short_epochs * self.short_seeds
-        kept = math.ceil(candidates / 2)
-        long = (1 + 1.5 * kept + 2.0 * combinations) * self.long_epochs * self.long_seeds
-        return short + long + (1 + 1.8 * self.finalists) * self.epochs * self.seeds
-
-
-def make_plan(epochs: int, seeds: int, candidates: int, combinations: int, affordable: float) -> Plan:
-    """Returns the most thorough plan that costs at most ``affordable`` epochs of training.
-
-    The number of screening seeds goes first, then finalists, then confirmation seeds (not below 3), then epochs.
-    """
-    short, long = max(1, round(epochs / 4)), max(1, round(epochs / 2))
-    plans = [
-        Plan(short, 2, long, 3, epochs, seeds, 3),
-        Plan(short, 2, long, 2, epochs, seeds, 2),
-        Plan(short, 1, long, 2, epochs, seeds, 2),
-        Plan(short, 1, short, 1, epochs, seeds, 1),
-        Plan(short, 1, short, 1, epochs, min(seeds, 3), 1),
-    ]
-    for plan in plans:
-        if plan.cost(candidates, combinations) <= affordable:
-            return plan
-    smallest = plans[-1]
-    share = affordable / smallest.cost(candidates, combinations)
-    brief = max(1, int(smallest.short_epochs * share))
-    return replace(smallest, short_epochs=brief, long_epochs=brief, epochs=max(1, int(epochs * share)))
 
 
 @lru_cache(maxsize=1)
 def _problem(path: str, modified: float) -> Problem:
-    return load_problem(path)
+    problem = load_problem(path)
+    settle_metric(problem)
+    return problem
 
 
 def run(arm: Mapping[str, Any], seed: int, profile: str) -> dict[str, float]:
     """Trains one candidate and returns its score on the validation sets and, in the "confirm" profile, on the tests."""
     problem = _problem(arm["file"], os.path.getmtime(arm["file"]))
-    settle_metric(problem)
     method = None if arm["method"] == BASELINE else parse(arm["method"], problem.own_methods)
-    fitted = problem.fit(method, seed=seed, epochs=arm["epochs"])
+    fitted = problem.fit(method, seed=seed, epochs=arm["epochs"], rate=arm["rate"])
     started = time.perf_counter()
-    validation = [problem.score(fitted, dataset) for dataset in problem.validation_sets().values()]
+    scores, losses = [], []
+    for dataset in selection_sets(problem, arm["aim"])[0].values():
+        outputs, targets = fitted.outputs(dataset)
+        plain = score(outputs, targets, fitted.run.task)
+        losses.append(plain["loss"])
+        scores.append(float(problem.measure(outputs, targets)) if problem.measure else plain[problem.metric])
     seconds = time.perf_counter() - started
     metrics = {
-        "validation": float(np.mean(validation)),
+        "validation": float(np.mean(scores)),
+        "validation loss": float(np.mean(losses)),
         "training seconds": fitted.seconds,
         "inference seconds": seconds,
         "seconds per epoch": float(np.median([epoch["seconds"] for epoch in fitted.history])),
@@ -134,6 +87,14 @@ def run(arm: Mapping[str, Any], seed: int, profile: str) -> dict[str, float]:
     if profile == "confirm":
         metrics |= {f"test {name}": problem.score(fitted, dataset) for name, dataset in problem.splits.test.items()}
     return metrics
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """A method (or the baseline) with a learning rate, as a multiple of the recipe's."""
+
+    method: str
+    rate: float = 1.0
 
 
 @dataclass
@@ -146,25 +107,28 @@ class _Search:
     workers: int
     say: Say
     progress: Any
-    stop_screening: float
+    stop_choosing: float
     stop: float
     fingerprint: str
+    aim: str
+    step: float
 
-    def study(self, candidates: Iterable[str], epochs: int, profile: str) -> Study:
+    def study(self, candidates: Mapping[str, _Candidate], epochs: int, profile: str) -> Study:
         direction = higher_is_better if self.problem.maximise else lower_is_better
-        costs = ("training seconds", "inference seconds", "seconds per epoch")
+        costs = ("validation loss", "training seconds", "inference seconds", "seconds per epoch")
         metrics = {"validation": direction, **dict.fromkeys(costs, lower_is_better)}
         if profile == "confirm":
             metrics |= {f"test {name}": direction for name in self.problem.splits.test}
         common = {
             "file": str(self.problem.path.resolve()),
             "epochs": epochs,
+            "aim": self.aim,
             "data": self.fingerprint,
             "heldout": heldout.__version__,
         }
         return Study(
             slug="improve",
-            arms={name: {"method": name, **common} for name in candidates},
+            arms={name: {"method": each.method, "rate": each.rate, **common} for name, each in candidates.items()},
             run=run,
             metrics=metrics,
             seeds={profile: 1},
@@ -172,7 +136,9 @@ class _Search:
             source=[self.problem.path.resolve(), *factory_files()],
         )
 
-    def screen(self, candidates: Sequence[str], epochs: int, seeds: int) -> Results:
+    def screen(self, candidates: Iterable[str] | Mapping[str, _Candidate], epochs: int, seeds: int) -> Results:
+        if not isinstance(candidates, Mapping):
+            candidates = {name: _Candidate(name) for name in candidates}
         return run_study(
             self.study(candidates, epochs, "screen"),
             profile="screen",
@@ -180,11 +146,11 @@ class _Search:
             first_seed=SCREENING_SEED,
             on=self.executor,
             store=self.store,
-            deadline=self.stop_screening,
+            deadline=self.stop_choosing,
             progress=self.progress,
         )
 
-    def confirm(self, candidates: Sequence[str], epochs: int, seeds: int) -> Results:
+    def confirm(self, candidates: Mapping[str, _Candidate], epochs: int, seeds: int) -> Results:
         return run_study(
             self.study(candidates, epochs, "confirm"),
             profile="confirm",
@@ -207,7 +173,10 @@ def improve(
     methods: Sequence[str] | None = None,
     exclude: Sequence[str] = (),
     combine: int = 2,
+    aim: str = "both",
+    screen_only: bool = False,
     workers: int = 1,
+    threads: int = 1,
     on: str = "local",
     out: str | Path | None = None,
     say: Say = lambda text: None,
@@ -215,14 +184,20 @@ def improve(
 ) -> dict[str, Any]:
     """Searches for what improves the model of a file and returns the report as one JSON-serialisable document.
 
+    A verdict needs the baseline and a finalist, trained for all of the recipe's epochs on at least three fresh seeds.
+    Where the budget does not buy that, nothing but the baseline is timed, and the report says what it would take.
+
     Args:
         path: the user's file (see ``heldout.problem``), or "digits" or "fashion".
         budget: wall-clock seconds for this call; no new run starts later.
-        seeds: fresh seeds of the confirmation.
+        seeds: fresh seeds of the confirmation, at least 3.
         methods: expressions such as ``"sam(rho=0.1)"`` to try; default: every method of the catalog and of the file.
         exclude: names to leave out.
         combine: the most methods in one combination; 1 tries them alone.
+        aim: what methods are selected for: "iid", "shift" or "both" (see ``heldout.improve.selection``).
+        screen_only: rank the methods by short training, and stop before the confirmation: no verdict.
         workers: processes.
+        threads: threads of arithmetic in each of them.
         on: "local", "processes", "ray" or "ray://host:port".
         out: output folder; default ``heldout-runs/improve-<file stem>``.
         say: called with a line at the start of each phase.
@@ -232,16 +207,22 @@ def improve(
         ProblemError: the file cannot be worked on; nothing was trained.
         StudyError: the output folder cannot be used.
     """
-    if combine < 1 or seeds < 2:
-        raise ProblemError(f"combine must be at least 1 and seeds at least 2, got {combine} and {seeds}")
+    if combine < 1 or seeds < FEWEST_SEEDS:
+        raise ProblemError(f"combine must be at least 1 and seeds at least {FEWEST_SEEDS}, got {combine} and {seeds}")
+    if aim not in AIMS:
+        raise ProblemError(f"the aim must be one of {', '.join(AIMS)}, got {aim!r}")
     started = time.monotonic()
     problem = load_problem(path)
     warnings = check_problem(problem)
     candidates, skipped = _candidates(problem, methods, exclude)
     if not candidates:
-        raise ProblemError("no method applies: " + "; ".join(f"{s['method']}: {s['reason']}" for s in skipped))
-    folder = Path(out) if out is not None else Path("heldout-runs") / f"improve-{problem.path.stem}"
-    with Store.open(folder) as store, closing(make_executor(on, workers=workers)) as executor:
+        raise ProblemError("no method applies: " + "; ".join(f"{name}: {reason}" for name, reason in skipped.items()))
+    selected_on, warning = selection_sets(problem, aim)
+    warnings += [warning] if warning else []
+    folder = (
+        Path(out).absolute() if out is not None else Path("heldout-runs").absolute() / f"improve-{problem.path.stem}"
+    )
+    with Store.open(folder) as store, closing(make_executor(on, workers=workers, threads=threads)) as executor:
         search = _Search(
             problem=problem,
             store=store,
@@ -249,46 +230,119 @@ def improve(
             workers=workers,
             say=say,
             progress=progress,
-            stop_screening=started + SCREENING_SHARE * budget,
+            stop_choosing=started + budget,
             stop=started + budget,
             fingerprint=problem.fingerprint(),
+            aim=aim,
+            step=resolution([len(dataset) for dataset in selected_on.values()], problem.metric),  # type: ignore[arg-type]
         )
-        plan = _plan(search, folder, candidates, combine, seeds, budget)
-        if plan.epochs < problem.epochs:
-            warnings.append(
-                f"a budget of {budget:.0f} s allows {plan.epochs} of {problem.epochs} epochs: raise it to train in full"
-            )
-        finalists, rungs, failed = _select(search, plan, candidates, combine)
-        say(f"Confirming {', '.join(finalists)} against the baseline on {plan.seeds} fresh seeds and the test sets")
-        confirmed = search.confirm([BASELINE, *finalists], plan.epochs, plan.seeds)
-    failed += confirmed.failed
-    document = {
-        "file": str(problem.path),
-        "title": problem.path.stem,
-        "metric": {"name": problem.metric, "higher_is_better": problem.maximise},
-        "test_sets": list(problem.splits.test),
-        "budget": budget,
-        "plan": asdict(plan),
-        "warnings": warnings,
-        "not_applicable": skipped,
-        "screening": rungs,
-        **_judge(search, confirmed, finalists),
-        "failed": failed,
-        "environment": environment(),
-        "seconds": time.monotonic() - started,
-        "out": str(folder),
-    }
-    _write(search, document, folder, plan)
+        plan, per_epoch = _plan(search, folder, candidates, combine, seeds, budget, screen_only)
+        document = {
+            "file": str(problem.path),
+            "title": problem.path.stem,
+            "metric": {"name": problem.metric, "higher_is_better": problem.maximise},
+            "aim": aim,
+            "selected_on": list(selected_on),
+            "test_sets": list(problem.splits.test),
+            "budget": budget,
+            "plan": asdict(plan) if plan else None,
+            "warnings": warnings,
+            "not_applicable": [{"method": name, "reason": reason} for name, reason in skipped.items()],
+            "rates": {},
+            "environment": environment(),
+            "out": str(folder),
+        }
+        if plan is None:
+            found, rungs, failed = _nothing(search, budget, per_epoch)
+        else:
+            found, rungs, failed = _searched(search, plan, candidates, combine, per_epoch, screen_only, document)
+    reasons = {run["arm"]: run["error"] for run in failed}
+    table = accounted([*candidates, *skipped], skipped, rungs, found, reasons)
+    document |= {**found, "screening": rungs, "failed": failed, "methods": table, "seconds": time.monotonic() - started}
+    document["complete"] = found["complete"] and not any(row["status"] == "not tried" for row in table)
+    _write(search, document, folder)
     return document
+
+
+def _searched(
+    search: _Search,
+    plan: Plan,
+    candidates: list[str],
+    combine: int,
+    per_epoch: float,
+    screen_only: bool,
+    document: dict[str, Any],
+) -> tuple[dict[str, Any], list[dict[str, Any]], list[dict[str, Any]]]:
+    """Everything after the plan: the findings, the rungs of the screening, and the failed runs."""
+    reserve = plan.confirmation() * per_epoch / max(1, search.workers)
+    search.stop_choosing = search.stop - (0.0 if screen_only else 1.1 * reserve)
+    ranked, rungs, failed = _select(search, plan, candidates, combine)
+    if screen_only:
+        verdict = f"No verdict: only screened. Best so far by short training: {', '.join(ranked[:3]) or 'nothing'}."
+        return {**_empty(search), "verdict": verdict, "complete": True}, rungs, failed
+    finalists = ranked[: _affordable_finalists(search, plan, per_epoch)] or candidates[:1]
+    rates, tried, more = _rates(search, plan, finalists)
+    failed += more
+    if tried:
+        rungs.append(tried)
+    document["rates"] = {name: rate for name, rate in rates.items() if rate != 1.0}
+    arms = {BASELINE: _Candidate(BASELINE)}
+    if rates.get(BASELINE, 1.0) != 1.0:
+        arms[TUNED] = _Candidate(BASELINE, rates[BASELINE])
+        best = f"{rates[BASELINE]:.3g} times the learning rate suits the baseline better than the recipe's"
+        document["warnings"].append(f"{best}: gains are told against both")
+    elif not plan.trials:
+        document["warnings"].append("the budget did not allow a search for the recipe's learning rate")
+    arms |= {name: _Candidate(name, rates.get(name, 1.0)) for name in finalists}
+    search.say(f"Confirming {', '.join(finalists)} on {plan.seeds} fresh seeds and the test sets")
+    confirmed = search.confirm(arms, plan.epochs, plan.seeds)
+    failed += confirmed.failed
+    tests, metric = list(search.problem.splits.test), search.problem.metric
+    found = compare(confirmed, finalists, tests, maximise=search.problem.maximise, metric=metric, seeds=plan.seeds)
+    verdict, winner = sentence(found, tests, search.aim, metric)
+    complete = not confirmed.pending and not found["unfinished"]
+    return {**found, "verdict": verdict, "winner": winner, "complete": complete}, rungs, failed
+
+
+def _empty(search: _Search) -> dict[str, Any]:
+    tests = {name: {"score": None} for name in search.problem.splits.test}
+    baseline = {"method": BASELINE, "validation": None, "tests": tests, "seeds": 0}
+    return {"baseline": baseline, "tuned": None, "finalists": [], "unfinished": [], "winner": None}
+
+
+def _nothing(
+    search: _Search, budget: float, per_epoch: float
+) -> tuple[dict[str, Any], list[dict[str, Any]], list[dict[str, Any]]]:
+    epochs = search.problem.epochs
+    least = least_seconds(epochs, per_epoch, search.workers)
+    verdict = (
+        f"No verdict: {epochs} epochs take about {epochs * per_epoch:.0f} s a run, and a verdict needs the baseline "
+        f"and a method on {FEWEST_SEEDS} fresh seeds, at least {math.ceil(least)} s; the budget is {budget:.0f} s. "
+        f"Nothing was tried. Give --budget {math.ceil(least / 60 + 0.5)}m or more, or --screen-only for a ranking "
+        "without proof."
+    )
+    return {**_empty(search), "verdict": verdict, "complete": False}, [], []
+
+
+def _affordable_finalists(search: _Search, plan: Plan, per_epoch: float) -> int:
+    """Time that is left buys finalists: decided before any of them is confirmed."""
+    left = SHARE * (search.stop - time.monotonic()) * max(1, search.workers) / per_epoch
+    number = plan.finalists
+    while number < MOST_FINALISTS:
+        richer = replace(plan, finalists=number + 1)
+        if richer.confirmation() + richer.tuning() > left:
+            break
+        number += 1
+    return number
 
 
 def _candidates(
     problem: Problem, methods: Sequence[str] | None, exclude: Sequence[str]
-) -> tuple[list[str], list[dict[str, str]]]:
+) -> tuple[list[str], dict[str, str]]:
     known = [*problem.own_methods, *available()]
     if unknown := [name for name in exclude if name not in known]:
         raise ProblemError(f"cannot exclude {unknown[0]!r}: the methods are {', '.join(known)}")
-    candidates, skipped = [], []
+    candidates, skipped = [], {}
     for expression in methods if methods is not None else known:
         if expression in exclude:
             continue
@@ -302,87 +356,137 @@ def _candidates(
         if reason is None:
             candidates.append(method.name)
         else:
-            skipped.append({"method": method.name, "reason": reason})
+            skipped[method.name] = reason
     return candidates, skipped
 
 
-def _plan(search: _Search, folder: Path, candidates: list[str], combine: int, seeds: int, budget: float) -> Plan:
-    asked = {"candidates": candidates, "combine": combine, "seeds": seeds, "budget": budget, "data": search.fingerprint}
+def _plan(
+    search: _Search,
+    folder: Path,
+    candidates: list[str],
+    combine: int,
+    seeds: int,
+    budget: float,
+    screen_only: bool,
+) -> tuple[Plan | None, float]:
+    """The plan, or None where the budget buys no verdict, and the seconds of an epoch of plain training."""
+    asked = {"candidates": candidates, "combine": combine, "seeds": seeds, "budget": budget, "aim": search.aim}
+    asked |= {"data": search.fingerprint, "screen_only": screen_only, "workers": search.workers}
     file = folder / "plan.json"
     if file.exists():
         kept = json.loads(file.read_text())
-        if kept.get("asked") == asked:
-            return Plan(**kept["plan"])
+        if kept.get("asked") == asked and kept.get("plan"):
+            return Plan(**kept["plan"]), kept["seconds per epoch"]
     epochs = search.problem.epochs
     short = max(1, round(epochs / 4))
     search.say("Timing the baseline")
     probe = search.screen([BASELINE], short, 1)
+    if probe.failed:
+        raise ProblemError(f"{search.problem.path}: the baseline itself does not train: {probe.failed[0]['error']}")
     if not probe.runs:
-        reason = probe.failed[0]["error"] if probe.failed else "the budget ended before it finished"
-        raise ProblemError(f"{search.problem.path}: the baseline itself does not train: {reason}")
+        raise ProblemError(f"the budget of {budget:g} s ended before the baseline could be timed")
     measured = probe.runs[0]["metrics"]  # by the epoch: a first run also loads libraries
-    per_epoch = measured["seconds per epoch"] + measured["inference seconds"] / epochs
+    per_epoch = max(measured["seconds per epoch"] + measured["inference seconds"] / epochs, 1e-4)
     pairs = min(len(candidates), COMBINED)
     combinations = sum(math.comb(pairs, size) for size in range(2, combine + 1))
-    affordable = 0.8 * budget * max(1, search.workers) / max(per_epoch, 1e-4)
+    affordable = SHARE * budget * max(1, search.workers) / per_epoch
     plan = make_plan(epochs, seeds, len(candidates), combinations, affordable)
+    if screen_only:
+        long = max(1, round(epochs / 2))
+        plan = Plan(len(candidates), short, 2, long, 2, 0, epochs, seeds, 1)
+    if plan is not None:
+        search.say(plan.text(per_epoch, combinations if plan.long_epochs else 0, max(1, search.workers)))
     temporary = file.with_suffix(".tmp")
-    temporary.write_text(json.dumps({"asked": asked, "plan": asdict(plan)}, indent=1))
+    kept = {"asked": asked, "plan": asdict(plan) if plan else None, "seconds per epoch": per_epoch}
+    temporary.write_text(json.dumps(kept, indent=1))
     temporary.replace(file)
-    return plan
+    return plan, per_epoch
 
 
 def _select(
     search: _Search, plan: Plan, candidates: list[str], combine: int
 ) -> tuple[list[str], list[dict[str, Any]], list[dict[str, Any]]]:
-    """Successive halving, then combinations; returns finalists, the record of every rung, and failed runs."""
-    search.say(f"Screening {len(candidates)} methods with {plan.short_epochs} epochs")
-    first = search.screen([BASELINE, *candidates], plan.short_epochs, plan.short_seeds)
-    ranked, rung = _rank(search, first, candidates, "screening", plan.short_epochs)
+    """Successive halving, then combinations; returns the candidates worth confirming, best first, every rung, failures.
+
+    What is not better than the baseline by its validation score, or by its validation loss where the scores tie, is not
+    worth confirming; the best is, in any case.
+    """
+    screened = candidates[: plan.screened]
+    if not plan.short_epochs:
+        return screened, [], []
+    search.say(f"Screening {len(screened)} methods with {plan.short_epochs} epochs")
+    first = search.screen([BASELINE, *screened], plan.short_epochs, plan.short_seeds)
+    ranked, rung = _rank(search, first, screened, "screening", plan.short_epochs)
     rungs, failed = [rung], list(first.failed)
-    kept = ranked[: math.ceil(len(candidates) / 2)]
-    _mark(rung, kept)
-    if plan.long_epochs > plan.short_epochs or plan.long_seeds > plan.short_seeds:
+    final = list(rung["candidates"])
+    if plan.long_epochs:
+        kept = _kept(rung["candidates"], math.ceil(len(screened) / 2))
+        _mark(rung, kept)
         search.say(f"Training the better half for {plan.long_epochs} epochs: {', '.join(kept)}")
         second = search.screen([BASELINE, *kept], plan.long_epochs, plan.long_seeds)
         better, rung = _rank(search, second, kept, "longer training", plan.long_epochs)
-        ranked = better or ranked
-        rungs.append(rung)
         failed += second.failed
-    pairs = _combinations(search.problem, ranked[:COMBINED], candidates, combine)
-    scores = {entry["method"]: entry["gain"] for entry in rungs[-1]["candidates"] if entry["gain"] is not None}
-    if pairs:
-        search.say(f"Combining: {', '.join(pairs)}")
-        third = search.screen([BASELINE, *pairs], plan.long_epochs, plan.long_seeds)
-        _, rung = _rank(search, third, pairs, "combinations", plan.long_epochs)
         rungs.append(rung)
-        failed += third.failed
-        scores |= {entry["method"]: entry["gain"] for entry in rung["candidates"] if entry["gain"] is not None}
-    if not scores:
-        scores = dict.fromkeys(kept or candidates[:1], 0.0)
-    best = sorted(scores, key=lambda name: -scores[name])
-    promising = [name for name in best if scores[name] > 0][: plan.finalists] or best[:1]
-    for rung in rungs[1:]:
-        _mark(rung, promising)
-    return promising, rungs, failed
+        if better:
+            ranked, final = better, list(rung["candidates"])
+        pairs = _combinations(search.problem, ranked[:COMBINED], candidates, combine)
+        if pairs:
+            search.say(f"Combining: {', '.join(pairs)}")
+            third = search.screen([BASELINE, *pairs], plan.long_epochs, plan.long_seeds)
+            _, rung = _rank(search, third, pairs, "combinations", plan.long_epochs)
+            rungs.append(rung)
+            failed += third.failed
+            final += rung["candidates"]
+    final = [entry for entry in ranking(final, search.step) if entry["gain"] is not None]
+    half = search.step / 2
+    promising = [e for e in final if e["gain"] > half or (e["gain"] > -half and e["loss_gain"] > 0)]
+    chosen = [entry["method"] for entry in promising or final[:1]]
+    for rung in rungs[1:] or rungs:
+        _mark(rung, chosen)
+    return chosen, rungs, failed
 
 
 def _rank(
     search: _Search, results: Results, candidates: Sequence[str], title: str, epochs: int
 ) -> tuple[list[str], dict[str, Any]]:
     """Candidates by their mean gain over the baseline on the validation data, paired by seed."""
-    reference = results.metric(BASELINE, "validation")
     entries: list[dict[str, Any]] = []
     for name in candidates:
-        own = results.metric(name, "validation")
-        shared = sorted(set(own) & set(reference))
-        gain = search.sign() * float(np.mean([own[s] - reference[s] for s in shared])) if shared else None
-        score = float(np.mean([own[s] for s in shared])) if shared else None
-        entries.append({"method": name, "score": score, "gain": gain, "seeds": len(shared), "kept": False})
-    entries.sort(key=lambda entry: -math.inf if entry["gain"] is None else entry["gain"], reverse=True)
-    baseline = float(np.mean(list(reference.values()))) if reference else None
-    record = {"title": title, "epochs": epochs, "baseline": baseline, "candidates": entries}
+        entry: dict[str, Any] = {
+            "method": name,
+            "score": None,
+            "gain": None,
+            "loss_gain": 0.0,
+            "seeds": 0,
+            "kept": False,
+        }
+        own, reference = results.metric(name, "validation"), results.metric(BASELINE, "validation")
+        if shared := sorted(set(own) & set(reference)):
+            losses, plain = results.metric(name, "validation loss"), results.metric(BASELINE, "validation loss")
+            entry["score"] = float(np.mean([own[s] for s in shared]))
+            entry["gain"] = search.sign() * float(np.mean([own[s] - reference[s] for s in shared]))
+            entry["loss_gain"] = float(np.mean([plain[s] - losses[s] for s in shared]))
+            entry["seeds"] = len(shared)
+        entries.append(entry)
+    entries = ranking(entries, search.step)
+    values = list(results.metric(BASELINE, "validation").values())
+    record = {
+        "title": title,
+        "epochs": epochs,
+        "baseline": float(np.mean(values)) if values else None,
+        "candidates": entries,
+    }
     return [entry["method"] for entry in entries if entry["gain"] is not None], record
+
+
+def _kept(entries: Sequence[Mapping[str, Any]], number: int) -> list[str]:
+    """The first ``number`` of a ranking, and those that tie with the last of them in score and loss alike."""
+    scored = [entry for entry in entries if entry["gain"] is not None]
+    kept = list(scored[:number])
+    if kept:
+        last = kept[-1]
+        kept += [e for e in scored[number:] if e["tier"] == last["tier"] and e["loss_gain"] == last["loss_gain"]]
+    return [entry["method"] for entry in kept]
 
 
 def _mark(rung: dict[str, Any], kept: Sequence[str]) -> None:
@@ -405,140 +509,80 @@ def _combinations(problem: Problem, best: Sequence[str], order: Sequence[str], c
     return combined
 
 
-def _judge(search: _Search, confirmed: Results, finalists: Sequence[str]) -> dict[str, Any]:
-    """Gains on every test set with intervals, cost ratios, the winner by validation score, and the verdict."""
-    tests = list(search.problem.splits.test)
-    rows = [row for name in finalists if (row := _compare(search, confirmed, name, tests)) is not None]
-    reference = confirmed.metric(BASELINE, "validation")
-    baseline = {
-        "method": BASELINE,
-        "validation": _mean(reference),
-        "tests": {name: {"score": _mean(confirmed.metric(BASELINE, f"test {name}"))} for name in tests},
-        "seeds": len(reference),
-    }
-    rows.sort(key=lambda row: search.sign() * row["validation"], reverse=True)
-    winner = rows[0] if rows else None
-    verdict, wins = _verdict(search, winner, tests)
-    return {
-        "baseline": baseline,
-        "finalists": rows,
-        "winner": winner["method"] if winner and wins else None,
-        "verdict": verdict,
-        "complete": not confirmed.pending,
-    }
+def _rates(
+    search: _Search, plan: Plan, finalists: Sequence[str]
+) -> tuple[dict[str, float], dict[str, Any] | None, list[dict[str, Any]]]:
+    """The learning rates of the baseline and each finalist, as multiples of the recipe's, chosen by full training.
 
-
-def _mean(values: Mapping[int, float]) -> float | None:
-    return float(np.mean(list(values.values()))) if values else None
-
-
-def _compare(search: _Search, results: Results, name: str, tests: Sequence[str]) -> dict[str, Any] | None:
-    def paired(metric: str) -> tuple[np.ndarray, np.ndarray]:
-        own, reference = results.metric(name, metric), results.metric(BASELINE, metric)
-        seeds = sorted(set(own) & set(reference))
-        return np.array([own[s] for s in seeds]), np.array([reference[s] for s in seeds])
-
-    own, reference = paired("validation")
-    if not len(own):
-        return None
-    row: dict[str, Any] = {"method": name, "validation": float(own.mean()), "seeds": len(own), "tests": {}}
-    sets = {test: paired(f"test {test}") for test in tests}
-    if len(tests) > 1:
-        shifts = [sets[test] for test in tests[1:]]
-        sets[SHIFTED] = tuple(np.mean([pair[i] for pair in shifts], axis=0) for i in (0, 1))  # type: ignore[assignment]
-    for test, (own, reference) in sets.items():
-        gain = interval([search.sign() * (own - reference)])
-        row["tests"][test] = {
-            "score": float(own.mean()),
-            "baseline": float(reference.mean()),
-            "gain": gain.estimate,
-            "low": gain.low,
-            "high": gain.high,
+    Each is tried at a third, once and three times (in steps of the square root of ten); a best value at an end is
+    followed by one further out, twice at most. A difference below the resolution changes nothing.
+    """
+    names = [BASELINE, *finalists]
+    if not plan.trials:
+        return dict.fromkeys(names, 1.0), None, []
+    search.say(f"Searching learning rates for {', '.join(names)}")
+    tried: dict[str, dict[int, float]] = {name: {} for name in names}
+    best = dict.fromkeys(names, 0)
+    failed: list[dict[str, Any]] = []
+    powers = {name: [-1, 0, 1] for name in names}
+    for _ in range(3):
+        arms = {
+            f"{name} at {RATE**power:.3g} x": _Candidate(name, RATE**power) for name in names for power in powers[name]
         }
-    for cost in ("training", "inference"):
-        row[f"{cost}_cost"] = float(ratio_of_means(*paired(f"{cost} seconds")))
-    return row
+        if not arms:
+            break
+        results = search.screen(arms, plan.epochs, plan.trials)
+        failed += [run for run in results.failed if arms[run["arm"]].rate == 1.0]
+        for label, candidate in arms.items():
+            if len(values := results.metric(label, "validation")) == plan.trials:
+                power = round(math.log(candidate.rate, RATE))
+                tried[candidate.method][power] = search.sign() * float(np.mean(list(values.values())))
+        for name in names:
+            powers[name] = []
+            if 0 not in tried[name]:
+                continue
+            top = max(tried[name], key=lambda power: (tried[name][power], -abs(power)))
+            best[name] = top if tried[name][top] > tried[name][0] + search.step else 0
+            if best[name] and best[name] in (min(tried[name]), max(tried[name])):
+                powers[name] = [best[name] + (1 if best[name] > 0 else -1)]
+    entries = [
+        {"method": f"{name} at {RATE**power:.3g} x", "score": search.sign() * value, "gain": value - tried[name][0],
+         "loss_gain": 0.0, "seeds": plan.trials, "kept": power == best[name]}
+        for name in names for power, value in sorted(tried[name].items()) if 0 in tried[name]
+    ]  # fmt: skip
+    plain = tried[BASELINE].get(0)
+    rung = {
+        "title": "learning rates (gain over the recipe's own)",
+        "epochs": plan.epochs,
+        "baseline": None if plain is None else search.sign() * plain,
+        "candidates": entries,
+    }
+    return {name: RATE ** best[name] for name in names}, rung, failed
 
 
-def _verdict(search: _Search, winner: dict[str, Any] | None, tests: Sequence[str]) -> tuple[str, bool]:
-    if winner is None:
-        return "The budget ended before a finalist was confirmed; run the same command again to go on.", False
-    given = winner["tests"][tests[0]]
-    shifted = winner["tests"].get(SHIFTED)
-    if given["low"] is None:
-        return f"Too few seeds were confirmed to judge {winner['method']}; run the same command again to go on.", False
-    unit = 100.0 if search.problem.metric == "accuracy" else 1.0
-    points, form = (" points", "+.1f") if unit == 100.0 else ("", "+.3g")
+def _write(search: _Search, document: dict[str, Any], folder: Path) -> None:
+    """Writes the winner's weights and code, then the report as JSON and HTML; each appears when it is complete.
 
-    def amount(entry: dict[str, Any]) -> str:
-        gain, low, high = (f"{unit * entry[part]:{form}}" for part in ("gain", "low", "high"))
-        return f"{gain}{points} [{low}, {high}]"
-
-    on_given, on_shifted = given["low"] > 0, bool(shifted and shifted["low"] > 0)
-    hurts = "" if given["high"] >= 0 or on_given else ", at a loss on the given distribution"
-    name = winner["method"]
-    if on_given and on_shifted:
-        return f"{name} beats the baseline: {amount(given)} on {tests[0]}, {amount(shifted)} on shifted data.", True  # type: ignore[arg-type]
-    if on_given:
-        return (
-            f"{name} beats the baseline on {tests[0]}: {amount(given)}; on shifted data it is not shown to help.",
-            True,
-        )
-    if on_shifted:
-        where = f"{amount(shifted)} on shifted data{hurts}; {amount(given)} on {tests[0]}"  # type: ignore[arg-type]
-        return f"{name} beats the baseline under shift: {where}.", True
-    return f"Nothing beats the baseline: the best candidate, {name}, gains {amount(given)} on {tests[0]}.", False
-
-
-def winner_code(document: Mapping[str, Any], problem: Problem) -> str:
-    """Returns the few lines of Python that train the winner."""
-    method = document["winner"]
-    name = problem.path.stem
-    example = problem.path == example_path(name)
-    recipe = "".join(f", {key}={name}.{key}" for key in problem.recipe if key != "epochs")
-    epochs = f"epochs={document['plan']['epochs']}"
-    own = [own for own in problem.own_methods if own in method.split("+")]
-    names = sorted({part.split("(")[0] for part in method.split("+")} - set(own))
-    parts = [f'{name}.methods["{part}"]' if part in own else _called(part) for part in method.split("+")]
-    lines = [
-        "import heldout",
-        f"from heldout.examples import {name}" if example else f"import {name}  # {problem.path.name}",
-        *([f"from heldout.methods import {', '.join(names)}"] if names else []),
-        "",
-        f"method = {' + '.join(parts)}",
-        f"fitted = heldout.fit({name}.model, {name}.data(), method, {epochs}{recipe}, seed=0)",
-        "# fitted.predict(inputs), fitted.evaluate(data_set), fitted.module",
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def _called(part: str) -> str:
-    return part if part.endswith(")") else f"{part}()"
-
-
-def _write(search: _Search, document: dict[str, Any], folder: Path, plan: Plan) -> None:
-    """Writes the winner's weights and code, then the report as JSON and HTML; each appears when it is complete."""
-    from safetensors.torch import save_model
-
+    A report that ends in a verdict is not overwritten by one that does not: that one is named ``unfinished``.
+    """
     if document["winner"]:
         search.say(f"Writing the weights of {document['winner']}")
-        method: Method = parse(document["winner"], search.problem.own_methods)
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)  # as in the confirmation runs, so that the weights are those of its first seed
-        try:
-            fitted = search.problem.fit(method, seed=0, epochs=plan.epochs)
-        finally:
-            torch.set_num_threads(threads)
-        temporary = folder / "winner.safetensors.tmp"
-        save_model(fitted.module, str(temporary))
-        temporary.replace(folder / "winner.safetensors")
-        document["weights"] = str(folder / "winner.safetensors")
-        document["code"] = winner_code(document, search.problem)
+        write_winner(document, search.problem, folder)
         _write_text(folder / "winner.py", document["code"])
-    _write_text(folder / "improve.json", json.dumps(document, indent=1))
-    _write_text(folder / "improve.md", to_markdown(document))
-    _write_text(folder / "report.html", to_html(document))
-    document["report"] = str(folder / "report.html")
+    stem, page = "improve", "report"
+    if not document["finalists"] and _ended_in_a_verdict(folder / "improve.json"):
+        stem, page = "improve-unfinished", "report-unfinished"
+    document["report"] = str(folder / f"{page}.html")
+    _write_text(folder / f"{stem}.json", json.dumps(document, indent=1))
+    _write_text(folder / f"{stem}.md", to_markdown(document))
+    _write_text(folder / f"{page}.html", to_html(document))
+
+
+def _ended_in_a_verdict(file: Path) -> bool:
+    try:
+        return bool(json.loads(file.read_text(encoding="utf-8"))["finalists"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def _write_text(file: Path, text: str) -> None:

@@ -26,7 +26,7 @@ from torch.utils.data import Dataset
 from heldout.data import batches, predict_all
 from heldout.method import Method, Splits, Task
 from heldout.study import StudyError, load_file
-from heldout.train import Fitted, fit, problem_of, score, seeded
+from heldout.train import Fitted, fit, problem_of, scaled_optimizer, score, seeded
 
 EXAMPLES = ("digits", "fashion")
 RECIPE = ("optimizer", "epochs", "batch_size", "schedule", "loss", "augment", "max_grad_norm")
@@ -84,9 +84,11 @@ class Problem:
                 raise ProblemError(f"{self.path}: no entry of the pretrained state belongs to the model")
         return module
 
-    def fit(self, method: Method | None, *, seed: int, epochs: int | None = None) -> Fitted:
-        """Trains the model under a Method with the user's recipe."""
+    def fit(self, method: Method | None, *, seed: int, epochs: int | None = None, rate: float = 1.0) -> Fitted:
+        """Trains the model under a Method with the user's recipe, its learning rate multiplied by ``rate``."""
         recipe = {**self.recipe, "epochs": epochs or self.epochs}
+        if rate != 1.0:
+            recipe["optimizer"] = scaled_optimizer(self.recipe.get("optimizer"), rate)
         return fit(self.model(seed), self.splits, method, seed=seed, **recipe)
 
     def score(self, fitted: Fitted, dataset: Any) -> float:

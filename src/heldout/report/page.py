@@ -6,7 +6,6 @@ and grid take the page's own colours.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -14,6 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
+
+from heldout.report.drawing import DrawingError, draw, stop_drawing
+from heldout.study import plain, plain_text
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -28,7 +30,10 @@ def _environment() -> Environment:
     from jinja2 import Environment, FileSystemLoader
 
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True, trim_blocks=True
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        trim_blocks=True,
+        finalize=_finalized,
     )
     environment.filters["number"] = number
     environment.filters["seconds"] = duration
@@ -36,15 +41,18 @@ def _environment() -> Environment:
     return environment
 
 
+def _finalized(value: Any) -> Any:
+    return plain_text(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
 def render(template: str, **context: Any) -> str:
-    """Returns the page that a template of the ``templates`` folder makes; every value is escaped."""
+    """Returns the page that a template of the ``templates`` folder makes; every value is escaped and made plain."""
+    stop_drawing()  # the charts of the page are among the values
     return _environment().get_template(template).render(**context)
 
 
 def chart(specification: Mapping[str, Any]) -> Markup:
     """Returns a Vega-Lite specification as SVG in the page's colours, or a note that says why it cannot be drawn."""
-    import vl_convert
-
     config = {
         "background": "transparent",
         "font": "sans-serif",
@@ -71,12 +79,12 @@ def chart(specification: Mapping[str, Any]) -> Markup:
         "title": {"color": INK, "fontSize": 13, "anchor": "start", "fontWeight": "bold"},
         "range": {"category": PALETTE},
     }
-    document = {"$schema": "https://vega.github.io/schema/vega-lite/v5.json", **specification}
+    document = {"$schema": "https://vega.github.io/schema/vega-lite/v5.json", **plain(specification)}
     document["config"] = {**config, **document.get("config", {})}
     try:
-        svg = vl_convert.vegalite_to_svg(json.dumps(document), allowed_base_urls=[])
-    except ValueError as error:
-        return Markup('<p class="quiet">This figure cannot be drawn: {}</p>').format(str(error).splitlines()[0])
+        svg = draw(document)
+    except DrawingError as error:
+        return Markup('<p class="quiet">This figure cannot be drawn: {}</p>').format(str(error))
     size = re.compile(r'<svg([^>]*?) width="([\d.]+)" height="[\d.]+"')
     svg = size.sub(r'<svg\1 style="width:100%;max-width:\2px;height:auto"', svg, count=1)
     svg = re.sub(r"<script\b.*?</script>", "", svg, flags=re.DOTALL)

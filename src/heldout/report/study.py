@@ -11,10 +11,11 @@ import numpy as np
 
 from heldout.report.page import chart, curve_chart, interval_chart, number, render
 from heldout.statistics import interval
-from heldout.study import Judged, Results, StudyError, write_atomically
+from heldout.study import Judged, Results, StudyError, plain, plain_text, write_atomically
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.text import Text
 
 VERDICT_STYLE = {"holds": "green", "inconclusive": "yellow", "contradicted": "red", "not judged": "dim"}
 DRAWN_SEEDS = 100
@@ -42,7 +43,7 @@ def load_results(folder: str | Path) -> Results:
     """
     path = Path(folder) / "results.json"
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = _plain(json.loads(path.read_text(encoding="utf-8")))
         document.pop("heldout", None)
         claims, checks = (
             [
@@ -54,8 +55,17 @@ def load_results(folder: str | Path) -> Results:
         return Results(**document, claims=claims, checks=checks)
     except FileNotFoundError:
         raise StudyError(f"{folder} holds no results.json: it is no output folder of a finished study") from None
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise StudyError(f"{path} cannot be read: {error}") from None
+
+
+def _plain(document: dict[str, Any]) -> dict[str, Any]:
+    """A document of results with plain texts; the points of curves, which are many, hold none."""
+    curves = [run.pop("curves") for run in document["runs"]]
+    document = plain(document)
+    for run, of_run in zip(document["runs"], curves, strict=True):
+        run["curves"] = {plain_text(name): points for name, points in of_run.items()}
+    return document
 
 
 def to_html(results: Results) -> str:
@@ -98,18 +108,27 @@ def print_results(results: Results, console: Console) -> None:
     """Prints means by arm and the verdicts."""
     from rich.markup import escape
     from rich.table import Table
+    from rich.text import Text
 
-    shown = _metrics_that_fit(results, console.width)
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column("arm", no_wrap=True)
-    for name in shown:
-        arrow = "↑" if results.metrics[name] == "higher" else "↓"
-        table.add_column(f"{escape(name)} {arrow}", justify="right", no_wrap=True)
-    table.add_column("seconds", justify="right", no_wrap=True)
-    for row in _table(results):
-        cells = [number(value) for name, value in zip(results.metrics, row["cells"]) if name in shown]
-        table.add_row(escape(row["arm"]), *cells, number(row["seconds"], 3))
-    console.print(table)
+    rows, arm_width = _table(results), _arm_width(results, console.width)
+    room = console.width - arm_width
+    for number_of_table, (names, with_seconds) in enumerate(_tables_that_fit(results, room)):
+        if number_of_table:
+            console.print()
+        table = Table(box=None, header_style="bold", pad_edge=False)
+        table.add_column("arm", overflow="fold", min_width=arm_width, max_width=arm_width)
+        for name in names:
+            width = _metric_width(name, room)
+            table.add_column(
+                _heading(results, name), justify="right", overflow="fold", min_width=width, max_width=width
+            )
+        if with_seconds:
+            table.add_column("seconds", justify="right", no_wrap=True)
+        for row in rows:
+            means = dict(zip(results.metrics, row["cells"], strict=True))
+            cells = [number(means[name]) for name in names] + [number(row["seconds"], 3)] * with_seconds
+            table.add_row(Text(row["arm"]), *cells)
+        console.print(table)
     for kind, judged in (("claim", results.claims), ("check", results.checks)):
         if not judged:
             continue
@@ -133,17 +152,41 @@ def print_results(results: Results, console: Console) -> None:
         console.print(f"[yellow]{len(results.pending)} runs were not made[/]: run the same command again to go on")
 
 
-def _metrics_that_fit(results: Results, width: int) -> list[str]:
-    """As many metrics as the terminal is wide, those that claims are about first; the page has all of them."""
-    claimed = [name for claim in results.claims for name in claim.metrics]
-    room = width - max(len(arm) for arm in results.arms) - len("  seconds")
-    shown: set[str] = set()
-    for name in dict.fromkeys([*claimed, *results.metrics]):
-        room -= max(len(name) + 2, 10) + 2
-        if room < 0:
-            break
-        shown.add(name)
-    return [name for name in results.metrics if name in shown]
+def _arm_width(results: Results, width: int) -> int:
+    """Columns for the names of arms: what the longest needs, half of the terminal at most."""
+    from rich.cells import cell_len
+
+    return min(max(cell_len(arm) for arm in [*results.arms, "arm"]), max(8, width // 2))
+
+
+def _metric_width(name: str, room: int) -> int:
+    """Columns for a metric: its name wraps at spaces, and is broken where a word is longer than 20."""
+    from rich.cells import cell_len
+
+    return min(20, max(8, room - 2), max(10, *(cell_len(word) for word in f"{name} ↑".split(" "))))
+
+
+def _heading(results: Results, name: str) -> Text:
+    from rich.text import Text
+
+    return Text(f"{name} {'↑' if results.metrics[name] == 'higher' else '↓'}")
+
+
+def _tables_that_fit(results: Results, room: int) -> list[tuple[list[str], bool]]:
+    """The metrics of each table, as many side by side as fit, and whether the seconds follow them."""
+    tables: list[tuple[list[str], bool]] = []
+    names: list[str] = []
+    left = room
+    for name in results.metrics:
+        needed = _metric_width(name, room) + 2
+        if names and needed > left:
+            tables.append((names, False))
+            names, left = [], room
+        names.append(name)
+        left -= needed
+    if left >= len("  seconds"):
+        return [*tables, (names, True)]
+    return [*tables, (names, False), ([], True)]
 
 
 def _cell(text: str) -> str:

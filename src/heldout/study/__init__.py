@@ -32,15 +32,18 @@ from heldout.study.evidence import (
 )
 from heldout.study.executors import Executor, make_executor
 from heldout.study.loading import load_file, load_study
-from heldout.study.power import seeds_needed
+from heldout.study.power import samples_needed, seeds_needed
 from heldout.study.progress import rich_progress
 from heldout.study.results import Results, environment, write_atomically
 from heldout.study.spec import Study, StudyError, higher_is_better, lower_is_better
-from heldout.study.store import Store, StoreError
+from heldout.study.store import DamagedStoreError, Store, StoreError
+from heldout.study.text import plain, plain_name, plain_text
+from heldout.study.workers import exit_text
 
 __all__ = [
     "DEVELOPMENT_SEEDS",
     "Claim",
+    "DamagedStoreError",
     "Event",
     "EvidenceError",
     "Executor",
@@ -61,6 +64,7 @@ __all__ = [
     "effect_size",
     "environment",
     "equivalent",
+    "exit_text",
     "higher_is_better",
     "interval",
     "is_stale",
@@ -72,6 +76,9 @@ __all__ = [
     "lower_is_better",
     "make_executor",
     "ordered",
+    "plain",
+    "plain_name",
+    "plain_text",
     "ratio_of_means",
     "record",
     "recording_seeds",
@@ -79,6 +86,7 @@ __all__ = [
     "run_digest",
     "run_sources",
     "run_study",
+    "samples_needed",
     "seeds_needed",
     "study_digest",
     "wilson",

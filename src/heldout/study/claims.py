@@ -12,16 +12,13 @@ Every claim is judged by the 95 % interval of one seed-paired quantity (see ``st
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
 from heldout.statistics import Array, Interval, effect_size, interval, pearson, ratio_of_means, spearman
-
-if TYPE_CHECKING:
-    from heldout.study.results import Results
 
 CONSTANT = "the same on every seed"
 
@@ -51,6 +48,16 @@ class Judged:
     metrics: tuple[str, ...]
 
 
+class Measured(Protocol):
+    """What claims ask of results; ``heldout.study.Results`` has it."""
+
+    seeds: list[int]
+    arms: dict[str, dict[str, Any]]
+    metrics: dict[str, str]
+
+    def metric(self, arm: str, name: str) -> Mapping[int, float]: ...
+
+
 class _MissingError(Exception):
     """What a claim needs and the results do not have."""
 
@@ -77,7 +84,7 @@ class Claim:
     def metric_names(self) -> tuple[str, ...]:
         return (self.on,)  # type: ignore[attr-defined]
 
-    def judge(self, results: Results) -> Judged:
+    def judge(self, results: Measured) -> Judged:
         """The claim with estimate, interval and verdict from the finished runs of ``results``."""
         try:
             return self._judge(results)
@@ -87,7 +94,7 @@ class Claim:
     def _sentence(self) -> str:
         raise NotImplementedError
 
-    def _judge(self, results: Results) -> Judged:
+    def _judge(self, results: Measured) -> Judged:
         raise NotImplementedError
 
     def _judged(self, found: Interval, verdict: Verdict, n: int, note: str = "", effect: float | None = None) -> Judged:
@@ -108,7 +115,7 @@ class Claim:
             metrics=self.metric_names,
         )
 
-    def _paired(self, results: Results, *arms: str) -> tuple[list[Array], list[str]]:
+    def _paired(self, results: Measured, *arms: str) -> tuple[list[Array], list[str]]:
         """Values of ``self.on`` for each arm over the seeds that all of them finished, and what to note of it."""
         metric = self.metric_names[0]
         columns = [_values(results, arm, metric) for arm in arms]
@@ -123,7 +130,7 @@ class Claim:
         return [np.array([column[seed] for seed in seeds]) for column in columns], notes
 
 
-def _values(results: Results, arm: str, metric: str) -> dict[int, float]:
+def _values(results: Measured, arm: str, metric: str) -> Mapping[int, float]:
     if arm not in results.arms:
         raise _MissingError(f"the arm {arm} was not run")
     values = results.metric(arm, metric)
@@ -174,7 +181,7 @@ class better(Claim):  # noqa: N801 - read as a verb in a list of claims
         by = f" by more than {self.margin:g}" if self.margin else ""
         return f"{self.arm} has better {self.on} than {others}{by}"
 
-    def _judge(self, results: Results) -> Judged:
+    def _judge(self, results: Measured) -> Judged:
         (ours, *others), notes = self._paired(results, *self.arm_names)
         sign = _sign(results, self.on)
         differences = sign * ours - np.max([sign * other for other in others], axis=0)
@@ -215,7 +222,7 @@ class at_least(Claim):  # noqa: N801
     def _sentence(self) -> str:
         return f"{self.arm} reaches {self.on} of at least {self.value:g}"
 
-    def _judge(self, results: Results) -> Judged:
+    def _judge(self, results: Measured) -> Judged:
         (values,), notes = self._paired(results, self.arm)
         found = interval([values])
         return self._judged(found, _against_bound(found, self.value, np.inf), len(values), "; ".join(notes))
@@ -246,7 +253,7 @@ class at_most(Claim):  # noqa: N801
     def _sentence(self) -> str:
         return f"{self.arm} keeps {self.on} at or below {self.value:g}"
 
-    def _judge(self, results: Results) -> Judged:
+    def _judge(self, results: Measured) -> Judged:
         (values,), notes = self._paired(results, self.arm)
         found = interval([values])
         return self._judged(found, _against_bound(found, -np.inf, self.value), len(values), "; ".join(notes))
@@ -281,7 +288,7 @@ class cheaper(Claim):  # noqa: N801
     def _sentence(self) -> str:
         return f"{self.arm} needs at most {self.ratio:g} x the {self.on} of {self.than}"
 
-    def _judge(self, results: Results) -> Judged:
+    def _judge(self, results: Measured) -> Judged:
         (ours, theirs), notes = self._paired(results, self.arm, self.than)
         if (theirs <= 0).any() or (ours < 0).any():
             note = f"a ratio needs positive values of {self.on}"
@@ -331,7 +338,7 @@ class correlates(Claim):  # noqa: N801
         over = f" over {', '.join(self.arms)}" if self.arms else ""
         return f"{self.x} correlates with {self.with_} by at least {self.at_least:g}{over}"
 
-    def _judge(self, results: Results) -> Judged:
+    def _judge(self, results: Measured) -> Judged:
         pairs = []
         for arm in self.arms or results.arms:
             if arm not in results.arms:
@@ -387,7 +394,7 @@ class ordered(Claim):  # noqa: N801
         by = f" by more than {self.tolerance:g}" if self.tolerance else ""
         return f"{self.on} gets no worse{by} along {', '.join(self.arms)}"
 
-    def _judge(self, results: Results) -> Judged:
+    def _judge(self, results: Measured) -> Judged:
         judged = []
         for worse, good in zip(self.arms, self.arms[1:], strict=False):
             (first, second), notes = self._paired(results, worse, good)
@@ -434,12 +441,12 @@ class equivalent(Claim):  # noqa: N801
     def _sentence(self) -> str:
         return f"{self.a} and {self.b} have the same {self.on} within {self.within:g}"
 
-    def _judge(self, results: Results) -> Judged:
+    def _judge(self, results: Measured) -> Judged:
         (a, b), notes = self._paired(results, self.a, self.b)
         found = interval([a - b])
         verdict = _against_bound(found, -self.within, self.within)
         return self._judged(found, verdict, len(a), "; ".join(notes), effect_size(a - b))
 
 
-def _sign(results: Results, metric: str) -> float:
+def _sign(results: Measured, metric: str) -> float:
     return 1.0 if results.metrics[metric] == "higher" else -1.0

@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
+from heldout.study.text import plain_name
+
 MAX_POINTS = 2000
 
 Point = list[float | None]  # [step, value]; the value is None where it was not finite
@@ -80,7 +82,7 @@ def log_curve(name: str, step: float, value: float) -> None:
     if not math.isfinite(step):
         raise ValueError(f"the step of curve {name!r} must be finite, got {step!r}")
     number = float(value)
-    curve = record.curves.setdefault(str(name), Curve())
+    curve = record.curves.setdefault(plain_name(str(name)), Curve())
     curve.add(step if isinstance(step, int) else float(step), number if math.isfinite(number) else None)
 
 
@@ -99,7 +101,9 @@ def log_figure(name: str, figure: Any) -> None:
     specification = figure.to_dict() if hasattr(figure, "to_dict") else figure
     if not isinstance(specification, Mapping):
         raise TypeError(f"the figure {name!r} must be an altair chart or a Vega-Lite dict, got {type(figure).__name__}")
-    record.figures[str(name)] = json.loads(json.dumps(specification, default=_plain), parse_constant=lambda text: None)
+    record.figures[plain_name(str(name))] = json.loads(
+        json.dumps(specification, default=_plain), parse_constant=lambda text: None
+    )
 
 
 def _plain(value: Any) -> Any:

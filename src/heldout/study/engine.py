@@ -11,21 +11,25 @@ from pathlib import Path
 from typing import Literal
 
 from heldout.study.digest import run_digest, study_digest
-from heldout.study.executors import Executor, make_executor
+from heldout.study.executors import Executor, Local, make_executor
 from heldout.study.results import Results, environment
 from heldout.study.runs import Task
 from heldout.study.spec import Study, StudyError, canonical_json
 from heldout.study.store import Store
+
+EventKind = Literal["resumed", "note", "started", "finished", "failed"]
 
 
 @dataclass(frozen=True)
 class Event:
     """Progress of a study: a run ``started``, ``finished`` or ``failed``; ``resumed`` comes first, once.
 
+    A ``note`` tells in its ``error`` why the runs are made in this process, where that was not asked for.
+
     ``done`` counts finished runs (those of earlier starts too), ``failed`` those that failed now, of ``total``.
     """
 
-    kind: Literal["resumed", "started", "finished", "failed"]
+    kind: EventKind
     slug: str
     done: int
     failed: int
@@ -48,6 +52,7 @@ def run_study(
     store: Store | None = None,
     time_limit: float | None = None,
     threads: int = 1,
+    memory_limit: int | None = None,
     deadline: float | Callable[[], bool] | None = None,
     progress: Callable[[Event], None] | None = None,
 ) -> Results:
@@ -62,12 +67,17 @@ def run_study(
         arms: names of the arms to run; all of them by default.
         seeds: how many seeds, from ``first_seed`` on, or the seeds themselves; by default what the study declares.
         workers: processes to use; more than one implies ``on="processes"``.
-        on: ``"local"`` (this process), ``"processes"``, ``"ray"``, ``"ray://host:port"``, or an executor from
-            ``make_executor`` that several studies share. The results are the same.
+        on: ``"local"`` (a process of its own for the runs, so that nothing a run does ends the study; this process
+            where ``run`` is a lambda, a local function, or of a notebook or the program itself), ``"in-process"``
+            (this one, for debuggers and for functions that change what the caller sees), ``"processes"``, ``"ray"``,
+            ``"ray://host:port"``, or an executor from ``make_executor`` that several studies share. The results are
+            the same.
         out: folder that keeps the runs; in memory by default.
         store: an open store, instead of ``out``, for many studies in one folder.
         time_limit: seconds per run, instead of the study's.
         threads: threads of arithmetic per run.
+        memory_limit: bytes of memory that a run, with the process it is made in and what it starts, may hold (Linux
+            processes); a run beyond it is killed and recorded with the cause ``memory limit``.
         deadline: a ``time.monotonic()`` value, or a function that returns True, after which no run is started; what
             is missing then is listed in ``Results.pending``.
         progress: called with an ``Event`` as runs start and end; a run is reported once it is safely kept.
@@ -86,10 +96,10 @@ def run_study(
     tasks = _tasks(study, names, chosen, profile, limit)
     should_stop = _stop_condition(deadline)
     if store is not None:
-        _run_missing(study, tasks, store, on, workers, threads, should_stop, progress)
+        _run_missing(study, tasks, store, on, workers, threads, memory_limit, should_stop, progress)
         return replace(_results(study, tasks, names, chosen, profile, store), left_out=left_out)
     with Store.open(out) as opened:
-        _run_missing(study, tasks, opened, on, workers, threads, should_stop, progress)
+        _run_missing(study, tasks, opened, on, workers, threads, memory_limit, should_stop, progress)
         return replace(_results(study, tasks, names, chosen, profile, opened), left_out=left_out)
 
 
@@ -167,6 +177,7 @@ def _run_missing(
     on: str | Executor,
     workers: int,
     threads: int,
+    memory_limit: int | None,
     should_stop: Callable[[], bool],
     progress: Callable[[Event], None] | None,
 ) -> None:
@@ -176,7 +187,7 @@ def _run_missing(
     total = len(by_key)
     done, failed = total - len(missing), 0
 
-    def tell(kind: Literal["resumed", "started", "finished", "failed"], task: Task | None, error: str = "") -> None:
+    def tell(kind: EventKind, task: Task | None, error: str = "") -> None:
         if progress is not None:
             arm, seed = (task.arm, task.seed) if task else ("", 0)
             progress(Event(kind, study.slug, done, failed, total, arm, seed, error))
@@ -184,7 +195,12 @@ def _run_missing(
     tell("resumed", None)
     if not missing:
         return
-    executor = make_executor(on, workers=workers, threads=threads) if isinstance(on, str) else on
+    if isinstance(on, str):
+        executor = make_executor(on, workers=workers, threads=threads, memory_limit=memory_limit)
+    else:
+        executor = on
+    if isinstance(executor, Local) and (reason := executor.why_in_process(study.run)):
+        tell("note", None, f"the runs are made in this process, and one that crashes ends the study: {reason}")
     try:
         outcomes = executor.execute(study.run, list(missing.values()), should_stop, lambda task: tell("started", task))
         with closing(outcomes):

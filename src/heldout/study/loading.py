@@ -108,8 +108,21 @@ class Reference:
 
     def load(self) -> Callable[..., Any]:
         """The function, in this process."""
+        global _loading
         sys.path.extend(folder for folder in self.path if folder not in sys.path)
-        return _loaded(self)
+        _loading = True
+        try:
+            return _loaded(self)
+        finally:
+            _loading = False
+
+
+_loading = False
+
+
+def is_loading_for_a_worker() -> bool:
+    """Whether this process is a worker that imports a study's code at this moment."""
+    return _loading
 
 
 @cache

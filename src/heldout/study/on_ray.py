@@ -16,11 +16,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from heldout.study.executors import Worker, WorkerDiedError
 from heldout.study.isolation import thread_environment
 from heldout.study.loading import Reference, only_a_file
 from heldout.study.runs import Outcome, Task, perform
 from heldout.study.spec import Run, StudyError
+from heldout.study.workers import Worker, WorkerDiedError
 
 
 class _Actor:
@@ -67,7 +67,8 @@ class RayWorker:
             raise WorkerDiedError(_first_line(error)) from None
         except ray.exceptions.RayTaskError as error:
             self._loaded = None
-            return Outcome(0.0, cause="raised", error=f"the worker cannot load run: {_first_line(error.cause)}")
+            text = f"the worker cannot load run: {_first_line(error.cause)}"
+            return Outcome(0.0, cause="raised", error=text, key=self._task.key if self._task else "")
         if self.since is None:
             self._make()
             return None
@@ -106,12 +107,16 @@ class RayActors:
                 raise StudyError(f"cannot reach Ray at {address or 'this machine'}: {_first_line(error)}") from None
         environment = {"env_vars": thread_environment(threads)}
         self._class = ray.remote(num_cpus=1, runtime_env=environment)(_Actor)
+        self._sent: dict[bytes, Any] = {}
         self.slots = max(1, int(ray.cluster_resources().get("CPU", 1)))
 
     def portable(self, run: Run) -> Any:
         import ray
 
-        return ray.put(_pickled(run))
+        function = _pickled(run)
+        if function not in self._sent:
+            self._sent[function] = ray.put(function)
+        return self._sent[function]
 
     def new(self) -> Worker:
         return RayWorker(self._class.remote(list(sys.path)))

@@ -36,15 +36,30 @@ def seeds_needed(claim: Judged, seeds: int, *, most: int = MOST_SEEDS) -> int | 
     """
     if claim.estimate is None or claim.low is None or claim.high is None:
         raise ValueError(f"the claim {claim.text!r} has no interval: a pilot needs at least 2 seeds")
-    distance = _distance(claim)
-    if distance <= 0:
-        return None
     # The samples of a correlation are runs, of which every seed brings several.
     per_seed = max(1.0, claim.n / seeds)
-    deviation = (claim.high - claim.low) / 2 * math.sqrt(claim.n) / _student(claim.n)
+    needed = samples_needed(_distance(claim), claim.low, claim.high, claim.n, most=math.ceil(most * per_seed))
+    return None if needed is None else max(2, math.ceil(needed / per_seed))
+
+
+def samples_needed(distance: float, low: float, high: float, n: int, *, most: int = MOST_SEEDS) -> int | None:
+    """Returns the least number of samples, at least 2, that would decide a mean; None where not even ``most`` would.
+
+    Args:
+        distance: of the mean from what it is compared with.
+        low: of its 95 % interval.
+        high: of its 95 % interval.
+        n: samples that the interval is of, at least 2.
+
+    Example:
+        >>> samples_needed(distance=1.0, low=-2.0, high=4.0, n=3)
+        14
+    """
+    if distance <= 0:
+        return None
+    deviation = (high - low) / 2 * math.sqrt(n) / _student(n)
     for number in range(2, most + 1):
-        samples = number * per_seed
-        if (_student(samples) + _normal(POWER)) * deviation / math.sqrt(samples) <= distance:
+        if (_student(number) + _normal(POWER)) * deviation / math.sqrt(number) <= distance:
             return number
     return None
 

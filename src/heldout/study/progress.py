@@ -40,6 +40,9 @@ def rich_progress(*, disable: bool = False) -> Iterator[Callable[[Event], None]]
         known: dict[str, TaskID] = {}
 
         def show(event: Event) -> None:
+            if event.kind == "note":
+                bars.console.print(f"[dim]{escape(event.error)}[/dim]")
+                return
             if event.slug not in known or event.kind == "resumed":
                 known[event.slug] = bars.add_task(escape(event.slug), total=event.total, note="")
             run = escape(f"{event.arm} on seed {event.seed}") if event.arm else ""

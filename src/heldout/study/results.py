@@ -32,7 +32,7 @@ class Results:
         claims: the judged claims.
         checks: the judged checks: what must be so by construction, never counted as a claim.
         failed: ``{"arm", "seed", "cause", "error", "traceback", "seconds"}``; cause is one of ``raised``, ``exited``,
-            ``time limit``, ``died`` and ``invalid metrics``.
+            ``time limit``, ``memory limit``, ``died`` and ``invalid metrics``.
         pending: ``{"arm", "seed"}`` of runs that were not made because the study was told to stop.
         seconds: time of all runs together, whenever they were made.
         environment: Python, platform, cpu count and versions of what is installed.

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
 import time
 import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from copy import deepcopy
 from dataclasses import dataclass, field
+from types import FrameType
 from typing import Any, Literal
 
 from heldout.study.context import Point, recording
-from heldout.study.isolation import seed_generators
+from heldout.study.isolation import isolated
+from heldout.study.text import plain, plain_name, plain_text
 
-Cause = Literal["raised", "exited", "time limit", "died", "invalid metrics"]
+Cause = Literal["raised", "exited", "time limit", "memory limit", "died", "invalid metrics"]
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,14 @@ class Task:
 
 @dataclass
 class Outcome:
-    """What became of one run; ``cause`` is None when it finished."""
+    """What became of one run; ``cause`` is None when it finished.
+
+    Control characters in its texts and names are dropped.
+
+    Attributes:
+        key: of the run that it belongs to.
+        spoiled: the process in which it was made should make no further run.
+    """
 
     seconds: float
     metrics: dict[str, float] = field(default_factory=dict)
@@ -50,6 +60,13 @@ class Outcome:
     cause: Cause | None = None
     error: str = ""
     traceback: str = ""
+    key: str = ""
+    spoiled: bool = False
+
+    def __post_init__(self) -> None:
+        self.curves = {plain_name(name): points for name, points in self.curves.items()}
+        self.figures = {plain_name(name): plain(figure) for name, figure in self.figures.items()}
+        self.error, self.traceback = plain_text(self.error), plain_text(self.traceback)
 
 
 class InvalidMetricsError(ValueError):
@@ -63,40 +80,63 @@ class _TimeLimitError(BaseException):
 def perform(run: Callable[..., Any], task: Task) -> Outcome:
     """Makes one run. Whatever it raises becomes part of the outcome, except KeyboardInterrupt.
 
-    What the run prints goes to stderr, so that stdout stays free for results. The global generators of ``random``, and
-    of numpy and torch where they are imported, are seeded with the run's seed. In a main thread, a run that exceeds
-    its time limit is interrupted; one that is stuck in C code can only be stopped from outside of its process.
+    What the run prints goes to stderr, so that stdout stays free for results. The global generators of ``random``,
+    numpy and torch are seeded with the run's seed, and the settings of the process are as they were when the run is
+    over (see ``heldout.study.isolation``). In a main thread, a run that exceeds its time limit is interrupted; one that
+    is stuck in C code can only be stopped from outside of its process.
+
+    A process that the run forked and that returns from it ends here: it has no outcome of its own.
     """
-    start = time.perf_counter()
-    seed_generators(task.seed)
-    with recording() as record:
-        try:
-            with redirect_stdout(sys.stderr), _interrupted_after(task.time_limit):
-                returned = run(deepcopy(task.parameters), task.seed, task.profile)
-            metrics = checked_metrics(returned, task.metrics, task.optional)
-            return Outcome(time.perf_counter() - start, metrics, record.points(), record.figures)
-        except KeyboardInterrupt:
-            raise
-        except InvalidMetricsError as error:
-            failed = Outcome(0.0, cause="invalid metrics", error=str(error))
-        except _TimeLimitError as error:
-            text = f"not finished after {task.time_limit:g} s"
-            failed = Outcome(0.0, cause="time limit", error=text, traceback=_traceback(error))
-        except SystemExit as error:
-            text = f"SystemExit: {error}"
-            failed = Outcome(0.0, cause="exited", error=text, traceback=_traceback(error))
-        except BaseException as error:
-            text = "".join(traceback.format_exception_only(error)).strip().splitlines()[-1]
-            failed = Outcome(0.0, cause="raised", error=text, traceback=_traceback(error))
-        failed.seconds = time.perf_counter() - start
-        failed.curves, failed.figures = record.points(), record.figures
-        return failed
+    start, process = time.perf_counter(), os.getpid()
+    with isolated(task.seed) as isolation, recording() as record:
+        metrics, failure = _made(run, task, process)
+    if failure.get("cause") == "time limit":  # an interrupted import or C library may be half done
+        isolation.spoiled = True
+    return Outcome(
+        time.perf_counter() - start,
+        metrics,
+        record.points(),
+        record.figures,
+        **failure,
+        key=task.key,
+        spoiled=isolation.spoiled,
+    )
+
+
+def _made(run: Callable[..., Any], task: Task, process: int) -> tuple[dict[str, float], dict[str, Any]]:
+    """The metrics of a run, or how it failed."""
+    code, failure = 1, {}
+    try:
+        with redirect_stdout(sys.stderr), _interrupted_after(task.time_limit):
+            returned = run(deepcopy(task.parameters), task.seed, task.profile)
+        code = 0
+        return checked_metrics(returned, task.metrics, task.optional), {}
+    except KeyboardInterrupt:
+        raise
+    except InvalidMetricsError as error:
+        failure = {"cause": "invalid metrics", "error": str(error)}
+    except _TimeLimitError as error:
+        text = f"not finished after {task.time_limit:g} s"
+        failure = {"cause": "time limit", "error": text, "traceback": _traceback(error)}
+    except SystemExit as error:
+        code = error.code if isinstance(error.code, int) else int(error.code is not None)
+        failure = {"cause": "exited", "error": f"SystemExit: {error}", "traceback": _traceback(error)}
+    except BaseException as error:
+        text = "".join(traceback.format_exception_only(error)).strip().splitlines()[-1]
+        failure = {"cause": "raised", "error": text, "traceback": _traceback(error)}
+    finally:
+        if os.getpid() != process:
+            with suppress(Exception):
+                print(failure.get("traceback", ""), end="", file=sys.stderr, flush=True)
+            os._exit(code & 0xFF)
+    return {}, failure
 
 
 def checked_metrics(returned: Any, declared: Collection[str], optional: Collection[str] = ()) -> dict[str, float]:
     """The returned metrics as floats; raises InvalidMetricsError that names what is missing, unknown or not finite."""
     if not isinstance(returned, Mapping):
         raise InvalidMetricsError(f"run must return a dict of metrics, got {type(returned).__name__}")
+    returned = {plain_name(name) if isinstance(name, str) else name: value for name, value in returned.items()}
     problems = []
     if missing := [name for name in declared if name not in returned and name not in optional]:
         problems.append(f"missing: {', '.join(missing)}")
@@ -147,7 +187,8 @@ def _interrupted_after(seconds: float | None) -> Iterator[None]:
     armed = True
 
     def time_is_up(number: int, frame: Any) -> None:
-        if armed:
+        # An import that is interrupted leaves a broken module to the next run of this process: the next alarm is its.
+        if armed and not _importing(frame):
             raise _TimeLimitError
 
     start = time.monotonic()
@@ -163,3 +204,12 @@ def _interrupted_after(seconds: float | None) -> Iterator[None]:
         if remaining:
             left = max(remaining - (time.monotonic() - start), 1e-3)
             signal.setitimer(signal.ITIMER_REAL, left, interval)
+
+
+def _importing(frame: FrameType | None) -> bool:
+    """Whether the run is inside of an import statement."""
+    while frame is not None and frame.f_code is not _made.__code__:
+        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+            return True
+        frame = frame.f_back
+    return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import re
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from heldout.study.claims import Claim
+from heldout.study.text import plain_name
 
 Direction = Literal["higher", "lower"]
 higher_is_better: Direction = "higher"
@@ -32,7 +34,7 @@ class Study:
 
     Args:
         slug: short name, letters, digits, ``.``, ``_`` and ``-``; names the evidence file.
-        arms: parameters of each arm, JSON-serialisable.
+        arms: parameters of each arm, JSON-serialisable. Control characters in names are dropped, here and in metrics.
         run: ``(arm, seed, profile) -> {metric: number}``. Every metric that is declared must be returned, nothing
             else, and all of it finite. All randomness of a run must come from ``seed``. May call ``log_curve`` and
             ``log_figure``. A module-level function can be run in other processes.
@@ -87,9 +89,10 @@ class Study:
         put = object.__setattr__
         put(self, "arms", _checked_arms(self.arms))
         put(self, "metrics", _checked_metrics(self.metrics))
-        put(self, "claims", tuple(self.claims))
-        put(self, "checks", tuple(self.checks))
-        put(self, "optional", frozenset(self.optional))
+        put(self, "claims", tuple(map(_plain_claim, self.claims)))
+        put(self, "checks", tuple(map(_plain_claim, self.checks)))
+        put(self, "optional", frozenset(map(_plain_names, self.optional)))
+        put(self, "title", _plain_names(self.title))
         seeds = {"laptop": self.seeds} if isinstance(self.seeds, int) else self.seeds
         put(self, "seeds", _positive({**_SEEDS, **seeds}, "seeds"))
         limits = self.time_limit
@@ -113,6 +116,23 @@ class Study:
             raise ValueError(f"the {kind} {claim.text!r} names the undeclared metric {missing[0]!r}")
 
 
+def _plain_claim(claim: Any) -> Any:
+    """A claim that names arms and metrics as the study does, without control characters."""
+    if not isinstance(claim, Claim) or not dataclasses.is_dataclass(claim):
+        return claim
+    values = {each.name: getattr(claim, each.name) for each in dataclasses.fields(claim) if each.init}
+    changed = {name: plain for name, value in values.items() if (plain := _plain_names(value)) != value}
+    return dataclasses.replace(claim, **changed) if changed else claim
+
+
+def _plain_names(value: Any) -> Any:
+    if isinstance(value, str):
+        return plain_name(value)
+    if isinstance(value, tuple | list):
+        return type(value)(map(_plain_names, value))
+    return value
+
+
 def canonical_json(value: Any) -> str:
     """The one JSON text of a value: sorted keys, no spaces; raises ValueError or TypeError where there is none."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
@@ -125,12 +145,14 @@ def _checked_arms(arms: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, 
         raise ValueError("a study needs at least one arm, got none")
     checked = {}
     for name, parameters in arms.items():
-        if not isinstance(name, str) or not name:
+        if not isinstance(name, str) or not (plain := plain_name(name)):
             raise ValueError(f"arm names must be non-empty strings, got {name!r}")
+        if plain in checked:
+            raise ValueError(f"two arms are named {plain!r} once control characters are dropped")
         if not isinstance(parameters, Mapping):
             raise TypeError(f"the parameters of arm {name!r} must be a dict, got {type(parameters).__name__}")
         try:
-            checked[name] = json.loads(canonical_json(parameters))
+            checked[plain] = json.loads(canonical_json(parameters))
         except (TypeError, ValueError) as error:
             raise ValueError(f"the parameters of arm {name!r} must be JSON-serialisable: {error}") from None
     return checked
@@ -139,12 +161,16 @@ def _checked_arms(arms: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, 
 def _checked_metrics(metrics: Mapping[str, Direction]) -> dict[str, Direction]:
     if not isinstance(metrics, Mapping) or not metrics:
         raise ValueError("metrics must map at least one name to higher_is_better or lower_is_better")
+    checked: dict[str, Direction] = {}
     for name, direction in metrics.items():
-        if not isinstance(name, str) or not name:
+        if not isinstance(name, str) or not (plain := plain_name(name)):
             raise ValueError(f"metric names must be non-empty strings, got {name!r}")
+        if plain in checked:
+            raise ValueError(f"two metrics are named {plain!r} once control characters are dropped")
         if direction not in ("higher", "lower"):
             raise ValueError(f"metric {name!r} must be higher_is_better or lower_is_better, got {direction!r}")
-    return dict(metrics)
+        checked[plain] = direction
+    return checked
 
 
 def _positive(by_profile: Mapping[str, float], what: str) -> dict[str, float]:

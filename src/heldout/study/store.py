@@ -19,6 +19,7 @@ from typing import Any
 from heldout.study.results import environment
 from heldout.study.runs import Outcome, Task
 from heldout.study.spec import StudyError, canonical_json
+from heldout.study.text import plain_name, plain_text
 
 FILE = "study.sqlite"
 LOCK = "study.lock"
@@ -38,6 +39,10 @@ CREATE TABLE runs (
 
 class StoreError(StudyError):
     """The output folder cannot be used; the message says why and what to do."""
+
+
+class DamagedStoreError(StoreError):
+    """The store can be opened, but what it holds of a run cannot be read."""
 
 
 class Store:
@@ -67,7 +72,7 @@ class Store:
             database = sqlite3.connect(":memory:", isolation_level=None)
             database.executescript(_TABLES)
             return cls(database, None, None)
-        folder = Path(folder)
+        folder = Path(folder).absolute()  # a run may change the working directory
         path = folder / FILE
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -103,7 +108,13 @@ class Store:
         return {key for key, status in self._select("key, status", keys) if status == "finished"}
 
     def put(self, slug: str, task: Task, outcome: Outcome) -> None:
-        """Keeps the outcome of a run, for good once this returns; a finished run is never replaced."""
+        """Keeps the outcome of a run, for good once this returns; a finished run is never replaced.
+
+        Raises:
+            ValueError: the outcome is that of another run.
+        """
+        if outcome.key and outcome.key != task.key:
+            raise ValueError(f"the outcome of run {outcome.key!r} was given for run {task.key!r}")
         status = "finished" if outcome.cause is None else "failed"
         texts = [json.dumps(value, allow_nan=False) for value in (outcome.metrics, outcome.curves, outcome.figures)]
         row = (task.key, slug, task.arm, canonical_json(task.parameters), task.seed, task.profile, status, *texts)
@@ -130,10 +141,19 @@ class Store:
                 raise
 
     def rows(self, keys: Iterable[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-        """(key, run) of those of the given keys that the store holds, as dictionaries of the outcome and its status."""
+        """(key, run) of those of the given keys that the store holds, as dictionaries of the outcome and its status.
+
+        Raises:
+            DamagedStoreError: what is kept of a run cannot be read.
+        """
         columns = "status, metrics, curves, figures, seconds, cause, error, traceback"
         for key, *values in self._select(f"key, {columns}", keys):
-            yield key, _decoded(dict(zip(columns.split(", "), values, strict=True)))
+            try:
+                yield key, _decoded(dict(zip(columns.split(", "), values, strict=True)))
+            except (ValueError, TypeError, RecursionError) as error:
+                file = FILE if self.folder is None else self.folder / FILE
+                text = f"{file} is damaged (run {key[:12]}: {plain_name(str(error))}); restore a copy or move it away"
+                raise DamagedStoreError(text) from None
 
     def _select(self, columns: str, keys: Iterable[str]) -> Iterator[tuple[Any, ...]]:
         wanted = list(keys)
@@ -152,11 +172,33 @@ class Store:
 
 
 def _decoded(run: dict[str, Any]) -> dict[str, Any]:
-    return {**run, **{name: _loaded(run[name]) for name in ("metrics", "curves", "figures")}}
+    """A row as a dictionary; raises ValueError or TypeError where it does not have the form that ``put`` gave it."""
+    decoded = {**run, **{name: _loaded(name, run[name]) for name in ("metrics", "curves", "figures")}}
+    for name, value in decoded["metrics"].items():
+        if not isinstance(value, int | float):
+            raise ValueError(f"metric {name} is no number")
+    for name, curve in decoded["curves"].items():
+        if not isinstance(curve, list) or not all(isinstance(point, list) and len(point) == 2 for point in curve):
+            raise ValueError(f"curve {name} is no list of points")
+    if not isinstance(run["seconds"], int | float) or run["status"] not in ("finished", "failed"):
+        raise ValueError("its status or seconds are none")
+    if run["cause"] or run["error"] or run["traceback"]:
+        texts = {name: None if run[name] is None else plain_text(run[name]) for name in ("cause", "error", "traceback")}
+        decoded.update(texts)
+    return decoded
 
 
-def _loaded(text: str) -> dict[str, Any]:
-    return {} if text == "{}" else json.loads(text)
+def _loaded(name: str, text: str) -> dict[str, Any]:
+    if text == "{}":
+        return {}
+    loaded = json.loads(text, parse_constant=_no_constant)
+    if not isinstance(loaded, dict):
+        raise ValueError(f"{name} is no JSON object")
+    return loaded
+
+
+def _no_constant(text: str) -> float:
+    raise ValueError(f"{text} is no JSON number")
 
 
 def _check_header(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The program of a worker process, see ``heldout.study.processes``.
+"""The work of a worker process, see ``heldout.study.processes``.
 
 It receives (reference, task) pairs, says when the code is loaded and the run starts, and answers with an outcome. It
 ends when the pipe to the process that started it closes, also in the middle of a run, so that a killed study leaves no
@@ -40,9 +40,13 @@ def _outcome(reference: Reference, task: Task, connection: Any) -> Outcome:
     try:
         run = reference.load()
     except (StudyError, ImportError, AttributeError) as error:
-        return Outcome(0.0, cause="raised", error=f"the worker cannot load {reference.qualname}: {error}")
-    connection.send("started")
-    return perform(run, task)
+        text = f"the worker cannot load {reference.qualname}: {error}"
+        return Outcome(0.0, cause="raised", error=text, key=task.key)
+    connection.send(("started", task.key))
+    try:
+        return perform(run, task)
+    except KeyboardInterrupt:  # SIGINT is ignored here: the run raised it
+        return Outcome(0.0, cause="raised", error="KeyboardInterrupt", key=task.key)
 
 
 def _receive(connection: Any, requests: queue.SimpleQueue[Any]) -> None:

@@ -9,7 +9,7 @@ from heldout.train.reinforcement.rewards import CostReward, format_reward, route
 from heldout.train.reinforcement.rollouts import Environment, Episode, rollout
 from heldout.train.reinforcement.router import train_router
 from heldout.train.span_gd import SpanGD, SpanPoints
-from heldout.train.supervised import Fitted, fit, outputs_of, problem_of, score, seeded
+from heldout.train.supervised import Fitted, fit, outputs_of, problem_of, scaled_optimizer, score, seeded
 from heldout.train.tuning.dpo import dpo
 from heldout.train.tuning.sft import encode_rows, pack, sft, weighted_nll
 from heldout.train.tuning.tuned import Tuned, lora
@@ -43,6 +43,7 @@ __all__ = [
     "ps_kd",
     "rollout",
     "router_reward",
+    "scaled_optimizer",
     "score",
     "seeded",
     "sft",

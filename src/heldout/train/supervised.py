@@ -355,6 +355,29 @@ def make_optimizer(factory: OptimizerFactory | None, module: nn.Module) -> Optim
     return optimizer
 
 
+def scaled_optimizer(factory: OptimizerFactory | None, factor: float) -> OptimizerFactory:
+    """Returns the factory of the same optimizer with every learning rate multiplied by ``factor``.
+
+    Raises:
+        ValueError: ``factor`` is not a positive number.
+
+    Example:
+        >>> faster = scaled_optimizer(functools.partial(torch.optim.SGD, lr=0.1), 3)
+        >>> round(faster(nn.Linear(2, 2)).param_groups[0]["lr"], 3)
+        0.3
+    """
+    if not 0 < factor < float("inf"):
+        raise ValueError(f"factor must be a positive number, got {factor!r}")
+
+    def make(module: nn.Module) -> Optimizer:
+        optimizer = make_optimizer(factory, module)
+        for group in optimizer.param_groups:
+            group["lr"] = group["lr"] * factor
+        return optimizer
+
+    return make
+
+
 def make_schedule(schedule: Schedule, optimizer: Optimizer, total_steps: int) -> LRScheduler | None:
     """Returns the scheduler of a named or user-given schedule, None for "constant"."""
     if schedule == "constant":

@@ -1,0 +1,114 @@
+"""How a budget is spent: planned backwards from a confirmation that is never shortened."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+FEWEST_SEEDS = 3
+METHOD_COST, COMBINATION_COST = 1.5, 2.0  # training with a method over training without, before anything is measured
+SHARE = 0.8  # of the budget that a plan spends: timings are estimates
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How the budget is spent; kept in the output folder, so that a resumed search makes the same choices.
+
+    Attributes:
+        screened: how many methods are screened, in the order given; the others are not tried.
+        short_epochs: epochs of the first rung, under ``short_seeds`` seeds; 0 where there is nothing to choose.
+        long_epochs: epochs of the second rung and of the combinations, under ``long_seeds`` seeds; 0 without.
+        trials: seeds of the search for a learning rate, the same for the baseline and each finalist; 0 without.
+        epochs: epochs of the confirmation, always those of the recipe.
+        seeds: fresh seeds of the confirmation.
+        finalists: how many candidates are confirmed beside the baseline.
+    """
+
+    screened: int
+    short_epochs: int
+    short_seeds: int
+    long_epochs: int
+    long_seeds: int
+    trials: int
+    epochs: int
+    seeds: int
+    finalists: int
+
+    def confirmation(self) -> float:
+        """Returns the expected cost of the confirmation, in epochs of plain training; a tuned baseline counts too."""
+        arms = 1 + (self.trials > 0) + METHOD_COST * 1.2 * self.finalists
+        return arms * self.epochs * self.seeds
+
+    def tuning(self) -> float:
+        """Returns the expected cost of the search for learning rates: four of them on average."""
+        return 4 * self.trials * self.epochs * (1 + METHOD_COST * self.finalists)
+
+    def screening(self, combinations: int) -> float:
+        """Returns the expected cost of both rungs and the combinations."""
+        short = (1 + METHOD_COST * self.screened) * self.short_epochs * self.short_seeds
+        kept = math.ceil(self.screened / 2)
+        long = (1 + METHOD_COST * kept + COMBINATION_COST * combinations) * self.long_epochs * self.long_seeds
+        return short + long
+
+    def cost(self, combinations: int = 0) -> float:
+        """Returns the expected cost of everything."""
+        return self.screening(combinations) + self.tuning() + self.confirmation()
+
+    def text(self, seconds_per_epoch: float, combinations: int, workers: int = 1) -> str:
+        """Returns what it buys, in words."""
+        total = self.cost(combinations) * seconds_per_epoch / workers
+        screened = f"{self.screened} methods screened, " if self.short_epochs else ""
+        searched = "learning rates searched, " if self.trials else ""
+        return (
+            f"{self.epochs} epochs take about {_time(self.epochs * seconds_per_epoch)} a run; {screened}{searched}"
+            f"{self.finalists} finalist{'s' * (self.finalists > 1)} on {self.seeds} seeds: about {_time(total)}"
+        )
+
+
+def make_plan(epochs: int, seeds: int, candidates: int, combinations: int, affordable: float) -> Plan | None:
+    """Returns the most thorough plan that costs at most ``affordable`` epochs of training, None where there is none.
+
+    The confirmation is planned first: the baseline and at least one finalist, for all of the recipe's epochs, on at
+    least 3 seeds. Given up in turn: screening seeds, the search for learning rates, finalists, longer screening,
+    confirmation seeds down to 3, and then methods that are tried.
+
+    Args:
+        epochs: of the user's recipe.
+        seeds: of the confirmation, as asked for.
+        candidates: methods that apply.
+        combinations: pairs (or more) of methods that would be screened.
+        affordable: epochs of plain training that the budget allows.
+    """
+    short, long = max(1, round(epochs / 4)), max(1, round(epochs / 2))
+    if candidates == 1:  # nothing to choose
+        plans = [Plan(1, 0, 0, 0, 0, trials, epochs, seeds, 1) for trials in (2, 1, 0)]
+        few = plans[-1]
+    else:
+        few = Plan(candidates, short, 1, 0, 0, 0, epochs, seeds, 1)
+        plans = [
+            Plan(candidates, short, 2, long, 3, 2, epochs, seeds, min(3, candidates)),
+            Plan(candidates, short, 2, long, 2, 1, epochs, seeds, 2),
+            Plan(candidates, short, 1, long, 2, 1, epochs, seeds, 2),
+            Plan(candidates, short, 1, long, 2, 0, epochs, seeds, 2),
+            few,
+        ]
+    plans += [replace(few, seeds=number) for number in range(seeds - 1, FEWEST_SEEDS - 1, -1)]
+    for plan in plans:
+        if plan.cost(combinations if plan.long_epochs else 0) <= affordable:
+            return plan
+    smallest = plans[-1]
+    for screened in range(candidates - 1, 0, -1):
+        plan = replace(smallest, screened=screened, short_epochs=0 if screened == 1 else short)
+        if plan.cost() <= affordable:
+            return plan
+    return None
+
+
+def least_seconds(epochs: int, seconds_per_epoch: float, workers: int = 1) -> float:
+    """Returns the smallest budget that can end in a verdict: one method against the baseline on three seeds."""
+    smallest = Plan(1, 0, 0, 0, 0, 0, epochs, FEWEST_SEEDS, 1)
+    return smallest.cost() * seconds_per_epoch / SHARE / workers
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else f"{math.ceil(seconds / 60)} min"

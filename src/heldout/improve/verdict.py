@@ -1,0 +1,269 @@
+"""What the confirmation shows: gains with intervals, one word for each, and the sentence at the top of the report.
+
+A verdict needs a confirmation that is finished, on at least three fresh seeds, with the training that the user's recipe
+says. Intervals are adjusted for the number of finalists (Bonferroni). A method *helps* where its whole interval lies
+above zero against the recipe as given and, where a better learning rate was found for it, against the tuned recipe.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from heldout.improve.plan import FEWEST_SEEDS
+from heldout.statistics import interval, ratio_of_means
+from heldout.study import Results, samples_needed
+
+BASELINE, TUNED = "baseline", "tuned baseline"
+SHIFTED = "mean of shifts"
+HELPS, HURTS, SAME, OPEN = "helps", "hurts", "no difference", "not decided"
+NO_DIFFERENCE = {"accuracy": 0.01}  # what counts as none; of other metrics, a hundredth of the baseline's score
+
+
+def compare(
+    results: Results, finalists: Sequence[str], tests: Sequence[str], *, maximise: bool, metric: str, seeds: int
+) -> dict[str, Any]:
+    """Returns ``{"baseline", "tuned", "finalists", "unfinished"}`` of a confirmation.
+
+    Args:
+        results: runs of the arms ``baseline``, ``tuned baseline`` (where there is one) and the finalists.
+        finalists: names of arms.
+        tests: names of test sets, the given distribution first.
+        maximise: whether more of the metric is better.
+        metric: its name.
+        seeds: that the confirmation was to have.
+    """
+    finished = {arm: len(results.metric(arm, "validation")) >= max(seeds, FEWEST_SEEDS) for arm in results.arms}
+    references = [arm for arm in (BASELINE, TUNED) if arm in results.arms]
+    judged = [name for name in finalists if finished[name] and all(finished[arm] for arm in references)]
+    rows = [_row(results, name, references, tests, maximise, metric, len(finalists)) for name in judged]
+    rows.sort(key=lambda row: row["validation"], reverse=maximise)
+    scores = {arm: _scores(results, arm, tests) for arm in references}
+    return {
+        "baseline": scores[BASELINE],
+        "tuned": scores.get(TUNED),
+        "finalists": rows,
+        "unfinished": [name for name in finalists if name not in {row["method"] for row in rows}],
+    }
+
+
+def _scores(results: Results, arm: str, tests: Sequence[str]) -> dict[str, Any]:
+    validation = results.metric(arm, "validation")
+    return {
+        "method": arm,
+        "validation": _mean(validation),
+        "tests": {name: {"score": _mean(results.metric(arm, f"test {name}"))} for name in tests},
+        "seeds": len(validation),
+    }
+
+
+def _mean(values: Mapping[int, float]) -> float | None:
+    return float(np.mean(list(values.values()))) if values else None
+
+
+def _row(
+    results: Results,
+    name: str,
+    references: Sequence[str],
+    tests: Sequence[str],
+    maximise: bool,
+    metric: str,
+    finalists: int,
+) -> dict[str, Any]:
+    seeds = sorted(set.intersection(*(set(results.metric(arm, "validation")) for arm in (name, *references))))
+
+    def values(arm: str, metric: str) -> np.ndarray:
+        found = results.metric(arm, metric)
+        return np.array([found[seed] for seed in seeds])
+
+    def scores(arm: str) -> dict[str, np.ndarray]:
+        sets = {test: values(arm, f"test {test}") for test in tests}
+        if len(tests) > 1:
+            sets[SHIFTED] = np.mean([sets[test] for test in tests[1:]], axis=0)
+        return sets
+
+    own, others = scores(name), {arm: scores(arm) for arm in references}
+    sign, confidence = 1.0 if maximise else -1.0, 1 - 0.05 / finalists
+    row: dict[str, Any] = {
+        "method": name,
+        "validation": float(values(name, "validation").mean()),
+        "seeds": len(seeds),
+        "tests": {},
+    }
+    for test, score in own.items():
+        differences = {arm: sign * (score - other[test]) for arm, other in others.items()}
+        gains = {arm: interval([each], confidence=confidence) for arm, each in differences.items()}
+        entry = {
+            "score": float(score.mean()),
+            "baseline": float(others[BASELINE][test].mean()),
+            **{
+                key: getattr(gains[BASELINE], part)
+                for key, part in (("gain", "estimate"), ("low", "low"), ("high", "high"))
+            },
+        }
+        if TUNED in gains:
+            tuned = gains[TUNED]
+            entry |= {"tuned_gain": tuned.estimate, "tuned_low": tuned.low, "tuned_high": tuned.high}
+        entry["no_difference"] = NO_DIFFERENCE.get(metric, 0.01 * abs(entry["baseline"]))
+        entry["verdict"], entry["seeds_needed"] = _word(entry, len(seeds))
+        row["tests"][test] = entry
+    for cost in ("training", "inference"):
+        row[f"{cost}_cost"] = float(
+            ratio_of_means(values(name, f"{cost} seconds"), values(BASELINE, f"{cost} seconds"))
+        )
+    return row
+
+
+def _word(entry: Mapping[str, Any], seeds: int) -> tuple[str, int | None]:
+    """The word for a gain, and about how many seeds would decide it where it is open."""
+    parts = [("gain", "low", "high")] + ([("tuned_gain", "tuned_low", "tuned_high")] if "tuned_gain" in entry else [])
+    found = [tuple(float(entry[key]) for key in keys) for keys in parts]
+    if all(low > 0 for _, low, _ in found):
+        return HELPS, None
+    if found[0][2] < 0:
+        return HURTS, None
+    if all(max(abs(low), abs(high)) <= entry["no_difference"] for _, low, high in found):
+        return SAME, None
+    needed = 0
+    for gain, low, high in found:
+        if low > 0:
+            continue
+        distance = max(abs(gain), entry["no_difference"] - abs(gain))
+        number = samples_needed(distance, low, high, seeds)
+        if number is None:
+            return OPEN, None
+        needed = max(needed, number)
+    return OPEN, needed
+
+
+def sentence(found: Mapping[str, Any], tests: Sequence[str], aim: str, metric: str) -> tuple[str, str | None]:
+    """Returns the verdict in words, and the winner (the best finalist by validation score) if there is one."""
+    rows = found["finalists"]
+    if found["unfinished"] or not rows:
+        names = ", ".join(found["unfinished"])
+        return f"No verdict: the confirmation of {names} is not finished. Run the same command again to go on.", None
+    best = rows[0]
+    given, shifted = best["tests"][tests[0]], best["tests"].get(SHIFTED)
+    name, amount = best["method"], amounts(metric)
+    helps = {"iid": given["verdict"] == HELPS, "shift": bool(shifted and shifted["verdict"] == HELPS)}
+    wanted = {"iid": helps["iid"], "shift": helps["shift"], "both": helps["iid"] or helps["shift"]}[
+        aim if shifted else "iid"
+    ]
+    if wanted:
+        where = [
+            f"{amount(entry)} on {title}"
+            for entry, title, ok in ((given, tests[0], helps["iid"]), (shifted, "shifted data", helps["shift"]))
+            if ok
+        ]
+        rest = [
+            f"{_other(entry, amount)} on {title}"
+            for entry, title, ok in ((given, tests[0], helps["iid"]), (shifted, "shifted data", helps["shift"]))
+            if entry is not None and not ok
+        ]
+        return f"{name} helps: {', '.join(where)}" + (f"; {', '.join(rest)}" if rest else "") + ".", name
+    looked_at = [(given, tests[0])] if aim != "shift" or not shifted else []
+    looked_at += [(shifted, "shifted data")] if shifted and aim != "iid" else []
+    for entry, title in looked_at:
+        if "tuned_low" in entry and entry["low"] > 0:
+            return (
+                f"{name} helps the recipe as given, {amount(entry)} on {title}, but not beyond a better learning rate "
+                f"for the baseline ({amount(entry, 'tuned_')}): tune that first.",
+                None,
+            )
+    told = "; ".join(f"{_other(entry, amount)} on {title}" for entry, title in looked_at)
+    if numbers := [entry["seeds_needed"] for entry, _ in looked_at if entry["verdict"] == OPEN]:
+        seeds = "more than 200" if None in numbers else f"about {max(numbers)}"
+        return f"Not decided: {name}, the best by validation: {told}. {seeds.capitalize()} seeds would decide.", None
+    return f"No method is shown to help: {name}, the best by validation: {told}.", None
+
+
+def _other(entry: Mapping[str, Any], amount: Any) -> str:
+    if entry["verdict"] == HURTS:
+        return f"it hurts, {amount(entry)}"
+    if entry["verdict"] == SAME:
+        return f"no difference beyond {amount.size(entry['no_difference'])}"
+    return f"open, {amount(entry)}"
+
+
+class amounts:  # noqa: N801 - called like a function
+    """Writes gains with their intervals: accuracies in points, other metrics as they are.
+
+    Example:
+        >>> amounts("accuracy")({"gain": 0.0213, "low": 0.01, "high": 0.0326})
+        '+2.1 points [+1.0, +3.3]'
+    """
+
+    def __init__(self, metric: str) -> None:
+        self._unit, self._points, self._form = (100.0, " points", "+.1f") if metric == "accuracy" else (1.0, "", "+.3g")
+
+    def __call__(self, entry: Mapping[str, Any], prefix: str = "") -> str:
+        gain, low, high = (f"{self._unit * entry[prefix + part]:{self._form}}" for part in ("gain", "low", "high"))
+        return f"{gain}{self._points} [{low}, {high}]"
+
+    def size(self, value: float) -> str:
+        """A size without a sign."""
+        text = f"{self._unit * value:.3g}"
+        return text + (self._points[:-1] if text == "1" else self._points)
+
+
+def accounted(
+    known: Sequence[str],
+    skipped: Mapping[str, str],
+    rungs: Sequence[Mapping[str, Any]],
+    found: Mapping[str, Any],
+    failed: Mapping[str, str],
+) -> list[dict[str, Any]]:
+    """Returns what became of every method: ``{"method", "status", "detail"}``.
+
+    ``status`` is "confirmed", "not confirmed" (a finalist whose confirmation is unfinished), "screened", "failed",
+    "not tried" or "not applicable".
+    """
+    confirmed = {row["method"]: row for row in found.get("finalists", [])}
+    screened: dict[str, str] = {}
+    for rung in rungs:
+        for entry in rung["candidates"]:
+            if entry["seeds"]:
+                count = f"{entry['seeds']} seed{'s' * (entry['seeds'] > 1)}"
+                screened[entry["method"]] = f"{rung['epochs']} epochs on {count}"
+    rows = []
+    for name in dict.fromkeys([*known, *confirmed, *found.get("unfinished", []), *screened]):
+        if name in confirmed:
+            status, detail = "confirmed", f"{confirmed[name]['seeds']} seeds"
+        elif name in found.get("unfinished", []):
+            status, detail = "not confirmed", failed.get(name, "the budget ended before its confirmation did")
+        elif name in skipped:
+            status, detail = "not applicable", skipped[name]
+        elif name in screened:
+            status, detail = "screened", screened[name]
+        elif name in failed:
+            status, detail = "failed", failed[name]
+        else:
+            status, detail = "not tried", "the budget did not allow it"
+        rows.append({"method": name, "status": status, "detail": detail})
+    return rows
+
+
+def resolution(sizes: Sequence[int], metric: str) -> float:
+    """Returns the difference in validation score that ranks nothing: two examples, for an accuracy.
+
+    Example:
+        >>> resolution([150, 150], "accuracy")
+        0.006666666666666667
+    """
+    return 2.0 / sum(sizes) if metric == "accuracy" else 0.0
+
+
+def ranking(entries: list[dict[str, Any]], step: float) -> list[dict[str, Any]]:
+    """Returns candidates, best first: by gain in steps of the resolution below the best, then by validation loss."""
+    scored = [entry for entry in entries if entry["gain"] is not None]
+    best = max((entry["gain"] for entry in scored), default=0.0)
+
+    def key(entry: dict[str, Any]) -> tuple[float, float, float]:
+        below = best - entry["gain"]
+        entry["tier"] = math.floor(below / step + 1e-9) if step else below
+        return entry["tier"], -entry["loss_gain"], below
+
+    return sorted(scored, key=key) + [entry for entry in entries if entry["gain"] is None]

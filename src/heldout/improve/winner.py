@@ -1,0 +1,70 @@
+"""What is kept of a winner: its weights, and the lines of Python that train it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from heldout.methods import parse
+from heldout.problem import Problem, example_path
+
+
+def write_winner(document: dict[str, Any], problem: Problem, folder: Path) -> None:
+    """Trains the winner once more under seed 0, and writes ``winner.safetensors`` and ``winner.py``.
+
+    Puts ``weights``, ``code`` and, where the gain is not in the weights alone, a ``note`` into the document.
+    """
+    from safetensors.torch import save_model
+
+    method = parse(document["winner"], problem.own_methods)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as in the confirmation runs, so that the weights are those of such a run
+    try:
+        fitted = problem.fit(method, seed=0, rate=document["rates"].get(document["winner"], 1.0))
+    finally:
+        torch.set_num_threads(threads)
+    temporary = folder / "winner.safetensors.tmp"
+    save_model(fitted.module, str(temporary))
+    temporary.replace(folder / "winner.safetensors")
+    document["weights"] = str(folder / "winner.safetensors")
+    document["code"] = winner_code(document, problem)
+    document["note"] = (
+        f"{document['winner']} acts at test time, on batches: its gain is in fitted.predict of winner.py, and "
+        "winner.safetensors alone, loaded into the model, does not have it."
+        if "predict" in method.stages
+        else ""
+    )
+
+
+def winner_code(document: Mapping[str, Any], problem: Problem) -> str:
+    """Returns the few lines of Python that train the winner."""
+    method = document["winner"]
+    name = problem.path.stem
+    example = problem.path == example_path(name)
+    recipe = "".join(f", {key}={name}.{key}" for key in problem.recipe if key not in ("epochs", "optimizer"))
+    epochs = f"epochs={document['plan']['epochs']}"
+    rate = document.get("rates", {}).get(method, 1.0)
+    own = [own for own in problem.own_methods if own in method.split("+")]
+    names = sorted({part.split("(")[0] for part in method.split("+")} - set(own))
+    parts = [f'{name}.methods["{part}"]' if part in own else _called(part) for part in method.split("+")]
+    if "optimizer" in problem.recipe or rate != 1:
+        own_optimizer = f"{name}.optimizer" if "optimizer" in problem.recipe else "None"
+        scaled = f"heldout.train.scaled_optimizer({own_optimizer}, {rate:g})"
+        recipe += f", optimizer={scaled if rate != 1 else own_optimizer}"
+    lines = [
+        "import heldout",
+        f"from heldout.examples import {name}" if example else f"import {name}  # {problem.path.name}",
+        *([f"from heldout.methods import {', '.join(names)}"] if names else []),
+        "",
+        f"method = {' + '.join(parts)}",
+        f"fitted = heldout.fit({name}.model, {name}.data(), method, {epochs}{recipe}, seed=0)",
+        "# fitted.predict(inputs), fitted.evaluate(data_set), fitted.module",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _called(part: str) -> str:
+    return part if part.endswith(")") else f"{part}()"
