@@ -245,6 +245,8 @@ def test_bn_standardises_source_and_test_features_by_the_biased_variance_as_batc
     a = AdaNPCBN(nn.Identity(), [(z, y)], CLASSES, k=2, beta=0.0, lr=1e-12)
     expected = (z - z.mean(0)) / (z.var(0, correction=0) + 1e-5).sqrt()
     torch.testing.assert_close(a.memory.features, nn.functional.normalize(expected, dim=1))
+    # their length is lost in the memory: the statistics themselves say which variance it is
+    torch.testing.assert_close(a.state_dict()["norm"]["running_var"], z.var(0, correction=0))
     x = batches(1, 4)[0]
     a(x)
     standardised = (x - x.mean(0)) / (x.var(0, correction=0) + 1e-5).sqrt()
