@@ -179,3 +179,12 @@ def test_prototypes_are_the_means_of_their_domains_and_the_nearest_has_the_least
         prototype_gap(means, "dot")
     with pytest.raises(ValueError, match=r"means must be \(domains, dim\), got \(3,\)"):
         prototype_gap(means[0])
+
+
+def test_domain_means_do_not_depend_on_the_order_of_a_data_set_larger_than_a_batch():
+    from heldout.adapt import domain_means
+
+    x, domains = torch.randn(700, 4, generator=torch.Generator().manual_seed(0)), torch.arange(700) // 300
+    model = MultiHead(nn.Identity(), num_heads=3, num_classes=2, in_dim=4)
+    means = domain_means(model, torch.utils.data.TensorDataset(x, domains), domains)
+    torch.testing.assert_close(means, torch.stack([x[domains == d].mean(0) for d in range(3)]))

@@ -197,3 +197,29 @@ def test_a_bad_example_spoils_itself_only_and_never_what_was_learnt(make, bad):
     with pytest.raises(ValueError, match="every example of the batch of 2 holds NaN or infinity"):
         adapter(torch.full((2, 1, 6, 6), bad))
     assert torch.equal(adapter(stream()[2]), clean(stream()[2]))
+
+
+@pytest.mark.parametrize("kind_of_inputs", [dict, tuple])
+def test_an_example_is_bad_where_any_of_its_inputs_is(kind_of_inputs):
+    from heldout.adapt.protocol import sparing
+
+    class Sums:
+        def __init__(self):
+            self.last_change = {}
+
+        @sparing
+        def __call__(self, inputs):
+            a, b, ids = inputs.values() if isinstance(inputs, dict) else inputs
+            self.last_change = {"ids": ids}
+            return torch.stack([a, b], 1)
+
+    values = {
+        "a": torch.tensor([1.0, torch.nan, 3.0]),
+        "b": torch.tensor([1.0, 2.0, torch.inf]),
+        "ids": torch.arange(3),
+    }
+    adapter = Sums()
+    with pytest.warns(UserWarning, match="2 of 3 examples"):
+        out = adapter(values if kind_of_inputs is dict else tuple(values.values()))
+    assert out.isnan().all(1).tolist() == [False, True, True]
+    assert adapter.last_change["ids"].tolist() == [0, -1, -1]

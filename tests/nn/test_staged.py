@@ -187,3 +187,19 @@ def test_stages_of_a_residual_net_whose_additions_are_in_no_submodule_are_those_
     torch.testing.assert_close(logits, net(x).repeat(2, 1))
     with pytest.raises(ValueError, match=r"no stages can be found.*name the submodules to split at as split_points"):
         find_stages(PlainResidual(first=False), x)
+
+
+def test_token_blocks_whose_additions_are_in_no_submodule_are_no_stages():
+    class Tokens(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.blocks = nn.ModuleList(nn.Linear(4, 4) for _ in range(4))
+            self.head = nn.Linear(4, 5)
+
+        def forward(self, x):
+            for block in self.blocks:
+                x = x + block(x).relu()
+            return self.head(x.mean(1))
+
+    with pytest.raises(ValueError, match="name the submodules to split at as split_points"):
+        find_stages(Tokens(), torch.rand(2, 6, 4, generator=torch.Generator().manual_seed(0)))

@@ -364,7 +364,7 @@ def domain_means(model: MultiHead, train: Any, domains: Tensor) -> Tensor:
     for inputs, _, positions in batches(train, 256):
         with evaluating(model), torch.no_grad():
             features = model.features(inputs_for(model, inputs))
-        own = F.one_hot(domains[positions]).to(features)
+        own = F.one_hot(domains[positions], int(domains.max()) + 1).to(features)
         total = own.T @ features
         means = total if means is None else means + total
     assert means is not None
