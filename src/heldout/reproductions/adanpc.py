@@ -6,10 +6,11 @@ where the target is a series of domains.
 Here: a small convolutional network learns upright digits, then meets unlabelled digits turned by 15, 30, ..., 90
 degrees, in batches of 32. Baselines take their predictions from the same trained network; TENT's and pseudo-labelling's
 learning rate, T3A's filter and AdaNPC's tau and beta were tuned on the same development seeds for the same metric,
-``last_three``, the mean accuracy at 60, 75 and 90 degrees, over 24 settings of each, the best inside its grid.
-``adanpc-paper`` has the settings that the paper's code fixes. ``jump_accuracy`` is that at 60 degrees without the angles between; ``forgetting`` the accuracy on fresh
-upright digits before the sequence minus that after it.
-``adanpc-coarse`` meets only 30, 60 and 90 degrees. ``adanpc-knn-trained`` learns its features by the kNN loss.
+``last_three``, the mean accuracy at 60, 75 and 90 degrees, over 24 settings or more of each, the best inside its grid
+(all of TENT's are within the noise of chance). ``adanpc-paper`` has the settings that the paper's code fixes.
+``jump_accuracy`` is that at 60 degrees without the angles between; ``forgetting`` the accuracy on fresh upright digits
+before the sequence minus that after it. ``adanpc-coarse`` meets only 30, 60 and 90 degrees. ``adanpc-knn-trained``
+learns its features by the kNN loss.
 
 The features are the flattened output of the last convolution: a small turn moves them little. Behind global pooling or
 a narrow hidden layer, neighbouring angles are no longer neighbours in feature space, and the method gains far less.
@@ -17,7 +18,8 @@ a narrow hidden layer, neighbouring angles are no longer neighbours in feature s
 ``drawings``: real pictures, 12 kinds of things in four drawing styles, in features of EfficientNet-Lite0 with ImageNet
 weights at 96 x 96. Three styles are the source; the fourth, another for each seed in turn, with things that the source
 never shows, is the target: one jump, ``jump_accuracy``, and no series. ``drawings-erm`` is a linear layer trained on
-these features (behind a BatchNorm, which ``drawings-tent`` adapts); all arms share it, with the settings of digits.
+these features (behind a BatchNorm, which ``drawings-tent`` adapts); all arms share it, each with the best of 12 to 29
+settings on development seeds.
 
 Deviations: 900 source images, for scikit-learn has 1,797 digits, so that domains share images (at different angles);
 the encoder of ``drawings`` is pretrained and frozen, and the paper's own settings (k 100, tau 0.1, beta 0.1) an arm.
@@ -166,16 +168,14 @@ def adanpc(*, adapter: str = "adanpc", **changes: Any) -> dict[str, Any]:
     return {"adapter": adapter, "options": options | changes}
 
 
-TENT = {"adapter": "tent", "options": {"lr": 0.1}}
-T3A_TUNED = {"adapter": "t3a", "options": {"filter_k": 200}}
 DRAWING_ARMS = {
     f"drawings-{name}": arm | {"drawings": True}
     for name, arm in {
         "erm": {"adapter": "none", "options": {}},
-        "t3a": T3A_TUNED,
-        "tent": TENT,
-        "knn-frozen": adanpc(beta=NEVER),
-        "adanpc": adanpc(),
+        "t3a": {"adapter": "t3a", "options": {"filter_k": None}},
+        "tent": {"adapter": "tent", "options": {"lr": 3e-3}},
+        "knn-frozen": adanpc(k=30, tau=0.2, beta=NEVER),
+        "adanpc": adanpc(k=30, tau=0.2, beta=0.9),
         "adanpc-paper": adanpc(k=100, tau=0.1, beta=0.1),
     }.items()
 }
@@ -185,8 +185,8 @@ study = Study(
     title="AdaNPC: Exploring Non-Parametric Classifier for Test-Time Adaptation",
     arms={
         "erm": {"adapter": "none", "options": {}},
-        "t3a": T3A_TUNED,
-        "tent": TENT,
+        "t3a": {"adapter": "t3a", "options": {"filter_k": 225}},
+        "tent": {"adapter": "tent", "options": {"lr": 0.2, "steps": 10}},
         "pseudo-label": {"adapter": "pseudo-label", "options": {"lr": 3e-3, "threshold": 0.5}},
         "knn-frozen": adanpc(beta=NEVER),
         "adanpc": adanpc(),

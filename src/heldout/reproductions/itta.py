@@ -56,7 +56,7 @@ from heldout.tasks import (
 
 SOURCES, UNSEEN = ("plain", "colour", "blurred"), ("texture", "stripes")
 DRAWING_SPLITS = ("stage6", "stage7")
-DRAWING_EPOCHS = 3
+DRAWING_EPOCHS = 2
 SIZES = {"smoke": (150, 64, 1), "laptop": (500, 400, 8)}  # images of a source style, of an unseen one, epochs
 WIDTHS = (8, 16, 32, 32)
 
