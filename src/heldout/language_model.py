@@ -6,9 +6,10 @@ for OpenAI-compatible endpoints, with a cache on disk, and scripted for tests.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 Prompt = str | Sequence[Mapping[str, str]]
 """A text, or chat messages: ``[{"role": "user", "content": "..."}]``."""
@@ -55,3 +56,19 @@ class LM(Protocol):
     def score(self, prompts: Sequence[Prompt], continuations: Sequence[Sequence[str]]) -> list[list[float]]:
         """Returns the log likelihood, in nats, of each of a prompt's continuations, summed over its tokens."""
         ...
+
+
+def taken_options(lm: Any, **options: Any) -> dict[str, Any]:
+    """Returns those options that a model's ``generate`` takes beyond those of ``LM``, such as top_k.
+
+    A wrapper, whose ``lm`` is the model, takes what the model takes.
+
+    Example:
+        >>> from heldout.lm import ScriptedLM
+        >>> taken_options(ScriptedLM({}), top_k=60, top_p=0.9)
+        {'top_p': 0.9}
+    """
+    while hasattr(lm, "lm"):
+        lm = lm.lm
+    known = inspect.signature(lm.generate).parameters
+    return {name: value for name, value in options.items() if name in known}

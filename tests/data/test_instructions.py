@@ -110,3 +110,14 @@ def test_bad_options_are_named():
     with pytest.raises(ValueError, match="at least 0, got -1"):
         encode_instruction(TASK, INSTANCE, n_positive=-1)
     assert FULL[0] == "definition"
+
+
+def test_examples_go_one_by_one():
+    more = replace(TASK, negative=[*TASK.negative, InstructionExample("f g", "f g", "not reversed", "write g f")])
+
+    def shown(negative, positive):
+        return encode_instruction(more, INSTANCE, FULL, positive, negative)
+
+    for kept in ((2, 2), (1, 2), (0, 2), (0, 1), (0, 0)):
+        expected = shown(*kept)
+        assert encode_instruction(more, INSTANCE, FULL, 2, 2, limit=len(expected.split())) == expected

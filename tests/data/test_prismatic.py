@@ -1,3 +1,4 @@
+import contextlib
 import itertools
 
 import pytest
@@ -126,6 +127,17 @@ def test_problems_without_a_majority_and_near_duplicates_are_dropped():
         with pytest.warns(UserWarning, match="nothing was kept"):
             assert grow.run(seeds, 1, 2) == seeds
         assert grow.history == [expected]
+
+
+@pytest.mark.parametrize(("votes", "agreeing", "kept"), [(2, 1, 0), (4, 2, 0), (4, 3, 2), (5, 3, 2), (5, 2, 0)])
+def test_more_than_half_of_an_even_or_odd_number_of_votes_must_agree(votes, agreeing, kept):
+    def solve(problem, n):
+        return ["yes"] * agreeing + [f"other {number}" for number in range(n - agreeing)]
+
+    grow = PrismaticSynthesizer(features, writer("blue"), solve, k=1, votes=votes, patience=2)
+    seeds = pool(red=3, blue=3)
+    with contextlib.nullcontext() if kept else pytest.warns(UserWarning, match="nothing was kept"):
+        assert len(grow.run(seeds, 1, 2)) == len(seeds) + kept
 
 
 def test_the_vote_is_on_the_answer_and_keeps_a_response_that_gives_it():

@@ -150,6 +150,31 @@ def test_nll_is_that_of_a_loop_over_examples(make, batch_size):
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
+def test_nll_is_that_of_evaluation_and_leaves_the_mode_alone():
+    model, tokenizer = llama()
+    targets = SelfTargets(*zip(*PAIRS, strict=True), ["gold"] * len(PAIRS))
+    expected = targets.nll(model.eval(), tokenizer)
+    mlp = model.model.layers[0].mlp
+    mlp.down_proj = torch.nn.Sequential(mlp.down_proj, torch.nn.Dropout(0.5))
+    torch.testing.assert_close(targets.nll(model.train(), tokenizer), expected)
+    assert model.training
+    assert mlp.down_proj[1].training
+
+
+def test_an_end_token_that_the_tokenizer_adds_to_prompts_is_not_read():
+    model, tokenizer = llama()
+    targets = SelfTargets(*zip(*PAIRS, strict=True), ["gold"] * len(PAIRS))
+
+    class Ending:
+        eos_token_id = tokenizer.eos_token_id
+
+        def __call__(self, text, add_special_tokens=True):
+            ids = tokenizer(text)["input_ids"]
+            return {"input_ids": [*ids, self.eos_token_id] if add_special_tokens else ids}
+
+    torch.testing.assert_close(targets.nll(model, Ending()), targets.nll(model, tokenizer))
+
+
 def test_nll_names_the_row_that_is_not_finite_and_needs_an_end_token():
     model, tokenizer = llama()
     targets = SelfTargets(*zip(*PAIRS, strict=True), ["gold"] * 4)

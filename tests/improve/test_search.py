@@ -234,6 +234,51 @@ def test_a_plan_never_shortens_the_confirmation_and_spends_at_most_the_budget():
     assert make_plan(20, 5, 7, 3, affordable=150) is None
 
 
+def test_a_budget_that_buys_no_confirmation_tries_nothing_and_says_what_it_takes(file):
+    slow = FILE.replace("return self.module(x", "import time; time.sleep(0.01); return self.module(x").replace(
+        "return torch.nn.Linear(6, 3)", "return Slow(6, 3)"
+    )
+    slow += """
+class Slow(torch.nn.Linear):
+    def forward(self, x):
+        import time
+        time.sleep(0.05)
+        return super().forward(x)
+"""
+    file.write_text(slow)
+    report = search(file, methods=["centre", "forget"], budget=4.0)
+    assert report["winner"] is None
+    assert report["finalists"] == []
+    assert not report["complete"]
+    assert report["verdict"].startswith("No verdict: 4 epochs take about ")
+    assert "Nothing was tried." in report["verdict"]
+    assert {row["status"] for row in report["methods"]} == {"not tried"}
+    assert not (file.parent / "out" / "winner.safetensors").exists()
+
+
+def test_screening_alone_ends_without_a_verdict(file):
+    report = search(file, methods=["centre", "forget"], screen_only=True)
+    assert report["verdict"].startswith("No verdict: only screened. Best so far by short training: centre")
+    assert report["winner"] is None
+    assert {row["status"] for row in report["methods"]} == {"screened"}
+
+
+def test_a_report_with_a_verdict_is_not_overwritten_by_one_without(file):
+    search(file, methods=["centre", "forget"])
+    page = (file.parent / "out" / "report.html").read_text()
+    unfinished = search(file, methods=["centre", "forget"], screen_only=True)
+    assert (file.parent / "out" / "report.html").read_text() == page
+    assert unfinished["report"].endswith("report-unfinished.html")
+
+
+def test_an_undertrained_baseline_is_tuned_before_it_is_beaten(file):
+    file.write_text(FILE.replace("lr=0.2", "lr=0.0003"))
+    report = search(file, methods=["ps_kd"])
+    assert report["rates"]["baseline"] > 3
+    assert report["tuned"]["tests"]["iid"]["score"] > report["baseline"]["tests"]["iid"]["score"] + 0.1
+    assert any("the learning rate suits the baseline better" in warning for warning in report["warnings"])
+
+
 def test_one_method_is_confirmed_without_screening(file):
     report = search(file, methods=["centre"])
     assert report["plan"]["short_epochs"] == 0

@@ -7,6 +7,7 @@ from torch import nn
 
 import heldout
 from heldout.losses import orthogonal, orthogonal_group_loss, overlap, pego
+from heldout.method import Added
 from heldout.nn import LoRAGroup, mlp, small_cnn, tiny_vit
 
 
@@ -184,6 +185,23 @@ def test_the_penalty_lowers_the_overlap_of_what_is_learnt():
         return (w @ (new - w).T).abs().mean() / (new - w).norm()
 
     assert change(0.05) < 0.5 * change(0.0)
+
+
+def test_the_method_weighs_each_term_by_its_own_weight():
+    seen = []
+
+    def record(run, batch):
+        groups = run.state["pego"][0]
+        with torch.no_grad():
+            seen.append(float(orthogonal_group_loss(groups, diversify=0.0)))
+        return torch.zeros(())
+
+    spy = heldout.Method("spy", loss=Added(record))
+    model = small_vit()
+    for weights in ({"preserve": 0.0}, {"diversify": 0.0}):
+        heldout.fit(model, pretrained(model), pego(0.05, 2, 2, **weights) + spy, epochs=20, optimizer=ADAM)
+    diversified, preserved = seen[len(seen) // 2 - 1], seen[-1]
+    assert preserved < 0.5 * diversified
 
 
 def test_a_model_without_attention_gets_groups_on_its_linear_layers_but_the_last():

@@ -121,9 +121,10 @@ def _word(entry: Mapping[str, Any], seeds: int) -> tuple[str, int | None]:
     """The word for a gain, and about how many seeds would decide it where it is open."""
     parts = [("gain", "low", "high")] + ([("tuned_gain", "tuned_low", "tuned_high")] if "tuned_gain" in entry else [])
     found = [tuple(float(entry[key]) for key in keys) for keys in parts]
-    if all(low > 0 for _, low, _ in found):
+    rounding = 1e-9 * max(1.0, abs(entry["baseline"]))
+    if all(low > rounding for _, low, _ in found):
         return HELPS, None
-    if found[0][2] < 0:
+    if found[0][2] < -rounding:
         return HURTS, None
     if all(max(abs(low), abs(high)) <= entry["no_difference"] for _, low, high in found):
         return SAME, None

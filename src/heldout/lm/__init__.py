@@ -7,6 +7,7 @@ from heldout.lm.models.endpoint import BudgetError, EndpointError, EndpointLM
 from heldout.lm.models.generation import generate_ids
 from heldout.lm.models.kept_answers import CachedLM
 from heldout.lm.models.local import TransformersLM
+from heldout.lm.models.pretrained import cut_vocabulary, smollm
 from heldout.lm.models.scripted import ScriptedLM
 from heldout.lm.models.stopping import stop_at
 from heldout.lm.models.tiny import (
@@ -117,6 +118,7 @@ __all__ = [
     "character_ngrams",
     "character_tokenizer",
     "context_of",
+    "cut_vocabulary",
     "distill_skills",
     "encode_examples",
     "final_answer",
@@ -140,6 +142,7 @@ __all__ = [
     "self_consistency",
     "semantic_vote",
     "skill_usage",
+    "smollm",
     "stdlib_llama",
     "stop_at",
     "tiny_bart",

@@ -73,7 +73,7 @@ from heldout.measure.metrics.ensembles import (
 from heldout.measure.metrics.sweet_spot import SweetSpot, sweet_spot
 from heldout.measure.metrics.text import exact_match, normalise_answer, rouge_l, token_f1
 from heldout.measure.probes.coherence import Coherence, CoherenceTracker, gradient_coherence
-from heldout.measure.probes.cross_task import CrossTask, TaskScore, cross_task
+from heldout.measure.probes.cross_task import CrossTask, TaskScore, best_constant, beyond_constant, cross_task
 from heldout.measure.probes.frozen import FrozenSubspace, frozen_subspace
 from heldout.measure.probes.gradients import GradientSums, gradient_features, gradient_sums, per_example_grads
 from heldout.measure.probes.perplexity import perplexity, token_blocks
@@ -93,6 +93,7 @@ from heldout.measure.probes.scylla import (
     matched_ood,
     min_k_probability,
     probe_inputs,
+    probe_prompt,
 )
 from heldout.measure.probes.sharpness import Sharpness, sharpness
 from heldout.measure.probes.verbalizer import VerbalizerManipulation, VerbalizerReport, VerbalizerScore, first_word
@@ -136,6 +137,8 @@ __all__ = [
     "agreement_point",
     "aurc",
     "balance_temperatures",
+    "best_constant",
+    "beyond_constant",
     "brier",
     "class_margin",
     "classification_difficulty",
@@ -189,6 +192,7 @@ __all__ = [
     "pgd",
     "pomdp_difficulty",
     "probe_inputs",
+    "probe_prompt",
     "randomize_features",
     "randomized_feature_score",
     "rbf_kernel",

@@ -1,29 +1,25 @@
-"""BANG (Lin, Tan et al.; ICLR 2024; arXiv:2309.17230) on a voting model and on digits inside coloured patches.
+"""BANG (Lin, Tan et al.; ICLR 2024; arXiv:2309.17230) on votes and on digits inside coloured patches.
 
-The paper claims that averaging models with different spurious features corrects examples that all of them get wrong,
-since each feature then counts for less; that an over-confident member spoils this; and that fine-tuning with label
-smoothing and Mixup before averaging with the pretrained weights therefore generalizes better than WiSE-FT.
+Claim. Averaging models with different spurious features corrects examples that all of them get wrong, since each
+feature then counts for less; an over-confident member spoils this; and fine-tuning with label smoothing and Mixup
+before averaging with the pretrained weights therefore generalizes better than WiSE-FT.
 
-Theory: simulated linear voters against the exact enumeration of votes; ``worst_z`` is the largest distance in standard
-errors over members, averages and flip rates.
+World. Theory: simulated linear voters against the exact enumeration of votes; ``worst_z`` is the largest distance in
+standard errors. Digits at low contrast, so that patches are used, inside 32 patches that all show the class; in tests
+each patch is redrawn with probability p.
 
-Ensembles: small convolutional networks learn digits inside 32 patches that all show the class; in tests each patch is
-redrawn with probability p. Members differ by seed, or see different halves of the patches ("disjoint"), or are
-fine-tuned on different halves from one start and averaged in weights ("weights"). ``least_gain`` is the smallest gain
-over the mean member, in points, where members score 40 to 75 %; ``kept_gain`` the gain at p = 0.8 relative to that of
-the plain ensemble, for one member's logits times 5 ("loud") or 20 ("louder"); ``fft`` and ``ttf`` the percentages that
-the average corrects and spoils there.
+Arms. Ensembles: members differ by seed, or see different halves of the patches ("disjoint"), or are fine-tuned on
+different halves from one start and averaged in weights ("weights"). ``least_gain`` is the smallest gain over the mean
+member, in points, where members score 40 to 75 %; ``kept_gain`` the gain at p = 0.8 relative to that of the plain
+ensemble, for one member's logits times 5 ("loud") or 20 ("louder"). ``fft`` is the percentage that both members get
+wrong and the average right, ``fft_by_chance`` what a random third model as accurate as the average would get right of
+these, ``fft_minus_ttf`` sets what the average spoils against it. Fine-tuning: pretrained on nearly random patches,
+fine-tuned on patches that all show the class, averaged half and half; ``ood`` is the mean accuracy at p of 0.7 to 0.9.
+``control`` averages with the epoch of plain fine-tuning whose own accuracy on shifted validation images is nearest to
+that of the balanced model.
 
-Fine-tuning: pretrained on nearly random patches, fine-tuned on patches that all show the class, averaged half and half;
-``ood`` is the mean accuracy at p = 0.7, 0.8, 0.9. ``control`` averages with the epoch of plain fine-tuning whose own
-accuracy on shifted validation images is nearest to that of the balanced model.
-
-What was found: averages of members with disjoint features gain 17 points and correct over 4 % of the examples that both
-get wrong; members that differ by seed only use the same patches, gain 3 points and correct 0.8 %. One loud member takes
-the gain away, and balanced temperatures give it back. Balanced fine-tuning does lower the confidence gap and the
-average with it corrects more, but it also learns the digits less well, and over WiSE-FT nothing is left of the gain.
-
-Deviations: scikit-learn's digits at low contrast, so that patches are used; 1,200 of them to train on.
+Deviations. 1,200 of scikit-learn's digits to train on. The pretrained network has seen the same world in other colours;
+nothing here rests on a really pretrained one.
 """
 
 from __future__ import annotations
@@ -38,10 +34,18 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 import heldout
-from heldout.measure import balance_temperatures, confidence_gap, correction_table, ensemble_logits
+from heldout.measure import CorrectionTable, balance_temperatures, confidence_gap, correction_table, ensemble_logits
 from heldout.method import Batch, Method, Run
 from heldout.study import Study, at_least, at_most, better, higher_is_better, log_curve, lower_is_better
-from heldout.tasks import SpuriousVotes, Votes, digits, exact_accuracy, paint_patches, patch_colours, stratified_split
+from heldout.tasks import (
+    SpuriousVotes,
+    Votes,
+    digits,
+    exact_accuracy,
+    paint_patches,
+    patch_colours,
+    stratified_split,
+)
 from heldout.weights import balanced_finetune, interpolate
 
 RATES, SHIFTED = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9), (0.7, 0.8, 0.9)
@@ -163,11 +167,16 @@ def ood(found: Outputs, seed: int, profile: str, part: str = "test") -> float:
 def corrected(one: Outputs, two: Outputs, average: Outputs, seed: int, profile: str) -> dict[str, float]:
     labels = world(seed, profile, "test", 0.0).tensors[1]
     table = correction_table(one[0.8].argmax(1), two[0.8].argmax(1), average[0.8].argmax(1), labels)
+    return corrections(table, one[0.8], two[0.8])
+
+
+def corrections(table: CorrectionTable, one: Tensor, two: Tensor) -> dict[str, float]:
     return {
         "fft": 100 * table.false_false_true,
         "fft_minus_ttf": 100 * (table.false_false_true - table.true_true_false),
         "fft_by_chance": 100 * table.agreement_by_chance,
-        "agreement": 100 * float((one[0.8].argmax(1) == two[0.8].argmax(1)).double().mean()),
+        "fft_beyond_chance": 100 * (table.false_false_true - table.agreement_by_chance),
+        "agreement": 100 * float((one.argmax(1) == two.argmax(1)).double().mean()),
     }
 
 
@@ -240,7 +249,7 @@ def _tuned(ls: float, mixup: float, alpha: float, **more: Any) -> dict[str, Any]
 
 METRICS = {
     **dict.fromkeys(("ood", "iid", "members_ood", "finetuned_ood", "least_gain", "kept_gain"), higher_is_better),
-    **dict.fromkeys(("fft", "fft_minus_ttf", "fft_by_chance", "patch_only"), higher_is_better),
+    **dict.fromkeys(("fft", "fft_minus_ttf", "fft_by_chance", "fft_beyond_chance", "patch_only"), higher_is_better),
     **dict.fromkeys(("worst_z", "agreement", "confidence_gap"), lower_is_better),
 }
 
@@ -272,15 +281,20 @@ study = Study(
         at_least("disjoint", on="least_gain", value=3.0),
         at_least("ensemble", on="fft", value=1.5),
         at_least("disjoint", on="fft", value=1.5),
+        at_least("ensemble", on="fft_beyond_chance", value=0.0),
+        at_least("disjoint", on="fft_beyond_chance", value=0.0),
         at_least("disjoint", on="fft_minus_ttf", value=0.0),
-        at_most("theory", on="worst_z", value=3.0),
         at_most("disjoint, one loud", on="kept_gain", value=0.5),
         at_most("disjoint, one louder", on="kept_gain", value=0.5),
-        at_least("disjoint, one loud, balanced", on="kept_gain", value=0.9),
         better("bang", than="wise-ft", on="ood", margin=0.5),
         better("bang", than="wise-ft", on="confidence_gap"),
         better("bang", than="control", on="ood"),
     ],
+    checks=[
+        at_most("theory", on="worst_z", value=3.0),
+        at_least("disjoint, one loud, balanced", on="kept_gain", value=0.9),
+    ],
     seeds={"smoke": 1, "laptop": 5},
+    shared_setup=True,
     time_limit={"smoke": 60.0, "laptop": 600.0},
 )

@@ -3,29 +3,26 @@
 Source: arXiv:2502.08130 (Gupta et al.), which claims that fine-tuning on what the model says itself, where that is
 right, costs half as much on other benchmarks as fine-tuning on gold answers, and does better on the trained task.
 
-World: ``heldout.tasks.worded_maths``. A tiny Llama learns sorting, reversal, modular addition and lookup; little of
-worded sums, with answers in style A; sums told in other sentences, and with larger numbers; to restate answers, which
-come in random words, in style A; and sums in the words of style B, which is no answer to any problem. Then it is tuned
-on 1,000 problems with gold answers in style B, all arms for 200 steps with one learning rate, the one of 3e-4 and 1e-3
-that is better for ``sft``. ``s3ft`` accepts an answer if its last number is right and every sum on the way is true;
-``final number`` looks at the last number only. ``always paraphrase`` restates every gold answer; ``own-correct only``
-drops what the model got wrong. ``target`` is the percentage of right last numbers, ``flawless`` that of answers without
-any mistake; ``retention`` is the mean of the four skills, ``drop`` what tuning takes from it, ``near_ood`` the mean of
+World: ``heldout.tasks.worded_maths``. A tiny Llama learns sorting, reversal, modular addition and lookup; worded sums,
+with an accuracy of about two thirds; sums told in other sentences, and with larger numbers; to restate answers that
+come in random words; and sums in the words of style B. Its answers are in style A, one in fifty is in style B, so that
+the base can answer as the gold answers do, but seldom would. Then it is tuned on 1,000 problems with gold answers in B,
+all arms for 200 steps, with the lower of the two specified learning rates, 3e-4, and ``sft`` and ``s3ft`` also with the
+higher one, 1e-3. ``s3ft`` accepts an answer if its last number is right and every sum on the way is true; ``final
+number`` looks at the last number only. ``always paraphrase`` restates every gold answer; ``own-correct only`` drops
+what the model got wrong. ``target`` is the percentage of right last numbers, ``flawless`` that of answers without any
+mistake; ``retention`` is the mean of the four skills, ``drop`` what tuning takes from it, ``near_ood`` the mean of
 other sentences and larger numbers; ``nll`` of the targets under the base, ``kl`` from the base on neutral sentences.
-``from scratch``: new models, trained on one style only, to see that B is no harder than A.
 
-Deviations: a base of 2 layers of 64; numbers from 0 to 19 (20 to 39 out of distribution), each one token; two steps;
+Checks: gold answers cost ``sft`` at least 4 points of retention, or there is nothing to keep; the base is right in 50
+to 80 % and has the other skills; new models that are trained on one style only learn B as well as A.
+
+Deviations: a base of 2 layers of 96; numbers from 0 to 19 (20 to 39 out of distribution), each one token; two steps;
 1,000 gold answers in place of 400, from which so small a model learns sums by heart; B reverses the order within a
-step, not that of the steps, as this model restates only what it can copy in order. The claim about the drop of
-``final number`` was added after the first recording, with the margin of the others.
-
-What was found: the own answers cost far less of the other skills than gold answers do, 42 points on average in place of
-74 (0.51 to 0.65 of it on the three seeds, which leave an interval that reaches above 0.7). Both drops are far larger
-than the paper's 4.4 and 2.5: so small a model has no room to spare, and style B, 8.4 nats per token, is all new to it.
-How S3FT does on the trained task is up to the judge. With the last number only, 7 to 10 % of the accepted own answers
-reach it by wrong sums, and accuracy stays 2.5 to 7 points below that of gold answers; with sums checked it is 7 above,
-but more gold answers remain, and more is forgotten. Without any judge, nothing is learned. Rejection sampling keeps
-more of the other skills, and learns less. Problems out of distribution get worse in every arm, with gold answers most.
+step, not that of the steps, as this model restates only what it can copy in order; B is seldom, not unseen: where it
+was never an answer it cost the base more than a uniform guess, and tuning on it cost it most of what it could. Both
+learning rates are shown, as the better one for ``sft`` on the trained task is the one that forgets most. The claims
+about ``final number`` are ours.
 """
 
 from __future__ import annotations
@@ -51,7 +48,17 @@ from heldout.lm import (
     train_tiny,
     word_tokenizer,
 )
-from heldout.study import Study, at_least, better, cheaper, equivalent, higher_is_better, log_curve, lower_is_better
+from heldout.study import (
+    Study,
+    at_least,
+    at_most,
+    better,
+    cheaper,
+    equivalent,
+    higher_is_better,
+    log_curve,
+    lower_is_better,
+)
 from heldout.tasks import (
     LARGER_WORDED_RANGE,
     OTHER_WORDED_TEMPLATES,
@@ -73,15 +80,17 @@ Example = tuple[str, str]
 
 BASES = {
     "smoke": {"dim": 16, "layers": 1, "steps": 20, "batch": 16, "seed": 0},
-    "laptop": {"dim": 64, "layers": 2, "steps": 1200, "batch": 32, "seed": 0},
+    "laptop": {"dim": 96, "layers": 2, "steps": 1200, "batch": 32, "seed": 0},
 }
-VERSION = 1  # of the way a base is made
+VERSION = 2  # of the way a base is made
 # gold answers, steps of tuning, test problems of a kind, steps from scratch
-SIZES = {"smoke": (24, 3, 8, 3), "laptop": (1000, 200, 200, 600)}
-BATCH, BASE_LR, LR, MAX_TOKENS = 32, 3e-3, 1e-3, 24
+SIZES = {"smoke": (24, 3, 8, 3), "laptop": (1000, 200, 200, 400)}
+BATCH, BASE_LR, LR, HIGHER_LR, MAX_TOKENS = 32, 3e-3, 3e-4, 1e-3, 24
 # what the base learns from, in parts of the whole
 MIXTURE = {"target": 1.3, "templates": 0.7, "larger": 1, "restating": 1.5, "facts": 1, "neutral": 1, "sort": 2,
-           "reverse": 2, "modular": 3, "lookup": 3}  # fmt: skip
+           "reverse": 2, "modular": 3, "lookup": 4}  # fmt: skip
+# share of answers in style B: to problems, and where a reference is restated
+IN_B = {"problems": 0.02, "restating": 0.0}
 final_number = judge_number()
 _SUM = re.compile(r"(\d+) (plus|minus) (\d+) is (\d+)")
 
@@ -113,10 +122,12 @@ def pretraining(count: int, generator: torch.Generator) -> list[str | Example]:
             examples.append(worded_fact(rng, "B"))
         elif kind == "restating":
             problem = drawn_problem(rng.choice(("target", "larger")), rng)
-            examples.append(restating_document(problem, worked_reference(problem, rng)))
+            style = "B" if rng.random() < IN_B["restating"] else "A"
+            examples.append(restating_document(problem, worked_reference(problem, rng), style))
         else:
             problem = drawn_problem(kind, rng)
-            examples.append((write_worded(problem), worked_answer(problem)))
+            style = "B" if rng.random() < IN_B["problems"] else "A"
+            examples.append((write_worded(problem), worked_answer(problem, style)))
     return examples
 
 
@@ -131,7 +142,9 @@ def base(profile: str) -> tuple[Any, Any]:
         train_tiny(model, tokenizer, pretraining, lr=BASE_LR, **options)
         return model, tokenizer
 
-    return cached_base("worded-maths", size | {"lr": BASE_LR, "mixture": MIXTURE, "version": VERSION}, make)
+    return cached_base(
+        "worded-maths", size | {"lr": BASE_LR, "mixture": MIXTURE, "in_b": IN_B, "version": VERSION}, make
+    )
 
 
 def gold(seed: int, profile: str) -> list[Example]:
@@ -245,8 +258,8 @@ def run(arm: dict[str, Any], seed: int, profile: str) -> dict[str, float]:
     data = targets(arm["rule"], seed, profile)
     model = copy.deepcopy(model)
     rows: list[Any] = list(zip(data.prompts, data.responses, strict=True))
-    options: dict[str, Any] = {"steps": SIZES[profile][1], "batch_size": BATCH, "lr": LR, "weight_decay": 0.0}
-    log_losses(train_tiny(model, tokenizer, rows, seed=seed, **options))
+    options: dict[str, Any] = {"steps": SIZES[profile][1], "batch_size": BATCH, "weight_decay": 0.0}
+    log_losses(train_tiny(model, tokenizer, rows, lr=arm.get("lr", LR), seed=seed, **options))
     found = evaluate(model, tokenizer, seed, profile)
     return {
         **found,
@@ -273,6 +286,8 @@ study = Study(
         "base": {},
         "sft": {"rule": "gold"},
         "s3ft": {"rule": "s3ft"},
+        "sft, 1e-3": {"rule": "gold", "lr": HIGHER_LR},
+        "s3ft, 1e-3": {"rule": "s3ft", "lr": HIGHER_LR},
         "s3ft, final number": {"rule": "final number"},
         "always paraphrase": {"rule": "paraphrase"},
         "own, unjudged": {"rule": "unjudged"},
@@ -284,15 +299,23 @@ study = Study(
     metrics=METRICS,
     optional=set(METRICS),
     claims=[
-        at_least("sft", on="drop", value=4.0),
         cheaper("s3ft", than="sft", on="drop", ratio=0.7),
         better("s3ft", than="sft", on="retention", margin=2.0),
         better("s3ft", than="sft", on="target", margin=-1.0),
+        cheaper("s3ft, 1e-3", than="sft, 1e-3", on="drop", ratio=0.7),
+        better("s3ft, 1e-3", than="sft, 1e-3", on="retention", margin=2.0),
+        better("s3ft, 1e-3", than="sft, 1e-3", on="target", margin=-1.0),
         cheaper("s3ft, final number", than="sft", on="drop", ratio=0.7),
         better("s3ft, final number", than="sft", on="target", margin=-1.0),
         better("s3ft", than="sft", on="nll", margin=0.3),
         better("s3ft", than="sft", on="kl"),
         better("s3ft", than="own, unjudged", on="target", margin=3.0),
+    ],
+    checks=[
+        at_least("sft", on="drop", value=4.0, text="sft forgets enough to judge: 4 points"),
+        at_least("base", on="target", value=50.0, text="the base can do the task before it is tuned"),
+        at_most("base", on="target", value=80.0, text="the base has the task still to learn"),
+        at_least("base", on="retention", value=90.0, text="the base has the other skills"),
         equivalent("style A from scratch", "style B from scratch", on="target", within=3.0),
     ],
     seeds={"smoke": 1, "laptop": 3},

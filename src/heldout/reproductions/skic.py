@@ -6,31 +6,27 @@ does; and that models tuned on such traces of easy problems solve harder ones wi
 
 Here: each problem has three functions, random permutations of four symbols, and asks for a composition of them. A tiny
 Llama per seed is trained on all formats alike, and as often on queries right after the tables, with and without names
-of skills, of depth 1 to 5. Then it answers 60 queries of each depth in each format. An entry of a table is one word,
-``Fa>b``; a step with the name of its skill is such a word, one without is ``a>b``. All prompts hold every entry that
-the query needs, and ``skic`` has fewer tokens than the other complete ones: the tables and two compositions.
-``skills`` has the tables and as many entries again, the others have worked problems of depth 1 and 2: with answers
-only (``answers``), with steps (``cot``), or with steps that name the skill (``compositions``). In ``internal`` two of
-the three functions are fixed ones that are not listed.
+of skills, of depth 1 and 2 only, as deep as the exemplars are. Then it answers 60 queries of each depth from 1 to 5 in
+each format. An entry of a table is one word, ``Fa>b``; a step with the name of its skill is such a word, one without is
+``a>b``. All prompts hold every entry that the query needs, and ``skic`` has fewer tokens than the other complete ones:
+the tables and two compositions. ``skills`` has the tables and as many entries again, the others have worked problems of
+depth 1 and 2: with answers only (``answers``), with steps (``cot``), or with steps that name the skill
+(``compositions``). In ``internal`` two of the three functions are fixed ones that are not listed.
 
-``deep`` is the mean percentage of right answers at depths 3 to 5, ``gate`` that at depth 1, ``step_ratio`` the
-geometric mean of the ratio of right answers from one depth to the next. ``tuned-skic`` and ``tuned-cot`` go on from the
-same weights with bare queries of the fixed functions, with equal tokens. A chance answer is right in 25 % of the cases.
+``deep`` is the mean percentage of right answers at depths 3 to 5, beyond all that was seen; ``gate`` that at depth 1,
+``step_ratio`` the geometric mean of the ratio of right answers from one depth to the next. ``tuned-skic`` and
+``tuned-cot`` go on from the same weights with bare queries of the fixed functions, with equal tokens. A chance answer
+is right in 25 % of the cases. The check is a gate: where ``skic`` answers fewer than 90 % of the queries of depth 1,
+the model has not learned to look up in its context, and the claims about prompts are not testable.
 
-The first claim is a gate: where ``skic`` answers fewer than 90 % of the queries of depth 1, the model has not learned
-to look up in its context, and the claims about prompts are not testable.
-
-What was found: the gate holds, all look-ups of depth 1 are right. Beyond the depth of the exemplars ``skic`` is right
-in 88 to 100 %, answers alone by chance. Steps without names come to 40 to 77 %, and the tables without worked problems
-to 51 to 99 %: 32 and 19 points less on average, but seeds differ so much that three of them leave both open. What does
-the work is the name in the step: worked problems that name the skills do as well without the tables. Tuning on easy
-bare queries does not carry over to deeper ones, in either form, except once, and that without names.
+``real``: SmolLM2-135M, which nobody trained for this, on chains of relations in plain words
+(``heldout.tasks.chain_problem``). All prompts have all facts; the two exemplars have depth 2. The model chooses each
+step among the three values of its relation, by likelihood, and goes on from what it chose; ``real answers`` chooses the
+answer at once, ``real cot`` steps that are values only, ``real skic`` steps that name the relation; ``real skills`` has
+such steps without exemplars. ``deep`` is the percentage at depths 3 and 4; chance is 33 %.
 
 Deviations: four symbols instead of eight, two layers, three names of functions, and one word for an entry. Models of
-this size did not learn to look up an entry of two words, or one of more names, within 2,000 steps. Exemplars are of
-depth 1 and 2, but training has queries of all depths: a model that had seen depth 1 and 2 only was right by chance
-beyond, whatever the prompt (seed 1000), which says how far tiny models extrapolate and nothing about prompts.
-``tuned-skic`` and ``tuned-cot`` are still trained on depth 1 and 2 only, as that claim wants it.
+this size did not learn to look up an entry of two words, or one of more names, within 2,000 steps.
 """
 
 from __future__ import annotations
@@ -53,16 +49,23 @@ from heldout.lm import (
     accuracy_by_group,
     after_marker,
     run_strategy,
+    smollm,
     tiny_llama,
     train_tiny,
     word_tokenizer,
 )
+from heldout.sources import SMOL, missing
 from heldout.study import Study, at_least, better, higher_is_better, log_curve, lower_is_better
 from heldout.tasks import (
+    CHAIN,
     FIXED_NAMES,
     FUNCTION_NAMES,
+    PEOPLE,
     SYMBOLS,
+    ChainProblem,
     ComposeProblem,
+    chain_fact,
+    chain_problem,
     compose_problem,
     covering_exemplars,
     fixed_tables,
@@ -70,9 +73,10 @@ from heldout.tasks import (
 
 # width, steps, steps of tuning, queries of each depth
 SIZES = {"smoke": (16, 6, 4, 4), "laptop": (64, 2200, 150, 60)}
+REAL_QUERIES = {"smoke": 1, "laptop": 8}  # of each depth
 FORMATS = ("answers", "cot", "skills", "compositions", "skic", "internal")
 LR, TUNING_LR, BATCH = 3e-3, 1e-3, 36
-DEPTHS, DEEP = (1, 2, 3, 4, 5), (3, 4, 5)
+DEPTHS, TRAINED, DEEP, REAL_DEEP = (1, 2, 3, 4, 5), (1, 2), (3, 4, 5), (3, 4)
 NAMES = FUNCTION_NAMES[:3]
 NAMED: dict[str, Any] = {
     "skill_template": "{examples}",
@@ -84,6 +88,11 @@ NAMED: dict[str, Any] = {
     "note": "",
 }
 PLAIN: dict[str, Any] = {"template": "{problem} : {reasoning} = {answer} .", "invitation": "", "separator": " "}
+REAL_NAMED: dict[str, Any] = NAMED | {
+    "step_template": "{text}",
+    "template": "Question: {problem} {steps} Answer: {answer}.",
+    "separator": "\n",
+}
 
 
 @functools.lru_cache(maxsize=1)
@@ -148,7 +157,7 @@ def problem_of(kind: str, depth: int, rng: random.Random) -> ComposeProblem:
 
 def practised(kind: str, rng: random.Random) -> tuple[str, str]:
     """A query right after the tables, for practice in looking entries up."""
-    query = problem_of(kind, rng.choice(DEPTHS), rng)
+    query = problem_of(kind, rng.choice(TRAINED), rng)
     tables = " ".join(" ".join(skill.examples) for skill in listed(query, rng))
     return f"{tables} {query.text} :", target(kind, query)
 
@@ -163,7 +172,7 @@ def base(seed: int, profile: str) -> Any:
         rows = [practised("skic" if number % 2 else "cot", rng) for number in range(count // 2)]
         for number in range(count - len(rows)):
             kind = FORMATS[number % len(FORMATS)]
-            query = problem_of(kind, rng.choice(DEPTHS), rng)
+            query = problem_of(kind, rng.choice(TRAINED), rng)
             rows.append((strategy(kind, query, rng).text(query.text), target(kind, query)))
         return rows
 
@@ -223,7 +232,62 @@ def tuned(form: str, seed: int, profile: str) -> dict[str, float]:
     return scored(run_strategy(asked, lm, [query.text for query in queries], extract, max_tokens=32), queries)
 
 
+def real_strategy(kind: str, query: ChainProblem, rng: random.Random) -> FewShot | ChainOfThought | SkillPrompt:
+    """The prompt of a query: all facts, and two exemplars of depth 2 about other people."""
+    tables = [(name, rng.sample(list(table.items()), len(table))) for name, table in query.facts.items()]
+    facts = " ".join(chain_fact(name, *pair) for name, pairs in tables for pair in pairs)
+    others = [person for person in query.facts["city"] if person != query.start][:2]
+    shown = [chain_problem(2, rng, facts=query.facts, start=person) for person in others]
+    if kind in ("skic", "skills"):
+        worked = [Composition(p.text, [("facts", chain_fact(*step)) for step in p.steps], p.answer) for p in shown]
+        return SkillPrompt(
+            [Skill("facts", examples=[facts])], worked if kind == "skic" else [], max_depth=2, **REAL_NAMED
+        )
+    if kind == "answers":
+        template = "Question: {problem} Answer: {answer}."
+        return FewShot([(p.text, p.answer) for p in shown], header=facts, template=template, separator="\n")
+    examples = [(p.text, " ".join(f"{value}." for *_, value in p.steps), p.answer) for p in shown]
+    template = "Question: {problem} {reasoning} Answer: {answer}."
+    return ChainOfThought(examples, header=facts, template=template, separator="\n")
+
+
+def followed(lm: TransformersLM, kind: str, queries: list[ChainProblem], rng: random.Random) -> list[str]:
+    """The answers of a model that chooses each step among the values of its relation, and goes on from its choice."""
+    written = [real_strategy(kind, query, rng).text(query.text).rstrip() for query in queries]
+    values = [query.start for query in queries]
+    for name in queries[0].names[-1:] if kind == "answers" else queries[0].names:
+        if kind in ("skic", "skills"):
+            written = [f"{text} The {name} of {value} is" for text, value in zip(written, values, strict=True)]
+        options = [[f" {value}" for value in query.facts[name].values()] for query in queries]
+        scores = lm.score(written, options)
+        values = [row[s.index(max(s))].strip() for row, s in zip(options, scores, strict=True)]
+        written = [f"{text} {value}." for text, value in zip(written, values, strict=True)]
+    return values
+
+
+def real(kind: str, seed: int, profile: str) -> dict[str, float]:
+    rng = random.Random(seed)
+    asked = {d: [chain_problem(d, rng) for _ in range(REAL_QUERIES[profile])] for d in (1, *REAL_DEEP)}
+    texts = [real_strategy(kind, query, rng).text(query.text) for row in asked.values() for query in row]
+    words = [f" {word}" for values in (PEOPLE, *CHAIN.values()) for word in values]
+    if profile == "smoke":
+        words = [word for text in [*texts, *words, ". The of is"] for word in text.split()]
+        known = word_tokenizer(words)
+        lm = TransformersLM(tiny_llama(known, dim=16, layers=1, seed=seed), known)
+    else:
+        lm = TransformersLM(*smollm(texts=[*texts, *words]), batch_size=8)
+    rates = {}
+    for depth, queries in asked.items():
+        said = followed(lm, kind, queries, rng)
+        rates[depth] = sum(query.answer == text for query, text in zip(queries, said, strict=True)) / len(queries)
+        log_curve("right over depth", depth, 100 * rates[depth])
+    return {"gate": 100 * rates[1], "deep": 100 * sum(rates[depth] for depth in REAL_DEEP) / len(REAL_DEEP),
+            "depth_4": 100 * rates[4]}  # fmt: skip
+
+
 def run(arm: dict[str, Any], seed: int, profile: str) -> dict[str, float]:
+    if "real" in arm:
+        return real(arm["real"], seed, profile)
     if "tuned" in arm:
         return tuned(arm["tuned"], seed, profile)
     lm = TransformersLM(base(seed, profile), tokenizer(), batch_size=256)
@@ -234,16 +298,18 @@ METRICS = dict.fromkeys(("gate", "deep", "depth_4", "step_ratio"), higher_is_bet
     ("no_answer", "prompt_tokens"), lower_is_better
 )
 
+REAL_ARMS = {f"real {kind}": {"real": kind} for kind in ("answers", "cot", "skills", "skic")}
+
 study = Study(
     slug="skic",
     title="Skills-in-Context prompting: unlocking compositionality",
     arms={kind: {"format": kind} for kind in FORMATS}
-    | {"tuned-skic": {"tuned": "skic"}, "tuned-cot": {"tuned": "cot"}},
+    | {"tuned-skic": {"tuned": "skic"}, "tuned-cot": {"tuned": "cot"}}
+    | REAL_ARMS,
     run=run,
     metrics=METRICS,
-    optional={"prompt_tokens"},
+    optional={"prompt_tokens", "step_ratio", "no_answer"},
     claims=[
-        at_least("skic", on="gate", value=90.0),
         better("skic", than="cot", on="deep", margin=10.0),
         better("skic", than="answers", on="deep", margin=10.0),
         better("cot", than="answers", on="deep", margin=10.0),
@@ -251,7 +317,16 @@ study = Study(
         better("skic", than="compositions", on="deep", margin=5.0),
         better("skic", than="cot", on="step_ratio", margin=0.03),
         better("tuned-skic", than="tuned-cot", on="deep", margin=5.0),
+        better("real skic", than="real cot", on="deep", margin=10.0),
+        better("real skic", than="real answers", on="deep", margin=10.0),
+        better("real cot", than="real answers", on="deep", margin=10.0),
+        better("real skic", than="real skills", on="deep", margin=5.0),
     ],
-    seeds={"smoke": 1, "laptop": 3},
+    checks=[
+        at_least("skic", on="gate", value=90.0, text="skic looks up in its context: 90 % at depth 1"),
+        at_least("real skic", on="gate", value=90.0, text="real skic looks up in its context: 90 % at depth 1"),
+    ],
+    seeds={"smoke": 1, "laptop": 4},
     shared_setup=True,
+    needs=dict.fromkeys(REAL_ARMS, functools.partial(missing, (SMOL,))),
 )

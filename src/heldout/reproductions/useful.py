@@ -13,7 +13,8 @@ as many random repeats, SGD with as many steps as USEFUL takes in all, its early
 without USEFUL. Ablations: factor 3, and separating too early and too late.
 
 Learning rates: of 0.05, 0.1, 0.2, 0.4 and 0.8 the one of the least mean test error on development seeds, for every arm
-its own (the ablations have USEFUL's); with SAM, of these and of the radii 0.0025 to 0.1. None lies at an edge.
+its own (the ablations have USEFUL's); with SAM, of these and of the radii 0.0025 to 0.1. With SAM and USEFUL the radii
+began at 0.005, which was the best: the one value at an edge.
 
 Deviations. The slow feature counts as learned at a fixed alignment, since half of its final value says nothing in runs
 that end before it is learned; a run that does not learn it counts as its full number of steps. The margin of SAM's

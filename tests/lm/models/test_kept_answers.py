@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from heldout.language_model import taken_options
 from heldout.lm import CachedLM, ScriptedLM
 
 
@@ -85,3 +86,15 @@ def test_the_scripted_model_says_when_it_has_no_answer():
         ScriptedLM(["x"]).score(["a"], [["b"]])
     ((cut,),) = ScriptedLM(["one two three . four"], price=2.0).generate(["a b"], stop=["."], max_tokens=2)
     assert (cut.text, cut.tokens, cut.prompt_tokens, cut.cost, cut.finish_reason) == ("one two", 2, 2, 4.0, "length")
+
+
+def test_further_options_reach_the_model_and_make_another_answer(tmp_path):
+    class TopK(ScriptedLM):
+        def generate(self, prompts, n=1, *, top_k=0, **options):
+            self.answers = lambda prompt, sample: str(top_k)
+            return ScriptedLM(self.answers).generate(prompts, n, **options)
+
+    lm = CachedLM(TopK({}), tmp_path / "answers.db")
+    assert [lm.generate(["a"], temperature=1.0, top_k=k)[0][0].text for k in (3, 5, 3)] == ["3", "5", "3"]
+    assert lm.hits == 1
+    assert taken_options(lm, top_k=1, repetition_penalty=1.2) == {"top_k": 1}

@@ -115,6 +115,25 @@ def test_samples_repeat_with_their_seed_and_differ_from_each_other(tokenizer):
     assert [c.prompt_tokens for c in first[0]] == [21] + [0] * 9
 
 
+def test_sampling_from_the_one_most_likely_token_is_greedy(tokenizer):
+    lm = TransformersLM(random_model("llama", len(tokenizer)), tokenizer)
+    greedy = [row[0].text for row in lm.generate(PROMPTS, max_tokens=6)]
+    assert [row[0].text for row in lm.generate(PROMPTS, temperature=5.0, top_k=1, max_tokens=6, seed=3)] == greedy
+    assert [row[0].text for row in lm.generate(PROMPTS, temperature=5.0, max_tokens=6, seed=3)] != greedy
+
+
+def test_a_high_repetition_penalty_writes_no_word_twice(tokenizer):
+    lm = TransformersLM(random_model("llama", len(tokenizer)), tokenizer)
+    options = {"max_tokens": 8, "temperature": 0.1, "seed": 1}
+    often = lm.generate(["w1 w2"], **options)[0][0].text.split()
+    once = lm.generate(["w1 w2"], **options, repetition_penalty=1e6)[0][0].text.split()
+    assert len(set(often)) < len(often)
+    assert len({*once, "w1", "w2"}) == len(once) + 2
+    for option in ({"top_k": -1}, {"repetition_penalty": 0.0}):
+        with pytest.raises(ValueError, match="top_k must be at least 0"):
+            lm.generate(["w1"], **option)
+
+
 def test_a_completion_ends_before_the_stop_string(tokenizer):
     model = random_model("llama", len(tokenizer))
     whole = TransformersLM(model, tokenizer).generate(PROMPTS[:1], max_tokens=6)[0][0]

@@ -15,6 +15,7 @@ from heldout.measure import (
     pomdp_difficulty,
     task_difficulty,
 )
+from heldout.measure.datasets import difficulty as module
 from heldout.measure.datasets.difficulty import _harmonics
 
 # n, dim, radius, classes, margin, error of the released script, and the bits that its formula gives for them
@@ -174,3 +175,20 @@ def test_errors_outside_0_to_1_are_refused(error):
 def test_quantities_that_are_not_positive_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
         task_difficulty(**{"n": 100, "dim": 2, "radius": 1.0, "classes": 2, "margin": 0.1, "error": 0.1} | change)
+
+
+def test_the_range_is_that_of_the_dimensions_interval_and_the_seed_reaches_its_estimate(monkeypatch):
+    seeds = []
+
+    def estimated(points, seed):
+        seeds.append(seed)
+        return 4.2, 2.6, 5.4  # estimate, low, high
+
+    monkeypatch.setattr(module, "intrinsic_dimension", estimated)
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(40, 6, generator=generator), torch.arange(40) % 2
+    found = classification_difficulty(x, y, margin=0.3, seed=7)
+    at = [task_difficulty(40, dim, found.radius, 2, 0.3, 0.01).log2_bits for dim in (4, 3, 5)]
+    assert [found.log2_bits, found.low, found.high] == at
+    assert found.low < found.log2_bits < found.high
+    assert seeds == [7]

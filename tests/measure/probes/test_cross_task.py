@@ -6,7 +6,7 @@ import pytest
 
 from heldout.language_model import Completion
 from heldout.lm import TransformersLM, tiny_bart, tiny_llama, word_tokenizer
-from heldout.measure import cross_task, exact_match, rouge_l
+from heldout.measure import best_constant, beyond_constant, cross_task, exact_match, rouge_l
 
 
 def task(name, *pairs, category="c"):
@@ -90,3 +90,66 @@ def test_bad_input_is_named():
         cross_task(lambda prompts: [], [fine], only_input)
     with pytest.raises(TypeError, match="an LM or a function of prompts, got int"):
         cross_task(3, [fine], only_input)
+
+
+@pytest.mark.parametrize(
+    ("pairs", "best"),
+    [
+        ([("a b", ("yes",)), ("c d", ("no", "yes")), ("e f", ("no",)), ("g h", ("maybe",))], 0.5),  # second references
+        ([("a b", ("a b",)), ("c d", ("c d",)), ("e f", ("x",))], 2 / 3),  # a copy
+        ([("a b", ("a",)), ("c d", ("c",)), ("e f", ("f",))], 2 / 3),  # the first word
+        ([("a b", ("b",)), ("c d", ("d",)), ("e f", ("x",)), ("g h", ("h",))], 3 / 4),  # the last word
+    ],
+)
+def test_the_best_constant_is_the_best_of_one_output_a_copy_and_either_end(pairs, best):
+    assert best_constant(task("t", *pairs)) == pytest.approx(best)
+
+
+def test_beyond_the_constant_is_the_share_of_what_it_leaves_over_all_tasks():
+    half = task("half", ("a", ("yes",)), ("b", ("no",)), ("c", ("yes",)), ("d", ("no",)))
+    solved = task("solved", ("a", ("yes",)), ("b", ("yes",)))
+    rare = task("rare", *[(f"{i} x", (f"{i}",)) for i in range(2)], *[(f"{i} x", ("x y",)) for i in range(8)])
+    tasks = [half, solved, rare]
+
+    def model(prompts):
+        return ["yes", "no", "yes", "yes", "no", "yes", "0", "1", *["x y"] * 4, *["?"] * 4]
+
+    found = cross_task(model, tasks, only_input, exact_match)
+    assert beyond_constant(found, tasks) == pytest.approx(((0.75 - 0.5) + (0.5 - 1) + (0.6 - 0.8)) / (0.5 + 0.0 + 0.2))
+
+
+def test_further_strategies_count():
+    one = task("one", ("a x", ("p",)), ("b y", ("q",)))
+    tasks = [task("t", ("a w x", ("w",)), ("b v y", ("v",)), ("c u z", ("?",)))]
+
+    def middle(instance):
+        return instance.input.split()[1]
+
+    assert best_constant(one, exact_match, [middle]) == 0.5
+    assert best_constant(tasks[0]) == pytest.approx(1 / 3)
+    assert best_constant(tasks[0], exact_match, [middle]) == pytest.approx(2 / 3)
+    found = cross_task(lambda prompts: ["w", "x", "?"], tasks, only_input, exact_match)
+    assert beyond_constant(found, tasks, exact_match, [middle]) == pytest.approx(0.0)
+    assert beyond_constant(found, tasks) == pytest.approx(0.5)
+
+
+def test_a_constant_answer_is_never_above_zero():
+    tasks = [task(f"t{i}", *[(f"{j} w", (str(j * i % 3),)) for j in range(6)]) for i in range(1, 4)]
+    for said in ("0", "1", "2"):
+        kept = [each for each in tasks if best_constant(each) < 1]
+        found = cross_task(lambda prompts, said=said: [said] * len(prompts), kept, only_input, exact_match)
+        assert beyond_constant(found, kept) <= 0
+
+
+def test_rouge_can_be_corrected_too_and_bad_input_is_told():
+    one = task("one", ("a b c", ("a b",)), ("d e f", ("e f",)))
+    constant = best_constant(one, rouge_l)
+    found = cross_task(lambda prompts: ["a b", "e f"], [one], only_input, rouge_l)
+    assert constant == pytest.approx(0.8)  # the copy
+    assert beyond_constant(found, [one], rouge_l) == pytest.approx(1.0)
+    with pytest.raises(ValueError, match="the same tasks"):
+        beyond_constant(found, [task("other", ("a", ("a",)))])
+    with pytest.raises(ValueError, match="every task is solved"):
+        beyond_constant(cross_task(echo, [task("t", ("a", ("a",)))], only_input), [task("t", ("a", ("a",)))])
+    with pytest.raises(ValueError, match="'t' needs instances"):
+        best_constant(task("t", ("a", ())))

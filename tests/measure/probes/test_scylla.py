@@ -88,8 +88,12 @@ def test_probing_keeps_valid_inputs_once_and_all_numbers():
 
 
 def row(level, id_, ood, parsed=(1.0, 1.0), name="t"):
-    rights = [tuple(i < round(100 * share) for i in range(100)) for share in (id_, ood)]
-    return ScyllaScore(name, level, *rights, *parsed)
+    """Accuracies are over 100 answers, beside which stand as many outputs without one as ``parsed`` says."""
+    rights = [
+        tuple(i < round(100 * share) for i in range(100)) + (None,) * round(100 / answered - 100)
+        for share, answered in zip((id_, ood), parsed, strict=True)
+    ]
+    return ScyllaScore(name, level, *rights)
 
 
 def test_gap_formulas_at_their_edges():
@@ -98,6 +102,43 @@ def test_gap_formulas_at_their_edges():
     assert better.gap == 0
     assert better.signed_gap == pytest.approx(-0.3)
     assert (silent.accuracy_id, silent.accuracy_ood) == (0, pytest.approx(0.1))
+
+
+def test_accuracy_is_that_of_the_outputs_with_an_answer_and_needs_a_tenth_of_them():
+    half = row(2, 0.8, 0.3, parsed=(0.5, 0.25))
+    assert (half.accuracy_id, half.accuracy_ood) == (pytest.approx(0.8), pytest.approx(0.3))
+    assert (half.parsed_id, half.parsed_ood) == (0.5, 0.25)
+    assert ScyllaScore("t", 1, (True,) + (None,) * 9, (True,)).accuracy_id == 1
+    assert ScyllaScore("t", 1, (True,) + (None,) * 10, (True,)).accuracy_id == 0
+    assert ScyllaScore("t", 1, (True, None, None), (True,), 0.5).accuracy_id == 0
+    assert ScyllaScore("t", 1, (None, None), (True,)).accuracy_id == 0
+
+
+def test_intervals_of_gaps_agree_with_resampling_inputs_and_partners_by_hand():
+    score = ScyllaScore("t", 1, (True,) * 20 + (None,) * 10 + (False,) * 10, (None,) * 10 + (True,) * 8 + (False,) * 22)
+    found = ScyllaReport((score,)).gap_curve(signed=True)[1]
+    draws, rng = [], random.Random(1)
+    for _ in range(2000):
+        picked = rng.choices(range(40), k=40)
+        sides = [[side[i] for i in picked if side[i] is not None] for side in (score.right_id, score.right_ood)]
+        draws.append(sum(sides[0]) / len(sides[0]) - sum(sides[1]) / len(sides[1]))
+    assert found.estimate == pytest.approx(20 / 30 - 8 / 30)
+    assert [found.low, found.high] == pytest.approx(np.percentile(draws, [2.5, 97.5]), abs=0.03)
+
+
+class Recorder(ScriptedLM):
+    """Keeps the options of sampling that it was given, and takes two more than other models."""
+
+    def generate(self, prompts, n=1, *, top_k=0, repetition_penalty=1.0, **options):
+        self.seen = {"top_k": top_k, "repetition_penalty": repetition_penalty, **options}
+        return super().generate(prompts, n, **options)
+
+
+def test_probing_samples_as_the_paper_does():
+    lm = Recorder(lambda prompt, k: "[1, 2]")
+    probe_inputs(lm, TASKS["sort"], requests=1)
+    paper = {"temperature": 0.9, "top_p": 0.95, "top_k": 60, "repetition_penalty": 1.2, "max_tokens": 1024}
+    assert paper.items() <= lm.seen.items()
 
 
 def test_the_critical_complexity_is_the_level_of_the_largest_gap_and_the_lowest_of_equals():
@@ -127,6 +168,20 @@ def test_a_second_call_asks_for_the_answer_alone():
     report = Scylla([TASKS["maximum"]], tests=2, follow_up=True).run(lm, {"maximum": [(9, 1), (9, 2)]})
     assert report.rows[0].accuracy_id == 1
     assert report.rows[0].least_parsed == 0.5
+
+
+def test_examples_are_the_first_inputs_and_are_not_tested():
+    seen = []
+
+    def answer(prompt, sample):
+        seen.append([tuple(map(int, row.split(","))) for row in re.findall(r"Input: \[(.*?)\]", prompt)])
+        return exact(prompt, sample)
+
+    rows = known(6)["sort"]
+    report = Scylla([TASKS["sort"]], tests=4, shots=2, mode="few-shot").run(ScriptedLM(answer), {"sort": rows})
+    assert seen[:4] == [[*rows[:2], row] for row in rows[2:]]
+    assert not {number for row in seen[4:] for numbers in row for number in numbers} & {x for row in rows for x in row}
+    assert len(report.rows[0].right_id) == 4
 
 
 def test_divergences_are_zero_for_equal_samples_symmetric_and_bounded():

@@ -49,6 +49,29 @@ def test_a_model_that_follows_priors_is_wrong_with_exchanged_words():
     assert [row["prior_following"] for row in report.table()] == [None] * 4 + [1, 1]
 
 
+def test_priors_of_three_classes_are_known_without_the_natural_words():
+    """Words moved on by one class: the natural word of class y stands for class y - 1."""
+    texts, labels = [f"{name} {i}" for name in ("cold", "warm", "hot") for i in range(4)], [0] * 4 + [1] * 4 + [2] * 4
+    flipped = [v for v in verbalizer_sets([["low", "middle", "high"]], n_neutral=0) if v.kind == "unnatural"]
+    natural = {"cold": "low", "warm": "middle", "hot": "high"}
+    lm = ScriptedLM(lambda prompt, k: next(word for name, word in natural.items() if f"{name} " in prompt))
+    task = VerbalizerManipulation(texts, labels, ["a", "b", "c"], flipped)
+    assert task.run(lm).prior_following == 1
+    assert VerbalizerManipulation(texts, labels, ["a", "b", "c"], flipped).run(lm).rows[0].accuracy.estimate == 0
+
+
+def test_the_order_of_the_words_follows_the_seed():
+    orders = {tuple(VerbalizerManipulation(TEXTS, LABELS, NAMES, SETS, seed=k).prompts(SETS[0])) for k in range(4)}
+    assert len(orders) == 4
+
+
+def test_the_deviation_over_verbalizers_is_that_of_a_sample():
+    lm = ScriptedLM(lambda prompt, k: "positive" if "'positive'" in prompt else follower(prompt, k))
+    report = VerbalizerManipulation(TEXTS, LABELS, NAMES, SETS).run(lm)
+    assert [row.accuracy.estimate for row in report.rows[:2]] == [0.5, 1.0]
+    assert report.deviation("natural") == pytest.approx(0.5 / 2**0.5)
+
+
 def test_always_the_first_word_is_chance_because_the_order_changes():
     texts, labels = TEXTS * 10, LABELS * 10
     lm = ScriptedLM(lambda prompt, k: re.search(r"utput '(\w+)'", prompt).group(1))
@@ -72,6 +95,23 @@ def test_the_best_scored_word_wins_and_lengths_are_divided_by():
     assert set(VerbalizerManipulation(TEXTS, LABELS, NAMES, one, **options).run(lm).rows[0].answers) == {0}
     options["length"] = {"no": 1.0, "yes": 3.0}.__getitem__
     assert set(VerbalizerManipulation(TEXTS, LABELS, NAMES, one, **options).run(lm).rows[0].answers) == {1}
+
+
+def test_scoring_the_prompts_of_a_text_together_gives_the_same_answers():
+    words = [*TEXTS, "negative positive no yes foo bar baz sfo dpo qux", "bad good : output if ; is"]
+    tokenizer = word_tokenizer(words)
+    lm = TransformersLM(tiny_llama(tokenizer, dim=16, layers=2, seed=3), tokenizer)
+
+    def template(text, pairs):
+        return f"{text} : " + " ; ".join(f"output {word} if {name}" for word, name in pairs)
+
+    options = {"mode": "score", "lead": "", "template": template, "length": len, "seed": 5}
+    apart, joined = (
+        VerbalizerManipulation(TEXTS, LABELS, NAMES, SETS, **options, together=together).run(lm).rows
+        for together in (False, True)
+    )
+    assert [row.answers for row in joined] == [row.answers for row in apart]
+    assert len({row.answers for row in apart}) > 2
 
 
 def test_a_constant_on_all_logits_changes_nothing():
@@ -103,6 +143,7 @@ def test_what_cannot_be_measured_is_refused():
         ({"verbalizers": [Verbalizer(("a", "b", "c"))]}, "3 words for 2 classes"),
         ({"verbalizers": [Verbalizer(("not", "nothing"))]}, "beginning of 'nothing'"),
         ({"mode": "guess"}, "mode must be"),
+        ({"together": True}, "together needs mode='score'"),
     ]:
         arguments = {"labels": LABELS, "verbalizers": SETS, **change}
         labels, sets = arguments.pop("labels"), arguments.pop("verbalizers")

@@ -224,3 +224,17 @@ def test_bad_arguments_are_named():
         lexicon(10)
     with pytest.raises(ValueError, match=r"operations are reverse, .* got 'rotate'"):
         apply_operation(("rotate",), ["a"], WORDS)
+
+
+def test_lists_come_from_the_chosen_sources_only():
+    world = InstructionWorld(24, n_instances=3, sources=("short",))
+    assert {task.source for task in world.tasks} == {"short"}
+    inputs = [instance.input.partition(" gives ")[0] for task in world.tasks for instance in task.instances]
+    assert {len(text.split()) for text in inputs} == {3, 4}
+    long = InstructionWorld(24, n_instances=3, sources=("long",))
+    assert {len(i.input.partition(" gives ")[0].split()) for t in long.tasks for i in t.instances} == {5, 6}
+    facts = list_facts(200, sources=("short",))
+    assert max(len(fact.partition(" , ")[0].split()) for fact in facts if " , " in fact) == 4
+    for sources in ((), ("tiny",)):
+        with pytest.raises(ValueError, match="sources must be among short, long, repeats"):
+            InstructionWorld(12, n_instances=3, sources=sources)

@@ -78,3 +78,19 @@ def test_bad_input_is_named():
     query = ComposeProblem({"F": ("b", "c", "d", "e", "f", "a")}, ("F",) * 4, "a")
     with pytest.raises(ValueError, match="1 exemplars cannot hold the entries"):
         covering_exemplars(query, 1, rng, depths=(1,))
+
+
+def test_entries_that_are_covered_on_the_way_need_no_exemplar_of_their_own():
+    cycle = {"F": ("b", "c", "d", "a")}  # every entry leads on to the next
+    query = ComposeProblem(cycle, ("F",) * 4, "a")
+    for seed in range(30):
+        shown = covering_exemplars(query, 3, random.Random(seed), depths=(2,))
+        assert len(shown) == 3
+        assert set(query.steps) <= entries_of(shown)
+
+
+def test_one_exemplar_too_few_is_refused():
+    query = ComposeProblem({"F": ("b", "c", "d", "a")}, ("F",) * 4, "a")
+    assert len(covering_exemplars(query, 4, random.Random(0), depths=(1,))) == 4
+    with pytest.raises(ValueError, match="3 exemplars cannot hold the entries of a query that needs 4"):
+        covering_exemplars(query, 3, random.Random(0), depths=(1,))

@@ -1,3 +1,4 @@
+import math
 import random
 
 import pytest
@@ -73,6 +74,17 @@ def test_one_pool_serves_all_and_the_window_of_costs_goes_on(started, tokenizer)
     train_router(model_from(started, tokenizer), tokenizer, pool, ROWS, **options, **OPTIONS | {"concurrency": 4})
     assert pool.requests > 0
     assert len(window.state_dict()["seen"]) == 2 * 2 * 2
+
+
+@pytest.mark.parametrize(("transform", "of"), [("sqrt", math.sqrt), ("log", lambda cost: math.log1p(0.01 * cost))])
+def test_costs_are_rated_in_millionths_of_money(started, tokenizer, transform, of):
+    window = CostReward(transform=transform)
+    options = {"steps": 2, "batch_size": 4, "group_size": 4, "alpha": 0.6, "cost_reward": window, "seed": 0}
+    train_router(model_from(started, tokenizer), tokenizer, pool_for, ROWS, **options, **OPTIONS)
+    seen = {round(x, 9) for x in window.state_dict()["seen"]}
+    known = {round(of(cost), 9) for cost in (0.0, 1.0, 15.0)}  # no call, one token for 1, three tokens for 5 each
+    assert seen <= known
+    assert seen & {round(of(1.0), 9), round(of(15.0), 9)}
 
 
 @pytest.mark.parametrize("mask", [True, False])

@@ -132,6 +132,17 @@ def test_the_statistic_is_the_mean_magnitude_and_scales_are_centred():
     torch.testing.assert_close(scaling.scale, (mean / (mean.max() * mean.min()).sqrt()).detach())
 
 
+def test_the_scale_of_a_silent_channel_is_kept_from_zero():
+    model, batches = network(1)
+    with torch.no_grad():
+        model[0].norm.weight[3] = 1e-15
+    scaling = awq_search(model, batches, 2, 8, rules={Block: rule}, clip=False).scalings[0]
+    mean = model[0].norm(torch.cat(batches)).abs().mean(0) ** scaling.exponent
+    assert float(mean[3].detach()) < 1e-4
+    expected = mean.clamp(min=1e-4)
+    torch.testing.assert_close(scaling.scale, (expected / (expected.max() * expected.min()).sqrt()).detach())
+
+
 def test_an_exponent_of_zero_only_is_rounding_to_nearest():
     model, batches = network()
     rounded = copy.deepcopy(model)
@@ -164,6 +175,22 @@ def test_clipping_is_never_worse_than_not_clipping_on_the_same_tokens(bits):
         ]
     )
     torch.testing.assert_close(errors(clipped), tried.amin(0), rtol=1e-3, atol=1e-5)
+
+
+def test_clips_are_searched_on_the_inputs_that_scaling_leaves():
+    model, batches = network()
+    result = awq_search(model, batches, 2, 8, rules={Block: rule})
+    assert sum(scaling.exponent > 0 for scaling in result.scalings) >= 2
+    scaled = copy.deepcopy(model)
+    apply_awq(scaled, AWQResult(2, 8, False, result.scalings))
+    for name in ("0.up", "0.down", "1.up", "1.down"):
+        layer, seen = scaled.get_submodule(name), []
+        handle = layer.register_forward_pre_hook(lambda _, args, seen=seen: seen.append(args[0]))
+        outputs(scaled, batches)
+        handle.remove()
+        groups = torch.cat(seen).view(32, -1, 8)
+        expected = clip_search(layer.weight, torch.einsum("tgi,tgj->gij", groups, groups) / 32, 2)
+        torch.testing.assert_close(result.clips[name], expected)
 
 
 def test_queries_and_keys_are_not_clipped():

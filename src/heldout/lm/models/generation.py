@@ -117,6 +117,8 @@ def generate_ids(
     stop: Sequence[str] = (),
     temperature: float = 0.0,
     top_p: float = 1.0,
+    top_k: int = 0,
+    repetition_penalty: float = 1.0,
 ) -> list[list[list[int]]]:
     """Returns the ids of ``n`` completions of each context, written in one batch, their end tokens included.
 
@@ -131,6 +133,9 @@ def generate_ids(
         stop: strings that end a completion, which contains them.
         temperature: of sampling, which draws from torch's global generator; 0 decodes greedily.
         top_p: share of the probability that is sampled from.
+        top_k: most tokens that are sampled from; 0: all.
+        repetition_penalty: divides positive logits of tokens that the context or the completion has, and multiplies
+            negative ones (arXiv:1909.05858).
 
     Example:
         >>> from heldout.lm import tiny_llama, word_tokenizer
@@ -142,7 +147,9 @@ def generate_ids(
     pad, end = tokenizer.pad_token_id, tokenizer.eos_token_id
     options: dict[str, Any] = {"max_new_tokens": max_tokens, "do_sample": temperature > 0, "pad_token_id": pad}
     if temperature > 0:
-        options |= {"temperature": temperature, "top_p": top_p, "top_k": 0}
+        options |= {"temperature": temperature, "top_p": top_p, "top_k": top_k}
+    if repetition_penalty != 1.0:
+        options["repetition_penalty"] = repetition_penalty
     separate = bool(model.config.is_encoder_decoder)
     ids, mask = _padded(contexts, pad, model.device, left=not separate)
     if _shares(contexts, n) and not separate:

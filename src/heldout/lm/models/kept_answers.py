@@ -63,8 +63,11 @@ class CachedLM:
         stop: Sequence[str] = (),
         max_tokens: int = 256,
         seed: int = 0,
+        **further: Any,
     ) -> list[list[Completion]]:
         """Returns ``n`` completions of each prompt, those that the file has from there; see ``LM``.
+
+        Further options, such as top_k, are those of the model.
 
         Where the model fails half-way and its error says what had ``finished``, that is kept before the error goes on.
         """
@@ -74,6 +77,7 @@ class CachedLM:
             "stop": list(stop),
             "max_tokens": max_tokens,
             "seed": seed,
+            **further,
         }
         kept = options if temperature > 0 else {**options, "seed": 0, "top_p": 1.0}
 

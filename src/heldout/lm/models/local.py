@@ -89,16 +89,23 @@ class TransformersLM:
         stop: Sequence[str] = (),
         max_tokens: int = 256,
         seed: int = 0,
+        top_k: int = 0,
+        repetition_penalty: float = 1.0,
     ) -> list[list[Completion]]:
         """Returns ``n`` completions of each prompt; see ``LM``.
+
+        ``top_k`` tokens at most are sampled from, 0 being all; the logits of tokens that stand in the prompt or the
+        completion are divided by ``repetition_penalty``, or multiplied where they are below 0.
 
         Where the context has no room for ``max_tokens``, a completion ends when it is full. The same call gives the
         same samples; another batch of prompts gives others.
 
         Raises:
-            ValueError: a prompt that is empty or fills the context; its number is named.
+            ValueError: a prompt that is empty or fills the context, its number being named; an option out of range.
         """
         check_sampling(n, temperature, top_p, max_tokens)
+        if top_k < 0 or not repetition_penalty > 0:
+            raise ValueError(f"top_k must be at least 0, repetition_penalty above 0; got {top_k}, {repetition_penalty}")
         contexts = self._contexts(prompts)
         context = context_of(self.model)
         room = [max_tokens if context is None else min(max_tokens, context - len(ids)) for ids in contexts]
@@ -120,6 +127,8 @@ class TransformersLM:
                         stop=stop,
                         temperature=temperature,
                         top_p=top_p,
+                        top_k=top_k,
+                        repetition_penalty=repetition_penalty,
                     )
                     for i, written in zip(batch, rows, strict=True):
                         for ids in written:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from heldout.language_model import LM
-from heldout.measure.metrics.text import rouge_l
+from heldout.measure.metrics.text import exact_match, rouge_l
 from heldout.study import interval
 
 Metric = Callable[[str, Sequence[str]], float]
@@ -119,3 +119,73 @@ def cross_task(
         start = end
     found = interval([np.array([row.score for row in rows])])
     return CrossTask(tuple(rows), found.estimate, found.low, found.high)
+
+
+Strategy = Callable[[Any], str]
+
+
+def best_constant(task: Any, metric: Metric = exact_match, strategies: Sequence[Strategy] = ()) -> float:
+    """Returns the score on a task of the best strategy that reads no instruction, chosen by the right answers.
+
+    The strategies: one and the same output for all instances, any that is right for one of them; a copy of the input;
+    its first word; its last word; and those given.
+
+    Args:
+        task: as for ``cross_task``.
+        metric: ``(prediction, references) -> score``.
+        strategies: further ones, ``instance -> answer``, such as the first of its options.
+
+    Raises:
+        ValueError: a task without instances, or an instance without references.
+
+    Example:
+        >>> from types import SimpleNamespace as Task
+        >>> instances = [Task(input="a b", outputs=("yes",)), Task(input="c", outputs=("no",))]
+        >>> best_constant(Task(name="check", instances=instances))
+        0.5
+    """
+    if not task.instances or not all(instance.outputs for instance in task.instances):
+        raise ValueError(f"the task {task.name!r} needs instances, and each of them references")
+    known: list[Strategy] = [lambda i: i.input, lambda i: i.input.split()[0], lambda i: i.input.split()[-1]]
+    constants = dict.fromkeys(output for instance in task.instances for output in instance.outputs)
+    known += [lambda _, output=output: output for output in constants]  # type: ignore[misc]
+    return max(
+        math.fsum(metric(answer(instance), instance.outputs) for instance in task.instances) / len(task.instances)
+        for answer in [*known, *strategies]
+    )
+
+
+def beyond_constant(
+    scores: CrossTask, tasks: Sequence[Any], metric: Metric = exact_match, strategies: Sequence[Strategy] = ()
+) -> float:
+    """Returns how far a model gets from the best constant strategy of each task to a perfect score, over all tasks.
+
+    ``sum(score - constant) / sum(1 - constant)``, summed over tasks: 1 for a model without error, 0 for one that is as
+    good as the strategies that ignore the instruction and were chosen by the right answers, below 0 for a worse one. A
+    task that a constant nearly solves counts little, one that it solves can only be lost.
+
+    Args:
+        scores: of ``cross_task`` on the same tasks, with the same metric.
+        tasks: the tasks.
+        metric: ``(prediction, references) -> score`` in [0, 1].
+        strategies: further ones of ``best_constant``.
+
+    Raises:
+        ValueError: scores of other tasks; tasks that constants solve, all of them.
+
+    Example:
+        >>> from types import SimpleNamespace as Task
+        >>> instances = [Task(input=text, outputs=(out,)) for text, out in (("a", "yes"), ("b", "no"), ("c", "no"))]
+        >>> task = Task(name="check", category="verify", source="own", instances=instances)
+        >>> prompt = lambda task, instance: instance.input
+        >>> right = lambda prompts: ["yes", "no", "no"]
+        >>> beyond_constant(cross_task(right, [task], prompt, exact_match), [task])
+        1.0
+    """
+    if [row.task for row in scores.rows] != [task.name for task in tasks]:
+        raise ValueError("beyond_constant needs the scores of the same tasks, in their order")
+    constants = [best_constant(task, metric, strategies) for task in tasks]
+    left = math.fsum(1 - constant for constant in constants)
+    if left <= 0:
+        raise ValueError("every task is solved by a constant strategy")
+    return math.fsum(row.score - constant for row, constant in zip(scores.rows, constants, strict=True)) / left

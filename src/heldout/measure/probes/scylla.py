@@ -17,12 +17,13 @@ from typing import Any, Literal
 
 import numpy as np
 
-from heldout.language_model import LM, Completion
-from heldout.study import Interval, interval
+from heldout.language_model import LM, Completion, taken_options
+from heldout.study import Interval
 
 Numbers = tuple[int, ...]
 _LIST = re.compile(r"\[([^\[\]]*)\]")
 _LEAST_PARSED = {False: 0.1, True: 0.5}  # of the outputs, without and with a second call: else accuracy counts as 0
+_RESAMPLES = 1000  # of the intervals of gap_curve
 THINK = "Let's think step by step."
 THEREFORE = "Therefore, the answer is"
 
@@ -44,6 +45,8 @@ def probe_inputs(
     requests: int = 256,
     temperature: float = 0.9,
     top_p: float = 0.95,
+    top_k: int = 60,
+    repetition_penalty: float = 1.2,
     max_tokens: int = 1024,
     seed: int = 0,
 ) -> tuple[list[Numbers], set[int]]:
@@ -56,8 +59,12 @@ def probe_inputs(
         task: with ``statement`` and ``admits``, such as those of ``heldout.tasks.list_tasks``.
         n: inputs at most.
         prompt: default: ``probe_prompt(task)``.
-        requests: samples that are drawn.
-        temperature, top_p, max_tokens, seed: of sampling.
+        requests: samples that are drawn; the paper draws 50 x 128.
+        temperature, top_p, top_k, repetition_penalty, max_tokens, seed: of sampling. Models whose ``generate`` does not
+            take top_k or repetition_penalty, such as endpoints, sample without them.
+
+    Source: the paper's release, step 0; the sampling options are its own.
+    deviation: 256 samples, as the default.
 
     Example:
         >>> from heldout.lm import ScriptedLM
@@ -67,6 +74,7 @@ def probe_inputs(
     """
     asked = probe_prompt(task) if prompt is None else prompt
     options: dict[str, Any] = {"temperature": temperature, "top_p": top_p, "max_tokens": max_tokens, "seed": seed}
+    options |= taken_options(lm, top_k=top_k, repetition_penalty=repetition_penalty)
     found: dict[Numbers, None] = {}
     elements: set[int] = set()
     for completion in lm.generate([asked], requests, **options)[0]:
@@ -135,30 +143,49 @@ def matched_ood(
 class ScyllaScore:
     """The answers to one task.
 
+    Accuracy is that of the outputs that have an answer, and 0 where too few have one: a model that seldom answers can
+    look good, so read ``parsed_id`` and ``parsed_ood`` beside it.
+
     Attributes:
         task, level: which.
-        right_id, right_ood: whether each answer was right, on familiar inputs and on their partners.
-        parsed_id, parsed_ood: share of the outputs that had an answer.
-        least_parsed: below this share accuracy counts as 0.
+        right_id, right_ood: whether each answer was right, on familiar inputs and on their partners; None where an
+            output had no answer.
+        least_parsed: below this share of outputs with an answer accuracy counts as 0; the paper's 0.1, or 0.5 for a
+            second call.
+
+    Source: arXiv:2410.01769, steps 5 and 6 of its release.
+
+    Example:
+        >>> score = ScyllaScore("sort", 2, (True, False, None, True), (False, None, True, False))
+        >>> round(score.accuracy_id, 2), round(score.accuracy_ood, 2), score.parsed_id
+        (0.67, 0.33, 0.75)
     """
 
     task: str
     level: int
-    right_id: tuple[bool, ...]
-    right_ood: tuple[bool, ...]
-    parsed_id: float
-    parsed_ood: float
+    right_id: tuple[bool | None, ...]
+    right_ood: tuple[bool | None, ...]
     least_parsed: float = 0.1
 
     @property
+    def parsed_id(self) -> float:
+        """Share of the outputs on familiar inputs that had an answer."""
+        return float(np.mean([right is not None for right in self.right_id]))
+
+    @property
+    def parsed_ood(self) -> float:
+        """Share of the outputs on their partners that had an answer."""
+        return float(np.mean([right is not None for right in self.right_ood]))
+
+    @property
     def accuracy_id(self) -> float:
-        """Share of right answers on familiar inputs."""
-        return float(np.mean(self.right_id)) if self.parsed_id >= self.least_parsed else 0.0
+        """Share of right answers on familiar inputs, among the outputs with an answer."""
+        return float(_accuracy(_codes(self.right_id), self.least_parsed))
 
     @property
     def accuracy_ood(self) -> float:
-        """Share of right answers on their partners."""
-        return float(np.mean(self.right_ood)) if self.parsed_ood >= self.least_parsed else 0.0
+        """Share of right answers on their partners, among the outputs with an answer."""
+        return float(_accuracy(_codes(self.right_ood), self.least_parsed))
 
     @property
     def signed_gap(self) -> float:
@@ -202,12 +229,10 @@ class ScyllaReport:
         found = {}
         for level, rows in self.levels().items():
             estimate = float(np.mean([row.signed_gap if signed else row.gap for row in rows]))
-            spread = [self._differences(row) for row in rows]
-            # Each task's inputs are resampled by themselves: widths of independent means add up in squares.
-            around = [interval([values]) for values in spread]
-            low = float(np.sqrt(sum((a.estimate - (a.estimate if a.low is None else a.low)) ** 2 for a in around)))
-            high = float(np.sqrt(sum(((a.estimate if a.high is None else a.high) - a.estimate) ** 2 for a in around)))
-            found[level] = Interval(estimate, estimate - low / len(rows), estimate + high / len(rows))
+            rng = np.random.default_rng(0)
+            gaps = np.mean([self._resampled(row, _RESAMPLES, rng, signed=signed) for row in rows], axis=0)
+            low, high = (float(end) for end in np.percentile(gaps, (2.5, 97.5)))
+            found[level] = Interval(estimate, min(low, estimate), max(high, estimate))
         return found
 
     def critical_complexity(self) -> int:
@@ -250,14 +275,12 @@ class ScyllaReport:
             for row in self.rows
         ]
 
-    @staticmethod
-    def _differences(row: ScyllaScore) -> np.ndarray:
-        return np.array(row.right_id, dtype=float) - np.array(row.right_ood, dtype=float)
-
-    def _resampled(self, row: ScyllaScore, resamples: int, rng: np.random.Generator) -> np.ndarray:
-        values = self._differences(row)
-        picked = rng.integers(len(values), size=(resamples, len(values)))
-        return np.maximum(values[picked].mean(1), 0.0)
+    def _resampled(
+        self, row: ScyllaScore, resamples: int, rng: np.random.Generator, *, signed: bool = False
+    ) -> np.ndarray:
+        picked = rng.integers(len(row.right_id), size=(resamples, len(row.right_id)))  # an input and its partner
+        first, second = (_accuracy(_codes(side)[picked], row.least_parsed) for side in (row.right_id, row.right_ood))
+        return first - second if signed else np.maximum(first - second, 0.0)
 
 
 class Scylla:
@@ -273,7 +296,7 @@ class Scylla:
         ask: ``(task, numbers, parameters) -> question``; default ``task.ask``.
         write: ``(task, answer) -> text`` of examples; default ``task.write``.
         parse: ``(task, output) -> answer or None``; default ``task.parse``.
-        follow_up: ask a second time, with "Therefore, the answer is" after the output.
+        follow_up: ask a second time, with "Therefore, the answer is" after the output, and score that answer.
         max_tokens: of an output.
         seed: of all drawing.
 
@@ -350,11 +373,10 @@ class Scylla:
             examples[:needed], elements, pool, keep=task.keep, check=task.admits, seed=self.seed, name=task.name
         )
         sides = [self._side(lm, task, numbers, shots) for numbers in (examples[:needed], partners)]
-        (right_id, parsed_id), (right_ood, parsed_ood) = sides
-        least = _LEAST_PARSED[self.follow_up]
-        return ScyllaScore(task.name, task.level, right_id, right_ood, parsed_id, parsed_ood, least)
+        right_id, right_ood = sides
+        return ScyllaScore(task.name, task.level, right_id, right_ood, _LEAST_PARSED[self.follow_up])
 
-    def _side(self, lm: LM, task: Any, lists: Sequence[Numbers], shots: int) -> tuple[tuple[bool, ...], float]:
+    def _side(self, lm: LM, task: Any, lists: Sequence[Numbers], shots: int) -> tuple[bool | None, ...]:
         rng = random.Random(self.seed)
         problems = [(numbers, task.draw(numbers, rng)) for numbers in lists]
         shown = "".join(
@@ -368,8 +390,10 @@ class Scylla:
             again = [f"{prompt}{output}\n{THEREFORE}" for prompt, output in zip(prompts, outputs, strict=True)]
             outputs = [THEREFORE + _text(row) for row in lm.generate(again, max_tokens=min(256, self.max_tokens))]
         answers = [self.parse(task, output) for output in outputs]
-        right = [task.check(*problem, answer) for problem, answer in zip(problems[shots:], answers, strict=True)]
-        return tuple(right), float(np.mean([answer is not None for answer in answers]))
+        return tuple(
+            None if answer is None else task.check(*problem, answer)
+            for problem, answer in zip(problems[shots:], answers, strict=True)
+        )
 
 
 def divergences(first: Sequence[float], second: Sequence[float], *, normalise: bool = True) -> tuple[float, float]:
@@ -429,6 +453,18 @@ def min_k_probability(log_probabilities: Sequence[float], k: float = 20.0) -> fl
     if not len(values) or not 0 < k <= 100:
         raise ValueError(f"min_k_probability needs tokens and k in (0, 100], got {len(values)} and {k}")
     return float(np.exp(values[: max(1, round(len(values) * k / 100))].mean()))
+
+
+def _codes(rights: Sequence[bool | None]) -> np.ndarray:
+    """1 for right, 0 for wrong, NaN for no answer."""
+    return np.array([np.nan if right is None else float(right) for right in rights])
+
+
+def _accuracy(codes: np.ndarray, least_parsed: float) -> np.ndarray:
+    """Share of right answers along the last axis, among those that are answers; 0 where too few are."""
+    answered = ~np.isnan(codes)
+    right = np.where(answered, codes, 0.0).sum(-1) / np.maximum(answered.sum(-1), 1)
+    return np.where(answered.mean(-1) >= least_parsed, right, 0.0)
 
 
 def _largest(gaps: Mapping[int, Sequence[float]]) -> int:

@@ -128,6 +128,8 @@ class VerbalizerManipulation:
         cot: let the model reason before it answers, in a turn of its own; only with "generate".
         lead: what stands before a word that is scored.
         length: of a word, which its score is divided by, such as its number of tokens; default: not divided.
+        together: with "score", score all verbalizers' prompts of one text in one call. A ``TransformersLM`` then reads
+            what they share once, which saves most of the work where the template begins with a long text.
         max_tokens: of an answer.
         max_reasoning_tokens: of the reasoning.
         seed: of the order of the pairs.
@@ -157,13 +159,14 @@ class VerbalizerManipulation:
         cot: bool = False,
         lead: str = " ",
         length: Callable[[str], float] | None = None,
+        together: bool = False,
         max_tokens: int = 8,
         max_reasoning_tokens: int = 256,
         seed: int = 0,
     ) -> None:
         self.texts, self.labels, self.descriptions = list(texts), [int(y) for y in labels], list(descriptions)
         self.verbalizers, self.template, self.mode, self.cot = list(verbalizers), template, mode, cot
-        self.lead, self.length, self.seed = lead, length, seed
+        self.lead, self.length, self.together, self.seed = lead, length, together, seed
         self.max_tokens, self.max_reasoning_tokens = max_tokens, max_reasoning_tokens
         classes = len(self.descriptions)
         if not self.texts or len(self.texts) != len(self.labels):
@@ -178,6 +181,8 @@ class VerbalizerManipulation:
             )
         if mode not in ("generate", "score") or (cot and mode == "score"):
             raise ValueError(f"mode must be 'generate', or 'score' without cot, got {mode!r}")
+        if together and mode != "score":
+            raise ValueError("together needs mode='score'")
         if not self.verbalizers:
             raise ValueError("at least one verbalizer is needed")
         for verbalizer in self.verbalizers:
@@ -198,7 +203,11 @@ class VerbalizerManipulation:
 
     def run(self, lm: LM) -> VerbalizerReport:
         """Returns how a language model answers with each verbalizer."""
-        rows = tuple(self.run_one(lm, verbalizer) for verbalizer in self.verbalizers)
+        if self.together:
+            answers = self._answers_by_text(lm)
+            rows = tuple(self._scored(v, given) for v, given in zip(self.verbalizers, answers, strict=True))
+        else:
+            rows = tuple(self.run_one(lm, verbalizer) for verbalizer in self.verbalizers)
         return VerbalizerReport(rows, len(self.descriptions), tuple(self.labels))
 
     def run_one(self, lm: LM, verbalizer: Verbalizer) -> VerbalizerScore:
@@ -208,16 +217,30 @@ class VerbalizerManipulation:
     def _answers(self, lm: LM, verbalizer: Verbalizer) -> list[int]:
         prompts = self.prompts(verbalizer)
         if self.mode == "score":
-            scores = np.array(lm.score(prompts, [[self.lead + word for word in verbalizer.words]] * len(prompts)))
-            if self.length:
-                scores = scores / np.array([self.length(word) for word in verbalizer.words])
-            return [int(i) for i in scores.argmax(1)]
+            scores = lm.score(prompts, [self._choices(verbalizer)] * len(prompts))
+            return [self._likeliest(verbalizer, row) for row in scores]
         if self.cot:
             asked = [f"{prompt} {THINK}\n" for prompt in prompts]
             thoughts = lm.generate(asked, max_tokens=self.max_reasoning_tokens)
             prompts = [f"{p}{row[0].text}\n{THEREFORE}" for p, row in zip(asked, thoughts, strict=True)]
         rows = lm.generate(prompts, max_tokens=self.max_tokens)
         return [first_word(row[0].text, verbalizer.words) for row in rows]
+
+    def _answers_by_text(self, lm: LM) -> list[list[int]]:
+        """The answers with each verbalizer."""
+        asked = list(zip(*(self.prompts(verbalizer) for verbalizer in self.verbalizers), strict=True))
+        choices = [self._choices(verbalizer) for verbalizer in self.verbalizers]
+        scores = [lm.score(list(prompts), choices) for prompts in asked]
+        return [
+            [self._likeliest(verbalizer, row[k]) for row in scores] for k, verbalizer in enumerate(self.verbalizers)
+        ]
+
+    def _choices(self, verbalizer: Verbalizer) -> list[str]:
+        return [self.lead + word for word in verbalizer.words]
+
+    def _likeliest(self, verbalizer: Verbalizer, scores: Sequence[float]) -> int:
+        lengths = [self.length(word) if self.length else 1 for word in verbalizer.words]
+        return int(np.argmax([score / length for score, length in zip(scores, lengths, strict=True)]))
 
     def _scored(self, verbalizer: Verbalizer, answers: Sequence[int]) -> VerbalizerScore:
         right = sum(a == y for a, y in zip(answers, self.labels, strict=True))

@@ -207,9 +207,11 @@ class InstructionWorld:
         vocab: number of words in the lexicon.
         seed: of programs, wordings and instances.
         n_instances: of each task.
+        sources: some of ``SOURCES``, of which each task has one: lists of 3 or 4 words ("short"), of 5 or 6 ("long"),
+            or of 4 or 5 of which one stands twice ("repeats").
 
     Raises:
-        ValueError: an unknown category; fewer tasks than categories; more tasks than there are programs.
+        ValueError: an unknown category or source; fewer tasks than categories; more tasks than there are programs.
 
     Example:
         >>> world = InstructionWorld(12, n_instances=5)
@@ -227,7 +229,10 @@ class InstructionWorld:
         seed: int = 0,
         *,
         n_instances: int = 100,
+        sources: Sequence[str] = SOURCES,
     ) -> None:
+        if not sources or not set(sources) <= set(SOURCES):
+            raise ValueError(f"sources must be among {', '.join(SOURCES)}, got {sources!r}")
         if unknown := [category for category in categories if category not in CATEGORIES]:
             raise ValueError(f"categories must be among {', '.join(CATEGORIES)}, got {unknown[0]!r}")
         if not 0 < len(categories) <= n_tasks:
@@ -240,7 +245,7 @@ class InstructionWorld:
         rng = random.Random(f"{seed} {n_tasks} {vocab}")
         seen: set[tuple[str, tuple[Operation, ...]]] = set()
         for number in range(n_tasks):
-            category, source = categories[number % len(categories)], rng.choice(SOURCES)
+            category, source = categories[number % len(categories)], rng.choice(sources)
             name = f"{category}-{number:03d}"
             for _ in range(1000):
                 program = _draw_program(category, source, vocab, rng)
@@ -264,10 +269,16 @@ class InstructionWorld:
         return [*wordings, *checks, *constraints, *_PROMPTS.values(), *self.words, *_VALUES, *ATTRIBUTES, rest]
 
 
-def list_facts(count: int, *, vocab: int = 120, seed: int = 0) -> list[str]:
+def list_facts(count: int, *, vocab: int = 120, seed: int = 0, sources: Sequence[str] = SOURCES) -> list[str]:
     """Returns true statements about words and lists, such as "bado kila backwards is kila bado", in no task's format.
 
     What comes before the last " is " says what comes after it. They teach a base model what instructions will speak of.
+
+    Args:
+        count: statements.
+        vocab: number of words in the lexicon.
+        seed: of the drawing.
+        sources: of the lists, see ``InstructionWorld``.
 
     Example:
         >>> len(list_facts(3))
@@ -282,7 +293,7 @@ def list_facts(count: int, *, vocab: int = 120, seed: int = 0) -> list[str]:
             continue
         family = rng.choice(list(_FAMILIES))
         program = _draw_program(family, "long", vocab, rng)
-        items = " ".join(_draw_items(program, rng.choice(SOURCES), vocab, rng))
+        items = " ".join(_draw_items(program, rng.choice(sources), vocab, rng))
         outputs = run_program(Program(family, program.steps), items, words)
         if outputs is None:
             continue

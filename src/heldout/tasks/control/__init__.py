@@ -1,0 +1,1 @@
+"""Which worlds does an agent act in?"""
