@@ -238,3 +238,21 @@ def test_method_votes_from_the_training_set_with_true_labels():
 def test_method_says_where_it_cannot_act(model, targets, message):
     with pytest.raises(ValueError, match=f"adanpc cannot act here.*{message}"):
         heldout.fit(model, (torch.randn(len(targets), 4), targets), adanpc(), epochs=1)
+
+
+def test_bn_standardises_source_and_test_features_by_the_biased_variance_as_batch_norm_does():
+    z, y = source(5)  # so few that the unbiased variance is a quarter larger
+    a = AdaNPCBN(nn.Identity(), [(z, y)], CLASSES, k=2, beta=0.0, lr=1e-12)
+    expected = (z - z.mean(0)) / (z.var(0, correction=0) + 1e-5).sqrt()
+    torch.testing.assert_close(a.memory.features, nn.functional.normalize(expected, dim=1))
+    # their length is lost in the memory: the statistics themselves say which variance it is
+    torch.testing.assert_close(a.state_dict()["norm"]["running_var"], z.var(0, correction=0))
+    x = batches(1, 4)[0]
+    a(x)
+    standardised = (x - x.mean(0)) / (x.var(0, correction=0) + 1e-5).sqrt()
+    torch.testing.assert_close(a.memory.features[5:], nn.functional.normalize(standardised, dim=1))
+    a.reset()
+    single = x[:1]  # by the source's statistics
+    a(single)
+    standardised = (single - z.mean(0)) / (z.var(0, correction=0) + 1e-5).sqrt()
+    torch.testing.assert_close(a.memory.features[5:], nn.functional.normalize(standardised, dim=1))

@@ -147,3 +147,44 @@ def test_method_needs_domains_and_a_classification_layer():
         heldout.fit(mlp(4, 2), heldout.Splits(train=data.train, domains=torch.zeros(240)), drm())
     with pytest.raises(ValueError, match="cannot be replaced by heads"):
         heldout.fit(nn.Sequential(nn.Linear(4, 2), nn.Softplus()), data, drm())
+
+
+def test_prototypes_are_the_means_of_their_domains_and_the_nearest_has_the_least_gap():
+    from heldout.adapt import domain_means, prototype_gap
+
+    generator = torch.Generator().manual_seed(0)
+    x, domains = torch.randn(9, 4, generator=generator), torch.tensor([0, 0, 0, 0, 0, 1, 1, 1, 1])
+    backbone = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Dropout(0.5)).train()
+    model = MultiHead(backbone, num_heads=2, num_classes=2, in_dim=3)
+    before = backbone[1].running_mean.clone()
+    means = domain_means(model, torch.utils.data.TensorDataset(x, torch.zeros(9).long()), domains)
+    assert torch.equal(backbone[1].running_mean, before)
+    assert backbone.training
+    z = backbone.eval()(x).detach()
+    torch.testing.assert_close(means, torch.stack([z[:5].mean(0), z[5:].mean(0)]))
+    for distance in ("euclidean", "cosine"):
+        gap = prototype_gap(means, distance)(z)
+        for i in range(9):
+            for j in range(2):
+                a, b = z[i].double(), means[j].double()
+                naive = (a - b).square().sum().sqrt() if distance == "euclidean" else 1 - a @ b / a.norm() / b.norm()
+                assert gap[i, j].item() == pytest.approx(naive.item(), abs=1e-5)
+    weights = DRM(model, estimate=prototype_gap(means, "cosine"), hard=True)
+    weights(x)
+    similarity = F.cosine_similarity(z.unsqueeze(1), means.unsqueeze(0), dim=2)
+    assert torch.equal(
+        weights.last_change["weights"].argmax(1), similarity.argmax(1)
+    )  # the most similar, not the least
+    with pytest.raises(ValueError, match="distance must be"):
+        prototype_gap(means, "dot")
+    with pytest.raises(ValueError, match=r"means must be \(domains, dim\), got \(3,\)"):
+        prototype_gap(means[0])
+
+
+def test_domain_means_do_not_depend_on_the_order_of_a_data_set_larger_than_a_batch():
+    from heldout.adapt import domain_means
+
+    x, domains = torch.randn(700, 4, generator=torch.Generator().manual_seed(0)), torch.arange(700) // 300
+    model = MultiHead(nn.Identity(), num_heads=3, num_classes=2, in_dim=4)
+    means = domain_means(model, torch.utils.data.TensorDataset(x, domains), domains)
+    torch.testing.assert_close(means, torch.stack([x[domains == d].mean(0) for d in range(3)]))

@@ -120,8 +120,10 @@ def test_a_single_example_is_refused_or_predicted_without_adapting():
 
 
 def test_negative_stage_outputs_need_a_chain_without_relu():
-    net = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.MaxPool2d(2), nn.Conv2d(4, 4, 3), nn.Flatten())
-    net.append(nn.Linear(16, 5))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.MaxPool2d(2), nn.Conv2d(4, 4, 3), nn.Flatten())
+        net.append(nn.Linear(16, 5))
     s = ITTAState.of(net, images(2), ["0", "2"])
     with pytest.raises(ValueError, match="stage '0' gives negative values"):
         ITTA(s, depth=5)(images(8))
@@ -254,10 +256,34 @@ def test_method_combines_with_sam():
     ("model", "message"),
     [
         (mlp(192, 5), "name the submodules to split at"),
-        (Alone(), "two views cannot share a pass"),
+        (Alone(), "two views share a pass as one larger batch"),
         (nn.Sequential(nn.Flatten(), nn.Linear(192, 1)), "class"),
     ],
 )
 def test_method_says_where_it_cannot_act(model, message):
     with pytest.raises(ValueError, match=message):
         heldout.fit(model, task(20), itta(), epochs=1)
+
+
+def test_training_takes_what_the_second_view_adds_and_not_what_it_takes_away(monkeypatch):
+    """The weighting is ReLU when new: of ``second - first`` it sees the other half than of ``first - second``."""
+    seen = []
+    forward = LearnedConsistency.forward
+    monkeypatch.setattr(
+        LearnedConsistency, "forward", lambda self, d: seen.append(d.detach().clone()) or forward(self, d)
+    )
+    views = ITTAState.views
+    drawn = []
+
+    def spied(self, inputs, mix, layers=None):
+        out = views(self, inputs, mix, layers)
+        drawn.append((out[0].detach(), out[2].detach()))
+        return out
+
+    monkeypatch.setattr(ITTAState, "views", spied)
+    for every in (None, 1):
+        seen.clear(), drawn.clear()
+        heldout.fit(network(), task(20), itta(align_every=every), epochs=1, batch_size=20)
+        (first, second), difference = drawn[-1], seen[-1]
+        assert (second - first).abs().max() > 1e-4
+        torch.testing.assert_close(difference, second - first)

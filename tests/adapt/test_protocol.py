@@ -177,3 +177,49 @@ def test_a_state_of_another_kind_or_file_is_refused(make, kind, tmp_path):
         load_state(make(), tmp_path / "pickle.safetensors")
     with pytest.raises(ValueError, match=r"must end in \.safetensors"):
         save_state(make(), tmp_path / "state.pt")
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_bad_example_spoils_itself_only_and_never_what_was_learnt(make, bad):
+    adapter, clean = make(), make()
+    x = stream()[0].clone()
+    x[3, 0, 2, 2] = bad
+    good = torch.arange(8) != 3
+    with pytest.warns(UserWarning, match="1 of 8 examples hold NaN or infinity"):
+        out = adapter(x)
+    assert out[3].isnan().all()
+    assert torch.equal(out[good], clean(x[good]))
+    for name, value in clean.last_change.items():
+        if isinstance(value, torch.Tensor):
+            assert torch.equal(adapter.last_change[name][good], value)
+            assert len(adapter.last_change[name]) == 8
+    assert torch.equal(adapter(stream()[1]), clean(stream()[1]))
+    with pytest.raises(ValueError, match="every example of the batch of 2 holds NaN or infinity"):
+        adapter(torch.full((2, 1, 6, 6), bad))
+    assert torch.equal(adapter(stream()[2]), clean(stream()[2]))
+
+
+@pytest.mark.parametrize("kind_of_inputs", [dict, tuple])
+def test_an_example_is_bad_where_any_of_its_inputs_is(kind_of_inputs):
+    from heldout.adapt.protocol import sparing
+
+    class Sums:
+        def __init__(self):
+            self.last_change = {}
+
+        @sparing
+        def __call__(self, inputs):
+            a, b, ids = inputs.values() if isinstance(inputs, dict) else inputs
+            self.last_change = {"ids": ids}
+            return torch.stack([a, b], 1)
+
+    values = {
+        "a": torch.tensor([1.0, torch.nan, 3.0]),
+        "b": torch.tensor([1.0, 2.0, torch.inf]),
+        "ids": torch.arange(3),
+    }
+    adapter = Sums()
+    with pytest.warns(UserWarning, match="2 of 3 examples"):
+        out = adapter(values if kind_of_inputs is dict else tuple(values.values()))
+    assert out.isnan().all(1).tolist() == [False, True, True]
+    assert adapter.last_change["ids"].tolist() == [0, -1, -1]

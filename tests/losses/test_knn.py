@@ -62,3 +62,23 @@ def test_knn_training_makes_features_whose_neighbours_share_the_label():
     assert (vote(x[200:]).argmax(1) == y[200:]).float().mean() > 0.9
     queue = fitted.run.state["knn-training"][1]
     assert len(queue) == 100
+
+
+def test_tau_falls_linearly_from_the_first_to_the_last_and_stays_there(monkeypatch):
+    import sys
+
+    seen = []
+    module = sys.modules["heldout.losses.knn"]
+    loss = module.knn_nll
+
+    def spied(z, y, memory, k, tau, **options):
+        seen.append(tau)
+        return loss(z, y, memory, k, tau, **options)
+
+    monkeypatch.setattr(module, "knn_nll", spied)
+    x, y = torch.randn(40, 4, generator=torch.Generator().manual_seed(0)), torch.arange(40) % 2
+    method = knn_training(k=5, queue=100, tau=0.2, first_tau=1.0, anneal_steps=4)
+    model = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2))
+    heldout.fit(model, (x, y), method, epochs=2, batch_size=10)
+    # step 0 fills the queue; then 1 - 0.8 * step / 4
+    assert seen == pytest.approx([0.8, 0.6, 0.4, 0.2, 0.2, 0.2, 0.2])

@@ -155,3 +155,51 @@ def test_what_cannot_be_staged_is_refused(model, points, message):
 def test_a_negative_depth_is_refused():
     with pytest.raises(ValueError, match="depth"):
         AffineChain((3,), -1)
+
+
+class PlainResidual(nn.Module):
+    """Additions outside of any submodule, as many hand-written networks have them."""
+
+    def __init__(self, first=True):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3, padding=1)
+        self.branch = nn.Conv2d(4, 4, 3, padding=1)
+        self.down = nn.Conv2d(4, 6, 3, stride=2, padding=1)
+        self.again = nn.Conv2d(6, 6, 3, padding=1)
+        self.head = nn.Linear(6, 5)
+        self.first = first
+
+    def forward(self, x):
+        x = self.stem(x).relu() + (0 if self.first else x[:, :1])
+        x = x + self.branch(x).relu()
+        x = self.down(x).relu() + (0 if self.first else x[:, :1, ::2, ::2])
+        x = x + self.again(x).relu()
+        return self.head(x.mean((2, 3)))
+
+
+def test_stages_of_a_residual_net_whose_additions_are_in_no_submodule_are_those_behind_which_a_batch_can_grow():
+    x = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    net = PlainResidual()
+    assert find_stages(net, x) == ["stem", "down"]
+    assert not any(part._forward_hooks for part in net.modules())
+    model = StagedModel.from_module(net, x)
+    _, logits, _ = model.run(x, {0: lambda out: torch.cat([out, out])})
+    torch.testing.assert_close(logits, net(x).repeat(2, 1))
+    with pytest.raises(ValueError, match=r"no stages can be found.*name the submodules to split at as split_points"):
+        find_stages(PlainResidual(first=False), x)
+
+
+def test_token_blocks_whose_additions_are_in_no_submodule_are_no_stages():
+    class Tokens(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.blocks = nn.ModuleList(nn.Linear(4, 4) for _ in range(4))
+            self.head = nn.Linear(4, 5)
+
+        def forward(self, x):
+            for block in self.blocks:
+                x = x + block(x).relu()
+            return self.head(x.mean(1))
+
+    with pytest.raises(ValueError, match="name the submodules to split at as split_points"):
+        find_stages(Tokens(), torch.rand(2, 6, 4, generator=torch.Generator().manual_seed(0)))

@@ -1,7 +1,7 @@
 """How a model meets new data: test-time adaptation."""
 
 from heldout.adapt.adanpc import AdaNPC, AdaNPCBN, adanpc
-from heldout.adapt.drm import DRM, SteerConfig, domain_head_loss, drm
+from heldout.adapt.drm import DRM, SteerConfig, domain_head_loss, domain_means, drm, prototype_gap
 from heldout.adapt.heads import combine_heads, head_weights
 from heldout.adapt.itta import ITTA, ITTAState, Mix, itta
 from heldout.adapt.protocol import Stream, TestTimeAdapter, load_state, save_state
@@ -25,10 +25,12 @@ __all__ = [
     "adanpc",
     "combine_heads",
     "domain_head_loss",
+    "domain_means",
     "drm",
     "head_weights",
     "itta",
     "load_state",
+    "prototype_gap",
     "save_state",
     "t3a",
     "tent",

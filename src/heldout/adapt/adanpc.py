@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from heldout.adapt.protocol import Stream, TestTimeAdapter, encode, entropy
+from heldout.adapt.protocol import Stream, TestTimeAdapter, encode, entropy, sparing
 from heldout.data import batches, gather
 from heldout.method import Method, Run, Splits
 from heldout.nn import KNNMemory, inputs_for, split_head, why_no_head
@@ -92,6 +92,7 @@ class AdaNPC(TestTimeAdapter):
         self.memory.add(self._source_features(features), labels)
         self.memory.protect(max_added)
 
+    @sparing
     def __call__(self, inputs: Any) -> Tensor:
         z = encode(self.encoder, inputs)
         return self._predict_and_add(z, self._vote(z))
@@ -178,6 +179,7 @@ class AdaNPCBN(AdaNPC):
         super().__init__(encoder, memory_loader, num_classes, **options)
         self.reset()
 
+    @sparing
     def __call__(self, inputs: Any) -> Tensor:
         features = encode(self.encoder, inputs)
         self._norm.training = len(features) > 1

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from heldout.adapt.heads import head_weights
-from heldout.adapt.protocol import Stream, TestTimeAdapter
+from heldout.adapt.protocol import Stream, TestTimeAdapter, sparing
 from heldout.data import batches, gather
 from heldout.method import Batch, Method, Run, Splits, evaluating
 from heldout.nn import MultiHead, inputs_for, why_no_head
@@ -116,6 +116,7 @@ class DRM(TestTimeAdapter):
         self._start = [p.detach().clone() for p in self._parameters]
         self.reset()
 
+    @sparing
     def __call__(self, inputs: Any) -> Tensor:
         before = [p.detach().clone() for p in self._parameters]
         steered = torch.zeros(0, dtype=torch.bool)
@@ -292,7 +293,7 @@ def drm(
         if estimate == "discriminator":
             gap = _discriminator_gap(run.state["drm-discriminator"][0])
         elif estimate == "prototype":
-            gap = _prototype_gap(_domain_means(heads, run.splits.train, run.state["drm-domains"]))
+            gap = prototype_gap(domain_means(heads, run.splits.train, run.state["drm-domains"]))
         options: dict[str, Any] = {"gamma": gamma, "hard": hard, "include_shared": include_shared, "steer": steer}
         return Stream(DRM(heads, estimate=gap, **options), batch_size)
 
@@ -317,16 +318,53 @@ def _discriminator_gap(classifier: nn.Module) -> Callable[[Tensor], Tensor]:
     return lambda features: 1 / classifier(features).softmax(1).clamp(min=1e-6)
 
 
-def _prototype_gap(means: Tensor) -> Callable[[Tensor], Tensor]:
-    return lambda features: torch.cdist(features, means)
+def prototype_gap(means: Tensor, distance: Literal["euclidean", "cosine"] = "euclidean") -> Callable[[Tensor], Tensor]:
+    """Returns a function from features ``(batch, dim)`` to how far each is from each domain, ``(batch, domains)``.
+
+    Args:
+        means: the mean feature of each domain, ``(domains, dim)``; see ``domain_means``.
+        distance: "euclidean", or "cosine", which is 1 minus the cosine similarity (deviation: the released code takes
+            the head of the smallest similarity).
+
+    Raises:
+        ValueError: means of another shape, or an unknown distance.
+
+    Example:
+        >>> prototype_gap(torch.eye(2), "cosine")(torch.tensor([[3.0, 0.0]]))
+        tensor([[0., 1.]])
+
+    Source: arXiv:2208.08661, section 4.2.
+    """
+    if means.ndim != 2:
+        raise ValueError(f"means must be (domains, dim), got {tuple(means.shape)}")
+    if distance == "euclidean":
+        return lambda features: torch.cdist(features, means)
+    if distance == "cosine":
+        directions = F.normalize(means, dim=1)
+        return lambda features: (1 - F.normalize(features, dim=1) @ directions.T).clamp(min=0)
+    raise ValueError(f'distance must be "euclidean" or "cosine", got {distance!r}')
 
 
-def _domain_means(model: MultiHead, train: Any, domains: Tensor) -> Tensor:
+def domain_means(model: MultiHead, train: Any, domains: Tensor) -> Tensor:
+    """Returns the mean feature of each domain over a data set, ``(domains, dim)``, in eval mode.
+
+    Args:
+        model: whose ``features`` are averaged.
+        train: a data set of inputs and targets.
+        domains: int64 ``(n,)``, numbers from 0 in the order of the data set, each at least once.
+
+    Example:
+        >>> model = MultiHead(nn.Identity(), num_heads=2, num_classes=2, in_dim=1)
+        >>> data = torch.utils.data.TensorDataset(torch.tensor([[1.0], [3.0], [5.0]]), torch.zeros(3).long())
+        >>> domain_means(model, data, torch.tensor([0, 0, 1]))
+        tensor([[2.],
+                [5.]])
+    """
     means: Tensor | None = None
     for inputs, _, positions in batches(train, 256):
         with evaluating(model), torch.no_grad():
             features = model.features(inputs_for(model, inputs))
-        own = F.one_hot(domains[positions]).to(features)
+        own = F.one_hot(domains[positions], int(domains.max()) + 1).to(features)
         total = own.T @ features
         means = total if means is None else means + total
     assert means is not None

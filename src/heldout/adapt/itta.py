@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim import Optimizer
 
-from heldout.adapt.protocol import Stream, TestTimeAdapter, batch_size_of
+from heldout.adapt.protocol import Stream, TestTimeAdapter, batch_size_of, sparing
 from heldout.data import gather
 from heldout.losses import LearnedConsistency, gradient_distance
 from heldout.method import Batch, Method, Run, Splits, evaluating
@@ -215,6 +215,7 @@ class ITTA(TestTimeAdapter):
         self._start = [p.detach().clone() for p in self._parameters]
         self.reset()
 
+    @sparing
     def __call__(self, inputs: Any) -> Tensor:
         batch = batch_size_of(inputs)
         if batch < 2 and self._single == "raise":

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import math
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -151,6 +154,84 @@ def _restored(layout: Any, tensors: Mapping[str, Tensor]) -> Any:
         return {key: _restored(item, tensors) for key, item in content}
     items = [_restored(item, tensors) for item in content]
     return tuple(items) if kind == "tuple" else items
+
+
+def sparing(call: Callable[[Any, Any], Tensor]) -> Callable[[Any, Any], Tensor]:
+    """Returns the ``__call__`` of an adapter under which an example with NaN or infinity spoils itself only.
+
+    Such examples are left out of the batch, so that nothing is learnt from them; their log-probabilities are NaN, and a
+    warning says how many there are. In ``last_change``, masks are False for them, numbers NaN, class indices -1. What
+    is looked at is the inputs: finite ones that overflow inside the model are not found.
+
+    Args:
+        call: ``(adapter, inputs) -> log-probabilities (batch, classes)``.
+
+    Raises:
+        ValueError: by the wrapped call, where every example of a batch holds NaN or infinity.
+
+    Example:
+        >>> from heldout.adapt import PseudoLabel
+        >>> adapter = PseudoLabel(nn.Identity(), nn.Linear(2, 3))
+        >>> with warnings.catch_warnings(action="ignore"):
+        ...     adapter(torch.tensor([[0.0, 1.0], [float("nan"), 0.0]])).isnan().all(1)
+        tensor([False,  True])
+    """
+
+    @functools.wraps(call)
+    def spared(self: Any, inputs: Any) -> Tensor:
+        good = _finite_rows(inputs)
+        if good is None or bool(good.all()):
+            return call(self, inputs)
+        count, total = int((~good).sum()), len(good)
+        if count == total:
+            raise ValueError(
+                f"every example of the batch of {total} holds NaN or infinity: there is nothing to predict"
+            )
+        warnings.warn(
+            f"{count} of {total} examples hold NaN or infinity: they are answered by NaN, and not learnt from",
+            stacklevel=2,
+        )
+        outputs = call(self, _rows(inputs, good))
+        self.last_change = {
+            name: _back_in_place(value, good)
+            if isinstance(value, Tensor) and value.shape[:1] == outputs.shape[:1]
+            else value
+            for name, value in self.last_change.items()
+        }
+        return _back_in_place(outputs, good)
+
+    return spared
+
+
+def _finite_rows(inputs: Any) -> Tensor | None:
+    """Which examples of a tensor, a tuple or a dict of tensors are finite; None where nothing is a real number."""
+    if isinstance(inputs, Tensor):
+        if not inputs.is_floating_point() or not inputs.ndim:
+            return None
+        return inputs.isfinite().flatten(1).all(1) if inputs.ndim > 1 else inputs.isfinite()
+    if not isinstance(inputs, Mapping | tuple | list):
+        return None
+    found: Tensor | None = None
+    for value in inputs.values() if isinstance(inputs, Mapping) else inputs:
+        rows = _finite_rows(value)
+        if rows is not None:
+            found = rows if found is None else found & rows
+    return found
+
+
+def _rows(inputs: Any, chosen: Tensor) -> Any:
+    if isinstance(inputs, Tensor):
+        return inputs[chosen]
+    if isinstance(inputs, Mapping):
+        return {name: _rows(value, chosen) for name, value in inputs.items()}
+    return type(inputs)(_rows(value, chosen) for value in inputs)
+
+
+def _back_in_place(values: Tensor, good: Tensor) -> Tensor:
+    fill = False if values.dtype == torch.bool else math.nan if values.is_floating_point() else -1
+    whole = values.new_full((len(good), *values.shape[1:]), fill)
+    whole[good.to(values.device)] = values
+    return whole
 
 
 def batch_size_of(inputs: Any) -> int:

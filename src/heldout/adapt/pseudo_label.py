@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from heldout.adapt.protocol import TestTimeAdapter, encode
+from heldout.adapt.protocol import TestTimeAdapter, encode, sparing
 
 
 class PseudoLabel(TestTimeAdapter):
@@ -51,6 +51,7 @@ class PseudoLabel(TestTimeAdapter):
         self._start = copy.deepcopy(head.state_dict())
         self.reset()
 
+    @sparing
     def __call__(self, inputs: Any) -> Tensor:
         z = encode(self.encoder, inputs)
         for _ in range(self.steps):

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from heldout.adapt.protocol import Stream, TestTimeAdapter, encode, entropy
+from heldout.adapt.protocol import Stream, TestTimeAdapter, encode, entropy, sparing
 from heldout.data import gather
 from heldout.method import Method, Run
 from heldout.nn import inputs_for, split_head, why_no_head
@@ -43,6 +43,7 @@ class T3A(TestTimeAdapter):
         self._sums = self._supports = self._labels = self._entropies = head.weight.detach()
         self.reset()
 
+    @sparing
     @torch.no_grad()
     def __call__(self, inputs: Any) -> Tensor:
         z = encode(self.encoder, inputs)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from heldout.adapt.protocol import Stream, TestTimeAdapter, batch_size_of, entropy
+from heldout.adapt.protocol import Stream, TestTimeAdapter, batch_size_of, entropy, sparing
 from heldout.data import gather
 from heldout.method import Method, Run, Splits, forward, why_no_class_labels
 
@@ -71,6 +71,7 @@ class Tent(TestTimeAdapter):
         self._start = [p.detach().clone() for p in self._parameters]
         self.reset()
 
+    @sparing
     def __call__(self, inputs: Any) -> Tensor:
         for _ in range(self.steps):
             with torch.enable_grad():

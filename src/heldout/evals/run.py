@@ -80,7 +80,7 @@ def language_model(
     budget: float | None = None,
     prices: tuple[float, float] = (0.0, 0.0),
     max_concurrency: int = 16,
-) -> TransformersLM | EndpointLM:
+) -> SamplingLM | EndpointLM:
     """Returns the model of a folder, or of an endpoint that is written ``http://host/v1#name``.
 
     Raises:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
@@ -193,7 +194,9 @@ def find_stages(module: nn.Module, example_inputs: Any) -> list[str]:
 
     In a convolutional network a stage ends where the resolution is about to change: at the last of the outermost
     submodules with outputs of that resolution. In a transformer the longest list of blocks on tokens of one shape is
-    divided into up to four equal parts. Submodules that run more than once are left out.
+    divided into up to four equal parts. Submodules that run more than once are left out, and so are those behind which
+    a batch of twice the size is not carried to the logits, such as a branch that is added outside of any submodule:
+    the next candidate is tried then. Costs one forward pass, and one more for each candidate.
 
     Raises:
         ValueError: fewer than two stages can be found; name the split points yourself then.
@@ -222,26 +225,47 @@ def find_stages(module: nn.Module, example_inputs: Any) -> list[str]:
     for name, _ in trace:
         runs[name] = runs.get(name, 0) + 1
     once = [(name, shape) for name, shape in trace if runs[name] == 1]
-    found = _by_resolution([(name, shape) for name, shape in once if len(shape) >= 3])
+    carries = functools.cache(functools.partial(_carries, module, example_inputs))
+    found = _by_resolution([(name, shape) for name, shape in once if len(shape) >= 3], carries)
     if len(found) < 2:
-        found = _by_blocks(module, dict(once))
+        found = [name for name in _by_blocks(module, dict(once)) if carries(name)]
     if len(found) < 2 and any(isinstance(part, nn.Conv1d) for part in module.modules()):
-        found = _by_resolution([(name, shape) for name, shape in once if len(shape) == 2])
+        found = _by_resolution([(name, shape) for name, shape in once if len(shape) == 2], carries)
     if len(found) < 2:
-        raise ValueError("no stages can be found in the model: name the submodules to split at as split_points")
+        raise ValueError(
+            "no stages can be found in the model (behind a stage, two views share a pass as one larger batch): "
+            "name the submodules to split at as split_points"
+        )
     return found
 
 
-def _by_resolution(trace: Sequence[tuple[str, tuple[int, ...]]]) -> list[str]:
-    last: OrderedDict[tuple[int, ...], str] = OrderedDict()
+def _carries(module: nn.Module, example_inputs: Any, name: str) -> bool:
+    """Whether a batch that is doubled behind a submodule arrives at the logits, the same in both halves."""
+    with evaluating(module), torch.no_grad():
+        plain = forward(module, example_inputs)
+        handle = module.get_submodule(name).register_forward_hook(lambda _m, _a, output: torch.cat([output, output]))
+        try:
+            doubled = forward(module, example_inputs)
+        except (RuntimeError, ValueError, IndexError):
+            return False
+        finally:
+            handle.remove()
+    twice = torch.cat([plain, plain])
+    return doubled.shape == twice.shape and torch.allclose(doubled, twice, rtol=1e-3, atol=1e-4, equal_nan=True)
+
+
+def _by_resolution(trace: Sequence[tuple[str, tuple[int, ...]]], carries: Callable[[str], bool]) -> list[str]:
+    candidates: dict[tuple[int, ...], list[str]] = {}
     for name, shape in trace:
-        resolution = shape[1:]
-        if math.prod(resolution) == 1:
-            continue
-        if resolution not in last or name.count(".") <= last[resolution].count("."):
-            last[resolution] = name
+        if math.prod(shape[1:]) > 1:
+            candidates.setdefault(shape[1:], []).append(name)
     order = {name: number for number, (name, _) in enumerate(trace)}
-    return sorted(last.values(), key=order.__getitem__)
+    found = []
+    for names in candidates.values():
+        outermost_last_first = sorted(names, key=lambda name: (name.count("."), -order[name]))
+        if best := next(filter(carries, outermost_last_first), None):
+            found.append(best)
+    return sorted(found, key=order.__getitem__)
 
 
 def _by_blocks(module: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
