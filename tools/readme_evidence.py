@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from heldout.catalog import claim_counts, evidence, ledger, systems
+from heldout.catalog import claim_counts, evidence, ledger, outdated, systems
 from heldout.report import VERDICT_SIGN, cell
 from heldout.study import changed_verdicts
 from heldout.study.evidence import RECORDING_SEEDS
@@ -35,6 +35,8 @@ def history(slug: str) -> str:
     recordings = (ledger(slug) or {})["recordings"]
     fresh = min(recordings[-1]["seeds"]) >= RECORDING_SEEDS.start
     texts = [f"{len(recordings)} ×", f"{len(recordings[-1]['seeds'])} {'fresh' if fresh else 'early'} seeds"]
+    if slug in outdated():
+        texts.append("of an earlier version")
     if changed := len(changed_verdicts(ledger(slug) or {})):
         texts.append(f"{changed} verdict{'s' * (changed > 1)} changed")
     return ", ".join(texts)
@@ -50,6 +52,7 @@ def table() -> str:
             text = cell(claim["text"])
             verdict = SIGNS.get(claim["verdict"], claim["verdict"])
             verdict = f"check: {verdict.split()[-1]}" if sign else verdict
+            verdict += " (earlier version)" if document["outdated"] else ""
             lines.append(f"| {slug} | {text} | {estimate}{interval} | {verdict} |")
     return "\n".join(lines)
 
@@ -72,7 +75,8 @@ beyond the margin that the claim names; a check is what must be so by constructi
 the seeds 0, 1, 2, ...; where such a system was recorded more than once, its settings had changed between, and the seeds
 had been looked at. Nothing is removed from a ledger (`evidence/SYSTEM.json`). What a claim tests, how it was tuned and
 why it may not hold is told in `evidence/SYSTEM.md` or in the docstring of the system's file in
-`src/heldout/reproductions/`.
+`src/heldout/reproductions/`. "Of an earlier version" is a recording whose study has changed since: its rows are what
+that version showed.
 
 """
 

@@ -10,6 +10,7 @@ from heldout.catalog.systems import (
     method_factories,
     module_name,
     named_methods,
+    outdated,
     systems,
     topics,
 )
@@ -24,6 +25,7 @@ __all__ = [
     "method_factories",
     "module_name",
     "named_methods",
+    "outdated",
     "systems",
     "topics",
 ]

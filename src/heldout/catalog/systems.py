@@ -132,13 +132,23 @@ def method_factories() -> dict[str, str]:
 def evidence(slug: str) -> dict[str, Any] | None:
     """Returns the newest recording of a system, or None where there is none yet.
 
-    Beside what was recorded it holds ``slug``, ``title`` and ``recorded``, how many recordings the ledger has.
+    Beside what was recorded it holds ``slug``, ``title``, ``recorded`` (how many recordings the ledger has) and
+    ``outdated``, whether the study has changed since.
     """
     recorded = ledger(slug)
     if recorded is None:
         return None
     names = {"slug": recorded["slug"], "title": recorded["title"], "recorded": len(recorded["recordings"])}
-    return {**names, **recorded["recordings"][-1]}
+    return {**names, "outdated": slug in outdated(), **recorded["recordings"][-1]}
+
+
+def outdated() -> list[str]:
+    """Returns the systems whose newest recording is of an earlier version of their study: ``evidence/outdated.txt``.
+
+    The tests hold the list to the truth in both directions: it names every such system and no other.
+    """
+    text = _evidence_file("outdated.txt")
+    return [line for line in (text or "").splitlines() if line and not line.startswith("#")]
 
 
 def ledger(slug: str) -> dict[str, Any] | None:
@@ -146,11 +156,15 @@ def ledger(slug: str) -> dict[str, Any] | None:
 
     It is read from the installed package, or from ``evidence/`` of the checkout that the package is run from.
     """
+    text = _evidence_file(f"{slug}.json")
+    return None if text is None else json.loads(text)
+
+
+def _evidence_file(name: str) -> str | None:
     package = Path(__file__).parents[1]
     for folder in (package / "evidence", package.parents[1] / "evidence"):
-        file = folder / f"{slug}.json"
-        if file.is_file():
-            return json.loads(file.read_text(encoding="utf-8"))
+        if (folder / name).is_file():
+            return (folder / name).read_text(encoding="utf-8")
     return None
 
 

@@ -159,7 +159,7 @@ def real(fields: tuple[str, ...], tune: bool, seed: int, profile: str) -> dict[s
     tasks = question_tasks(count + tested, seed=seed, **({"read": stand_in} if profile == "smoke" else {}))
     train, test = task_split(tasks, "category", HELD_OUT)
     known = [replace(task, instances=task.instances[:count]) for task in train]
-    new = [replace(task, instances=task.instances[count:]) for task in test]
+    new: list[Any] = [replace(task, instances=task.instances[count:]) for task in test]
     rows = [(encode_instruction(task, i, fields), f" {i.outputs[0]}") for task in known for i in task.instances]
     asked = [(encode_instruction(task, i, fields), [f" {option}" for option in i.options])
              for task in new for i in task.instances]  # fmt: skip
