@@ -17,7 +17,7 @@ from heldout.evals.report import to_html
 from heldout.evals.scylla import SCYLLA
 from heldout.evals.verbalizer import VERBALIZER
 from heldout.language_model import LM
-from heldout.lm import CachedLM, EndpointError, EndpointLM, SamplingLM
+from heldout.lm import CachedLM, EndpointError, EndpointLM, SamplingLM, TransformersLM
 from heldout.study import environment, write_atomically
 
 EVALS: dict[str, Protocol] = {protocol.name: protocol for protocol in (SCYLLA, VERBALIZER)}
@@ -80,7 +80,7 @@ def language_model(
     budget: float | None = None,
     prices: tuple[float, float] = (0.0, 0.0),
     max_concurrency: int = 16,
-) -> SamplingLM | EndpointLM:
+) -> TransformersLM | EndpointLM:
     """Returns the model of a folder, or of an endpoint that is written ``http://host/v1#name``.
 
     Raises:

@@ -161,7 +161,7 @@ def real(fields: tuple[str, ...], tune: bool, seed: int, profile: str) -> dict[s
     known = [replace(task, instances=task.instances[:count]) for task in train]
     new: list[Any] = [replace(task, instances=task.instances[count:]) for task in test]
     rows = [(encode_instruction(task, i, fields), f" {i.outputs[0]}") for task in known for i in task.instances]
-    asked = [(encode_instruction(task, i, fields), [f" {option}" for option in i.options])
+    asked = [(encode_instruction(task, i, fields), [f" {option}" for option in i.options])  # type: ignore[attr-defined]
              for task in new for i in task.instances]  # fmt: skip
     texts = [prompt + text for prompt, said in [*rows, *asked] for text in ([said] if isinstance(said, str) else said)]
     if profile == "smoke":
@@ -179,7 +179,7 @@ def real(fields: tuple[str, ...], tune: bool, seed: int, profile: str) -> dict[s
     chosen = [max(zip((a - b for a, b in zip(with_, without, strict=True)), said, strict=True))[1].strip()
               for said, with_, without in raised]  # fmt: skip
     found = cross_task(lambda prompts: chosen, new, lambda task, i: i.input, same)
-    places: list[Callable[[Any], str]] = [lambda i, n=n: i.options[n] for n in range(3)]
+    places: list[Callable[[Any], str]] = [lambda i, n=n: i.options[n] for n in range(3)]  # type: ignore[misc]
     places += [lambda i: max(i.options, key=len), lambda i: min(i.options, key=len)]
     return {"accuracy": 100 * found.mean, "beyond": 100 * beyond_constant(found, new, same, places)}
 
