@@ -272,11 +272,19 @@ def test_a_report_with_a_verdict_is_not_overwritten_by_one_without(file):
 
 
 def test_an_undertrained_baseline_is_tuned_before_it_is_beaten(file):
-    file.write_text(FILE.replace("lr=0.2", "lr=0.0003"))
+    file.write_text(FILE.replace("lr=0.2", "lr=0.002"))
     report = search(file, methods=["ps_kd"])
     assert report["rates"]["baseline"] > 3
     assert report["tuned"]["tests"]["iid"]["score"] > report["baseline"]["tests"]["iid"]["score"] + 0.1
     assert any("the learning rate suits the baseline better" in warning for warning in report["warnings"])
+
+
+def test_the_loss_tells_learning_rates_apart_that_scores_do_not():
+    from heldout.improve.search import _best_power
+
+    assert _best_power({0: 0.3, 1: 0.3, -1: 0.3}, {0: 1.1, 1: 1.0, -1: 1.2}, 0.01) == 1
+    assert _best_power({0: 0.3, 1: 0.3, -1: 0.3}, {0: 1.1, 1: 1.099, -1: 1.2}, 0.01) == 0
+    assert _best_power({0: 0.3, 1: 0.2, -1: 0.5}, {0: 1.1, 1: 0.1, -1: 1.5}, 0.01) == -1
 
 
 def test_one_method_is_confirmed_without_screening(file):

@@ -513,17 +513,19 @@ def _rates(
     """The learning rates of the baseline and each finalist, as multiples of the recipe's, chosen by full training.
 
     Each is tried at a third, once and three times (in steps of the square root of ten); a best value at an end is
-    followed by one further out, twice at most. A difference below the resolution changes nothing.
+    followed by one further out, four times at most. Scores that differ by less than the resolution are told apart by
+    the validation loss, where it is lower by two thousandths or more.
     """
     names = [BASELINE, *finalists]
     if not plan.trials:
         return dict.fromkeys(names, 1.0), None, []
     search.say(f"Searching learning rates for {', '.join(names)}")
     tried: dict[str, dict[int, float]] = {name: {} for name in names}
+    losses: dict[str, dict[int, float]] = {name: {} for name in names}
     best = dict.fromkeys(names, 0)
     failed: list[dict[str, Any]] = []
     powers = {name: [-1, 0, 1] for name in names}
-    for _ in range(3):
+    for _ in range(5):
         arms = {
             f"{name} at {RATE**power:.3g} x": _Candidate(name, RATE**power) for name in names for power in powers[name]
         }
@@ -535,12 +537,14 @@ def _rates(
             if len(values := results.metric(label, "validation")) == plan.trials:
                 power = round(math.log(candidate.rate, RATE))
                 tried[candidate.method][power] = search.sign() * float(np.mean(list(values.values())))
+                losses[candidate.method][power] = float(
+                    np.mean(list(results.metric(label, "validation loss").values()))
+                )
         for name in names:
             powers[name] = []
             if 0 not in tried[name]:
                 continue
-            top = max(tried[name], key=lambda power: (tried[name][power], -abs(power)))
-            best[name] = top if tried[name][top] > tried[name][0] + search.step else 0
+            best[name] = _best_power(tried[name], losses[name], search.step)
             if best[name] and best[name] in (min(tried[name]), max(tried[name])):
                 powers[name] = [best[name] + (1 if best[name] > 0 else -1)]
     entries = [
@@ -556,6 +560,16 @@ def _rates(
         "candidates": entries,
     }
     return {name: RATE ** best[name] for name in names}, rung, failed
+
+
+def _best_power(scores: Mapping[int, float], losses: Mapping[int, float], step: float) -> int:
+    """The power of the best learning rate, 0 unless another one is better; ties in score are broken by the loss."""
+    best = 0
+    for power in sorted(scores, key=abs):
+        gain = scores[power] - scores[best]
+        if gain > step or (abs(gain) <= step and losses[power] < 0.998 * losses[best]):
+            best = power
+    return best
 
 
 def _write(search: _Search, document: dict[str, Any], folder: Path) -> None:
