@@ -85,7 +85,8 @@ def repeated(call: Callable[[], object], times: int) -> Callable[[], float]:
     return measure
 
 
-def compare(title: str, contenders: dict[str, Callable[[], float]], rounds: int, limits: dict[str, float]) -> None:
+def compare(title: str, contenders: dict[str, Callable[[], float]], rounds: int, limits: dict[str, float]) -> bool:
+    """Prints the contenders beside the first of them; whether those with a limit are within it."""
     times: dict[str, list[float]] = {name: [] for name in contenders}
     for round_ in range(rounds + 1):
         names = list(contenders)
@@ -94,14 +95,17 @@ def compare(title: str, contenders: dict[str, Callable[[], float]], rounds: int,
             if round_:
                 times[name].append(taken)
     print(title)
+    ok = True
     plain = next(iter(times.values()))
     for name, seconds in times.items():
         ratio = statistics.median(a / b for a, b in zip(seconds, plain, strict=True))
         limit = f"  (limit {limits[name]})" if name in limits else ""
+        ok &= ratio <= limits.get(name, float("inf"))
         print(f"  {name:36} {1000 * statistics.median(seconds):7.2f} ms  {ratio:.2f} x plain{limit}")
+    return ok
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--steps", type=int, default=8)
@@ -119,7 +123,7 @@ def main() -> None:
     model = conv_net(widths)
     parameters = sum(p.numel() for p in model.parameters())
     shape = f"{parameters:,} parameters, {options.size} x {options.size}, batch {options.batch}"
-    compare(
+    ok = compare(
         f"training step: {shape}, {options.threads} thread(s)",
         {
             "plain": fit_step(model, data, None, options.steps),
@@ -146,7 +150,8 @@ def main() -> None:
         options.rounds,
         {},
     )
+    return 0 if ok else 1
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -3,7 +3,8 @@
 Four lines: a batch of completions by TransformersLM against a plain ``model.generate`` on the same batch (limit 1.2 x);
 the likelihood of 8 continuations of a prompt of 256 tokens against whole sequences (limit: 3 times as fast); answers
 that CachedLM has, in a second (limit 5,000); EndpointLM with 64 requests at once against a server that takes 50 ms,
-in another process (limit: 90 % of the ideal, 64 / 50 ms), beside bare aiohttp, which is the floor.
+in another process (limit: 90 % of the ideal, 64 / 50 ms), beside bare aiohttp, which is the floor: where the machine is
+too busy for 90 % of it, the limit is 1.1 times its time.
 
     python benchmarks/lm.py [--quick]
 """
@@ -65,7 +66,7 @@ def in_turns(functions: dict[str, Callable[[], object]], repeats: int) -> dict[s
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-def local(repeats: int) -> None:
+def local(repeats: int) -> bool:
     tokenizer = word_tokenizer([" ".join(WORDS)])
     model = tiny_llama(tokenizer, dim=128, layers=4, context=512)
     lm = TransformersLM(model, tokenizer, batch_size=32)
@@ -80,7 +81,8 @@ def local(repeats: int) -> None:
         return tokenizer.batch_decode(out[:, 48:], skip_special_tokens=True)
 
     found = in_turns({"lm": lambda: lm.generate(prompts, max_tokens=32), "generate": plain}, repeats)
-    print(f"32 completions of 32 tokens: {found['lm'] / found['generate']:.2f} x model.generate (limit 1.2)")
+    slower = found["lm"] / found["generate"]
+    print(f"32 completions of 32 tokens: {slower:.2f} x model.generate (limit 1.2)")
 
     prompt, choices = " ".join(WORDS[:256]), [" ".join(WORDS[k : k + 3]) for k in range(8)]
     rows = tokenizer([f"{prompt} {choice}" for choice in choices], return_tensors="pt")["input_ids"]
@@ -91,22 +93,24 @@ def local(repeats: int) -> None:
         return logits.gather(-1, rows[:, 256:, None]).sum((1, 2))
 
     found = in_turns({"lm": lambda: lm.score([prompt], [choices]), "whole": whole}, repeats)
-    print(
-        f"8 continuations of 256 tokens: {found['whole'] / found['lm']:.1f} times as fast as whole sequences (limit 3)"
-    )
+    faster = found["whole"] / found["lm"]
+    print(f"8 continuations of 256 tokens: {faster:.1f} times as fast as whole sequences (limit 3)")
+    return slower <= 1.2 and faster >= 3
 
 
-def cached(count: int) -> None:
+def cached(count: int) -> bool:
     with tempfile.TemporaryDirectory() as folder:
         lm = CachedLM(ScriptedLM(lambda prompt, k: "an answer"), Path(folder) / "answers.db")
         prompts = [f"prompt {i}" for i in range(count)]
         lm.generate(prompts)
         start = time.perf_counter()
         lm.generate(prompts)
-        print(f"cached answers: {count / (time.perf_counter() - start):,.0f} a second (limit 5,000)")
+        rate = count / (time.perf_counter() - start)
+    print(f"cached answers: {rate:,.0f} a second (limit 5,000)")
+    return rate >= 5_000
 
 
-def endpoint(rounds: int) -> None:
+def endpoint(rounds: int) -> bool:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -125,6 +129,7 @@ def endpoint(rounds: int) -> None:
         share = {name: 100 * ideal / seconds for name, seconds in found.items()}
         print(f"{len(prompts)} requests, {AT_ONCE} at once: {share['lm']:.0f} % of the ideal throughput (limit 90 %)")
         print(f"  bare aiohttp: {share['bare']:.0f} %; EndpointLM takes {found['lm'] / found['bare']:.2f} x its time")
+        return share["lm"] >= 90 or (share["bare"] < 90 and found["lm"] <= 1.1 * found["bare"])
     finally:
         server.terminate()
 
@@ -142,15 +147,14 @@ async def bare(url: str, count: int) -> None:
         await asyncio.gather(*(one() for _ in range(count)))
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer repetitions")
     quick = parser.parse_args().quick
     torch.set_num_threads(1)
-    local(3 if quick else 9)
-    cached(2_000 if quick else 20_000)
-    endpoint(5 if quick else 100)
+    within = [local(3 if quick else 9), cached(2_000 if quick else 20_000), endpoint(5 if quick else 100)]
+    return 0 if all(within) else 1
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -2,7 +2,8 @@
 
 Peers: pytorch_optimizer's SAM, and the two-step implementation in common use, written out below. The contenders take
 turns, so that all of them meet the same state of the machine; on one thread, CPU time is measured, which other
-processes disturb least. Limits: 2.05 times the plain step, no slower than the peers.
+processes disturb least. Limits: 2.05 times the plain step, no slower than the peers
+(but for 2 %, which two measurements of one and the same step differ by).
 """
 
 import argparse
@@ -77,7 +78,7 @@ def contenders(inputs: torch.Tensor, targets: torch.Tensor) -> dict[str, Callabl
     return steps
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--batch", type=int, default=32)
@@ -98,10 +99,14 @@ def main() -> None:
     parameters = sum(p.numel() for p in conv_net().parameters())
     print(f"{parameters:,} parameters, batch {options.batch}, {options.rounds} rounds, {options.threads} thread(s)")
     plain = times["plain SGD"]
+    ratios = {}
     for name, seconds in times.items():
-        ratio = statistics.median(a / b for a, b in zip(seconds, plain, strict=True))
+        ratio = ratios[name] = statistics.median(a / b for a, b in zip(seconds, plain, strict=True))
         print(f"{name:18} {1000 * statistics.median(seconds):7.1f} ms  {ratio:.3f} x plain  (limit {LIMIT})")
+    ours = ratios["heldout SAM"]
+    peers = [ratio for name, ratio in ratios.items() if name not in ("plain SGD", "heldout SAM")]
+    return int(ours > LIMIT or ours > 1.02 * min(peers))
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

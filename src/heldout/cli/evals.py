@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperGroup
 from typer.main import get_command
 
-from heldout.cli.options import Json, Out, spread
+from heldout.cli.options import Json, Out, Threads, spread
 from heldout.cli.output import console, fail, one_line_errors, print_json, say_step
 
 if TYPE_CHECKING:
@@ -57,10 +57,13 @@ def _command(protocol: Protocol) -> Any:
             0.0,
         ),
         concurrency: Annotated[int, typer.Option(min=1, help="Requests to an endpoint at once.")] = 16,
+        threads: Threads = 1,
         out: Out = None,
         as_json: Json = False,
     ) -> None:
-        with one_line_errors():
+        from heldout.study import limited_threads
+
+        with one_line_errors(), limited_threads(threads):
             from heldout.evals import evaluate, print_eval
 
             document = evaluate(

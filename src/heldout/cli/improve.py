@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from heldout.cli.options import Json, On, Out, Workers, calls, names, seconds
+from heldout.cli.options import Json, On, Out, Threads, Workers, calls, names, seconds
 from heldout.cli.output import RUNS_FAILED, console, one_line_errors, print_json, say_step
 
 
@@ -26,6 +26,7 @@ def improve(
     exclude: Annotated[str, typer.Option(help="Comma-separated methods to leave out.")] = "",
     combine: Annotated[int, typer.Option(min=1, help="Most methods in one combination.")] = 2,
     workers: Workers = 1,
+    threads: Threads = 1,
     on: On = "local",
     out: Out = None,
     as_json: Json = False,
@@ -46,6 +47,7 @@ def improve(
                 exclude=names(exclude),
                 combine=combine,
                 workers=workers,
+                threads=threads,
                 on=on,
                 out=out,
                 say=lambda text: print(text, file=sys.stderr),
@@ -70,11 +72,14 @@ def audit(
     ] = None,
     budget: Annotated[str, typer.Option(help="Wall-clock time, such as 90s, 3m.")] = "3m",
     seed: Annotated[int, typer.Option(min=0, help="Of training, and of the examples that are looked at.")] = 0,
+    threads: Threads = 1,
     out: Out = None,
     as_json: Json = False,
 ) -> None:
     """Tell how well YOUR model generalizes, and what seems to stand in its way."""
-    with one_line_errors():
+    from heldout.study import limited_threads
+
+    with one_line_errors(), limited_threads(threads):
         from heldout.audit import audit as examine
 
         document = examine(file, weights=weights, budget=seconds(budget), seed=seed, out=out, say=say_step)

@@ -22,6 +22,7 @@ On = Annotated[
         help="local (a process for the runs), in-process (none, for a debugger), processes, ray or ray://host:port."
     ),
 ]
+Threads = Annotated[int, typer.Option(min=1, help="Threads of arithmetic in each process.")]
 Out = Annotated[Path | None, typer.Option(help="Output folder; finished runs in it are kept and never repeated.")]
 
 

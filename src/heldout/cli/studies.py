@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from heldout.cli.options import Json, On, Out, Workers, names, size, spread
+from heldout.cli.options import Json, On, Out, Threads, Workers, names, size, spread
 from heldout.cli.output import CLAIMS_FAILED, RUNS_FAILED, console, fail, one_line_errors, print_json, say
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class StudyOptions:
     ] = False
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 3 unless every claim holds.")] = False
     time_limit: Annotated[float | None, typer.Option(min=0.001, help="Seconds that one run may take.")] = None
-    threads: Annotated[int, typer.Option(min=1, help="Threads of arithmetic per run.")] = 1
+    threads: Threads = 1
     memory: Annotated[
         str | None,
         typer.Option(help="Memory that one run may hold, such as 500MB, 4GB; beyond it the run is killed (Linux)."),

@@ -31,6 +31,7 @@ from heldout.study.evidence import (
     recording_seeds,
 )
 from heldout.study.executors import Executor, make_executor
+from heldout.study.isolation import limited_threads
 from heldout.study.loading import load_file, load_study
 from heldout.study.power import samples_needed, seeds_needed
 from heldout.study.progress import rich_progress
@@ -68,6 +69,7 @@ __all__ = [
     "higher_is_better",
     "interval",
     "is_stale",
+    "limited_threads",
     "load_evidence",
     "load_file",
     "load_study",
