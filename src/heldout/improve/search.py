@@ -33,7 +33,7 @@ import heldout
 from heldout.improve.plan import FEWEST_SEEDS, SHARE, Plan, least_seconds, make_plan
 from heldout.improve.report import to_html, to_markdown
 from heldout.improve.selection import AIMS, selection_sets
-from heldout.improve.verdict import BASELINE, TUNED, accounted, compare, ranking, resolution, sentence
+from heldout.improve.verdict import BASELINE, RATES, TUNED, accounted, compare, ranking, resolution, sentence
 from heldout.improve.winner import write_winner
 from heldout.methods import available, factory_files, parse
 from heldout.problem import Problem, ProblemError, check_problem, inapplicable, load_problem
@@ -554,7 +554,7 @@ def _rates(
     ]  # fmt: skip
     plain = tried[BASELINE].get(0)
     rung = {
-        "title": "learning rates (gain over the recipe's own)",
+        "title": f"{RATES} (gain over the recipe's own)",
         "epochs": plan.epochs,
         "baseline": None if plain is None else search.sign() * plain,
         "candidates": entries,

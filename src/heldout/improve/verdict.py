@@ -19,6 +19,7 @@ from heldout.study import Results, samples_needed
 
 BASELINE, TUNED = "baseline", "tuned baseline"
 SHIFTED = "mean of shifts"
+RATES = "learning rates"  # the rung whose candidates are a method at several of them
 HELPS, HURTS, SAME, OPEN = "helps", "hurts", "no difference", "not decided"
 NO_DIFFERENCE = {"accuracy": 0.01}  # what counts as none; of other metrics, a hundredth of the baseline's score
 
@@ -155,7 +156,7 @@ def sentence(found: Mapping[str, Any], tests: Sequence[str], aim: str, metric: s
     ]
     if wanted:
         where = [
-            f"{amount(entry)} on {title}"
+            f"{_gained(entry, amount)} on {title}"
             for entry, title, ok in ((given, tests[0], helps["iid"]), (shifted, "shifted data", helps["shift"]))
             if ok
         ]
@@ -179,6 +180,12 @@ def sentence(found: Mapping[str, Any], tests: Sequence[str], aim: str, metric: s
         seeds = "more than 200" if None in numbers else f"about {max(numbers)}"
         return f"Not decided: {name}, the best by validation: {told}. {seeds.capitalize()} seeds would decide.", None
     return f"No method is shown to help: {name}, the best by validation: {told}.", None
+
+
+def _gained(entry: Mapping[str, Any], amount: Any) -> str:
+    """A gain over the recipe as given, and over the tuned one where there is one."""
+    tuned = f" ({amount(entry, 'tuned_')} over the tuned baseline)" if "tuned_gain" in entry else ""
+    return amount(entry) + tuned
 
 
 def _other(entry: Mapping[str, Any], amount: Any) -> str:
@@ -225,7 +232,7 @@ def accounted(
     confirmed = {row["method"]: row for row in found.get("finalists", [])}
     screened: dict[str, str] = {}
     for rung in rungs:
-        for entry in rung["candidates"]:
+        for entry in rung["candidates"] if not rung["title"].startswith(RATES) else ():
             if entry["seeds"]:
                 count = f"{entry['seeds']} seed{'s' * (entry['seeds'] > 1)}"
                 screened[entry["method"]] = f"{rung['epochs']} epochs on {count}"
