@@ -7,7 +7,7 @@ from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 from heldout.improve.verdict import HELPS, HURTS, OPEN, SHIFTED
-from heldout.report import interval_chart, number, render
+from heldout.report import cell, interval_chart, number, render
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -38,10 +38,10 @@ def to_markdown(document: Document) -> str:
     """Returns the verdict and the ranked table as Markdown."""
     score, gain = _formats(document)
     names = _test_sets(document)
-    lines = [f"# What improves {_cell(document['title'])}", "", _cell(document["verdict"]), ""]
-    lines += [f"Warning: {_cell(warning)}\n" for warning in document["warnings"]]
+    lines = [f"# What improves {cell(document['title'])}", "", cell(document["verdict"]), ""]
+    lines += [f"Warning: {cell(warning)}\n" for warning in document["warnings"]]
     lines += [
-        "| method | " + " | ".join(map(_cell, names)) + " | training | inference |",
+        "| method | " + " | ".join(map(cell, names)) + " | training | inference |",
         "|---" * (len(names) + 3) + "|",
     ]
     baseline = _baseline_scores(document)
@@ -49,11 +49,11 @@ def to_markdown(document: Document) -> str:
     for row in document["finalists"]:
         cells = [f"{score(row['tests'][name]['score'])} ({_with_interval(row['tests'][name], gain)})" for name in names]
         costs = f"{number(row['training_cost'], 3)} × | {number(row['inference_cost'], 3)} ×"
-        lines.append(f"| {_cell(row['method'])} | " + " | ".join(cells) + f" | {costs} |")
+        lines.append(f"| {cell(row['method'])} | " + " | ".join(cells) + f" | {costs} |")
     lines += ["", "| method | what became of it | |", "|---|---|---|"]
-    lines += [f"| {_cell(row['method'])} | {row['status']} | {_cell(row['detail'])} |" for row in document["methods"]]
+    lines += [f"| {cell(row['method'])} | {row['status']} | {cell(row['detail'])} |" for row in document["methods"]]
     if document.get("note"):
-        lines += ["", _cell(document["note"])]
+        lines += ["", cell(document["note"])]
     if document.get("code"):
         lines += ["", "```python", document["code"].rstrip(), "```"]
     return "\n".join(lines) + "\n"
@@ -171,7 +171,3 @@ def _gain_chart(document: Document, name: str) -> Any:
         low, high = (None if entry[end] is None else unit * entry[end] for end in ("low", "high"))
         rows.append({"arm": row["method"], "mean": unit * entry["gain"], "low": low, "high": high})
     return interval_chart(f"gain on {name}{', points' if unit == 100.0 else ''}", rows, [])
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ").replace("<", "&lt;")

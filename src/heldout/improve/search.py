@@ -47,6 +47,7 @@ from heldout.study import (
     lower_is_better,
     make_executor,
     run_study,
+    write_atomically,
 )
 from heldout.train import score
 
@@ -394,10 +395,8 @@ def _plan(
         plan = Plan(len(candidates), short, 2, long, 2, 0, epochs, seeds, 1)
     if plan is not None:
         search.say(plan.text(per_epoch, combinations if plan.long_epochs else 0, max(1, search.workers)))
-    temporary = file.with_suffix(".tmp")
     kept = {"asked": asked, "plan": asdict(plan) if plan else None, "seconds per epoch": per_epoch}
-    temporary.write_text(json.dumps(kept, indent=1))
-    temporary.replace(file)
+    write_atomically(file, json.dumps(kept, indent=1))
     return plan, per_epoch
 
 
@@ -580,14 +579,14 @@ def _write(search: _Search, document: dict[str, Any], folder: Path) -> None:
     if document["winner"]:
         search.say(f"Writing the weights of {document['winner']}")
         write_winner(document, search.problem, folder)
-        _write_text(folder / "winner.py", document["code"])
+        write_atomically(folder / "winner.py", document["code"])
     stem, page = "improve", "report"
     if not document["finalists"] and _ended_in_a_verdict(folder / "improve.json"):
         stem, page = "improve-unfinished", "report-unfinished"
     document["report"] = str(folder / f"{page}.html")
-    _write_text(folder / f"{stem}.json", json.dumps(document, indent=1))
-    _write_text(folder / f"{stem}.md", to_markdown(document))
-    _write_text(folder / f"{page}.html", to_html(document))
+    write_atomically(folder / f"{stem}.json", json.dumps(document, indent=1))
+    write_atomically(folder / f"{stem}.md", to_markdown(document))
+    write_atomically(folder / f"{page}.html", to_html(document))
 
 
 def _ended_in_a_verdict(file: Path) -> bool:
@@ -595,9 +594,3 @@ def _ended_in_a_verdict(file: Path) -> bool:
         return bool(json.loads(file.read_text(encoding="utf-8"))["finalists"])
     except (OSError, ValueError, KeyError, TypeError):
         return False
-
-
-def _write_text(file: Path, text: str) -> None:
-    temporary = file.with_name(file.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(file)
