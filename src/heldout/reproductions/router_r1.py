@@ -9,23 +9,23 @@ generalists (60 % of everything), a dear one (85 %). Who bears which name, which
 known are drawn anew for each question in training, and once for the tests, whose questions start from other entities. A
 question of two hops can be asked as a whole, at which experts fail half of the time although they know both facts.
 
-The start is supervised: turns of episodes with random experts and a random number of calls, on facts of other worlds;
-in 3 turns of 10 the expert asked is the specialist of the topic, where there is one, as a language model that knows
-what words mean would often guess. ``cost`` is money for a million questions; ``em`` is in percent. ``unseen_em`` is
-measured with the same experts under other names: of the 36 pairs of a name and a descriptor, 12 occur neither in the
-warm start nor in reinforcement, and as many of the six experts as can be are such pairs. ``found`` is the percentage of
-the experts named in a thought that are there, a gate: below 90 % the warm start has not learned to look a name up, and
-the claims are not testable. ``random``, ``best single`` and ``knn`` send the question as it is to one expert and answer
-what it states; ``random`` asks unseen experts as well.
+The start is supervised, on two kinds of rows. In one of four, a list of six random keys and names is followed by every
+key with its name, in another order: what a language model knows of lists, without a word about experts. The others are
+turns of episodes with random experts and a random number of calls, on facts of other worlds; in 3 turns of 10 the
+expert asked is the specialist of the topic, where there is one, as a language model that knows what words mean would
+often guess. Of 30 names, 10 are no expert's in either the warm start or reinforcement, but occur in the lists of keys:
+``unseen_em`` is measured with the same experts under six of those. ``cost`` is money for a million questions; ``em`` is
+in percent. ``found`` is the percentage of the experts named in a thought that are there, under the descriptor that the
+thought says, a gate: below 90 % the warm start has not learned to look a name up, and the claims are not testable.
+``random``, ``best single`` and ``knn`` send the question as it is to one expert and answer what it states; ``random``
+asks unseen experts as well.
 
-Deviations: GRPO in place of PPO; nearest neighbours of TF-IDF vectors in place of sentence embeddings; embeddings are
-frozen in reinforcement, and the weight of the KL term is 0.05 in place of 0.001, for without them a model of this size
-forgets within 100 steps how to copy a name. Looking up a name beside a descriptor of several words, or of one, did not
-emerge in two layers within 30,000 examples. So the names are six fixed ones, re-shuffled in every episode (the
-specification's way out), and a name and its descriptor are one word of the prompt, ``ka=low-music``, which is found by
-what the router writes before it, ``low music``. A word that never occurred gets the sum of one vector for the name and
-one for the descriptor, fitted to the words that did, as a larger model's would be composed of pieces. A name that never
-occurred at all is not tested, only a name for what it never stood for.
+Deviations: GRPO in place of PPO; nearest neighbours of TF-IDF vectors in place of sentence embeddings; the names are
+all new in the test of unseen experts, the descriptors are in the words of the training; a line of the prompt is a
+descriptor and then a name, ``low music bafa``, for looking up what follows something is what emerges in two layers
+within minutes (the other order did not within 30,000 rows); embeddings are frozen in reinforcement, and the weight of
+the KL term is 0.05 in place of 0.001, for without them a model of this size forgets within 100 steps how to copy a
+name.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ import copy
 import functools
 import random
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import product
 from typing import Any
@@ -78,18 +78,18 @@ from heldout.tasks import (
 )
 from heldout.train import train_router
 
-PROMPT, LINE = "{models}\nquestion : {question} ?\n", "{name}={descriptor}"
-SLOTS = ("ba", "do", "ka", "lu", "mi", "ne")  # names of experts
-DESCRIPTORS = ("low-music", "low-film", "low-sport", "low-science", "mid-some", "high-most")
-PAIRS = tuple(product(SLOTS, DESCRIPTORS))
-# experts that neither the warm start nor reinforcement ever has: a third of the pairs, of each name and descriptor
-HELD_OUT = frozenset(pair for number, pair in enumerate(PAIRS) if (number // 6 - number % 6) % 3 == 0)
+PROMPT, LINE = "{models}\nquestion : {question} ?\n", "{descriptor} {name}"
+NAMES = tuple(a + b for a, b in product(("ba", "do", "ka", "lu", "mi", "ne"), ("fa", "go", "sha", "vu", "zen")))
+HELD_OUT = NAMES[::3]  # names that no expert has before the test of unseen ones
+KNOWN = tuple(name for name in NAMES if name not in HELD_OUT)
+KEYS = tuple(f"{a} {b}" for a, b in product(("red", "blue", "old", "tall"), ("box", "door", "lamp", "tree")))
 TAGS = "<think> </think> <search> </search> <information> </information> <answer> </answer>"
 BASES = {
     "smoke": {"dim": 16, "layers": 1, "steps": 20, "batch": 8, "seed": 0},
     "laptop": {"dim": 64, "layers": 2, "steps": 2500, "batch": 32, "seed": 0},
 }
-VERSION = 13  # of the way a base is made
+VERSION = 14  # of the way a base is made
+LISTS = 0.25  # share of the warm start's rows that are lists of keys
 FITTING = 0.3  # share of turns in which the warm start asks the specialist of the topic, if there is one
 # steps of RL, questions in a step, questions to train on, test questions of each kind
 SIZES = {"smoke": (2, 2, 8, 4), "laptop": (70, 12, 840, 200)}
@@ -101,42 +101,31 @@ def base(profile: str) -> tuple[Any, Any]:
     recipe = BASES[profile]
 
     def make() -> tuple[Any, Any]:
-        words = [*expert_fact_words(), *SLOTS, *map("=".join, PAIRS)]
-        tokenizer = word_tokenizer([*words, TAGS, "question : ? done unknown None"])
+        words = [*expert_fact_words(), *NAMES, *KEYS, TAGS, "question : ; ? done unknown None"]
+        tokenizer = word_tokenizer(words)
         model = tiny_llama(tokenizer, dim=recipe["dim"], layers=recipe["layers"], context=256, seed=recipe["seed"])
         options: dict[str, Any] = {"steps": recipe["steps"], "batch_size": recipe["batch"], "seed": recipe["seed"]}
-        train_tiny(model, tokenizer, traces, lr=3e-3, **options)
-        compose_held_out(model, tokenizer)
+        train_tiny(model, tokenizer, warm_start, lr=3e-3, **options)
         return model, tokenizer
 
     return cached_base("router", recipe | {"version": VERSION}, make)
 
 
-@torch.no_grad()
-def compose_held_out(model: Any, tokenizer: Any) -> None:
-    """Sets the vectors of words that never occurred: a part for the name and one for the descriptor, summed.
-
-    The parts are the least-squares fit to the vectors of the words that did.
-    """
-    parts = torch.tensor(
-        [
-            [*(name == slot for slot in SLOTS), *(descriptor == kind for kind in DESCRIPTORS)]
-            for name, descriptor in PAIRS
-        ],
-        dtype=torch.float32,
-    )
-    seen = torch.tensor([pair not in HELD_OUT for pair in PAIRS])
-    rows = torch.tensor(tokenizer.convert_tokens_to_ids(["=".join(pair) for pair in PAIRS]))
-    weight = model.get_input_embeddings().weight
-    weight[rows[~seen]] = parts[~seen] @ torch.linalg.pinv(parts[seen]) @ weight[rows[seen]]
-
-
-def traces(count: int, generator: torch.Generator) -> list[tuple[str, str]]:
-    """Well-formed episodes about facts that nobody will ask about: random experts, a random number of calls."""
+def warm_start(count: int, generator: torch.Generator) -> list[tuple[str, str]]:
+    """Lists of keys, and well-formed turns about facts that nobody will ask about, in random order."""
     rng = random.Random(int(torch.randint(2**31, (1,), generator=generator)))
     world = ExpertFacts(seed=rng.randrange(1000, 2**31))
     questions = [world.questions(count, hops=hops, seed=0) for hops in (1, 2)]
-    return [trace(world, rng.choice(pair), rng) for pair in zip(*questions, strict=True)]
+    return [
+        key_list(rng) if rng.random() < LISTS else trace(world, rng.choice(pair), rng)
+        for pair in zip(*questions, strict=True)
+    ]
+
+
+def key_list(rng: random.Random) -> tuple[str, str]:
+    """Six keys with names, and the same in another order."""
+    lines = [f"{key} {name}" for key, name in zip(rng.sample(KEYS, 6), rng.sample(NAMES, 6), strict=True)]
+    return "\n".join(lines) + "\nquestion :", " ; ".join(rng.sample(lines, 6))
 
 
 def trace(world: ExpertFacts, question: FactQuestion, rng: random.Random) -> tuple[str, str]:
@@ -162,8 +151,7 @@ def trace(world: ExpertFacts, question: FactQuestion, rng: random.Random) -> tup
 def thought(query: str, expert: SimulatedExpert) -> str:
     """What the topic is, what kind of expert is wanted, and who that is."""
     topic = RELATIONS[query.split()[0]][0]
-    kind = expert.descriptor.replace("-", " ")
-    return f"<think> {topic} {kind} {expert.name}={expert.descriptor} </think>"
+    return f"<think> {topic} {expert.descriptor} {expert.name} </think>"
 
 
 def value_in(reply: str) -> str | None:
@@ -186,28 +174,14 @@ def pool_of(world: ExpertFacts, experts: Sequence[SimulatedExpert], seed: int) -
 
 
 def experts_of(seed: int) -> tuple[list[SimulatedExpert], list[SimulatedExpert]]:
-    """The experts of the tests; and the same ones, as many as can be under names that they never had in training."""
+    """The experts of the tests; and the same ones under names that no expert had in training."""
     rng = random.Random(f"test experts {seed}")
-    seen = training_experts(rng)
-    return seen, max(namings(seen, rng), key=held_out)
-
-
-def drawn_experts(rng: random.Random) -> list[SimulatedExpert]:
-    return draw_experts(rng, names=SLOTS, wordings=("{price}-{domain}",))
+    seen, names = training_experts(rng), rng.sample(HELD_OUT, 6)
+    return seen, [replace(expert, name=name) for expert, name in zip(seen, names, strict=True)]
 
 
 def training_experts(rng: random.Random) -> list[SimulatedExpert]:
-    return next(experts for experts in namings(drawn_experts(rng), rng) if not held_out(experts))
-
-
-def held_out(experts: Sequence[SimulatedExpert]) -> int:
-    return sum((expert.name, expert.descriptor) in HELD_OUT for expert in experts)
-
-
-def namings(experts: Sequence[SimulatedExpert], rng: random.Random) -> Iterator[list[SimulatedExpert]]:
-    for _ in range(1000):
-        names = rng.sample(SLOTS, len(SLOTS))
-        yield [replace(expert, name=name) for name, expert in zip(names, experts, strict=True)]
+    return draw_experts(rng, names=KNOWN, wordings=("{price} {domain}",))
 
 
 @functools.lru_cache(maxsize=2)
@@ -279,9 +253,9 @@ def routed(arm: dict[str, Any], seed: int, profile: str) -> dict[str, float]:
         found[name] = measured(asked, [t.answer for t in traces], [t.cost for t in traces])
         found[name]["calls"] = mean([len(trace.calls) for trace in traces])
         found[name]["format"] = 100 * mean([trace.format_ok for trace in traces])
-        there = {f"{expert.name}={expert.descriptor}" for expert in experts}
-        written = [word for trace in traces for word in re.findall(r"(\S+=\S+) </think>", trace.text)]
-        found[name]["found"] = 100 * mean([word in there for word in written] or [0.0])
+        there = {f"{expert.descriptor} {expert.name}" for expert in experts}
+        written = [words for trace in traces for words in re.findall(r"(\S+ \S+ \S+) </think> <search>", trace.text)]
+        found[name]["found"] = 100 * mean([words in there for words in written] or [0.0])
     unseen = found["unseen"]
     dropped = found["seen"]["em"] - unseen["em"]
     return found["seen"] | {"unseen_em": unseen["em"], "unseen_found": unseen["found"], "unseen_drop": dropped}
