@@ -93,7 +93,8 @@ def search(kind: str, seed: int, seeds: int, folder: Path) -> dict:
     ]
     words = [entry["verdict"] for row in found["finalists"] for entry in row["tests"].values()]
     return {"kind": kind, "seed": seed, "seeds": seeds, "winner": found["winner"], "verdict": found["verdict"],
-            "words": words, "gains": gains, "tuned": found["tuned"] is not None, "seconds": found["seconds"]}  # fmt: skip
+            "words": words, "gains": gains, "tuned": found["tuned"] is not None,
+            "seconds": found["seconds"]}  # fmt: skip
 
 
 def main() -> int:

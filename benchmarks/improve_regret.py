@@ -6,8 +6,8 @@ on the test sets. Its best entry is the truth that a search is measured against:
 * `improve` with a budget of a third of an exhaustive search (every method on 5 seeds), methods alone. What a user would
   deploy is its winner, or the baseline where it announces none. Regret is what that entry of the table lacks, averaged
   over the given and the shifted test data: points of accuracy, percent of the baseline's error for regressions.
-* Optuna (TPE over the methods, one seed a trial, the same validation data and the same seconds, looked up in the table),
-  which deploys the method of the best mean validation score.
+* Optuna, if installed (TPE over the methods, one seed a trial, the same validation data and the same seconds, looked up
+  in the table), which deploys the method of the best mean validation score.
 
 The exit status is 1 where `improve` exceeds a mean regret of 1 point or costs more than a third.
 
@@ -65,8 +65,10 @@ def aims(entries: dict[str, dict[str, dict[int, float]]], tests: list[str], sign
 
 def by_optuna(entries: dict[str, dict[str, dict[int, float]]], seconds: float, sign: float) -> str:
     """Returns what TPE deploys after trials that would take as many seconds, looked up in the table."""
-    import optuna
-
+    try:
+        import optuna
+    except ImportError:
+        sys.exit("install the peer first: pip install optuna")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     search = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=0))
     names = [name for name in entries if entries[name]["validation"]]

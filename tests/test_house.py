@@ -50,10 +50,11 @@ REACHED_BY = {
         "errors.py", "examples/digits.py", "examples/fashion.py", "problem/checks.py", "problem/loading.py",
     ],
     "report/test_study.py": ["report/formats.py", "report/page.py"],
-    "study/test_executors.py": [
-        "study/on_ray.py", "study/processes.py", "study/supervisor.py", "study/worker.py", "study/workers.py",
+    "study/execution/test_executors.py": [
+        "study/execution/on_ray.py", "study/execution/processes.py", "study/execution/supervisor.py",
+        "study/execution/worker.py", "study/execution/workers.py",
     ],
-    "study/test_isolation.py": ["study/runs.py"],
+    "study/execution/test_isolation.py": ["study/execution/runs.py"],
     "study/test_store.py": ["study/results.py"],
     "tasks/images/test_shifts.py": ["tasks/images/checks.py", "tasks/seeds.py"],
     "train/engines/test_engines.py": ["train/engines/lightning.py", "train/engines/transformers.py"],

@@ -16,7 +16,7 @@ from heldout.study import (
     log_curve,
     run_study,
 )
-from heldout.study.runs import Outcome, Task
+from heldout.study.execution.runs import Outcome, Task
 from heldout.study.store import APPLICATION_ID, _opened
 
 

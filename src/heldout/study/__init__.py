@@ -30,8 +30,9 @@ from heldout.study.evidence import (
     record,
     recording_seeds,
 )
-from heldout.study.executors import Executor, make_executor
-from heldout.study.isolation import limited_threads
+from heldout.study.execution.executors import Executor, make_executor
+from heldout.study.execution.isolation import limited_threads
+from heldout.study.execution.workers import exit_text
 from heldout.study.loading import load_file, load_study
 from heldout.study.power import samples_needed, seeds_needed
 from heldout.study.progress import rich_progress
@@ -39,7 +40,6 @@ from heldout.study.results import Results, environment, write_atomically
 from heldout.study.spec import Study, StudyError, higher_is_better, lower_is_better
 from heldout.study.store import DamagedStoreError, Store, StoreError
 from heldout.study.text import plain, plain_name, plain_text
-from heldout.study.workers import exit_text
 
 __all__ = [
     "DEVELOPMENT_SEEDS",

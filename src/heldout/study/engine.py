@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Literal
 
 from heldout.study.digest import run_digest, study_digest
-from heldout.study.executors import Executor, Local, make_executor
+from heldout.study.execution.executors import Executor, Local, make_executor
+from heldout.study.execution.runs import Task
 from heldout.study.results import Results, environment
-from heldout.study.runs import Task
 from heldout.study.spec import Study, StudyError, canonical_json
 from heldout.study.store import Store
 

@@ -16,8 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from heldout.study.execution.runs import Outcome, Task
 from heldout.study.results import environment
-from heldout.study.runs import Outcome, Task
 from heldout.study.spec import StudyError, canonical_json
 from heldout.study.text import plain_name, plain_text
 

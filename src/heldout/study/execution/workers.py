@@ -6,7 +6,7 @@ import signal
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from heldout.study.runs import Cause, Outcome, Task
+from heldout.study.execution.runs import Cause, Outcome, Task
 from heldout.study.spec import Run
 
 

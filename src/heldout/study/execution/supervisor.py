@@ -1,4 +1,4 @@
-"""The program of a worker process and, on Linux, of its supervisor, see ``heldout.study.processes``.
+"""The program of a worker process and, on Linux, of its supervisor, see ``heldout.study.execution.processes``.
 
 The supervisor forks the worker before anything is imported, and outlives it. Processes that a run leaves behind become
 its children, whatever session they opened, so it ends all of them with the worker: when the worker ends, when the
@@ -74,7 +74,7 @@ def _work(descriptor: int) -> None:
     path = json.loads(sys.argv[4])
     sys.argv = [""]
     sys.path[:] = path
-    from heldout.study.worker import main
+    from heldout.study.execution.worker import main
 
     main(descriptor)
 

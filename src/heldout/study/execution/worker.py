@@ -1,4 +1,4 @@
-"""The work of a worker process, see ``heldout.study.processes``.
+"""The work of a worker process, see ``heldout.study.execution.processes``.
 
 It receives (reference, task) pairs, says when the code is loaded and the run starts, and answers with an outcome. It
 ends when the pipe to the process that started it closes, also in the middle of a run, so that a killed study leaves no
@@ -16,8 +16,8 @@ import threading
 from multiprocessing.connection import Connection
 from typing import Any
 
+from heldout.study.execution.runs import Outcome, Task, perform
 from heldout.study.loading import Reference
-from heldout.study.runs import Outcome, Task, perform
 from heldout.study.spec import StudyError
 
 _PR_SET_PDEATHSIG = 1

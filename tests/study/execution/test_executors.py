@@ -9,8 +9,8 @@ import psutil
 import pytest
 
 from heldout.study import Study, StudyError, higher_is_better, load_study, log_curve, make_executor, run_study
-from heldout.study.executors import _Queue
-from heldout.study.runs import Task
+from heldout.study.execution.executors import _Queue
+from heldout.study.execution.runs import Task
 
 FILE = """
 import os
@@ -266,7 +266,7 @@ def test_sigkill_under_ray_loses_and_repeats_no_finished_run(tmp_path):
 def kill_study():
     from heldout.study import load_file
 
-    return load_file(Path(__file__).parents[2] / "benchmarks" / "kill_study.py")
+    return load_file(Path(__file__).parents[3] / "benchmarks" / "kill_study.py")
 
 
 def test_without_ray_one_line_says_which_extra_is_missing(monkeypatch):

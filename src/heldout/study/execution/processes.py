@@ -2,8 +2,8 @@
 
 They are plain subprocesses with a socket each, so that one of them can be killed without the others noticing, and so
 that a script without ``if __name__ == "__main__"`` is not run again in each of them. On Linux each has a supervisor
-that ends what runs leave behind (see ``heldout.study.supervisor``); elsewhere the process group is ended, which a run
-that opens a session of its own escapes.
+that ends what runs leave behind (see ``supervisor.py``); elsewhere the process group is ended, which a run that opens a
+session of its own escapes.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from multiprocessing.connection import Pipe, wait
 from pathlib import Path
 from typing import Any
 
-from heldout.study.isolation import thread_environment
+from heldout.study.execution.isolation import thread_environment
+from heldout.study.execution.runs import Outcome, Task
+from heldout.study.execution.supervisor import OVER_MEMORY
+from heldout.study.execution.workers import Worker, WorkerDiedError, exit_text
 from heldout.study.loading import Reference, is_loading_for_a_worker
-from heldout.study.runs import Outcome, Task
 from heldout.study.spec import Run, StudyError
-from heldout.study.supervisor import OVER_MEMORY
-from heldout.study.workers import Worker, WorkerDiedError, exit_text
 
 _PROGRAM = str(Path(__file__).with_name("supervisor.py"))
 _END = 15.0  # seconds that a supervisor has to end everything
 
 
 class ProcessWorker:
-    """One subprocess; see ``heldout.study.worker``."""
+    """One subprocess; see ``heldout.study.execution.worker``."""
 
     def __init__(self, threads: int, memory_limit: int | None) -> None:
         self.connection, theirs = Pipe()

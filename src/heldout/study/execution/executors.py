@@ -9,12 +9,12 @@ from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from typing import Any, NamedTuple, Protocol
 
-from heldout.study.isolation import kept_generators, limited_threads
+from heldout.study.execution.isolation import kept_generators, limited_threads
+from heldout.study.execution.processes import Processes
+from heldout.study.execution.runs import Outcome, Task, perform
+from heldout.study.execution.workers import Worker, WorkerDiedError, Workers
 from heldout.study.loading import Reference
-from heldout.study.processes import Processes
-from heldout.study.runs import Outcome, Task, perform
 from heldout.study.spec import Run, StudyError
-from heldout.study.workers import Worker, WorkerDiedError, Workers
 
 GRACE = 2.0  # seconds past its time limit that a worker has to interrupt a run itself
 _POLL = 0.5
@@ -279,7 +279,7 @@ def make_executor(
     if on in ("local", "processes"):
         return Pool(Processes(threads, memory_limit), workers)
     if on == "ray" or on.startswith("ray://"):
-        from heldout.study.on_ray import RayActors
+        from heldout.study.execution.on_ray import RayActors
 
         actors = RayActors(None if on == "ray" else on, threads)
         return Pool(actors, min(workers, actors.slots) if workers > 1 else actors.slots)

@@ -16,11 +16,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from heldout.study.isolation import thread_environment
+from heldout.study.execution.isolation import thread_environment
+from heldout.study.execution.runs import Outcome, Task, perform
+from heldout.study.execution.workers import Worker, WorkerDiedError
 from heldout.study.loading import Reference, only_a_file
-from heldout.study.runs import Outcome, Task, perform
 from heldout.study.spec import Run, StudyError
-from heldout.study.workers import Worker, WorkerDiedError
 
 
 class _Actor:

@@ -16,7 +16,7 @@ from types import FrameType
 from typing import Any, Literal
 
 from heldout.study.context import Point, recording
-from heldout.study.isolation import isolated
+from heldout.study.execution.isolation import isolated
 from heldout.study.text import plain, plain_name, plain_text
 
 Cause = Literal["raised", "exited", "time limit", "memory limit", "died", "invalid metrics"]
@@ -82,8 +82,8 @@ def perform(run: Callable[..., Any], task: Task) -> Outcome:
 
     What the run prints goes to stderr, so that stdout stays free for results. The global generators of ``random``,
     numpy and torch are seeded with the run's seed, and the settings of the process are as they were when the run is
-    over (see ``heldout.study.isolation``). In a main thread, a run that exceeds its time limit is interrupted; one that
-    is stuck in C code can only be stopped from outside of its process.
+    over (see ``isolation.py``). In a main thread, a run that exceeds its time limit is interrupted; one that is stuck
+    in C code can only be stopped from outside of its process.
 
     A process that the run forked and that returns from it ends here: it has no outcome of its own.
     """

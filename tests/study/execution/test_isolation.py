@@ -9,9 +9,9 @@ import psutil
 import pytest
 
 from heldout.study import Store, Study, StudyError, higher_is_better, load_study, run_study
-from heldout.study.executors import Pool
-from heldout.study.isolation import isolated
-from heldout.study.runs import Outcome, Task, perform
+from heldout.study.execution.executors import Pool
+from heldout.study.execution.isolation import isolated
+from heldout.study.execution.runs import Outcome, Task, perform
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc and prctl")
 
