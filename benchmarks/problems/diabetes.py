@@ -7,7 +7,7 @@ from torch.utils.data import TensorDataset
 
 import heldout
 
-epochs, batch_size = 20, 32
+epochs, batch_size = 60, 16
 optimizer = partial(torch.optim.Adam, lr=3e-3)
 
 

@@ -221,7 +221,7 @@ def test_two_searches_in_one_folder_are_refused(file):
 
 
 def test_a_plan_never_shortens_the_confirmation_and_spends_at_most_the_budget():
-    assert make_plan(20, 5, 7, 3, affordable=1e9) == Plan(7, 5, 2, 10, 3, 2, 20, 5, 3)
+    assert make_plan(20, 5, 7, 3, affordable=1e9) == Plan(7, 10, 2, 20, 2, 2, 20, 5, 3)
     screened = []
     for affordable in (5000, 2000, 1000, 700, 400, 250, 200):
         plan = make_plan(20, 5, 7, 3, affordable)

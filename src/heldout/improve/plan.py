@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 FEWEST_SEEDS = 3
 METHOD_COST, COMBINATION_COST = 1.5, 2.0  # training with a method over training without, before anything is measured
+AFTER_COST = 0.15  # the same for a method that acts after the plain training, which the baseline has paid for
 SHARE = 0.8  # of the budget that a plan spends: timings are estimates
 
 
@@ -22,6 +23,7 @@ class Plan:
         epochs: epochs of the confirmation, always those of the recipe.
         seeds: fresh seeds of the confirmation.
         finalists: how many candidates are confirmed beside the baseline.
+        after: how many of the methods screened act after training; where there is a second rung, they start in it.
     """
 
     screened: int
@@ -33,21 +35,27 @@ class Plan:
     epochs: int
     seeds: int
     finalists: int
+    after: int = 0
 
-    def confirmation(self) -> float:
-        """Returns the expected cost of the confirmation, in epochs of plain training; a tuned baseline counts too."""
-        arms = 1 + (self.trials > 0) + METHOD_COST * 1.2 * self.finalists
+    def confirmation(self, costs: float | None = None) -> float:
+        """Returns the expected cost of the confirmation, in epochs of plain training; a tuned baseline counts too.
+
+        Args:
+            costs: of the finalists together, as multiples of plain training; default: of methods that train.
+        """
+        arms = 1 + (self.trials > 0) + 1.2 * (METHOD_COST * self.finalists if costs is None else costs)
         return arms * self.epochs * self.seeds
 
-    def tuning(self) -> float:
+    def tuning(self, costs: float | None = None) -> float:
         """Returns the expected cost of the search for learning rates: four of them on average."""
-        return 4 * self.trials * self.epochs * (1 + METHOD_COST * self.finalists)
+        return 4 * self.trials * self.epochs * (1 + (METHOD_COST * self.finalists if costs is None else costs))
 
     def screening(self, combinations: int) -> float:
         """Returns the expected cost of both rungs and the combinations."""
-        short = (1 + METHOD_COST * self.screened) * self.short_epochs * self.short_seeds
-        kept = math.ceil(self.screened / 2)
-        long = (1 + METHOD_COST * kept + COMBINATION_COST * combinations) * self.long_epochs * self.long_seeds
+        training, after = self.screened - self.after, AFTER_COST * self.after
+        short = (1 + METHOD_COST * training + after * (not self.long_epochs)) * self.short_epochs * self.short_seeds
+        kept = METHOD_COST * math.ceil(training / 2) + COMBINATION_COST * combinations
+        long = (1 + kept + after) * self.long_epochs * self.long_seeds
         return short + long
 
     def cost(self, combinations: int = 0) -> float:
@@ -65,12 +73,15 @@ class Plan:
         )
 
 
-def make_plan(epochs: int, seeds: int, candidates: int, combinations: int, affordable: float) -> Plan | None:
+def make_plan(
+    epochs: int, seeds: int, candidates: int, combinations: int, affordable: float, *, after: int = 0
+) -> Plan | None:
     """Returns the most thorough plan that costs at most ``affordable`` epochs of training, None where there is none.
 
     The confirmation is planned first: the baseline and at least one finalist, for all of the recipe's epochs, on at
-    least 3 seeds. Given up in turn: screening seeds, the search for learning rates, finalists, longer screening,
-    confirmation seeds down to 3, and then methods that are tried.
+    least 3 seeds. No method goes there from shorter training than the recipe's: what helps a model that is half trained
+    is often not what helps it in the end. Given up in turn: screening seeds, combinations, the search for learning
+    rates, finalists, confirmation seeds down to 3, and then methods that are tried, those that act after training last.
 
     Args:
         epochs: of the user's recipe.
@@ -78,18 +89,21 @@ def make_plan(epochs: int, seeds: int, candidates: int, combinations: int, affor
         candidates: methods that apply.
         combinations: pairs (or more) of methods that would be screened.
         affordable: epochs of plain training that the budget allows.
+        after: how many of the candidates act after training.
     """
-    short, long = max(1, round(epochs / 4)), max(1, round(epochs / 2))
+    half = max(1, round(epochs / 2))
     if candidates == 1:  # nothing to choose
-        plans = [Plan(1, 0, 0, 0, 0, trials, epochs, seeds, 1) for trials in (2, 1, 0)]
+        plans = [Plan(1, 0, 0, 0, 0, trials, epochs, seeds, 1, after) for trials in (2, 1, 0)]
         few = plans[-1]
     else:
-        few = Plan(candidates, short, 1, 0, 0, 0, epochs, seeds, 1)
+        full = Plan(candidates, epochs, 1, 0, 0, 1, epochs, seeds, 2, after)
+        few = replace(full, trials=0, finalists=1)
         plans = [
-            Plan(candidates, short, 2, long, 3, 2, epochs, seeds, min(3, candidates)),
-            Plan(candidates, short, 2, long, 2, 1, epochs, seeds, 2),
-            Plan(candidates, short, 1, long, 2, 1, epochs, seeds, 2),
-            Plan(candidates, short, 1, long, 2, 0, epochs, seeds, 2),
+            Plan(candidates, half, 2, epochs, 2, 2, epochs, seeds, min(3, candidates), after),
+            Plan(candidates, half, 1, epochs, 2, 1, epochs, seeds, min(3, candidates), after),
+            Plan(candidates, half, 1, epochs, 1, 1, epochs, seeds, 2, after),
+            full,
+            replace(full, trials=0),
             few,
         ]
     plans += [replace(few, seeds=number) for number in range(seeds - 1, FEWEST_SEEDS - 1, -1)]
@@ -98,7 +112,9 @@ def make_plan(epochs: int, seeds: int, candidates: int, combinations: int, affor
             return plan
     smallest = plans[-1]
     for screened in range(candidates - 1, 0, -1):
-        plan = replace(smallest, screened=screened, short_epochs=0 if screened == 1 else short)
+        plan = replace(smallest, screened=screened, after=min(after, screened))
+        if screened == 1:
+            plan = replace(plan, short_epochs=0)
         if plan.cost() <= affordable:
             return plan
     return None

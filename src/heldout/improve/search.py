@@ -2,10 +2,11 @@
 
 The budget is planned backwards from a confirmation that is never shortened (see ``heldout.improve.plan``):
 
-1. *screening* by successive halving: every applicable method, trained briefly under few seeds, is ranked by its
-   score on the validation data; the better half goes on to longer training (Jamieson and Talwalkar 2016,
-   arXiv 1502.07943). Differences that two examples make do not rank methods: the validation loss does then, and ties at
-   the cut go on;
+1. *screening*: every applicable method is ranked by its score on the validation data, after all of the recipe's epochs
+   under one seed, or, where the budget buys that, by successive halving: half of the epochs first, the better half in
+   full and under more seeds (Jamieson and Talwalkar 2016, arXiv 1502.07943). Much shorter training does not rank: what
+   helps a model that is half trained may do nothing in the end. Methods that act after training share the baseline's.
+   Differences that two examples make do not rank methods: the validation loss does then, and ties at the cut go on;
 2. *combining*: the best ones are composed where their stages allow it, and screened likewise;
 3. *tuning*: a learning rate for the baseline and each finalist, with the same number of trials, in full training;
 4. *confirming*: the finalists, the baseline and the tuned baseline are trained in full on fresh seeds and evaluated on
@@ -22,7 +23,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -30,9 +31,10 @@ from typing import Any
 import numpy as np
 
 import heldout
-from heldout.improve.plan import FEWEST_SEEDS, SHARE, Plan, least_seconds, make_plan
+from heldout.improve.plan import AFTER_COST, FEWEST_SEEDS, METHOD_COST, SHARE, Plan, least_seconds, make_plan
 from heldout.improve.report import to_html, to_markdown
 from heldout.improve.selection import AIMS, selection_sets
+from heldout.improve.sharing import SharedTraining, acts_after_training
 from heldout.improve.verdict import BASELINE, RATES, TUNED, accounted, compare, ranking, resolution, sentence
 from heldout.improve.winner import write_winner
 from heldout.methods import available, factory_files, parse
@@ -59,18 +61,19 @@ Say = Callable[[str], None]
 
 
 @lru_cache(maxsize=1)
-def _problem(path: str, modified: float) -> Problem:
-    return load_problem(path)
+def _loaded(path: str, modified: float, aim: str) -> tuple[Problem, list[Any], SharedTraining]:
+    problem = load_problem(path)
+    return problem, list(selection_sets(problem, aim)[0].values()), SharedTraining()
 
 
 def run(arm: Mapping[str, Any], seed: int, profile: str) -> dict[str, float]:
     """Trains one candidate and returns its score on the validation sets and, in the "confirm" profile, on the tests."""
-    problem = _problem(arm["file"], os.path.getmtime(arm["file"]))
+    problem, selected_on, trainings = _loaded(arm["file"], os.path.getmtime(arm["file"]), arm["aim"])
     method = None if arm["method"] == BASELINE else parse(arm["method"], problem.own_methods)
-    fitted = problem.fit(method, seed=seed, epochs=arm["epochs"], rate=arm["rate"])
+    fitted = trainings.fit(problem, method, seed=seed, epochs=arm["epochs"], rate=arm["rate"])
     started = time.perf_counter()
     scores, losses = [], []
-    for dataset in selection_sets(problem, arm["aim"])[0].values():
+    for dataset in selected_on:
         outputs, targets = fitted.outputs(dataset)
         plain = score(outputs, targets, fitted.run.task)
         losses.append(plain["loss"])
@@ -111,6 +114,7 @@ class _Search:
     fingerprint: str
     aim: str
     step: float
+    after: frozenset[str]  # candidates that act after training
 
     def study(self, candidates: Mapping[str, _Candidate], epochs: int, profile: str) -> Study:
         direction = higher_is_better if self.problem.maximise else lower_is_better
@@ -133,6 +137,7 @@ class _Search:
             seeds={profile: 1},
             time_limit={profile: 24 * 3600.0},
             source=[self.problem.path.resolve(), *factory_files()],
+            shared_setup=True,
         )
 
     def screen(self, candidates: Iterable[str] | Mapping[str, _Candidate], epochs: int, seeds: int) -> Results:
@@ -234,6 +239,7 @@ def improve(
             fingerprint=problem.fingerprint(),
             aim=aim,
             step=resolution([len(dataset) for dataset in selected_on.values()], problem.metric),  # type: ignore[arg-type]
+            after=frozenset(n for n in candidates if acts_after_training(parse(n, problem.own_methods))),
         )
         plan, per_epoch = _plan(search, folder, candidates, combine, seeds, budget, screen_only)
         document = {
@@ -279,7 +285,7 @@ def _searched(
     if screen_only:
         verdict = f"No verdict: only screened. Best so far by short training: {', '.join(ranked[:3]) or 'nothing'}."
         return {**_empty(search), "verdict": verdict, "complete": True}, rungs, failed
-    finalists = ranked[: _affordable_finalists(search, plan, per_epoch)] or candidates[:1]
+    finalists = ranked[: _affordable_finalists(search, plan, ranked, _costs(search, rungs), per_epoch)] or ranked[:1]
     rates, tried, more = _rates(search, plan, finalists)
     failed += more
     if tried:
@@ -323,16 +329,26 @@ def _nothing(
     return {**_empty(search), "verdict": verdict, "complete": False}, [], []
 
 
-def _affordable_finalists(search: _Search, plan: Plan, per_epoch: float) -> int:
-    """Time that is left buys finalists: decided before any of them is confirmed."""
+def _affordable_finalists(
+    search: _Search, plan: Plan, ranked: Sequence[str], costs: Mapping[str, float], per_epoch: float
+) -> int:
+    """Time that is left buys finalists, by what their screening cost: decided before any of them is confirmed."""
     left = SHARE * (search.stop - time.monotonic()) * max(1, search.workers) / per_epoch
-    number = plan.finalists
-    while number < MOST_FINALISTS:
-        richer = replace(plan, finalists=number + 1)
-        if richer.confirmation() + richer.tuning() > left:
-            break
-        number += 1
-    return number
+    for number in range(min(MOST_FINALISTS, len(ranked)), 1, -1):
+        together = sum(costs.get(name, METHOD_COST) for name in ranked[:number])
+        if plan.confirmation(together) + plan.tuning(together) <= left:
+            return number
+    return 1
+
+
+def _costs(search: _Search, rungs: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """What training with a method costs, as multiples of the baseline's in the same rung."""
+    costs = {}
+    for rung in rungs:
+        for entry in rung["candidates"]:
+            if entry["cost"] is not None:
+                costs[entry["method"]] = AFTER_COST if entry["method"] in search.after else max(0.5, entry["cost"])
+    return costs
 
 
 def _candidates(
@@ -377,9 +393,9 @@ def _plan(
         if kept.get("asked") == asked and kept.get("plan"):
             return Plan(**kept["plan"]), kept["seconds per epoch"]
     epochs = search.problem.epochs
-    short = max(1, round(epochs / 4))
+    half = max(1, round(epochs / 2))
     search.say("Timing the baseline")
-    probe = search.screen([BASELINE], short, 1)
+    probe = search.screen([BASELINE], half, 1)
     if probe.failed:
         raise ProblemError(f"{search.problem.path}: the baseline itself does not train: {probe.failed[0]['error']}")
     if not probe.runs:
@@ -388,11 +404,11 @@ def _plan(
     per_epoch = max(measured["seconds per epoch"] + measured["inference seconds"] / epochs, 1e-4)
     pairs = min(len(candidates), COMBINED)
     combinations = sum(math.comb(pairs, size) for size in range(2, combine + 1))
-    affordable = SHARE * budget * max(1, search.workers) / per_epoch
-    plan = make_plan(epochs, seeds, len(candidates), combinations, affordable)
+    affordable = SHARE * (search.stop - time.monotonic()) * max(1, search.workers) / per_epoch
+    after = len(search.after)
+    plan = make_plan(epochs, seeds, len(candidates), combinations, affordable, after=after)
     if screen_only:
-        long = max(1, round(epochs / 2))
-        plan = Plan(len(candidates), short, 2, long, 2, 0, epochs, seeds, 1)
+        plan = Plan(len(candidates), half, 2, epochs, 2, 0, epochs, seeds, 1, after)
     if plan is not None:
         search.say(plan.text(per_epoch, combinations if plan.long_epochs else 0, max(1, search.workers)))
     kept = {"asked": asked, "plan": asdict(plan) if plan else None, "seconds per epoch": per_epoch}
@@ -408,29 +424,31 @@ def _select(
     What is not better than the baseline by its validation score, or by its validation loss where the scores tie, is not
     worth confirming; the best is, in any case.
     """
-    screened = candidates[: plan.screened]
+    screened = sorted(candidates, key=lambda name: name not in search.after)[: plan.screened]
     if not plan.short_epochs:
         return screened, [], []
-    search.say(f"Screening {len(screened)} methods with {plan.short_epochs} epochs")
-    first = search.screen([BASELINE, *screened], plan.short_epochs, plan.short_seeds)
-    ranked, rung = _rank(search, first, screened, "screening", plan.short_epochs)
+    names = [name for name in screened if not plan.long_epochs or name not in search.after] or screened
+    search.say(f"Screening {len(names)} methods with {plan.short_epochs} epochs")
+    first = search.screen([BASELINE, *names], plan.short_epochs, plan.short_seeds)
+    rung = _rank(search, first, names, "screening", plan.short_epochs)
     rungs, failed = [rung], list(first.failed)
-    final = list(rung["candidates"])
+    ranked, final = _scored(rung), list(rung["candidates"])
     if plan.long_epochs:
-        kept = _kept(rung["candidates"], math.ceil(len(screened) / 2))
+        kept = _kept(rung["candidates"], math.ceil(len(names) / 2))
         _mark(rung, kept)
-        search.say(f"Training the better half for {plan.long_epochs} epochs: {', '.join(kept)}")
+        kept += [name for name in screened if name in search.after and name not in names]
+        search.say(f"Training for {plan.long_epochs} epochs: {', '.join(kept)}")
         second = search.screen([BASELINE, *kept], plan.long_epochs, plan.long_seeds)
-        better, rung = _rank(search, second, kept, "longer training", plan.long_epochs)
+        rung = _rank(search, second, kept, "longer training", plan.long_epochs)
         failed += second.failed
         rungs.append(rung)
-        if better:
+        if better := _scored(rung):
             ranked, final = better, list(rung["candidates"])
         pairs = _combinations(search.problem, ranked[:COMBINED], candidates, combine)
         if pairs:
             search.say(f"Combining: {', '.join(pairs)}")
             third = search.screen([BASELINE, *pairs], plan.long_epochs, plan.long_seeds)
-            _, rung = _rank(search, third, pairs, "combinations", plan.long_epochs)
+            rung = _rank(search, third, pairs, "combinations", plan.long_epochs)
             rungs.append(rung)
             failed += third.failed
             final += rung["candidates"]
@@ -443,10 +461,8 @@ def _select(
     return chosen, rungs, failed
 
 
-def _rank(
-    search: _Search, results: Results, candidates: Sequence[str], title: str, epochs: int
-) -> tuple[list[str], dict[str, Any]]:
-    """Candidates by their mean gain over the baseline on the validation data, paired by seed."""
+def _rank(search: _Search, results: Results, candidates: Sequence[str], title: str, epochs: int) -> dict[str, Any]:
+    """A rung: candidates by their mean gain over the baseline on the validation data, paired by seed."""
     entries: list[dict[str, Any]] = []
     for name in candidates:
         entry: dict[str, Any] = {
@@ -455,6 +471,7 @@ def _rank(
             "gain": None,
             "loss_gain": 0.0,
             "seeds": 0,
+            "cost": None,
             "kept": False,
         }
         own, reference = results.metric(name, "validation"), results.metric(BASELINE, "validation")
@@ -464,16 +481,22 @@ def _rank(
             entry["gain"] = search.sign() * float(np.mean([own[s] - reference[s] for s in shared]))
             entry["loss_gain"] = float(np.mean([plain[s] - losses[s] for s in shared]))
             entry["seeds"] = len(shared)
+            own, reference = results.metric(name, "training seconds"), results.metric(BASELINE, "training seconds")
+            entry["cost"] = sum(own[s] for s in shared) / sum(reference[s] for s in shared)
         entries.append(entry)
     entries = ranking(entries, search.step)
     values = list(results.metric(BASELINE, "validation").values())
-    record = {
+    return {
         "title": title,
         "epochs": epochs,
         "baseline": float(np.mean(values)) if values else None,
         "candidates": entries,
     }
-    return [entry["method"] for entry in entries if entry["gain"] is not None], record
+
+
+def _scored(rung: Mapping[str, Any]) -> list[str]:
+    """The methods of a rung that have a score, best first."""
+    return [entry["method"] for entry in rung["candidates"] if entry["gain"] is not None]
 
 
 def _kept(entries: Sequence[Mapping[str, Any]], number: int) -> list[str]:
@@ -548,7 +571,7 @@ def _rates(
                 powers[name] = [best[name] + (1 if best[name] > 0 else -1)]
     entries = [
         {"method": f"{name} at {RATE**power:.3g} x", "score": search.sign() * value, "gain": value - tried[name][0],
-         "loss_gain": 0.0, "seeds": plan.trials, "kept": power == best[name]}
+         "loss_gain": 0.0, "seeds": plan.trials, "cost": None, "kept": power == best[name]}
         for name in names for power, value in sorted(tried[name].items()) if 0 in tried[name]
     ]  # fmt: skip
     plain = tried[BASELINE].get(0)

@@ -12,7 +12,7 @@ from heldout.train.diversify import Hypotheses, dbat, disambiguate, divdis, dive
 from heldout.train.full_batch import full_batch
 from heldout.train.ps_kd import ProgressiveSelfDistillation, ps_kd
 from heldout.train.span_gd import SpanGD, SpanPoints
-from heldout.train.supervised import Fitted, fit, outputs_of, problem_of, scaled_optimizer, score, seeded
+from heldout.train.supervised import Fitted, finish, fit, outputs_of, problem_of, scaled_optimizer, score, seeded
 
 if TYPE_CHECKING:
     from heldout.train.engines.lightning import LightningMethod
@@ -45,6 +45,7 @@ __all__ = [
     "diversify",
     "dpo",
     "encode_rows",
+    "finish",
     "fit",
     "format_reward",
     "full_batch",
