@@ -50,6 +50,13 @@ def test_no_difference_needs_an_interval_within_a_point():
     assert verdict.count("no difference beyond 1 point") == 2
 
 
+def test_a_small_gain_without_any_spread_between_seeds_proves_nothing():
+    found, verdict, winner = judged({"baseline": (0.5, 0.5, 0.0), "m": (0.504, 0.5, 0.0)}, ["m"])
+    assert winner is None
+    assert verdict.startswith("No method is shown to help: m, the best by validation: no difference beyond 1 point")
+    assert found["finalists"][0]["tests"]["iid"]["verdict"] == "no difference"
+
+
 @pytest.mark.parametrize("seeds", [range(2), range(4)])
 def test_an_unfinished_confirmation_has_no_verdict(seeds):
     arms = {"baseline": (0.5, 0.5, 0.001), "m": (0.9, 0.9, 0.001)}

@@ -16,7 +16,8 @@ class Plan:
     """How the budget is spent; kept in the output folder, so that a resumed search makes the same choices.
 
     Attributes:
-        screened: how many methods are screened, in the order given; the others are not tried.
+        screened: how many methods are sure to be screened, those that act after training first, the others in the
+            order given; where runs turn out to be quicker than expected, more are.
         short_epochs: epochs of the first rung, under ``short_seeds`` seeds; 0 where there is nothing to choose.
         long_epochs: epochs of the second rung and of the combinations, under ``long_seeds`` seeds; 0 without.
         trials: seeds of the search for a learning rate, the same for the baseline and each finalist; 0 without.

@@ -424,11 +424,11 @@ def _select(
     What is not better than the baseline by its validation score, or by its validation loss where the scores tie, is not
     worth confirming; the best is, in any case.
     """
-    screened = sorted(candidates, key=lambda name: name not in search.after)[: plan.screened]
+    screened = sorted(candidates, key=lambda name: name not in search.after)
     if not plan.short_epochs:
-        return screened, [], []
+        return screened[:1], [], []
     names = [name for name in screened if not plan.long_epochs or name not in search.after] or screened
-    search.say(f"Screening {len(names)} methods with {plan.short_epochs} epochs")
+    search.say(f"Screening {len(names)} methods with {plan.short_epochs} epochs, as far as the time goes")
     first = search.screen([BASELINE, *names], plan.short_epochs, plan.short_seeds)
     rung = _rank(search, first, names, "screening", plan.short_epochs)
     rungs, failed = [rung], list(first.failed)

@@ -2,7 +2,8 @@
 
 A verdict needs a confirmation that is finished, on at least three fresh seeds, with the training that the user's recipe
 says. Intervals are adjusted for the number of finalists (Bonferroni). A method *helps* where its whole interval lies
-above zero against the recipe as given and, where a better learning rate was found for it, against the tuned recipe.
+above zero against the recipe as given and, where a better learning rate was found for it, against the tuned recipe. A
+gain of a few examples that is the same on every seed has an interval without width, which proves nothing.
 """
 
 from __future__ import annotations
@@ -123,6 +124,8 @@ def _word(entry: Mapping[str, Any], seeds: int) -> tuple[str, int | None]:
     parts = [("gain", "low", "high")] + ([("tuned_gain", "tuned_low", "tuned_high")] if "tuned_gain" in entry else [])
     found = [tuple(float(entry[key]) for key in keys) for keys in parts]
     rounding = 1e-9 * max(1.0, abs(entry["baseline"]))
+    if all(high - low <= rounding and abs(gain) <= entry["no_difference"] for gain, low, high in found):
+        return SAME, None  # the same few examples on each seed: an interval without width proves nothing
     if all(low > rounding for _, low, _ in found):
         return HELPS, None
     if found[0][2] < -rounding:
