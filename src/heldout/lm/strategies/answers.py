@@ -13,7 +13,7 @@ from decimal import Decimal, InvalidOperation
 from typing import Any
 
 from heldout.language_model import LM
-from heldout.lm.strategies.sandbox import run_python
+from heldout.lm.programs.sandbox import run_python
 from heldout.measure import normalise_answer
 
 Judge = Callable[[str, str, str], bool]
