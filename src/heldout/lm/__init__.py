@@ -37,6 +37,7 @@ from heldout.lm.strategies.agreement import (
 from heldout.lm.strategies.answers import (
     Judge,
     after_marker,
+    code_blocks,
     judge_exact,
     judge_llm,
     judge_number,
@@ -121,6 +122,7 @@ __all__ = [
     "cached_base",
     "character_ngrams",
     "character_tokenizer",
+    "code_blocks",
     "context_of",
     "cut_vocabulary",
     "distill_skills",

@@ -1,8 +1,8 @@
+# ruff: noqa: E501
 """Programs run behind the kernel's boundary: what they may do works, and every way out is refused."""
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from pathlib import Path
@@ -247,6 +247,6 @@ def _run(program, isolation, **limits):
     try:
         return run_python(program, isolation=isolation, **{"memory": 256 * 2**20, **limits})
     except IsolationError as error:
-        if "namespaces" in isolation and "namespaces" in str(error) or not os.path.exists("/proc/self/ns"):
+        if "namespaces" in isolation and "namespaces" in str(error):
             pytest.skip(str(error))
         raise

@@ -15,7 +15,7 @@ import sys
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
-# System calls that a Python program needs, as name:number on x86_64:number on aarch64. Whatever is not named is refused:
+# System calls that a Python program needs, as name:number on x86_64:number on aarch64. What is not named is refused:
 # other processes, sockets that lead outside, shared memory, tracing, mounting, changes of owners and modes, links.
 _CALLS = """
 read:0:63 write:1:64 open:2:- openat:257:56 close:3:57 stat:4:- fstat:5:80 lstat:6:- newfstatat:262:79
@@ -54,7 +54,7 @@ _FILE_FLAGS = (0, 1, 2, 3, 4, 5, 6, 7, 36, 37, 38, 1030, 1032)  # fcntl: no owne
 Condition = tuple[int, int, int, int]  # argument, half (0 low, 1 high), mask, value
 
 
-class NoBoundary(Exception):
+class NoBoundaryError(Exception):
     """The kernel does not enforce what is needed here; the text says what is missing."""
 
 
@@ -100,25 +100,27 @@ def confine(folder: str) -> None:
     """Restricts this process to reading Python's own files and changing ``folder``, and takes its privileges away.
 
     Raises:
-        NoBoundary: if the kernel has no landlock.
+        NoBoundaryError: if the kernel has no landlock.
     """
     _call("prctl", 38, 1, 0, 0, 0)  # PR_SET_NO_NEW_PRIVS
     version = _LIBC.syscall(_LANDLOCK, None, 0, 1)
     if version < 1:
-        raise NoBoundary("the kernel has no landlock (Linux 5.13 or later, with landlock among its security modules)")
+        raise NoBoundaryError(
+            "the kernel has no landlock (Linux 5.13 or later, with landlock among its security modules)"
+        )
     known = (1 << (13 if version == 1 else 14 if version == 2 else 15 if version < 5 else 16)) - 1
     rules = (ctypes.c_uint64 * 3)(known, 3 if version >= 4 else 0, 3 if version >= 6 else 0)
     size = 24 if version >= 6 else 16 if version >= 4 else 8
     ruleset = _LIBC.syscall(_LANDLOCK, rules, size, 0)
     if ruleset < 0:
-        raise NoBoundary(f"landlock: {os.strerror(ctypes.get_errno())}")
+        raise NoBoundaryError(f"landlock: {os.strerror(ctypes.get_errno())}")
     for path in _readable():
         _permit(ruleset, path, (_READ_FILE | _READ_DIR) & known)
     for path in ("/dev/null", "/dev/zero", "/dev/full"):
         _permit(ruleset, path, _READ_FILE | 1 << 1)
     _permit(ruleset, folder, (_READ_FILE | _READ_DIR | _CHANGES) & known)
     if _LIBC.syscall(_LANDLOCK + 2, ruleset, 0):
-        raise NoBoundary(f"landlock: {os.strerror(ctypes.get_errno())}")
+        raise NoBoundaryError(f"landlock: {os.strerror(ctypes.get_errno())}")
     os.close(ruleset)
     for capability in range(64):
         if _LIBC.prctl(24, capability, 0, 0, 0):  # PR_CAPBSET_DROP: without the privilege there is nothing to drop
@@ -131,10 +133,12 @@ def filter_calls() -> None:
     """Refuses every system call of this process that a program does not need; its own process id is the only target.
 
     Raises:
-        NoBoundary: if the kernel has no seccomp filters, or the machine is neither x86_64 nor aarch64.
+        NoBoundaryError: if the kernel has no seccomp filters, or the machine is neither x86_64 nor aarch64.
     """
     if os.uname().machine not in _MACHINES:
-        raise NoBoundary(f"no list of system calls for the machine {os.uname().machine!r}: x86_64 and aarch64 have one")
+        raise NoBoundaryError(
+            f"no list of system calls for the machine {os.uname().machine!r}: x86_64 and aarch64 have one"
+        )
     instructions = program(os.uname().machine, os.getpid())
     code = b"".join(
         operation.to_bytes(2, "little") + bytes((yes, no)) + value.to_bytes(4, "little")
@@ -144,7 +148,7 @@ def filter_calls() -> None:
     head = ctypes.create_string_buffer(16)
     ctypes.memmove(head, len(instructions).to_bytes(8, "little") + ctypes.addressof(text).to_bytes(8, "little"), 16)
     if _LIBC.prctl(22, 2, head, 0, 0):  # PR_SET_SECCOMP, SECCOMP_MODE_FILTER
-        raise NoBoundary(f"seccomp: {os.strerror(ctypes.get_errno())}")
+        raise NoBoundaryError(f"seccomp: {os.strerror(ctypes.get_errno())}")
 
 
 def program(machine: str, process: int) -> list[tuple[int, int, int, int]]:
@@ -223,7 +227,7 @@ def _permit(ruleset: int, path: str, rights: int) -> None:
     failed = _LIBC.syscall(_LANDLOCK + 1, ruleset, 1, rule, 0)
     os.close(opened)
     if failed:
-        raise NoBoundary(f"landlock: {os.strerror(ctypes.get_errno())}")
+        raise NoBoundaryError(f"landlock: {os.strerror(ctypes.get_errno())}")
 
 
 def _call(name: str, *arguments: object) -> None:

@@ -31,9 +31,9 @@ def main() -> None:
             used = FOLDER_OF_ITS_OWN
         try:
             if isolation not in ("auto", used):
-                raise boundary.NoBoundary("the system gives ordinary users no namespaces")
+                raise boundary.NoBoundaryError("the system gives ordinary users no namespaces")
             boundary.confine(folder)
-        except (boundary.NoBoundary, OSError) as error:
+        except (boundary.NoBoundaryError, OSError) as error:
             _refuse(report, error)
     sys.argv[:] = ["program.py"]
     if tested == ["-"]:
@@ -118,7 +118,7 @@ def _behind(used: str, report: int | None) -> None:
         return
     try:
         boundary.filter_calls()
-    except (boundary.NoBoundary, OSError) as error:
+    except (boundary.NoBoundaryError, OSError) as error:
         if report is None:
             raise
         _refuse(report, error)

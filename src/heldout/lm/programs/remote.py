@@ -24,8 +24,8 @@ _SHARED = {
 _BUILTINS = {
     "abs", "all", "any", "ascii", "bin", "bool", "bytearray", "bytes", "callable", "chr", "complex", "dict", "divmod",
     "enumerate", "filter", "float", "frozenset", "hash", "hex", "int", "iter", "len", "list", "map", "max", "min",
-    "next", "object", "oct", "ord", "pow", "print", "range", "repr", "reversed", "round", "set", "slice", "sorted", "str",
-    "sum", "tuple", "type", "zip",
+    "next", "object", "oct", "ord", "pow", "print", "range", "repr", "reversed", "round", "set", "slice", "sorted",
+    "str", "sum", "tuple", "type", "zip",
 }  # fmt: skip
 # Values of the standard library that are what they are made of.
 _MADE_OF: dict[tuple[str, str], Callable[[Any], tuple[Any, ...]]] = {
@@ -43,15 +43,18 @@ _CONTAINERS: dict[bytes, Any] = {b"l": list, b"t": tuple, b"S": set, b"Z": froze
 _PLAIN = (bool, int, float, complex, str, bytes)
 _MUTABLE = (list, dict, set, bytearray)
 _ONE = {  # operations on one object: what they say cannot depend on what the tests expect
-    "str": str, "repr": repr, "bool": bool, "len": len, "iter": iter, "next": next, "hash": hash, "abs": abs, "neg": operator.neg,
-    "pos": operator.pos, "invert": operator.invert, "int": int, "float": float, "complex": complex, "index": operator.index,
-    "round": round, "reversed": reversed, "getitem": operator.getitem, "setitem": operator.setitem,
+    "str": str, "repr": repr, "bool": bool, "len": len, "iter": iter, "next": next, "hash": hash, "abs": abs,
+    "neg": operator.neg, "pos": operator.pos, "invert": operator.invert, "int": int, "float": float, "complex": complex,
+    "index": operator.index, "round": round, "reversed": reversed, "getitem": operator.getitem, "setitem": operator.setitem,
     "delitem": operator.delitem,
 }  # fmt: skip
 _TWO = {
     name: getattr(operator, name if name not in ("and", "or") else name + "_")
-    for name in "eq ne lt le gt ge add sub mul truediv floordiv mod pow matmul and or xor lshift rshift".split()
-}
+    for name in (
+        "eq", "ne", "lt", "le", "gt", "ge", "add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and",
+        "or", "xor", "lshift", "rshift",
+    )
+}  # fmt: skip
 
 
 class ProgramExit(SystemExit):
@@ -148,7 +151,9 @@ class Peer:
             return
         if name in ("get", "set", "del") and own and type(rest[0]) is str and not rest[0].startswith("_"):
             return
-        if name in _ONE and (own or hasattr(type(target), "__next__")) or name in ("plain", *_TWO) and own:
+        if own and (name in _ONE or name in _TWO or name == "plain"):
+            return
+        if name in _ONE and hasattr(type(target), "__next__"):
             return
         raise PermissionError(f"a program may not use this of its tests: {name}")
 
@@ -452,7 +457,7 @@ def _shared(value: Any) -> tuple[str, str] | None:
 
 
 def _named(module: str, name: str) -> Any:
-    if module not in _SHARED or name[:1] == "_" or module == "builtins" and name not in _BUILTINS:
+    if module not in _SHARED or name[:1] == "_" or (module == "builtins" and name not in _BUILTINS):
         raise ValueError("an unknown name")
     found = __import__(module)
     return getattr(found, name) if name else found

@@ -66,8 +66,8 @@ def run_python(
     """Returns how a Python program ended that ran in a process of its own, isolated from the rest of the system.
 
     It has the standard library, an empty folder where it may write, no environment variables and no input. The kernel
-    refuses everything else, to native code as well: other files (landlock), and system calls that reach other processes,
-    the network, shared memory, owners, modes or links (seccomp). It can start threads, no processes. Privileges are
+    refuses everything else, to native code as well: other files (landlock), and system calls that reach other
+    processes, the network, shared memory, owners, modes or links (seccomp). It can start threads, no processes. Privileges are
     dropped, those of root too. No rights are needed: ordinary users have the same boundary.
 
     - "namespaces+landlock+seccomp": its folder is a file system of its own in memory, whose size the kernel limits.
@@ -176,7 +176,7 @@ def _run(
         read_end, write_end = os.pipe()
         with open(read_end, "rb", buffering=0) as report:
             try:
-                limits = [max(1, round(seconds)), round(memory), round(file_size), round(disk)]
+                limits = [max(1, round(seconds)), int(memory), int(file_size), int(disk)]
                 arguments = [*limits, isolation, folder, write_end, len(program), *names]
                 process = subprocess.Popen(
                     [sys.executable, "-I", "-S", "-X", "utf8", "-c", _START, str(Path(__file__).parent)]
@@ -212,7 +212,8 @@ def _watch(
     process: subprocess.Popen[bytes], report: IO[bytes], folder: Path, seconds: float, disk: int
 ) -> tuple[list[bytearray], str | None]:
     """Returns what came on standard output, error and the report until all are closed, and what limit was met."""
-    assert process.stdout is not None and process.stderr is not None
+    assert process.stdout is not None
+    assert process.stderr is not None
     end = time.monotonic() + seconds + 2.0
     said = [bytearray(), bytearray(), bytearray()]
     with selectors.DefaultSelector() as streams:
