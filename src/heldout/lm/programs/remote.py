@@ -45,8 +45,8 @@ _MUTABLE = (list, dict, set, bytearray)
 _ONE = {  # operations on one object: what they say cannot depend on what the tests expect
     "str": str, "repr": repr, "bool": bool, "len": len, "iter": iter, "next": next, "hash": hash, "abs": abs,
     "neg": operator.neg, "pos": operator.pos, "invert": operator.invert, "int": int, "float": float, "complex": complex,
-    "index": operator.index, "round": round, "reversed": reversed, "getitem": operator.getitem, "setitem": operator.setitem,
-    "delitem": operator.delitem,
+    "index": operator.index, "round": round, "reversed": reversed, "getitem": operator.getitem,
+    "setitem": operator.setitem, "delitem": operator.delitem,
 }  # fmt: skip
 _TWO = {
     name: getattr(operator, name if name not in ("and", "or") else name + "_")

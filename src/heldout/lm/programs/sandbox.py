@@ -67,8 +67,8 @@ def run_python(
 
     It has the standard library, an empty folder where it may write, no environment variables and no input. The kernel
     refuses everything else, to native code as well: other files (landlock), and system calls that reach other
-    processes, the network, shared memory, owners, modes or links (seccomp). It can start threads, no processes. Privileges are
-    dropped, those of root too. No rights are needed: ordinary users have the same boundary.
+    processes, the network, shared memory, owners, modes or links (seccomp). It can start threads, no processes.
+    Privileges are dropped, those of root too. No rights are needed: ordinary users have the same boundary.
 
     - "namespaces+landlock+seccomp": its folder is a file system of its own in memory, whose size the kernel limits.
     - "landlock+seccomp": where the system gives no namespaces, as in many containers. The folder lies on the disk, and
