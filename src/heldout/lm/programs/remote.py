@@ -42,13 +42,13 @@ _MADE_OF: dict[tuple[str, str], Callable[[Any], tuple[Any, ...]]] = {
 _CONTAINERS: dict[bytes, Any] = {b"l": list, b"t": tuple, b"S": set, b"Z": frozenset}
 _PLAIN = (bool, int, float, complex, str, bytes)
 _MUTABLE = (list, dict, set, bytearray)
-_ONE = {  # operations on one object: what they say cannot depend on what the tests expect
+_ONE: dict[str, Any] = {  # operations on one object: what they say cannot depend on what the tests expect
     "str": str, "repr": repr, "bool": bool, "len": len, "iter": iter, "next": next, "hash": hash, "abs": abs,
     "neg": operator.neg, "pos": operator.pos, "invert": operator.invert, "int": int, "float": float, "complex": complex,
     "index": operator.index, "round": round, "reversed": reversed, "getitem": operator.getitem,
     "setitem": operator.setitem, "delitem": operator.delitem,
 }  # fmt: skip
-_TWO = {
+_TWO: dict[str, Any] = {
     name: getattr(operator, name if name not in ("and", "or") else name + "_")
     for name in (
         "eq", "ne", "lt", "le", "gt", "ge", "add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and",
@@ -142,7 +142,8 @@ class Peer:
             import asyncio
 
             return asyncio.run(target)
-        return {"get": getattr, "set": setattr, "del": delattr}[name](target, *rest)
+        access: dict[str, Any] = {"get": getattr, "set": setattr, "del": delattr}
+        return access[name](target, *rest)
 
     def _check(self, name: str, target: Any, rest: list[Any]) -> None:
         """Refuses a program what would reach into the process of its tests."""
@@ -354,7 +355,7 @@ class Proxy:
             object.__setattr__(self, name, value)
 
     @property
-    def __class__(self) -> Any:
+    def __class__(self) -> Any:  # type: ignore[misc]
         kinds: dict[str, type] = {kind.__name__: kind for kind in (*_MUTABLE, tuple, frozenset)}
         return kinds.get(self._base, Proxy)
 
@@ -435,14 +436,16 @@ def _content(value: Any) -> Any:
     """Returns the plain content of a value whose class is, or derives from, a built-in one; else the value."""
     if isinstance(value, bool):
         return bool(value)
-    for base in (dict, list, tuple, set, frozenset, bytearray):
+    containers: tuple[Any, ...] = (dict, list, tuple, set, frozenset, bytearray)
+    for base in containers:
         if isinstance(value, base):
             if base is dict:
                 return dict(dict.items(value))
-            return base(base.__iter__(value))  # type: ignore[attr-defined]
-    for plain, read in ((int, int.__int__), (float, float.__float__), (str, str.__str__), (bytes, bytes.__bytes__)):
+            return base(base.__iter__(value))
+    readers: dict[type, Any] = {int: int.__int__, float: float.__float__, str: str.__str__, bytes: bytes.__bytes__}
+    for plain, read in readers.items():
         if isinstance(value, plain):
-            return read(value)  # type: ignore[operator]
+            return read(value)
     return value
 
 

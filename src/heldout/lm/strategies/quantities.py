@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from fractions import Fraction
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 _GROUPED = r"\d{1,3}(?:(?:,\d{3})+|(?:[ \u00a0\u2009\u202f'\u2019]\d{3})+)(?!\d)"
 _DIGITS = re.compile(rf"(?:{_GROUPED}|\d+(?:_\d+)*)(?:\.\d+)?|\.\d+")
@@ -230,11 +230,11 @@ class _Parser:
         if signed and self._sign("-"):
             inner = self._power()
             return None if inner is None else -inner
-        value = self._atom()
+        value: Any = self._atom()
         kept = self.at
         if value is not None and self._sign("^"):
             sign = self._sign("-")
-            exponent = self._atom()
+            exponent: Any = self._atom()
             if exponent is None:
                 self.at = kept
                 return value
