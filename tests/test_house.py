@@ -43,7 +43,7 @@ REACHED_BY = {
     "lm/models/test_bases.py": ["lm/models/trained_once.py"],
     "lm/models/test_kept_answers.py": ["language_model.py", "lm/models/scripted.py", "lm/models/usage.py"],
     "lm/models/test_local.py": ["lm/models/encoding.py", "lm/models/generation.py", "lm/models/stopping.py"],
-    "lm/strategies/test_answers.py": ["lm/strategies/sandbox.py"],
+    "lm/programs/test_sandbox.py": ["lm/programs/boundary.py", "lm/programs/child.py"],
     "measure/datasets/test_required_bias.py": ["measure/datasets/gram.py", "measure/datasets/noncentral_chi2.py"],
     "measure/probes/test_gradients.py": ["measure/probes/layer_gradients.py"],
     "problem/test_problem.py": [

@@ -142,7 +142,11 @@ def _runs(measure: Any) -> Solver:
 
     async def solve(state: TaskState, generate: Generate) -> TaskState:
         lm = InspectLM(get_model())
-        measured: Mapping[str, float] = await anyio.to_thread.run_sync(measure, lm, str(state.sample_id))
+        try:
+            measured: Mapping[str, float] = await anyio.to_thread.run_sync(measure, lm, str(state.sample_id))
+        except ValueError as error:  # such as too few inputs that the model proposes: this one is not tested
+            state.output = ModelOutput.from_content(str(state.model), f"not tested: {error}")
+            return state
         state.store.set("heldout", dict(measured))
         state.output = ModelOutput.from_content(str(state.model), json.dumps(measured))
         return state
@@ -160,7 +164,7 @@ def critical_complexity() -> Metric:
             level = int(str((one.sample_metadata or {})["level"]).removeprefix("level "))
             gaps.setdefault(level, []).append(one.score.as_float())
         means = {level: sum(values) / len(values) for level, values in gaps.items()}
-        return float(max(sorted(means), key=lambda level: means[level]))
+        return float(max(sorted(means), key=lambda level: means[level])) if means else float("nan")
 
     return compute
 
@@ -190,7 +194,9 @@ def verbalizer_scorer() -> Scorer:
     return _kept
 
 
-async def _kept(state: TaskState, target: Target) -> Score:
+async def _kept(state: TaskState, target: Target) -> Score | None:
+    if state.store.get("heldout") is None:
+        return None
     return Score(value=state.store.get("heldout"), answer=state.output.completion)
 
 

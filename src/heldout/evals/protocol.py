@@ -81,6 +81,8 @@ def finding(name: str, value: float, low: float | None, high: float | None, read
 
 
 def _converted(value: Any, hint: Any) -> Any:
+    if hint == tuple[str, ...] and isinstance(value, list):  # as inspect splits "-T tasks=sort,maximum"
+        return tuple(map(str, value))
     if not isinstance(value, str) or hint is str:
         return value
     if hint == tuple[str, ...]:

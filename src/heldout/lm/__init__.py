@@ -21,6 +21,7 @@ from heldout.lm.models.tiny import (
 )
 from heldout.lm.models.trained_once import base_folder, cached_base
 from heldout.lm.models.usage import Usage, usage_of
+from heldout.lm.programs.sandbox import Isolation, IsolationError, PythonResult, run_python, run_tests
 from heldout.lm.strategies.agreement import (
     AGREEMENT_TEMPLATE,
     Agreement,
@@ -36,6 +37,7 @@ from heldout.lm.strategies.agreement import (
 from heldout.lm.strategies.answers import (
     Judge,
     after_marker,
+    code_blocks,
     judge_exact,
     judge_llm,
     judge_number,
@@ -72,7 +74,6 @@ from heldout.lm.strategies.routing import (
     routing_prompt,
     search_request,
 )
-from heldout.lm.strategies.sandbox import PythonResult, run_python
 from heldout.lm.strategies.skills import SkillUse, distill_skills, internal_activation_rate, skill_usage
 
 __all__ = [
@@ -91,6 +92,8 @@ __all__ = [
     "EndpointError",
     "EndpointLM",
     "FewShot",
+    "Isolation",
+    "IsolationError",
     "Judge",
     "LeastToMost",
     "LlamaBase",
@@ -119,6 +122,7 @@ __all__ = [
     "cached_base",
     "character_ngrams",
     "character_tokenizer",
+    "code_blocks",
     "context_of",
     "cut_vocabulary",
     "distill_skills",
@@ -138,6 +142,7 @@ __all__ = [
     "routing_prompt",
     "run_python",
     "run_strategy",
+    "run_tests",
     "sample_paths",
     "search_request",
     "self_agreement",

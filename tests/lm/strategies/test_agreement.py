@@ -197,6 +197,12 @@ def test_a_model_that_ignores_n_is_an_error():
         sample_paths(Single(), ["?"], 5)
 
 
+@pytest.mark.parametrize("weights", [[-1, -1, -1, -2], [1, 1, 1, float("nan")], [1, 1, 1, float("inf")]])
+def test_weights_of_a_vote_are_finite_and_not_negative(weights):
+    with pytest.raises(ValueError, match="weights must be finite and not negative"):
+        self_consistency(["7", "7", "7", "8"], last_number, weights)
+
+
 def test_self_consistency_weighs_and_counts_what_it_cannot_parse():
     vote = self_consistency(["1", "2", "?", "2"], last_number, weights=[5.0, 1.0, 9.0, 1.0])
     assert (vote.answer, vote.votes, vote.unparsed) == (1.0, {1.0: 5.0, 2.0: 2.0}, 1)

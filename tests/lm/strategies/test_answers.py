@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import re
-
 import pytest
 
 from heldout.lm import (
     ScriptedLM,
     after_marker,
+    code_blocks,
     judge_exact,
     judge_llm,
     judge_number,
     judge_python,
     last_number,
     numbers_in,
-    run_python,
 )
 
 
@@ -95,29 +93,57 @@ def test_programs_are_judged_by_their_tests():
 
 
 @pytest.mark.parametrize(
-    ("program", "reason"),
+    "response",
     [
-        ("while True: pass", "signal|longer"),
-        ("import time; time.sleep(60)", "longer"),
-        ("x = bytearray(10**10)", "MemoryError"),
-        ("open('big', 'w').write('x' * 10**7)", "File too large|signal"),
-        ("import socket; socket.create_connection(('127.0.0.1', 80))", "not allowed"),
-        ("import subprocess; subprocess.run(['ls'])", "not allowed"),
-        ("import os; os.fork()", "not allowed"),
-        ("import os; os.system('ls')", "not allowed"),
-        ("import ctypes", "not allowed"),
-        ("open('/tmp/elsewhere', 'w')", "folder only"),
-        ("import os; os.remove('/tmp/elsewhere')", "not allowed outside"),
-        ("import os; assert 'HOME' not in os.environ; raise SystemExit(3)", "^$"),
+        "```bash\npip install x\n```\nthen\n```python\n{}\n```",
+        "```Python\n{}\n```",
+        "```python3 \n{}\n```",
+        "```py\r\n{}\r\n```\r\n",
+        "```python\n{}",
+        "1. So:\n   ```python\n   {}\n   ```\n",
+        "~~~python\n{}\n~~~",
+        "````python\n{}\n````",
+        "```\n{}\n```",
+        '```python title="a.py"\n{}\n```',
+        "```{{.python}}\n{}\n```",
+        "{}",
     ],
 )
-def test_a_program_is_stopped_at_its_limits(program, reason):
-    result = run_python(program, seconds=1, memory=256 * 2**20)
-    assert not result.ok
-    assert re.search(reason, result.error)
+def test_the_program_is_taken_out_of_its_fence(response):
+    program = "double = lambda x: 2 * x"
+    assert judge_python("assert double(4) == 8")("", response.format(program), "")
 
 
-def test_a_program_may_use_its_own_folder_and_print():
-    result = run_python("open('a.txt', 'w').write('hi')\nprint(open('a.txt').read())")
-    assert result.ok
-    assert result.output == "hi\n"
+def test_code_blocks_are_those_of_the_language_as_commonmark_reads_them():
+    text = "```js\n1\n```\n````python\n```\n2\n````\n```\n3\n```\n``` a`b\n"
+    assert code_blocks(text) == ["```\n2\n"]
+    assert code_blocks(text, ["js"]) == ["1\n"]
+    assert code_blocks(text, ["rust"]) == ["3\n"]
+    assert code_blocks("no fence") == []
+
+
+@pytest.mark.parametrize(
+    "response",
+    ["raise SystemExit", "import os; os._exit(0)", "class A:\n  def __eq__(s, o): return True\nadd = lambda a, b: A()"],
+)
+def test_rewards_cannot_be_had_without_an_answer(response):
+    assert not judge_python("assert add(1, 2) == 3")("", response, "")
+
+
+@pytest.mark.parametrize(
+    ("response", "reference"),
+    [("", "A"), ("-3", "3"), ("1.5", "15"), ("\u22123", "3"), (".5", "5"), ("1/2", "12"), ("10:30", "1030"),
+     ("C++", "C"), ("C#", "C"), ("+", "-"), ("vitamin A", "vitamin"), ("A, C", "C"), ("1,5", "15"), ("the", "")],
+)  # fmt: skip
+def test_exact_judges_keep_letters_signs_and_decimals(response, reference):
+    assert not judge_exact()("", response, reference)
+    assert not judge_exact()("", reference, response)
+
+
+@pytest.mark.parametrize(
+    ("response", "reference"),
+    [("a.", "A"), ("(B)", "b"), ("1,200", "1200"), ("The Dog!", "dog"), ("an apple", "apple"),
+     ("well-known", "wellknown"), ("\u22123.", "-3"), ("3 .", "3"), ("in the 90s", "in 90s")],
+)  # fmt: skip
+def test_exact_judges_still_forgive_what_squad_forgives(response, reference):
+    assert judge_exact()("", response, reference)

@@ -45,7 +45,7 @@ def test_exact_match_ignores_case_articles_and_punctuation():
 
 def test_token_f1_counts_repeated_words():
     assert token_f1("red red blue", "red") == pytest.approx(2 * 1 / 4)
-    assert token_f1("the", "a") == 1  # both are empty once normalised
+    assert token_f1("", " ") == 1  # neither has a word
     assert token_f1("the", "dog") == 0
 
 
@@ -53,3 +53,11 @@ def test_token_f1_counts_repeated_words():
 def test_an_empty_list_of_references_is_refused(score):
     with pytest.raises(ValueError, match="at least one reference"):
         score("text", [])
+
+
+def test_scores_tell_signs_decimals_and_letters_apart():
+    for prediction, reference in [("", "A"), ("-3", "3"), ("1.5", "15"), ("A", "the")]:
+        assert exact_match(prediction, reference) == 0
+        assert token_f1(prediction, reference) == 0
+    assert token_f1("-3 apples", "3 apples") == pytest.approx(0.5)
+    assert normalise_answer("The cost, -1,200.50!") == "cost -1200.50"

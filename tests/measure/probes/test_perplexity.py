@@ -37,6 +37,27 @@ def test_padding_is_not_counted():
     assert perplexity(model, [padded]) == pytest.approx(perplexity(model, [ids]))
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_any_padding_gives_the_same_number(family):
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    sizes = {"llama": {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2},
+             "gpt2": {"n_embd": 16, "n_layer": 1, "n_head": 2}}  # fmt: skip
+    config = transformers.AutoConfig.for_model(family, vocab_size=11, **sizes[family])
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    rows = [torch.randint(0, 11, (1, n)) for n in (3, 6, 8)]
+    found = []
+    for side in ("right", "left", "both"):
+        width = {"right": (0, 1), "left": (1, 0), "both": (1, 1)}[side]
+        pads = [(width[0] * (9 - row.shape[1]), width[1] * (9 - row.shape[1])) for row in rows]
+        length = max(sum(pad) + row.shape[1] for pad, row in zip(pads, rows))
+        pads = [(left, length - left - row.shape[1]) for (left, _), row in zip(pads, rows)]
+        ids = torch.cat([F.pad(row, pad) for row, pad in zip(rows, pads)])
+        mask = torch.cat([F.pad(torch.ones_like(row), pad) for row, pad in zip(rows, pads)])
+        found.append(perplexity(model, [{"input_ids": ids, "attention_mask": mask}]))
+    assert found == pytest.approx([perplexity(model, rows)] * 3, rel=1e-5)
+
+
 def test_a_transformers_model_has_the_loss_that_it_computes_itself():
     from tests.weights.families import family
 

@@ -88,6 +88,24 @@ def test_the_first_whole_word_counts(text, found):
     assert first_word(text, ["no", "yes"]) == found
 
 
+@pytest.mark.parametrize(
+    ("text", "words", "found"),
+    [
+        ("答案是肯定的。", ["否定", "肯定"], 1),
+        ("不是。", ["是", "不是"], 1),
+        ("はい、そうです", ["いいえ", "はい"], 1),
+        ("คำตอบคือใช่ครับ", ["ไม่", "ใช่"], 1),
+        ("答案是yes", ["no", "yes"], 1),
+        ("<think> no, or no? </think> yes", ["no", "yes"], 1),
+        ("so no </think> yes", ["no", "yes"], 1),
+        ("yes <think> no", ["no", "yes"], 1),
+        ("<think> no", ["no", "yes"], -1),
+    ],
+)
+def test_words_are_found_in_any_script_and_not_in_thoughts(text, words, found):
+    assert first_word(text, words) == found
+
+
 def test_the_best_scored_word_wins_and_lengths_are_divided_by():
     lm = ScriptedLM([], scores=lambda prompt, word: {" no": -2.0, " yes": -3.0}[word])
     one = [Verbalizer(("no", "yes"))]

@@ -120,6 +120,79 @@ def test_sam_in_the_trainer_evaluates_every_micro_batch_again(tmp_path):
     close(*states)
 
 
+NO_RADIUS = sam(rho=0.0)
+LENGTHS = [3, 9, 4, 12, 7, 5, 10, 6]  # of texts: micro-batches of two have unequal numbers of labels
+
+
+def language_model(method, tmp_path, batch_size, accumulation):
+    transformers = pytest.importorskip("transformers")
+    from heldout.lm import tiny_llama, word_tokenizer
+    from heldout.train import MethodTrainer
+
+    tokenizer = word_tokenizer(["a b c d e f g h"])
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = tiny_llama(tokenizer, dim=16, layers=1)
+        rows = []
+        for length in LENGTHS:
+            ids = torch.randint(4, 12, (12,))
+            labels = torch.where(torch.arange(12) < length, ids, -100)
+            rows.append({"input_ids": ids, "labels": labels})
+    arguments = transformers.TrainingArguments(
+        output_dir=str(tmp_path), num_train_epochs=2, per_device_train_batch_size=batch_size, learning_rate=0.5,
+        optim="sgd", lr_scheduler_type="constant", use_cpu=True, report_to=[], save_strategy="no", disable_tqdm=True,
+        max_grad_norm=0, gradient_accumulation_steps=accumulation, logging_strategy="no",
+    )  # fmt: skip
+    trainer = MethodTrainer(model, arguments, method, train_dataset=rows)
+    trainer.train()
+    return trainer.model
+
+
+def token_loss(run, batch):
+    shifted = batch.targets[:, 1:].flatten()
+    return F.cross_entropy(batch.logits[:, :-1].flatten(0, 1), shifted, ignore_index=-100)
+
+
+def difference(a, b):
+    return max((x - y).detach().abs().max().item() for x, y in zip(a.parameters(), b.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("accumulation", [4, 8])
+def test_sam_without_a_radius_is_the_plain_trainer_for_unequal_numbers_of_labels(accumulation, tmp_path):
+    plain = language_model(None, tmp_path, 8 // accumulation, accumulation)
+    assert difference(language_model(sam(rho=0.0), tmp_path, 8 // accumulation, accumulation), plain) < 1e-5
+    assert difference(language_model(sam(rho=0.3), tmp_path, 8 // accumulation, accumulation), plain) > 1e-4
+
+
+@pytest.mark.parametrize("method", [
+    None, sam(rho=0.3), Method("own", loss=token_loss),
+    Method("added", loss=Added(lambda run, batch: 0.5 * token_loss(run, batch))),
+    sam(rho=0.3) + Method("own", loss=token_loss),
+], ids=lambda method: method.name if method else "baseline")  # fmt: skip
+def test_accumulated_steps_of_the_trainer_are_whole_steps(method, tmp_path):
+    whole = language_model(method, tmp_path, 8, 1)
+    assert difference(language_model(method, tmp_path, 2, 4), whole) < 1e-5
+
+
+@pytest.mark.parametrize("method", [
+    None, NO_RADIUS, sam(rho=0.5), sam(rho=0.5) + penalty(),
+    Method("own", loss=lambda run, batch: F.cross_entropy(batch.logits, batch.targets, label_smoothing=0.1)),
+], ids=lambda method: method.name if method else "baseline")  # fmt: skip
+def test_accumulated_steps_of_lightning_are_whole_steps(method, monkeypatch):
+    def linear():
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            return nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3))
+
+    monkeypatch.setitem(globals(), "mlp", linear)  # without BatchNorm, which ties the examples of a micro-batch
+    whole = in_lightning(method).module
+    for batch_size, count in ((24, 2), (12, 4)):
+        parts = in_lightning(method, batch_size=batch_size, accumulate_grad_batches=count).module
+        assert difference(parts, whole) < 1e-5
+    plain = difference(whole, in_lightning(None).module) < 1e-5
+    assert plain == (method is None or method is NO_RADIUS)
+
+
 def test_model_weights_and_predict_stages_run_in_both_engines(tmp_path):
     seen = []
     method = ghost_batch_norm(8) + Method(

@@ -150,3 +150,36 @@ def test_dpo_refuses_bad_input(tokenizer):
 def test_sequence_to_sequence_models_are_refused(tune, tokenizer):
     with pytest.raises(ValueError, match="needs a causal model"):
         tune(tiny_bart(tokenizer, dim=16, layers=1, heads=2), tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("answer", "given"),
+    [(0.5, "got 0.5"), (None, "got None"), ([1.0], "got 1 of them"), ([float("nan")] * 4, "got nan among them"),
+     (["a"] * 4, "got 'a' among them")],
+)  # fmt: skip
+def test_rewards_that_are_not_one_number_each_are_refused(answer, given, tokenizer):
+    def odd(prompts, completions, **columns):
+        return answer
+
+    with pytest.raises(ValueError, match=f"the reward 'odd' must return a list of one number.*{given}"):
+        grpo(tiny_llama(tokenizer, dim=16, layers=1), tokenizer, [{"prompt": "say :"}] * 2, odd, steps=1, group_size=4,
+             batch_size=1, max_tokens=2)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"steps": -1}, "steps must be"), ({"max_tokens": float("nan")}, "max_tokens must be"),
+     ({"temperature": 0}, "temperature must be"), ({"top_p": 0}, "top_p in")],
+)  # fmt: skip
+def test_recipes_of_grpo_out_of_range_are_refused(options, message, tokenizer):
+    with pytest.raises(ValueError, match=message):
+        grpo(tiny_llama(tokenizer, dim=16, layers=1), tokenizer, [{"prompt": "say :"}], len, **options)
+
+
+def test_dpo_names_a_row_whose_prompt_leaves_no_room(tokenizer):
+    rows = [
+        {"prompt": "say :", "chosen": " yes", "rejected": " no"},
+        {"prompt": "say " * 9, "chosen": " yes", "rejected": " no"},
+    ]
+    with pytest.raises(ValueError, match="prompt of row 1 alone has 9 tokens of at most 8"):
+        dpo(tiny_llama(tokenizer, dim=16, layers=1), tokenizer, rows, steps=1, max_length=8)

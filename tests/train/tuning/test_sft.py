@@ -6,8 +6,11 @@ import pytest
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    BloomConfig,
     GPT2Config,
     LlamaConfig,
+    MambaConfig,
+    OPTConfig,
     Qwen2Config,
     T5Config,
     T5ForConditionalGeneration,
@@ -173,9 +176,110 @@ def test_chat_messages_go_through_the_template():
     question = [{"role": "user", "content": "ab"}]
     chat = {"messages": [*question, {"role": "assistant", "content": "b"}]}
     (row,) = encode_rows([chat], tokenizer)
-    assert tokenizer.decode(row["input_ids"]) == "[ab][b</s>"
+    assert tokenizer.decode(row["input_ids"]) == "[ab][b]</s>"  # the template's own; it names no end token
     assert row["labels"][:5] == [-100] * 5
     assert encode_rows([{"prompt": question, "completion": "b"}], tokenizer) == [row]
+
+
+def chat_tokenizer(template):
+    from tokenizers import AddedToken
+
+    tokenizer = character_tokenizer("abuhinktmodel\n/")
+    tokenizer.add_special_tokens({"additional_special_tokens": [AddedToken("<eot>", special=True)]})
+    tokenizer.add_tokens(["<think>", "<sot>"])
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+QUESTION = [{"role": "user", "content": "ab"}]
+TURNS = "{% for m in messages %}<sot>{{ m.content }}<eot>{% endfor %}{% if add_generation_prompt %}<sot>"
+
+
+def test_turns_end_as_the_template_ends_them_and_open_thoughts_are_not_trained_on():
+    tokenizer = chat_tokenizer(TURNS + "<think>{% endif %}")
+    (row,) = encode_rows([{"messages": [*QUESTION, {"role": "assistant", "content": "b"}]}], tokenizer)
+    assert tokenizer.decode(row["input_ids"]) == "<sot>ab<eot><sot>b<eot>"
+    trained = [token for token in row["labels"] if token != -100]
+    assert tokenizer.decode(trained) == "b<eot>"
+
+
+@pytest.mark.parametrize(
+    ("messages", "message"),
+    [
+        ([], "row 1 needs a list of at least one message"),
+        ("hello", "row 1 needs a list of at least one message"),
+        ([*QUESTION], "row 1 ends with a message of the 'user'"),
+        ([*QUESTION, {"role": "assistant", "content": None}], "row 1: its last message must have a text"),
+    ],
+)
+def test_conversations_that_end_without_an_answer_are_named(messages, message):
+    tokenizer = chat_tokenizer(TURNS + "{% endif %}")
+    with pytest.raises(ValueError, match=message):
+        encode_rows([("a", "b"), {"messages": messages}], tokenizer)
+
+
+def test_a_template_that_rewrites_earlier_turns_is_refused():
+    template = "{% for m in messages %}{{ 'a' if messages|length > 1 else 'b' }}{% endfor %}"
+    with pytest.raises(ValueError, match="row 0: the chat template writes earlier turns otherwise"):
+        encode_rows(
+            [{"prompt": QUESTION, "completion": "b"}],
+            chat_tokenizer(template + "{% if add_generation_prompt %}b{% endif %}"),
+        )
+
+
+def test_a_rendered_template_has_one_beginning_token():
+    tokenizer = character_tokenizer("ab")
+    tokenizer.add_special_tokens({"bos_token": "<s>"})
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer._tokenizer.post_processor = TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", tokenizer.bos_token_id)]
+    )
+    for row in ("<s>ab", "ab", ("<s>a", "b"), ("a", "b")):
+        (encoded,) = encode_rows([row], tokenizer)
+        assert encoded["input_ids"].count(tokenizer.bos_token_id) == 1, row
+        assert encoded["input_ids"][0] == tokenizer.bos_token_id
+
+
+@pytest.mark.parametrize(
+    ("build", "name"),
+    [
+        (lambda size: MambaConfig(vocab_size=size, hidden_size=16, num_hidden_layers=1, state_size=4), "mamba"),
+        (lambda size: BloomConfig(vocab_size=size, hidden_size=16, n_layer=1, n_head=2), "bloom"),
+        (
+            lambda size: OPTConfig(
+                vocab_size=size,
+                hidden_size=16,
+                word_embed_proj_dim=16,
+                ffn_dim=32,
+                num_hidden_layers=1,
+                num_attention_heads=2,
+            ),
+            "opt",
+        ),
+    ],
+)
+def test_packing_is_refused_where_rows_would_see_each_other(build, name, tokenizer):
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(build(len(tokenizer)))
+    with pytest.raises(ValueError, match=rf"packing.*{name}"):
+        sft(model, tokenizer, ROWS, steps=1, packing=True, max_length=24)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"steps": -1}, "steps must be a whole number"),
+        ({"steps": 1.5}, "steps must be a whole number"),
+        ({"batch_size": 0}, "batch_size must be a whole number"),
+        ({"epochs": math.nan}, "epochs must be positive"),
+        ({"lr": math.nan}, "lr must be finite"),
+        ({"warmup": -1}, "warmup must be finite"),
+    ],
+)
+def test_recipes_out_of_range_are_refused(options, message, tokenizer):
+    with pytest.raises(ValueError, match=message):
+        sft(small(tokenizer), tokenizer, ROWS, **options)
 
 
 def test_too_long_rows_are_named_or_cut(tokenizer):

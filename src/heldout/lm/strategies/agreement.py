@@ -9,6 +9,7 @@ Source: Lin, Fu et al., "Just ask one more time!" (arXiv:2311.08154) for self-ag
 
 from __future__ import annotations
 
+import math
 import random
 import re
 import warnings
@@ -256,7 +257,8 @@ def self_consistency(
         weights: votes of each path; default 1.
 
     Raises:
-        ValueError: no path, or weights that do not fit.
+        ValueError: no path, or weights that do not fit, are negative or not finite (log-probabilities are no weights:
+            take their exponential).
 
     Example:
         >>> from heldout.lm import last_number
@@ -267,6 +269,9 @@ def self_consistency(
         raise ValueError("a vote needs at least one path")
     if weights is not None and len(weights) != len(paths):
         raise ValueError(f"weights needs one value for each of {len(paths)} paths, got {len(weights)}")
+    for number, weight in enumerate(weights or ()):
+        if not 0 <= weight < math.inf:
+            raise ValueError(f"weights must be finite and not negative, got {weight} for path {number}")
     votes: dict[Any, float] = {}
     unparsed = 0
     for number, path in enumerate(paths):

@@ -1,24 +1,26 @@
 """Core: What a language model's answer says, and whether it is right: extraction, and judges.
 
 A judge is a function ``(prompt, response, reference) -> bool``. Text is never evaluated here: numbers are parsed, and
-programs run in a process of their own with limits.
+programs run in processes of their own behind a boundary.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
 from heldout.language_model import LM
-from heldout.lm.strategies.sandbox import run_python
+from heldout.lm.programs.sandbox import run_tests
+from heldout.lm.strategies.quantities import final_quantity, same_quantity
 from heldout.measure import normalise_answer
 
 Judge = Callable[[str, str, str], bool]
 
 _NUMBER = re.compile(r"[-+\u2212]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?(?:[eE][-+]?\d{1,3})?%?")
+_FENCE = re.compile(r"([ \t]*)(`{3,}|~{3,})(.*)$")
 EQUIVALENT = (
     "Question:\n{prompt}\n\nReference answer:\n{reference}\n\nProposed answer:\n{response}\n\n"
     "Does the proposed answer say the same as the reference answer? Reply with yes or no."
@@ -86,23 +88,32 @@ def judge_exact(normalise: Callable[[str], str] = normalise_answer) -> Judge:
 
 
 def judge_number(tolerance: float = 1e-6) -> Judge:
-    """Returns a judge of whether the last numbers of response and reference are equal, to a relative tolerance.
+    """Returns a judge of whether response and reference give the same number as their answer.
+
+    The answer is what stands in the last ``\\boxed{...}``, else behind the last "####" or "answer is", else the last
+    expression. Expressions are compared whole, by value: ``\\frac{3}{2}``, "1 1/2" and "1.5" are equal, and so are
+    "6.02 x 10^23" and "6.02e23"; "12%" is 0.12. Different units ("5 km", "5 m") are not; a missing unit is no fault.
+
+    Args:
+        tolerance: relative; what is an integer in the reference is compared exactly.
 
     Raises:
-        ValueError: when judging, if the reference has no number.
+        ValueError: if the tolerance is negative or not finite; when judging, if the reference has no number.
 
     Example:
         >>> judge = judge_number()
-        >>> judge("", "It costs 1,200.0 in all", "1200"), judge("", "120", "12")
+        >>> judge("", "It costs 1,200.0 in all", "1200"), judge("", "3/2", "1/2")
         (True, False)
     """
+    if not 0 <= tolerance < math.inf:
+        raise ValueError(f"tolerance must be finite and at least 0, got {tolerance!r}")
 
     def judge(prompt: str, response: str, reference: str) -> bool:
-        expected = last_number(reference)
+        expected = final_quantity(reference)
         if expected is None:
-            raise ValueError(f"the reference has no number: {reference[:80]!r}")
-        found = last_number(response)
-        return found is not None and math.isclose(found, expected, rel_tol=tolerance, abs_tol=tolerance)
+            raise ValueError(f"the reference has no number: {reference[:80]!r}; judge_exact compares texts")
+        found = final_quantity(response)
+        return found is not None and same_quantity(found, expected, tolerance)
 
     return judge
 
@@ -136,24 +147,61 @@ def judge_llm(lm: LM, template: str = EQUIVALENT) -> Judge:
     return judge
 
 
-def judge_python(tests: str | None = None, **limits: Any) -> Judge:
-    """Returns a judge that runs a response as a Python program, followed by tests that raise where it is wrong.
+def code_blocks(text: str, languages: Sequence[str] = ("python", "python3", "py", "py3")) -> list[str]:
+    """Returns the fenced blocks of code in a text that are in one of the languages; if none is, those without a name.
 
-    The program runs in ``run_python``. A fenced block of code is taken out of the text around it.
+    Fences are read as CommonMark says: three or more backticks or tildes, indented or not, closed by as many of the
+    same kind, or by the end of the text. The name of the language may be in any case.
+
+    Example:
+        >>> code_blocks("Install:\\n```bash\\npip install x\\n```\\nthen\\n```Python\\nprint(1)\\n```")
+        ['print(1)\\n']
+    """
+    found: list[tuple[str, str]] = []
+    fence = None
+    for line in text.splitlines():
+        match = _FENCE.match(line)
+        if fence is None:
+            if match and not (match[2][0] == "`" and "`" in match[3]):
+                fence = match
+                words = match[3].split()
+                found.append((words[0].strip("{}.").lower() if words else "", ""))
+        elif match and match[2].startswith(fence[2]) and not match[3].strip():
+            fence = None
+        else:
+            indent = len(line) - len(line.lstrip(" \t"))
+            language, code = found[-1]
+            found[-1] = language, code + line[min(indent, len(fence[1])) :] + "\n"
+    named = [code for language, code in found if language in languages]
+    return named or [code for language, code in found if not language]
+
+
+def judge_python(tests: str | None = None, **options: Any) -> Judge:
+    """Returns a judge that runs a response as a Python program and tests what it defines.
+
+    Program and tests run apart from each other in ``run_tests``: a program passes only when the tests ran to their
+    end, and its answers are compared as plain values, so that ending early, objects that are equal to everything or
+    built-in functions that it replaces do not help it. The program is what stands in the response's ``code_blocks``;
+    without any fence it is the whole response.
 
     Args:
         tests: source with assertions; default: the reference is the tests.
-        limits: of ``run_python``.
+        options: of ``run_tests``.
+
+    Raises:
+        IsolationError: when judging, if the system cannot isolate a program.
+        ValueError: when judging, if the tests are no Python program.
 
     Example:
-        >>> judge_python("assert double(4) == 8")("", "def double(x):\\n    return 2 * x", "")
-        True
+        >>> judge = judge_python("assert double(4) == 8")
+        >>> judge("", "def double(x):\\n    return 2 * x", ""), judge("", "raise SystemExit", "")
+        (True, False)
     """
 
     def judge(prompt: str, response: str, reference: str) -> bool:
-        blocks = re.findall(r"```(?:python|py)?\n(.*?)```", response, re.DOTALL)
-        program = "\n".join(blocks) if blocks else response
-        return run_python(f"{program}\n\n{reference if tests is None else tests}\n", **limits).ok
+        fenced = any(_FENCE.match(line) for line in response.splitlines())
+        program = "\n".join(code_blocks(response)) if fenced else response
+        return run_tests(program, reference if tests is None else tests, **options).ok
 
     return judge
 

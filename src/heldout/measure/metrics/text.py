@@ -7,24 +7,34 @@ automatic evaluation of summaries" (2004) for ROUGE-L.
 from __future__ import annotations
 
 import re
-import string
 from collections import Counter
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
-_PUNCTUATION = str.maketrans("", "", string.punctuation)
-_ARTICLES = re.compile(r"\b(a|an|the)\b")
+_GROUPING = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
+_SIGNS = re.compile("[\u2212\ufe63\uff0d]")
+# Punctuation that says something: inside a number or before one, and what makes C++ and C# of C.
+_PUNCTUATION = re.compile(
+    r"(?<=\d)[!-/:-@\[-`{-~](?=\d)|(?<![\w)\]])[-+.](?=\.?\d)|(?<=\b[a-z])(?:\+\+|#)(?!\w)|([!-/:-@\[-`{-~])"
+)
+_ARTICLES = re.compile(r"\b(?:a|an|the)\b(?=\s+(?:\w\w|\d))")
 
 
 def normalise_answer(text: str) -> str:
     """Returns the text in lower case, without punctuation, articles and repeated spaces, as SQuAD compares answers.
 
+    deviation: SQuAD's rules are for words, and make the answers "-3" and "3", "1.5" and "15", "A" and "" the same. Here
+    signs, decimals and other punctuation within numbers stay (commas between thousands do not), an article is one only
+    before a word, and an answer of nothing but punctuation stays as it is.
+
     Example:
-        >>> normalise_answer(" The  Eiffel Tower. ")
-        'eiffel tower'
+        >>> normalise_answer(" The  Eiffel Tower. "), normalise_answer("A"), normalise_answer("-1,200.5")
+        ('eiffel tower', 'a', '-1200.5')
     """
-    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
+    lower = _ARTICLES.sub(" ", _SIGNS.sub("-", text.lower()))
+    kept = _PUNCTUATION.sub(lambda match: "" if match[1] else match[0], _GROUPING.sub("", lower))
+    return " ".join((kept if kept.strip() else lower).split())
 
 
 def exact_match(prediction: str, references: str | Sequence[str]) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from inspect import signature
 from typing import Any
 
 import torch
@@ -22,7 +23,8 @@ def perplexity(model: nn.Module, data: Iterable[Tensor | Mapping[str, Any]]) -> 
     Args:
         model: token ids ``(batch, length)`` -> logits ``(batch, length, vocabulary)``, or an output with ``logits``.
         data: batches of token ids, int64 ``(batch, length)``; or dicts with ``input_ids`` and further arguments of
-            the model, where tokens with an ``attention_mask`` of 0 are not counted.
+            the model, where tokens with an ``attention_mask`` of 0 are not counted, nor is what follows them, wherever
+            they stand; the positions of the others begin at 0 in models that are told them.
 
     Raises:
         ValueError: if there is no token to predict, or a loss is not finite.
@@ -35,11 +37,14 @@ def perplexity(model: nn.Module, data: Iterable[Tensor | Mapping[str, Any]]) -> 
     total, count = 0.0, 0
     with evaluating(model), torch.inference_mode():
         for batch in data:
-            logits = forward(model, batch)
             ids = batch if isinstance(batch, Tensor) else batch["input_ids"]
             targets = ids[:, 1:]
             if not isinstance(batch, Tensor) and batch.get("attention_mask") is not None:
-                targets = targets.masked_fill(batch["attention_mask"][:, 1:] == 0, -100)
+                real = batch["attention_mask"] != 0
+                targets = targets.masked_fill(~(real[:, 1:] & real[:, :-1]), -100)
+                if "position_ids" not in batch and "position_ids" in signature(model.forward).parameters:
+                    batch = {**batch, "position_ids": (real.long().cumsum(1) - 1).clamp(min=0)}
+            logits = forward(model, batch)
             losses = F.cross_entropy(logits[:, :-1].float().flatten(0, 1), targets.flatten(), reduction="none")
             total += float(losses.double().sum())
             count += int((targets != -100).sum())

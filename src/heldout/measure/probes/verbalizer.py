@@ -12,7 +12,7 @@ from __future__ import annotations
 import random
 import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -23,6 +23,10 @@ from heldout.language_model import LM
 from heldout.study import Interval, interval, wilson
 
 _UNBALANCED = 0.02  # share of the texts by which classes may differ in number
+_THOUGHT = re.compile(r"<think>.*\Z", re.DOTALL)  # begun, not ended
+_UNSPACED = re.compile(  # Thai, Lao, Burmese, Khmer, kana, ideographs
+    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]"
+)
 THINK = "Let's think step by step."
 THEREFORE = "Therefore, the output is"
 
@@ -272,16 +276,24 @@ class VerbalizerManipulation:
 def first_word(text: str, words: Sequence[str]) -> int:
     """Returns which of the words stands first in a text as a word of its own, in whatever case; -1 for none.
 
+    What stands between ``<think>`` and ``</think>``, or before the latter, is skipped. In scripts that write without
+    spaces (Chinese, Japanese, Thai, Lao, Khmer, Burmese), a word may stand anywhere; of two that begin at one place the
+    longer is meant.
+
     Example:
         >>> first_word("Nothing? Yes, not no.", ["no", "yes"])
         1
+        >>> first_word("<think>no?</think> yes", ["no", "yes"])
+        1
     """
-    places: Mapping[int, int] = {
-        match.start(): i
-        for i, word in enumerate(words)
-        if (match := re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text, re.IGNORECASE))
-    }
-    return places[min(places)] if places else -1
+    said = _THOUGHT.sub(" ", text.rpartition("</think>")[2])
+    places: list[tuple[int, int, int]] = []
+    for i, word in enumerate(words):
+        before = "" if _UNSPACED.match(word[:1]) else rf"(?:(?<!\w)|(?<={_UNSPACED.pattern}))"
+        after = "" if _UNSPACED.match(word[-1:]) else rf"(?:(?!\w)|(?={_UNSPACED.pattern}))"
+        if match := re.search(before + re.escape(word) + after, said, re.IGNORECASE):
+            places.append((match.start(), -len(word), i))
+    return min(places)[2] if places else -1
 
 
 def _check_prefixes(verbalizer: Verbalizer) -> None:

@@ -29,7 +29,8 @@ class LightningMethod(LightningModule):
     """A model, its data and a Method as a LightningModule: ``Trainer(max_epochs=n).fit(LightningMethod(...))``.
 
     The data and model stages run at construction, the optimizer and loss stages inside the Trainer (an optimizer
-    that evaluates its closure twice, such as SAM, is evaluated by Lightning's own closure), the weights and predict
+    that evaluates its closure twice, such as SAM, is evaluated by Lightning's own closure; of accumulated gradients,
+    on each of the step's batches again), the weights and predict
     stages in ``fitted()``. Under a distributed strategy each process sees its share of the training set.
 
     Args:
@@ -73,6 +74,8 @@ class LightningMethod(LightningModule):
             self._run, self._train_set = prepare(model, data, self.method, self.recipe, seed)
         self.module: nn.Module = self._run.module
         self._augmentation = torch.Generator().manual_seed(seed + 1)
+        self._accumulated: list[tuple[Any, Any, Any]] = []
+        self._accumulated_in = -1  # the step whose batches these are
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Calls the model."""
@@ -126,10 +129,25 @@ class LightningMethod(LightningModule):
         if self.recipe.augment and self._run.evaluation == 0:
             self._inputs = self.recipe.augment(inputs, self._augmentation)
         inputs = self._inputs if self.recipe.augment else inputs
+        if self.trainer.accumulate_grad_batches > 1 and self.method.optimizer:
+            self._accumulate(inputs, targets, index)
         loss = objective(self._run, Batch(self.module, inputs, targets, index), self.method)
         if self._run.evaluation == 0:
             self.log("train_loss", loss.detach(), on_step=False, on_epoch=True)
         return loss
+
+    def _accumulate(self, inputs: Any, targets: Any, index: Any) -> None:
+        """Keeps the batches of a step; where the optimizer evaluates again, all but the last are evaluated here."""
+        if self._run.evaluation == 0:
+            if self._accumulated_in != self.global_step:
+                self._accumulated, self._accumulated_in = [], self.global_step
+            self._accumulated.append((inputs, targets, index))
+            return
+        (optimizer,) = self.trainer.optimizers
+        optimizer.zero_grad()
+        for earlier in self._accumulated[:-1]:
+            loss = objective(self._run, Batch(self.module, *earlier), self.method)
+            self.trainer.strategy.backward(loss / self.trainer.accumulate_grad_batches, optimizer)
 
     def fitted(self) -> Fitted:
         """Returns the trained model after the Method's weights and predict stages."""

@@ -65,7 +65,7 @@ class MethodTrainer(Trainer):
         self._sampler = train_set if isinstance(train_set, Sampler) else None
         dataset = splits.train if self._sampler is not None else train_set
         self._run.train_set = dataset
-        self._micro_batches: list[dict[str, Any]] = []
+        self._micro_batches: list[tuple[dict[str, Any], tuple[Any, ...], dict[str, Any]]] = []
         self.training_errors: list[float] = []
         super().__init__(model, args, train_dataset=_WithIndex(dataset, splits.train), **kwargs)
         self._columns = None if not args.remove_unused_columns else self._signature()
@@ -136,7 +136,7 @@ class MethodTrainer(Trainer):
         if self.method.optimizer:
             if self._run.step != self.state.global_step:
                 self._micro_batches = []
-            self._micro_batches.append(inputs)
+            self._micro_batches.append((inputs, args, kwargs))
         self._run.evaluation, self._run.step = 0, self.state.global_step
         self._run.epoch = min(int(self.state.epoch or 0) + 1, self._run.epochs)
         self._run.device = self.args.device
@@ -147,12 +147,8 @@ class MethodTrainer(Trainer):
         self._run.evaluation += 1
         self.optimizer.zero_grad()  # type: ignore[union-attr]
         total = torch.zeros((), device=self.args.device)
-        for inputs in self._micro_batches:
-            prepared = self._prepare_inputs(dict(inputs))
-            with self.compute_loss_context_manager():
-                loss = self.compute_loss(self.model_wrapped, prepared) / len(self._micro_batches)
-            self.accelerator.backward(loss * self.accelerator.gradient_accumulation_steps)
-            total += loss.detach()
+        for inputs, args, kwargs in self._micro_batches:  # with the normaliser of their first evaluation
+            total += super().training_step(self.model_wrapped, dict(inputs), *args, **kwargs)
         if self.args.max_grad_norm:
             self.accelerator.clip_grad_norm_(self.model.parameters(), self.args.max_grad_norm)  # type: ignore[union-attr]
         return total
@@ -160,7 +156,11 @@ class MethodTrainer(Trainer):
     def compute_loss(  # type: ignore[override]
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any
     ) -> Any:
-        """The Trainer's loss, replaced or extended by the Method's loss stage on training batches."""
+        """The Trainer's loss, replaced or extended by the Method's loss stage on training batches.
+
+        Where the Trainer's loss is a sum over the step's items, divided by their number in all micro-batches, the mean
+        that the stage gives of a micro-batch counts by the micro-batch's share of the items.
+        """
         inputs = dict(inputs)
         index = inputs.pop(INDEX, None)
         if index is None or not model.training:
@@ -171,12 +171,25 @@ class MethodTrainer(Trainer):
             batch = Batch(model, inputs, labels, index)
             batch.cached_logits = outputs["logits"] if isinstance(outputs, Mapping) else outputs.logits
             if self.method.loss:
-                loss = loss + self.method.loss(self._run, batch)
+                loss = loss + self.method.loss(self._run, batch) * self._share(inputs, kwargs.get("num_items_in_batch"))
         else:
             batch = Batch(model, {key: value for key, value in inputs.items() if key != "labels"}, labels, index)
-            loss, outputs = self.method.loss(self._run, batch), {"logits": batch.logits}
+            share = self._share(inputs, kwargs.get("num_items_in_batch"))
+            loss, outputs = self.method.loss(self._run, batch) * share, {"logits": batch.logits}
         self._count_errors(batch, labels)
         return (loss, outputs) if return_outputs else loss
+
+    def _share(self, inputs: dict[str, Any], items: Any) -> Any:
+        """What a mean over this micro-batch is multiplied by to add up to the mean over the step's micro-batches."""
+        if items is None:
+            # Then the Trainer divides by their number, unless the user's loss function has done so.
+            return 1 / self.current_gradient_accumulation_steps if self.compute_loss_func is not None else 1.0
+        if not (self.model_accepts_loss_kwargs or self.compute_loss_func is not None):
+            return 1.0
+        labels = inputs["labels"][..., 1:] if getattr(self, "_loss_shifts_labels", False) else inputs["labels"]
+        mine = (inputs.get("shift_labels", labels) != -100).sum()
+        all_processes = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
+        return mine / items * all_processes
 
     def _count_errors(self, batch: Batch, labels: Tensor) -> None:
         if self._run.task != "classification" or self._run.evaluation > 0:

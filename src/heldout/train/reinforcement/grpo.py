@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any
+from functools import wraps
+from math import isfinite
+from typing import Any, SupportsFloat
 
 from heldout.train.reinforcement.rollouts import Environment, Episode, rollout
 from heldout.train.tuning.tuned import (
@@ -17,6 +19,7 @@ from heldout.train.tuning.tuned import (
     saved_as_reference,
     text_field,
     tune,
+    without_begin,
 )
 
 Reward = Callable[..., list[float | None]]
@@ -84,7 +87,8 @@ def grpo(
         options: further arguments of trl's ``GRPOConfig``, such as ``loss_type="grpo"`` or ``num_iterations=2``.
 
     Raises:
-        ValueError: no row, or a row without prompt; a group of one; a sequence-to-sequence model; a negative KL weight.
+        ValueError: no row, or a row without prompt; a group of one; a sequence-to-sequence model; a negative KL weight;
+            steps, lengths or rates out of range; a reward that does not return one number for each completion.
 
     Example:
         >>> from heldout.lm import tiny_llama, word_tokenizer
@@ -106,10 +110,19 @@ def grpo(
     largest = max(weight_of(step / 100) for step in range(101)) if callable(kl) else kl
     if largest < 0 or min(weight_of(0.0), weight_of(1.0)) < 0:
         raise ValueError("kl must not be negative")
-    rows = rows_of(data, "data")
-    for number, row in enumerate(rows):
-        text_field(row, number, "prompt")
+    for name, count in (("max_tokens", max_tokens), ("max_turns", max_turns), ("concurrency", concurrency)):
+        if not (0 < count < float("inf") and count == int(count)):
+            raise ValueError(f"{name} must be a whole number of at least 1, got {count!r}")
+    if not 0 < temperature < float("inf") or not 0 < top_p <= 1:
+        raise ValueError(f"temperature must be positive and top_p in (0, 1], got {temperature!r} and {top_p!r}")
     tokenizer = prepared_tokenizer(tokenizer)
+    rows = [
+        {**row, "prompt": without_begin(text_field(row, number, "prompt"), tokenizer)}
+        for number, row in enumerate(rows_of(data, "data"))
+    ]
+    functions = [rewards] if callable(rewards) else list(rewards)
+    if not functions:
+        raise ValueError("rewards needs at least one function, got none")
     with quiet_training(seed) as folder:
         from datasets import Dataset
         from transformers import TrainerCallback
@@ -169,7 +182,7 @@ def grpo(
         with saved_as_reference(model, folder) if needs_reference else nullcontext():
             trainer = Trainer(
                 model=model,
-                reward_funcs=[rewards] if callable(rewards) else list(rewards),
+                reward_funcs=[_checked(function) for function in functions],
                 args=args,
                 train_dataset=Dataset.from_list([dict(row) for row in rows]),
                 processing_class=tokenizer,
@@ -178,6 +191,26 @@ def grpo(
                 rollout_func=None if environment is None else episodes_of,
             )
         return tune(trainer, on_log)
+
+
+def _checked(reward: Reward) -> Reward:
+    """Returns a reward whose answer is one finite number, or None, for each completion, or an error that says so."""
+
+    @wraps(reward)
+    def checked(prompts: Any, completions: Any, **columns: Any) -> list[float | None]:
+        found: Any = reward(prompts=prompts, completions=completions, **columns)
+        found = found.tolist() if hasattr(found, "tolist") else found
+        wanted = f"the reward {getattr(reward, '__name__', reward)!r} must return a list of one number for each of "
+        wanted += f"{len(completions)} completions, None to leave one out"
+        if not isinstance(found, Sequence) or isinstance(found, str) or len(found) != len(completions):
+            given = f"{len(found)} of them" if isinstance(found, list | tuple) else repr(found)
+            raise ValueError(f"{wanted}; got {given}")
+        for value in found:
+            if value is not None and not (isinstance(value, SupportsFloat) and isfinite(float(value))):
+                raise ValueError(f"{wanted}; got {value!r} among them")
+        return [None if value is None else float(value) for value in found]
+
+    return checked
 
 
 def _as_trl(episodes: Sequence[Episode], mask_observations: bool) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Sequence
 from typing import Any
 
-from heldout.lm import context_of
+from heldout.lm import context_of, ids_of_prompt
 from heldout.train.tuning.tuned import (
     Log,
     Tuned,
@@ -16,6 +16,7 @@ from heldout.train.tuning.tuned import (
     rows_of,
     text_field,
     tune,
+    without_begin,
 )
 
 
@@ -50,11 +51,13 @@ def dpo(
         data: rows with ``prompt``, ``chosen`` and ``rejected``: texts, or chat messages in all three.
         beta: how strongly the model is held to the reference.
         steps, epochs, batch_size, lr, schedule, warmup, weight_decay, lora, seed, device, on_log: as for ``sft``.
-        max_length: tokens of prompt and response, longer ones are cut; default: what the model can take.
+        max_length: tokens of prompt and response; the ends of longer responses are cut. Default: what the model can
+            take.
         options: further arguments of trl's ``DPOConfig``, such as ``loss_type="ipo"``.
 
     Raises:
-        ValueError: no row, or a row without one of the fields, with its number; a sequence-to-sequence model.
+        ValueError: no row, or a row without one of the fields, with its number, or whose prompt
+            leaves no room for a response; a sequence-to-sequence model.
 
     Example:
         >>> from heldout.lm import tiny_llama, word_tokenizer
@@ -73,6 +76,15 @@ def dpo(
     tokenizer = prepared_tokenizer(tokenizer)
     fields = ("prompt", "chosen", "rejected")
     rows = [{name: text_field(row, i, name) for name in fields} for i, row in enumerate(rows_of(data, "data"))]
+    limit = max_length if max_length is not None else context_of(model)
+    for number, row in enumerate(rows):
+        row["prompt"] = without_begin(row["prompt"], tokenizer)
+        length = len(ids_of_prompt(row["prompt"], tokenizer))
+        if limit is not None and length >= limit:
+            raise ValueError(
+                f"the prompt of row {number} alone has {length} tokens of at most {limit}: nothing of its responses "
+                "would be left; raise max_length, or shorten or leave out the row"
+            )
     with quiet_training(seed) as folder:
         from datasets import Dataset
         from trl import DPOConfig, DPOTrainer
@@ -91,7 +103,7 @@ def dpo(
             device=device,
             options=options,
             beta=beta,
-            max_length=max_length if max_length is not None else context_of(model),
+            max_length=limit,
         )
         trainer = DPOTrainer(
             model=model,

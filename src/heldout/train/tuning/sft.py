@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from heldout.lm import context_of, ids_of_prompt
+from heldout.method import evaluating
 from heldout.train.tuning.tuned import (
     Log,
     Tuned,
@@ -24,6 +25,7 @@ from heldout.train.tuning.tuned import (
     rows_of,
     text_field,
     tune,
+    without_begin,
 )
 
 IGNORED = -100
@@ -58,8 +60,10 @@ def sft(
         tokenizer: its tokenizer; where it has no padding token, the end token pads.
         data: rows, each a dict with ``prompt`` and ``completion`` (or ``response``), with ``text`` (every token
             counts), or with ``messages`` (the last one is the response); or a pair (prompt, response), or a text.
-            A prompt may be chat messages. An end token follows each response. A row may have ``weight``, which
-            multiplies the loss of its tokens, or ``weights``, one for each token of its response and the end token.
+            A prompt may be chat messages; then the sequence is the one that the tokenizer's chat template writes, with
+            its ends of turns, and an end token where it writes none. An end token follows each other response. A row
+            may have ``weight``, which multiplies the loss of its tokens, or ``weights``, one for each token of its
+            response and the end token.
         steps: updates; default: as many as ``epochs`` take.
         epochs: passes over the data.
         batch_size: rows, or packs of rows, in a batch.
@@ -78,7 +82,8 @@ def sft(
         options: further arguments of trl's ``SFTConfig``, such as ``gradient_accumulation_steps=4`` or ``bf16=True``.
 
     Raises:
-        ValueError: no row; a row without its fields, or that is too long, with its number; weights that do not fit.
+        ValueError: no row; a row without its fields, whose last message is not the assistant's, or that is too long,
+            with its number; weights that do not fit; packing for a model in which packed rows see each other.
 
     Example:
         >>> from heldout.lm import tiny_llama, word_tokenizer
@@ -100,6 +105,7 @@ def sft(
     encoded = encode_rows(data, tokenizer, max_length=limit, truncate=truncate, separate=separate)
     if packing:
         assert limit is not None
+        _check_packing(model, encoded)
         encoded = pack(encoded, limit)
     with quiet_training(seed) as folder:
         trainer = _trainer(
@@ -233,7 +239,7 @@ def _prompt_and_response(row: Any, number: int, tokenizer: Any, separate: bool) 
             raise ValueError(f"row {number} must be a pair (prompt, response), got {len(row)} items")
         row = {"prompt": row[0], "completion": row[1]}
     elif isinstance(row, Mapping) and row.get("messages") is not None:
-        *before, last = row["messages"]
+        before, last = _turns(row["messages"], number)
         row = {**row, "prompt": before, "completion": last["content"]}
     if not isinstance(row, Mapping):
         raise TypeError(f"row {number} must be a dict, a pair (prompt, response) or a text, got {type(row).__name__}")
@@ -241,12 +247,71 @@ def _prompt_and_response(row: Any, number: int, tokenizer: Any, separate: bool) 
         if separate:
             raise ValueError(f"row {number} has no field 'prompt', which a sequence-to-sequence model reads")
         text = text_field(row, number, "text", "prompt")
-        return [], [*ids_of_prompt(text, tokenizer), tokenizer.eos_token_id]
+        return [], [*ids_of_prompt(without_begin(text, tokenizer), tokenizer), tokenizer.eos_token_id]
     response = text_field(row, number, "completion", "response")
     if not isinstance(response, str):
-        response = response[0]["content"]  # chat messages: one answer
+        before, last = _turns(response, number)
+        if before:
+            raise ValueError(f"row {number} has {len(response)} messages in its response: it must be one")
+        response = last["content"]
+    if not isinstance(row["prompt"], str) and not separate:
+        return _in_template(row["prompt"], response, number, tokenizer)
     ids = tokenizer(response, add_special_tokens=False)["input_ids"]
-    return ids_of_prompt(row["prompt"], tokenizer), [*ids, tokenizer.eos_token_id]
+    return ids_of_prompt(without_begin(row["prompt"], tokenizer), tokenizer), [*ids, tokenizer.eos_token_id]
+
+
+def _turns(messages: Any, number: int) -> tuple[list[Any], Any]:
+    """Returns the turns before the last one, and the last one, which must be the assistant's."""
+    if isinstance(messages, str) or not isinstance(messages, Sequence) or not len(messages):
+        raise ValueError(f"row {number} needs a list of at least one message, got {messages!r}")
+    *before, last = messages
+    if not isinstance(last, Mapping) or not isinstance(last.get("content"), str):
+        raise ValueError(f"row {number}: its last message must have a text as its content, got {last!r}")
+    if last.get("role") not in ("assistant", "model"):
+        raise ValueError(
+            f"row {number} ends with a message of the {last.get('role')!r}: the last must be the assistant's"
+        )
+    return before, last
+
+
+def _in_template(prompt: Any, response: str, number: int, tokenizer: Any) -> tuple[list[int], list[int]]:
+    """Returns prompt and response as the chat template itself writes the conversation, ends of turns included.
+
+    What the template opens for generation alone (such as ``<think>``) is not trained on. Where the template does not
+    end a turn, an end token does.
+    """
+    opened = ids_of_prompt(prompt, tokenizer)
+    turns = [*map(dict, prompt), {"role": "assistant", "content": response}]
+    whole = tokenizer.apply_chat_template(turns, tokenize=True, return_dict=False)
+    before = tokenizer.apply_chat_template(turns[:-1], tokenize=True, return_dict=False) if turns[:-1] else []
+    same = next(
+        (i for i, (a, b) in enumerate(zip(opened, whole, strict=False)) if a != b), min(len(opened), len(whole))
+    )
+    if same < len(before) or same == len(whole):
+        raise ValueError(
+            f"row {number}: the chat template writes earlier turns otherwise once there is an answer; give prompt and "
+            "completion as texts"
+        )
+    marks = {*tokenizer.all_special_ids, *(i for i, token in tokenizer.added_tokens_decoder.items() if token.special)}
+    ended = whole[same:] if marks & {*whole[same:]} else [*whole[same:], tokenizer.eos_token_id]
+    return whole[:same], ended
+
+
+def _check_packing(model: Any, rows: Sequence[Encoded]) -> None:
+    """Raises ValueError if a row's logits are others behind another row in a pack than alone."""
+    first, second = (torch.tensor([rows[at]["input_ids"][:16]], device=model.device) for at in (0, -1))
+    positions = torch.cat([torch.arange(ids.shape[1], device=model.device) for ids in (first, second)])[None]
+    name = getattr(model.config, "model_type", type(model).__name__)
+    try:
+        with evaluating(model), torch.no_grad():
+            alone = model(input_ids=second).logits[0]
+            packed = model(input_ids=torch.cat([first, second], 1), position_ids=positions, use_cache=False).logits[0]
+    except TypeError as error:
+        raise ValueError(f"packing needs a model that takes position_ids, which {name} does not: {error}") from None
+    difference = (packed[first.shape[1] :] - alone).abs().max().item()
+    exact = next(model.parameters()).dtype in (torch.float32, torch.float64)
+    if not difference <= (1e-4 if exact else 2e-2) * alone.abs().max().item():
+        raise ValueError(f"packing=True is not for {name}: in this architecture rows of a pack see each other")
 
 
 def _weights(row: Any, number: int, count: int) -> list[float] | None:

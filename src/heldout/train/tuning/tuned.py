@@ -85,6 +85,17 @@ def text_field(row: Any, number: int, *names: str) -> Any:
     raise ValueError(f"row {number} has no field {names[0]!r}; it has {', '.join(map(repr, row)) or 'none'}")
 
 
+def without_begin(prompt: Any, tokenizer: Any) -> Any:
+    """Returns a prompt without the beginning token that it begins with, where the tokenizer adds one of its own.
+
+    A rendered chat template begins with it; encoded as it is, the text would begin with two.
+    """
+    begin = tokenizer.bos_token
+    if not isinstance(prompt, str) or not begin or not prompt.startswith(begin):
+        return prompt
+    return prompt.removeprefix(begin) if tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id] else prompt
+
+
 def arguments(
     config: Callable[..., Any],
     folder: str,
@@ -104,7 +115,19 @@ def arguments(
     """Returns the trainer's arguments: quiet, without checkpoints, in the precision of the weights.
 
     ``options`` are the trainer's own and win over everything else.
+
+    Raises:
+        ValueError: steps, epochs or batch_size that are not positive, a rate that is negative, or NaN for any.
     """
+    if steps is not None and not (0 < steps < float("inf") and steps == int(steps)):
+        raise ValueError(f"steps must be a whole number of at least 1, or None, got {steps!r}")
+    if not (0 < batch_size < float("inf") and batch_size == int(batch_size)):
+        raise ValueError(f"batch_size must be a whole number of at least 1, got {batch_size!r}")
+    if not 0 < epochs < float("inf"):
+        raise ValueError(f"epochs must be positive, got {epochs!r}")
+    for name, value in (("lr", lr), ("warmup", warmup), ("weight_decay", weight_decay)):
+        if not 0 <= value < float("inf"):
+            raise ValueError(f"{name} must be finite and not negative, got {value!r}")
     chosen: dict[str, Any] = {
         "output_dir": folder,
         "max_steps": -1 if steps is None else steps,
