@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -20,11 +20,13 @@ class Batching:
     """What leaves a model's answers as they are.
 
     Attributes:
+        caches: going on from what was kept of a context, in place of reading it again for each token.
         padding: contexts of unequal length in one batch, padded before (after, for an encoder).
         copies: what was kept of a context, copied from row to row and continued.
         gaps: padding between a prefix that was read once and what follows it.
     """
 
+    caches: bool
     padding: bool
     copies: bool
     gaps: bool
@@ -38,7 +40,7 @@ def base_of(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def batching_of(model: Any, trials: Callable[[Any], Iterator[bool]]) -> Batching:
+def batching_of(model: Any, trials: Callable[[Any], Mapping[str, Callable[[], bool]]]) -> Batching:
     """Returns what a model's batches may share.
 
     What the configuration rules out is not tried: a window or chunk of attention counts padding in a gap, and some
@@ -47,7 +49,7 @@ def batching_of(model: Any, trials: Callable[[Any], Iterator[bool]]) -> Batching
 
     Args:
         model: of transformers.
-        trials: yields whether padding, copies and gaps leave a model's logits as they are.
+        trials: returns, by the name of each attribute, what tries whether it leaves the model's logits as they are.
     """
     base = base_of(model)
     if base in _FOUND:
@@ -56,14 +58,15 @@ def batching_of(model: Any, trials: Callable[[Any], Iterator[bool]]) -> Batching
     training = base.training
     base.eval()
     try:
-        outcomes = trials(base)
-        padding = not _length_dependent(settings) and _holds(outcomes)
+        tried = trials(base)
+        caches = _holds(tried, "caches")
+        padding = not _length_dependent(settings) and _holds(tried, "padding")
         causal = not base.config.is_encoder_decoder and not _length_dependent(settings)
-        copies = causal and _holds(outcomes)
-        gaps = padding and copies and not _windowed(settings) and _holds(outcomes)
+        copies = causal and caches and _holds(tried, "copies")
+        gaps = padding and copies and not _windowed(settings) and _holds(tried, "gaps")
     finally:
         base.train(training)
-    _FOUND[base] = Batching(padding, copies, gaps)
+    _FOUND[base] = Batching(caches, padding, copies, gaps)
     return _FOUND[base]
 
 
@@ -83,9 +86,9 @@ def text_config(model: Any) -> Any:
 
 
 def same_values(found: Tensor, expected: Tensor) -> bool:
-    """Returns whether two tensors agree within the square root of their precision."""
+    """Returns whether two tensors agree within the square root of their precision, but at least 1e-6."""
     found, expected = found.detach(), expected.detach()
-    tolerance = torch.finfo(expected.dtype).eps ** 0.5 * max(1e-6, expected.abs().max().item())
+    tolerance = max(1e-6, torch.finfo(expected.dtype).eps ** 0.5) * max(1e-6, expected.abs().max().item())
     return bool((found - expected).abs().max() <= tolerance)
 
 
@@ -103,8 +106,13 @@ def settled_generation(model: Any, config: Any) -> Iterator[None]:
             one.generation_config = own
 
 
-def _holds(outcomes: Iterator[bool]) -> bool:
-    return next(outcomes, False)
+def _holds(trials: Mapping[str, Callable[[], bool]], name: str) -> bool:
+    try:
+        return name in trials and trials[name]()
+    except torch.OutOfMemoryError:
+        raise
+    except (AttributeError, TypeError, ValueError, LookupError, RuntimeError):  # what the architecture cannot do
+        return False
 
 
 def _windowed(settings: dict[str, Any]) -> bool:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -52,7 +53,7 @@ def batching(model: Any) -> Batching:
     Example:
         >>> from heldout.lm import tiny_llama, word_tokenizer
         >>> batching(tiny_llama(word_tokenizer(["a b c d e"]), dim=16, layers=1))
-        Batching(padding=True, copies=True, gaps=True)
+        Batching(caches=True, padding=True, copies=True, gaps=True)
     """
     return batching_of(model, _trials)
 
@@ -212,6 +213,7 @@ def generate_ids(
                 found[i] = written
         return found
     settings = _settings(model, pad, ends) | {"max_new_tokens": max_tokens, "do_sample": temperature > 0} | further
+    settings["use_cache"] = allowed.caches
     if temperature > 0:
         settings = {"top_k": 0} | settings | {"temperature": temperature, "top_p": top_p}
     inputs: dict[str, Any] = {}
@@ -273,21 +275,22 @@ def _mask(model: Any, mask: Tensor) -> dict[str, Tensor]:
     return {"attention_mask": mask} if "attention_mask" in known or not bool(mask.all()) else {}
 
 
-@torch.inference_mode()
-def _trials(model: Any) -> Iterator[bool]:
-    """Yields whether padding, copies of a cache, and gaps leave a model's logits as they are."""
+def _trials(model: Any) -> Mapping[str, Callable[[], bool]]:
+    """Returns what tries whether caches, padding, copies and gaps leave a model's logits as they are."""
     probe = probe_contexts(model)
     if probe is None:
-        return
-    for trial in (_pads, _copies, _leaves_gaps):
-        try:
-            yield trial(model, *probe)
-        except torch.OutOfMemoryError:
-            raise
-        except (AttributeError, TypeError, ValueError, LookupError, RuntimeError):
-            yield False
+        return {}
+    trials = {"caches": _remembers, "padding": _pads, "copies": _copies, "gaps": _leaves_gaps}
+    return {name: partial(trial, model, *probe) for name, trial in trials.items()}
 
 
+@torch.inference_mode()
+def _remembers(model: Any, short: list[int], long: list[int]) -> bool:
+    kept, anew = _steps(model, [long]), _steps(model, [long], use_cache=False)
+    return all(same_values(found, expected) for found, expected in zip(kept[:2], anew[:2], strict=True))
+
+
+@torch.inference_mode()
 def _pads(model: Any, short: list[int], long: list[int]) -> bool:
     together = _steps(model, [short, long])
     for i, context in enumerate((short, long)):
@@ -300,10 +303,16 @@ def _pads(model: Any, short: list[int], long: list[int]) -> bool:
     return True
 
 
-def _steps(model: Any, contexts: list[list[int]]) -> tuple[Tensor, ...]:
+def _steps(model: Any, contexts: list[list[int]], *, use_cache: bool = True) -> tuple[Tensor, ...]:
     ids, mask = _padded(contexts, 0, model.device, left=not model.config.is_encoder_decoder)
     facts = _settings(model, 0, ()) | {"eos_token_id": None, "forced_eos_token_id": None}
-    asked = {"max_new_tokens": 3, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
+    asked: dict[str, Any] = {
+        "max_new_tokens": 3,
+        "do_sample": False,
+        "output_logits": True,
+        "return_dict_in_generate": True,
+    }
+    asked["use_cache"] = use_cache
     logits: tuple[Tensor, ...] = _written(model, ids, mask, facts | asked).logits
     return logits
 
