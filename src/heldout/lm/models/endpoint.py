@@ -8,13 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-import math
 import os
 import random
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from functools import partial
 from typing import Any, Literal
 from urllib.parse import urljoin, urlsplit
@@ -22,14 +19,13 @@ from urllib.request import getproxies, proxy_bypass
 
 from heldout.errors import require
 from heldout.language_model import Completion, Prompt
+from heldout.lm.models.endpoint_answers import before_stop, echoed_score, pause_of, reason_of, text_of, usage_in
 from heldout.lm.models.local import check_choices, check_sampling
 
 _TRY_AGAIN = {408, 409, 425, 429}
 _LONGEST_PAUSE = 60.0  # seconds
 _LARGEST = 64 * 2**20  # bytes of an answer
 _LIMITS = ("max_tokens", "max_completion_tokens", "max_new_tokens", "max_output_tokens", "num_predict", "n_predict")
-_ENDED = {"eos", "eos_token", "stop_sequence", "end_turn", "stop_token"}
-_FULL = {"max_tokens", "max_length", "model_length", "max_output_tokens"}
 _USELESS_AGAIN = ("insufficient_quota", "billing", "credit", "invalid_api_key")
 _PER_MESSAGE = 16  # tokens that a chat template may add, for the worst case of a cost
 
@@ -232,7 +228,7 @@ class EndpointLM:
         asked = {"model": self.model, "prompt": text, "max_tokens": 1, "temperature": 0.0, "echo": True, "logprobs": 1}
         answer, _ = await exchange.ask("completions", asked)
         try:
-            return _echoed_score(answer["choices"][0], text, len(prompt))
+            return echoed_score(answer["choices"][0], text, len(prompt))
         except (ValueError, TypeError, AttributeError) as error:
             raise EndpointError(f"{self.base_url} cannot be used for scoring: {error}", charged=True) from None
 
@@ -264,18 +260,18 @@ class _Exchange:
     async def completions(self, path: str, fields: Mapping[str, Any]) -> list[Completion]:
         answer, cost = await self.ask(path, fields)
         choices = answer["choices"]
-        read, written = _usage_of(answer) or (0, 0)
+        read, written = usage_in(answer) or (0, 0)
         found = []
         for k, choice in enumerate(choices):
             # The endpoint tells what all choices took together: each gets its share, the first one the rest.
             share = written // len(choices) + (written % len(choices) if k == 0 else 0)
             found.append(
                 Completion(
-                    _before(_text_of(choice), fields.get("stop", ())),
+                    before_stop(text_of(choice), fields.get("stop", ())),
                     tokens=share,
                     prompt_tokens=read if k == 0 else 0,
                     cost=cost / len(choices),
-                    finish_reason=_reason_of(choice),
+                    finish_reason=reason_of(choice),
                 )
             )
         return found
@@ -341,7 +337,7 @@ class _Exchange:
                     status = code if isinstance(code, int) and 400 <= code < 600 else 400
                 else:
                     for choice in answer["choices"]:
-                        _text_of(choice)
+                        text_of(choice)
                     if answer["choices"]:
                         return dict(answer)
             except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
@@ -350,7 +346,7 @@ class _Exchange:
             raise _UnusableError("an answer that is not the protocol's", charged=True)
         useless = any(word in said for word in _USELESS_AGAIN)
         if (status in _TRY_AGAIN or status >= 500) and not useless:
-            raise _UnusableError(f"status {status}: {said}", pause=_seconds(response.headers.get("Retry-After")))
+            raise _UnusableError(f"status {status}: {said}", pause=pause_of(response.headers.get("Retry-After")))
         raise EndpointError(f"{self.lm.base_url}/{path} refused the request with status {status}: {said}")
 
     def _moved(self, address: str, location: str | None) -> str:
@@ -392,7 +388,7 @@ class _Exchange:
         return (read * self.lm.prices[0] + written * self.lm.prices[1]) / 1e6
 
     def _cost(self, answer: Mapping[str, Any], worst: float) -> float:
-        usage = _usage_of(answer)
+        usage = usage_in(answer)
         if usage is None:
             return worst
         read, written = usage
@@ -457,84 +453,3 @@ def _proxy_for(url: str) -> str | None:
     """What the environment says ($HTTPS_PROXY, $NO_PROXY), read once: aiohttp would do it in a thread, each time."""
     parts = urlsplit(url)
     return None if proxy_bypass(parts.netloc) else getproxies().get(parts.scheme)
-
-
-def _text_of(choice: Mapping[str, Any]) -> str:
-    """What a choice says: nothing, where a server lawfully says nothing; the texts of a list of parts."""
-    said = (choice["message"] or {}).get("content") if "message" in choice else choice["text"]
-    if isinstance(said, list):
-        said = "".join(part.get("text") or "" for part in said if part.get("type", "text") in ("text", "output_text"))
-    if said is not None and not isinstance(said, str):
-        raise TypeError("a completion without text")
-    return said or ""
-
-
-def _reason_of(choice: Mapping[str, Any]) -> str:
-    reason = choice.get("finish_reason")
-    if not isinstance(reason, str) or not reason or reason.lower() in _ENDED:
-        return "stop"
-    return "length" if reason.lower() in _FULL else reason
-
-
-def _usage_of(answer: Mapping[str, Any]) -> tuple[int, int] | None:
-    """Tokens read and written, or None unless the answer tells them as numbers that can be."""
-    usage = answer.get("usage")
-    if not isinstance(usage, Mapping):
-        return None
-    counts = [usage.get(name, 0) for name in ("prompt_tokens", "completion_tokens")]
-    if not any(counts) or not all(isinstance(c, int) and not isinstance(c, bool) and c >= 0 for c in counts):
-        return None
-    return counts[0], counts[1]
-
-
-def _echoed_score(choice: Mapping[str, Any], text: str, start: int) -> float:
-    """Returns the log likelihood of ``text[start:]``, after checking that the log probabilities are about the text.
-
-    Raises:
-        ValueError: what the server says does not fit the text that was sent.
-    """
-    found = choice.get("logprobs") or {}
-    values, places, tokens = found.get("token_logprobs"), found.get("text_offset"), found.get("tokens")
-    if not values or not places:
-        raise ValueError("it gives no log probabilities of what it read")
-    echoed = choice.get("text")
-    if not isinstance(echoed, str) or not echoed.startswith(text):
-        raise ValueError("it does not echo the text that was sent")
-    if len(values) != len(places) or any(type(p) is not int for p in places) or places != sorted(places) or places[0]:
-        raise ValueError("its text_offset does not follow the text")
-    if tokens is not None and len(tokens) == len(values) and "".join(map(str, tokens)) == echoed:
-        read = 0
-        for token, place in zip(tokens, places, strict=True):
-            if place != read:
-                raise ValueError("its text_offset does not follow its tokens")
-            read += len(token)
-    ends = [*places[1:], len(echoed)]
-    inside = [
-        value
-        for value, low, high in zip(values, places, ends, strict=True)
-        if low < len(text) and high > max(start, low)
-    ]
-    if not inside or any(not isinstance(v, int | float) or not math.isfinite(v) or v > 1e-6 for v in inside):
-        raise ValueError("it gives no log probability of the continuation")
-    return float(sum(inside))
-
-
-def _before(text: str, stop: Sequence[str]) -> str:
-    for end in stop:
-        text = text.split(end)[0]
-    return text
-
-
-def _seconds(header: str | None) -> float | None:
-    """The pause that a server asks for, in seconds or as the date when it ends."""
-    if not header:
-        return None
-    try:
-        seconds = float(header)
-    except ValueError:
-        try:
-            when = parsedate_to_datetime(header)
-        except ValueError:
-            return None
-        seconds = ((when if when.tzinfo else when.replace(tzinfo=UTC)) - datetime.now(UTC)).total_seconds()
-    return max(0.0, seconds) if math.isfinite(seconds) else None
