@@ -89,7 +89,7 @@ class CachedLM:
             def arrived(number: int, row: list[Completion]) -> None:
                 self._write({keys[missing[number]]: [asdict(completion) for completion in row]})
 
-            told = {"arrived": arrived} if _tells(self.lm.generate) else {}
+            told: dict[str, Any] = {"arrived": arrived} if _tells(self.lm.generate) else {}
             found = self.lm.generate([prompts[i] for i in missing], n, **options, **told)
             return [[asdict(completion) for completion in row] for row in found]
 
