@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from heldout.cli import app
+from heldout.errors import ProblemError
 from heldout.evals import ScyllaOptions, VerbalizerOptions, evaluate, language_model
 from heldout.lm import EndpointLM, ScriptedLM, character_tokenizer, tiny_llama
 
@@ -79,3 +80,35 @@ def test_an_endpoint_is_written_as_address_and_name():
     lm = language_model("http://localhost:1/v1#org/model:7b", budget=1.0, prices=(1.0, 2.0))
     assert isinstance(lm, EndpointLM)
     assert (lm.model, lm.base_url, lm.budget) == ("org/model:7b", "http://localhost:1/v1", 1.0)
+
+
+def test_further_fields_of_a_request_are_options_of_eval(tmp_path):
+    from tests.lm.models.test_endpoint import answer, served
+
+    seen = []
+
+    async def note(number, path, body, request):
+        seen.append(body)
+        return answer("yes")
+
+    with served(note) as url:
+        asked = ["eval", "verbalizer", "--model", f"{url}#m", "--tests", "4", "--out", str(tmp_path), "--budget", "1"]
+        asked += ["--prices", "0", "1"]
+        extra = ["--extra", '{"max_tokens": null, "max_completion_tokens": 9}']
+        result = CliRunner().invoke(app, [*asked, *extra])
+        assert result.exit_code == 0, result.output
+        assert all("max_tokens" not in body and body["max_completion_tokens"] == 9 for body in seen)
+        sent = len(seen)
+        result = CliRunner().invoke(app, [*asked, "--extra", '{"max_completion_tokens": 10000000}'])
+        assert result.exit_code == 2
+        assert "may cost" in result.output
+        assert len(seen) == sent > 0
+    result = CliRunner().invoke(app, [*asked, "--extra", "[1]"])
+    assert result.exit_code == 2
+    assert "JSON object" in result.output
+
+
+def test_a_password_in_the_address_is_told_to_nobody():
+    with pytest.raises(ProblemError, match="without user and password") as caught:
+        language_model("https://me:hunter2@host/v1#m")
+    assert "hunter2" not in str(caught.value)

@@ -35,3 +35,15 @@ def test_users_texts_are_balanced_and_checked(tmp_path):
     path.write_text('{"text": "t"}')
     with pytest.raises(ProblemError, match=r"line 1 of .* needs the fields 'text' and 'label'"):
         run_verbalizer(ScriptedLM([]), VerbalizerOptions(data=path), lambda text: None)
+
+
+def test_lines_of_json_end_with_line_feeds_alone(tmp_path):
+    path = tmp_path / "texts.jsonl"
+    rows = [json.dumps({"text": f"a\u2028b\x85c {i}", "label": "ab"[i % 2]}, ensure_ascii=False) for i in range(10)]
+    path.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(rows).encode() + b"\n\n  \n")
+    document = run_verbalizer(ScriptedLM(lambda p, k: "a"), VerbalizerOptions(tests=10, data=path), lambda text: None)
+    assert document["tables"][0]["rows"]
+    for row in ({"text": "x", "label": None}, {"text": None, "label": "a"}):
+        path.write_text("\n".join([*rows, "", json.dumps(row)]))
+        with pytest.raises(ProblemError, match=r"line 12 of .*texts.jsonl needs the fields"):
+            run_verbalizer(ScriptedLM([]), VerbalizerOptions(data=path), lambda text: None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import Field
 from functools import partial
 from pathlib import Path
@@ -57,6 +58,10 @@ def _command(protocol: Protocol) -> Any:
             0.0,
         ),
         concurrency: Annotated[int, typer.Option(min=1, help="Requests to an endpoint at once.")] = 16,
+        extra: Annotated[
+            str | None,
+            typer.Option(help="Further fields of each request, a JSON object; null takes one out: '{\"top_k\": 20}'."),
+        ] = None,
         threads: Threads = 1,
         out: Out = None,
         as_json: Json = False,
@@ -74,6 +79,7 @@ def _command(protocol: Protocol) -> Any:
                 budget=budget,
                 prices=prices,
                 max_concurrency=concurrency,
+                extra=_fields(extra),
                 out=out,
                 say=say_step,
             )
@@ -85,6 +91,18 @@ def _command(protocol: Protocol) -> Any:
     single = typer.Typer(add_completion=False)
     single.command(protocol.name, help=protocol.question)(command)
     return get_command(single)
+
+
+def _fields(text: str | None) -> dict[str, Any] | None:
+    if text is None:
+        return None
+    try:
+        found = json.loads(text)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        fail(f"--extra must be a JSON object, got {text}")
+    return found
 
 
 def _option(field: Field, hint: Any) -> Any:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ def evaluate(
     budget: float | None = None,
     prices: tuple[float, float] = (0.0, 0.0),
     max_concurrency: int = 16,
+    extra: Mapping[str, Any] | None = None,
     out: Path | None = None,
     say: Say = lambda text: None,
 ) -> Document:
@@ -42,7 +44,7 @@ def evaluate(
         model: a transformers folder, or ``http://host/v1#name`` for a model behind an OpenAI-compatible endpoint.
         options: the protocol's record, such as ``ScyllaOptions(tests=20)``; default: what the record says.
         cache: an SQLite file that keeps the model's answers.
-        budget, prices, max_concurrency: of ``EndpointLM``.
+        budget, prices, max_concurrency, extra: of ``EndpointLM``.
         out: folder of the report; default ``heldout-eval/NAME``.
         say: is told what is being done.
 
@@ -51,7 +53,7 @@ def evaluate(
     """
     if name not in EVALS:
         raise ProblemError(f"unknown evaluation {name!r}; there are: {', '.join(EVALS)}")
-    lm = language_model(model, budget=budget, prices=prices, max_concurrency=max_concurrency)
+    lm = language_model(model, budget=budget, prices=prices, max_concurrency=max_concurrency, extra=extra)
     asked: LM = CachedLM(lm, cache) if cache else lm
     start = time.perf_counter()
     try:
@@ -80,6 +82,7 @@ def language_model(
     budget: float | None = None,
     prices: tuple[float, float] = (0.0, 0.0),
     max_concurrency: int = 16,
+    extra: Mapping[str, Any] | None = None,
 ) -> TransformersLM | EndpointLM:
     """Returns the model of a folder, or of an endpoint that is written ``http://host/v1#name``.
 
@@ -90,7 +93,9 @@ def language_model(
         address, _, name = model.partition("#")
         if not name:
             raise ProblemError(f"write the model's name after the address: {model}#NAME")
-        return EndpointLM(name, address, budget=budget, prices=prices, max_concurrency=max_concurrency)
+        if "@" in address.partition("://")[2].partition("/")[0]:
+            raise ProblemError("write the address without user and password: the key is read from $OPENAI_API_KEY")
+        return EndpointLM(name, address, budget=budget, prices=prices, max_concurrency=max_concurrency, extra=extra)
     if not (Path(model) / "config.json").is_file():
         raise ProblemError(f"{model} is no folder with a transformers model (config.json), and no http address")
     return SamplingLM.from_pretrained(model)

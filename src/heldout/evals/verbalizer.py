@@ -126,13 +126,17 @@ def verbalizer_document(report: VerbalizerReport) -> Document:
 def _texts_of(path: Path, limit: int) -> tuple[list[str], list[str]]:
     """The first texts of each label in a JSON-lines file, as many of each."""
     try:
-        lines = path.read_text("utf-8").splitlines()
+        lines = path.read_text("utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise ProblemError(f"cannot read {path}: {error}") from error
     by_label: dict[str, list[str]] = {}
     for place, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
         try:
             row = json.loads(line)
+            if row["label"] is None or row["text"] is None:
+                raise ValueError
             by_label.setdefault(str(row["label"]), []).append(str(row["text"]))
         except (ValueError, LookupError, TypeError):
             raise ProblemError(f"line {place} of {path} needs the fields 'text' and 'label'") from None

@@ -135,7 +135,7 @@ async def _no_choices(number, path, body, request):
 
 
 async def _no_text(number, path, body, request):
-    return web.json_response({"choices": [{"message": {"content": None}}]})
+    return web.json_response({"choices": [{"message": {"content": 7}}]})
 
 
 async def _hang(number, path, body, request):
@@ -335,3 +335,121 @@ def test_requests_go_through_the_proxy_that_the_environment_names(monkeypatch):
     assert found.text == "through"
     assert seen[0] == ("http://models.invalid/v1/chat/completions", "models.invalid")
     assert seen[1][0] == "/v1/chat/completions"
+
+
+REFUSED = [  # status, headers, body, what the error says
+    (200, {}, {"error": {"message": "the model is gone", "type": "x"}}, "the model is gone"),
+    (200, {}, {"error": "out of\x1b[31m luck"}, r"out of.{0,6}\[31m luck"),
+    (429, {}, {"error": {"code": "insufficient_quota", "message": "pay"}}, "status 429.*insufficient_quota"),
+    (402, {}, {"error": {"message": "Insufficient credits"}}, "status 402.*Insufficient credits"),
+    (400, {}, {"detail": "header was Bearer sk-secret"}, r"header was Bearer \*\*\*"),
+    (307, {"Location": "http://elsewhere.invalid/v1/chat/completions"}, {}, "redirects to elsewhere.invalid"),
+    (302, {}, {}, "redirects to"),
+]
+
+
+@pytest.mark.parametrize(("status", "headers", "body", "message"), REFUSED)
+def test_what_cannot_pass_is_told_in_the_servers_words_and_not_repeated(status, headers, body, message, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
+
+    async def refuse(number, path, asked, request):
+        return web.json_response(body, status=status, headers=headers)
+
+    with served(refuse) as url:
+        lm = EndpointLM("m", url)
+        with pytest.raises(EndpointError, match=message) as caught:
+            lm.generate(["p"])
+    assert lm.requests == 1
+    assert "sk-secret" not in str(caught.value)
+    assert str(caught.value).isprintable()
+
+
+def test_a_redirect_on_the_same_server_is_followed():
+    async def moved(number, path, body, request):
+        if path == "/v1/chat/completions":
+            return web.Response(status=308, headers={"Location": "/other"})
+        return answer(path)
+
+    with served(moved) as url:
+        assert EndpointLM("m", url).generate(["p"])[0][0].text == "/other"
+
+
+def test_an_answer_larger_than_the_limit_is_broken_off(monkeypatch):
+    monkeypatch.setattr("heldout.lm.models.endpoint._LARGEST", 10_000)
+
+    async def flood(number, path, body, request):
+        return answer("x" * 300_000)
+
+    with served(flood) as url:
+        lm = EndpointLM("m", url, prices=(0.0, 1e6))
+        with pytest.raises(EndpointError, match="more than 10000 bytes"):
+            lm.generate(["p"], max_tokens=3)
+    assert (lm.requests, lm.spent) == (1, 3)
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {"max_tokens": None, "max_completion_tokens": 1000},
+        {"max_completion_tokens": 1000},
+        {"max_tokens": None, "options": {"num_predict": 1000}},
+        {"best_of": 20},
+        {"max_tokens": None},
+        {"max_tokens": -1},
+    ],
+)
+def test_a_budget_binds_whatever_the_wire_calls_the_limit(extra):
+    with served(echo) as url:
+        lm = EndpointLM("m", url, prices=(0.0, 1e6), budget=10.0, extra=extra)
+        with pytest.raises(BudgetError, match=r"may cost|a limit on tokens"):
+            lm.generate(["p"] * 8, max_tokens=1)
+    assert (lm.requests, lm.spent) == (0, 0.0)
+
+
+def test_a_budget_that_is_large_enough_is_spent_under_the_other_name():
+    with served(echo) as url:
+        extra = {"max_tokens": None, "max_completion_tokens": 4}
+        lm = EndpointLM("m", url, prices=(0.0, 1e6), budget=10.0, extra=extra)
+        assert lm.generate(["p"])[0][0].text == "p 0"
+    assert lm.spent == 2
+
+
+@pytest.mark.parametrize(
+    "usage", [{"completion_tokens": -5}, {"completion_tokens": "2"}, [1], {"completion_tokens": 1.5}]
+)
+def test_usage_that_cannot_be_counts_as_the_worst_case(usage):
+    async def liar(number, path, body, request):
+        return web.json_response({"choices": [{"message": {"content": "x"}}], "usage": usage})
+
+    with served(liar) as url:
+        lm = EndpointLM("m", url, prices=(0.0, 1e6))
+        assert lm.generate(["p"], max_tokens=7)[0][0].text == "x"
+    assert (lm.spent, lm.completion_tokens) == (7, 0)
+
+
+def test_user_and_password_in_the_address_are_refused_unseen():
+    with pytest.raises(ValueError, match="must not hold user and password") as caught:
+        EndpointLM("m", "https://me:hunter2@host/v1")
+    assert "hunter2" not in str(caught.value)
+
+
+def test_answers_are_kept_as_they_arrive_even_when_the_caller_is_interrupted(tmp_path):
+    stop = KeyboardInterrupt()
+
+    class Interrupted(EndpointLM):
+        def generate(self, prompts, n=1, *, arrived=None, **options):
+            def count(number, row):
+                arrived(number, row)
+                if number == 7:
+                    raise stop
+
+            return super().generate(prompts, n, arrived=count, **options)
+
+    prompts = [f"p{i}" for i in range(20)]
+    with served(echo) as url:
+        with pytest.raises(KeyboardInterrupt):
+            CachedLM(Interrupted("m", url, max_concurrency=1), tmp_path / "answers.db").generate(prompts)
+        lm = EndpointLM("m", url)
+        found = CachedLM(lm, tmp_path / "answers.db").generate(prompts)
+    assert [row[0].text for row in found] == [f"{prompt} 0" for prompt in prompts]
+    assert lm.requests == 12

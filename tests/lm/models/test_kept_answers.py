@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sqlite3
+from collections import UserDict
+
 import pytest
 
 from heldout.language_model import taken_options
@@ -98,3 +101,32 @@ def test_further_options_reach_the_model_and_make_another_answer(tmp_path):
     assert [lm.generate(["a"], temperature=1.0, top_k=k)[0][0].text for k in (3, 5, 3)] == ["3", "5", "3"]
     assert lm.hits == 1
     assert taken_options(lm, top_k=1, repetition_penalty=1.2) == {"top_k": 1}
+
+
+def test_messages_of_any_mapping_are_told_apart_by_what_they_say(tmp_path):
+    cached = CachedLM(ScriptedLM(lambda prompt, k: prompt[0]["content"]), tmp_path / "answers.db")
+    for kind in (UserDict, dict):
+        found = cached.generate([[kind(role="user", content=text)] for text in ("a", "b")])
+        assert [row[0].text for row in found] == ["a", "b"]
+    assert (cached.hits, cached.misses) == (2, 2)
+
+
+@pytest.mark.parametrize(
+    "value", ["", "{", "[]", "null", "[{}]", '[{"text": 3}]', '[{"text": "a", "what": 1}]', "[1, 2]"]
+)
+def test_damaged_answers_are_asked_for_again(tmp_path, value):
+    cached = CachedLM(counting(), tmp_path / "answers.db")
+    expected = cached.generate(["a"]), cached.score(["a"], [["x"]])
+    with sqlite3.connect(tmp_path / "answers.db") as file:
+        file.execute("UPDATE answers SET value = ?", (value,))
+    with pytest.warns(UserWarning, match="answers.db has 1 damaged"):
+        assert (cached.generate(["a"]), cached.score(["a"], [["x"]])) == expected
+    assert cached.misses == 4
+    assert (cached.generate(["a"]), cached.score(["a"], [["x"]])) == expected
+    assert cached.misses == 4
+
+
+def test_a_file_that_is_no_database_is_named(tmp_path):
+    (tmp_path / "answers.db").write_text("not a database, but long enough to look at" * 10)
+    with pytest.raises(OSError, match=r"answers\.db as a file of kept answers"):
+        CachedLM(counting(), tmp_path / "answers.db")

@@ -215,3 +215,81 @@ def test_generate_ids_leaves_padding_out(tokenizer):
     model = tiny_llama(tokenizer, dim=16, layers=1)
     rows = generate_ids(model, tokenizer, [[5], [6, 7]], 2, max_tokens=4)
     assert all(0 not in ids for row in rows for ids in row)
+
+
+def with_beginning(tokenizer):
+    """A tokenizer that puts ``<s>`` before a text and ``</s>`` behind it, as many encoders' do."""
+    from tokenizers.processors import TemplateProcessing
+
+    other = word_tokenizer([" ".join(WORDS)])
+    special = [("<s>", other.bos_token_id), ("</s>", other.eos_token_id)]
+    other.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A </s>", special_tokens=special)
+    return other
+
+
+def test_a_text_that_begins_with_the_beginning_token_gets_no_second_one(tokenizer):
+    other = with_beginning(tokenizer)
+    begin, end, w1 = other.bos_token_id, other.eos_token_id, other.convert_tokens_to_ids("w1")
+    assert ids_of_prompt("w1", other) == [begin, w1]
+    assert ids_of_prompt("<s> w1", other) == [begin, w1]
+    assert ids_of_prompt("<s> <s> w1", other)[:2] == [begin, begin]
+    assert ids_of_prompt("w1 </s>", other) == [begin, w1, end]
+    lm = TransformersLM(random_model("llama", len(other)), other)
+    assert lm.generate(["<s> w1 w2"], max_tokens=4) == lm.generate(["w1 w2"], max_tokens=4)
+    assert lm.score(["<s> w1 w2"], [[" w3"]]) == lm.score(["w1 w2"], [[" w3"]])
+
+
+@pytest.mark.parametrize("family", ["t5", "bart"])
+def test_an_encoder_reads_what_the_tokenizer_gives(family, tokenizer):
+    other = with_beginning(tokenizer)
+    model = random_model(family, len(other))
+    lm = TransformersLM(model, other)
+    prompts = [f"w{i} w{i + 3} w{2 * i}" for i in range(20)]
+    found = [row[0].text for row in lm.generate(prompts, max_tokens=5)]
+    for prompt, text in zip(prompts, found, strict=True):
+        out = model.generate(**other(prompt, return_tensors="pt", return_token_type_ids=False), max_new_tokens=5)
+        assert text == other.decode(out[0, 1:], skip_special_tokens=True)
+    ((score,),) = lm.score(["w1"], [["w2 w3"]])
+    written = other("w2 w3", add_special_tokens=False, return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        logits = model(other("w1", return_tensors="pt")["input_ids"], labels=written).logits[0]
+    expected = logits.log_softmax(-1).gather(1, written[0][:, None]).sum().item()
+    assert score == pytest.approx(expected, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"no_repeat_ngram_size": 1},
+        {"min_new_tokens": 6},
+        {"suppress_tokens": list(range(4, 30))},
+        {"num_return_sequences": 2, "num_beams": 2},
+        {"num_beams": 3},
+        {"return_dict_in_generate": True, "output_scores": True},
+        {"stop_strings": ["w"]},
+        {"do_sample": True, "temperature": 9.0, "top_k": 3},
+        {"repetition_penalty": 5.0, "max_length": 3},
+    ],
+)
+def test_the_call_decides_how_to_decode_whatever_the_checkpoint_says(settings, tokenizer):
+    model = random_model("llama", len(tokenizer))
+    expected = TransformersLM(model, tokenizer).generate(PROMPTS, 2, max_tokens=6)
+    for name, value in settings.items():
+        setattr(model.generation_config, name, value)
+    lm = TransformersLM(model, tokenizer)
+    assert lm.generate(PROMPTS, 2, max_tokens=6) == expected
+    assert all(getattr(model.generation_config, name) == value for name, value in settings.items())
+
+
+def test_every_end_token_of_the_checkpoint_ends_a_completion(tokenizer):
+    model = random_model("llama", len(tokenizer))
+    lm = TransformersLM(model, tokenizer)
+    identity, whole = lm.identity, lm.generate(PROMPTS, max_tokens=6)
+    third = whole[0][0].text.split()[2]
+    model.generation_config.eos_token_id = [2, tokenizer.convert_tokens_to_ids(third)]
+    other = TransformersLM(model, tokenizer)
+    ended = other.generate(PROMPTS, max_tokens=6)
+    words = whole[0][0].text.split()
+    assert ended[0][0].text.split() == words[: words.index(third)]
+    assert (ended[0][0].finish_reason, whole[0][0].finish_reason) == ("stop", "length")
+    assert other.identity != identity

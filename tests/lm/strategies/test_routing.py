@@ -1,4 +1,5 @@
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -272,3 +273,15 @@ def test_an_agent_routes_over_an_endpoint():
     assert all(body["stop"] == ["</search>", "</answer>"] for body in routing)
     assert all("Question: capital?" in body["messages"][-1]["content"] for body in helping)
     assert {body["max_tokens"] for body in helping} == {9}
+
+
+@pytest.mark.parametrize("word", ["stop", "eos_token", "stop_sequence", "end_turn", "eos"])
+def test_a_turn_that_ended_is_read_whatever_the_server_calls_it(word):
+    class Named(ScriptedLM):
+        def generate(self, prompts, n=1, **options):
+            return [[replace(c, finish_reason=word) for c in row] for row in super().generate(prompts, n, **options)]
+
+    router = Named(["<think> ask </think> <search> small: capital? ", "<think> ok </think> <answer> Paris "])
+    small = ModelPool([PoolModel("small", lambda query: Reply("it is Paris", 3), price=1.0)])
+    trace = RoutingAgent(router, small).answer("What is the capital of France?")
+    assert (trace.answer, len(trace.calls)) == ("Paris", 1)

@@ -14,15 +14,19 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, Literal
-from urllib.parse import urlsplit
+from urllib.parse import urljoin, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from heldout.errors import require
 from heldout.language_model import Completion, Prompt
+from heldout.lm.models.endpoint_answers import before_stop, echoed_score, pause_of, reason_of, text_of, usage_in
 from heldout.lm.models.local import check_choices, check_sampling
 
 _TRY_AGAIN = {408, 409, 425, 429}
 _LONGEST_PAUSE = 60.0  # seconds
+_LARGEST = 64 * 2**20  # bytes of an answer
+_LIMITS = ("max_tokens", "max_completion_tokens", "max_new_tokens", "max_output_tokens", "num_predict", "n_predict")
+_USELESS_AGAIN = ("insufficient_quota", "billing", "credit", "invalid_api_key")
 _PER_MESSAGE = 16  # tokens that a chat template may add, for the worst case of a cost
 
 
@@ -30,11 +34,13 @@ class EndpointError(RuntimeError):
     """An endpoint that refused a request, or gave no usable answer to it.
 
     Attributes:
+        charged: whether the request may have cost its worst case.
         finished: completions of the prompts that were answered before, by the number of the prompt.
     """
 
-    def __init__(self, message: str) -> None:
+    def __init__(self, message: str, *, charged: bool = False) -> None:
         super().__init__(message)
+        self.charged = charged
         self.finished: dict[int, list[Completion]] = {}
 
 
@@ -75,7 +81,7 @@ class EndpointLM:
         requests: sent so far, repeated ones included.
 
     Raises:
-        ValueError: for limits below one, or negative prices.
+        ValueError: for limits below one, negative prices, or a user and password in the address.
 
     Example:
         >>> lm = EndpointLM("qwen3", "http://localhost:8000/v1", max_concurrency=32, budget=2.0, prices=(0.1, 0.4))
@@ -101,10 +107,13 @@ class EndpointLM:
                 "max_concurrency must be at least 1, retries at least 0 and timeout above 0, "
                 f"got {max_concurrency}, {retries} and {timeout}"
             )
-        if min(prices) < 0 or (budget is not None and budget < 0):
+        if not all(p >= 0 for p in prices) or (budget is not None and not budget >= 0):
             raise ValueError(f"prices and budget must not be negative, got {prices} and {budget}")
         if api not in ("chat", "completions"):
             raise ValueError(f"api must be 'chat' or 'completions', got {api!r}")
+        address = base_url or os.environ.get("OPENAI_BASE_URL") or ""
+        if "@" in urlsplit(address).netloc:
+            raise ValueError(f"base_url must not hold user and password: put the key into ${api_key_env}")
         self.model = model
         self.base_url = (base_url or os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1").rstrip("/")
         self.api, self.api_key_env, self.max_concurrency = api, api_key_env, max_concurrency
@@ -128,8 +137,11 @@ class EndpointLM:
         stop: Sequence[str] = (),
         max_tokens: int = 256,
         seed: int = 0,
+        arrived: Callable[[int, list[Completion]], None] | None = None,
     ) -> list[list[Completion]]:
         """Returns ``n`` completions of each prompt; see ``LM``.
+
+        ``arrived`` is told the number of a prompt and its completions as soon as they are there.
 
         An endpoint that gives fewer than ``n`` is asked for the others one by one, each with a seed of its own.
 
@@ -143,25 +155,48 @@ class EndpointLM:
         options: dict[str, Any] = {"temperature": temperature, "top_p": top_p, "max_tokens": max_tokens, "seed": seed}
         if stop:
             options["stop"] = list(stop)
-        return self._run([(self._complete, (prompt, n, options)) for prompt in prompts])
+        return self._run([(self._complete, (prompt, n, options)) for prompt in prompts], arrived)
 
-    def score(self, prompts: Sequence[Prompt], continuations: Sequence[Sequence[str]]) -> list[list[float]]:
+    def score(
+        self,
+        prompts: Sequence[Prompt],
+        continuations: Sequence[Sequence[str]],
+        *,
+        arrived: Callable[[int, list[float]], None] | None = None,
+    ) -> list[list[float]]:
         """Returns the log likelihood of each continuation, from endpoints that echo a text with its log probabilities.
 
+        Args:
+            prompts, continuations: see ``LM``.
+            arrived: is told the number of a prompt and its scores as soon as they are there.
+
         Raises:
-            EndpointError: as ``generate``; also where the endpoint gives no log probabilities of what it read.
+            EndpointError: as ``generate``; also where what the endpoint says of the text is not about the text sent.
         """
         check_choices(prompts, continuations)
         if not all(isinstance(prompt, str) for prompt in prompts):
             raise ValueError("an endpoint scores continuations of texts, not of chat messages")
-        pairs = [(prompt, text) for prompt, row in zip(prompts, continuations, strict=True) for text in row]
-        found = iter(self._run([(self._score, pair) for pair in pairs]))
-        return [[next(found) for _ in row] for row in continuations]
+        places = [(i, j) for i, row in enumerate(continuations) for j in range(len(row))]
+        found: list[dict[int, float]] = [{} for _ in continuations]
 
-    def _run(self, jobs: Sequence[tuple[Callable[..., Coroutine[Any, Any, Any]], tuple[Any, ...]]]) -> list[Any]:
+        def note(number: int, value: float) -> None:
+            i, j = places[number]
+            found[i][j] = value
+            if arrived is not None and len(found[i]) == len(continuations[i]):
+                arrived(i, [found[i][k] for k in range(len(found[i]))])
+
+        self._run([(self._score, (prompts[i], continuations[i][j])) for i, j in places], note)
+        return [[row[j] for j in range(len(row))] for row in found]
+
+    def _run(
+        self,
+        jobs: Sequence[tuple[Callable[..., Coroutine[Any, Any, Any]], tuple[Any, ...]]],
+        arrived: Callable[[int, Any], None] | None = None,
+    ) -> list[Any]:
         async def run() -> list[Any]:
             async with _Exchange(self) as exchange:
-                return await _all_or_error([partial(job, exchange, *rest) for job, rest in jobs], self.max_concurrency)
+                asked = [partial(job, exchange, *rest) for job, rest in jobs]
+                return await _all_or_error(asked, self.max_concurrency, arrived)
 
         try:
             asyncio.get_running_loop()
@@ -192,17 +227,10 @@ class EndpointLM:
         text = prompt + continuation
         asked = {"model": self.model, "prompt": text, "max_tokens": 1, "temperature": 0.0, "echo": True, "logprobs": 1}
         answer, _ = await exchange.ask("completions", asked)
-        found = answer["choices"][0].get("logprobs") or {}
-        values, places = found.get("token_logprobs"), found.get("text_offset")
-        if not values or not places or places[0] != 0:
-            raise EndpointError(f"{self.base_url} gives no log probabilities of what it read, which scoring needs")
-        ends = [*places[1:], len(text)]
-        inside = [
-            value
-            for value, start, end in zip(values, places, ends, strict=False)
-            if value is not None and start < len(text) and end > len(prompt)
-        ]
-        return float(sum(inside))
+        try:
+            return echoed_score(answer["choices"][0], text, len(prompt))
+        except (ValueError, TypeError, AttributeError) as error:
+            raise EndpointError(f"{self.base_url} cannot be used for scoring: {error}", charged=True) from None
 
 
 class _Exchange:
@@ -231,20 +259,19 @@ class _Exchange:
 
     async def completions(self, path: str, fields: Mapping[str, Any]) -> list[Completion]:
         answer, cost = await self.ask(path, fields)
-        usage = answer.get("usage") or {}
         choices = answer["choices"]
-        read, written = usage.get("prompt_tokens") or 0, usage.get("completion_tokens") or 0
+        read, written = usage_in(answer) or (0, 0)
         found = []
         for k, choice in enumerate(choices):
             # The endpoint tells what all choices took together: each gets its share, the first one the rest.
             share = written // len(choices) + (written % len(choices) if k == 0 else 0)
             found.append(
                 Completion(
-                    _before(_text_of(choice), fields.get("stop", ())),
+                    before_stop(text_of(choice), fields.get("stop", ())),
                     tokens=share,
                     prompt_tokens=read if k == 0 else 0,
                     cost=cost / len(choices),
-                    finish_reason=choice.get("finish_reason") or "stop",
+                    finish_reason=reason_of(choice),
                 )
             )
         return found
@@ -266,8 +293,8 @@ class _Exchange:
             except _UnusableError as error:
                 cost = worst if error.charged else 0.0
                 reason, pause = str(error), error.pause
-            except EndpointError:
-                cost = 0.0
+            except EndpointError as error:
+                cost = worst if error.charged else 0.0
                 raise
             finally:
                 await self._settle(worst, cost)
@@ -278,45 +305,93 @@ class _Exchange:
 
     async def _post(self, path: str, fields: Mapping[str, Any]) -> dict[str, Any]:
         aiohttp = require("aiohttp")
+        address = f"{self.lm.base_url}/{path}"
         try:
-            async with self.session.post(f"{self.lm.base_url}/{path}", json=fields) as response:
-                body = await response.read()
+            for _ in range(4):
+                async with self.session.post(address, json=fields, allow_redirects=False) as response:
+                    if response.status // 100 == 3:
+                        address = self._moved(address, response.headers.get("Location"))
+                        continue
+                    body = bytearray()
+                    async for part in response.content.iter_chunked(2**16):
+                        body += part
+                        if len(body) > _LARGEST:
+                            raise EndpointError(f"{address} sent more than {_LARGEST} bytes", charged=True)
+                    break
+            else:
+                raise EndpointError(f"{self.lm.base_url}/{path} redirects without end")
         except TimeoutError:
             raise _UnusableError(f"no answer within {self.lm.timeout:g} s", charged=True) from None
         except aiohttp.ClientError as error:
             raise _UnusableError(
-                f"{type(error).__name__}: {error}", charged=not isinstance(error, aiohttp.ClientConnectorError)
+                self._shown(f"{type(error).__name__}: {error}"),
+                charged=not isinstance(error, aiohttp.ClientConnectorError),
             ) from None
-        if response.status in _TRY_AGAIN or response.status >= 500:
-            raise _UnusableError(f"status {response.status}", pause=_seconds(response.headers.get("Retry-After")))
-        if response.status >= 400:
-            shown = body[:300].decode(errors="replace").strip()
-            raise EndpointError(f"{self.lm.base_url}/{path} refused the request with status {response.status}: {shown}")
-        try:
-            answer = json.loads(body)
-            for choice in answer["choices"]:
-                _text_of(choice)
-            if answer["choices"]:
-                return answer
-        except (ValueError, LookupError, TypeError):
-            pass
-        raise _UnusableError("an answer that is not the protocol's", charged=True)
+        said, status = self._shown(body[:4000].decode(errors="replace")), response.status
+        if status < 400:
+            try:
+                answer = json.loads(body)
+                if answer.get("error"):
+                    said = self._shown(json.dumps(answer["error"], ensure_ascii=False))
+                    code = answer["error"].get("code") if isinstance(answer["error"], dict) else None
+                    status = code if isinstance(code, int) and 400 <= code < 600 else 400
+                else:
+                    for choice in answer["choices"]:
+                        text_of(choice)
+                    if answer["choices"]:
+                        return dict(answer)
+            except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+                pass
+        if status < 400:
+            raise _UnusableError("an answer that is not the protocol's", charged=True)
+        useless = any(word in said for word in _USELESS_AGAIN)
+        if (status in _TRY_AGAIN or status >= 500) and not useless:
+            raise _UnusableError(f"status {status}: {said}", pause=pause_of(response.headers.get("Retry-After")))
+        raise EndpointError(f"{self.lm.base_url}/{path} refused the request with status {status}: {said}")
+
+    def _moved(self, address: str, location: str | None) -> str:
+        """Where a redirect leads, if that is the same server: prompts and keys are not sent to another."""
+        old, new = urlsplit(address), urlsplit(urljoin(address, location or ""))
+        if not location or (old.scheme, old.netloc) != (new.scheme, new.netloc):
+            raise EndpointError(
+                f"{self.lm.base_url} redirects to {self._shown(new.netloc)}: give that address if it is right"
+            )
+        return new.geturl()
+
+    def _shown(self, text: str) -> str:
+        """The words of a server for people: without the key and control characters, and not too many."""
+        key = os.environ.get(self.lm.api_key_env)
+        text = text.replace(key, "***") if key else text
+        return "".join(c if c.isprintable() else " " for c in text).strip()[:300]
 
     def _worst_cost(self, fields: Mapping[str, Any]) -> float:
-        """The cost if each byte that is sent were a token, and each completion as long as it may be."""
-        messages = fields.get("messages", ())
-        text = fields.get("prompt") or "".join(str(message.get("content")) for message in messages)
-        read = len(text.encode()) + _PER_MESSAGE * (len(messages) + 1)
-        return self._price(read, fields.get("n", 1) * fields.get("max_tokens", 0))
+        """The cost if each byte that is sent were a token, and each completion as long as it may be.
+
+        Raises:
+            BudgetError: where there is a budget, but nothing limits what is written.
+        """
+        read = len(json.dumps(fields, ensure_ascii=False).encode()) + _PER_MESSAGE * (
+            len(fields.get("messages", ())) + 1
+        )
+        inner = fields["options"] if isinstance(fields.get("options"), Mapping) else {}
+        limits = [place[name] for place in (fields, inner) for name in _LIMITS if place.get(name) is not None]
+        counts = [*limits, fields.get("n", 1), fields.get("best_of", 1)]
+        if not limits or not all(isinstance(c, int) and not isinstance(c, bool) and c >= 1 for c in counts):
+            if self.lm.budget is not None and self.lm.prices[1] > 0:
+                raise BudgetError(
+                    f"a budget needs a limit on tokens, an int of at least 1, in one of {', '.join(_LIMITS)}"
+                )
+            return self._price(read, 0)
+        return self._price(read, max(fields.get("n", 1), fields.get("best_of", 1)) * max(limits))
 
     def _price(self, read: int, written: int) -> float:
         return (read * self.lm.prices[0] + written * self.lm.prices[1]) / 1e6
 
     def _cost(self, answer: Mapping[str, Any], worst: float) -> float:
-        usage = answer.get("usage")
-        if not usage:
+        usage = usage_in(answer)
+        if usage is None:
             return worst
-        read, written = usage.get("prompt_tokens") or 0, usage.get("completion_tokens") or 0
+        read, written = usage
         self.lm.prompt_tokens += read
         self.lm.completion_tokens += written
         return self._price(read, written)
@@ -343,7 +418,11 @@ class _Exchange:
                 self.answered.notify_all()
 
 
-async def _all_or_error(jobs: Sequence[Callable[[], Coroutine[Any, Any, Any]]], at_once: int) -> list[Any]:
+async def _all_or_error(
+    jobs: Sequence[Callable[[], Coroutine[Any, Any, Any]]],
+    at_once: int,
+    arrived: Callable[[int, Any], None] | None = None,
+) -> list[Any]:
     """Returns what all jobs return; the first error stops the others and is told what had finished."""
     if not jobs:
         return []
@@ -353,6 +432,8 @@ async def _all_or_error(jobs: Sequence[Callable[[], Coroutine[Any, Any, Any]]], 
     async def work() -> None:
         for number, job in waiting:
             found[number] = await job()
+            if arrived is not None:
+                arrived(number, found[number])
 
     # As many workers as requests, not a task for each job: the garbage collector would look through all of those.
     workers = [asyncio.create_task(work()) for _ in range(min(at_once, len(jobs)))]
@@ -372,23 +453,3 @@ def _proxy_for(url: str) -> str | None:
     """What the environment says ($HTTPS_PROXY, $NO_PROXY), read once: aiohttp would do it in a thread, each time."""
     parts = urlsplit(url)
     return None if proxy_bypass(parts.netloc) else getproxies().get(parts.scheme)
-
-
-def _text_of(choice: Mapping[str, Any]) -> str:
-    text = choice["message"]["content"] if "message" in choice else choice["text"]
-    if not isinstance(text, str):
-        raise TypeError("a completion without text")
-    return text
-
-
-def _before(text: str, stop: Sequence[str]) -> str:
-    for end in stop:
-        text = text.split(end)[0]
-    return text
-
-
-def _seconds(header: str | None) -> float | None:
-    try:
-        return max(0.0, float(header)) if header else None
-    except ValueError:  # a date
-        return None

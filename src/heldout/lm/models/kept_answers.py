@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import sqlite3
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 from heldout.language_model import LM, Completion, Prompt
 
+_FIELDS = {field.name for field in fields(Completion)}
 _VARIABLES = 900  # keys in one query: SQLite's smallest limit is 999
 
 
@@ -69,7 +72,8 @@ class CachedLM:
 
         Further options, such as top_k, are those of the model.
 
-        Where the model fails half-way and its error says what had ``finished``, that is kept before the error goes on.
+        Where the model tells of answers as they arrive, each is kept at once, whatever happens to the others. Where it
+        fails half-way and its error says what had ``finished``, that is kept before the error goes on.
         """
         options: dict[str, Any] = {
             "temperature": temperature,
@@ -82,11 +86,19 @@ class CachedLM:
         kept = options if temperature > 0 else {**options, "seed": 0, "top_p": 1.0}
 
         def ask(missing: list[int]) -> list[Any]:
-            found = self.lm.generate([prompts[i] for i in missing], n, **options)
+            def arrived(number: int, row: list[Completion]) -> None:
+                self._write({keys[missing[number]]: [asdict(completion) for completion in row]})
+
+            told: dict[str, Any] = {"arrived": arrived} if _tells(self.lm.generate) else {}
+            found = self.lm.generate([prompts[i] for i in missing], n, **options, **told)
             return [[asdict(completion) for completion in row] for row in found]
 
         keys = [_key(self.identity, "generate", prompt, n, kept) for prompt in prompts]
-        return [[Completion(**entry) for entry in row] for row in self._answers(keys, ask)]
+
+        def usable(row: Any, number: int) -> bool:
+            return isinstance(row, list) and len(row) == n and all(map(_is_completion, row))
+
+        return [[Completion(**entry) for entry in row] for row in self._answers(keys, ask, usable)]
 
     def score(self, prompts: Sequence[Prompt], continuations: Sequence[Sequence[str]]) -> list[list[float]]:
         """Returns the log likelihood of each continuation, those that the file has from there; see ``LM``."""
@@ -96,15 +108,34 @@ class CachedLM:
             )
 
         def ask(missing: list[int]) -> list[Any]:
-            return self.lm.score([prompts[i] for i in missing], [continuations[i] for i in missing])
+            def arrived(number: int, row: list[float]) -> None:
+                self._write({keys[missing[number]]: row})
+
+            told: dict[str, Any] = {"arrived": arrived} if _tells(self.lm.score) else {}
+            return self.lm.score([prompts[i] for i in missing], [continuations[i] for i in missing], **told)
+
+        def usable(row: Any, number: int) -> bool:
+            return (
+                isinstance(row, list)
+                and len(row) == len(continuations[number])
+                and all(isinstance(value, int | float) and not isinstance(value, bool) for value in row)
+            )
 
         keys = [
             _key(self.identity, "score", prompt, list(row)) for prompt, row in zip(prompts, continuations, strict=True)
         ]
-        return self._answers(keys, ask)
+        return self._answers(keys, ask, usable)
 
-    def _answers(self, keys: list[bytes], ask: Callable[[list[int]], list[Any]]) -> list[Any]:
+    def _answers(
+        self, keys: list[bytes], ask: Callable[[list[int]], list[Any]], usable: Callable[[Any, int], bool]
+    ) -> list[Any]:
         known = self._read(keys)
+        damaged = {key for i, key in enumerate(keys) if key in known and not usable(known[key], i)}
+        if damaged:
+            warnings.warn(f"{self.path} has {len(damaged)} damaged answers, which are asked for again", stacklevel=3)
+            with self._open() as file:
+                file.executemany("DELETE FROM answers WHERE key = ?", [(key,) for key in damaged])
+            known = {key: row for key, row in known.items() if key not in damaged}
         missing = list({key: i for i, key in enumerate(keys) if key not in known}.values())
         self.hits += len(keys) - len(missing)
         self.misses += len(missing)
@@ -126,7 +157,7 @@ class CachedLM:
                 part = keys[start : start + _VARIABLES]
                 marks = ", ".join("?" * len(part))
                 rows = file.execute(f"SELECT key, value FROM answers WHERE key IN ({marks})", part)
-                known |= {key: json.loads(value) for key, value in rows}
+                known |= {key: _read_value(value) for key, value in rows}
         return known
 
     def _write(self, found: Mapping[bytes, Any]) -> None:
@@ -140,9 +171,34 @@ class CachedLM:
         try:
             with file:
                 yield file
+        except sqlite3.DatabaseError as error:
+            raise OSError(f"cannot use {self.path} as a file of kept answers ({error}); move it away") from error
         finally:
             file.close()
 
 
 def _key(*parts: Any) -> bytes:
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=list).encode()).digest()
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=_plain).encode()).digest()
+
+
+def _plain(value: Any) -> Any:
+    return dict(value) if isinstance(value, Mapping) else list(value)
+
+
+def _read_value(text: Any) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, TypeError, RecursionError):
+        return None
+
+
+def _is_completion(entry: Any) -> bool:
+    if not isinstance(entry, dict) or not isinstance(entry.get("text"), str) or not entry.keys() <= _FIELDS:
+        return False
+    numbers = [value for name, value in entry.items() if name not in ("text", "finish_reason")]
+    return all(isinstance(v, int | float) for v in numbers) and isinstance(entry.get("finish_reason", ""), str)
+
+
+def _tells(method: Callable[..., Any]) -> bool:
+    """Whether a model's method tells of answers as they arrive."""
+    return "arrived" in inspect.signature(method).parameters

@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from heldout.language_model import Completion, Prompt
-from heldout.lm.models.encoding import context_of, ids_of_continuation, ids_of_prompt
-from heldout.lm.models.generation import continue_contexts, generate_ids, read_contexts, score_responses
+from heldout.lm.models.batching import base_of
+from heldout.lm.models.encoding import context_of, ids_of_continuation, ids_of_prompt, ids_of_source
+from heldout.lm.models.generation import (
+    batching,
+    continue_contexts,
+    end_tokens,
+    generate_ids,
+    read_contexts,
+    score_responses,
+    score_whole,
+    shared_prefix,
+)
 
 
 class TransformersLM:
@@ -77,6 +87,8 @@ class TransformersLM:
         fast = getattr(self.tokenizer, "backend_tokenizer", None)
         digest.update((fast.to_str() if fast else repr(sorted(self.tokenizer.get_vocab().items()))).encode())
         digest.update(str(self.tokenizer.chat_template).encode())
+        settings = getattr(base_of(self.model), "generation_config", None)
+        digest.update(b"" if settings is None else settings.to_json_string(use_diff=False).encode())
         return f"transformers {digest.hexdigest()}"
 
     def generate(
@@ -98,6 +110,21 @@ class TransformersLM:
         Raises:
             ValueError: a prompt that is empty or fills the context; its number is named.
         """
+        options: dict[str, Any] = {"temperature": temperature, "top_p": top_p, "stop": stop, "max_tokens": max_tokens}
+        return self._generate(prompts, n, {}, **options, seed=seed)
+
+    def _generate(
+        self,
+        prompts: Sequence[Prompt],
+        n: int,
+        further: Mapping[str, Any],
+        *,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        stop: Sequence[str] = (),
+        max_tokens: int = 256,
+        seed: int = 0,
+    ) -> list[list[Completion]]:
         check_sampling(n, temperature, top_p, max_tokens)
         contexts = self._contexts(prompts)
         context = context_of(self.model)
@@ -120,6 +147,7 @@ class TransformersLM:
                         stop=stop,
                         temperature=temperature,
                         top_p=top_p,
+                        **further,
                     )
                     for i, written in zip(batch, rows, strict=True):
                         for ids in written:
@@ -157,20 +185,31 @@ class TransformersLM:
         for choices, group in groupby(order, key=lambda i: len(rows[i])):
             for batch in _chunks(list(group), max(1, self.batch_size // choices)):
                 for part in _parts(choices, self.batch_size):
-                    read = read_contexts(self.model, [contexts[i] for i in batch], self.tokenizer.pad_token_id)
                     first = [len(found[i]) for i in batch]
-                    chosen = [rows[i][j : j + part] for i, j in zip(batch, first, strict=True)]
-                    scores = continue_contexts(
-                        self.model, read.repeated([part] * len(batch)), [ids for row in chosen for ids in row]
-                    ).tolist()
+                    chosen = [ids for i, j in zip(batch, first, strict=True) for ids in rows[i][j : j + part]]
+                    scores = self._scores([contexts[i] for i in batch], chosen).tolist()
                     for k, i in enumerate(batch):
                         found[i] += scores[k * part : (k + 1) * part]
         return found
 
+    def _scores(self, contexts: Sequence[list[int]], continuations: Sequence[list[int]]) -> Tensor:
+        """The log likelihood of as many continuations of each context."""
+        count, pad, allowed = len(continuations) // len(contexts), self.tokenizer.pad_token_id, batching(self.model)
+        equal = len({len(ids) for ids in contexts}) == 1
+        if not allowed.copies or not (allowed.padding or equal):
+            whole = [ids for ids in contexts for _ in range(count)]
+            if allowed.padding:
+                return score_whole(self.model, whole, continuations, pad)
+            pairs = zip(whole, continuations, strict=True)
+            return torch.cat([score_whole(self.model, [ids], [written], pad) for ids, written in pairs])
+        read = read_contexts(self.model, contexts, pad, shared=shared_prefix(self.model, contexts))
+        return continue_contexts(self.model, read.repeated([count] * len(contexts)), continuations)
+
     def _contexts(self, prompts: Sequence[Prompt]) -> list[list[int]]:
         if isinstance(prompts, str):
             raise TypeError("prompts must be a list of prompts, got one text")
-        contexts = [ids_of_prompt(prompt, self.tokenizer) for prompt in prompts]
+        encoded = ids_of_source if self.model.config.is_encoder_decoder else ids_of_prompt
+        contexts = [encoded(prompt, self.tokenizer) for prompt in prompts]
         limit = context_of(self.model)
         for number, ids in enumerate(contexts):
             if not ids:
@@ -183,10 +222,13 @@ class TransformersLM:
         self, prompts: Sequence[Prompt], contexts: Sequence[list[int]], continuations: Sequence[Sequence[str]]
     ) -> list[list[list[int]]]:
         check_choices(prompts, continuations)
-        rows = [
-            [ids_of_continuation(prompt, ids, text, self.tokenizer) for text in row]
-            for prompt, ids, row in zip(prompts, contexts, continuations, strict=True)
-        ]
+        if self.model.config.is_encoder_decoder:  # a text of its own
+            rows = [[self.tokenizer(t, add_special_tokens=False)["input_ids"] for t in row] for row in continuations]
+        else:
+            rows = [
+                [ids_of_continuation(prompt, ids, text, self.tokenizer) for text in row]
+                for prompt, ids, row in zip(prompts, contexts, continuations, strict=True)
+            ]
         for number, row in enumerate(rows):
             if not all(row):
                 raise ValueError(f"prompt {number} has a continuation without tokens")
@@ -199,7 +241,7 @@ class TransformersLM:
             yield from _chunks(list(group), max(1, self.batch_size // n))
 
     def _completion(self, ids: list[int], stop: Sequence[str], read: int) -> Completion:
-        ended = bool(ids) and ids[-1] == self.tokenizer.eos_token_id
+        ended = bool(ids) and ids[-1] in end_tokens(self.model, self.tokenizer)
         text = self.tokenizer.decode(ids[:-1] if ended else ids, skip_special_tokens=True)
         cut = min((text.index(end) for end in stop if end in text), default=None)
         return Completion(

@@ -48,27 +48,7 @@ class SamplingLM(TransformersLM):
         """
         if top_k < 0 or not repetition_penalty > 0:
             raise ValueError(f"top_k must be at least 0, repetition_penalty above 0; got {top_k}, {repetition_penalty}")
-        model = self.model
-        self.model = _Decoding(model, top_k if options.get("temperature", 0.0) > 0 else 0, repetition_penalty)
-        try:
-            return super().generate(prompts, n, **options)
-        finally:
-            self.model = model
-
-
-class _Decoding:
-    """A model whose ``generate`` has two options more."""
-
-    def __init__(self, model: Any, top_k: int, repetition_penalty: float) -> None:
-        self._model = model
-        self._options: dict[str, Any] = {"top_k": top_k} if top_k else {}
-        self._options |= {"repetition_penalty": repetition_penalty} if repetition_penalty != 1.0 else {}
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._model, name)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._model(*args, **kwargs)
-
-    def generate(self, **options: Any) -> Any:
-        return self._model.generate(**{**options, **self._options})
+        further: dict[str, Any] = {"top_k": top_k} if top_k and options.get("temperature", 0.0) > 0 else {}
+        if repetition_penalty != 1.0:
+            further["repetition_penalty"] = repetition_penalty
+        return self._generate(prompts, n, further, **options)

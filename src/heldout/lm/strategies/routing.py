@@ -485,7 +485,7 @@ class RoutingAgent:
             )
             requests = {}
             for i, (said,) in zip(active, written, strict=True):
-                requests[i] = episodes[i].read(closed_turn(said.text, ended=said.finish_reason == "stop"))
+                requests[i] = episodes[i].read(closed_turn(said.text, ended=said.finish_reason != "length"))
             active = [i for i in active if not episodes[i].finished]
             asking = [(i, request) for i in active if (request := requests[i]) is not None]
             heard = self.pool.route_many([request for _, request in asking])
