@@ -49,7 +49,6 @@ from heldout.study import (
     run_study,
     write_atomically,
 )
-from heldout.train import score
 
 SCREENING_SEED = 1000
 COMBINED = 3
@@ -72,9 +71,8 @@ def run(arm: Mapping[str, Any], seed: int, profile: str) -> dict[str, float]:
     scores, losses = [], []
     for dataset in selection_sets(problem, arm["aim"])[0].values():
         outputs, targets = fitted.outputs(dataset)
-        plain = score(outputs, targets, fitted.run.task)
-        losses.append(plain["loss"])
-        scores.append(float(problem.measure(outputs, targets)) if problem.measure else plain[problem.metric])
+        losses.append(problem.kind.loss(outputs, targets))
+        scores.append(problem.judge(outputs, targets))
     seconds = time.perf_counter() - started
     metrics = {
         "validation": float(np.mean(scores)),
@@ -350,7 +348,7 @@ def _candidates(
         except ValueError as error:
             raise ProblemError(str(error)) from None
         reason = inapplicable(problem, method)
-        if reason is None and "loss" in method.stages and "loss" in problem.recipe:
+        if reason is None and "loss" in method.stages and problem.own_loss:
             reason = "it replaces the loss, and the file defines its own"
         if reason is None:
             candidates.append(method.name)

@@ -4,7 +4,9 @@ The file defines ``model() -> nn.Module`` and ``data() -> heldout.Splits``, and 
 
 * ``optimizer``: a torch Optimizer class or partial, or ``(module) -> Optimizer``
 * ``epochs`` (default 10), ``batch_size`` (default 64), ``schedule``, ``loss``, ``augment``, ``max_grad_norm``
-* ``metric``: "accuracy", "mse", or ``(outputs, targets) -> float``, with ``metric_goal = "max"`` or ``"min"``
+* ``kind``: "classification", "binary", "multi-label", "regression" or "tokens", where outputs and targets do not tell
+* ``metric``: a name of the kind's (``heldout.problem.metrics``; "accuracy", "auroc", "mae" ...), "loss", or
+  ``(outputs, targets) -> float`` with ``metric_goal = "max"`` or ``"min"``
 * ``pretrained_state() -> state dict`` that training starts from
 * ``methods``: further Methods to try, by name
 """
@@ -52,16 +54,17 @@ def load_problem(path: str | Path) -> Problem:
     problem = Problem(
         path=file,
         make_model=lambda: _call(names["model"], file, "model", nn.Module),
-        splits=splits,
-        recipe={key: names[key] for key in RECIPE if key in names},
+        given=splits,
+        given_recipe={key: names[key] for key in RECIPE if key in names},
+        asked_kind=names.get("kind"),
         own_methods=dict(names.get("methods", {})),
     )
     if callable(metric):
         problem.measure, problem.asked_metric, problem.asked_maximise = metric, metric.__name__, goal == "max"
-    elif metric not in (None, "accuracy", "mse", "loss"):
-        raise ProblemError(f'{file}: metric must be "accuracy", "mse", "loss" or a function, got {metric!r}')
-    elif metric:
-        problem.asked_metric = metric
+    elif metric is not None and not isinstance(metric, str):
+        raise ProblemError(f"{file}: metric must be a name or a function, got {metric!r}")
+    else:
+        problem.asked_metric = metric or None
     return problem
 
 
