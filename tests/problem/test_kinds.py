@@ -8,7 +8,9 @@ from torch.utils.data import Subset, TensorDataset
 
 import heldout
 from heldout.data import gather
-from heldout.problem import KINDS, kind_of
+from heldout.improve import winner_code
+from heldout.methods import parse
+from heldout.problem import KINDS, ProblemError, check_problem, kind_of, load_problem
 from heldout.problem.kinds import IGNORED, token_cross_entropy
 
 ZEROS_AND_ONES = torch.tensor([0, 1, 1, 0, 1])
@@ -172,3 +174,72 @@ def test_targets_of_another_set_are_checked():
         kind.check(ZEROS_AND_ONES.float(), "val")
     assert kind.defined("auroc", ZEROS_AND_ONES)
     assert not kind.defined("auroc", torch.ones(4, dtype=torch.int64))
+
+
+KIND_FILE = """
+import torch, heldout
+epochs = 12
+optimizer = lambda m: torch.optim.SGD(m.parameters(), lr=0.5)
+batch_size = 16
+def pair(n, seed):
+    x = torch.randn(n, 4, generator=torch.Generator().manual_seed(seed))
+    return x, {targets}
+def model():
+    return {model}
+def data():
+    return heldout.Splits(train=pair(96, 0), val=pair(60, 1), test={{"iid": pair(60, 2)}})
+"""
+TOKENS_MODEL = "torch.nn.Sequential(torch.nn.Unflatten(1, (4, 1)), torch.nn.Linear(1, 2))"
+IN_FILES = {
+    "binary": ("torch.nn.Linear(4, 1)", "(x[:, 0] > 0).float()", "auroc", 0.95),
+    "multi-label": ("torch.nn.Linear(4, 3)", "x[:, :3] > 0", None, 0.9),
+    "regression": ("torch.nn.Linear(4, 2)", "x[:, :2] - x[:, 2:]", "r2", 0.95),
+    "tokens": (TOKENS_MODEL, "torch.where(torch.arange(4) < 3, (x > 0).int(), -100)", None, 0.95),
+}
+
+
+@pytest.mark.parametrize("kind", IN_FILES)
+def test_a_file_of_each_kind_is_trained_and_scored(kind, tmp_path):
+    model, targets, metric, least = IN_FILES[kind]
+    file = tmp_path / "own.py"
+    text = KIND_FILE.format(model=model, targets=targets) + (f"metric = {metric!r}\n" if metric else "")
+    file.write_text(text)
+    problem = load_problem(file)
+    warnings = check_problem(problem)
+    assert [text[:25] for text in warnings] == (["the model gives one logit"] if kind == "binary" else [])
+    assert problem.kind.name == kind
+    assert problem.maximise
+    fitted = problem.fit(parse("sam"), seed=0)
+    found = problem.score(fitted, problem.splits.test["iid"])
+    assert least < found <= 1
+    file = tmp_path / "own_metric.py"
+    file.write_text(
+        text + "seen = []\ndef metric(outputs, targets):\n    seen.append((outputs, targets))\n    return 0.5\n"
+    )
+    own = load_problem(file)
+    assert own.score(fitted, own.splits.test["iid"]) == 0.5
+    outputs, given = own.measure.__globals__["seen"][-1]
+    as_written = own.given.test["iid"].tensors
+    assert given.equal(as_written[1])  # the file's own metric sees targets as the file gives them
+    assert given.dtype == as_written[1].dtype
+    assert outputs.shape == own.make_model()(as_written[0]).shape
+
+
+def test_a_ranking_metric_needs_both_classes_in_every_set(tmp_path):
+    file = tmp_path / "one_sided.py"
+    text = KIND_FILE.format(model="torch.nn.Linear(4, 1)", targets="(x[:, 0] > (9 if seed == 2 else 0)).float()")
+    file.write_text(text + 'metric = "auroc"\n')
+    with pytest.raises(ProblemError, match=r"auroc is not defined on test\['iid'\]"):
+        check_problem(load_problem(file))
+
+
+def test_the_winners_code_of_a_kind_trains_it_again(tmp_path, monkeypatch):
+    file = tmp_path / "one_logit.py"
+    file.write_text(KIND_FILE.format(model="torch.nn.Linear(4, 1)", targets="(x[:, 0] > 0).float()"))
+    problem = load_problem(file)
+    code = winner_code({"winner": "sam(rho=0.1)", "plan": {"epochs": 12}, "rates": {"sam(rho=0.1)": 0.5}}, problem)
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(code, names)
+    expected = problem.fit(parse("sam(rho=0.1)"), seed=0, rate=0.5).module.weight
+    assert names["fitted"].module.weight.equal(expected)

@@ -237,6 +237,7 @@ def improve(
         document = {
             "file": str(problem.path),
             "title": problem.path.stem,
+            "kind": problem.kind.name,
             "metric": {"name": problem.metric, "higher_is_better": problem.maximise},
             "aim": aim,
             "selected_on": list(selected_on),

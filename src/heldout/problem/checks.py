@@ -69,7 +69,12 @@ def check_problem(problem: Problem) -> list[str]:
     if problem.task == "classification" and len(kind.encode(targets["train"]).unique()) < 2:
         raise ProblemError(f"{problem.path}: train holds only one class, {int(kind.encode(targets['train'])[0])}")
     _check_metric(problem, module, targets)
-    return _shared_rows(rows)
+    found = _shared_rows(rows)
+    if kind.one_logit:
+        found.append(
+            "the model gives one logit: methods that act on a classification layer apply to a model of two outputs only"
+        )
+    return found
 
 
 def _scan(problem: Problem, name: str, dataset: Any) -> tuple[list[tuple[int, ...]], Tensor, set[bytes]]:

@@ -92,13 +92,16 @@ class Kind:
             targets = F.one_hot(targets, self.classes or -1)
         return outputs, targets.reshape(len(targets), *self.target).to(self.dtype)
 
+    @property
+    def as_given(self) -> bool:
+        """Whether targets are in ``fit``'s form already."""
+        if self.name == "regression":
+            return self.dtype.is_floating_point
+        return self.name in ("classification", "binary") and self.dtype == torch.int64 and not self.target
+
     def data(self, dataset: Any) -> Any:
         """Returns a data set with encoded targets; the same one where nothing changes."""
-        if self.name == "regression" and self.dtype.is_floating_point:
-            return dataset
-        if self.name in ("classification", "binary") and self.dtype == torch.int64 and not self.target:
-            return dataset
-        return _encoded(dataset, self.encode)
+        return dataset if self.as_given else _encoded(dataset, self.encode)
 
     def module(self, module: nn.Module) -> nn.Module:
         """Returns the module, which answers with two logits from now on where it had one; weights keep their names."""
@@ -118,6 +121,8 @@ class Kind:
             )
         if own is None or ((self.one_logit or self.name == "multi-label") and _plain_binary_cross_entropy(own)):
             return {"multi-label": _binary_cross_entropy, "tokens": token_cross_entropy}.get(self.name)
+        if self.as_given and not self.one_logit:
+            return own
         return functools.partial(_own_loss, self, own)
 
     def loss(self, outputs: Tensor, targets: Tensor) -> float:

@@ -168,15 +168,15 @@ TOKENS = {
 """Metrics of one class for each token, over the tokens that count."""
 
 LABELS = {
+    "macro_f1": Metric(_label_f1, True),
     "accuracy": Metric(_each_label(_accuracy), True),
     "balanced_accuracy": Metric(_each_label(_balanced_accuracy), True),
-    "macro_f1": Metric(_label_f1, True),
     "auroc": Metric(_label_auroc, True),
     "average_precision": Metric(_label_average_precision, True),
     "log_loss": Metric(_each_label(_log_loss), False),
     "calibration_error": Metric(_each_label(_calibration_error), False),
 }
-"""Metrics of several labels for each example: the mean over labels."""
+"""Metrics of several labels for each example: the mean over labels; where labels are rare, accuracy says little."""
 
 VALUES = {
     "mse": Metric(_mse, False),

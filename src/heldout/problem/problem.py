@@ -96,6 +96,12 @@ class Problem:
         loss = self.kind.objective(self.given_recipe.get("loss"))
         return recipe if loss is None else {**recipe, "loss": loss}
 
+    @cached_property
+    def as_given(self) -> bool:
+        """Whether ``heldout.fit`` takes the model, the data and the loss as the file gives them."""
+        same_loss = self.recipe.get("loss") is self.given_recipe.get("loss")
+        return same_loss and not self.kind.one_logit and self.splits.train is self.given.train
+
     @property
     def own_loss(self) -> bool:
         """Whether the file's loss is another one than its kind's."""
