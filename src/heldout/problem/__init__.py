@@ -2,6 +2,7 @@
 
 from heldout.errors import ProblemError
 from heldout.problem.checks import check_problem, inapplicable
+from heldout.problem.inputs import as_examples
 from heldout.problem.kinds import KINDS, Kind, kind_of
 from heldout.problem.loading import EXAMPLES, example_path, load_problem
 from heldout.problem.problem import Problem
@@ -12,6 +13,7 @@ __all__ = [
     "Kind",
     "Problem",
     "ProblemError",
+    "as_examples",
     "check_problem",
     "example_path",
     "inapplicable",

@@ -93,6 +93,8 @@ class Problem:
     def recipe(self) -> dict[str, Any]:
         """Keyword arguments for ``heldout.fit``; without a loss where it is the one that ``fit`` would take."""
         recipe = {key: value for key, value in self.given_recipe.items() if key != "loss"}
+        if recipe.get("device") == "auto":
+            recipe["device"] = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
         loss = self.kind.objective(self.given_recipe.get("loss"))
         return recipe if loss is None else {**recipe, "loss": loss}
 
@@ -100,6 +102,8 @@ class Problem:
     def as_given(self) -> bool:
         """Whether ``heldout.fit`` takes the model, the data and the loss as the file gives them."""
         same_loss = self.recipe.get("loss") is self.given_recipe.get("loss")
+        if self.given_recipe.get("device") == "auto":
+            return False
         return same_loss and not self.kind.one_logit and self.splits.train is self.given.train
 
     @property
