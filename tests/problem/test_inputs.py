@@ -7,7 +7,7 @@ import torch
 from torch.utils.data import TensorDataset
 
 from heldout.data import gather
-from heldout.problem import as_examples, check_problem, load_problem
+from heldout.problem import ProblemError, as_examples, check_problem, load_problem
 
 X = np.random.default_rng(0).normal(size=(40, 3))
 Y = (X[:, 0] > 0).astype(np.int32)
@@ -92,6 +92,10 @@ def test_a_file_of_arrays_and_frames_is_trained_where_it_says(tmp_path):
     assert problem.score(fitted, problem.splits.test["iid"]) > 0.9
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
     assert fitted.run.device.type == accelerator.type
+    assert load_problem(file, device="cpu").fit(None, seed=0).run.device.type == "cpu"
+    for wrong in ("abacus", "cuda:99"):
+        with pytest.raises(ProblemError, match=f"no device '{wrong}' here"):
+            load_problem(file, device=wrong)
     full = tmp_path / "full.py"
     full.write_text(FILE.replace(", torch.bfloat16\n", ", None\n"))
     exact = load_problem(full).fit(None, seed=0)

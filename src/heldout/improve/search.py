@@ -58,13 +58,13 @@ Say = Callable[[str], None]
 
 
 @lru_cache(maxsize=1)
-def _problem(path: str, modified: float) -> Problem:
-    return load_problem(path)
+def _problem(path: str, modified: float, device: str | None = None) -> Problem:
+    return load_problem(path, device=device)
 
 
 def run(arm: Mapping[str, Any], seed: int, profile: str) -> dict[str, float]:
     """Trains one candidate and returns its score on the validation sets and, in the "confirm" profile, on the tests."""
-    problem = _problem(arm["file"], os.path.getmtime(arm["file"]))
+    problem = _problem(arm["file"], os.path.getmtime(arm["file"]), arm.get("device"))
     method = None if arm["method"] == BASELINE else parse(arm["method"], problem.own_methods)
     fitted = problem.fit(method, seed=seed, epochs=arm["epochs"], rate=arm["rate"])
     started = time.perf_counter()
@@ -123,6 +123,8 @@ class _Search:
             "data": self.fingerprint,
             "heldout": heldout.__version__,
         }
+        if self.problem.asked_device:
+            common["device"] = self.problem.asked_device
         return Study(
             slug="improve",
             arms={name: {"method": each.method, "rate": each.rate, **common} for name, each in candidates.items()},
@@ -172,6 +174,7 @@ def improve(
     combine: int = 2,
     aim: str = "both",
     screen_only: bool = False,
+    device: str | None = None,
     workers: int = 1,
     threads: int = 1,
     on: str = "local",
@@ -193,6 +196,7 @@ def improve(
         combine: the most methods in one combination; 1 tries them alone.
         aim: what methods are selected for: "iid", "shift" or "both" (see ``heldout.improve.selection``).
         screen_only: rank the methods by short training, and stop before the confirmation: no verdict.
+        device: where to train, or "auto"; default: what the file says.
         workers: processes.
         threads: threads of arithmetic in each of them.
         on: "local", "processes", "ray" or "ray://host:port".
@@ -209,7 +213,7 @@ def improve(
     if aim not in AIMS:
         raise ProblemError(f"the aim must be one of {', '.join(AIMS)}, got {aim!r}")
     started = time.monotonic()
-    problem = load_problem(path)
+    problem = load_problem(path, device=device)
     warnings = check_problem(problem)
     candidates, skipped = _candidates(problem, methods, exclude)
     if not candidates:

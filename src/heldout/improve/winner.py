@@ -57,12 +57,13 @@ def winner_code(document: Mapping[str, Any], problem: Problem) -> str:
     made = f"method = {' + '.join(parts)}"
     if not problem.as_given:  # targets, loss or outputs are put into fit's form
         scaled = f", rate={rate:g}" if rate != 1 else ""
+        asked = f", device={problem.asked_device!r}" if problem.asked_device else ""
         file = name if example else problem.path.name
         lines = [
             *([f"from heldout.methods import {', '.join(names)}"] if names else []),
             "from heldout.problem import load_problem",
             "",
-            f"problem = load_problem({file!r})  # a {problem.kind.name} problem",
+            f"problem = load_problem({file!r}{asked})  # a {problem.kind.name} problem",
             made.replace(f"{name}.methods", "problem.own_methods"),
             f"fitted = problem.fit(method, seed=0, {epochs}{scaled})",
             "# problem.score(fitted, problem.splits.val), fitted.predict(inputs), fitted.module",

@@ -21,6 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from heldout.errors import ProblemError
@@ -34,11 +35,15 @@ RECIPE = ("optimizer", "epochs", "batch_size", "schedule", "loss", "augment", "m
 PLACE = ("device", "autocast", "num_workers")
 
 
-def load_problem(path: str | Path) -> Problem:
+def load_problem(path: str | Path, *, device: str | None = None) -> Problem:
     """Returns the problem that a file defines; "digits" and "fashion" are the built-in examples.
 
+    Args:
+        path: the file.
+        device: where to train, in place of what the file says; "auto" is the accelerator where there is one.
+
     Raises:
-        ProblemError: the file is missing, fails, or lacks ``model`` or ``data``.
+        ProblemError: the file is missing, fails, or lacks ``model`` or ``data``; there is no such device.
     """
     file = example_path(str(path)) if str(path) in EXAMPLES else Path(path)
     if not file.is_file():
@@ -67,8 +72,14 @@ def load_problem(path: str | Path) -> Problem:
         given=splits,
         given_recipe={key: names[key] for key in (*RECIPE, *PLACE) if key in names},
         asked_kind=names.get("kind"),
+        asked_device=device,
         own_methods=dict(names.get("methods", {})),
     )
+    try:
+        torch.empty(0, device=problem.recipe_device)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        asked = device if device is not None else names.get("device")
+        raise ProblemError(f"{file}: no device {asked!r} here: {str(error).splitlines()[0]}") from error
     if callable(metric):
         problem.measure, problem.asked_metric, problem.asked_maximise = metric, metric.__name__, goal == "max"
     elif metric is not None and not isinstance(metric, str):

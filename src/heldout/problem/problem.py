@@ -31,6 +31,7 @@ class Problem:
         given: the data as the file gives them; ``splits`` are what is worked on.
         given_recipe: the recipe as the file gives it; ``recipe`` is what is worked with.
         asked_kind: the kind of problem that the file names; None where outputs and targets tell it.
+        asked_device: where to train, in place of what the file says.
         measure: the file's own metric, ``(outputs, targets) -> float``; None for a built-in one.
         asked_metric: the built-in metric, or the name of the file's own; None where the file names none.
         asked_maximise: whether more of the file's own metric is better.
@@ -42,6 +43,7 @@ class Problem:
     given: Splits
     given_recipe: dict[str, Any]
     asked_kind: str | None = None
+    asked_device: str | None = None
     measure: Callable[[Tensor, Tensor], float] | None = None
     asked_metric: str | None = None
     asked_maximise: bool = True
@@ -89,12 +91,20 @@ class Problem:
         test = {name: encoded(dataset) for name, dataset in given.test.items()}
         return replace(given, train=encoded(given.train), val=val, test=test)
 
+    @property
+    def recipe_device(self) -> torch.device | str | None:
+        """Where to train: as asked for, or as the file says; None is where the model is."""
+        asked = self.asked_device or self.given_recipe.get("device")
+        if asked != "auto":
+            return asked
+        return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+
     @cached_property
     def recipe(self) -> dict[str, Any]:
         """Keyword arguments for ``heldout.fit``; without a loss where it is the one that ``fit`` would take."""
-        recipe = {key: value for key, value in self.given_recipe.items() if key != "loss"}
-        if recipe.get("device") == "auto":
-            recipe["device"] = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        recipe = {key: value for key, value in self.given_recipe.items() if key not in ("loss", "device")}
+        if self.recipe_device is not None:
+            recipe["device"] = self.recipe_device
         loss = self.kind.objective(self.given_recipe.get("loss"))
         return recipe if loss is None else {**recipe, "loss": loss}
 
@@ -102,7 +112,7 @@ class Problem:
     def as_given(self) -> bool:
         """Whether ``heldout.fit`` takes the model, the data and the loss as the file gives them."""
         same_loss = self.recipe.get("loss") is self.given_recipe.get("loss")
-        if self.given_recipe.get("device") == "auto":
+        if self.recipe_device is not None:
             return False
         return same_loss and not self.kind.one_logit and self.splits.train is self.given.train
 
