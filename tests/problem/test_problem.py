@@ -51,15 +51,15 @@ BAD = {
     "no validation data": ("val=pair(20), ", "", "needs a val split"),
     "no test data": (', test={"iid": pair(20)}', "", "at least one test set"),
     "an empty split": ("val=pair(20)", "val=pair(0)", "val is empty"),
-    "an output too few": ("torch.nn.Linear(8, 2)", "torch.nn.Linear(8, 1)", "at least 2 classes"),
+    "an output too few": ("model():\n", "model():\n    return torch.nn.Linear(4, 1)\n", "at least 2 classes"),
     "an input of another size": ("torch.nn.Linear(4, 8)", "torch.nn.Linear(5, 8)", "the model fails on the training"),
     "labels outside": ("train=pair(40)", "train=pair(40, classes=3)", r"labels .*0\.\.1.* got 0\.\.2"),
-    "test labels outside": ('"iid": pair(20)', '"iid": pair(20, classes=3)', r"test\['iid'\] must lie in 0\.\.1"),
+    "test labels outside": ('"iid": pair(20)', '"iid": pair(20, classes=3)', r"'iid'\]: labels must lie in 0\.\.1"),
     "one class": ("train=pair(40)", "train=pair(40, classes=1)", "only one class"),
     "NaN inputs": ("return heldout", "x, y = pair(9); x[3] = float('nan'); return heldout", "3 of train is NaN"),
     "inputs of another shape": ("val=pair(20)", "val=(torch.zeros(5, 3), torch.arange(5) % 2)", r"inputs \[\(3,\)\]"),
     "no epochs": ("epochs = 1", "epochs = 0", "epochs must be a positive integer"),
-    "a metric that is none": ("epochs = 1", "metric = 'f1'", "metric must be"),
+    "a metric that is none": ("epochs = 1", "metric = 'f1'", "metric .* must be .*macro_f1.* got 'f1'"),
     "a metric that fails": ("epochs = 1", "def metric(o, t): raise KeyError('x')", "metric fails: KeyError"),
     "a frozen model": ("torch.nn.Linear(8, 2))", "torch.nn.Linear(8, 2)).requires_grad_(False)", "requires a gradient"),
     "a foreign pretrained state": ("epochs = 1", "def pretrained_state(): return {'x': torch.zeros(1)}", "no entry of"),
@@ -72,6 +72,8 @@ def test_bad_files_are_told_in_one_line(what, write):
     old, new, message = BAD[what]
     assert old in GOOD
     text = GOOD.replace(old, new)
+    if what == "an output too few":
+        text = text.replace("classes=2", "classes=3")
     if what == "NaN inputs":
         text = text.replace("train=pair(40)", "train=(x, y)")
     file = write(text)
@@ -95,7 +97,7 @@ def test_rows_shared_with_the_training_set_are_a_warning(write):
 
 
 def test_regression_is_measured_by_its_squared_error(write):
-    text = GOOD.replace("torch.nn.Linear(8, 2)", "torch.nn.Linear(8, 1)").replace(", y\n", ", y.float()\n")
+    text = GOOD.replace("torch.nn.Linear(8, 2)", "torch.nn.Linear(8, 1)").replace(", y\n", ", 0.5 + y.float()\n")
     problem = load_problem(write(text))
     check_problem(problem)
     assert (problem.metric, problem.maximise) == ("mse", False)

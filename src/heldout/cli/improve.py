@@ -25,6 +25,9 @@ def improve(
     ] = None,
     exclude: Annotated[str, typer.Option(help="Comma-separated methods to leave out.")] = "",
     combine: Annotated[int, typer.Option(min=1, help="Most methods in one combination.")] = 2,
+    device: Annotated[
+        str | None, typer.Option(help="Where to train, such as cuda, or auto; default: what the file says.")
+    ] = None,
     workers: Workers = 1,
     threads: Threads = 1,
     on: On = "local",
@@ -46,6 +49,7 @@ def improve(
                 methods=calls(methods) if methods else None,
                 exclude=names(exclude),
                 combine=combine,
+                device=device,
                 workers=workers,
                 threads=threads,
                 on=on,

@@ -2,7 +2,16 @@
 
 from heldout.data.indexed import IndexedDataset
 from heldout.data.instructions import DEFINITION, FULL, NO_INSTRUCTION, PROMPT, encode_instruction
-from heldout.data.loading import all_targets, batches, gather, predict_all, sample_ids, split_target, to_device
+from heldout.data.loading import (
+    TARGET_KEYS,
+    all_targets,
+    batches,
+    gather,
+    predict_all,
+    sample_ids,
+    split_target,
+    to_device,
+)
 from heldout.data.mixing import Mixed, beta_weight, mix, mixup, permutation, soft_labels
 from heldout.data.prismatic import Clusters, PrismaticSynthesizer, SynthesisRound, sparse_select, spherical_kmeans
 from heldout.data.self_targets import RESTATE, TARGET_SOURCES, SelfTargets, self_targets
@@ -33,6 +42,7 @@ __all__ = [
     "NO_INSTRUCTION",
     "PROMPT",
     "RESTATE",
+    "TARGET_KEYS",
     "TARGET_SOURCES",
     "VERBALIZER_KINDS",
     "Clusters",

@@ -51,7 +51,6 @@ from heldout.study import (
     run_study,
     write_atomically,
 )
-from heldout.train import score
 
 SCREENING_SEED = 1000
 COMBINED = 3
@@ -61,23 +60,24 @@ Say = Callable[[str], None]
 
 
 @lru_cache(maxsize=1)
-def _loaded(path: str, modified: float, aim: str) -> tuple[Problem, list[Any], SharedTraining]:
-    problem = load_problem(path)
+def _loaded(
+    path: str, modified: float, aim: str, device: str | None = None
+) -> tuple[Problem, list[Any], SharedTraining]:
+    problem = load_problem(path, device=device)
     return problem, list(selection_sets(problem, aim)[0].values()), SharedTraining()
 
 
 def run(arm: Mapping[str, Any], seed: int, profile: str) -> dict[str, float]:
     """Trains one candidate and returns its score on the validation sets and, in the "confirm" profile, on the tests."""
-    problem, selected_on, trainings = _loaded(arm["file"], os.path.getmtime(arm["file"]), arm["aim"])
+    problem, selected_on, trainings = _loaded(arm["file"], os.path.getmtime(arm["file"]), arm["aim"], arm.get("device"))
     method = None if arm["method"] == BASELINE else parse(arm["method"], problem.own_methods)
     fitted = trainings.fit(problem, method, seed=seed, epochs=arm["epochs"], rate=arm["rate"])
     started = time.perf_counter()
     scores, losses = [], []
     for dataset in selected_on:
         outputs, targets = fitted.outputs(dataset)
-        plain = score(outputs, targets, fitted.run.task)
-        losses.append(plain["loss"])
-        scores.append(float(problem.measure(outputs, targets)) if problem.measure else plain[problem.metric])
+        losses.append(problem.kind.loss(outputs, targets))
+        scores.append(problem.judge(outputs, targets))
     seconds = time.perf_counter() - started
     metrics = {
         "validation": float(np.mean(scores)),
@@ -129,6 +129,8 @@ class _Search:
             "data": self.fingerprint,
             "heldout": heldout.__version__,
         }
+        if self.problem.asked_device:
+            common["device"] = self.problem.asked_device
         return Study(
             slug="improve",
             arms={name: {"method": each.method, "rate": each.rate, **common} for name, each in candidates.items()},
@@ -179,6 +181,7 @@ def improve(
     combine: int = 2,
     aim: str = "both",
     screen_only: bool = False,
+    device: str | None = None,
     workers: int = 1,
     threads: int = 1,
     on: str = "local",
@@ -200,6 +203,7 @@ def improve(
         combine: the most methods in one combination; 1 tries them alone.
         aim: what methods are selected for: "iid", "shift" or "both" (see ``heldout.improve.selection``).
         screen_only: rank the methods by short training, and stop before the confirmation: no verdict.
+        device: where to train, or "auto"; default: what the file says.
         workers: processes.
         threads: threads of arithmetic in each of them.
         on: "local", "processes", "ray" or "ray://host:port".
@@ -216,7 +220,7 @@ def improve(
     if aim not in AIMS:
         raise ProblemError(f"the aim must be one of {', '.join(AIMS)}, got {aim!r}")
     started = time.monotonic()
-    problem = load_problem(path)
+    problem = load_problem(path, device=device)
     warnings = check_problem(problem)
     candidates, skipped = _candidates(problem, methods, exclude)
     if not candidates:
@@ -245,6 +249,7 @@ def improve(
         document = {
             "file": str(problem.path),
             "title": problem.path.stem,
+            "kind": problem.kind.name,
             "metric": {"name": problem.metric, "higher_is_better": problem.maximise},
             "aim": aim,
             "selected_on": list(selected_on),
@@ -366,7 +371,7 @@ def _candidates(
         except ValueError as error:
             raise ProblemError(str(error)) from None
         reason = inapplicable(problem, method)
-        if reason is None and "loss" in method.stages and "loss" in problem.recipe:
+        if reason is None and "loss" in method.stages and problem.own_loss:
             reason = "it replaces the loss, and the file defines its own"
         if reason is None:
             candidates.append(method.name)

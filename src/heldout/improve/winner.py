@@ -54,12 +54,27 @@ def winner_code(document: Mapping[str, Any], problem: Problem) -> str:
         own_optimizer = f"{name}.optimizer" if "optimizer" in problem.recipe else "None"
         scaled = f"heldout.train.scaled_optimizer({own_optimizer}, {rate:g})"
         recipe += f", optimizer={scaled if rate != 1 else own_optimizer}"
+    made = f"method = {' + '.join(parts)}"
+    if not problem.as_given:  # targets, loss or outputs are put into fit's form
+        scaled = f", rate={rate:g}" if rate != 1 else ""
+        asked = f", device={problem.asked_device!r}" if problem.asked_device else ""
+        file = name if example else problem.path.name
+        lines = [
+            *([f"from heldout.methods import {', '.join(names)}"] if names else []),
+            "from heldout.problem import load_problem",
+            "",
+            f"problem = load_problem({file!r}{asked})  # a {problem.kind.name} problem",
+            made.replace(f"{name}.methods", "problem.own_methods"),
+            f"fitted = problem.fit(method, seed=0, {epochs}{scaled})",
+            "# problem.score(fitted, problem.splits.val), fitted.predict(inputs), fitted.module",
+        ]
+        return "\n".join(lines) + "\n"
     lines = [
         "import heldout",
         f"from heldout.examples import {name}" if example else f"import {name}  # {problem.path.name}",
         *([f"from heldout.methods import {', '.join(names)}"] if names else []),
         "",
-        f"method = {' + '.join(parts)}",
+        made,
         f"fitted = heldout.fit({name}.model, {name}.data(), method, {epochs}{recipe}, seed=0)",
         "# fitted.predict(inputs), fitted.evaluate(data_set), fitted.module",
     ]

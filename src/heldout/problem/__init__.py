@@ -2,15 +2,21 @@
 
 from heldout.errors import ProblemError
 from heldout.problem.checks import check_problem, inapplicable
+from heldout.problem.inputs import as_examples
+from heldout.problem.kinds import KINDS, Kind, kind_of
 from heldout.problem.loading import EXAMPLES, example_path, load_problem
 from heldout.problem.problem import Problem
 
 __all__ = [
     "EXAMPLES",
+    "KINDS",
+    "Kind",
     "Problem",
     "ProblemError",
+    "as_examples",
     "check_problem",
     "example_path",
     "inapplicable",
+    "kind_of",
     "load_problem",
 ]

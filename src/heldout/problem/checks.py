@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
 from heldout.data import batches, predict_all
 from heldout.errors import ProblemError
-from heldout.method import Method
-from heldout.problem.problem import Problem, bytes_of, tensors_of
+from heldout.method import Method, forward
+from heldout.nn import inputs_for
+from heldout.problem.problem import Problem, bytes_of, named_validation, tensors_of
 from heldout.train import problem_of
 
 SCANNED_EXAMPLES = 20_000
@@ -30,7 +30,7 @@ def check_problem(problem: Problem) -> list[str]:
     Raises:
         ProblemError: what is wrong and where.
     """
-    splits = problem.splits
+    splits = problem.given
     if splits.val is None:
         raise ProblemError(f"{problem.path}: data() needs a val split: methods are selected on it")
     if not splits.test:
@@ -39,7 +39,7 @@ def check_problem(problem: Problem) -> list[str]:
         raise ProblemError(f"{problem.path}: epochs must be a positive integer, got {problem.epochs!r}")
     sets = {"train": splits.train}
     sets |= {
-        f"val[{n!r}]" if isinstance(splits.val, Mapping) else "val": d for n, d in problem.validation_sets().items()
+        f"val[{n!r}]" if isinstance(splits.val, Mapping) else "val": d for n, d in named_validation(splits).items()
     }
     sets |= {f"test[{name!r}]": dataset for name, dataset in splits.test.items()}
     shapes, targets, rows = {}, {}, {}
@@ -53,19 +53,28 @@ def check_problem(problem: Problem) -> list[str]:
             )
         if targets[name].is_floating_point() != targets["train"].is_floating_point():
             raise ProblemError(f"{problem.path}: {name} and train have different kinds of targets")
+    kind = problem.kind
     module = problem.model(0)
     try:
-        task, classes = problem_of(module, splits.train)
+        problem_of(module, problem.splits.train)
     except (ValueError, TypeError) as error:
         raise ProblemError(f"{problem.path}: {error}") from error
-    except Exception as error:
-        raise ProblemError(f"{problem.path}: the model fails on the training data: {error}") from error
     if not any(p.requires_grad for p in module.parameters()):
         raise ProblemError(f"{problem.path}: the model has no parameter that requires a gradient")
-    if task == "classification":
-        _check_labels(problem, targets, classes or 0)
-    _check_metric(problem, module, sets["train"])
-    return _shared_rows(rows)
+    for name, labels in targets.items():
+        try:
+            kind.check(labels, name)
+        except ValueError as error:
+            raise ProblemError(f"{problem.path}: {error}") from error
+    if problem.task == "classification" and len(kind.encode(targets["train"]).unique()) < 2:
+        raise ProblemError(f"{problem.path}: train holds only one class, {int(kind.encode(targets['train'])[0])}")
+    _check_metric(problem, module, targets)
+    found = _shared_rows(rows)
+    if kind.one_logit:
+        found.append(
+            "the model gives one logit: methods that act on a classification layer apply to a model of two outputs only"
+        )
+    return found
 
 
 def _scan(problem: Problem, name: str, dataset: Any) -> tuple[list[tuple[int, ...]], Tensor, set[bytes]]:
@@ -92,30 +101,22 @@ def _scan(problem: Problem, name: str, dataset: Any) -> tuple[list[tuple[int, ..
     return shape, torch.cat(targets), rows
 
 
-def _check_labels(problem: Problem, targets: dict[str, Tensor], classes: int) -> None:
-    for name, labels in targets.items():
-        if labels.ndim != 1:
-            raise ProblemError(f"{problem.path}: labels of {name} must have shape (n,), got {tuple(labels.shape)}")
-        low, high = int(labels.min()), int(labels.max())
-        if low < 0 or high >= classes:
-            raise ProblemError(
-                f"{problem.path}: labels of {name} must lie in 0..{classes - 1} for a model with {classes} outputs, "
-                f"got {low}..{high}"
-            )
-    if len(targets["train"].unique()) < 2:
-        raise ProblemError(f"{problem.path}: train holds only one class, {int(targets['train'][0])}")
-
-
-def _check_metric(problem: Problem, module: nn.Module, dataset: Dataset) -> None:
-    if problem.measure is None:
-        return
-    few = torch.utils.data.Subset(dataset, range(min(32, len(dataset))))  # type: ignore[arg-type]
+def _check_metric(problem: Problem, module: nn.Module, targets: Mapping[str, Tensor]) -> None:
+    train: Any = problem.splits.train
+    few = torch.utils.data.Subset(train, range(min(32, len(train))))
+    outputs, own = predict_all(lambda inputs: forward(module.eval(), inputs_for(module, inputs)), few)
     try:
-        value = float(problem.measure(*predict_all(module, few)))
+        value = problem.judge(outputs, own)
     except Exception as error:
         raise ProblemError(f"{problem.path}: metric fails: {type(error).__name__}: {error}") from error
-    if value != value:
+    if problem.measure is not None and value != value:
         python_warnings.warn(f"metric {problem.metric} is NaN on the first training examples", stacklevel=2)
+    if problem.measure is None:
+        for name, labels in targets.items():
+            if name != "train" and not problem.kind.defined(problem.metric, labels):
+                raise ProblemError(
+                    f"{problem.path}: {problem.metric} is not defined on {name}: it needs examples of both sides there"
+                )
 
 
 def _shared_rows(rows: dict[str, set[bytes]]) -> list[str]:

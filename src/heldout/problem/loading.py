@@ -1,10 +1,15 @@
 """A user's FILE: the model and the data that ``improve`` (and ``audit``) work on, loaded and checked.
 
-The file defines ``model() -> nn.Module`` and ``data() -> heldout.Splits``, and may define
+The file defines ``model() -> nn.Module`` and ``data() -> heldout.Splits``, and may define the names below.
+Splits of arrays, frames and Hugging Face data sets are taken, too (see ``heldout.problem.as_examples``).
 
 * ``optimizer``: a torch Optimizer class or partial, or ``(module) -> Optimizer``
 * ``epochs`` (default 10), ``batch_size`` (default 64), ``schedule``, ``loss``, ``augment``, ``max_grad_norm``
-* ``metric``: "accuracy", "mse", or ``(outputs, targets) -> float``, with ``metric_goal = "max"`` or ``"min"``
+* ``device`` (a torch device, or "auto": the accelerator where there is one), ``autocast`` (a torch data type),
+  ``num_workers``
+* ``kind``: "classification", "binary", "multi-label", "regression" or "tokens", where outputs and targets do not tell
+* ``metric``: a name of the kind's (``heldout.problem.metrics``; "accuracy", "auroc", "mae" ...), "loss", or
+  ``(outputs, targets) -> float`` with ``metric_goal = "max"`` or ``"min"``
 * ``pretrained_state() -> state dict`` that training starts from
 * ``methods``: further Methods to try, by name
 """
@@ -12,25 +17,33 @@ The file defines ``model() -> nn.Module`` and ``data() -> heldout.Splits``, and 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from heldout.errors import ProblemError
 from heldout.method import Splits
+from heldout.problem.inputs import as_examples
 from heldout.problem.problem import Problem
 from heldout.study import StudyError, load_file
 
 EXAMPLES = ("digits", "fashion")
 RECIPE = ("optimizer", "epochs", "batch_size", "schedule", "loss", "augment", "max_grad_norm")
+PLACE = ("device", "autocast", "num_workers")
 
 
-def load_problem(path: str | Path) -> Problem:
+def load_problem(path: str | Path, *, device: str | None = None) -> Problem:
     """Returns the problem that a file defines; "digits" and "fashion" are the built-in examples.
 
+    Args:
+        path: the file.
+        device: where to train, in place of what the file says; "auto" is the accelerator where there is one.
+
     Raises:
-        ProblemError: the file is missing, fails, or lacks ``model`` or ``data``.
+        ProblemError: the file is missing, fails, or lacks ``model`` or ``data``; there is no such device.
     """
     file = example_path(str(path)) if str(path) in EXAMPLES else Path(path)
     if not file.is_file():
@@ -43,6 +56,10 @@ def load_problem(path: str | Path) -> Problem:
         if not callable(names.get(name)):
             raise ProblemError(f"{file} must define {form}")
     splits = _call(names["data"], file, "data", Splits)
+    try:
+        splits = _with_examples(splits)
+    except (ValueError, TypeError) as error:
+        raise ProblemError(f"{file}: {error}") from error
     if callable(names.get("pretrained_state")):
         state = _call(names["pretrained_state"], file, "pretrained_state", Mapping)
         splits = Splits(**{**splits.__dict__, "initial_state": state})
@@ -52,22 +69,39 @@ def load_problem(path: str | Path) -> Problem:
     problem = Problem(
         path=file,
         make_model=lambda: _call(names["model"], file, "model", nn.Module),
-        splits=splits,
-        recipe={key: names[key] for key in RECIPE if key in names},
+        given=splits,
+        given_recipe={key: names[key] for key in (*RECIPE, *PLACE) if key in names},
+        asked_kind=names.get("kind"),
+        asked_device=device,
         own_methods=dict(names.get("methods", {})),
     )
+    try:
+        torch.empty(0, device=problem.recipe_device)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        asked = device if device is not None else names.get("device")
+        raise ProblemError(f"{file}: no device {asked!r} here: {str(error).splitlines()[0]}") from error
     if callable(metric):
         problem.measure, problem.asked_metric, problem.asked_maximise = metric, metric.__name__, goal == "max"
-    elif metric not in (None, "accuracy", "mse", "loss"):
-        raise ProblemError(f'{file}: metric must be "accuracy", "mse", "loss" or a function, got {metric!r}')
-    elif metric:
-        problem.asked_metric = metric
+    elif metric is not None and not isinstance(metric, str):
+        raise ProblemError(f"{file}: metric must be a name or a function, got {metric!r}")
+    else:
+        problem.asked_metric = metric or None
     return problem
 
 
 def example_path(name: str) -> Path:
     """Returns the file of a built-in example."""
     return Path(__file__).parents[1] / "examples" / f"{name}.py"
+
+
+def _with_examples(splits: Splits) -> Splits:
+    val: Any = splits.val
+    if isinstance(val, Mapping):
+        val = {name: as_examples(each, f"val[{name!r}]") for name, each in val.items()}
+    elif val is not None:
+        val = as_examples(val, "val")
+    test = {name: as_examples(each, f"test[{name!r}]") for name, each in splits.test.items()}
+    return replace(splits, train=as_examples(splits.train, "train"), val=val, test=test)
 
 
 def _call(function: Callable[[], Any], file: Path, name: str, kind: Any) -> Any:

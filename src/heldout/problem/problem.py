@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from heldout.data import batches
+from heldout.data import all_targets, batches, gather
 from heldout.errors import ProblemError
-from heldout.method import Method, Splits, Task
-from heldout.train import Fitted, fit, problem_of, scaled_optimizer, score, seeded
+from heldout.method import Method, Splits, Task, evaluating, forward
+from heldout.nn import inputs_for
+from heldout.problem.kinds import Kind, kind_of
+from heldout.train import Fitted, fit, scaled_optimizer, seeded
 
 
 @dataclass
@@ -26,8 +28,10 @@ class Problem:
     Attributes:
         path: the file.
         make_model: builds an untrained (or pretrained) module.
-        splits: the data.
-        recipe: keyword arguments for ``heldout.fit``.
+        given: the data as the file gives them; ``splits`` are what is worked on.
+        given_recipe: the recipe as the file gives it; ``recipe`` is what is worked with.
+        asked_kind: the kind of problem that the file names; None where outputs and targets tell it.
+        asked_device: where to train, in place of what the file says.
         measure: the file's own metric, ``(outputs, targets) -> float``; None for a built-in one.
         asked_metric: the built-in metric, or the name of the file's own; None where the file names none.
         asked_maximise: whether more of the file's own metric is better.
@@ -36,8 +40,10 @@ class Problem:
 
     path: Path
     make_model: Callable[[], nn.Module]
-    splits: Splits
-    recipe: dict[str, Any]
+    given: Splits
+    given_recipe: dict[str, Any]
+    asked_kind: str | None = None
+    asked_device: str | None = None
     measure: Callable[[Tensor, Tensor], float] | None = None
     asked_metric: str | None = None
     asked_maximise: bool = True
@@ -46,30 +52,103 @@ class Problem:
     @property
     def epochs(self) -> int:
         """Epochs of the user's recipe."""
-        return self.recipe.get("epochs", 10)
+        return self.given_recipe.get("epochs", 10)
 
     @cached_property
+    def kind(self) -> Kind:
+        """What outputs and targets mean: told by the file, or by the model's outputs and all training targets."""
+        train, module = self.given.train, self._given_model(0)
+        try:
+            if len(train) == 0:  # type: ignore[arg-type]
+                raise ValueError("train is empty")
+            inputs, _ = gather(train, torch.arange(min(2, len(train))))  # type: ignore[arg-type]
+            try:
+                with evaluating(module), torch.no_grad():
+                    outputs = forward(module, inputs_for(module, inputs))
+            except Exception as error:
+                raise ValueError(f"the model fails on the training data: {error}") from error
+            metric = self.asked_metric if self.measure is None else None
+            kind = kind_of(
+                outputs, all_targets(train), self.asked_kind, loss=self.given_recipe.get("loss"), metric=metric
+            )
+            kind.objective(self.given_recipe.get("loss"))
+        except (ValueError, TypeError) as error:
+            raise ProblemError(f"{self.path}: {error}") from error
+        if metric not in (None, "loss", *kind.metrics):
+            names = ", ".join(f'"{name}"' for name in (*kind.metrics, "loss"))
+            raise ProblemError(
+                f"{self.path}: metric of a {kind.name} problem must be {names} or a function, got {metric!r}"
+            )
+        return kind
+
+    @cached_property
+    def splits(self) -> Splits:
+        """The data, with targets as ``fit`` takes them (see ``heldout.problem.Kind``)."""
+        given, encoded = self.given, self.kind.data
+        val = {name: encoded(d) for name, d in given.val.items()} if isinstance(given.val, Mapping) else given.val
+        if val is not None and not isinstance(val, Mapping):
+            val = encoded(val)
+        test = {name: encoded(dataset) for name, dataset in given.test.items()}
+        return replace(given, train=encoded(given.train), val=val, test=test)
+
+    @property
+    def recipe_device(self) -> torch.device | str | None:
+        """Where to train: as asked for, or as the file says; None is where the model is."""
+        asked = self.asked_device or self.given_recipe.get("device")
+        if asked != "auto":
+            return asked
+        return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+
+    @cached_property
+    def recipe(self) -> dict[str, Any]:
+        """Keyword arguments for ``heldout.fit``; without a loss where it is the one that ``fit`` would take."""
+        recipe = {key: value for key, value in self.given_recipe.items() if key not in ("loss", "device")}
+        if self.recipe_device is not None:
+            recipe["device"] = self.recipe_device
+        loss = self.kind.objective(self.given_recipe.get("loss"))
+        return recipe if loss is None else {**recipe, "loss": loss}
+
+    @cached_property
+    def as_given(self) -> bool:
+        """Whether ``heldout.fit`` takes the model, the data and the loss as the file gives them."""
+        same_loss = self.recipe.get("loss") is self.given_recipe.get("loss")
+        if self.recipe_device is not None:
+            return False
+        return same_loss and not self.kind.one_logit and self.splits.train is self.given.train
+
+    @property
+    def own_loss(self) -> bool:
+        """Whether the file's loss is another one than its kind's."""
+        return self.recipe.get("loss") is not self.kind.objective(None)
+
+    @property
     def task(self) -> Task:
-        """Classification or regression, told by the targets."""
-        return problem_of(self.model(0), self.splits.train)[0]
+        """What the kind is for ``fit``: class indices or real numbers."""
+        return "classification" if self.kind.name in ("classification", "binary") else "regression"
 
     @property
     def metric(self) -> str:
-        """The name of what is measured: the file's own, or accuracy; the mean squared error of a regression."""
-        if self.measure is None and self.asked_metric in (None, "accuracy"):
-            return "mse" if self.task == "regression" else "accuracy"
-        return self.asked_metric or "accuracy"
+        """The name of what is measured: the file's own, or the first of its kind's metrics."""
+        return self.asked_metric or next(iter(self.kind.metrics))
 
     @property
     def maximise(self) -> bool:
         """Whether more of the metric is better."""
-        return self.asked_maximise if self.measure is not None else self.metric == "accuracy"
+        if self.measure is not None:
+            return self.asked_maximise
+        return self.metric != "loss" and self.kind.metrics[self.metric].maximise
 
     def model(self, seed: int) -> nn.Module:
-        """Returns a model initialised under ``seed``, with the pretrained state where there is one."""
+        """Returns a model initialised under ``seed``, with the pretrained state where there is one.
+
+        A model of one logit answers with the two of its classes.
+        """
+        return self.kind.module(self._given_model(seed))
+
+    def _given_model(self, seed: int) -> nn.Module:
         with seeded(seed):
             module = self.make_model()
-        start = self.splits.initial_state
+        start = self.given.initial_state
         if start is not None:
             try:
                 unknown = module.load_state_dict(start, strict=False).unexpected_keys
@@ -83,19 +162,22 @@ class Problem:
         """Trains the model under a Method with the user's recipe, its learning rate multiplied by ``rate``."""
         recipe = {**self.recipe, "epochs": epochs or self.epochs}
         if rate != 1.0:
-            recipe["optimizer"] = scaled_optimizer(self.recipe.get("optimizer"), rate)
+            recipe["optimizer"] = scaled_optimizer(recipe.get("optimizer"), rate)
         return fit(self.model(seed), self.splits, method, seed=seed, **recipe)
 
     def score(self, fitted: Fitted, dataset: Any) -> float:
         """Returns the metric of a trained model on a data set."""
-        outputs, targets = fitted.outputs(dataset)
+        return self.judge(*fitted.outputs(dataset))
+
+    def judge(self, outputs: Tensor, targets: Tensor) -> float:
+        """Returns the metric of outputs against encoded targets; the file's own sees them in the file's form."""
         if self.measure is not None:
-            return float(self.measure(outputs, targets))
-        return score(outputs, targets, fitted.run.task)[self.metric]
+            return float(self.measure(*self.kind.decode(outputs, targets)))
+        return self.kind.score(self.metric, outputs, targets)
 
     def validation_sets(self) -> dict[str, Dataset]:
         """Returns the validation sets by name."""
-        return dict(self.splits.val) if isinstance(self.splits.val, Mapping) else {"val": self.splits.val}  # type: ignore[dict-item]
+        return named_validation(self.splits)
 
     def fingerprint(self) -> str:
         """Returns a digest of the data, so that results on other data are never taken for results on this one."""
@@ -109,6 +191,10 @@ class Problem:
             for tensor in [*tensors_of(inputs), torch.as_tensor(targets)]:
                 digest.update(bytes_of(tensor))
         return digest.hexdigest()[:16]
+
+
+def named_validation(splits: Splits) -> dict[str, Dataset]:
+    return dict(splits.val) if isinstance(splits.val, Mapping) else {"val": splits.val}  # type: ignore[dict-item]
 
 
 def tensors_of(inputs: Any) -> list[Tensor]:

@@ -12,7 +12,17 @@ from heldout.train.diversify import Hypotheses, dbat, disambiguate, divdis, dive
 from heldout.train.full_batch import full_batch
 from heldout.train.ps_kd import ProgressiveSelfDistillation, ps_kd
 from heldout.train.span_gd import SpanGD, SpanPoints
-from heldout.train.supervised import Fitted, finish, fit, outputs_of, problem_of, scaled_optimizer, score, seeded
+from heldout.train.supervised import (
+    Fitted,
+    finish,
+    fit,
+    outputs_of,
+    problem_of,
+    scaled_optimizer,
+    score,
+    seeded,
+    squared_error,
+)
 
 if TYPE_CHECKING:
     from heldout.train.engines.lightning import LightningMethod
@@ -62,6 +72,7 @@ __all__ = [
     "score",
     "seeded",
     "sft",
+    "squared_error",
     "train_router",
     "tune_last_layers",
     "weighted_nll",

@@ -203,11 +203,16 @@ def generate_ids(
     allowed = batching(model)
     if not allowed.padding and len({len(ids) for ids in contexts}) > 1:
         alone: dict[int, list[int]] = {}
-        for i, ids in enumerate(contexts):
-            alone.setdefault(len(ids), []).append(i)
+        for i, context in enumerate(contexts):
+            alone.setdefault(len(context), []).append(i)
         found: list[list[list[int]]] = [[] for _ in contexts]
         for group in alone.values():
-            options = {"max_tokens": max_tokens, "stop": stop, "temperature": temperature, "top_p": top_p}
+            options: dict[str, Any] = {
+                "max_tokens": max_tokens,
+                "stop": stop,
+                "temperature": temperature,
+                "top_p": top_p,
+            }
             part = generate_ids(model, tokenizer, [contexts[i] for i in group], n, **options, **further)
             for i, written in zip(group, part, strict=True):
                 found[i] = written

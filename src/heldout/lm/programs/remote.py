@@ -354,8 +354,8 @@ class Proxy:
         for name, value in (("_peer", peer), ("_number", number), ("_base", base)):
             object.__setattr__(self, name, value)
 
-    @property
-    def __class__(self) -> Any:  # type: ignore[misc]
+    @property  # type: ignore[misc]
+    def __class__(self) -> Any:
         kinds: dict[str, type] = {kind.__name__: kind for kind in (*_MUTABLE, tuple, frozenset)}
         return kinds.get(self._base, Proxy)
 
