@@ -30,6 +30,7 @@ from typing import Any
 import numpy as np
 
 import heldout
+from heldout.improve.events import tell_runs, tell_verdict
 from heldout.improve.plan import FEWEST_SEEDS, SHARE, Plan, least_seconds, make_plan
 from heldout.improve.report import to_html, to_markdown
 from heldout.improve.selection import AIMS, selection_sets
@@ -37,6 +38,7 @@ from heldout.improve.verdict import BASELINE, RATES, TUNED, accounted, compare, 
 from heldout.improve.winner import write_winner
 from heldout.methods import available, factory_files, parse
 from heldout.problem import Problem, ProblemError, check_problem, inapplicable, load_problem
+from heldout.report import OnEvent, curve_values, ignore, telling
 from heldout.study import (
     Executor,
     Results,
@@ -44,6 +46,7 @@ from heldout.study import (
     Study,
     environment,
     higher_is_better,
+    log_curve,
     lower_is_better,
     make_executor,
     run_study,
@@ -53,6 +56,7 @@ from heldout.train import score
 
 SCREENING_SEED = 1000
 COMBINED = 3
+CURVES = {"loss": "training loss", "train_error": "training error"}
 MOST_FINALISTS = 5
 RATE = math.sqrt(10)  # between neighbours of the search for a learning rate
 Say = Callable[[str], None]
@@ -76,6 +80,10 @@ def run(arm: Mapping[str, Any], seed: int, profile: str) -> dict[str, float]:
         losses.append(plain["loss"])
         scores.append(float(problem.measure(outputs, targets)) if problem.measure else plain[problem.metric])
     seconds = time.perf_counter() - started
+    for epoch in fitted.history:
+        for curve in ("loss", "train_error"):
+            if curve in epoch:
+                log_curve(CURVES[curve], int(epoch["epoch"]), epoch[curve])
     metrics = {
         "validation": float(np.mean(scores)),
         "validation loss": float(np.mean(losses)),
@@ -106,6 +114,7 @@ class _Search:
     workers: int
     say: Say
     progress: Any
+    on_event: OnEvent
     stop_choosing: float
     stop: float
     fingerprint: str
@@ -138,7 +147,7 @@ class _Search:
     def screen(self, candidates: Iterable[str] | Mapping[str, _Candidate], epochs: int, seeds: int) -> Results:
         if not isinstance(candidates, Mapping):
             candidates = {name: _Candidate(name) for name in candidates}
-        return run_study(
+        results = run_study(
             self.study(candidates, epochs, "screen"),
             profile="screen",
             seeds=seeds,
@@ -148,9 +157,11 @@ class _Search:
             deadline=self.stop_choosing,
             progress=self.progress,
         )
+        tell_runs(results, self.on_event)
+        return results
 
     def confirm(self, candidates: Mapping[str, _Candidate], epochs: int, seeds: int) -> Results:
-        return run_study(
+        results = run_study(
             self.study(candidates, epochs, "confirm"),
             profile="confirm",
             seeds=seeds,
@@ -159,6 +170,8 @@ class _Search:
             deadline=self.stop,
             progress=self.progress,
         )
+        tell_runs(results, self.on_event)
+        return results
 
     def sign(self) -> float:
         return 1.0 if self.problem.maximise else -1.0
@@ -180,6 +193,7 @@ def improve(
     out: str | Path | None = None,
     say: Say = lambda text: None,
     progress: Any = None,
+    on_event: OnEvent = ignore,
 ) -> dict[str, Any]:
     """Searches for what improves the model of a file and returns the report as one JSON-serialisable document.
 
@@ -201,6 +215,8 @@ def improve(
         out: output folder; default ``heldout-runs/improve-<file stem>``.
         say: called with a line at the start of each phase.
         progress: see ``heldout.study.run_study``.
+        on_event: called with a ``heldout.report.LogEvent`` for every phase, run and gain, and for the verdict; see
+            ``heldout.report.event_log`` for TensorBoard and W&B.
 
     Raises:
         ProblemError: the file cannot be worked on; nothing was trained.
@@ -227,8 +243,9 @@ def improve(
             store=store,
             executor=executor,
             workers=workers,
-            say=say,
+            say=telling(say, on_event),
             progress=progress,
+            on_event=on_event,
             stop_choosing=started + budget,
             stop=started + budget,
             fingerprint=problem.fingerprint(),
@@ -248,6 +265,7 @@ def improve(
             "warnings": warnings,
             "not_applicable": [{"method": name, "reason": reason} for name, reason in skipped.items()],
             "rates": {},
+            "curves": {},
             "environment": environment(),
             "out": str(folder),
         }
@@ -260,6 +278,7 @@ def improve(
     document |= {**found, "screening": rungs, "failed": failed, "methods": table, "seconds": time.monotonic() - started}
     document["complete"] = found["complete"] and not any(row["status"] == "not tried" for row in table)
     _write(search, document, folder)
+    tell_verdict(document, on_event)
     return document
 
 
@@ -300,6 +319,7 @@ def _searched(
     found = compare(confirmed, finalists, tests, maximise=search.problem.maximise, metric=metric, seeds=plan.seeds)
     verdict, winner = sentence(found, tests, search.aim, metric)
     complete = not confirmed.pending and not found["unfinished"]
+    document["curves"] = curve_values(confirmed.runs)
     return {**found, "verdict": verdict, "winner": winner, "complete": complete}, rungs, failed
 
 
@@ -350,8 +370,6 @@ def _candidates(
         except ValueError as error:
             raise ProblemError(str(error)) from None
         reason = inapplicable(problem, method)
-        if reason is None and "loss" in method.stages and "loss" in problem.recipe:
-            reason = "it replaces the loss, and the file defines its own"
         if reason is None:
             candidates.append(method.name)
         else:
