@@ -33,7 +33,7 @@ from heldout.measure import (
 )
 from heldout.nn import inputs_for, split_head
 from heldout.report import number
-from heldout.study import wilson
+from heldout.statistics import Interval, newcombe, wilson
 from heldout.train import fit, label_margins, outputs_of
 
 MEASURED = 2000  # examples that the difficulty of the task is estimated from
@@ -54,16 +54,17 @@ def _scores(work: Audit) -> None:
     shifts = {}
     for name in work.problem.splits.test:
         row = rows[name]
-        low, high = _difference(base, row, sign)
-        ends = {"low": row["low"], "high": row["high"], "gap_low": low, "gap_high": high}
-        shifts[name] = {metric: row["score"], "gap": sign * (base["score"] - row["score"]), **ends}
+        gap = _difference(base, row, sign)
+        ends = {"low": row["low"], "high": row["high"], "gap_low": gap.low, "gap_high": gap.high}
+        shifts[name] = {metric: row["score"], "gap": gap.estimate, **ends}
     work.document |= {"sets": rows, "shifts": shifts}
     limits = _gap_limits(work, base["score"])
     _above_a_constant(work, base)
-    gap, (low, high) = sign * (rows["train"]["score"] - base["score"]), _difference(rows["train"], base, sign)
+    gap = _difference(rows["train"], base, sign)
     reading = "how much better the model is on what it was trained on: it overfits where this is more than noise"
     title = f"{metric}: train against {work.given}"
-    work.finding(title, gap, reading, low=low, high=high, limits=limits, methods=("ps_kd", "useful", "sam"))
+    methods, ends = ("ps_kd", "useful", "sam"), {"low": gap.low, "high": gap.high}
+    work.finding(title, gap.estimate, reading, **ends, limits=limits, methods=methods)
     for name, found in shifts.items():
         if name != work.given:
             reading = f"what the shift to {name} costs"
@@ -88,16 +89,10 @@ def _score_of(work: Audit, name: str) -> dict[str, Any]:
     return {**row, "loss": mean, "loss_low": mean - half, "loss_high": mean + half}
 
 
-def _difference(better: dict[str, Any], worse: dict[str, Any], sign: int) -> tuple[float, float]:
-    """The 95 % interval of how much better one set is than another, of two sets with intervals of their own.
-
-    Source: Newcombe's square-and-add method, Statistics in Medicine 17 (1998).
-    """
-    gap = sign * (better["score"] - worse["score"])
-    up, down = ("high", "low") if sign > 0 else ("low", "high")
-    below = math.hypot(better["score"] - better[down], worse[up] - worse["score"])
-    above = math.hypot(better[up] - better["score"], worse["score"] - worse[down])
-    return gap - below, gap + above
+def _difference(better: dict[str, Any], worse: dict[str, Any], sign: int) -> Interval:
+    """How much better one set is than another, from the intervals of both."""
+    first, second = (Interval(row["score"], row["low"], row["high"]) for row in (better, worse))
+    return newcombe(first, second) if sign > 0 else newcombe(second, first)
 
 
 def _gap_limits(work: Audit, score: float) -> Threshold | None:

@@ -28,7 +28,7 @@ def to_html(document: Document) -> str:
         heading=f"Audit of {document['title']}",
         document=document,
         environment=document["environment"],
-        wrong=[entry for entry in findings if entry["severity"] in (SERIOUS, NOTABLE)],
+        wrong=_wrong(findings),
         others={word: [e for e in findings if e["severity"] == word] for word in (OPEN, FINE, INFORMATION)},
         styles=STYLES,
         value=with_interval,
@@ -38,6 +38,18 @@ def to_html(document: Document) -> str:
         charts=[each for each in (_reliability(document), *_curves(document), _layers(document)) if each],
         matrices=_matrices(document),
     )
+
+
+def _wrong(findings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """What is serious or notable; a remedy that an earlier finding has named already is told by that finding's name."""
+    first: dict[tuple[str, str | None], str] = {}
+    rows = []
+    for entry in findings:
+        if entry["severity"] in (SERIOUS, NOTABLE):
+            remedies = (entry["remedy"], entry["command"])
+            named = first.setdefault(remedies, entry["name"])
+            rows.append({**entry, "repeats": named if named != entry["name"] and any(remedies) else ""})
+    return rows
 
 
 def print_audit(document: Document, console: Console) -> None:
@@ -145,7 +157,7 @@ def _reliability(document: Document) -> Any:
         {
             "data": {"values": values},
             "mark": {"type": "point", "filled": True, "opacity": 1},
-            "encoding": {**shared, "size": size, "shape": {**colour}},
+            "encoding": {**shared, "size": size},
         },
     ]
     title = {"text": "Reliability", "subtitle": "on the dashed line, confidence is accuracy"}
