@@ -135,7 +135,7 @@ def test_memorization_is_the_area_under_a_roc_curve_of_losses():
     splits = Splits(train=(torch.zeros(2, 1), torch.zeros(2)), test={"iid": (torch.zeros(2, 1), torch.zeros(2))})
     problem = Problem("x", lambda: torch.nn.Linear(1, 1), splits, {})
     work = Audit(problem, problem.model(0), 0, 1e12, document, outputs=outputs)
-    dict((title, part) for title, part, _ in PARTS)["memorization"](work)
+    {title: part for title, part, _ in PARTS}["memorization"](work)
     found = document["findings"][0]
     peer = roc_auc_score([1] * 300 + [0] * 200, -torch.cat([train, test]).numpy())
     assert found["value"] == pytest.approx(peer, abs=1e-6)
@@ -206,7 +206,7 @@ def metric(outputs, targets):
 
 
 def test_the_files_own_metric_is_what_is_audited(tmp_path):
-    (tmp_path / "line.py").write_text(REGRESSION.replace('test={', 'test={"far": (x[60:] + 9, y[60:]), ') + OWN_METRIC)
+    (tmp_path / "line.py").write_text(REGRESSION.replace("test={", 'test={"far": (x[60:] + 9, y[60:]), ') + OWN_METRIC)
     events = []
     document = audit(tmp_path / "line.py", out=tmp_path / "out", on_event=events.append)
     assert document["metric"] == {"name": "metric", "higher_is_better": False}
@@ -223,7 +223,9 @@ def test_the_files_own_metric_is_what_is_audited(tmp_path):
 
 def test_a_model_that_learned_nothing_is_told_before_all_else(tmp_path):
     frozen = "optimizer = lambda module: torch.optim.SGD(module.parameters(), lr=0.0)"
-    (tmp_path / "line.py").write_text(REGRESSION.replace("randn(90", "randn(900").replace("epochs = 3", f"epochs = 1\n{frozen}"))
+    (tmp_path / "line.py").write_text(
+        REGRESSION.replace("randn(90", "randn(900").replace("epochs = 3", f"epochs = 1\n{frozen}")
+    )
     document = audit(tmp_path / "line.py", out=tmp_path / "out")
     assert document["findings"][0]["name"] == "mse: iid against a constant answer"
     assert document["findings"][0]["severity"] == "serious"

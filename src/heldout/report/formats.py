@@ -68,7 +68,7 @@ class Scale:
     def gain(self, value: float | None) -> str:
         """Returns a difference of scores as text, with its sign."""
         if value is None or self.metric not in SHARES:
-            return number(value, signed=True)
+            return number(value, 3, signed=True)
         return _without_minus_zero(f"{100 * value:+.1f}")
 
     def with_interval(self, entry: Mapping[str, Any], prefix: str = "") -> str:

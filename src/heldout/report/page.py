@@ -230,7 +230,9 @@ def nice_ticks(least: float, most: float, most_ticks: int = 6) -> list[float]:
         >>> nice_ticks(-0.3, 4.2)
         [-1.0, 0.0, 1.0, 2.0, 3.0, 4.0, 5.0]
     """
-    span = (most - least) or abs(most) or 1.0
+    if most <= least:
+        least, most = least - (abs(least) or 1.0), least + (abs(least) or 1.0)
+    span = most - least
     power = 10.0 ** math.floor(math.log10(span / most_ticks))
     step = next(size * power for size in (1, 2, 2.5, 5, 10) if span / (size * power) <= most_ticks)
     first, last = math.floor(least / step + 1e-9), math.ceil(most / step - 1e-9)
