@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import heldout
-from heldout.report import curve_chart, curve_values, forest, nice_ticks
+from heldout.report import chart, curve_chart, curve_values, forest, nice_ticks
 from heldout.report.page import DASHES, PALETTE
 
 TEMPLATES = Path(heldout.__file__).parent / "report" / "templates"
@@ -141,3 +141,14 @@ def test_curves_are_means_over_the_seeds_of_an_arm():
         {"arm": "a", "step": 1, "mean": 4.0, "low": 2.0, "high": 6.0},
         {"arm": "a", "step": 2, "mean": 1.0, "low": 1.0, "high": 1.0},
     ]
+
+
+def test_every_text_of_a_chart_takes_the_ink_of_the_page():
+    """Black text that the page does not colour is not read in the dark."""
+    encoding = {"x": {"field": "a", "type": "quantitative"}, "color": {"field": "b", "type": "nominal"}}
+    title = {"text": "Title", "subtitle": "what it is"}
+    values = {"values": [{"a": 1, "b": "arm"}]}
+    drawn = chart({"title": title, "data": values, "mark": "point", "encoding": encoding})
+    texts = re.findall(r"<text\b[^>]*>", drawn)
+    assert len(texts) >= 5
+    assert all('fill="currentColor"' in text for text in texts), texts

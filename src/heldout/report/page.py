@@ -79,7 +79,8 @@ def chart(specification: Mapping[str, Any]) -> Markup:
             "columns": 3,
             "symbolOpacity": 1,
         },
-        "title": {"color": INK, "fontSize": 13, "anchor": "start", "fontWeight": "bold"},
+        "title": {"color": INK, "subtitleColor": INK, "fontSize": 13, "anchor": "start", "fontWeight": "bold"},
+        "mark": {"color": PALETTE[0]},
         "range": {"category": PALETTE},
     }
     document = {"$schema": "https://vega.github.io/schema/vega-lite/v5.json", **plain(specification)}
