@@ -1,13 +1,17 @@
 import json
+from io import StringIO
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from markupsafe import escape
+from rich.console import Console
 from sklearn.metrics import confusion_matrix, roc_auc_score
 from typer.testing import CliRunner
 
 from heldout import Splits
-from heldout.audit import audit
+from heldout.audit import audit, print_audit
 from heldout.audit.judging import LADDER
 from heldout.audit.parts import PARTS
 from heldout.audit.work import Audit
@@ -157,12 +161,38 @@ def test_the_learning_curve_ends_at_the_model_itself(report):
 
 
 def test_the_page_stands_alone_and_names_the_findings(report):
-    from pathlib import Path
-
     page = Path(report["report"]).read_text()
     assert "suspicious labels" in page
     assert "http://" not in page.replace("http://www.w3.org", "")
     assert page.count("<svg") >= 4
+
+
+def test_the_page_shows_pictures_of_the_worst_examples_and_of_suspicious_labels(report):
+    page = Path(report["report"]).read_text()
+    assert [row["index"] for row in report["shown_suspects"]] == report["suspects"][: len(report["shown_suspects"])]
+    assert set(report["worst"]) == {"iid", "mirrored"}
+    shown = [row["shown"] for rows in (*report["worst"].values(), report["shown_suspects"]) for row in rows]
+    assert len(shown) > 20
+    assert all(address in page for address in shown)
+    assert page.count("<img") == page.count('alt="example') == len(shown)
+    assert "most confused on" in page.lower()
+
+
+def test_a_remedy_is_told_once_on_the_page_and_in_the_terminal(report):
+    page = Path(report["report"]).read_text()
+    wrong = [entry for entry in report["findings"] if entry["command"]]
+    assert wrong
+    console = Console(record=True, width=80, file=StringIO())
+    print_audit(report, console)
+    shown = console.export_text()
+    assert max(map(len, shown.splitlines())) <= 80 or report["report"] in shown  # a path is not broken
+    for command in {entry["command"] for entry in wrong}:
+        assert page.count(f'<pre class="command">{escape(command)}</pre>') == 1
+    words = " ".join(shown.split())
+    for entry in report["findings"]:
+        assert f"{entry['severity']} {entry['name']}" in words
+    assert words.count("Limits: notable from 0.03, serious from 0.1") == 1
+    assert report["summary"] in words
 
 
 def test_given_weights_are_audited_instead_of_trained_ones(tmp_path):

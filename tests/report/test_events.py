@@ -79,7 +79,7 @@ def test_tensorboards_own_files_hold_the_scalars(tmp_path):
         log(event)
     read = loading.EventAccumulator(str(tmp_path))
     read.Reload()
-    points = read.Scalars("confirm/sam/seed_3/training_loss")
+    points = read.Scalars("confirm/sam/seed 3/training loss")
     assert [(point.step, point.value) for point in points] == [(1, 0.5), (2, 0.25)]
 
 
