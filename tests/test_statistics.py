@@ -5,14 +5,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from heldout.statistics import (
+    Interval,
     _jackknife,
     bca,
     bootstrap_distribution,
     mean,
+    newcombe,
     pearson,
     percentile,
     ratio_of_means,
     spearman,
+    wilson,
 )
 from heldout.study import effect_size, interval
 
@@ -138,3 +141,23 @@ def test_effect_size_is_mean_over_deviation_of_the_differences():
 def test_samples_of_different_lengths_are_refused():
     with pytest.raises(ValueError, match="one length"):
         interval([np.zeros(3), np.zeros(4)], ratio_of_means)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "low", "high"),
+    # The method's paper, table II, method 10: 56/70 - 48/80, 9/10 - 3/10, 10/10 - 0/20, 10/10 - 0/10.
+    [((56, 70), (48, 80), 0.0524, 0.3339), ((9, 10), (3, 10), 0.1705, 0.8090),
+     ((10, 10), (0, 20), 0.6791, 1.0), ((10, 10), (0, 10), 0.6075, 1.0)],
+)  # fmt: skip
+def test_newcombes_interval_is_that_of_his_paper(first, second, low, high):
+    found = newcombe(wilson(*first), wilson(*second))
+    assert found.estimate == pytest.approx(first[0] / first[1] - second[0] / second[1])
+    assert (found.low, found.high) == pytest.approx((low, high), abs=1e-4)
+
+
+def test_newcombes_interval_keeps_its_width_where_both_proportions_are_zero():
+    found = newcombe(wilson(0, 20), wilson(0, 20))
+    edge = wilson(0, 20).high
+    assert (found.low, found.estimate, found.high) == pytest.approx((-edge, 0, edge))
+    with pytest.raises(ValueError, match="with intervals"):
+        newcombe(wilson(1, 2), Interval(0.5, None, None))

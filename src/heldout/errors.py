@@ -23,6 +23,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "retrieval": ("faiss",),
     "lightning": ("lightning",),
     "ray": ("ray",),
+    "tracking": ("tensorboard", "wandb"),
 }
 """What each extra brings, as Python imports it."""
 

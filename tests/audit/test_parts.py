@@ -1,13 +1,24 @@
 import json
+from io import StringIO
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from markupsafe import escape
+from rich.console import Console
+from sklearn.metrics import confusion_matrix, roc_auc_score
 from typer.testing import CliRunner
 
-from heldout.audit import audit
+from heldout import Splits
+from heldout.audit import audit, print_audit
+from heldout.audit.judging import LADDER
+from heldout.audit.parts import PARTS
+from heldout.audit.work import Audit
 from heldout.cli import app
+from heldout.methods import parse
 from heldout.nn import mlp
-from heldout.problem import ProblemError
+from heldout.problem import Problem, ProblemError, inapplicable, load_problem
 from heldout.report import number
 from heldout.tasks import digits, label_noise
 from heldout.weights import save_checkpoint
@@ -58,7 +69,8 @@ def report(tmp_path_factory):
 
 
 def test_every_part_is_there_and_told_in_a_sentence(report):
-    assert report["skipped"] == []
+    assert report["skipped"] == report["not_applicable"] == []
+    assert report["complete"]
     assert {"iid", "mirrored"} == set(report["shifts"])
     for entry in report["findings"]:
         assert len(entry["reading"]) > 30
@@ -87,13 +99,100 @@ def test_groups_are_reported(report):
     assert sum(row["n"] for row in report["groups"]) == 500
 
 
-def test_the_page_stands_alone_and_names_the_findings(report):
-    from pathlib import Path
+def test_findings_come_worst_first_with_limits_and_remedies_that_improve_would_try(report):
+    order = [LADDER.index(entry["severity"]) for entry in report["findings"]]
+    assert order == sorted(order)
+    problem = load_problem(report["file"])
+    for entry in report["findings"]:
+        assert (entry["severity"] == "for information") == (entry["threshold"] is None)
+        for name in entry["methods"]:
+            assert entry["severity"] in ("serious", "notable")
+            assert inapplicable(problem, parse(name)) is None
+    mirrored = next(e for e in report["findings"] if e["name"] == "accuracy: iid against mirrored")
+    assert mirrored["severity"] == "serious"
+    assert mirrored["command"].startswith(f"heldout improve {report['file']} --for shift --methods ")
+    assert "drm" not in mirrored["methods"]  # no domains in the file
+    assert report["summary"].endswith(f"first: {report['findings'][0]['name']}.")
 
+
+def test_the_confusion_matrix_counts_every_example_where_it_belongs(report):
+    peer = confusion_matrix(digits()[1][700:1200], report_outputs(report).argmax(1), labels=range(10))
+    assert report["confusion"]["iid"] == peer.tolist()
+    assert set(report["confusion"]) == {"iid", "mirrored"}
+
+
+def report_outputs(report):
+    """The outputs on the given test set, from a training as the file says."""
+    from heldout import fit
+
+    problem = load_problem(report["file"])
+    fitted = fit(problem.model(0), problem.splits, seed=0, **problem.recipe)
+    return fitted.outputs(problem.splits.test["iid"])[0]
+
+
+def test_memorization_is_the_area_under_a_roc_curve_of_losses():
+    generator = torch.Generator().manual_seed(0)
+    train, test = torch.rand(300, generator=generator) ** 2, torch.rand(200, generator=generator)
+    targets = {"train": torch.zeros(300), "iid": torch.zeros(200)}
+    outputs = {name: (losses.sqrt(), targets[name]) for name, losses in (("train", train), ("iid", test))}
+    document = {"findings": [], "asked": "x"}
+    splits = Splits(train=(torch.zeros(2, 1), torch.zeros(2)), test={"iid": (torch.zeros(2, 1), torch.zeros(2))})
+    problem = Problem("x", lambda: torch.nn.Linear(1, 1), splits, {})
+    work = Audit(problem, problem.model(0), 0, 1e12, document, outputs=outputs)
+    {title: part for title, part, _ in PARTS}["memorization"](work)
+    found = document["findings"][0]
+    peer = roc_auc_score([1] * 300 + [0] * 200, -torch.cat([train, test]).numpy())
+    assert found["value"] == pytest.approx(peer, abs=1e-6)
+    draws = np.random.default_rng(0)
+    spread = np.std(
+        [
+            roc_auc_score([1] * 300 + [0] * 200, -np.r_[draws.choice(train, 300), draws.choice(test, 200)])
+            for _ in range(200)
+        ]
+    )
+    assert (found["high"] - found["low"]) / 2 == pytest.approx(1.96 * spread, rel=0.25)
+
+
+def test_the_learning_curve_ends_at_the_model_itself(report):
+    points = report["learning_curve"]
+    assert [point["examples"] for point in points] == [125, 250, 500]
+    assert points[-1]["score"] == report["sets"]["iid"]["accuracy"]
+    assert points[0]["score"] < points[-1]["score"]
+
+
+def test_the_page_stands_alone_and_names_the_findings(report):
     page = Path(report["report"]).read_text()
     assert "suspicious labels" in page
     assert "http://" not in page.replace("http://www.w3.org", "")
     assert page.count("<svg") >= 4
+
+
+def test_the_page_shows_pictures_of_the_worst_examples_and_of_suspicious_labels(report):
+    page = Path(report["report"]).read_text()
+    assert [row["index"] for row in report["shown_suspects"]] == report["suspects"][: len(report["shown_suspects"])]
+    assert set(report["worst"]) == {"iid", "mirrored"}
+    shown = [row["shown"] for rows in (*report["worst"].values(), report["shown_suspects"]) for row in rows]
+    assert len(shown) > 20
+    assert all(address in page for address in shown)
+    assert page.count("<img") == page.count('alt="example') == len(shown)
+    assert "most confused on" in page.lower()
+
+
+def test_a_remedy_is_told_once_on_the_page_and_in_the_terminal(report):
+    page = Path(report["report"]).read_text()
+    wrong = [entry for entry in report["findings"] if entry["command"]]
+    assert wrong
+    console = Console(record=True, width=80, file=StringIO())
+    print_audit(report, console)
+    shown = console.export_text()
+    assert max(map(len, shown.splitlines())) <= 80 or report["report"] in shown  # a path is not broken
+    for command in {entry["command"] for entry in wrong}:
+        assert page.count(f'<pre class="command">{escape(command)}</pre>') == 1
+    words = " ".join(shown.split())
+    for entry in report["findings"]:
+        assert f"{entry['severity']} {entry['name']}" in words
+    assert words.count("Limits: notable from 0.03, serious from 0.1") == 1
+    assert report["summary"] in words
 
 
 def test_given_weights_are_audited_instead_of_trained_ones(tmp_path):
@@ -105,9 +204,11 @@ def test_given_weights_are_audited_instead_of_trained_ones(tmp_path):
         ["audit", str(tmp_path / "mine.py"), "--weights", str(tmp_path / "random.safetensors"), "--budget", "0.001s",
          "--out", str(tmp_path / "out"), "--json"],
     )  # fmt: skip
-    assert done.exit_code == 0, done.output
+    assert done.exit_code == 1, done.output  # parts were not done
     document = json.loads(done.stdout)
     assert document["weights"].endswith("random.safetensors")
+    assert not document["complete"]
+    assert len(document["skipped"]) > 5
     assert all("budget" in entry["reason"] for entry in document["skipped"])
 
 
@@ -117,6 +218,58 @@ def test_regression_is_audited_too(tmp_path):
     assert document["sets"]["iid"]["low"] < document["sets"]["iid"]["mse"] < document["sets"]["iid"]["high"]
     assert "calibration" not in document
     assert document["suspects"] == []
+    assert document["complete"]
+    told = {entry["part"]: entry["reason"] for entry in document["not_applicable"]}
+    assert told["calibration"] == "it needs classes, this is regression"
+    explained = next(e for e in document["findings"] if e["name"] == "mse: iid against a constant answer")
+    outputs = document["sets"]["iid"]["mse"]
+    x = torch.randn(90, 3, generator=torch.Generator().manual_seed(0))
+    assert explained["value"] == pytest.approx(1 - outputs / float(x.sum(1)[60:].var(correction=0)), abs=1e-5)
+
+
+OWN_METRIC = """
+metric_goal = "min"
+
+def metric(outputs, targets):
+    return float((outputs - targets).abs().max())
+"""
+
+
+def test_the_files_own_metric_is_what_is_audited(tmp_path):
+    (tmp_path / "line.py").write_text(REGRESSION.replace("test={", 'test={"far": (x[60:] + 9, y[60:]), ') + OWN_METRIC)
+    events = []
+    document = audit(tmp_path / "line.py", out=tmp_path / "out", on_event=events.append)
+    assert document["metric"] == {"name": "metric", "higher_is_better": False}
+    given, row = document["shifts"]["far"], document["sets"]["iid"]
+    assert given["metric"] == document["sets"]["far"]["score"] == document["sets"]["far"]["metric"]
+    assert row["low"] <= row["score"] <= row["high"]
+    assert document["shifts"]["iid"]["gap"] == pytest.approx(row["score"] - given["metric"])
+    assert any(entry["name"] == "metric: train against far" for entry in document["findings"])
+    assert {event.kind for event in events} == {"phase", "curve", "finding", "verdict"}
+    losses = [event.values["loss"] for event in events if event.kind == "curve"]
+    assert losses == [entry["loss"] for entry in document["curve"]]
+    assert events[-1].text == document["summary"]
+
+
+def test_a_model_that_learned_nothing_is_told_before_all_else(tmp_path):
+    frozen = "optimizer = lambda module: torch.optim.SGD(module.parameters(), lr=0.0)"
+    (tmp_path / "line.py").write_text(
+        REGRESSION.replace("randn(90", "randn(900").replace("epochs = 3", f"epochs = 1\n{frozen}")
+    )
+    document = audit(tmp_path / "line.py", out=tmp_path / "out")
+    assert document["findings"][0]["name"] == "mse: iid against a constant answer"
+    assert document["findings"][0]["severity"] == "serious"
+    assert "learning rate" in document["findings"][0]["remedy"]
+
+
+def test_validation_loss_that_still_falls_says_train_longer(tmp_path):
+    slow = "optimizer = lambda module: torch.optim.SGD(module.parameters(), lr=0.02)\nschedule = 'constant'"
+    (tmp_path / "line.py").write_text(REGRESSION.replace("epochs = 3", f"epochs = 10\n{slow}"))
+    document = audit(tmp_path / "line.py", out=tmp_path / "out")
+    found = next(entry for entry in document["findings"] if entry["name"] == "training is not over")
+    losses = [entry["val_loss"] for entry in document["curve"]]
+    assert found["value"] == pytest.approx((losses[7] - losses[9]) / losses[7])
+    assert found["remedy"] == "train longer: epochs = 20"
 
 
 @pytest.mark.parametrize(

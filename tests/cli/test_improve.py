@@ -1,10 +1,13 @@
 """What improve and audit hand on."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from typer.testing import CliRunner
 
 from heldout.cli import app
+from heldout.report import ignore
 
 
 class ReachedError(Exception):
@@ -33,3 +36,36 @@ def test_improve_gives_each_process_one_thread_unless_told_otherwise(given, thre
     result = CliRunner().invoke(app, ["improve", "digits", *given])
     assert isinstance(result.exception, ReachedError)
     assert result.exception.args == (threads,)
+
+
+DOCUMENT = {
+    "findings": [], "skipped": [], "not_applicable": [], "warnings": [], "suspects": [], "summary": "Nothing.",
+    "report": "r.html",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("complete", "code"), [(True, 0), (False, 1)])
+@pytest.mark.parametrize("form", [[], ["--json"]])
+def test_an_audit_with_parts_not_done_ends_with_exit_code_1(complete, code, form, monkeypatch):
+    monkeypatch.setattr("heldout.audit.audit", lambda file, **options: {**DOCUMENT, "complete": complete})
+    assert CliRunner().invoke(app, ["audit", "digits", *form]).exit_code == code
+
+
+@pytest.mark.parametrize(("verb", "door"), [("audit", "heldout.audit.audit"), ("improve", "heldout.improve.improve")])
+def test_events_go_to_the_tracker_in_the_output_folder(verb, door, monkeypatch, tmp_path):
+    def worker(file, **options):
+        raise ReachedError(options["on_event"])
+
+    monkeypatch.setattr(door, worker)
+    monkeypatch.setattr("heldout.report.event_log", lambda tracker, folder: (tracker, folder))
+    asked = CliRunner().invoke(app, [verb, "digits", "--log", "wandb", "--out", str(tmp_path)])
+    assert asked.exception.args == (("wandb", tmp_path / "wandb"),)
+    usual = CliRunner().invoke(app, [verb, "some/my.py", "--log", "tensorboard"])
+    assert usual.exception.args == (("tensorboard", Path(f"heldout-runs/{verb}-my/tensorboard")),)
+    assert CliRunner().invoke(app, [verb, "digits"]).exception.args[0] is ignore
+
+
+def test_an_unknown_tracker_is_bad_input():
+    result = CliRunner().invoke(app, ["audit", "digits", "--log", "paper"])
+    assert result.exit_code == 2
+    assert "tracker must be tensorboard or wandb, got 'paper'" in result.output

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import re
+from io import StringIO
 
 import pytest
+from rich.console import Console
+from scipy.stats import binomtest
 from typer.testing import CliRunner
 
 from heldout.cli import app
 from heldout.errors import ProblemError
-from heldout.evals import ScyllaOptions, VerbalizerOptions, evaluate, language_model
+from heldout.evals import ScyllaOptions, VerbalizerOptions, evaluate, language_model, print_eval
+from heldout.evals.report import to_html
 from heldout.lm import EndpointLM, ScriptedLM, character_tokenizer, tiny_llama
 
 
@@ -112,3 +116,61 @@ def test_a_password_in_the_address_is_told_to_nobody():
     with pytest.raises(ProblemError, match="without user and password") as caught:
         language_model("https://me:hunter2@host/v1#m")
     assert "hunter2" not in str(caught.value)
+
+
+def off_format(prompts, sampling):
+    return "I would rather not say."
+
+
+@pytest.mark.parametrize("name", ["verbalizer", "scylla"])
+def test_answers_off_the_format_are_warned_of_and_no_zero_is_certain(name, tmp_path, monkeypatch):
+    monkeypatch.setattr("heldout.evals.run.language_model", lambda *a, **k: ScriptedLM(off_format))
+    if name == "scylla":  # the inputs are proposed by the model, the answers are off the format
+        monkeypatch.setattr(
+            "heldout.evals.run.language_model", lambda *a, **k: ScriptedLM(proposes_but_does_not_answer)
+        )
+        options = ScyllaOptions(tests=4, tasks=("maximum",))
+    else:
+        options = VerbalizerOptions(tests=20)
+    document = evaluate(name, "scripted", options=options, out=tmp_path)
+    assert document["warnings"]
+    assert all(text.startswith("100 % of the answers to ") for text in document["warnings"])
+    page = (tmp_path / "report.html").read_text()
+    assert page.count('class="note"') == len(document["warnings"])
+    console = Console(record=True, width=80, file=StringIO())
+    print_eval(document, console)
+    shown = console.export_text()
+    assert "100 % of the answers" in shown
+    assert "0 [0, 0]" not in shown
+    assert "0 [0, 0]" not in page
+    ends = [(entry["low"], entry["high"]) for entry in document["findings"] if entry["low"] is not None]
+    assert ends
+    assert all(low < high for low, high in ends)
+    if name == "verbalizer":
+        natural = document["findings"][0]
+        peer = binomtest(0, 20).proportion_ci(method="wilson")
+        assert (natural["value"], natural["low"], natural["high"]) == pytest.approx((0, peer.low, peer.high))
+
+
+def proposes_but_does_not_answer(prompt, sampling):
+    """A model that writes the lists that Scylla asks it for, and no answer that can be read."""
+    return "\n".join(f"[{i}, {i + 3}, 7, {2 * i}]" for i in range(1, 40))
+
+
+def test_answers_that_can_be_read_are_not_warned_of(tmp_path, monkeypatch):
+    monkeypatch.setattr("heldout.evals.run.language_model", lambda *a, **k: ScriptedLM(lambda p, s: "negative no 0 1"))
+    document = evaluate("verbalizer", "scripted", options=VerbalizerOptions(tests=4), out=tmp_path)
+    told = {text.partition(" are off")[0].rpartition(" to ")[2] for text in document["warnings"]}
+    assert "negative/positive words" not in told
+
+
+def test_what_rounding_leaves_of_a_zero_is_a_zero_in_every_table(tmp_path):
+    document = {"findings": [{"name": "gap", "value": 0.0, "low": 2.78e-17, "high": 0.1, "reading": "so"}],
+                "tables": [{"title": "T", "rows": [{"task": "sort", "low": 2.78e-17}]}], "skipped": [],
+                "title": "t", "model": "m", "usage": {}, "charts": [], "seconds": 1.0, "report": "r",
+                "environment": {"python": "3", "platform": "x", "cpus": 1, "versions": {}}}  # fmt: skip
+    console = Console(record=True, width=80, file=StringIO())
+    print_eval(document, console)
+    for text in (console.export_text(), to_html(document)):
+        assert "e-17" not in text
+        assert "0 [0, 0.1]" in text

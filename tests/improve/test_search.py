@@ -90,6 +90,25 @@ def test_everything_it_promises_is_written(file):
     assert not list(out.glob("*.tmp"))
 
 
+def test_it_tells_every_phase_run_and_gain_as_events_and_keeps_the_finalists_curves(file):
+    events = []
+    report = search(file, methods=["centre"], on_event=events.append)
+    assert events[0].kind == "phase"
+    assert events[-1].kind == "verdict"
+    assert events[-1].text == report["verdict"]
+    gains = {event.name: event.values["gain"] for event in events if event.kind == "gain"}
+    assert gains["centre/iid"] == report["finalists"][0]["tests"]["iid"]["gain"]
+    points = [event for event in events if event.kind == "curve" and event.name.startswith("confirm/centre/seed")]
+    assert {event.step for event in points} == {1, 2, 3, 4}
+    for name in ("training loss", "training error"):
+        last = [event.values[name] for event in points if event.step == 4 and name in event.values]
+        row = next(v for v in report["curves"][name] if (v["arm"], v["step"]) == ("centre", 4))
+        assert len(last) == 3
+        assert row["mean"] == pytest.approx(sum(last) / 3)
+        assert (row["low"], row["high"]) == (min(last), max(last))
+    assert "Training loss by epoch" in (file.parent / "out" / "report.html").read_text()
+
+
 def test_the_winners_code_runs_and_gives_the_winner(file):
     report = search(file, methods=["centre"])
     check = "\nimport torch, safetensors.torch as s\n"

@@ -3,7 +3,6 @@ import re
 import pytest
 from rich.console import Console
 
-from heldout.report.formats import duration, number
 from heldout.report.page import chart, interval_bar
 from heldout.report.study import load_results, print_results, to_html, to_markdown, write_report
 from heldout.study import Study, better, higher_is_better, log_curve, log_figure, lower_is_better, run_study
@@ -87,10 +86,9 @@ def test_a_figure_that_cannot_be_drawn_is_a_note_on_the_page():
     assert "localhost" not in remote or "cannot be drawn" in remote
 
 
-def test_numbers_and_durations_are_for_people():
-    assert (number(None), number(0.123456)) == ("–", "0.1235")
-    assert (duration(0.5), duration(61), duration(3 * 3600)) == ("0.5 s", "1 min 1 s", "3 h 0 min")
+def test_a_bar_tells_its_interval_in_words_too():
     assert "circle" in interval_bar(1.0, 0.5, 1.5)
+    assert 'aria-label="1 [0.5, 1.5], against 0"' in interval_bar(1.0, 0.5, 1.5)
     assert interval_bar(None, None, None) == ""
 
 

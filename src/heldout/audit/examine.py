@@ -10,11 +10,13 @@ from typing import Any
 
 from torch import nn
 
+from heldout.audit.judging import LADDER, ranked
 from heldout.audit.parts import PARTS
 from heldout.audit.report import to_html
-from heldout.audit.work import Audit
+from heldout.audit.work import Audit, NotApplicableError, metric_of
 from heldout.method import Method, Run
-from heldout.problem import Problem, ProblemError, check_problem, load_problem
+from heldout.problem import EXAMPLES, Problem, ProblemError, check_problem, load_problem
+from heldout.report import LogEvent, OnEvent, ignore, telling
 from heldout.study import environment, write_atomically
 from heldout.train import fit, outputs_of, score
 from heldout.weights import load_checkpoint
@@ -30,8 +32,13 @@ def audit(
     seed: int = 0,
     out: str | Path | None = None,
     say: Say = lambda text: None,
+    on_event: OnEvent = ignore,
 ) -> dict[str, Any]:
     """Returns the report on the model of a user's file as one JSON document, and writes it as HTML beside.
+
+    Findings come worst first. Each is "serious", "notable", "open" (its interval does not tell), "fine", or "for
+    information" where nothing tells good from bad; the limits stand beside it. Methods are named only where something
+    is wrong, and only those that ``improve`` would try on this file. "complete" is False where a part was not done.
 
     Args:
         file: what ``improve`` takes: a file that defines ``model()`` and ``data()``, or a built-in example.
@@ -40,6 +47,7 @@ def audit(
         seed: of training and of the examples that are looked at.
         out: folder of the report; default ``heldout-runs/audit-NAME``.
         say: told what is being done.
+        on_event: called with a ``heldout.report.LogEvent`` for every phase, epoch and finding, and at the end.
 
     Raises:
         ProblemError: the file or the weights cannot be used.
@@ -52,22 +60,29 @@ def audit(
     document: dict[str, Any] = {
         "title": problem.path.stem,
         "file": str(problem.path),
+        "asked": str(file) if str(file) in EXAMPLES else str(problem.path),
+        "metric": {"name": problem.metric, "higher_is_better": problem.maximise},
         "weights": None if weights is None else str(weights),
         "task": problem.task,
         "warnings": warnings,
         "findings": [],
         "skipped": [],
+        "not_applicable": [],
         "suspects": [],
         "environment": environment(),
     }
+    say = telling(say, on_event)
     say("training the model" if weights is None else "loading the weights")
-    module, document["curve"] = _trained(problem, seed) if weights is None else (_loaded(problem, weights), [])
+    module, document["curve"] = (
+        _trained(problem, seed, on_event) if weights is None else (_loaded(problem, weights), [])
+    )
     document["parameters"] = sum(p.numel() for p in module.parameters())
     document["train_examples"] = len(problem.splits.train)  # type: ignore[arg-type]
-    work = Audit(problem, module, seed, started + budget, document)
+    work = Audit(problem, module, seed, started + budget, document, on_event)
     classifies = problem.task == "classification"
     for title, part, needs_classes in PARTS:
         if needs_classes and not classifies:
+            document["not_applicable"].append({"part": title, "reason": f"it needs classes, this is {problem.task}"})
             continue
         if time.monotonic() > work.deadline:
             document["skipped"].append({"part": title, "reason": "the budget was used up before"})
@@ -75,16 +90,30 @@ def audit(
         say(title)
         try:
             part(work)
+        except NotApplicableError as error:
+            document["not_applicable"].append({"part": title, "reason": str(error)})
         except (ValueError, TypeError, RuntimeError, NotImplementedError) as error:
             reason = str(error).partition("\n")[0] or type(error).__name__
             document["skipped"].append({"part": title, "reason": reason})
+    document["findings"] = ranked(document["findings"])
+    document["summary"] = _summary(document["findings"])
+    document["complete"] = not document["skipped"]
+    on_event(LogEvent("verdict", document["title"], text=document["summary"]))
     document["seconds"] = time.monotonic() - started
     folder = Path(out) if out is not None else Path("heldout-runs") / f"audit-{problem.path.stem}"
     _write(document, folder)
     return document
 
 
-def _trained(problem: Problem, seed: int) -> tuple[nn.Module, list[dict[str, float]]]:
+def _summary(findings: list[dict[str, Any]]) -> str:
+    """What was found in one line: how many findings of each severity, and the worst of them."""
+    counts = {word: sum(entry["severity"] == word for entry in findings) for word in LADDER}
+    told = ", ".join(f"{count} {word}" for word, count in counts.items() if count)
+    worst = findings[0] if findings and findings[0]["severity"] in LADDER[:2] else None
+    return (told or "nothing was measured") + (f"; first: {worst['name']}" if worst else "") + "."
+
+
+def _trained(problem: Problem, seed: int, on_event: OnEvent) -> tuple[nn.Module, list[dict[str, float]]]:
     """The model after the user's own recipe, and its loss and error on training and validation data by epoch."""
     curve: list[dict[str, float]] = []
     modules: list[nn.Module] = []
@@ -94,9 +123,12 @@ def _trained(problem: Problem, seed: int) -> tuple[nn.Module, list[dict[str, flo
         return module
 
     def measure(entry: dict[str, float]) -> None:
-        found = [score(*outputs_of(modules[0], d), problem.task) for d in problem.validation_sets().values()]
+        pairs = [outputs_of(modules[0], dataset) for dataset in problem.validation_sets().values()]
+        found = [{**score(*pair, problem.task), "score": metric_of(problem, *pair)} for pair in pairs]
         mean = {f"val_{name}": sum(each[name] for each in found) / len(found) for name in found[0]}
         curve.append({**entry, **mean})
+        values = {name: value for name, value in curve[-1].items() if name not in ("epoch", "seconds")}
+        on_event(LogEvent("curve", "training", step=int(entry["epoch"]), values=values))
 
     method = Method("baseline", model=watch)
     fitted = fit(problem.model(seed), problem.splits, method, seed=seed, on_epoch=measure, **problem.recipe)

@@ -13,10 +13,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.data import Subset
 
-from heldout.audit.work import Audit, named_validation
+from heldout.audit.examples import shown_suspects, worst_examples
+from heldout.audit.judging import Threshold, chance_calibration_error
+from heldout.audit.work import Audit, NotApplicableError, metric_interval, metric_of, named_validation
 from heldout.data import all_targets, gather
 from heldout.measure import (
     brier,
@@ -30,12 +32,15 @@ from heldout.measure import (
     vendi_score,
 )
 from heldout.nn import inputs_for, split_head
-from heldout.study import wilson
-from heldout.train import label_margins
+from heldout.report import number
+from heldout.statistics import Interval, newcombe, wilson
+from heldout.train import fit, label_margins, outputs_of
 
 MEASURED = 2000  # examples that the difficulty of the task is estimated from
 FOLDS = 4
 SUSPECT = 0.5  # a label is suspicious where models speak against it half as strongly as they do for the median one
+SHIFT_METHODS = ("adanpc", "tent", "itta", "t3a", "drm", "bang", "lines", "pego", "divdis", "dbat")
+LESS_DATA = (0.25, 0.5)  # of the training set
 
 
 # --- the parts of the report ----------------------------------------------------------------------------------------
@@ -44,43 +49,89 @@ SUSPECT = 0.5  # a label is suspicious where models speak against it half as str
 def _scores(work: Audit) -> None:
     sets = {"train": "train", **dict.fromkeys(named_validation(work.problem), "val")}
     sets |= dict.fromkeys(work.problem.splits.test, "test")
-    rows = {name: {"role": role, **_score_of(*work.of(name))} for name, role in sets.items()}
-    metric, sign = ("accuracy", 1) if work.problem.task == "classification" else ("mse", -1)
-    base = rows[work.given]
+    rows = {name: {"role": role, **_score_of(work, name)} for name, role in sets.items()}
+    metric, sign, base = work.problem.metric, work.sign, rows[work.given]
     shifts = {}
     for name in work.problem.splits.test:
         row = rows[name]
-        gap, spread = sign * (base[metric] - row[metric]), math.hypot(_half(base), _half(row))
-        ends = {"low": row["low"], "high": row["high"], "gap_low": gap - spread, "gap_high": gap + spread}
-        shifts[name] = {metric: row[metric], "gap": gap, **ends}
+        gap = _difference(base, row, sign)
+        ends = {"low": row["low"], "high": row["high"], "gap_low": gap.low, "gap_high": gap.high}
+        shifts[name] = {metric: row["score"], "gap": gap.estimate, **ends}
     work.document |= {"sets": rows, "shifts": shifts}
-    gap = sign * (rows["train"][metric] - base[metric])
-    reading = "how much better the model is on what it was trained on: much more than noise means that it overfits"
-    work.finding(f"{metric}: train against {work.given}", gap, reading, methods=["ps_kd", "useful", "sam"])
-    shifted = [name for name in shifts if name != work.given]
-    if shifted:
-        worst = max(shifted, key=lambda name: shifts[name]["gap"])
-        found = shifts[worst]
-        title = f"{metric}: {work.given} against {worst}"
-        reading = "what the worst shift costs: it does for sure where the interval lies above 0"
-        work.finding(
-            title, found["gap"], reading, low=found["gap_low"], high=found["gap_high"], methods=["tent", "itta"]
-        )
+    limits = _gap_limits(work, base["score"])
+    _above_a_constant(work, base)
+    gap = _difference(rows["train"], base, sign)
+    reading = "how much better the model is on what it was trained on: it overfits where this is more than noise"
+    title = f"{metric}: train against {work.given}"
+    methods, ends = ("ps_kd", "useful", "sam"), {"low": gap.low, "high": gap.high}
+    work.finding(title, gap.estimate, reading, **ends, limits=limits, methods=methods)
+    for name, found in shifts.items():
+        if name != work.given:
+            reading = f"what the shift to {name} costs"
+            ends = {"low": found["gap_low"], "high": found["gap_high"]}
+            work.finding(
+                f"{metric}: {work.given} against {name}", found["gap"], reading, **ends, limits=limits,
+                methods=SHIFT_METHODS, aim="shift",
+                remedy="validation data with such a shift lets improve select for it",
+            )  # fmt: skip
 
 
-def _score_of(outputs: Tensor, targets: Tensor) -> dict[str, Any]:
-    losses = _losses(outputs, targets)
-    mean, half = float(losses.mean()), 1.96 * float(losses.std()) / math.sqrt(len(losses))
-    ends = {"low": mean - half, "high": mean + half}
-    if targets.is_floating_point():
-        return {"n": len(targets), "mse": mean, **ends}
-    found = wilson(float((outputs.argmax(1) == targets).sum()), len(targets))
-    accuracy = {"accuracy": found.estimate, "low": found.low, "high": found.high}
-    return {"n": len(targets), **accuracy, "loss": mean, **{f"loss_{name}": value for name, value in ends.items()}}
+def _score_of(work: Audit, name: str) -> dict[str, Any]:
+    (outputs, targets), losses = work.of(name), work.losses(name)
+    mean, half = (
+        float(losses.mean()),
+        1.96 * float(losses.std(correction=int(len(losses) > 1))) / math.sqrt(len(losses)),
+    )
+    value, low, high = metric_interval(work.problem, outputs, targets, losses, seed=work.seed)
+    row = {"n": len(targets), work.problem.metric: value, "score": value, "low": low, "high": high}
+    if work.problem.task == "classification":
+        row |= {"accuracy": float((outputs.argmax(1) == targets).double().mean())}
+    return {**row, "loss": mean, "loss_low": mean - half, "loss_high": mean + half}
 
 
-def _half(row: dict[str, Any]) -> float:
-    return (row["high"] - row["low"]) / 2
+def _difference(better: dict[str, Any], worse: dict[str, Any], sign: int) -> Interval:
+    """How much better one set is than another, from the intervals of both."""
+    first, second = (Interval(row["score"], row["low"], row["high"]) for row in (better, worse))
+    return newcombe(first, second) if sign > 0 else newcombe(second, first)
+
+
+def _gap_limits(work: Audit, score: float) -> Threshold | None:
+    """What a gap in the metric must be to matter."""
+    problem = work.problem
+    if problem.measure is None and problem.metric == "accuracy":
+        return Threshold(0.03, 0.1, "3 and 10 points of accuracy")
+    if problem.task == "regression" and problem.measure is None:
+        _, targets = work.of(work.given)
+        variance = float(targets.double().reshape(len(targets), -1).var(0, correction=0).mean())
+        unit = "3 and 10 hundredths of the targets' variance, as in R2"
+        return Threshold(0.03 * variance, 0.1 * variance, unit) if variance > 0 else None
+    if score == 0 or not math.isfinite(score):
+        return None
+    shares = f"5 and 20 hundredths of the {problem.metric} on {work.given}"
+    return Threshold(0.05 * abs(score), 0.2 * abs(score), shares)
+
+
+def _above_a_constant(work: Audit, base: dict[str, Any]) -> None:
+    """How much better the model is than the best constant answer; told where it is an accuracy or a squared error."""
+    problem, (_, targets) = work.problem, work.of(work.given)
+    if problem.measure is not None or problem.metric not in ("accuracy", "mse"):
+        return
+    name = f"{problem.metric}: {work.given} against a constant answer"
+    if problem.metric == "accuracy":
+        share = float(targets.bincount().max()) / len(targets)
+        value, low, high = (base[key] - share for key in ("score", "low", "high"))
+        reading = f"how far the model is above always giving the commonest label, which is right in {share:.1%}"
+        why = "the model has learned next to nothing"
+    else:
+        variance = float(targets.double().reshape(len(targets), -1).var(0, correction=0).mean())
+        if variance == 0:
+            return
+        value, low, high = (1 - base[key] / variance for key in ("score", "high", "low"))
+        reading = "R2: the share of the targets' variance that the model explains"
+        why = "the model explains next to nothing"
+    limits = Threshold(0.1, 0.02, why, low_is_bad=True)
+    remedy = "before any method, search the learning rate and train longer; improve does the former by itself"
+    work.finding(name, value, reading, low=low, high=high, limits=limits, remedy=remedy)
 
 
 def _calibration(work: Audit) -> None:
@@ -90,80 +141,113 @@ def _calibration(work: Audit) -> None:
         probs = outputs.double().softmax(1)
         table[name] = {
             "ece": expected_calibration_error(probs, targets),
+            "chance": chance_calibration_error(probs.amax(1), seed=work.seed),
             "brier": brier(probs, targets),
             "nll": nll(probs, targets),
             "bins": [vars(row) for row in reliability_table(probs, targets)],
         }
     work.document["calibration"] = table
+    reading = "mean distance of confidence from accuracy"
+    remedy = 'metric = "loss" in the file lets improve select for good probabilities'
     worst = max(table, key=lambda name: table[name]["ece"])
-    reading = "mean distance of confidence from accuracy: 0.02 is good, above 0.1 do not trust the probabilities"
-    work.finding(f"calibration error on {work.given}", table[work.given]["ece"], reading, methods=["ps_kd"])
-    if worst != work.given:
-        work.finding(f"calibration error on {worst}", table[worst]["ece"], reading, methods=["ps_kd", "adanpc"])
+    for name in dict.fromkeys([work.given, worst]):
+        chance = table[name]["chance"]
+        why = "0.05 and 0.15"
+        if chance > 0.05:
+            why = f"chance alone reaches {number(chance, 2)} with {len(work.of(name)[1])} examples; beyond 0.15 too"
+        limits = Threshold(max(0.05, chance), max(0.15, chance), f"{why} make probabilities hard to trust")
+        work.finding(
+            f"calibration error on {name}",
+            table[name]["ece"],
+            reading,
+            limits=limits,
+            methods=("ps_kd",),
+            remedy=remedy,
+        )
 
 
 def _classes(work: Audit) -> None:
     outputs, targets = work.of(work.given)
     right = outputs.argmax(1) == targets
-    work.document["classes"] = [_share(right, targets == label, int(label)) for label in targets.unique()]
-    worst = min(work.document["classes"], key=lambda row: row["accuracy"])
-    reading = "the class with the lowest accuracy: look whether it has few examples, or wrong labels"
-    work.finding(
-        f"class {worst['group']} on {work.given}", worst["accuracy"], reading, low=worst["low"], high=worst["high"]
-    )
+    labels = targets.unique()
+    work.document["classes"] = rows = [_share(right, targets == label, int(label), len(labels)) for label in labels]
+    _lowest(work, f"class on {work.given}", rows, float(right.double().mean()), "look at its examples and labels")
     for field_name in ("groups", "domains"):
-        labels = getattr(work.problem.splits, field_name)
-        if labels is None:
+        members = getattr(work.problem.splits, field_name)
+        if members is None:
             continue
+        members = torch.as_tensor(members)
         outputs, targets = work.of("train")
         right = outputs.argmax(1) == targets
-        rows = [
-            _share(right, torch.as_tensor(labels) == label, int(label)) for label in torch.as_tensor(labels).unique()
-        ]
-        work.document[field_name] = rows
-        worst = min(rows, key=lambda row: row["accuracy"])
-        reading = f"the lowest training accuracy of the {field_name}: a low one was not even learned"
-        work.finding(
-            f"{field_name[:-1]} {worst['group']}",
-            worst["accuracy"],
-            reading,
-            low=worst["low"],
-            high=worst["high"],
-            methods=["drm"],
-        )
+        values = members.unique()
+        work.document[field_name] = rows = [_share(right, members == each, int(each), len(values)) for each in values]
+        reading = "a training accuracy that is low was not even learned"
+        methods = ("drm",) if field_name == "domains" else ()
+        _lowest(work, f"{field_name[:-1]} of train", rows, float(right.double().mean()), reading, methods)
+    sizes = max(outputs.shape[1], int(targets.max()) + 1)
+    work.document["confusion"] = {name: _counts(*work.of(name), sizes) for name in work.looked_at()}
 
 
-def _share(right: Tensor, members: Tensor, group: int) -> dict[str, Any]:
-    found = wilson(float(right[members].sum()), int(members.sum()))
+def _counts(outputs: Tensor, targets: Tensor, classes: int) -> list[list[int]]:
+    """How often each label (row) was told as each class (column)."""
+    pairs = targets * classes + outputs.argmax(1)
+    return pairs.bincount(minlength=classes**2).reshape(classes, classes).tolist()
+
+
+def _lowest(
+    work: Audit, kind: str, rows: list[dict[str, Any]], whole: float, advice: str, methods: tuple[str, ...] = ()
+) -> None:
+    """The finding on the class or group that lags furthest behind the whole."""
+    if len(rows) < 2:
+        return
+    worst = min(rows, key=lambda row: row["accuracy"])
+    limits = Threshold(0.1, 0.25, "10 and 25 points below the accuracy of all")
+    ends = {"low": whole - worst["high"], "high": whole - worst["low"]}
+    reading = f"how far the lowest accuracy, of {worst['group']} with {worst['n']} examples, is below that of all"
+    work.finding(
+        f"lowest {kind}: {worst['group']}", whole - worst["accuracy"], reading, **ends, limits=limits,
+        methods=methods, remedy=advice,
+    )  # fmt: skip
+
+
+def _share(right: Tensor, members: Tensor, group: int, of: int) -> dict[str, Any]:
+    """The accuracy of one of ``of`` groups, with an interval that holds for all of them at once."""
+    found = wilson(float(right[members].sum()), int(members.sum()), 1 - 0.05 / of)
     return {"group": group, "n": int(members.sum()), "accuracy": found.estimate, "low": found.low, "high": found.high}
 
 
 def _memorization(work: Audit) -> None:
-    train, test = (_losses(*work.of(name)) for name in ("train", work.given))
+    train, test = (work.losses(name) for name in ("train", work.given))
     ordered = test.sort().values
     places = torch.searchsorted(ordered, train) + torch.searchsorted(ordered, train, right=True)
     below = 1 - float(places.double().mean()) / (2 * len(test))  # ties count half
+    half = 1.96 * _auc_error(below, len(train), len(test))
     work.document["memorization"] = {"auc": below, "examples": len(train) + len(test)}
     reading = (
         "probability that a training example has a lower loss than a new one: at 0.5 single examples left no trace, "
         "at 1 all did; privacy attacks work in between"
     )
-    work.finding("memorization", below, reading, methods=["ps_kd", "sam"])
+    limits = Threshold(0.6, 0.75, "from 0.6 on an attacker guesses right in 6 of 10 pairs, from 0.75 in 3 of 4")
+    work.finding(
+        "memorization", below, reading, low=max(0.0, below - half), high=min(1.0, below + half), limits=limits,
+        methods=("ps_kd", "sam"),
+    )  # fmt: skip
 
 
-def _losses(outputs: Tensor, targets: Tensor) -> Tensor:
-    if targets.is_floating_point():
-        return (outputs.reshape(targets.shape) - targets).double().square().reshape(len(targets), -1).mean(1)
-    return F.cross_entropy(outputs.double(), targets, reduction="none")
+def _auc_error(auc: float, positives: int, negatives: int) -> float:
+    """Standard error of an area under the ROC curve. Source: Hanley and McNeil, Radiology 143 (1982)."""
+    first, second = auc / (2 - auc), 2 * auc * auc / (1 + auc)
+    spread = auc * (1 - auc) + (positives - 1) * (first - auc**2) + (negatives - 1) * (second - auc**2)
+    return math.sqrt(max(0.0, spread) / (positives * negatives))
 
 
 def _sharpness(work: Audit) -> None:
     found = sharpness(work.module, work.probed(), iterations=20, seed=work.seed)
     work.document["sharpness"] = vars(found)
     reading = "largest curvature of the loss: gradient descent diverges beyond a rate of 2 / this. Compare like models"
-    work.finding("sharpness: top Hessian eigenvalue", found.top_eigenvalue, reading, methods=["sam"])
-    reading = f"rise of the training loss {found.loss:.3g} within {found.rho} of the weights: what SAM lowers"
-    work.finding("sharpness: ascent gap", found.ascent_gap, reading, methods=["sam"])
+    work.finding("sharpness: top Hessian eigenvalue", found.top_eigenvalue, reading)
+    reading = f"rise of the training loss {number(found.loss, 3)} within {found.rho} of the weights: what SAM lowers"
+    work.finding("sharpness: ascent gap", found.ascent_gap, reading)
 
 
 def _coherence(work: Audit) -> None:
@@ -177,7 +261,7 @@ def _coherence(work: Audit) -> None:
         f"how many of {found.examples} examples a step on one of them helps, at the end of training: 1 means that what "
         "is left to learn is learned by heart"
     )
-    work.finding("gradient coherence", found.m_coherence, reading, methods=["useful"])
+    work.finding("gradient coherence", found.m_coherence, reading)
 
 
 def _diversity(work: Audit) -> None:
@@ -198,7 +282,7 @@ def _diversity(work: Audit) -> None:
     )
     work.finding("diversity of features (Vendi)", embedding, reading)
     reading = f"as many different directions in which {len(probed)} examples pull the weights: more of them teach more"
-    work.finding("diversity of gradients (G-Vendi)", by_gradient, reading, methods=["useful"])
+    work.finding("diversity of gradients (G-Vendi)", by_gradient, reading)
 
 
 def _difficulty(work: Audit) -> None:
@@ -206,7 +290,7 @@ def _difficulty(work: Audit) -> None:
     chosen = torch.randperm(len(train), generator=torch.Generator().manual_seed(work.seed))[:MEASURED]  # type: ignore[arg-type]
     inputs, targets = gather(train, chosen)
     if not isinstance(inputs, Tensor) or not inputs.is_floating_point():
-        raise ValueError("the difficulty of a task is defined for inputs of real numbers")
+        raise NotApplicableError("the difficulty of a task is defined for inputs of real numbers")
     found = classification_difficulty(inputs, targets, error=0.01, seed=work.seed)
     work.document["difficulty"] = {
         "log2_bits": None if math.isnan(found.log2_bits) else found.log2_bits,
@@ -241,48 +325,84 @@ def _suspects(work: Audit) -> None:
     work.document["suspects"] = found
     work.document["suspect_margins"] = [round(float(margins[i]), 4) for i in found]
     work.document["suspect_labels"] = [int(targets[i]) for i in found]
+    work.document["shown_suspects"] = shown_suspects(work)
     share = len(found) / len(margins)
     reading = (
         f"share of training examples whose label {FOLDS} cross-fitted models contradict, {len(found)} in all: wrong "
         "labels, or hard examples. Look at them from the first on"
     )
-    work.finding("suspicious labels", share, reading)
+    limits = Threshold(0.01, 0.05, "1 and 5 hundredths of the labels")
+    work.finding("suspicious labels", share, reading, limits=limits, remedy="correct them and train again")
 
 
 def _curve(work: Audit) -> None:
     curve = work.document["curve"]
     if not curve:
-        raise ValueError("weights were given, so there is no training curve to read")
+        raise NotApplicableError("weights were given, so there is no training curve to read")
     losses = [entry["val_loss"] for entry in curve]
     best = min(range(len(losses)), key=losses.__getitem__)
     fits = next((i + 1 for i, e in enumerate(curve) if e.get("train_error", 1.0) <= 0.005), None)
-    after = len(losses) - 1 - best
     work.document["reading_of_curve"] = {"best_epoch": best + 1, "epochs": len(losses), "fits_training_set_at": fits}
-    if fits is None:
-        reading = (
-            "the training set was never fitted: neither double descent nor grokking can be told; train longer or larger"
-        )
-    elif losses[-1] < min(losses[: max(1, fits)]):
-        reading = (
-            f"the training set is fitted since epoch {fits}, and validation went on improving: longer training may pay"
-        )
-    else:
-        reading = (
-            f"the training set is fitted since epoch {fits}, validation loss was lowest at epoch {best + 1}: stop "
-            "there or regularise; a late second descent (grokking) shows only in far longer runs with weight decay"
-        )
-    work.finding("epochs since the lowest validation loss", float(after), reading, methods=["ps_kd", "sam"])
+    rise = (losses[-1] - losses[best]) / losses[best] if losses[best] > 0 else 0.0
+    fitted = "the training set was never fitted" if fits is None else f"the training set is fitted since epoch {fits}"
+    reading = (
+        f"share by which the validation loss rose since its lowest, at epoch {best + 1} of {len(losses)}; {fitted}. "
+        "A second descent (grokking) shows only in far longer runs with weight decay"
+    )
+    limits = Threshold(0.05, 0.25, "a twentieth and a quarter of the lowest loss")
+    remedy = f"stop at epoch {best + 1}, or regularise"
+    work.finding("rise of the validation loss", rise, reading, limits=limits, methods=("ps_kd", "sam"), remedy=remedy)
+    last = max(1, len(losses) // 5)
+    if len(losses) > last and best >= len(losses) - last:
+        before = min(losses[:-last])
+        fall = (before - losses[best]) / before if before > 0 else 0.0
+        reading = f"share by which the validation loss still fell in the last {last} of {len(losses)} epochs"
+        limits = Threshold(0.05, 0.2, "a model whose loss falls by a twentieth, or a fifth, is not trained to the end")
+        remedy = f"train longer: epochs = {2 * len(losses)}"
+        work.finding("training is not over", fall, reading, limits=limits, remedy=remedy)
+
+
+def _more_data(work: Audit) -> None:
+    """The learning curve: the metric after training on a quarter, a half and all of the training set."""
+    curve = work.document["curve"]
+    if not curve:
+        raise NotApplicableError("weights were given: only the file's own recipe tells what it does with less data")
+    train, size = work.problem.splits.train, len(work.problem.splits.train)  # type: ignore[arg-type]
+    spent, left = sum(entry["seconds"] for entry in curve), work.deadline - time.monotonic()
+    if left < spent * sum(LESS_DATA):
+        raise ValueError(f"the {left:.0f} s that are left of the budget do not allow two shorter trainings")
+    order = torch.randperm(size, generator=torch.Generator().manual_seed(work.seed))
+    points = []
+    for share in LESS_DATA:
+        count = max(2, round(share * size))
+        kept = Subset(train, order[:count].sort().values.tolist())
+        module = fit(work.problem.model(work.seed), kept, seed=work.seed, **work.problem.recipe).module
+        points.append({"examples": count, "score": metric_of(work.problem, *outputs_of(module, _given_set(work)))})
+    points.append({"examples": size, "score": metric_of(work.problem, *work.of(work.given))})
+    work.document["learning_curve"] = points
+    gain = work.sign * (points[-1]["score"] - points[-2]["score"])
+    reading = (
+        f"what the second half of the training set has added to {work.problem.metric} on {work.given}, for one seed: "
+        "doubling the data once more would add less than that, as a rule"
+    )
+    work.finding("gain from twice the data", gain, reading)
+
+
+def _given_set(work: Audit) -> Any:
+    return work.problem.splits.test[work.given]
 
 
 PARTS: tuple[tuple[str, Callable[[Audit], None], bool], ...] = (
-    ("accuracy and shifts", _scores, False),
+    ("scores and shifts", _scores, False),
     ("calibration", _calibration, True),
     ("classes and groups", _classes, True),
     ("memorization", _memorization, False),
     ("training curve", _curve, False),
+    ("worst examples", worst_examples, False),
     ("sharpness", _sharpness, False),
     ("gradient coherence", _coherence, False),
     ("diversity of the training set", _diversity, True),
     ("difficulty of the task", _difficulty, True),
     ("suspicious labels", _suspects, True),
+    ("learning curve", _more_data, False),
 )

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from heldout.cli.completion import systems_and_methods
 from heldout.cli.options import Json
 from heldout.cli.output import console, fail, print_json
 
@@ -50,7 +51,12 @@ def list_systems(
 
 
 def show(
-    name: Annotated[str, typer.Argument(help="A system (ps-kd) or a Method (sam, rm3); underscores do, too.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="A system (ps-kd) or a Method (sam, rm3); underscores do, too.", autocompletion=systems_and_methods
+        ),
+    ],
     as_json: Json = False,
 ) -> None:
     """Show one system or Method: what it is for, its parts, how to use it, its recorded evidence."""

@@ -23,6 +23,9 @@ On = Annotated[
     ),
 ]
 Threads = Annotated[int, typer.Option(min=1, help="Threads of arithmetic in each process.")]
+Log = Annotated[
+    str | None, typer.Option(help="Where progress is logged as well: tensorboard (in the output folder) or wandb.")
+]
 Out = Annotated[Path | None, typer.Option(help="Output folder; finished runs in it are kept and never repeated.")]
 
 

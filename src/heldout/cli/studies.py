@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from heldout.cli.completion import built_systems
 from heldout.cli.options import Json, On, Out, Threads, Workers, names, size, spread
 from heldout.cli.output import CLAIMS_FAILED, RUNS_FAILED, console, fail, one_line_errors, print_json, say
 
@@ -53,7 +54,11 @@ class StudyOptions:
 
 
 @spread(StudyOptions)
-def reproduce(slug: str, options: StudyOptions, as_json: Json = False) -> None:
+def reproduce(
+    slug: Annotated[str, typer.Argument(help="A system, such as useful.", autocompletion=built_systems)],
+    options: StudyOptions,
+    as_json: Json = False,
+) -> None:
     """Run a system's published claims as an experiment, and judge them."""
     from heldout.catalog import find
 

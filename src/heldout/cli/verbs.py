@@ -19,7 +19,6 @@ app = typer.Typer(
     name="heldout",
     help="Which published idea makes your model work on unseen data? heldout tries them, and proves the answer.",
     no_args_is_help=True,
-    add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )

@@ -16,6 +16,7 @@ from heldout.language_model import LM
 
 Document = dict[str, Any]
 Say = Callable[[str], None]
+OFF_FORMAT = 0.1  # share of unreadable answers from which on there is a warning
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,26 @@ def plain_parameters(record: type) -> inspect.Signature:
 def finding(name: str, value: float, low: float | None, high: float | None, reading: str) -> dict[str, Any]:
     """Returns a number with its interval and one sentence on how to read it."""
     return {"name": name, "value": value, "low": low, "high": high, "reading": reading}
+
+
+def format_warnings(off_format: Mapping[str, float], advice: str) -> list[str]:
+    """Returns a warning where a tenth or more of the answers could not be read, which then count as wrong.
+
+    Args:
+        off_format: by what was asked, the share of its answers that hold none in the expected form.
+        advice: what to change.
+
+    Example:
+        >>> format_warnings({"sort": 1.0, "maximum": 0.02}, "raise max_tokens")
+        ['100 % of the answers to sort are off the format and tell nothing of what the model knows: raise max_tokens']
+    """
+    return [
+        f"{share:.0%} of the answers to {name} are off the format".replace("%", " %")
+        + (" and tell nothing of what the model knows" if share > 0.5 else ", and count as wrong")
+        + f": {advice}"
+        for name, share in off_format.items()
+        if share >= OFF_FORMAT
+    ]
 
 
 def _converted(value: Any, hint: Any) -> Any:

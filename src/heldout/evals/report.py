@@ -25,6 +25,8 @@ def print_eval(document: Document, console: Any) -> None:
     from rich.markup import escape
     from rich.table import Table
 
+    for warning in document.get("warnings", []):
+        console.print(f"[yellow]{escape(warning)}[/]", highlight=False)
     for entry in document["findings"]:
         console.print(
             f"[bold]{escape(entry['name'])}[/]  {escape(with_interval(entry['value'], entry['low'], entry['high']))}",

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from heldout.errors import ProblemError
-from heldout.evals.protocol import Document, Protocol, Say, finding, option
+from heldout.evals.protocol import Document, Protocol, Say, finding, format_warnings, option
 from heldout.language_model import LM
 from heldout.measure import Scylla, ScyllaReport, ScyllaScore
+from heldout.statistics import Interval, newcombe, wilson
 from heldout.tasks import LIST_LEVELS, list_tasks
 
 
@@ -65,7 +66,7 @@ def scylla_task(lm: LM, task: Any, options: ScyllaOptions) -> ScyllaScore:
 
 def scylla_document(report: ScyllaReport, skipped: Sequence[Mapping[str, str]] = ()) -> Document:
     """Returns findings, table and charts of a report."""
-    curve = report.gap_curve()
+    curve = {level: _with_width(gap, report.levels()[level]) for level, gap in report.gap_curve().items()}
     critical = report.critical_complexity()
     share = report.bootstrap()[critical]
     findings = [
@@ -123,7 +124,21 @@ def scylla_document(report: ScyllaReport, skipped: Sequence[Mapping[str, str]] =
         "tables": [{"title": "Tasks", "rows": report.table()}],
         "charts": [accuracy, gap_chart],
         "skipped": list(skipped),
+        "warnings": format_warnings(
+            {row.task: 1 - (row.parsed_id + row.parsed_ood) / 2 for row in report.rows},
+            "raise --max-tokens, or use --mode few-shot",
+        ),
     }
+
+
+def _with_width(gap: Interval, rows: Sequence[ScyllaScore]) -> Interval:
+    """A gap whose bootstrap interval has no width gets that of two proportions, not below 0 as the gap itself."""
+    if gap.low != gap.high:
+        return gap
+    tests = sum(len(row.right_id) for row in rows)
+    sides = [sum(getattr(row, f"accuracy_{side}") * len(row.right_id) for row in rows) for side in ("id", "ood")]
+    found = newcombe(*(wilson(right, tests) for right in sides))
+    return Interval(gap.estimate, max(0.0, min(found.low or 0.0, gap.estimate)), max(found.high or 0.0, gap.estimate))
 
 
 SCYLLA = Protocol(

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from heldout.data import emphasised_instruction, verbalizer_instruction, verbalizer_sets
 from heldout.errors import ProblemError
-from heldout.evals.protocol import Document, Protocol, Say, finding, option
+from heldout.evals.protocol import Document, Protocol, Say, finding, format_warnings, option
 from heldout.language_model import LM
 from heldout.measure import VerbalizerManipulation, VerbalizerReport, VerbalizerScore
+from heldout.statistics import Interval, newcombe, wilson
 from heldout.tasks import OPINION_CLASSES, opinion_words, opinions
 
 BINARY = (("0", "1"), ("no", "yes"))  # words that agree with two classes whatever they are
@@ -77,7 +78,8 @@ def verbalizer_task(options: VerbalizerOptions) -> VerbalizerManipulation:
 
 def verbalizer_document(report: VerbalizerReport) -> Document:
     """Returns findings, table and chart of a report."""
-    means = {kind: report.accuracy(kind) for kind in ("natural", "neutral", "unnatural")}  # type: ignore[arg-type]
+    texts = len(report.labels)
+    means = {kind: _with_width(report.accuracy(kind), texts) for kind in ("natural", "neutral", "unnatural")}  # type: ignore[arg-type]
     readings = {
         "natural": "share of right answers with words that agree with the classes",
         "neutral": "with words that mean nothing: what the instruction alone is worth",
@@ -85,6 +87,8 @@ def verbalizer_document(report: VerbalizerReport) -> Document:
     }
     findings = [finding(kind, m.estimate, m.low, m.high, readings[kind]) for kind, m in means.items()]
     gap = report.gap
+    if gap.low == gap.high:  # no text differs from another: the bootstrap has no width
+        gap = newcombe(*(wilson(means[kind].estimate * texts, texts) for kind in ("natural", "unnatural")))
     findings.append(
         finding("instruction gap", gap.estimate, gap.low, gap.high, "natural less unnatural; 0 if words do not matter")
     )
@@ -120,7 +124,16 @@ def verbalizer_document(report: VerbalizerReport) -> Document:
         "tables": [{"title": "Verbalizers", "rows": rows}],
         "charts": [picture],
         "skipped": [],
+        "warnings": format_warnings(
+            {f"{row.verbalizer.name} words": row.off_format for row in report.rows},
+            "raise --max-tokens, or use --mode score",
+        ),
     }
+
+
+def _with_width(found: Interval, texts: int) -> Interval:
+    """A mean accuracy whose bootstrap interval has no width gets Wilson's, for the number of texts."""
+    return wilson(found.estimate * texts, texts) if found.low == found.high else found
 
 
 def _texts_of(path: Path, limit: int) -> tuple[list[str], list[str]]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from itertools import zip_longest
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from heldout.improve.verdict import HELPS, HURTS, OPEN, SHIFTED
-from heldout.report import cell, interval_chart, number, render
+from heldout.report import Scale, cell, curve_chart, forest, number, render
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -16,28 +15,27 @@ Document = Mapping[str, Any]
 
 
 def to_html(document: Document) -> str:
-    """Returns the page: verdict, confirmed gains, code of the winner, screening, what did not apply."""
-    score, gain = _formats(document)
+    """Returns the page: verdict, all gains on one axis, code of the winner, curves, what was tried and what not."""
+    scale = Scale(document["metric"]["name"])
+    tests = _test_sets(document)
     return render(
         "improve.html.jinja",
         heading=f"What improves {document['title']}",
         document=document,
         environment=document["environment"],
-        test_sets=_test_sets(document),
+        test_sets=tests,
         baseline_scores=_baseline_scores(document),
-        charts=[_gain_chart(document, name) for name in _test_sets(document) if document["finalists"]],
-        score=score,
-        gain=lambda entry: _with_interval(entry, gain),
-        plain_gain=gain,
-        sign=_sign,
-        word=word,
+        gains=_gains(document, scale) if document["finalists"] else None,
+        curves=_curves(document),
+        tried=_tried(document["methods"]),
+        score=scale.score,
+        plain_gain=scale.gain,
     )
 
 
 def to_markdown(document: Document) -> str:
     """Returns the verdict and the ranked table as Markdown."""
-    score, gain = _formats(document)
-    names = _test_sets(document)
+    scale, names = Scale(document["metric"]["name"]), _test_sets(document)
     lines = [f"# What improves {cell(document['title'])}", "", cell(document["verdict"]), ""]
     lines += [f"Warning: {cell(warning)}\n" for warning in document["warnings"]]
     lines += [
@@ -45,9 +43,10 @@ def to_markdown(document: Document) -> str:
         "|---" * (len(names) + 3) + "|",
     ]
     baseline = _baseline_scores(document)
-    lines.append("| baseline | " + " | ".join(score(baseline[name]) for name in names) + " | 1 × | 1 × |")
+    lines.append("| baseline | " + " | ".join(scale.score(baseline[name]) for name in names) + " | 1 × | 1 × |")
     for row in document["finalists"]:
-        cells = [f"{score(row['tests'][name]['score'])} ({_with_interval(row['tests'][name], gain)})" for name in names]
+        tests = [row["tests"][name] for name in names]
+        cells = [f"{scale.score(entry['score'])} ({scale.with_interval(entry)}, {word(entry)})" for entry in tests]
         costs = f"{number(row['training_cost'], 3)} × | {number(row['inference_cost'], 3)} ×"
         lines.append(f"| {cell(row['method'])} | " + " | ".join(cells) + f" | {costs} |")
     lines += ["", "| method | what became of it | |", "|---|---|---|"]
@@ -60,42 +59,34 @@ def to_markdown(document: Document) -> str:
 
 
 def print_improvement(document: Document, console: Console) -> None:
-    """Prints the ranked table, one row for each finalist and test set, and the verdict."""
+    """Prints the gains of each finalist, one row for each test set, what became of the methods, and the verdict."""
     from rich.markup import escape
     from rich.table import Table
 
-    score, gain = _formats(document)
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for heading in ("method", "test set"):
-        table.add_column(heading, no_wrap=True)
-    for heading in ("baseline", "score", "gain", "interval"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("")
+    scale = Scale(document["metric"]["name"])
     for row in document["finalists"]:
-        name = escape(row["method"])
-        notes = [
-            f"[bold]{name}[/]" if row["method"] == document["winner"] else name,
-            f"[dim]  training {number(row['training_cost'], 3)} ×[/]",
-            f"[dim]  inference {number(row['inference_cost'], 3)} ×[/]",
-        ]
-        tests = _test_sets(document)
-        for note, test in zip_longest(notes, tests, fillvalue=""):
-            if not test:
-                table.add_row(note)
-                continue
+        star = "★ " if row["method"] == document["winner"] else ""
+        cost = f"training {number(row['training_cost'], 3)} ×, inference {number(row['inference_cost'], 3)} ×"
+        console.print(f"[bold]{star}{escape(row['method'])}[/]  [dim]{cost}[/]", highlight=False)
+        table = Table(box=None, header_style="bold", pad_edge=False)
+        table.add_column("test set", overflow="fold", min_width=8)
+        for heading in ("baseline", "score", "gain", "interval"):
+            table.add_column(heading, justify="right", no_wrap=True)
+        table.add_column("verdict", overflow="fold", min_width=7)
+        for test in _test_sets(document):
             entry = row["tests"][test]
             style = {"holds": "green", "contradicted": "red"}.get(_sign(entry), "default")
-            between = "" if entry["low"] is None else f"{gain(entry['low'])} to {gain(entry['high'])}"
-            cells = (score(entry["baseline"]), score(entry["score"]), f"[{style}]{gain(entry['gain'])}[/]", between)
-            table.add_row(note, escape(test), *cells, f"[{style}]{word(entry)}[/]")
+            between = "" if entry["low"] is None else f"{scale.gain(entry['low'])} to {scale.gain(entry['high'])}"
+            scores = (scale.score(entry["baseline"]), scale.score(entry["score"]))
+            table.add_row(
+                escape(test), *scores, f"[{style}]{scale.gain(entry['gain'])}[/]", between, f"[{style}]{word(entry)}[/]"
+            )
             if "tuned_gain" in entry:
-                between = f"{gain(entry['tuned_low'])} to {gain(entry['tuned_high'])}"
-                table.add_row(
-                    "", "[dim]  tuned baseline[/]", "", "", f"[dim]{gain(entry['tuned_gain'])}[/]", f"[dim]{between}[/]"
-                )
-        table.add_section()
-    if document["finalists"]:
+                between = f"{scale.gain(entry['tuned_low'])} to {scale.gain(entry['tuned_high'])}"
+                gained = scale.gain(entry["tuned_gain"])
+                table.add_row("[dim]  over tuned[/]", "", "", f"[dim]{gained}[/]", f"[dim]{between}[/]")
         console.print(table)
+        console.print()
     by_status: dict[str, list[str]] = {}
     for row in document["methods"]:
         if row["status"] in ("not applicable", "failed", "not confirmed"):
@@ -116,22 +107,6 @@ def print_improvement(document: Document, console: Console) -> None:
     if document.get("note"):
         console.print(escape(document["note"]))
     console.print(f"Report: {escape(document['report'])}", highlight=False, soft_wrap=True)
-
-
-def _formats(document: Document) -> tuple[Callable[[float | None], str], Callable[[float | None], str]]:
-    """How scores and gains are written: accuracies in percent and percentage points, other metrics as they are."""
-    if document["metric"]["name"] == "accuracy":
-        return (
-            lambda value: "–" if value is None else f"{100 * value:.1f} %",
-            lambda value: "–" if value is None else f"{100 * value:+.1f}",
-        )
-    return number, lambda value: "–" if value is None else f"{value:+.4g}"
-
-
-def _with_interval(entry: Mapping[str, Any], gain: Callable[[float | None], str]) -> str:
-    if entry["low"] is None:
-        return gain(entry["gain"])
-    return f"{gain(entry['gain'])} [{gain(entry['low'])}, {gain(entry['high'])}]"
 
 
 def _sign(entry: Mapping[str, Any]) -> str:
@@ -163,11 +138,41 @@ def _baseline_scores(document: Document) -> dict[str, float | None]:
     return scores
 
 
-def _gain_chart(document: Document, name: str) -> Any:
-    unit = 100.0 if document["metric"]["name"] == "accuracy" else 1.0
-    rows = [{"arm": "baseline", "mean": 0.0, "low": None, "high": None}]
-    for row in document["finalists"]:
-        entry = row["tests"][name]
-        low, high = (None if entry[end] is None else unit * entry[end] for end in ("low", "high"))
-        rows.append({"arm": row["method"], "mean": unit * entry["gain"], "low": low, "high": high})
-    return interval_chart(f"gain on {name}{', points' if unit == 100.0 else ''}", rows, [])
+def _gains(document: Document, scale: Scale) -> Any:
+    """Every finalist's gain on every test set, on one axis; over the tuned baseline, too, where there is one."""
+    rows = []
+    for test in _test_sets(document):
+        for finalist in document["finalists"]:
+            entry = finalist["tests"][test]
+            star = " ★" if finalist["method"] == document["winner"] else ""
+            rows.append(_row(f"{finalist['method']}{star}", test, entry, scale, "", word(entry), _sign(entry)))
+            if "tuned_gain" in entry:
+                rows.append(
+                    _row(f"{finalist['method']} over the tuned baseline", test, entry, scale, "tuned_", "", "quiet")
+                )
+    unit = f", {scale.points}" if scale.points else ""
+    return forest(rows, title=f"gain in {document['metric']['name']} over the baseline{unit}; to the right is better")
+
+
+def _row(
+    label: str, test: str, entry: Mapping[str, Any], scale: Scale, prefix: str, verdict: str, style: str
+) -> dict[str, Any]:
+    ends = {key: entry[prefix + part] for key, part in (("estimate", "gain"), ("low", "low"), ("high", "high"))}
+    marks = {key: None if value is None else scale.unit * value for key, value in ends.items()}
+    told = scale.with_interval(entry, prefix)
+    return {"label": label, "group": test, **marks, "numbers": told, "word": verdict, "style": style}
+
+
+def _curves(document: Document) -> list[Any]:
+    """Charts of the finalists' training, and of the baselines', over the confirmation's seeds."""
+    charts = []
+    for name, values in document.get("curves", {}).items():
+        arms = list(dict.fromkeys(value["arm"] for value in values))
+        charts.append(curve_chart(f"{name.capitalize()} by epoch", values, arms))
+    return charts
+
+
+def _tried(methods: Sequence[Mapping[str, str]]) -> dict[str, list[Mapping[str, str]]]:
+    """Methods by what became of them, in the order of how far they came."""
+    order = ("confirmed", "not confirmed", "screened", "failed", "not tried", "not applicable")
+    return {status: rows for status in order if (rows := [row for row in methods if row["status"] == status])}

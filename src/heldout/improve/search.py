@@ -31,6 +31,7 @@ from typing import Any
 import numpy as np
 
 import heldout
+from heldout.improve.events import tell_runs, tell_verdict
 from heldout.improve.plan import AFTER_COST, FEWEST_SEEDS, METHOD_COST, SHARE, Plan, least_seconds, make_plan
 from heldout.improve.report import to_html, to_markdown
 from heldout.improve.selection import AIMS, selection_sets
@@ -39,6 +40,7 @@ from heldout.improve.verdict import BASELINE, RATES, TUNED, accounted, compare, 
 from heldout.improve.winner import write_winner
 from heldout.methods import available, factory_files, parse
 from heldout.problem import Problem, ProblemError, check_problem, inapplicable, load_problem
+from heldout.report import OnEvent, curve_values, ignore, telling
 from heldout.study import (
     Executor,
     Results,
@@ -46,6 +48,7 @@ from heldout.study import (
     Study,
     environment,
     higher_is_better,
+    log_curve,
     lower_is_better,
     make_executor,
     run_study,
@@ -54,6 +57,7 @@ from heldout.study import (
 
 SCREENING_SEED = 1000
 COMBINED = 3
+CURVES = {"loss": "training loss", "train_error": "training error"}
 MOST_FINALISTS = 5
 RATE = math.sqrt(10)  # between neighbours of the search for a learning rate
 Say = Callable[[str], None]
@@ -79,6 +83,10 @@ def run(arm: Mapping[str, Any], seed: int, profile: str) -> dict[str, float]:
         losses.append(problem.kind.loss(outputs, targets))
         scores.append(problem.judge(outputs, targets))
     seconds = time.perf_counter() - started
+    for epoch in fitted.history:
+        for curve in ("loss", "train_error"):
+            if curve in epoch:
+                log_curve(CURVES[curve], int(epoch["epoch"]), epoch[curve])
     metrics = {
         "validation": float(np.mean(scores)),
         "validation loss": float(np.mean(losses)),
@@ -109,6 +117,7 @@ class _Search:
     workers: int
     say: Say
     progress: Any
+    on_event: OnEvent
     stop_choosing: float
     stop: float
     fingerprint: str
@@ -145,7 +154,7 @@ class _Search:
     def screen(self, candidates: Iterable[str] | Mapping[str, _Candidate], epochs: int, seeds: int) -> Results:
         if not isinstance(candidates, Mapping):
             candidates = {name: _Candidate(name) for name in candidates}
-        return run_study(
+        results = run_study(
             self.study(candidates, epochs, "screen"),
             profile="screen",
             seeds=seeds,
@@ -155,9 +164,11 @@ class _Search:
             deadline=self.stop_choosing,
             progress=self.progress,
         )
+        tell_runs(results, self.on_event)
+        return results
 
     def confirm(self, candidates: Mapping[str, _Candidate], epochs: int, seeds: int) -> Results:
-        return run_study(
+        results = run_study(
             self.study(candidates, epochs, "confirm"),
             profile="confirm",
             seeds=seeds,
@@ -166,6 +177,8 @@ class _Search:
             deadline=self.stop,
             progress=self.progress,
         )
+        tell_runs(results, self.on_event)
+        return results
 
     def sign(self) -> float:
         return 1.0 if self.problem.maximise else -1.0
@@ -188,6 +201,7 @@ def improve(
     out: str | Path | None = None,
     say: Say = lambda text: None,
     progress: Any = None,
+    on_event: OnEvent = ignore,
 ) -> dict[str, Any]:
     """Searches for what improves the model of a file and returns the report as one JSON-serialisable document.
 
@@ -210,6 +224,8 @@ def improve(
         out: output folder; default ``heldout-runs/improve-<file stem>``.
         say: called with a line at the start of each phase.
         progress: see ``heldout.study.run_study``.
+        on_event: called with a ``heldout.report.LogEvent`` for every phase, run and gain, and for the verdict; see
+            ``heldout.report.event_log`` for TensorBoard and W&B.
 
     Raises:
         ProblemError: the file cannot be worked on; nothing was trained.
@@ -236,8 +252,9 @@ def improve(
             store=store,
             executor=executor,
             workers=workers,
-            say=say,
+            say=telling(say, on_event),
             progress=progress,
+            on_event=on_event,
             stop_choosing=started + budget,
             stop=started + budget,
             fingerprint=problem.fingerprint(),
@@ -259,6 +276,7 @@ def improve(
             "warnings": warnings,
             "not_applicable": [{"method": name, "reason": reason} for name, reason in skipped.items()],
             "rates": {},
+            "curves": {},
             "environment": environment(),
             "out": str(folder),
         }
@@ -271,6 +289,7 @@ def improve(
     document |= {**found, "screening": rungs, "failed": failed, "methods": table, "seconds": time.monotonic() - started}
     document["complete"] = found["complete"] and not any(row["status"] == "not tried" for row in table)
     _write(search, document, folder)
+    tell_verdict(document, on_event)
     return document
 
 
@@ -311,6 +330,7 @@ def _searched(
     found = compare(confirmed, finalists, tests, maximise=search.problem.maximise, metric=metric, seeds=plan.seeds)
     verdict, winner = sentence(found, tests, search.aim, metric)
     complete = not confirmed.pending and not found["unfinished"]
+    document["curves"] = curve_values(confirmed.runs)
     return {**found, "verdict": verdict, "winner": winner, "complete": complete}, rungs, failed
 
 
@@ -371,8 +391,6 @@ def _candidates(
         except ValueError as error:
             raise ProblemError(str(error)) from None
         reason = inapplicable(problem, method)
-        if reason is None and "loss" in method.stages and problem.own_loss:
-            reason = "it replaces the loss, and the file defines its own"
         if reason is None:
             candidates.append(method.name)
         else:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from heldout.improve.plan import FEWEST_SEEDS
+from heldout.report import Scale, number
 from heldout.statistics import interval, ratio_of_means
 from heldout.study import Results, samples_needed
 
@@ -205,18 +206,21 @@ class amounts:  # noqa: N801 - called like a function
     Example:
         >>> amounts("accuracy")({"gain": 0.0213, "low": 0.01, "high": 0.0326})
         '+2.1 points [+1.0, +3.3]'
+        >>> amounts("mse")({"gain": 2.78e-17, "low": 0.0, "high": 0.5})
+        '0 [0, +0.5]'
     """
 
     def __init__(self, metric: str) -> None:
-        self._unit, self._points, self._form = (100.0, " points", "+.1f") if metric == "accuracy" else (1.0, "", "+.3g")
+        self._scale = Scale(metric)
+        self._points = f" {self._scale.points}" if self._scale.points else ""
 
     def __call__(self, entry: Mapping[str, Any], prefix: str = "") -> str:
-        gain, low, high = (f"{self._unit * entry[prefix + part]:{self._form}}" for part in ("gain", "low", "high"))
+        gain, low, high = (self._scale.gain(entry[prefix + part]) for part in ("gain", "low", "high"))
         return f"{gain}{self._points} [{low}, {high}]"
 
     def size(self, value: float) -> str:
         """A size without a sign."""
-        text = f"{self._unit * value:.3g}"
+        text = number(self._scale.unit * value, 3)
         return text + (self._points[:-1] if text == "1" else self._points)
 
 

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from heldout.report.formats import VERDICT_STYLE
+from heldout.report.formats import VERDICT_STYLE, number
 
 if TYPE_CHECKING:
     from heldout.catalog import NamedMethod, System
@@ -49,8 +49,8 @@ def system_card(system: System, evidence: Mapping[str, Any] | None, console: Con
 def _add_claim(table: Table, word: str, claim: Mapping[str, Any]) -> None:
     style = VERDICT_STYLE[claim["verdict"]]
     low, high = claim["low"], claim["high"]
-    between = "" if low is None else f"{low:.4g} to {high:.4g}"
-    estimate = "" if claim["estimate"] is None else f"{claim['estimate']:.4g}"
+    between = "" if low is None else f"{number(low)} to {number(high)}"
+    estimate = "" if claim["estimate"] is None else number(claim["estimate"])
     table.add_row(f"[{style}]{word}[/]", escape(claim["text"]), estimate, between)
 
 

@@ -2,18 +2,83 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 VERDICT_STYLE = {"holds": "green", "inconclusive": "yellow", "contradicted": "red", "not judged": "dim"}
 VERDICT_SIGN = {"holds": "✅", "inconclusive": "➖", "contradicted": "❌"}
 
 
-def number(value: float | None, digits: int = 4) -> str:
-    """Returns a number for people: 4 significant digits, a dash for None."""
-    return "–" if value is None else f"{value + 0.0:.{digits}g}"  # no minus zero
+NOTHING = 1e-12  # what is smaller is what rounding leaves of a zero
+SHARES = ("accuracy", "balanced accuracy", "token accuracy")  # metrics that are written in percent
+
+
+def number(value: float | None, digits: int = 4, *, signed: bool = False) -> str:
+    """Returns a number for people: 4 significant digits, a dash for None, 0 for what rounding leaves of it.
+
+    Args:
+        value: the number.
+        digits: how many of it are written.
+        signed: with a sign, as gains are.
+
+    Example:
+        >>> number(0.123456), number(2.78e-17), number(None), number(0.25, signed=True)
+        ('0.1235', '0', '–', '+0.25')
+    """
+    if value is None:
+        return "–"
+    if abs(value) < NOTHING:
+        return "0"
+    return f"{value:{'+' if signed else ''}.{digits}g}"
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How the values of one metric are written: shares in percent and points, other metrics as they are.
+
+    Args:
+        metric: its name.
+
+    Example:
+        >>> Scale("accuracy").score(0.9312), Scale("accuracy").gain(-0.0213), Scale("mse").gain(0.5)
+        ('93.1 %', '-2.1', '+0.5')
+        >>> Scale("accuracy").with_interval({"gain": 0.02, "low": 0.01, "high": 0.03})
+        '+2.0 [+1.0, +3.0]'
+    """
+
+    metric: str
+
+    @property
+    def unit(self) -> float:
+        """What a value is multiplied by before it is written: 100 for shares."""
+        return 100.0 if self.metric in SHARES else 1.0
+
+    @property
+    def points(self) -> str:
+        """What differences are counted in: "points", or nothing."""
+        return "points" if self.metric in SHARES else ""
+
+    def score(self, value: float | None) -> str:
+        """Returns a score as text."""
+        if value is None or self.metric not in SHARES:
+            return number(value)
+        return f"{100 * value:.1f} %"
+
+    def gain(self, value: float | None) -> str:
+        """Returns a difference of scores as text, with its sign."""
+        if value is None or self.metric not in SHARES:
+            return number(value, 3, signed=True)
+        return _without_minus_zero(f"{100 * value:+.1f}")
+
+    def with_interval(self, entry: Mapping[str, Any], prefix: str = "") -> str:
+        """Returns a gain with its interval, of ``{"gain", "low", "high"}``, each name after the prefix."""
+        gain, low, high = (entry[prefix + part] for part in ("gain", "low", "high"))
+        return self.gain(gain) if low is None else f"{self.gain(gain)} [{self.gain(low)}, {self.gain(high)}]"
+
+
+def _without_minus_zero(text: str) -> str:
+    return "0.0" if float(text) == 0 else text
 
 
 def duration(seconds: float) -> str:
@@ -36,8 +101,8 @@ def with_interval(value: float, low: float | None, high: float | None, digits: i
     """Returns a number with its interval, where there is one.
 
     Example:
-        >>> with_interval(0.5, 0.25, 0.75), with_interval(0.5, None, None)
-        ('0.5 [0.25, 0.75]', '0.5')
+        >>> with_interval(0.5, 0.25, 0.75), with_interval(0.5, None, None), with_interval(0.0, 1.39e-17, 0.138)
+        ('0.5 [0.25, 0.75]', '0.5', '0 [0, 0.138]')
     """
     if low is None or high is None:
         return number(value, digits)

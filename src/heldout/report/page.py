@@ -6,23 +6,25 @@ and grid take the page's own colours.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from heldout.report.drawing import DrawingError, draw, stop_drawing
 from heldout.study import plain, plain_text
 
 if TYPE_CHECKING:
     from jinja2 import Environment
-from heldout.report.formats import duration, number
+from heldout.report.formats import duration, number, with_interval
 
 INK, LINE = "#010203", "#010204"  # stand for the page's text and line colours until the SVG is on the page
-PALETTE = ["#3b82c4", "#e0762f", "#3f9d6a", "#c4527f", "#8a6fc9", "#b08b2a", "#2fa3a8", "#8c8c8c"]
+DASHES = [[1, 0], [6, 3], [2, 2]]
+PALETTE = ["#3b82c4", "#d96a1f", "#35905f", "#c4527f", "#8a6fc9", "#a07d1f", "#23939a", "#808080"]
 WIDTH = 370
 
 
@@ -77,7 +79,8 @@ def chart(specification: Mapping[str, Any]) -> Markup:
             "columns": 3,
             "symbolOpacity": 1,
         },
-        "title": {"color": INK, "fontSize": 13, "anchor": "start", "fontWeight": "bold"},
+        "title": {"color": INK, "subtitleColor": INK, "fontSize": 13, "anchor": "start", "fontWeight": "bold"},
+        "mark": {"color": PALETTE[0]},
         "range": {"category": PALETTE},
     }
     document = {"$schema": "https://vega.github.io/schema/vega-lite/v5.json", **plain(specification)}
@@ -88,8 +91,14 @@ def chart(specification: Mapping[str, Any]) -> Markup:
         return Markup('<p class="quiet">This figure cannot be drawn: {}</p>').format(str(error))
     size = re.compile(r'<svg([^>]*?) width="([\d.]+)" height="[\d.]+"')
     svg = size.sub(r'<svg\1 style="width:100%;max-width:\2px;height:auto"', svg, count=1)
+    svg = re.sub(r"<svg\b", f'<svg role="img" aria-label="{escape(_title(specification))}"', svg, count=1)
     svg = re.sub(r"<script\b.*?</script>", "", svg, flags=re.DOTALL)
     return Markup(svg.replace(INK, "currentColor").replace(LINE, "var(--line)"))
+
+
+def _title(specification: Mapping[str, Any]) -> str:
+    title = specification.get("title", "")
+    return str(title.get("text", "") if isinstance(title, Mapping) else title) or "chart"
 
 
 def interval_bar(estimate: float | None, low: float | None, high: float | None, reference: float = 0.0) -> Markup:
@@ -107,7 +116,9 @@ def interval_bar(estimate: float | None, low: float | None, high: float | None, 
     if low is not None and high is not None:
         drawing.append(f'<line x1="{place(low):.1f}" x2="{place(high):.1f}" y1="12" y2="12" class="interval"/>')
     drawing.append(f'<circle cx="{place(estimate):.1f}" cy="12" r="4.5" class="estimate"/>')
-    return Markup(f'<svg class="bar" viewBox="0 0 200 24" role="img" aria-label="interval">{"".join(drawing)}</svg>')
+    told = f"{with_interval(estimate, low, high)}, against {number(reference)}"
+    start = Markup('<svg class="bar" viewBox="0 0 200 24" role="img" aria-label="{}">').format(told)
+    return start + Markup("".join(drawing) + "</svg>")
 
 
 def interval_chart(title: str, rows: Sequence[Mapping[str, Any]], points: Sequence[Mapping[str, Any]]) -> Markup:
@@ -145,22 +156,85 @@ def interval_chart(title: str, rows: Sequence[Mapping[str, Any]], points: Sequen
 def curve_chart(title: str, values: Sequence[Mapping[str, Any]], arms: Sequence[str]) -> Markup:
     """Returns a chart of one curve: the mean over seeds of every arm, and the range between seeds as a band.
 
+    Arms beyond the eighth share colours with earlier ones and are dashed or dotted.
+
     Args:
+        title: above the chart.
         values: ``{"arm", "step", "mean", "low", "high"}``.
+        arms: in the order of the legend.
     """
-    x = {"field": "step", "type": "quantitative", "title": None}
-    colour = {"field": "arm", "type": "nominal", "sort": list(arms), "title": None}
+    x = {"field": "step", "type": "quantitative", "title": None, "axis": {"tickMinStep": 1}}
+    domain = list(dict.fromkeys(arms))
+    rounds = range(len(domain))
+    colours = {"domain": domain, "range": [PALETTE[i % len(PALETTE)] for i in rounds]}
+    colour = {"field": "arm", "type": "nominal", "scale": colours, "title": None}
     y = {"type": "quantitative", "scale": {"zero": False}, "title": None}
+    lines: dict[str, Any] = {"x": x, "y": {**y, "field": "mean"}, "color": colour}
+    if len(domain) > len(PALETTE):
+        dashes = {"domain": domain, "range": [DASHES[i // len(PALETTE) % len(DASHES)] for i in rounds]}
+        lines["strokeDash"] = {"field": "arm", "type": "nominal", "scale": dashes, "title": None}
     layers = [
         {
             "mark": {"type": "area", "opacity": 0.15},
             "encoding": {"x": x, "y": {**y, "field": "low"}, "y2": {"field": "high"}, "color": colour},
         },
-        {
-            "mark": {"type": "line", "strokeWidth": 1.8},
-            "encoding": {"x": x, "y": {**y, "field": "mean"}, "color": colour},
-        },
+        {"mark": {"type": "line", "strokeWidth": 1.8}, "encoding": lines},
     ]
     return chart(
         {"title": title, "width": WIDTH - 50, "height": 190, "data": {"values": list(values)}, "layer": layers}
     )
+
+
+def forest(rows: Sequence[Mapping[str, Any]], *, reference: float | None = 0.0, title: str = "") -> Markup:
+    """Returns a forest plot as a table: intervals of many rows on one axis, each with its numbers and a word.
+
+    It is HTML, not a drawing: it has the width of the page, and every mark is text as well.
+
+    Args:
+        rows: ``{"label", "estimate", "low", "high", "numbers", "word", "style"}``, and ``"group"``, a heading that goes
+            before the first row of each run of rows that share it. "style" is a class of the page: "holds",
+            "contradicted", "inconclusive" or "quiet". Rows whose estimate is None have no mark.
+        reference: the value with a line through all rows; None for no line.
+        title: what the axis measures.
+    """
+    ends = [float(row[key]) for row in rows for key in ("estimate", "low", "high") if row.get(key) is not None]
+    ticks = nice_ticks(min([*ends, *([] if reference is None else [reference])], default=0.0),
+                       max([*ends, *([] if reference is None else [reference])], default=1.0))  # fmt: skip
+    span = ticks[-1] - ticks[0]
+
+    def place(value: float) -> float:
+        return 100 * (value - ticks[0]) / span
+
+    at = [{"left": place(tick), "text": number(tick)} for tick in ticks]
+    drawn = []
+    for row in rows:
+        low, high = row.get("low"), row.get("high")
+        marked = row.get("estimate") is not None
+        ranged = marked and low is not None and high is not None
+        drawn.append(
+            {
+                **row,
+                "dot": place(row["estimate"]) if marked else None,
+                "start": place(low) if ranged else None,  # type: ignore[arg-type]
+                "width": place(high) - place(low) if ranged else None,  # type: ignore[arg-type]
+            }
+        )
+    line = None if reference is None else place(reference)
+    template = _environment().get_template("forest.html.jinja")
+    return Markup(template.render(rows=drawn, ticks=at, reference=line, title=title))
+
+
+def nice_ticks(least: float, most: float, most_ticks: int = 6) -> list[float]:
+    """Returns round values, evenly spaced, that hold a range between the first and the last of them.
+
+    Example:
+        >>> nice_ticks(-0.3, 4.2)
+        [-1.0, 0.0, 1.0, 2.0, 3.0, 4.0, 5.0]
+    """
+    if most <= least:
+        least, most = least - (abs(least) or 1.0), least + (abs(least) or 1.0)
+    span = most - least
+    power = 10.0 ** math.floor(math.log10(span / most_ticks))
+    step = next(size * power for size in (1, 2, 2.5, 5, 10) if span / (size * power) <= most_ticks)
+    first, last = math.floor(least / step + 1e-9), math.ceil(most / step - 1e-9)
+    return [index * step for index in range(first, max(last, first + 1) + 1)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -216,34 +217,41 @@ def _metric_chart(results: Results, metric: str) -> Any:
     return interval_chart(f"{metric} {'↑' if results.metrics[metric] == 'higher' else '↓'}", rows, points)
 
 
-def _curve_charts(results: Results) -> list[Any]:
+def curve_values(runs: Iterable[Mapping[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Returns the curves of runs by name, over the seeds of each arm: ``{"arm", "step", "mean", "low", "high"}``.
+
+    At most 200 steps of a curve are kept, evenly spread; values that are not finite are left out.
+
+    Args:
+        runs: ``{"arm", "curves": {name: [[step, value], ...]}}``, as in ``Results.runs``.
+
+    Example:
+        >>> curve_values([{"arm": "a", "curves": {"loss": [[1, 2.0]]}}, {"arm": "a", "curves": {"loss": [[1, 4.0]]}}])
+        {'loss': [{'arm': 'a', 'step': 1, 'mean': 3.0, 'low': 2.0, 'high': 4.0}]}
+    """
     by_name: dict[str, dict[str, dict[float, list[float]]]] = defaultdict(
         lambda: defaultdict(lambda: defaultdict(list))
     )
-    for run in results.runs:
+    for run in runs:
         for name, points in run["curves"].items():
             for step, value in points:
                 if value is not None and np.isfinite(value):
                     by_name[name][run["arm"]][step].append(value)
-    charts = []
+    found: dict[str, list[dict[str, Any]]] = {}
     for name, arms in by_name.items():
-        values = []
+        values = found[name] = []
         for arm, steps in arms.items():
             drawn = sorted(steps)
             keep = np.unique(np.linspace(0, len(drawn) - 1, min(len(drawn), DRAWN_STEPS)).round().astype(int))
             for step in (drawn[i] for i in keep):
                 of_step = steps[step]
-                values.append(
-                    {
-                        "arm": arm,
-                        "step": step,
-                        "mean": float(np.mean(of_step)),
-                        "low": min(of_step),
-                        "high": max(of_step),
-                    }
-                )
-        charts.append(curve_chart(name, values, list(results.arms)))
-    return charts
+                mean = float(np.mean(of_step))
+                values.append({"arm": arm, "step": step, "mean": mean, "low": min(of_step), "high": max(of_step)})
+    return found
+
+
+def _curve_charts(results: Results) -> list[Any]:
+    return [curve_chart(name, values, list(results.arms)) for name, values in curve_values(results.runs).items()]
 
 
 def _figures(results: Results) -> list[tuple[str, Any]]:
