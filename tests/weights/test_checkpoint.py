@@ -1,9 +1,11 @@
 import json
+import math
 import pickle
 import struct
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, load_model, save_file
 
 from heldout.weights import (
@@ -113,33 +115,152 @@ def test_a_pickle_payload_is_refused_and_never_run(tmp_path, name):
         load_checkpoint(tmp_path / name)
 
 
-def _header(entries):
-    text = json.dumps(entries).encode()
-    return struct.pack("<Q", len(text)) + text
+def damaged(text, data=b"0000"):
+    text = text if isinstance(text, bytes) else (text if isinstance(text, str) else json.dumps(text)).encode()
+    return struct.pack("<Q", len(text)) + text + data
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
-        b"",
-        b"short",
-        struct.pack("<Q", 1 << 60) + b"{}",
-        struct.pack("<Q", 4) + b"abcd",
-        struct.pack("<Q", 2) + b"[]",
-        _header({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}) + b"1234",
-        _header({"a": {"dtype": "F32", "shape": [3], "data_offsets": [0, 8]}}) + b"12345678",
-        _header({"a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}}) + b"12345678",
-        _header({"a": {"dtype": "F99", "shape": [1], "data_offsets": [0, 4]}}) + b"1234",
-        _header({"a": {"dtype": "F32", "shape": "x", "data_offsets": [0, 4]}}) + b"1234",
-        _header({"a": {"dtype": "F32", "shape": [-1], "data_offsets": [0, -4]}}) + b"1234",
-        _header({"a": 1}),
-        _header({}),
-    ],
-)
-def test_damaged_files_are_refused(tmp_path, content):
-    (tmp_path / "x.safetensors").write_bytes(content)
+def tensor(dtype="F32", shape=(1,), offsets=(0, 4), **more):
+    return {"dtype": dtype, "shape": list(shape), "data_offsets": list(offsets), **more}
+
+
+ONE = json.dumps(tensor())
+DAMAGED = {
+    "nothing": b"",
+    "short": b"short",
+    "a huge header": struct.pack("<Q", 1 << 60) + b"{}",
+    "no JSON": damaged("abcd"),
+    "a list": damaged("[]"),
+    "deep": damaged('{"a":' * 100_000),
+    "deep beside a tensor": damaged({"a": tensor(x=json.loads("[" * 200 + "]" * 200))}),
+    "not in UTF-8": damaged(b'{"\xff":1}'),
+    "half a character": damaged(f'{{"\\ud800":{ONE}}}'),
+    "a name twice": damaged(f'{{"a":{ONE},"a":{json.dumps(tensor(offsets=(4, 8)))}}}', b"00000000"),
+    "a field twice": damaged(f'{{"a":{ONE[:-1]},"dtype":"F32"}}}}'),
+    "metadata twice": damaged(f'{{"__metadata__":{{}},"__metadata__":{{}},"a":{ONE}}}'),
+    "metadata as a list": damaged({"__metadata__": ["x"], "a": tensor()}),
+    "metadata with a number": damaged({"__metadata__": {"x": 1}, "a": tensor()}),
+    "NaN": damaged({"a": tensor(x=math.nan)}),
+    "truncated": damaged({"a": tensor(shape=[2], offsets=[0, 8])}),
+    "a wrong shape": damaged({"a": tensor(shape=[3], offsets=[0, 8])}, b"0" * 8),
+    "a hole": damaged({"a": tensor(offsets=[4, 8])}, b"0" * 8),
+    "an overlap": damaged({"a": tensor(), "b": tensor()}),
+    "trailing bytes": damaged({"a": tensor()}, b"00001"),
+    "bytes and no tensor": damaged({}, b"1"),
+    "an unknown type": damaged({"a": tensor("F99")}),
+    "a type that is none": damaged({"a": tensor(3)}),
+    "a shape of text": damaged({"a": tensor() | {"shape": "x"}}),
+    "a shape that is an object": damaged({"a": tensor() | {"shape": {}}}),
+    "a negative shape": damaged({"a": tensor(shape=[-1], offsets=[0, -4])}),
+    "a shape of truths": damaged({"a": tensor(shape=[True])}),
+    "a fractional shape": damaged({"a": tensor(shape=[1.0])}),
+    "a shape that overflows": damaged({"a": tensor(shape=[2**62 + 1, 4], offsets=[0, 16])}, b"0" * 16),
+    "three offsets": damaged({"a": tensor(offsets=[0, 4, 4])}),
+    "offsets of text": damaged({"a": tensor(offsets=["0", "4"])}),
+    "a number for a tensor": damaged({"a": 1}),
+}
+
+
+@pytest.mark.parametrize("what", DAMAGED)
+def test_what_safetensors_refuses_is_refused_in_one_error_that_names_the_file(tmp_path, what):
+    file = tmp_path / "x.safetensors"
+    file.write_bytes(DAMAGED[what])
+    with pytest.raises(SafetensorError):
+        load_file(file)
     with pytest.raises(ValueError, match=r"x\.safetensors"):
+        load_checkpoint(file)
+
+
+@pytest.mark.parametrize("what", ["truncated", "a shape that overflows", "trailing bytes", "an unknown type"])
+def test_the_error_names_the_tensor(tmp_path, what):
+    (tmp_path / "x.safetensors").write_bytes(DAMAGED[what])
+    with pytest.raises(ValueError, match=r"x\.safetensors .*'a'"):
+        open_checkpoint(tmp_path / "x.safetensors")
+
+
+def test_a_file_without_tensors_is_refused(tmp_path):
+    (tmp_path / "x.safetensors").write_bytes(damaged({}, b""))
+    with pytest.raises(ValueError, match="holds no tensors"):
+        open_checkpoint(tmp_path / "x.safetensors")
+
+
+def test_metadata_never_overwrites_a_stored_tensor(tmp_path):
+    save_file({"v": torch.zeros(2), "w": torch.ones(2)}, tmp_path / "x.safetensors", {"v": "w"})
+    with pytest.raises(ValueError, match=r"x\.safetensors stores 'v', .* another name of 'w'"):
         load_checkpoint(tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize("change", ["sparse", "meta", "a number for a name", "nothing"])
+def test_torch_files_of_other_than_ordinary_tensors_are_refused(tmp_path, change):
+    state = {
+        "sparse": {"v": torch.eye(2).to_sparse()},
+        "meta": {"v": torch.empty(2, device="meta")},
+        "a number for a name": {3: torch.ones(2)},
+        "nothing": None,
+    }[change]
+    if state is None:
+        (tmp_path / "x.pt").write_bytes(b"")
+    else:
+        torch.save(state, tmp_path / "x.pt")
+    with pytest.raises(ValueError, match=r"x\.pt .*" + ("'v'" if change in ("sparse", "meta") else "")):
+        load_checkpoint(tmp_path / "x.pt")
+
+
+def sharded(folder, weight_map, **files):
+    folder.mkdir()
+    for name, state in files.items():
+        save_file(state, folder / f"{name}.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    return folder
+
+
+def test_an_index_that_promises_what_its_shard_lacks_is_refused(tmp_path):
+    one, two = {"v": torch.zeros(2)}, {"w": torch.ones(2)}
+    good = sharded(tmp_path / "good", {"v": "a.safetensors", "w": "b.safetensors"}, a=one, b=two)
+    assert load_checkpoint(good).keys() == {"v", "w"}
+    lost = sharded(tmp_path / "lost", {"v": "b.safetensors", "w": "b.safetensors"}, b=two)
+    with pytest.raises(ValueError, match=r"index\.json promises 'v' in b\.safetensors"):
+        open_checkpoint(lost)
+    moved = sharded(tmp_path / "moved", {"v": "b.safetensors", "w": "a.safetensors"}, a=one, b=two)
+    with pytest.raises(ValueError, match="promises 'v' in b"):
+        open_checkpoint(moved)
+
+
+def test_a_stale_file_beside_an_index_is_refused(tmp_path):
+    folder = sharded(tmp_path / "x", {"v": "a.safetensors"}, a={"v": torch.zeros(2)}, model={"v": torch.ones(2)})
+    with pytest.raises(
+        ValueError, match=r"model\.safetensors and model\.safetensors\.index\.json.*remove what is stale"
+    ):
+        open_checkpoint(folder)
+
+
+def test_links_are_not_followed_out_of_the_folder(tmp_path):
+    (tmp_path / "secret.txt").write_text("secret")
+    folders = {name: tmp_path / name for name in ("pre", "ft")}
+    for name, folder in folders.items():
+        folder.mkdir()
+        save_file(dict(PRE if name == "pre" else FT), folder / "model.safetensors")
+    (folders["ft"] / "inside.txt").write_text("mine")
+    (folders["ft"] / "link.txt").symlink_to("inside.txt")
+    lines_files(folders["pre"], folders["ft"], tmp_path / "out", alpha=0.3)
+    assert (tmp_path / "out" / "link.txt").read_text() == "mine"
+    (folders["ft"] / "vocab.txt").symlink_to("../secret.txt")
+    with pytest.raises(ValueError, match=r"vocab\.txt is a link that leads out of its folder"):
+        lines_files(folders["pre"], folders["ft"], tmp_path / "out2", alpha=0.3)
+    assert not list((tmp_path / "out2").iterdir())
+    (folders["pre"] / "model.safetensors").rename(tmp_path / "elsewhere.safetensors")
+    (folders["pre"] / "model.safetensors").symlink_to("../elsewhere.safetensors")
+    with pytest.raises(ValueError, match=r"model\.safetensors is a link"):
+        open_checkpoint(folders["pre"])
+
+
+def test_the_links_of_a_hub_cache_lead_to_its_blobs(tmp_path):
+    snapshot = tmp_path / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    (tmp_path / "blobs").mkdir()
+    save_file(dict(PRE), tmp_path / "blobs" / "123")
+    (snapshot / "model.safetensors").symlink_to("../../blobs/123")
+    assert_states_equal(load_checkpoint(snapshot), dict(sorted(PRE.items())), rtol=0, atol=0)
 
 
 def test_a_failed_edit_leaves_no_file_and_the_old_one(tmp_path):
