@@ -1,7 +1,7 @@
 """What a model becomes: task vectors, merging and scaling of trained weights, and checkpoints on disk."""
 
 from heldout.weights.blocks import BlockIndex, block_index
-from heldout.weights.checkpoint import Checkpoint, load_checkpoint, open_checkpoint, save_checkpoint
+from heldout.weights.checkpoint import Checkpoint, open_checkpoint, save_checkpoint
 from heldout.weights.merging.adapters import adapter_task_vectors
 from heldout.weights.merging.bang import balanced_finetune, bang
 from heldout.weights.merging.lines import (
@@ -61,6 +61,7 @@ from heldout.weights.quantization.quantize import (
 )
 from heldout.weights.quantization.quantized_folder import QUANTIZE_METHODS, QuantizeReport, quantize_folder
 from heldout.weights.task_vector import TaskVector, interpolate
+from heldout.weights.tying import load_checkpoint
 
 __all__ = [
     "MERGE_METHODS",

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from heldout.weights.header import Entry, header_bytes, read_header
-from heldout.weights.task_vector import State, aliases, check_same_parameters, state_of, wide
+from heldout.weights.task_vector import State, aliases, state_of
 
 CHUNK = 1 << 18  # elements per step: two float32 buffers of this size fit a second-level cache
 _INDEX = "model.safetensors.index.json"
@@ -129,13 +129,6 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     raise FileNotFoundError(f"{path} holds neither {_INDEX} nor {' nor '.join(_SINGLE_FILES)}")
 
 
-def load_checkpoint(path: str | Path) -> dict[str, Tensor]:
-    """Returns the state dict in a checkpoint, with tied weights tied again. Reads what ``open_checkpoint`` does."""
-    with open_checkpoint(path) as checkpoint:
-        state = {name: checkpoint.tensor(name) for name in checkpoint.entries}
-        return state | {alias: state[name] for alias, name in checkpoint.aliases.items()}
-
-
 def save_checkpoint(model: nn.Module | State, path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
     """Writes the tensors of a model to one safetensors file, whole or not at all.
 
@@ -156,55 +149,6 @@ def save_checkpoint(model: nn.Module | State, path: str | Path, metadata: Mappin
         file.write(header_bytes({name: (value.dtype, tuple(value.shape)) for name, value in stored.items()}, notes))
         for value in stored.values():
             file.write(_bytes(value.detach().cpu().contiguous().reshape(-1)))
-
-
-def stream_checkpoint(
-    sources: Sequence[Checkpoint],
-    out: str | Path,
-    combine: Callable[..., Tensor],
-) -> None:
-    """Writes a checkpoint computed entry by entry from others, laid out like the last of them.
-
-    Integer and boolean tensors are copied from the last source. A folder of shards gives a folder of shards, with
-    the configuration and tokenizer files beside it.
-
-    Args:
-        sources: checkpoints with the same tensors.
-        out: a file, or a folder where the last source is one and ``out`` does not end in ``.safetensors``.
-        combine: ``(name, first, ..., last) -> result``: gets one piece of a tensor from each source, flat and in
-            float32 (float64 where stored so), and may work in place on any of them.
-
-    Raises:
-        ValueError: if names or shapes differ, ``out`` is one of the sources, or a result is not finite where the
-            sources differ.
-    """
-    out, last = Path(out), sources[-1]
-    check_same_parameters({str(source.path): source.entries for source in (last, *sources[:-1])})
-    for source in sources:
-        if out.resolve() in (source.path.resolve(), *source.path.resolve().parents):
-            raise ValueError(f"the output {out} is, or holds, the checkpoint {source.path} that is read")
-    readers = [Reader(source) for source in sources]
-
-    def merged(name: str) -> Iterator[Tensor]:
-        entry = last.entries[name]
-        for first, count in pieces(entry.numel):
-            if not entry.dtype.is_floating_point:
-                yield readers[-1].read(name, first, count)
-                continue
-            result = combine(name, *(wide(reader.read(name, first, count)) for reader in readers))
-            if not result.sum().isfinite() and not result.isfinite().all():
-                parts = [reader.read(name, first, count) for reader in readers]
-                if not all(torch.equal(part, parts[-1]) for part in parts):
-                    raise ValueError(f"the result is not finite in {name!r}")
-                result = parts[-1]
-            yield result.to(entry.dtype)
-
-    if last.path.is_dir() and out.suffix != ".safetensors":
-        out.mkdir(parents=True, exist_ok=True)
-        write_folder(out, last, merged)
-    else:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        write_file(out, last, list(last.entries), merged)
 
 
 class Reader:

@@ -17,6 +17,7 @@ from heldout.weights import (
     consensus,
     interpolate,
     lines,
+    lines_files,
     lines_merge,
     load_checkpoint,
     merge_checkpoints,
@@ -298,7 +299,17 @@ def rename_first(new):
     [
         (spoil({"peft_type": "IA3"}), "not a LoRA adapter"),
         (spoil({"use_dora": True}), "DoRA"),
-        (spoil({"init_lora_weights": "pissa_niter_4"}), "changes the base"),
+        (spoil({"init_lora_weights": "pissa_niter_4"}), "initialised by 'pissa_niter_4'"),
+        (spoil({"init_lora_weights": "lora_ga"}), "initialised by 'lora_ga'"),
+        (spoil({"init_lora_weights": "of next year"}), "initialised by 'of next year'"),
+        (spoil({"alora_invocation_tokens": [3, 4]}), r"sets alora_invocation_tokens to \[3, 4\].*some tokens only"),
+        (spoil({"trainable_token_indices": [1]}), "sets trainable_token_indices.*rows of the embedding"),
+        (spoil({"target_parameters": ["experts.down_proj"]}), "sets target_parameters.*fused experts"),
+        (spoil({"layer_replication": [[0, 2], [1, 3]]}), "sets layer_replication"),
+        (spoil({"use_qalora": True}), "sets use_qalora to True"),
+        (spoil({"qalora_group_size": 8}), "sets qalora_group_size to 8"),
+        (spoil({"a_field_of_next_year": {"rank": 3}}), "sets a_field_of_next_year to .*not known here"),
+        (spoil({"lora_alpha": "five"}), "lora_alpha or an alpha_pattern that is no number"),
         (spoil(tensors=lambda s: next(iter(s.values())).fill_(math.nan)), "NaN"),
         (spoil(tensors=lambda s: s.pop(next(iter(s)))), "only one of the two"),
         (spoil(tensors=rename_first("nowhere")), "only one of the two|does not hold"),
@@ -314,6 +325,133 @@ def test_adapters_that_do_not_fit_are_refused(tmp_path, change, message):
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         merge_checkpoints(tmp_path / "base", [tmp_path / "adapter"], tmp_path / "out", method="ties")
     assert {path.name for path in tmp_path.iterdir()} == {"base", "adapter"}
+
+
+def test_fields_that_do_not_change_the_product_are_no_hindrance(tmp_path):
+    transformer("llama").save_pretrained(tmp_path / "base")
+    lora(transformer("llama"), tmp_path / "adapter", target_modules=["q_proj"])
+    fields = {"lora_dropout": 0.3, "inference_mode": False, "task_type": "CAUSAL_LM", "init_lora_weights": "gaussian"}
+    spoil(fields | {"a_field_of_next_year": None, "another": {}, "use_what": False})(tmp_path / "adapter")
+    merge_checkpoints(tmp_path / "base", [tmp_path / "adapter"], tmp_path / "out", method="ties", density=1.0)
+    base = load_checkpoint(tmp_path / "base")
+    expected = adapter_task_vectors(base, [tmp_path / "adapter"])[0].apply_to(base)
+    assert_same_bits(load_checkpoint(tmp_path / "out"), expected)
+
+
+def tied_llama():
+    import transformers
+
+    config = transformer("llama").config
+    config.tie_word_embeddings = True
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return transformers.LlamaForCausalLM(config).eval()
+
+
+@pytest.mark.parametrize(
+    "options", [{"target_modules": ["q_proj", "embed_tokens"]}, {"target_modules": ["embed_tokens"]}]
+)
+def test_an_adapter_that_keeps_weights_tied_is_merged_to_the_live_model(tmp_path, options):
+    tied_llama().save_pretrained(tmp_path / "base")
+    wrapped = lora(tied_llama(), tmp_path / "adapter", ensure_weight_tying=True, **options).eval()
+    merge_checkpoints(tmp_path / "base", [tmp_path / "adapter"], tmp_path / "out", method="task-arithmetic")
+    merged, tokens = type(tied_llama()).from_pretrained(tmp_path / "out").eval(), torch.arange(3, 23)[None]
+    with torch.no_grad():
+        live, found = wrapped(tokens).logits, merged(tokens).logits
+        start = tied_llama()(tokens).logits
+    torch.testing.assert_close(found, live, atol=1e-4, rtol=1e-4)
+    assert float((live - start).abs().max()) > 0.1
+
+
+@pytest.mark.parametrize("stored_twice", [False, True])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"target_modules": ["q_proj", "embed_tokens"]},
+        {"target_modules": ["q_proj", "lm_head"]},
+        {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]},
+        {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
+    ],
+)
+def test_an_adapter_of_one_of_two_tied_modules_is_refused_with_the_reason(tmp_path, options, stored_twice):
+    tied_llama().save_pretrained(tmp_path / "base")
+    if stored_twice:
+        store_twice(tmp_path / "base")
+    lora(tied_llama(), tmp_path / "adapter", **options)
+    with pytest.raises(ValueError, match=r"ties to .*(embed_tokens|lm_head)\.weight.*ensure_weight_tying"):
+        merge_checkpoints(tmp_path / "base", [tmp_path / "adapter"], tmp_path / "out", method="task-arithmetic")
+    with pytest.raises(ValueError, match="which the base ties to"):
+        adapter_task_vectors(tied_llama(), [tmp_path / "adapter"])
+    assert not (tmp_path / "out").exists()
+
+
+def store_twice(folder, change=0.0):
+    """Writes the tied head a second time, as some trainers do."""
+    state = load_file(folder / "model.safetensors")
+    state["lm_head.weight"] = state["model.embed_tokens.weight"] + change
+    save_file(state, folder / "model.safetensors", {"format": "pt"})
+
+
+@pytest.mark.parametrize("twice", [("base",), ("a",), ("base", "b"), ("a", "b")])
+@pytest.mark.parametrize("method", ["ties", "lines", "task-arithmetic"])
+def test_a_tied_head_may_be_stored_twice_by_any_of_the_models(tmp_path, twice, method):
+    for seed, name in enumerate(("base", "a", "b")):
+        (finetuned(tied_llama(), seed) if seed else tied_llama()).save_pretrained(tmp_path / name)
+    options = {"density": 0.5} if method == "ties" else {}
+    files = [tmp_path / "a", tmp_path / "b"]
+    merge_checkpoints(tmp_path / "base", files, tmp_path / "plain", method=method, **options)
+    for name in twice:
+        store_twice(tmp_path / name)
+    merge_checkpoints(tmp_path / "base", files, tmp_path / "out", method=method, **options)
+    merged, plain = load_checkpoint(tmp_path / "out"), load_checkpoint(tmp_path / "plain")
+    assert merged["lm_head.weight"] is merged["model.embed_tokens.weight"]
+    assert merged.keys() == plain.keys()
+    assert all(torch.equal(merged[name], plain[name]) for name in plain)
+
+
+def test_a_head_that_a_fine_tune_has_untied_is_refused_with_the_reason(tmp_path):
+    for name in ("base", "a"):
+        tied_llama().save_pretrained(tmp_path / name)
+    store_twice(tmp_path / "a", change=0.5)
+    with pytest.raises(ValueError, match=r"lm_head\.weight and model\.embed_tokens\.weight are one tied weight"):
+        merge_checkpoints(tmp_path / "base", [tmp_path / "a"], tmp_path / "out", method="ties")
+
+
+@pytest.mark.parametrize("kind", ["packed", "by configuration", "int8", "fp8"])
+def test_quantised_checkpoints_are_not_mixed(tmp_path, kind):
+    w = {f"h.{i}.{part}.weight": torch.randn(4, 4) for i in range(2) for part in ("a", "b")}
+    state = {
+        "packed": w | {"h.0.a.qweight": torch.ones(4, 4, dtype=torch.int32)},
+        "by configuration": w,
+        "int8": {name: value.to(torch.int8) for name, value in w.items()},
+        "fp8": w | {"h.0.a.weight_scale_inv": torch.ones(1)},
+    }[kind]
+    for name in ("base", "a"):
+        (tmp_path / name).mkdir()
+        save_file(state, tmp_path / name / "model.safetensors")
+        config = {"quantization_config": {"quant_method": "gptq"}} if kind == "by configuration" else {}
+        (tmp_path / name / "config.json").write_text(json.dumps(config))
+    for method in ("ties", "lines"):
+        with pytest.raises(ValueError, match=r"base is quantised \(.*dequantise it"):
+            merge_checkpoints(tmp_path / "base", [tmp_path / "a"], tmp_path / "out", method=method)
+    with pytest.raises(ValueError, match="is quantised"):
+        lines_files(tmp_path / "base", tmp_path / "a", tmp_path / "out", alpha=0.5)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+@pytest.mark.parametrize("method", ["ties", "task-arithmetic", "consensus", "lines"])
+def test_float8_is_merged_in_float32_and_stored_as_it_was(tmp_path, method, dtype):
+    states = [{name: value.to(dtype) for name, value in stack(seed=seed).items()} for seed in range(3)]
+    base, a, b = write(tmp_path, base=states[0], a=states[1], b=states[2])
+    merge_checkpoints(base, [a, b], tmp_path / "out", method=method)
+    wide = [{name: value.float() for name, value in state.items()} for state in states]
+    base32, a32, b32 = write(tmp_path, base32=wide[0], a32=wide[1], b32=wide[2])
+    merge_checkpoints(base32, [a32, b32], tmp_path / "out32", method=method)
+    merged, expected = load_checkpoint(tmp_path / "out"), load_checkpoint(tmp_path / "out32")
+    for name, value in merged.items():
+        assert value.dtype == dtype
+        assert torch.equal(value.float(), expected[name].to(dtype).float())
 
 
 NAN = stack(seed=2) | {"h.1.mlp.weight": torch.full((4, 4), math.nan)}

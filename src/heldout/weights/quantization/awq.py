@@ -18,9 +18,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from heldout.weights.checkpoint import load_checkpoint, save_checkpoint
+from heldout.weights.checkpoint import save_checkpoint
 from heldout.weights.quantization.blockwise import BlockInputs, Call, evaluating, first, watching
 from heldout.weights.quantization.quantize import check_layers, fake_quantize, is_linear, linears, weight_of
+from heldout.weights.tying import load_checkpoint
 
 _SHRINK_STEPS, _SHRINK_GRID = 10, 20  # of the clip search: the largest weight shrinks to 1, 0.95, ..., 0.55 of itself
 

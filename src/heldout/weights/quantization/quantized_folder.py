@@ -22,11 +22,12 @@ from torch import Tensor, nn
 
 from heldout.errors import require
 from heldout.measure import perplexity, token_blocks
-from heldout.weights.checkpoint import load_checkpoint, open_checkpoint, save_checkpoint
+from heldout.weights.checkpoint import open_checkpoint, save_checkpoint
 from heldout.weights.quantization.awq import Rule, apply_awq, awq_search, block_linears, block_rules
 from heldout.weights.quantization.blockwise import evaluating, forward
 from heldout.weights.quantization.gptq import gptq
 from heldout.weights.quantization.quantize import QTensor, check_layers, pack_codes, rtn
+from heldout.weights.tying import load_checkpoint
 
 QUANTIZE_METHODS = ("awq", "gptq", "rtn")
 QUANTIZE_BITS = (3, 4, 8)
