@@ -37,16 +37,13 @@ from heldout.weights.pruning.prune import (
     weights_only,
 )
 from heldout.weights.pruning.prune_units import PruneCurve, prune_units
-from heldout.weights.quantization.awq import (
-    AWQResult,
+from heldout.weights.quantization.awq import AWQResult, Scaling, apply_awq, awq_search, clip_search
+from heldout.weights.quantization.block_rules import (
     BlockRule,
     ScaledActivation,
     ScaleGroup,
-    Scaling,
-    apply_awq,
-    awq_search,
     block_linears,
-    clip_search,
+    derive_rule,
 )
 from heldout.weights.quantization.gptq import gptq, gptq_quantize
 from heldout.weights.quantization.quantize import (
@@ -92,6 +89,7 @@ __all__ = [
     "clip_search",
     "consensus",
     "dequantize",
+    "derive_rule",
     "fake_quantize",
     "gptq",
     "gptq_quantize",

@@ -16,6 +16,7 @@ def plain(w, moments, bits, size, damping=0.01):
     for column in range(w.shape[1]):
         if column % size == 0:
             low, high = w[:, column : column + size].aminmax(dim=1)
+            low, high = low.clamp(max=0), high.clamp(min=0)
             scale = (high - low).clamp(min=1e-5) / (2**bits - 1)
             zero = (-(low / scale).round()).clamp(0, 2**bits - 1)
         level = ((w[:, column] / scale).round() + zero).clamp(0, 2**bits - 1)
