@@ -45,9 +45,9 @@ def family(kind: str) -> nn.Module:
             case "bloom":
                 model = t.BloomForCausalLM(t.BloomConfig(hidden_size=32, n_layer=2, n_head=4, vocab_size=260))
             case "t5" | "t5-gated":
-                kind = "relu" if kind == "t5" else "gated-gelu"
+                activation = "relu" if kind == "t5" else "gated-gelu"
                 sizes = {"d_model": 32, "num_layers": 2, "num_heads": 4, "d_kv": 8, "d_ff": 64, "vocab_size": 260}
-                model = t.T5ForConditionalGeneration(t.T5Config(**sizes, feed_forward_proj=kind, pad_token_id=2))
+                model = t.T5ForConditionalGeneration(t.T5Config(**sizes, feed_forward_proj=activation, pad_token_id=2))
             case "roberta":
                 model = t.RobertaForSequenceClassification(t.RobertaConfig(**{**rope, "max_position_embeddings": 80}))
             case "opt" | "opt-post-norm":
@@ -73,7 +73,7 @@ def family(kind: str) -> nn.Module:
                     if "norm" in name.lower() or "ln_" in name:
                         parameter[3::11] *= 6
                 elif parameter.dim() == 2 and "embed" not in name:
-                    parameter.normal_(std=0.2)
+                    parameter.normal_(std=0.1 if kind.startswith("t5") else 0.2)  # T5 does not scale its logits
     return model.eval()
 
 

@@ -93,5 +93,5 @@ def test_bad_input_is_refused():
         gptq(model, batches, 3, 7, rules=rules)
     with pytest.raises(ValueError, match="not finite"):
         gptq(model, [torch.full((4, 16), torch.nan)], 3, 8, rules=rules)
-    with pytest.raises(ValueError, match="no rule"):
-        gptq(model, batches, 3, 8)
+    with pytest.raises(ValueError, match="no list of blocks"):
+        gptq(nn.Linear(16, 16), batches, 3, 8)

@@ -18,8 +18,9 @@ def by_the_book(w, bits, size, symmetric):
                 scale = max(max(abs(x) for x in group), 1e-5) / (2 ** (bits - 1) - 1)
                 zero = 2 ** (bits - 1)
             else:
-                scale = max(max(group) - min(group), 1e-5) / levels
-                zero = min(max(-round(min(group) / scale), 0), levels)
+                low, high = min(*group, 0), max(*group, 0)
+                scale = max(high - low, 1e-5) / levels
+                zero = min(max(-round(low / scale), 0), levels)
             for column, x in enumerate(group, start=first):
                 out[row, column] = (min(max(round(x / scale) + zero, 0), levels) - zero) * scale
     return out

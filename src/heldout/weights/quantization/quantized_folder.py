@@ -12,7 +12,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +30,7 @@ from heldout.weights.quantization.blockwise import evaluating, forward
 from heldout.weights.quantization.calibration import Batch, calibration_data
 from heldout.weights.quantization.gptq import gptq
 from heldout.weights.quantization.quantize import QTensor, check_layers, pack_codes, rtn
-from heldout.weights.tying import model_class, read_config, ties
+from heldout.weights.tying import model_class, read_config
 
 QUANTIZE_METHODS = ("awq", "gptq", "rtn")
 QUANTIZE_BITS = (3, 4, 8)
@@ -124,7 +124,6 @@ def quantize_folder(
         outputs = [forward(model, batch) for batch in held_out]
     before = perplexity(model, held_out) if text else None
     options: dict[str, Any] = {"symmetric": symmetric, "scale_dtype": dtype}
-    touched = set(known)
     if method == "gptq":
         quantised = gptq(model, calibration, bits, group_size, **options)
     else:
@@ -132,13 +131,12 @@ def quantize_folder(
             found = awq_search(model, calibration, bits, group_size, symmetric=symmetric, activations=False)
             apply_awq(model, found)
             notes += found.notes
-            touched |= {scaling.producer for scaling in found.scalings}
         quantised = rtn(model, bits, group_size, layers=known, **options)
     packed = all(isinstance(module, nn.Linear) for module in known.values())
     notes += _layout_notes(model, packed, bits, symmetric)
     with _new_folder(out) as temporary:
         scheme = _quantization_config(bits, group_size, symmetric, _ignored(model, quantised)) if packed else None
-        _write(_state(model, quantised if packed else {}, dtype, folder, touched), folder, temporary, scheme)
+        _write(_state(model, quantised if packed else {}, dtype), folder, temporary, scheme)
         kind, layers = type(model), len(quantised)
         del model, known, quantised
         after, error = _reloaded(kind, temporary, held_out, outputs, text=text)
@@ -182,7 +180,7 @@ def _layout_notes(model: nn.Module, packed: bool, bits: int, symmetric: bool) ->
     if share > _FUSED:
         notes.append(
             f"{share:.0%} of the weights are fused experts, which are no linear layers ({next(iter(sizes))}, ...): "
-            "they keep their precision"
+            "they keep their precision, under the names that transformers 5 gives them"
         )
     return notes
 
@@ -252,9 +250,9 @@ def _reloaded(
         if names:
             raise ValueError(f"the quantised model would not load whole: its folder {what} {names[0]}")
     model.eval()
-    with evaluating(model), torch.inference_mode():
+    with evaluating(model), torch.no_grad():
         forward(model, batches[0])  # what is still packed is unpacked by this, in its own data type
-    model.float()
+    nn.Module.float(model)  # transformers refuses it for a model that it has dequantised
     change = total = 0.0
     with evaluating(model), torch.inference_mode():
         for batch, output in zip(batches, outputs, strict=True):
@@ -291,23 +289,11 @@ def _ignored(model: nn.Module, quantised: Mapping[str, QTensor]) -> list[str]:
     return [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and name not in quantised]
 
 
-def _state(
-    model: nn.Module, quantised: Mapping[str, QTensor], dtype: torch.dtype, folder: Path, touched: Collection[str]
-) -> dict[str, Tensor]:
-    """Returns what is stored; weights that the source keeps under other names than the model are copied as they are."""
+def _state(model: nn.Module, quantised: Mapping[str, QTensor], dtype: torch.dtype) -> dict[str, Tensor]:
     state: dict[str, Tensor] = {}
     converted: dict[int, Tensor] = {}
-    own = model.state_dict()
-    with open_checkpoint(folder) as source:
-        renamed = {name for name in own if name not in source.entries} - ties(source).keys()
-        if any(name.rpartition(".")[0] in touched for name in renamed):
-            renamed = set()
-        if renamed:
-            state = {name: source.tensor(name) for name in source.entries if name not in own}
-    for name, value in own.items():
+    for name, value in model.state_dict().items():
         layer = name.removesuffix(".weight")
-        if name in renamed:
-            continue
         if layer not in quantised or layer == name:
             key = value.data_ptr()  # tied weights stay tied
             if key not in converted or converted[key].shape != value.shape:
