@@ -215,3 +215,10 @@ def test_generate_ids_leaves_padding_out(tokenizer):
     model = tiny_llama(tokenizer, dim=16, layers=1)
     rows = generate_ids(model, tokenizer, [[5], [6, 7]], 2, max_tokens=4)
     assert all(0 not in ids for row in rows for ids in row)
+
+
+def test_code_of_a_folder_is_never_run(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "mine", "auto_map": {"AutoConfig": "mine.Config"}}')
+    (tmp_path / "mine.py").write_text("raise SystemExit('code of a folder was run')")
+    with pytest.raises(ValueError, match=r"names code of its own \(auto_map\), which is never run"):
+        TransformersLM.from_pretrained(tmp_path)
