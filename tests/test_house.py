@@ -60,8 +60,10 @@ REACHED_BY = {
     "train/reinforcement/test_grpo.py": ["train/tuning/dpo.py", "train/tuning/tuned.py"],
     "train/test_diversify.py": ["tasks/vectors/points.py"],
     "weights/merging/test_bang.py": ["weights/merging/wise_ft.py"],
-    "weights/merging/test_merge_checkpoints.py": ["weights/merging/adapters.py"],
+    "weights/quantization/test_awq.py": ["weights/quantization/activations.py"],
     "weights/quantization/test_gptq.py": ["weights/quantization/blockwise.py"],
+    "weights/quantization/test_quantized_folder.py": ["weights/quantization/calibration.py"],
+    "weights/test_checkpoint.py": ["weights/streaming.py"],
 }  # fmt: skip
 BUILT = [system for system in systems().values() if system.built]
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from importlib import import_module
+from inspect import signature
+from pathlib import Path
 from typing import Any
 
 
@@ -61,3 +64,49 @@ def require(module: str) -> Any:
         if error.name is None or error.name.partition(".")[0] != module.partition(".")[0]:
             raise
         raise MissingExtraError(install_line(module), name=error.name) from None
+
+
+def check_steps_alone(optimizer: Any, name: str) -> None:
+    """Raises TypeError where an optimizer evaluates the closure by itself, as LBFGS does, and so cannot be wrapped.
+
+    Args:
+        optimizer: what is wrapped; asked whether its ``step`` needs a closure.
+        name: what wraps it, for the message.
+
+    Example:
+        >>> class Searching:
+        ...     def step(self, closure): ...
+        >>> check_steps_alone(Searching(), "SAM")  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        TypeError: SAM cannot wrap Searching, whose step evaluates the loss by itself ...
+    """
+    closure = signature(optimizer.step).parameters.get("closure")
+    if closure is not None and closure.default is closure.empty:
+        raise TypeError(
+            f"{name} cannot wrap {type(optimizer).__name__}, whose step evaluates the loss by itself as often as it "
+            "likes; use an optimizer that steps on the gradient it is given, such as SGD or AdamW"
+        )
+
+
+def check_no_own_code(folder: str | Path) -> None:
+    """Raises ValueError where a transformers folder needs code of its own, which is never run.
+
+    Args:
+        folder: as ``AutoModel`` takes it; what is no folder here is not looked at.
+
+    Example:
+        >>> check_no_own_code("nowhere")
+    """
+    file = Path(folder) / "config.json"
+    if not file.is_file():
+        return
+    try:
+        config = json.loads(file.read_text("utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is not JSON: {error}") from None
+    if not isinstance(config, dict) or not config.get("auto_map"):
+        return
+    if config.get("model_type") not in require("transformers").CONFIG_MAPPING:
+        raise ValueError(
+            f"{file} names code of its own (auto_map), which is never run: only models of transformers are"
+        )

@@ -223,3 +223,22 @@ def test_an_example_is_bad_where_any_of_its_inputs_is(kind_of_inputs):
         out = adapter(values if kind_of_inputs is dict else tuple(values.values()))
     assert out.isnan().all(1).tolist() == [False, True, True]
     assert adapter.last_change["ids"].tolist() == [0, -1, -1]
+
+
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_inside_inference_mode_an_adapter_learns_as_outside(name):
+    outside, inside = (ADAPTERS[name](classifier()) for _ in range(2))
+    expected = [outside(images(8, seed)) for seed in range(3)]
+    with torch.inference_mode():
+        found = [inside(images(8, seed)) for seed in range(3)]
+        inside.reset()
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other)
+    torch.testing.assert_close(inside(images(8, 0)), expected[0])
+
+
+@pytest.mark.parametrize("name", ["t3a", "pseudo-label"])
+def test_one_class_is_refused(name):
+    make = {"t3a": T3A, "pseudo-label": PseudoLabel}[name]
+    with pytest.raises(ValueError, match="2 or more classes"):
+        make(nn.Flatten(), nn.Linear(36, 1))(images(8))

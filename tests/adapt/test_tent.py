@@ -7,6 +7,7 @@ from torch import nn
 import heldout
 from heldout import adapt
 from heldout.adapt import Tent, tent
+from heldout.adapt.tent import is_norm
 
 
 def classifier(norm="batch"):
@@ -118,3 +119,56 @@ def test_method_adapts_in_its_own_batches_and_starts_afresh_on_each_evaluation()
     torch.testing.assert_close(fitted.predictor.probabilities(x), whole.exp())
     fitted.predictor.reset()
     torch.testing.assert_close(fitted.predict(x[:8]), whole[:8])
+
+
+@pytest.mark.parametrize("kind", ["llama", "t5", "bert", "mean-free"])
+def test_norms_are_found_by_what_they_do(kind):
+    import transformers as t
+
+    width = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    tokens = {"vocab_size": 32, "pad_token_id": 0, "eos_token_id": 1, "num_labels": 3}
+
+    class MeanFree(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(16))
+
+        def forward(self, x):
+            return self.weight * (x - x.mean(-1, keepdim=True)) / x.std(-1, keepdim=True)
+
+    ids = torch.cat([torch.randint(2, 32, (4, 6)), torch.ones(4, 1, dtype=torch.long)], 1)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        if kind == "llama":
+            model, x, norms = t.LlamaForSequenceClassification(t.LlamaConfig(**width, **tokens)), ids, 3
+        elif kind == "t5":
+            sizes = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2}
+            config = t.T5Config(**sizes, **tokens, decoder_start_token_id=0)
+            model, x, norms = t.T5ForSequenceClassification(config), ids, 7
+        elif kind == "bert":
+            model, x, norms = t.BertForSequenceClassification(t.BertConfig(**width, **tokens)), ids, 3
+        else:
+            layers = nn.Linear(4, 16), MeanFree(), nn.PReLU(16), nn.Linear(16, 3)
+            model, x, norms = nn.Sequential(*layers), torch.randn(8, 4), 1
+    assert sum(map(is_norm, model.modules())) == norms
+    adapter = Tent(model.eval(), lr=1e-2)
+    first = adapter(x)
+    for _ in range(10):
+        last = adapter(x)
+    assert mean_entropy(last) < mean_entropy(first)
+
+
+def test_inside_inference_mode_it_learns_as_outside():
+    outside = Tent(classifier(), lr=1e-2)
+    expected = [outside(x) for x in stream(3)]
+    with torch.inference_mode():
+        inside = Tent(classifier(), lr=1e-2)
+        found = [inside(x) for x in stream(3)]
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_single_logit_is_refused_with_the_remedy():
+    model = nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8), nn.Linear(8, 1))
+    with pytest.raises(ValueError, match=r"Tent needs .* 2 or more classes, got one of 1: .*\(0, z\)"):
+        Tent(model)(torch.randn(6, 4))

@@ -94,6 +94,48 @@ def test_planted_wrong_labels_are_found_worst_first(report):
     assert report["suspect_margins"] == sorted(report["suspect_margins"])
 
 
+RARE = """
+import functools
+import torch
+import heldout
+from heldout.nn import mlp
+from heldout.tasks import digits
+
+epochs = 10
+batch_size = 32
+optimizer = functools.partial(torch.optim.Adam, lr=3e-3)
+
+def model():
+    return mlp(64, 10, (64,))
+
+def data():
+    images, labels = digits()
+    few = torch.cat([(labels[:600] == k).nonzero().flatten()[:most] for k, most in ((8, 3), (9, 1))])
+    rest = (labels[:600] < 8).nonzero().flatten()
+    chosen = torch.cat([rest, few])
+    given = labels[chosen].clone()
+    given[:12] = (given[:12] + 1) % 8
+    return heldout.Splits(
+        train=(images[chosen], given), val=(images[600:700], labels[600:700]),
+        test={"iid": (images[700:1000], labels[700:1000])},
+    )
+"""
+
+
+def test_a_class_with_few_members_is_named_and_not_accused(tmp_path):
+    (tmp_path / "rare.py").write_text(RARE)
+    document = audit(str(tmp_path / "rare.py"), out=tmp_path / "out", budget=120)
+    assert document["classes_not_judged"] == [8, 9]
+    labels = document["suspect_labels"]
+    assert not {8, 9} & set(labels)
+    suspects = document["suspects"]
+    assert len(set(suspects) & set(range(12))) >= 8
+    assert len(suspects) <= 24  # of about 480
+    reading = next(entry["reading"] for entry in document["findings"] if entry["name"] == "suspicious labels")
+    assert "Not judged" in reading
+    assert "class 8, 9" in reading
+
+
 def test_groups_are_reported(report):
     assert [row["group"] for row in report["groups"]] == [0, 1, 2]
     assert sum(row["n"] for row in report["groups"]) == 500

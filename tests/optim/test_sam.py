@@ -462,6 +462,12 @@ def test_misuse_is_refused():
             SAM(wrong)
 
 
+def test_an_optimizer_that_evaluates_the_loss_itself_is_refused():
+    with pytest.raises(TypeError, match="SAM cannot wrap LBFGS, whose step evaluates the loss by itself"):
+        SAM(torch.optim.LBFGS(mlp().parameters()))
+    SAM(torch.optim.AdamW(mlp().parameters()))
+
+
 def test_the_method_trains_and_says_where_it_cannot():
     inputs, targets = batch(6)
     sgd = functools.partial(torch.optim.SGD, lr=0.5)

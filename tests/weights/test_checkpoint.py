@@ -1,6 +1,5 @@
 import json
 import pickle
-import struct
 
 import pytest
 import torch
@@ -113,33 +112,83 @@ def test_a_pickle_payload_is_refused_and_never_run(tmp_path, name):
         load_checkpoint(tmp_path / name)
 
 
-def _header(entries):
-    text = json.dumps(entries).encode()
-    return struct.pack("<Q", len(text)) + text
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        b"",
-        b"short",
-        struct.pack("<Q", 1 << 60) + b"{}",
-        struct.pack("<Q", 4) + b"abcd",
-        struct.pack("<Q", 2) + b"[]",
-        _header({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}) + b"1234",
-        _header({"a": {"dtype": "F32", "shape": [3], "data_offsets": [0, 8]}}) + b"12345678",
-        _header({"a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}}) + b"12345678",
-        _header({"a": {"dtype": "F99", "shape": [1], "data_offsets": [0, 4]}}) + b"1234",
-        _header({"a": {"dtype": "F32", "shape": "x", "data_offsets": [0, 4]}}) + b"1234",
-        _header({"a": {"dtype": "F32", "shape": [-1], "data_offsets": [0, -4]}}) + b"1234",
-        _header({"a": 1}),
-        _header({}),
-    ],
-)
-def test_damaged_files_are_refused(tmp_path, content):
-    (tmp_path / "x.safetensors").write_bytes(content)
-    with pytest.raises(ValueError, match=r"x\.safetensors"):
+def test_metadata_never_overwrites_a_stored_tensor(tmp_path):
+    save_file({"v": torch.zeros(2), "w": torch.ones(2)}, tmp_path / "x.safetensors", {"v": "w"})
+    with pytest.raises(ValueError, match=r"x\.safetensors stores 'v', .* another name of 'w'"):
         load_checkpoint(tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize("change", ["sparse", "meta", "a number for a name", "nothing"])
+def test_torch_files_of_other_than_ordinary_tensors_are_refused(tmp_path, change):
+    state = {
+        "sparse": {"v": torch.eye(2).to_sparse()},
+        "meta": {"v": torch.empty(2, device="meta")},
+        "a number for a name": {3: torch.ones(2)},
+        "nothing": None,
+    }[change]
+    if state is None:
+        (tmp_path / "x.pt").write_bytes(b"")
+    else:
+        torch.save(state, tmp_path / "x.pt")
+    with pytest.raises(ValueError, match=r"x\.pt .*" + ("'v'" if change in ("sparse", "meta") else "")):
+        load_checkpoint(tmp_path / "x.pt")
+
+
+def sharded(folder, weight_map, **files):
+    folder.mkdir()
+    for name, state in files.items():
+        save_file(state, folder / f"{name}.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    return folder
+
+
+def test_an_index_that_promises_what_its_shard_lacks_is_refused(tmp_path):
+    one, two = {"v": torch.zeros(2)}, {"w": torch.ones(2)}
+    good = sharded(tmp_path / "good", {"v": "a.safetensors", "w": "b.safetensors"}, a=one, b=two)
+    assert load_checkpoint(good).keys() == {"v", "w"}
+    lost = sharded(tmp_path / "lost", {"v": "b.safetensors", "w": "b.safetensors"}, b=two)
+    with pytest.raises(ValueError, match=r"index\.json promises 'v' in b\.safetensors"):
+        open_checkpoint(lost)
+    moved = sharded(tmp_path / "moved", {"v": "b.safetensors", "w": "a.safetensors"}, a=one, b=two)
+    with pytest.raises(ValueError, match="promises 'v' in b"):
+        open_checkpoint(moved)
+
+
+def test_a_stale_file_beside_an_index_is_refused(tmp_path):
+    folder = sharded(tmp_path / "x", {"v": "a.safetensors"}, a={"v": torch.zeros(2)}, model={"v": torch.ones(2)})
+    with pytest.raises(
+        ValueError, match=r"model\.safetensors and model\.safetensors\.index\.json.*remove what is stale"
+    ):
+        open_checkpoint(folder)
+
+
+def test_links_are_not_followed_out_of_the_folder(tmp_path):
+    (tmp_path / "secret.txt").write_text("secret")
+    folders = {name: tmp_path / name for name in ("pre", "ft")}
+    for name, folder in folders.items():
+        folder.mkdir()
+        save_file(dict(PRE if name == "pre" else FT), folder / "model.safetensors")
+    (folders["ft"] / "inside.txt").write_text("mine")
+    (folders["ft"] / "link.txt").symlink_to("inside.txt")
+    lines_files(folders["pre"], folders["ft"], tmp_path / "out", alpha=0.3)
+    assert (tmp_path / "out" / "link.txt").read_text() == "mine"
+    (folders["ft"] / "vocab.txt").symlink_to("../secret.txt")
+    with pytest.raises(ValueError, match=r"vocab\.txt is a link that leads out of its folder"):
+        lines_files(folders["pre"], folders["ft"], tmp_path / "out2", alpha=0.3)
+    assert not list((tmp_path / "out2").iterdir())
+    (folders["pre"] / "model.safetensors").rename(tmp_path / "elsewhere.safetensors")
+    (folders["pre"] / "model.safetensors").symlink_to("../elsewhere.safetensors")
+    with pytest.raises(ValueError, match=r"model\.safetensors is a link"):
+        open_checkpoint(folders["pre"])
+
+
+def test_the_links_of_a_hub_cache_lead_to_its_blobs(tmp_path):
+    snapshot = tmp_path / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    (tmp_path / "blobs").mkdir()
+    save_file(dict(PRE), tmp_path / "blobs" / "123")
+    (snapshot / "model.safetensors").symlink_to("../../blobs/123")
+    assert_states_equal(load_checkpoint(snapshot), dict(sorted(PRE.items())), rtol=0, atol=0)
 
 
 def test_a_failed_edit_leaves_no_file_and_the_old_one(tmp_path):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim import Optimizer
 
-from heldout.adapt.protocol import Stream, TestTimeAdapter, batch_size_of, sparing
+from heldout.adapt.protocol import Stream, TestTimeAdapter, batch_size_of, outside_inference, sparing
 from heldout.data import gather
 from heldout.losses import LearnedConsistency, gradient_distance
 from heldout.method import Batch, Method, Run, Splits, evaluating
@@ -175,6 +175,7 @@ class ITTA(TestTimeAdapter):
         (torch.Size([32, 10]), ['changed', 'consistency', 'parameter_change'])
     """
 
+    @outside_inference
     def __init__(
         self,
         state: ITTAState,
@@ -253,6 +254,7 @@ class ITTA(TestTimeAdapter):
         }
         return logits.log_softmax(1)
 
+    @outside_inference
     def reset(self) -> None:
         with torch.no_grad():
             for parameter, start in zip(self._parameters, self._start, strict=True):

@@ -166,8 +166,12 @@ def sparing(call: Callable[[Any, Any], Tensor]) -> Callable[[Any, Any], Tensor]:
     Args:
         call: ``(adapter, inputs) -> log-probabilities (batch, classes)``.
 
+    Inside ``torch.inference_mode`` the adapter learns as outside: it is left for the call, and inputs that were made
+    there are copied.
+
     Raises:
-        ValueError: by the wrapped call, where every example of a batch holds NaN or infinity.
+        ValueError: by the wrapped call, where every example of a batch holds NaN or infinity, or where there is one
+            class only, so that the log-probability is 0 whatever the input.
 
     Example:
         >>> from heldout.adapt import PseudoLabel
@@ -177,11 +181,22 @@ def sparing(call: Callable[[Any, Any], Tensor]) -> Callable[[Any, Any], Tensor]:
         tensor([False,  True])
     """
 
+    def predicted(self: Any, inputs: Any) -> Tensor:
+        outputs = call(self, inputs)
+        if outputs.ndim == 2 and outputs.shape[1] < 2:
+            raise ValueError(
+                f"{type(self).__name__} needs log-probabilities of 2 or more classes, got one of {outputs.shape[1]}: a "
+                "single logit z of a binary classifier is the two logits (0, z)"
+            )
+        return outputs
+
     @functools.wraps(call)
+    @outside_inference
     def spared(self: Any, inputs: Any) -> Tensor:
+        inputs = _ordinary(inputs)
         good = _finite_rows(inputs)
         if good is None or bool(good.all()):
-            return call(self, inputs)
+            return predicted(self, inputs)
         count, total = int((~good).sum()), len(good)
         if count == total:
             raise ValueError(
@@ -191,7 +206,7 @@ def sparing(call: Callable[[Any, Any], Tensor]) -> Callable[[Any, Any], Tensor]:
             f"{count} of {total} examples hold NaN or infinity: they are answered by NaN, and not learnt from",
             stacklevel=2,
         )
-        outputs = call(self, _rows(inputs, good))
+        outputs = predicted(self, _rows(inputs, good))
         self.last_change = {
             name: _back_in_place(value, good)
             if isinstance(value, Tensor) and value.shape[:1] == outputs.shape[:1]
@@ -201,6 +216,34 @@ def sparing(call: Callable[[Any, Any], Tensor]) -> Callable[[Any, Any], Tensor]:
         return _back_in_place(outputs, good)
 
     return spared
+
+
+def outside_inference(call: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns a function that leaves ``torch.inference_mode`` while it runs: what it makes can be learnt from.
+
+    Example:
+        >>> with torch.inference_mode():
+        ...     outside_inference(torch.zeros)(2).is_inference()
+        False
+    """
+
+    @functools.wraps(call)
+    def outside(*args: Any, **kwargs: Any) -> Any:
+        if not torch.is_inference_mode_enabled():
+            return call(*args, **kwargs)
+        with torch.inference_mode(False), torch.no_grad():
+            return call(*args, **kwargs)
+
+    return outside
+
+
+def _ordinary(inputs: Any) -> Any:
+    """The inputs, with copies of the tensors that were made in inference mode, which nothing can be learnt from."""
+    if isinstance(inputs, Tensor):
+        return inputs.clone() if inputs.is_inference() else inputs
+    if isinstance(inputs, Mapping):
+        return {name: _ordinary(value) for name, value in inputs.items()}
+    return type(inputs)(map(_ordinary, inputs)) if isinstance(inputs, tuple | list) else inputs
 
 
 def _finite_rows(inputs: Any) -> Tensor | None:

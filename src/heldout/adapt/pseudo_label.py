@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from heldout.adapt.protocol import TestTimeAdapter, encode, sparing
+from heldout.adapt.protocol import TestTimeAdapter, encode, outside_inference, sparing
 
 
 class PseudoLabel(TestTimeAdapter):
@@ -34,6 +34,7 @@ class PseudoLabel(TestTimeAdapter):
         torch.Size([8, 3])
     """
 
+    @outside_inference
     def __init__(
         self,
         encoder: Callable[[Any], Tensor],
@@ -66,6 +67,7 @@ class PseudoLabel(TestTimeAdapter):
         self.last_change = {"confident": confident}
         return log_probabilities.detach()
 
+    @outside_inference
     def reset(self) -> None:
         self.head.load_state_dict(self._start)
         self._optimizer = torch.optim.Adam(self.head.parameters(), lr=self.lr)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from heldout.adapt.protocol import Stream, TestTimeAdapter, batch_size_of, entropy, sparing
+from heldout.adapt.protocol import Stream, TestTimeAdapter, batch_size_of, entropy, outside_inference, sparing
 from heldout.data import gather
 from heldout.method import Method, Run, Splits, forward, why_no_class_labels
 
@@ -32,9 +32,9 @@ class Tent(TestTimeAdapter):
     """Minimises the entropy of predictions over the scale and shift of normalisation layers.
 
     BatchNorm layers use the statistics of the batch (deviation: the running ones for a batch of a single example);
-    LayerNorm, RMSNorm, GroupNorm and InstanceNorm layers compute as ever. A batch is predicted before the step that it
-    causes. Works on a copy of the model; everything but normalisation stays in eval mode (deviation: the released
-    code leaves dropout on). One forward and one backward pass per step.
+    LayerNorm, RMSNorm, GroupNorm and InstanceNorm layers, and those that a model brings along, compute as ever. A batch
+    is predicted before the step that it causes. Works on a copy of the model; everything but normalisation stays in
+    eval mode (deviation: the released code leaves dropout on). One forward and one backward pass per step.
 
     Args:
         module: a classifier with normalisation layers.
@@ -53,13 +53,14 @@ class Tent(TestTimeAdapter):
         ['entropy', 'parameter_change']
     """
 
+    @outside_inference
     def __init__(self, module: nn.Module, *, lr: float = 1e-3, steps: int = 1) -> None:
         if steps < 1:
             raise ValueError(f"steps must be at least 1, got {steps}")
         self.module = copy.deepcopy(module).eval().requires_grad_(False)
         self.lr, self.steps = lr, steps
         self.last_change: dict[str, Any] = {}
-        norms = [m for m in self.module.modules() if isinstance(m, _NORMS)]
+        norms = [m for m in self.module.modules() if is_norm(m)]
         self._parameters = [p for m in norms for p in m.parameters(recurse=False)]
         if not self._parameters:
             raise ValueError("tent needs normalisation layers with scale and shift, the model has none")
@@ -92,6 +93,7 @@ class Tent(TestTimeAdapter):
             norm.training = batch_size_of(inputs) > 1
         return forward(self.module, inputs)
 
+    @outside_inference
     def reset(self) -> None:
         with torch.no_grad():
             for parameter, start in zip(self._parameters, self._start, strict=True):
@@ -111,6 +113,39 @@ class Tent(TestTimeAdapter):
         self._optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
 
 
+def is_norm(module: nn.Module) -> bool:
+    """Tells whether a module is a normalisation layer: torch's own, or one that a model brings along.
+
+    Of the latter it is asked what a normalisation does: it has no submodules and only vectors for parameters, and
+    answers the same to an input and to three times that input.
+
+    Example:
+        >>> class RMSNorm(nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.weight = nn.Parameter(torch.ones(4))
+        ...     def forward(self, x):
+        ...         return self.weight * x / x.square().mean(-1, keepdim=True).sqrt()
+        >>> is_norm(RMSNorm()), is_norm(nn.LayerNorm(4)), is_norm(nn.PReLU(4))
+        (True, True, False)
+    """
+    if isinstance(module, _NORMS):
+        return True
+    weight = getattr(module, "weight", None)
+    own = list(module.parameters(recurse=False))
+    if not isinstance(weight, Tensor) or any(p.ndim != 1 for p in own) or any(True for _ in module.children()):
+        return False
+    x = torch.linspace(-10, 17, 3 * len(weight), dtype=weight.dtype, device=weight.device).view(3, -1)
+    try:
+        with torch.no_grad():
+            one, three = module(x), module(3 * x)
+    except (RuntimeError, TypeError, ValueError):  # takes something else than rows of vectors
+        return False
+    return (
+        isinstance(one, Tensor) and bool(one.any()) and torch.allclose(one.float(), three.float(), rtol=1e-2, atol=1e-3)
+    )
+
+
 def tent(lr: float = 1e-3, *, steps: int = 1, batch_size: int = 64) -> Method:
     """Adapts normalisation layers to unlabelled test batches of ``batch_size`` by minimising their entropy.
 
@@ -127,6 +162,6 @@ def _check(module: nn.Module, splits: Splits) -> str | None:
     _, targets = gather(splits.train, torch.arange(1))
     if reason := why_no_class_labels(targets):
         return reason
-    if not any(True for m in module.modules() if isinstance(m, _NORMS) for _ in m.parameters(recurse=False)):
+    if not any(True for m in module.modules() if is_norm(m) for _ in m.parameters(recurse=False)):
         return "the model has no normalisation layer with scale and shift"
     return None

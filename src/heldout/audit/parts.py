@@ -34,13 +34,15 @@ from heldout.measure import (
 from heldout.nn import inputs_for, split_head
 from heldout.report import number
 from heldout.statistics import Interval, newcombe, wilson
-from heldout.train import fit, label_margins, outputs_of
+from heldout.train import contradicted_labels, cross_fit, fit, outputs_of
 
 MEASURED = 2000  # examples that the difficulty of the task is estimated from
 FOLDS = 4
 SUSPECT = 0.5  # a label is suspicious where models speak against it half as strongly as they do for the median one
 SHIFT_METHODS = ("adanpc", "tent", "itta", "t3a", "drm", "bang", "lines", "pego", "divdis", "dbat")
 LESS_DATA = (0.25, 0.5)  # of the training set
+WEAK, CLEAR = 0.15, 0.2  # below this median margin, only what is clear, or contradicted out of sample, is suspicious
+LEAST_MEMBERS = 2 * FOLDS  # of a class whose labels are judged: with fewer, models hardly see it
 
 
 # --- the parts of the report ----------------------------------------------------------------------------------------
@@ -318,19 +320,33 @@ def _suspects(work: Audit) -> None:
     if epochs < 2:
         raise ValueError(f"the {left:.0f} s that are left of the budget do not allow {FOLDS} trainings of 2 epochs")
     train, model = work.problem.splits.train, functools.partial(work.problem.model, work.seed)
-    margins = label_margins(model, train, folds=FOLDS, epochs=epochs, seed=work.seed, **recipe)
+    margins, probabilities = cross_fit(model, train, folds=FOLDS, epochs=epochs, seed=work.seed, **recipe)
+    targets = all_targets(work.problem.splits.train).cpu()
+    typical = float(margins.median().clamp(min=0))
+    wrong = margins < -SUSPECT * typical
+    if typical < WEAK:
+        wrong &= contradicted_labels(probabilities, targets, least=LEAST_MEMBERS) | (margins < -CLEAR)
+    wrong &= targets.bincount()[targets] >= LEAST_MEMBERS
     order = margins.argsort()
-    found = order[margins[order] < -SUSPECT * margins.median().clamp(min=0)].tolist()
-    targets = all_targets(work.problem.splits.train)
+    found = order[wrong[order]].tolist()
+    rare = [
+        int(label) for label, count in zip(*targets.unique(return_counts=True), strict=True) if count < LEAST_MEMBERS
+    ]
     work.document["suspects"] = found
     work.document["suspect_margins"] = [round(float(margins[i]), 4) for i in found]
     work.document["suspect_labels"] = [int(targets[i]) for i in found]
     work.document["shown_suspects"] = shown_suspects(work)
+    work.document["classes_not_judged"] = rare
     share = len(found) / len(margins)
     reading = (
         f"share of training examples whose label {FOLDS} cross-fitted models contradict, {len(found)} in all: wrong "
         "labels, or hard examples. Look at them from the first on"
     )
+    if typical < WEAK:
+        reading += ". These models hardly support the labels at all: with a longer training the list is worth more"
+    if rare:
+        names = ", ".join(map(str, rare))
+        reading += f". Not judged, for having fewer than {LEAST_MEMBERS} examples: class {names}"
     limits = Threshold(0.01, 0.05, "1 and 5 hundredths of the labels")
     work.finding("suspicious labels", share, reading, limits=limits, remedy="correct them and train again")
 

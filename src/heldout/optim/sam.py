@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.optim import Optimizer
 
+from heldout.errors import check_steps_alone
 from heldout.method import Method, Run, Splits
 
 
@@ -36,7 +37,7 @@ class SAM(Optimizer):
             during the second pass, by global hooks; a compiled model needs ``model``, since it bypasses such hooks.
 
     Raises:
-        TypeError: ``base_optimizer`` is not an optimizer, or is a SAM already.
+        TypeError: ``base_optimizer`` is not an optimizer, is a SAM already, or evaluates the loss itself (LBFGS).
         ValueError: a negative or non-finite rho; at a step: a sparse gradient, or no closure.
 
     Example:
@@ -65,6 +66,7 @@ class SAM(Optimizer):
     def __init__(self, base_optimizer: Optimizer, rho: float = 0.05, *, model: nn.Module | None = None) -> None:
         if not isinstance(base_optimizer, Optimizer) or isinstance(base_optimizer, SAM):
             raise TypeError(f"SAM wraps a torch Optimizer that is not a SAM, got {type(base_optimizer).__name__}")
+        check_steps_alone(base_optimizer, "SAM")
         self.base_optimizer = base_optimizer
         self.rho = _checked(rho)
         self.model = model

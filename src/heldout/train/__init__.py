@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from heldout.errors import require
-from heldout.train.cross_fit import label_margins
+from heldout.train.cross_fit import CrossFit, contradicted_labels, cross_fit, label_margins
 from heldout.train.diversify import Hypotheses, dbat, disambiguate, divdis, diversify
 from heldout.train.full_batch import full_batch
 from heldout.train.ps_kd import ProgressiveSelfDistillation, ps_kd
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CostReward",
+    "CrossFit",
     "Environment",
     "Episode",
     "Fitted",
@@ -49,6 +50,8 @@ __all__ = [
     "SpanGD",
     "SpanPoints",
     "Tuned",
+    "contradicted_labels",
+    "cross_fit",
     "dbat",
     "disambiguate",
     "divdis",

@@ -1,7 +1,7 @@
 """What a model becomes: task vectors, merging and scaling of trained weights, and checkpoints on disk."""
 
 from heldout.weights.blocks import BlockIndex, block_index
-from heldout.weights.checkpoint import Checkpoint, load_checkpoint, open_checkpoint, save_checkpoint
+from heldout.weights.checkpoint import Checkpoint, open_checkpoint, save_checkpoint
 from heldout.weights.merging.adapters import adapter_task_vectors
 from heldout.weights.merging.bang import balanced_finetune, bang
 from heldout.weights.merging.lines import (
@@ -37,16 +37,13 @@ from heldout.weights.pruning.prune import (
     weights_only,
 )
 from heldout.weights.pruning.prune_units import PruneCurve, prune_units
-from heldout.weights.quantization.awq import (
-    AWQResult,
+from heldout.weights.quantization.awq import AWQResult, Scaling, apply_awq, awq_search, clip_search
+from heldout.weights.quantization.block_rules import (
     BlockRule,
     ScaledActivation,
     ScaleGroup,
-    Scaling,
-    apply_awq,
-    awq_search,
     block_linears,
-    clip_search,
+    derive_rule,
 )
 from heldout.weights.quantization.gptq import gptq, gptq_quantize
 from heldout.weights.quantization.quantize import (
@@ -61,6 +58,7 @@ from heldout.weights.quantization.quantize import (
 )
 from heldout.weights.quantization.quantized_folder import QUANTIZE_METHODS, QuantizeReport, quantize_folder
 from heldout.weights.task_vector import TaskVector, interpolate
+from heldout.weights.tying import load_checkpoint
 
 __all__ = [
     "MERGE_METHODS",
@@ -91,6 +89,7 @@ __all__ = [
     "clip_search",
     "consensus",
     "dequantize",
+    "derive_rule",
     "fake_quantize",
     "gptq",
     "gptq_quantize",

@@ -10,55 +10,22 @@ import json
 import os
 import pickle
 import shutil
-import struct
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import torch
 from torch import Tensor, nn
 
-from heldout.weights.task_vector import State, aliases, check_same_parameters, state_of, wide
+from heldout.weights.header import Entry, header_bytes, read_header
+from heldout.weights.task_vector import State, aliases, state_of
 
-_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
-_CODES = {dtype: code for code, dtype in _DTYPES.items()}
-_MAX_HEADER = 100_000_000
-_PICKLES = (b"PK", *(bytes([0x80, protocol]) for protocol in range(2, 6)))  # a torch.save archive, a bare pickle
 CHUNK = 1 << 18  # elements per step: two float32 buffers of this size fit a second-level cache
 _INDEX = "model.safetensors.index.json"
 _SINGLE_FILES = ("model.safetensors", "adapter_model.safetensors")
 _COMPANIONS = (".json", ".txt", ".model", ".jinja", ".tiktoken", ".py")  # what a transformers folder loads besides
-
-
-@dataclass(frozen=True)
-class Entry:
-    """Where one tensor lies: the file's number, and the first byte in it (safetensors) or the tensor itself."""
-
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-    file: int
-    start: int = 0
-    tensor: Tensor | None = None
-
-    @property
-    def numel(self) -> int:
-        return torch.Size(self.shape).numel()
 
 
 class Checkpoint:
@@ -87,14 +54,20 @@ class Checkpoint:
             raise
         if not self.entries:
             raise ValueError(f"{path} holds no tensors")
-        self.aliases = {alias: name for alias, name in self.aliases.items() if name in self.entries}
+        for alias, name in self.aliases.items():
+            if alias in self.entries:
+                self.close()
+                raise ValueError(
+                    f"{path} stores {alias!r}, which its metadata calls another name of {name!r}: take the note out, "
+                    "or store it once"
+                )
 
     def _open_safetensors(self, file: Path, number: int) -> dict[str, Entry]:
         handle = file.open("rb", buffering=0)
         self._handles.append(handle)
-        header, start = _read_header(file, handle)
-        self.aliases.update({k: v for k, v in (header.pop("__metadata__", None) or {}).items() if v in header})
-        return _entries(file, header, number, start)
+        entries, notes = read_header(file, handle, number)
+        self.aliases.update({alias: name for alias, name in notes.items() if name in entries})
+        return entries
 
     def read_into(self, name: str, out: Tensor, first: int = 0) -> None:
         """Fills the flat tensor ``out``, of the entry's dtype, with its elements from position ``first`` on."""
@@ -139,7 +112,9 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
 
     Raises:
         FileNotFoundError: if there is no such file, or no safetensors in the folder.
-        ValueError: if the file is damaged, or holds pickled objects, which are never loaded.
+        ValueError: if a file is damaged (whatever safetensors refuses) or holds pickled objects;
+            if an index does not fit its shards; or if a file of a folder is a link that leads out of it. The message
+            names the file and the tensor.
     """
     path = Path(path)
     if path.is_file():
@@ -147,18 +122,11 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     if not path.is_dir():
         raise FileNotFoundError(f"no checkpoint at {path}")
     if (path / _INDEX).is_file():
-        return Checkpoint(path, _shards(path))
+        return _open_shards(path)
     for name in _SINGLE_FILES:
         if (path / name).is_file():
-            return Checkpoint(path, [path / name])
+            return Checkpoint(path, [inside(path, path / name)])
     raise FileNotFoundError(f"{path} holds neither {_INDEX} nor {' nor '.join(_SINGLE_FILES)}")
-
-
-def load_checkpoint(path: str | Path) -> dict[str, Tensor]:
-    """Returns the state dict in a checkpoint, with tied weights tied again. Reads what ``open_checkpoint`` does."""
-    with open_checkpoint(path) as checkpoint:
-        state = {name: checkpoint.tensor(name) for name in checkpoint.entries}
-        return state | {alias: state[name] for alias, name in checkpoint.aliases.items()}
 
 
 def save_checkpoint(model: nn.Module | State, path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
@@ -178,58 +146,9 @@ def save_checkpoint(model: nn.Module | State, path: str | Path, metadata: Mappin
     stored = dict(sorted(stored.items(), key=lambda item: -item[1].element_size()))  # keeps every tensor aligned
     notes = {"format": "pt"} | {alias: name for alias, name in names.items() if alias != name} | dict(metadata or {})
     with _replacing(Path(path)) as file:
-        file.write(_header({name: (value.dtype, tuple(value.shape)) for name, value in stored.items()}, notes))
+        file.write(header_bytes({name: (value.dtype, tuple(value.shape)) for name, value in stored.items()}, notes))
         for value in stored.values():
             file.write(_bytes(value.detach().cpu().contiguous().reshape(-1)))
-
-
-def stream_checkpoint(
-    sources: Sequence[Checkpoint],
-    out: str | Path,
-    combine: Callable[..., Tensor],
-) -> None:
-    """Writes a checkpoint computed entry by entry from others, laid out like the last of them.
-
-    Integer and boolean tensors are copied from the last source. A folder of shards gives a folder of shards, with
-    the configuration and tokenizer files beside it.
-
-    Args:
-        sources: checkpoints with the same tensors.
-        out: a file, or a folder where the last source is one and ``out`` does not end in ``.safetensors``.
-        combine: ``(name, first, ..., last) -> result``: gets one piece of a tensor from each source, flat and in
-            float32 (float64 where stored so), and may work in place on any of them.
-
-    Raises:
-        ValueError: if names or shapes differ, ``out`` is one of the sources, or a result is not finite where the
-            sources differ.
-    """
-    out, last = Path(out), sources[-1]
-    check_same_parameters({str(source.path): source.entries for source in (last, *sources[:-1])})
-    for source in sources:
-        if out.resolve() in (source.path.resolve(), *source.path.resolve().parents):
-            raise ValueError(f"the output {out} is, or holds, the checkpoint {source.path} that is read")
-    readers = [Reader(source) for source in sources]
-
-    def merged(name: str) -> Iterator[Tensor]:
-        entry = last.entries[name]
-        for first, count in pieces(entry.numel):
-            if not entry.dtype.is_floating_point:
-                yield readers[-1].read(name, first, count)
-                continue
-            result = combine(name, *(wide(reader.read(name, first, count)) for reader in readers))
-            if not result.sum().isfinite() and not result.isfinite().all():
-                parts = [reader.read(name, first, count) for reader in readers]
-                if not all(torch.equal(part, parts[-1]) for part in parts):
-                    raise ValueError(f"the result is not finite in {name!r}")
-                result = parts[-1]
-            yield result.to(entry.dtype)
-
-    if last.path.is_dir() and out.suffix != ".safetensors":
-        out.mkdir(parents=True, exist_ok=True)
-        write_folder(out, last, merged)
-    else:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        write_file(out, last, list(last.entries), merged)
 
 
 class Reader:
@@ -263,18 +182,23 @@ def write_folder(folder: Path, layout: Checkpoint, parts: Callable[[str], Iterab
         layout: the checkpoint whose names, shapes, data types and shards are used.
         parts: from a name to the flat pieces of that tensor, in order and in the layout's data type.
     """
+    beside = companions(layout.path)
+    index = layout.path / _INDEX
+    if index.is_file():
+        beside.append(inside(layout.path, index))
     for number, file in enumerate(layout.files):
         write_file(folder / file, layout, [n for n, e in layout.entries.items() if e.file == number], parts)
-    for companion in sorted(layout.path.iterdir()):
-        if companion.suffix in _COMPANIONS and companion.is_file():
-            shutil.copyfile(companion, folder / companion.name)
+    for companion in beside:
+        shutil.copyfile(companion, folder / companion.name)
 
 
 def write_file(out: Path, layout: Checkpoint, names: Sequence[str], parts: Callable[[str], Iterable[Tensor]]) -> None:
     """Writes some tensors of a layout to one file, whole or not at all. Arguments as in ``write_folder``."""
     notes = {"format": "pt"} | {alias: name for alias, name in layout.aliases.items() if name in names}
     with _replacing(out) as file:
-        file.write(_header({name: (layout.entries[name].dtype, layout.entries[name].shape) for name in names}, notes))
+        file.write(
+            header_bytes({name: (layout.entries[name].dtype, layout.entries[name].shape) for name in names}, notes)
+        )
         for name in names:
             for part in parts(name):
                 file.write(_bytes(part))
@@ -286,57 +210,53 @@ def _is_safetensors(file: Path) -> bool:
     return file.suffix == ".safetensors"
 
 
-def _shards(folder: Path) -> list[Path]:
+def inside(folder: Path, file: Path) -> Path:
+    """Returns a file of a folder, and raises ValueError where it is a link that leads out of the folder.
+
+    The cache of the Hugging Face hub, whose snapshots link to the blobs beside them, counts as one folder.
+    """
+    target, home = file.resolve(), folder.resolve()
+    homes = [home] + ([home.parent.parent / "blobs"] if home.parent.name == "snapshots" else [])
+    if not any(target.is_relative_to(each) for each in homes):
+        raise ValueError(f"{file} is a link that leads out of its folder, and is not followed: put a copy in its place")
+    return file
+
+
+def companions(folder: Path) -> list[Path]:
+    """Returns the configuration and tokenizer files of a transformers folder, without indices of its weights.
+
+    Raises:
+        ValueError: if one of them is a link that leads out of the folder.
+    """
+    found = [file for file in sorted(folder.iterdir()) if file.suffix in _COMPANIONS and file.is_file()]
+    return [inside(folder, file) for file in found if not file.name.endswith(".index.json")]
+
+
+def _open_shards(folder: Path) -> Checkpoint:
+    index = folder / _INDEX
     try:
-        weight_map = json.loads((folder / _INDEX).read_text("utf-8"))["weight_map"]
-        names = list(dict.fromkeys(weight_map.values()))
+        weight_map = json.loads(index.read_text("utf-8"))["weight_map"]
+        names = sorted(set(weight_map.values()))
         local = all(isinstance(name, str) and Path(name).name == name for name in names)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{folder / _INDEX} is not an index of shards: {error!r}") from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{index} is not an index of shards: {error!r}") from None
     if not local:
-        raise ValueError(f"{folder / _INDEX} names shards outside its folder")
+        raise ValueError(f"{index} names shards outside its folder")
     if missing := [name for name in names if not (folder / name).is_file()]:
         raise FileNotFoundError(f"{folder} lacks the shard {missing[0]}")
-    return [folder / name for name in sorted(names)]
-
-
-def _read_header(file: Path, handle: IO[bytes]) -> tuple[dict[str, Any], int]:
-    size = os.fstat(handle.fileno()).st_size
-    prefix = handle.read(8)
-    length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
-    if not 2 <= length <= min(_MAX_HEADER, size - 8):
-        if prefix[:2] in _PICKLES:
-            raise ValueError(f"{file} holds a pickle, not safetensors; it is refused because a pickle can run code")
-        raise ValueError(f"{file} is not a safetensors file, or is truncated")
-    try:
-        header = json.loads(handle.read(length).decode("utf-8"))
-    except ValueError:
-        header = None
-    if not isinstance(header, dict):
-        raise ValueError(f"{file} is not a safetensors file: its header is not a JSON object")
-    return header, 8 + length
-
-
-def _entries(file: Path, header: Mapping[str, Any], number: int, start: int) -> dict[str, Entry]:
-    size, position = file.stat().st_size - start, 0
-    entries = {}
-    try:
-        for name, item in sorted(header.items(), key=lambda pair: pair[1]["data_offsets"]):
-            begin, end = item["data_offsets"]
-            if item["dtype"] not in _DTYPES:
-                raise ValueError(f"{file} holds {name!r} in the data type {item['dtype']}, which is not supported")
-            entry = Entry(_DTYPES[item["dtype"]], tuple(item["shape"]), number, start + begin)
-            if (
-                min(entry.shape, default=1) < 0
-                or begin != position
-                or end - begin != entry.numel * entry.dtype.itemsize
-                or end > size
-            ):
-                raise ValueError(f"{file} is damaged or truncated at {name!r}")
-            entries[name], position = entry, end
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{file} is not a safetensors file: {error!r} in its header") from None
-    return entries
+    single = _SINGLE_FILES[0]
+    if single not in names and (folder / single).is_file():
+        raise ValueError(
+            f"{folder} holds {single} and {_INDEX}, which does not name it: transformers would load the one, not the "
+            "shards of the other; remove what is stale"
+        )
+    checkpoint = Checkpoint(folder, [inside(folder, folder / name) for name in names])
+    stored = {name: checkpoint.files[entry.file] for name, entry in checkpoint.entries.items()}
+    stored |= {alias: weight_map[alias] for alias in checkpoint.aliases.keys() & weight_map.keys()}
+    if lost := [name for name, file in weight_map.items() if stored.get(name) != file]:
+        checkpoint.close()
+        raise ValueError(f"{index} promises {lost[0]!r} in {weight_map[lost[0]]}, which does not hold it")
+    return checkpoint
 
 
 def _open_torch(file: Path, number: int) -> dict[str, Entry]:
@@ -349,11 +269,18 @@ def _open_torch(file: Path, number: int) -> dict[str, Entry]:
             f"{file} holds pickled objects besides tensors; it is refused because a pickle can run code"
         ) from None
     except (RuntimeError, EOFError, OSError) as error:
-        raise ValueError(f"{file} cannot be read: {str(error).splitlines()[0]}") from None
+        said = next(iter(str(error).splitlines()), "it is empty or damaged")
+        raise ValueError(f"{file} cannot be read: {said}") from None
     if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
         state = state["state_dict"]
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+    if not isinstance(state, Mapping) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()
+    ):
         raise ValueError(f"{file} holds no state dict of tensors")
+    for name, value in state.items():
+        if value.layout != torch.strided or value.is_quantized or value.is_nested or value.device.type != "cpu":
+            kind = "a meta tensor" if value.is_meta else "sparse, quantised or nested"
+            raise ValueError(f"{file} holds {name!r}, which is {kind}: only ordinary tensors are read")
     return {
         name: Entry(value.dtype, tuple(value.shape), number, tensor=value.detach()) for name, value in state.items()
     }
@@ -374,17 +301,3 @@ def _replacing(path: Path) -> Iterator[IO[bytes]]:
 
 def _bytes(flat: Tensor) -> memoryview:
     return memoryview(flat.view(torch.uint8).numpy())  # type: ignore[arg-type]
-
-
-def _header(layout: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], metadata: Mapping[str, str]) -> bytes:
-    header: dict[str, Any] = {"__metadata__": dict(metadata)}
-    position = 0
-    for name, (dtype, shape) in layout.items():
-        if dtype not in _CODES:
-            raise ValueError(f"{name!r} has the data type {dtype}, which safetensors does not hold")
-        end = position + torch.Size(shape).numel() * dtype.itemsize
-        header[name] = {"dtype": _CODES[dtype], "shape": list(shape), "data_offsets": [position, end]}
-        position = end
-    text = json.dumps(header, separators=(",", ":")).encode("utf-8")
-    text += b" " * (-len(text) % 8)
-    return struct.pack("<Q", len(text)) + text

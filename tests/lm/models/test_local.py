@@ -293,3 +293,10 @@ def test_every_end_token_of_the_checkpoint_ends_a_completion(tokenizer):
     assert ended[0][0].text.split() == words[: words.index(third)]
     assert (ended[0][0].finish_reason, whole[0][0].finish_reason) == ("stop", "length")
     assert other.identity != identity
+
+
+def test_code_of_a_folder_is_never_run(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "mine", "auto_map": {"AutoConfig": "mine.Config"}}')
+    (tmp_path / "mine.py").write_text("raise SystemExit('code of a folder was run')")
+    with pytest.raises(ValueError, match=r"names code of its own \(auto_map\), which is never run"):
+        TransformersLM.from_pretrained(tmp_path)

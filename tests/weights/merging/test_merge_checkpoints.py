@@ -1,4 +1,3 @@
-import json
 import math
 import pickle
 import signal
@@ -13,40 +12,17 @@ from safetensors.torch import load_file, save_file
 
 from heldout.weights import (
     TaskVector,
-    adapter_task_vectors,
-    consensus,
     interpolate,
     lines,
     lines_merge,
     load_checkpoint,
     merge_checkpoints,
     save_checkpoint,
-    task_arithmetic,
     ties,
 )
 from heldout.weights.merging.merge_checkpoints import Selection
+from tests.weights.merging.files import assert_same_bits, lora, merge_vectors, write
 from tests.weights.networks import finetuned, stack, transformer
-
-
-def assert_same_bits(found, expected):
-    assert set(found) == set(expected)
-    for name, value in expected.items():
-        assert found[name].dtype == value.dtype, name
-        assert torch.equal(found[name], value), name
-
-
-def merge_vectors(base, vectors, method, scale=1.0, density=0.2):
-    if method == "ties":
-        return ties(vectors, density).apply_to(base, scale)
-    return {"task-arithmetic": task_arithmetic, "consensus": consensus}[method](vectors).apply_to(base, scale)
-
-
-def write(folder, **states):
-    paths = []
-    for name, state in states.items():
-        paths.append(folder / f"{name}.safetensors")
-        save_file(dict(state), paths[-1])
-    return paths
 
 
 def big(seed, dtype=torch.float32):
@@ -184,136 +160,19 @@ def test_weights_tied_in_the_file_stay_tied_and_may_be_stored_under_either_name(
         )
 
 
-def lora(model, folder, seed=0, **options):
-    import peft
-
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        wrapped = peft.get_peft_model(model, peft.LoraConfig(**({"r": 3, "lora_alpha": 5} | options)))
-        for name, parameter in wrapped.named_parameters():
-            if "lora_" in name or "modules_to_save" in name:
-                parameter.data.normal_()
-        wrapped.save_pretrained(folder)
-    return wrapped
-
-
-LORAS = [
-    ("llama", {"target_modules": ["q_proj", "down_proj"]}),
-    ("llama", {"target_modules": ["q_proj", "v_proj"], "use_rslora": True, "alpha_pattern": {"v_proj": 7}}),
-    ("llama", {"target_modules": ["up_proj", "embed_tokens"], "rank_pattern": {"up_proj": 2}}),
-    ("llama", {"target_modules": ["k_proj"], "modules_to_save": ["lm_head"]}),
-    ("gpt2", {"target_modules": ["c_attn", "c_fc"], "fan_in_fan_out": True}),
-    (
-        "bert",
-        {"target_modules": ["query"], "modules_to_save": ["classifier"], "task_type": "SEQ_CLS", "bias": "lora_only"},
-    ),
-]
-
-
-@pytest.mark.parametrize(("kind", "options"), LORAS)
-def test_one_adapter_at_scale_one_is_what_peft_merges(tmp_path, kind, options):
-    transformer(kind).save_pretrained(tmp_path / "base")
-    base = load_checkpoint(tmp_path / "base")
-    wrapped = lora(transformer(kind), tmp_path / "adapter", **options)
-    merge_checkpoints(tmp_path / "base", [tmp_path / "adapter"], tmp_path / "out", method="task-arithmetic")
-    merged, expected = load_checkpoint(tmp_path / "out"), wrapped.merge_and_unload().state_dict()
-    for name in base:
-        torch.testing.assert_close(merged[name], expected[name], msg=name)
-    assert any(not torch.equal(merged[name], base[name]) for name in base)
-    assert (tmp_path / "out" / "config.json").exists()
-
-
-@pytest.mark.parametrize("method", ["ties", "task-arithmetic", "consensus", "lines", "wise-ft"])
-def test_adapters_merge_to_the_bits_of_their_task_vectors(tmp_path, method):
-    transformer("llama").save_pretrained(tmp_path / "base", max_shard_size="30KB")
-    lora(transformer("llama"), tmp_path / "a", 1, target_modules=["q_proj", "up_proj"])
-    lora(transformer("llama"), tmp_path / "b", 2, target_modules=["q_proj", "v_proj"], r=2)
-    base, adapters = load_checkpoint(tmp_path / "base"), [tmp_path / "a", tmp_path / "b"]
-    if method == "wise-ft":
-        adapters = adapters[:1]
-    report = merge_checkpoints(tmp_path / "base", adapters, tmp_path / "out", method=method)
-    vectors = adapter_task_vectors(base, adapters)
-    if method == "wise-ft":
-        expected = vectors[0].apply_to(base, 0.5)
-    elif method == "lines":
-        from heldout.weights import block_index, layer_ramp
-
-        expected = task_arithmetic(vectors).apply_to(base, layer_ramp(block_index(base), 0.5, 0.5))
-    else:
-        expected = merge_vectors(base, vectors, method)
-    assert_same_bits(load_checkpoint(tmp_path / "out"), expected)
-    assert report.copied == len(base) - len(vectors[0].delta)
-
-
-def test_an_adapter_of_many_rows_is_multiplied_in_pieces(tmp_path):
-    generator = torch.Generator().manual_seed(0)
-    folder = tmp_path / "adapter"
-    folder.mkdir()
-    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "lora_alpha": 4}))
-    a, b = torch.randn(4, 300, generator=generator), torch.randn(2000, 4, generator=generator)
-    save_file(
-        {"base_model.model.w.lora_A.weight": a, "base_model.model.w.lora_B.weight": b},
-        folder / "adapter_model.safetensors",
-    )
-    base = {"w.weight": torch.randn(2000, 300, generator=generator)}
-    (path,) = write(tmp_path, base=base)
-    merge_checkpoints(path, [folder], tmp_path / "out", method="ties", density=0.1)
-    (vector,) = adapter_task_vectors(base, [folder])
-    torch.testing.assert_close(vector.delta["w.weight"], b @ a)
-    assert_same_bits(load_checkpoint(tmp_path / "out"), ties([vector], 0.1).apply_to(base))
-
-
-def test_an_adapter_and_a_full_model_merge_together(tmp_path):
-    model = transformer("llama")
-    model.save_pretrained(tmp_path / "base")
-    finetuned(model).save_pretrained(tmp_path / "full")
-    lora(transformer("llama"), tmp_path / "adapter", target_modules=["q_proj"])
-    merge_checkpoints(tmp_path / "base", [tmp_path / "full", tmp_path / "adapter"], tmp_path / "out", method="ties")
-    type(model).from_pretrained(tmp_path / "out")
-
-
-def spoil(config=None, tensors=None):
-    def change(folder):
-        path = folder / "adapter_config.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | (config or {})))
-        path = folder / "adapter_model.safetensors"
-        state = load_file(path)
-        if tensors:
-            tensors(state)
-        save_file(state, path)
-
-    return change
-
-
-def rename_first(new):
-    def change(state):
-        first = next(iter(state))
-        state[first.replace("q_proj", new)] = state.pop(first)
-
-    return change
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (spoil({"peft_type": "IA3"}), "not a LoRA adapter"),
-        (spoil({"use_dora": True}), "DoRA"),
-        (spoil({"init_lora_weights": "pissa_niter_4"}), "changes the base"),
-        (spoil(tensors=lambda s: next(iter(s.values())).fill_(math.nan)), "NaN"),
-        (spoil(tensors=lambda s: s.pop(next(iter(s)))), "only one of the two"),
-        (spoil(tensors=rename_first("nowhere")), "only one of the two|does not hold"),
-        (spoil(tensors=lambda s: s.update(x=torch.ones(1))), "changes x, which the base does not hold"),
-        (lambda folder: (folder / "adapter_config.json").write_text("{"), "not JSON"),
-        (lambda folder: (folder / "adapter_model.safetensors").unlink(), "no adapter_model.safetensors"),
-    ],
-)
-def test_adapters_that_do_not_fit_are_refused(tmp_path, change, message):
-    transformer("llama").save_pretrained(tmp_path / "base")
-    lora(transformer("llama"), tmp_path / "adapter", target_modules=["q_proj"])
-    change(tmp_path / "adapter")
-    with pytest.raises((ValueError, FileNotFoundError), match=message):
-        merge_checkpoints(tmp_path / "base", [tmp_path / "adapter"], tmp_path / "out", method="ties")
-    assert {path.name for path in tmp_path.iterdir()} == {"base", "adapter"}
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+@pytest.mark.parametrize("method", ["ties", "task-arithmetic", "consensus", "lines"])
+def test_float8_is_merged_in_float32_and_stored_as_it_was(tmp_path, method, dtype):
+    states = [{name: value.to(dtype) for name, value in stack(seed=seed).items()} for seed in range(3)]
+    base, a, b = write(tmp_path, base=states[0], a=states[1], b=states[2])
+    merge_checkpoints(base, [a, b], tmp_path / "out", method=method)
+    wide = [{name: value.float() for name, value in state.items()} for state in states]
+    base32, a32, b32 = write(tmp_path, base32=wide[0], a32=wide[1], b32=wide[2])
+    merge_checkpoints(base32, [a32, b32], tmp_path / "out32", method=method)
+    merged, expected = load_checkpoint(tmp_path / "out"), load_checkpoint(tmp_path / "out32")
+    for name, value in merged.items():
+        assert value.dtype == dtype
+        assert torch.equal(value.float(), expected[name].to(dtype).float())
 
 
 NAN = stack(seed=2) | {"h.1.mlp.weight": torch.full((4, 4), math.nan)}

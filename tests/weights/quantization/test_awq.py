@@ -211,6 +211,7 @@ def test_heads_and_embeddings_are_not_quantised():
 
 def test_grouped_query_attention_leaves_the_values_alone_and_says_so():
     result = awq_search(family("llama-gqa"), inputs(family("llama-gqa")), 3, 16, clip=False)
+    assert "o_proj: not scaled" in result.notes[0]
     assert "grouped-query" in result.notes[0]
     assert not any(scaling.producer.endswith("v_proj") for scaling in result.scalings)
     assert not awq_search(family("llama"), inputs(family("llama")), 3, 16, clip=False).notes
@@ -267,8 +268,8 @@ def test_bad_input_is_refused():
         awq_search(model, [], 3, 8, rules={Block: rule})
     with pytest.raises(ValueError, match=r"group_size 7 does not divide the 16 inputs of 0\.up; 8 and -1"):
         awq_search(model, batches, 3, 7, rules={Block: rule})
-    with pytest.raises(ValueError, match="no rule for the blocks of Sequential"):
-        awq_search(model, batches, 3, 8)
+    with pytest.raises(ValueError, match="no list of blocks with linear layers in Linear"):
+        awq_search(nn.Linear(16, 16), batches, 3, 8)
     with pytest.raises(ValueError, match="names 'nothing', which 0 does not have"):
         awq_search(model, batches, 3, 8, rules={Block: lambda _: BlockRule((ScaleGroup("nothing", ("up",), "up"),))})
     with pytest.raises(ValueError, match="not finite on the calibration data"):

@@ -16,6 +16,7 @@ def plain(w, moments, bits, size, damping=0.01):
     for column in range(w.shape[1]):
         if column % size == 0:
             low, high = w[:, column : column + size].aminmax(dim=1)
+            low, high = low.clamp(max=0), high.clamp(min=0)
             scale = (high - low).clamp(min=1e-5) / (2**bits - 1)
             zero = (-(low / scale).round()).clamp(0, 2**bits - 1)
         level = ((w[:, column] / scale).round() + zero).clamp(0, 2**bits - 1)
@@ -92,5 +93,5 @@ def test_bad_input_is_refused():
         gptq(model, batches, 3, 7, rules=rules)
     with pytest.raises(ValueError, match="not finite"):
         gptq(model, [torch.full((4, 16), torch.nan)], 3, 8, rules=rules)
-    with pytest.raises(ValueError, match="no rule"):
-        gptq(model, batches, 3, 8)
+    with pytest.raises(ValueError, match="no list of blocks"):
+        gptq(nn.Linear(16, 16), batches, 3, 8)

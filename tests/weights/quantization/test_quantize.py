@@ -18,8 +18,9 @@ def by_the_book(w, bits, size, symmetric):
                 scale = max(max(abs(x) for x in group), 1e-5) / (2 ** (bits - 1) - 1)
                 zero = 2 ** (bits - 1)
             else:
-                scale = max(max(group) - min(group), 1e-5) / levels
-                zero = min(max(-round(min(group) / scale), 0), levels)
+                low, high = min(*group, 0), max(*group, 0)
+                scale = max(high - low, 1e-5) / levels
+                zero = min(max(-round(low / scale), 0), levels)
             for column, x in enumerate(group, start=first):
                 out[row, column] = (min(max(round(x / scale) + zero, 0), levels) - zero) * scale
     return out
@@ -62,13 +63,20 @@ def test_quantising_twice_changes_nothing(bits, symmetric):
     torch.testing.assert_close(fake_quantize(once, bits, 8, symmetric=symmetric), once)
 
 
-@pytest.mark.parametrize("value", [0.0, 1e-7, 0.7, -2.5])
-def test_a_constant_group_stays_within_the_floor_of_its_range(value):
-    back = fake_quantize(torch.full((1, 8), value), 4, 8)
-    # without a zero in its range, a group that is constant has levels near zero only
-    assert bool((back - value).abs().max() <= max(1e-5, abs(value)))
-    if abs(value) <= 1e-5:
-        assert bool((back - value).abs().max() <= 1e-5)
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("value", [0.0, 1e-7, 0.5, 0.7, -2.5])
+def test_a_constant_group_keeps_its_value(value, bits):
+    back = dequantize(group_quantize(torch.full((1, 32), value), bits, 32))
+    assert bool((back - value).abs().max() <= max(1e-5, 1e-6 * abs(value)))
+
+
+@pytest.mark.parametrize("bits", [3, 4, 8])
+@pytest.mark.parametrize(("low", "high"), [(0.9, 1.0), (-1.0, -0.9), (-0.1, 1.0), (5.0, 9.0)])
+def test_every_weight_is_within_half_a_step_of_a_range_that_includes_zero(low, high, bits):
+    w = torch.linspace(low, high, 32).view(1, 32)
+    step = (max(high, 0) - min(low, 0)) / (2**bits - 1)
+    for back in (dequantize(group_quantize(w, bits, 32)), fake_quantize(w, bits, 32)):
+        assert bool(((back - w).abs() <= 0.5001 * step + (0.5 * step if low * high < 0 else 0)).all())
 
 
 def test_a_zero_in_the_group_is_kept_exactly():

@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from heldout.weights import dequantize, load_checkpoint, pack_codes, quantize_folder, unpack_codes
+from heldout.weights import dequantize, load_checkpoint, pack_codes, quantize_folder, save_checkpoint, unpack_codes
 from heldout.weights.quantization.blockwise import forward
 from heldout.weights.quantization.quantize import QTensor
 from tests.weights.families import FAMILIES, family, inputs
@@ -77,7 +77,7 @@ def test_the_saved_folder_loads_in_transformers_with_the_logits_of_the_dequantis
     with torch.no_grad():
         for batch in inputs(model):
             torch.testing.assert_close(forward(loaded, batch), forward(model, batch), atol=1e-5, rtol=1e-5)
-    causal = kind not in ("bert", "vit")
+    causal = kind not in ("t5", "t5-gated", "bert", "roberta", "vit")
     assert (report.perplexity_before is not None) == causal
     assert 0 < report.output_error < 1
 
@@ -109,15 +109,95 @@ def test_every_method_and_width_loads_in_transformers(tmp_path, texts, method, b
             torch.testing.assert_close(loaded(batch).logits, model(batch).logits)
 
 
-def test_the_report_is_of_the_saved_model(tmp_path, texts):
+def test_the_report_is_of_the_model_that_is_loaded_from_the_folder(tmp_path, texts):
+    from transformers import AutoModelForCausalLM
+
     from heldout.measure import perplexity
-    from heldout.weights.quantization.quantized_folder import _text_blocks
+    from heldout.weights.quantization.calibration import text_blocks
 
     source = folder(tmp_path / "model", "llama")
     report = quantize_folder(source, tmp_path / "out", bits=3, group_size=16, calib=texts, length=16, blocks=8)
-    held_out = _text_blocks(source, texts, 16, 10)[-2:]
-    assert report.perplexity_after == pytest.approx(perplexity(own_dequantised(source, tmp_path / "out"), [held_out]))
+    held_out = [text_blocks(source, texts, 16, 10)[-2:]]
+    loaded, start = (AutoModelForCausalLM.from_pretrained(tmp_path / n).eval() for n in ("out", "model"))
+    assert report.perplexity_after == pytest.approx(perplexity(loaded, held_out))
+    assert report.perplexity_before == pytest.approx(perplexity(start, held_out))
+    with torch.no_grad():
+        found, exact = loaded(held_out[0]).logits, start(held_out[0]).logits
+    assert report.output_error == pytest.approx(float((found - exact).square().sum() / exact.square().sum()), rel=1e-4)
     assert "3 bits" in report.notes[-1]
+
+
+def test_what_does_not_survive_saving_is_in_the_report(tmp_path, texts, monkeypatch):
+    from heldout.weights.quantization import quantized_folder
+
+    source = folder(tmp_path / "model", "llama")
+    options = {"bits": 8, "group_size": 16, "calib": texts, "length": 16, "method": "rtn"}
+    whole = quantize_folder(source, tmp_path / "out", **options)
+    pack = quantized_folder.pack_codes
+    monkeypatch.setattr(quantized_folder, "pack_codes", lambda q, bits: pack(q ^ 64 if q.shape[1] > 8 else q, bits))
+    assert quantize_folder(source, tmp_path / "other", **options).output_error > 10 * whole.output_error
+
+
+@pytest.mark.parametrize("key", ["lost", "unknown"])
+def test_a_key_that_the_model_would_not_load_is_an_error(tmp_path, texts, monkeypatch, key):
+    from heldout.weights.quantization import quantized_folder
+
+    def change(state, path):
+        state = dict(state)
+        if key == "lost":
+            del state["model.norm.weight"]
+        else:
+            state["model.norm.wait"] = torch.ones(3)
+        save_checkpoint(state, path)
+
+    source = folder(tmp_path / "model", "llama")
+    monkeypatch.setattr(quantized_folder, "save_checkpoint", change)
+    with pytest.raises(ValueError, match=r"would not load whole: .* model\.norm\.w(eight|ait)"):
+        quantize_folder(source, tmp_path / "out", group_size=16, calib=texts, length=16)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("method", ["gptq", "rtn"])
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_every_family_is_quantised_by_every_method_and_loads_again(tmp_path, texts, kind, method):
+    source = folder(tmp_path / "model", kind)
+    calib = None if kind == "vit" else texts
+    errors = [
+        quantize_folder(
+            source, tmp_path / f"out{bits}", method=method, bits=bits, group_size=16, calib=calib, length=16, blocks=8
+        ).output_error
+        for bits in (8, 3)
+    ]
+    assert errors[0] < 2e-3
+    assert errors[0] < errors[1] / 20
+
+
+def test_fused_experts_keep_their_precision_and_the_user_is_told(tmp_path, texts):
+    from transformers import AutoModelForCausalLM
+
+    source = folder(tmp_path / "model", "mixtral")
+    report = quantize_folder(source, tmp_path / "out", bits=4, group_size=16, calib=texts, length=16)
+    assert any("% of the weights are fused experts" in note for note in report.notes)
+    before, after = (AutoModelForCausalLM.from_pretrained(tmp_path / name).state_dict() for name in ("model", "out"))
+    experts = [name for name in before if ".experts." in name]
+    assert experts
+    assert all(torch.equal(before[name], after[name]) for name in experts)
+
+
+def test_fewer_blocks_than_asked_for_are_told(tmp_path, texts):
+    source = folder(tmp_path / "model", "llama")
+    options = {"bits": 4, "group_size": 16, "calib": texts, "length": 16}
+    assert "fills" in " ".join(quantize_folder(source, tmp_path / "a", **options, blocks=2000).notes)
+    assert "fills" not in " ".join(quantize_folder(source, tmp_path / "b", **options, blocks=8).notes)
+
+
+def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path, texts):
+    source = folder(tmp_path / "model", "llama")
+    options = {"bits": 4, "group_size": 16, "calib": texts, "length": 16, "method": "rtn"}
+    plain = quantize_folder(source, tmp_path / "a", **options)
+    texts.write_bytes(b"\xef\xbb\xbf" + texts.read_bytes())
+    marked = quantize_folder(source, tmp_path / "b", **options)
+    assert marked.perplexity_after == plain.perplexity_after
 
 
 def test_awq_changes_the_outputs_less_than_rounding_does(tmp_path, texts):
@@ -192,11 +272,20 @@ def broken(tmp_path, texts, what):
             config = json.loads((source / "config.json").read_text())
             config["quantization_config"] = {"quant_method": "awq", "bits": 4}
             (source / "config.json").write_text(json.dumps(config))
-        case "unknown blocks":
-            from transformers import T5Config, T5ForConditionalGeneration
-
-            config = T5Config(d_model=16, num_layers=1, num_heads=2, d_kv=8, d_ff=32, vocab_size=64)
-            T5ForConditionalGeneration(config).save_pretrained(source)
+        case "code of its own":
+            config = json.loads((source / "config.json").read_text())
+            config |= {"model_type": "mine", "architectures": ["Mine"], "auto_map": {"AutoConfig": "mine.Config"}}
+            (source / "config.json").write_text(json.dumps(config))
+            (source / "mine.py").write_text("raise SystemExit('code of a folder was run')")
+        case "packed weights":
+            state = load_checkpoint(source / "model.safetensors")
+            state["model.layers.1.mlp.up_proj.qweight"] = torch.ones(2, 2, dtype=torch.int32)
+            save_file(state, source / "model.safetensors", {"format": "pt"})
+        case "stale":
+            index = {"weight_map": {"lm_head.weight": "other.safetensors"}}
+            (source / "model.safetensors.index.json").write_text(json.dumps(index))
+            (source / "model.safetensors").rename(source / "other.safetensors")
+            save_file({"lm_head.weight": torch.ones(2)}, source / "model.safetensors")
         case "missing weights":
             state = load_checkpoint(source / "model.safetensors")
             del state["model.layers.1.mlp.up_proj.weight"]
@@ -217,7 +306,9 @@ BROKEN = {
     "no configuration": "no config.json",
     "output not empty": "not an empty folder",
     "quantised already": "quantised already",
-    "unknown blocks": "no rule for the blocks of T5",
+    "code of its own": r"config\.json names code of its own \(auto_map\), which is never run",
+    "packed weights": "is quantised .*up_proj.qweight",
+    "stale": "remove what is stale",
     "missing weights": "lacks weights of LlamaForCausalLM",
 }
 

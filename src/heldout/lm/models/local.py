@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from heldout.errors import check_no_own_code
 from heldout.language_model import Completion, Prompt
 from heldout.lm.models.batching import base_of
 from heldout.lm.models.encoding import context_of, ids_of_continuation, ids_of_prompt, ids_of_source
@@ -69,9 +70,13 @@ class TransformersLM:
             folder: as ``AutoModel`` takes it.
             device: default "cuda" where there is one, else "cpu".
             options: of ``TransformersLM``.
+
+        Raises:
+            ValueError: if the folder needs code of its own, which is never run.
         """
         from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
+        check_no_own_code(folder)
         seq2seq = AutoConfig.from_pretrained(folder).is_encoder_decoder
         model = (AutoModelForSeq2SeqLM if seq2seq else AutoModelForCausalLM).from_pretrained(folder, dtype="auto")
         place = device or ("cuda" if torch.cuda.is_available() else "cpu")

@@ -14,12 +14,31 @@ import torch
 from torch import Tensor, nn
 
 from heldout.weights.checkpoint import CHUNK, open_checkpoint, pieces
-from heldout.weights.task_vector import State, TaskVector, state_of, wide
+from heldout.weights.task_vector import State, TaskVector, aliases, state_of, wide
 
 _CONFIG = "adapter_config.json"
 _PREFIX = "base_model.model."
 _FACTOR = re.compile(r"(.+)\.lora_(embedding_)?([AB])(?:\.weight)?")
-_CHANGES_BASE = ("pissa", "olora", "corda", "loftq")  # initialisations that move the base weights themselves
+# what adapter_config.json may hold for the change to be the product of the two matrices; whatever else is set there,
+# today or by a later peft, is refused
+_READ = {"peft_type", "lora_alpha", "alpha_pattern", "use_rslora", "fan_in_fan_out", "bias", "modules_to_save"}
+# fmt: off
+_NO_MATTER = {  # how it was trained, and where: the tensors of the file say that
+    "r", "rank_pattern", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "lora_dropout",
+    "inference_mode", "base_model_name_or_path", "revision", "task_type", "auto_mapping", "peft_version", "eva_config",
+    "ensure_weight_tying",
+}
+# fmt: on
+_DEFAULTS: dict[str, Any] = {"megatron_core": "megatron.core", "qalora_group_size": 16}
+_STARTS = (True, False, "gaussian", "eva", "orthogonal")  # that leave the base weights as they are
+_WHY = {
+    "use_dora": "its change depends on the weights (DoRA)",
+    "alora_invocation_tokens": "it acts on some tokens only (activated LoRA)",
+    "trainable_token_indices": "it replaces rows of the embedding",
+    "target_parameters": "it changes parameters that are no layers, such as fused experts",
+    "layer_replication": "it repeats layers",
+    "lora_bias": "its matrices have biases",
+}
 
 
 @dataclass(frozen=True)
@@ -29,6 +48,12 @@ class LowRank:
     left: Tensor
     right: Tensor
     scaling: float
+
+    def equals(self, other: LowRank) -> bool:
+        """Whether another stands for the same change, up to rounding."""
+        return self.left.shape == other.left.shape and bool(
+            torch.allclose(self.left @ self.right * self.scaling, other.left @ other.right * other.scaling)
+        )
 
     def piece(self, first: int, count: int) -> Tensor:
         """Returns ``count`` elements from position ``first`` on, flat; both are multiples of a row's length."""
@@ -53,14 +78,18 @@ class Adapter:
     Args:
         path: a folder with adapter_config.json and adapter_model.safetensors.
         shapes: shape of every tensor of the base model, by name.
+        tied: further names of weights that the base ties -> the name in ``shapes``; both may be in it.
 
     Raises:
         FileNotFoundError: if a file is missing.
-        ValueError: if the adapter is not a plain LoRA, or does not fit the base model.
+        ValueError: if the adapter is not a plain LoRA, does not fit the base model, or changes one of several modules
+            that share a weight.
     """
 
-    def __init__(self, path: str | Path, shapes: Mapping[str, Sequence[int]]) -> None:
-        self.path = Path(path)
+    def __init__(
+        self, path: str | Path, shapes: Mapping[str, Sequence[int]], tied: Mapping[str, str] | None = None
+    ) -> None:
+        self.path, self._tied = Path(path), dict(tied or {})
         self.low_rank: dict[str, LowRank] = {}
         self.saved: dict[str, Tensor] = {}
         config = _config(self.path)
@@ -68,6 +97,8 @@ class Adapter:
             raise FileNotFoundError(
                 f"{path} holds no adapter_model.safetensors (pickled adapters are not read: a pickle can run code)"
             )
+        self._ensured = bool(config.get("ensure_weight_tying"))
+        whole = {str(module) for module in config.get("modules_to_save") or ()}
         with open_checkpoint(self.path / "adapter_model.safetensors") as file:
             tensors = {name: file.tensor(name) for name in file.entries}
         factors: dict[str, dict[str, Tensor]] = {}
@@ -82,19 +113,41 @@ class Adapter:
             elif "lora_" in key:
                 raise ValueError(f"{path} holds {key!r}, which is no LoRA matrix")
             else:
-                name = _name_in(shapes, key, self.path)
+                name = self._place(shapes, key, alone=key.rpartition(".")[0].rpartition(".")[2] in whole)
                 if tuple(tensor.shape) != tuple(shapes[name]):
                     raise ValueError(
                         f"{path} holds {name} of shape {tuple(tensor.shape)}, the base {tuple(shapes[name])}"
                     )
+                if name in self.saved and not torch.equal(self.saved[name], tensor):
+                    raise ValueError(f"{path} holds two different tensors for {name}, which the base ties")
                 self.saved[name] = tensor
         for module, pair in factors.items():
-            name = _name_in(shapes, f"{module}.weight", self.path)
-            if name in self.low_rank:
+            name = self._place(shapes, f"{module}.weight", alone=True)
+            found = _low_rank(self.path, module, pair, config, tuple(shapes[name]))
+            if name in self.low_rank and not (self._ensured and self.low_rank[name].equals(found)):
                 raise ValueError(f"{path} changes {name} twice")
-            self.low_rank[name] = _low_rank(self.path, module, pair, config, tuple(shapes[name]))
+            self.low_rank[name] = found
+        for alias, name in self._tied.items():  # stored twice, or changed as one
+            if alias in shapes and name in self.low_rank:
+                self.low_rank.setdefault(alias, self.low_rank[name])
+            if alias in shapes and name in self.saved:
+                self.saved.setdefault(alias, self.saved[name])
         if not self.low_rank and not self.saved:
             raise ValueError(f"{path} holds no tensors")
+
+    def _place(self, shapes: Collection[str], key: str, *, alone: bool) -> str:
+        """Returns the base's name of a weight; raises where changing it would change a module that shares it."""
+        names = {*shapes, *self._tied}
+        name = _name_in(names, key, self.path)
+        target = self._tied.get(name, name)
+        others = ({alias for alias, to in self._tied.items() if to == target} | {target}) - {name}
+        if alone and others and not self._ensured:
+            raise ValueError(
+                f"{self.path} changes {name}, which the base ties to {', '.join(sorted(others))}: merged, it would "
+                "change that as well, which the adapter alone does not; train it with ensure_weight_tying=True, or "
+                "save the base with tie_word_embeddings false and both weights"
+            )
+        return target
 
     def delta(self, name: str, first: int, count: int, start: Tensor) -> Tensor:
         """Returns the change of ``count`` elements of a base weight from position ``first`` on, flat.
@@ -139,11 +192,15 @@ def adapter_task_vectors(base: nn.Module | State, adapters: Sequence[str | Path]
 
     Raises:
         FileNotFoundError: if a file is missing.
-        ValueError: if an adapter is no plain LoRA (DoRA, other peft types, initialisations that change the base), or
-            does not fit the base.
+        ValueError: if an adapter is no plain LoRA (other peft types, fields of its configuration that are not known to
+            be harmless, initialisations that change the base), changes one of several modules that share a weight
+            without ``ensure_weight_tying``, or does not fit the base.
     """
     state = state_of(base)
-    found = [Adapter(path, {name: value.shape for name, value in state.items()}) for path in adapters]
+    first = aliases(state)
+    tied = {alias: name for alias, name in first.items() if alias != name}
+    shapes = {name: value.shape for name, value in state.items() if name not in tied}
+    found = [Adapter(path, shapes, tied) for path in adapters]
     names = [name for name in state if any(name in adapter.names for adapter in found)]
 
     def change(adapter: Adapter, name: str) -> Tensor:
@@ -165,11 +222,24 @@ def _config(path: Path) -> dict[str, Any]:
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
         kind = config.get("peft_type") if isinstance(config, dict) else None
         raise ValueError(f"{path} is not a LoRA adapter (peft_type {kind!r}): only LoRA is a change that can be merged")
-    if config.get("use_dora"):
-        raise ValueError(f"{path} is a DoRA adapter, whose change depends on the weights: merge it with peft first")
-    start = config.get("init_lora_weights")
-    if isinstance(start, str) and start.lower().startswith(_CHANGES_BASE):
-        raise ValueError(f"{path} was initialised by {start}, which changes the base: convert it to plain LoRA first")
+    for field, value in config.items():
+        if field in _READ or field in _NO_MATTER or value in (None, False, {}, [], "", _DEFAULTS.get(field)):
+            continue
+        if field == "init_lora_weights":
+            if any(value is start or (isinstance(start, str) and value == start) for start in _STARTS):
+                continue
+            raise ValueError(
+                f"{path} was initialised by {value!r} (init_lora_weights), which is not known to leave the base as it "
+                "is: convert it to plain LoRA first (save_pretrained with path_initial_model_for_weight_conversion)"
+            )
+        why = _WHY.get(field, "which is not known here to be a change of weights that can be merged")
+        raise ValueError(
+            f"{path} is not a plain LoRA adapter: its adapter_config.json sets {field} to {value!r}: {why}; merge it "
+            "with peft first, and give the merged model"
+        )
+    alphas = [config.setdefault("lora_alpha", 8), *(config.get("alpha_pattern") or {}).values()]
+    if not all(isinstance(alpha, int | float) and math.isfinite(alpha) for alpha in alphas):
+        raise ValueError(f"{path / _CONFIG} has a lora_alpha or an alpha_pattern that is no number")
     return config
 
 

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from heldout.data import batches, to_device
 from heldout.method import Method, Run, Splits, forward
 from heldout.weights.blocks import BlockIndex, block_index, find_blocks
-from heldout.weights.checkpoint import open_checkpoint, stream_checkpoint
+from heldout.weights.checkpoint import open_checkpoint
 from heldout.weights.merging.merge import consensus, task_arithmetic, ties
-from heldout.weights.task_vector import State, TaskVector, check_same_parameters, interpolate, state_of
+from heldout.weights.streaming import stream_checkpoint
+from heldout.weights.task_vector import State, TaskVector, interpolate, state_of
 
 Merge = Callable[[Sequence[TaskVector]], TaskVector]
 _MERGES: dict[str, Merge] = {"sum": task_arithmetic, "ties": ties, "consensus": consensus}
@@ -228,12 +229,11 @@ def lines_files(
         blocks: as in ``block_index``.
 
     Raises:
-        ValueError: if the tensors differ in names or shapes, no 2 blocks are found, a weight is not finite, or a
-            file holds a pickle.
+        ValueError: if the tensors differ in names or shapes (weights that the configuration ties may be stored once or
+            twice), no 2 blocks are found, a weight is not finite, or a file is quantised, damaged or holds a pickle.
         FileNotFoundError: if a checkpoint is not there.
     """
     with open_checkpoint(pre) as start, open_checkpoint(ft) as end:
-        check_same_parameters({"pre": start.entries, "ft": end.entries})
         ramp = layer_ramp(block_index(end.entries, blocks), alpha, _beta(alpha, beta))
         stream_checkpoint([start, end], out, lambda name, a, b: torch.lerp(a, b, ramp[name], out=a))
 

@@ -15,7 +15,8 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from heldout.weights.checkpoint import open_checkpoint, stream_checkpoint
+from heldout.weights.checkpoint import open_checkpoint
+from heldout.weights.streaming import stream_checkpoint
 from heldout.weights.task_vector import (
     State,
     TaskVector,

@@ -25,7 +25,9 @@ from heldout.weights.merging.adapters import Adapter, is_adapter
 from heldout.weights.merging.lines import layer_ramp
 from heldout.weights.merging.merge import consensus_entries, sum_entries, ties_entries
 from heldout.weights.merging.wise_ft import check_alpha
-from heldout.weights.task_vector import check_same_parameters, wide
+from heldout.weights.quantised_files import check_not_quantised
+from heldout.weights.task_vector import wide
+from heldout.weights.tying import matched_names, same_values, stored_twice, ties
 
 MERGE_METHODS: dict[str, tuple[str, ...]] = {
     "wise-ft": ("alpha",),
@@ -91,8 +93,8 @@ def merge_checkpoints(
 
     Raises:
         ValueError: if a method, option or the number of models does not fit, tensors differ in names or shapes, a
-            weight is NaN or infinite, a file is damaged or not safetensors, or weights tied in the base are not in
-            a fine-tuned model.
+            weight is NaN or infinite, a file is damaged, quantised or not safetensors, weights tied in the base have
+            values of their own in a fine-tuned model, or an adapter is of a kind that is not a change of weights.
         FileNotFoundError: if a checkpoint is not there.
         FileExistsError: if ``out`` exists.
 
@@ -122,7 +124,7 @@ def merge_checkpoints(
         for path in map(Path, finetuned):
             if is_adapter(path):
                 shapes = {name: entry.shape for name, entry in start.entries.items()}
-                models.append(_Lora(Adapter(path, shapes)))
+                models.append(_Lora(Adapter(path, shapes, ties(start))))
             else:
                 models.append(_Full(start, files.enter_context(_open(path))))
         merge = _Merge(start, models, method, options)
@@ -165,14 +167,15 @@ class _Full:
 
     def __init__(self, base: Checkpoint, checkpoint: Checkpoint) -> None:
         self.path = checkpoint.path
-        self._stored = _names_in(base, checkpoint)
-        self._reader = Reader(checkpoint)
-        self.wide = {
-            n: torch.promote_types(checkpoint.entries[m].dtype, torch.float32) for n, m in self._stored.items()
-        }
+        self._stored = matched_names(base, checkpoint)
+        self._checkpoint, self._reader = checkpoint, Reader(checkpoint)
+        self.wide = {name: _wide_type(checkpoint.entries[place].dtype) for name, place in self._stored.items()}
 
     def changes(self, name: str) -> bool:
         return True
+
+    def tied(self, one: str, other: str) -> bool:
+        return same_values(self._checkpoint, self._stored[one], self._stored[other])
 
     def piece_size(self, name: str) -> int | None:
         return None
@@ -193,6 +196,9 @@ class _Lora:
 
     def changes(self, name: str) -> bool:
         return name in self._adapter.names
+
+    def tied(self, one: str, other: str) -> bool:
+        return True  # it changes both alike, or is refused
 
     def piece_size(self, name: str) -> int | None:
         return self._adapter.piece_size(name)
@@ -240,7 +246,7 @@ class _Merge:
         for first, count in self._pieces(name):
             stored = self._reader.read(name, first, count)
             if name not in self._is_changed:
-                if dtype.is_floating_point and not stored.sum().isfinite() and stored.float().isnan().any():
+                if dtype.is_floating_point and not _is_finite(stored) and stored.float().isnan().any():
                     raise ValueError(f"{self.base.path} holds NaN in {name!r}")
                 yield stored
                 continue
@@ -273,7 +279,7 @@ class _Merge:
         for path, part in [(self.base.path, start), *ends]:
             if part.float().isnan().any():
                 raise ValueError(f"{path} holds NaN in {name!r}")
-        if all(torch.equal(part, wide(start)) for _, part in ends) and not _is_finite(start):
+        if all(torch.equal(wide(part), wide(start)) for _, part in ends) and not _is_finite(start):
             return start
         for path, part in [*ends, (self.base.path, start)]:
             if not _is_finite(part):
@@ -286,16 +292,22 @@ class _Merge:
 
     def _thresholds(self, density: float) -> list[Tensor]:
         """Returns the smallest magnitude that each task keeps, over all layers."""
-        entries = [self.base.entries[name] for name in self.changed]
+        twice = {
+            alias
+            for alias, name in stored_twice(self.base).items()
+            if all(model.tied(alias, name) for model in self.models)
+        }
+        counted = [name for name in self.changed if name not in twice]
+        entries = [self.base.entries[name] for name in counted]
         kept = math.ceil(density * sum(entry.numel for entry in entries))
         stored = [entry.dtype for entry in entries]
         for model in self.models:
             if isinstance(model, _Full):
-                stored += [model.wide[name] for name in self.changed]
+                stored += [model.wide[name] for name in counted]
         dtype = torch.float64 if torch.float64 in stored else torch.float32
         selections = [Selection(kept, dtype) for _ in self.models]
         while not selections[0].done:
-            for name in self.changed:
+            for name in counted:
                 for first, count in self._pieces(name, CHUNK):  # a histogram of 65536 bins for each
                     start = wide(self._reader.read(name, first, count))
                     for selection, delta in zip(selections, self._deltas(name, first, count, start), strict=True):
@@ -369,7 +381,7 @@ def _open(path: Path) -> Checkpoint:
     if path.is_file() and path.suffix != ".safetensors":
         raise ValueError(f"{path} is not a .safetensors file; pickled checkpoints are not read: a pickle can run code")
     try:
-        return open_checkpoint(path)
+        checkpoint = open_checkpoint(path)
     except FileNotFoundError:
         pickled = sorted(path.glob("*.bin")) + sorted(path.glob("*.pt")) if path.is_dir() else []
         if pickled:
@@ -377,33 +389,21 @@ def _open(path: Path) -> Checkpoint:
                 f"{path} holds {pickled[0].name}, a pickle, where safetensors is expected: a pickle can run code"
             ) from None
         raise
-
-
-def _names_in(base: Checkpoint, model: Checkpoint) -> dict[str, str]:
-    """Returns where the model stores each tensor that the base stores; names may be tied either way."""
-    place = {name: name for name in model.entries} | model.aliases
-    for name, target in base.aliases.items():
-        if name in model.entries and target in model.entries:
-            raise ValueError(
-                f"{name} and {target} are one tied weight in {base.path} but two in {model.path}: untie them in the "
-                "base or tie them in the model"
-            )
-    needed = {place[name] for name in base.entries if name in place}
-    known = {name: model.entries[place[name]] for name in base.entries if name in place}
-    more = {n: e for n, e in model.entries.items() if n not in needed and n not in base.aliases}
-    check_same_parameters({str(base.path): base.entries, str(model.path): known | more})
-    for name, entry in base.entries.items():
-        if entry.dtype.is_floating_point != known[name].dtype.is_floating_point:
-            raise ValueError(f"{name} is {entry.dtype} in {base.path} but {known[name].dtype} in {model.path}")
-    return {name: place[name] for name in base.entries}
+    try:
+        check_not_quantised(checkpoint)
+    except ValueError:
+        checkpoint.close()
+        raise
+    return checkpoint
 
 
 def _is_finite(part: Tensor) -> bool:
-    return bool(part.sum(dtype=_wide_type(part)).isfinite()) or bool(part.to(_wide_type(part)).isfinite().all())
+    part = wide(part) if part.dtype.itemsize == 1 else part  # torch adds up no float8
+    return bool(part.sum(dtype=_wide_type(part.dtype)).isfinite()) or bool(wide(part).isfinite().all())
 
 
-def _wide_type(part: Tensor) -> torch.dtype:
-    return torch.float64 if part.dtype == torch.float64 else torch.float32
+def _wide_type(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 @contextmanager

@@ -8,9 +8,10 @@ output, then every group's largest weights are clipped where that helps. Source:
 
 from __future__ import annotations
 
+import functools
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,46 +19,24 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from heldout.weights.checkpoint import load_checkpoint, save_checkpoint
-from heldout.weights.quantization.blockwise import BlockInputs, Call, evaluating, first, watching
-from heldout.weights.quantization.quantize import check_layers, fake_quantize, is_linear, linears, weight_of
+from heldout.weights.checkpoint import save_checkpoint
+from heldout.weights.quantization.activations import Activations
+from heldout.weights.quantization.block_rules import (
+    BlockRule,
+    Rule,
+    ScaleGroup,
+    block_linears,
+    block_stacks,
+    derive_rule,
+    restoring,
+    same_output,
+    scale_group,
+)
+from heldout.weights.quantization.blockwise import BlockInputs, evaluating, first
+from heldout.weights.quantization.quantize import check_layers, fake_quantize, weight_of
+from heldout.weights.tying import load_checkpoint
 
 _SHRINK_STEPS, _SHRINK_GRID = 10, 20  # of the clip search: the largest weight shrinks to 1, 0.95, ..., 0.55 of itself
-
-
-@dataclass(frozen=True)
-class ScaleGroup:
-    """Linear layers of a block that share one input, what makes that input, and where the effect is measured.
-
-    Attributes:
-        producer: a normalization with a weight (and bias), a linear layer, or an activation function; its output
-            goes to the consumers only. A linear producer may be followed by what commutes with a positive scale of
-            its channels: ReLU, a product, attention weights.
-        consumers: the linear layers.
-        inspect: the module whose output error is minimised, "" for the whole block.
-    """
-
-    producer: str
-    consumers: tuple[str, ...]
-    inspect: str
-
-
-@dataclass(frozen=True)
-class BlockRule:
-    """How the linear layers of one kind of block are scaled and clipped; names are relative to the block.
-
-    Attributes:
-        groups: what is scaled.
-        unclipped: linear layers that the clip search leaves alone: those that make queries and keys.
-        notes: what is not done, and why.
-    """
-
-    groups: tuple[ScaleGroup, ...]
-    unclipped: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
-
-
-Rule = Callable[[Any], BlockRule]
 
 
 @dataclass(frozen=True)
@@ -127,29 +106,6 @@ class AWQResult:
         return cls(**facts, scalings=scalings, clips=clips)
 
 
-class ScaledActivation(nn.Module):
-    """An activation function whose output channels are divided by a scale.
-
-    Args:
-        activation: the activation function.
-        scale: ``(channels,)``.
-
-    Example:
-        >>> ScaledActivation(nn.ReLU(), torch.tensor([1.0, 4.0]))(torch.tensor([2.0, 2.0]))
-        tensor([2.0000, 0.5000])
-    """
-
-    scale: Tensor
-
-    def __init__(self, activation: nn.Module, scale: Tensor) -> None:
-        super().__init__()
-        self.activation = activation
-        self.register_buffer("scale", scale.clone())
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.activation(x) / self.scale.to(x.dtype)
-
-
 def awq_search(
     model: nn.Module,
     calib: Iterable[Tensor | Mapping[str, Any]],
@@ -161,6 +117,7 @@ def awq_search(
     clip: bool = True,
     n_grid: int = 20,
     rules: Mapping[type[nn.Module], Rule] | None = None,
+    activations: bool = True,
 ) -> AWQResult:
     """Returns the scales and clips that keep the outputs of a model's blocks when its weights are quantised.
 
@@ -172,18 +129,21 @@ def awq_search(
     ``dW G dW^T`` in the second moments G of its inputs, so that its cost does not depend on the number of tokens.
 
     Args:
-        model: Llama, Mistral, Qwen2, Qwen3, OPT, GPT-2, GPT-NeoX, BERT or ViT of transformers, or a model of your own
-            with a rule for its blocks.
+        model: any transformer whose blocks lie in a list: what shares an input, and what may be scaled, is found out by
+            running the blocks on the first batch (see ``derive_rule``).
         calib: batches of calibration data: token ids ``(batch, length)``, pixel values, or dicts of the model's
             arguments, without padding. 16 to 128 blocks of text are usual.
         bits, group_size, symmetric: see ``group_quantize``.
         scale: search scales.
         clip: search clips, after the scales.
         n_grid: number of exponents r = 0, 1/n, ..., (n - 1)/n.
-        rules: kind of block -> function from a block to its ``BlockRule``; goes before the built-in ones.
+        rules: kind of block -> function from a block to its ``BlockRule``; where the model has such blocks, they alone
+            are scaled, and nothing is found out.
+        activations: scale the outputs of activation functions, too; they become ``ScaledActivation``, which a saved
+            model cannot hold.
 
     Raises:
-        ValueError: if there is no calibration data or no rule for the model's blocks; if a weight or an activation
+        ValueError: if there is no calibration data or no list of blocks in the model; if a weight or an activation
             is not finite, a group size does not fit, a weight is shared with another module, or a producer feeds
             something besides its consumers (their scaling would change the block's output).
 
@@ -206,49 +166,52 @@ def awq_search(
         >>> torch.allclose(apply_awq(model, result)(x), before, atol=1e-5)
         True
     """
-    found = block_rules(model, rules)
+    stacks = block_stacks(model, rules)
     layers = block_linears(model, rules)
     check_layers(layers, group_size)
     quantisation = _Quantisation(bits, group_size, symmetric)
-    result = AWQResult(
-        bits, group_size, symmetric, notes=list(dict.fromkeys(n for _, r in found.values() for n in r.notes))
-    )
-    inputs = BlockInputs(model, {name: block for name, (block, _) in found.items()}, calib)
+    result = AWQResult(bits, group_size, symmetric)
+    inputs = BlockInputs(model, stacks, calib)
+    derived: dict[Any, BlockRule] = {}
     with evaluating(model), torch.no_grad():
-        for name, (block, rule) in found.items():
-            own = {
-                layer.removeprefix(f"{name}."): module for layer, module in layers.items() if module in _inside(block)
-            }
+        for name, block in ((name, block) for stack in stacks for name, block in stack.items()):
+            inputs.enter(name)
+            inside = set(block.modules())
+            own = {layer.removeprefix(f"{name}."): module for layer, module in layers.items() if module in inside}
+            if make := (rules or {}).get(type(block)):
+                rule = make(block)
+            else:
+                kind = type(block), tuple((layer, weight_of(module).shape) for layer, module in own.items())
+                if kind not in derived:
+                    run = functools.partial(_first_output, inputs, name, block)
+                    derived[kind] = derive_rule(block, own, run, activations=activations)
+                rule = derived[kind]
             _check_rule(name, block, rule, own)
-            seen = _Activations(block, rule, own, group_size if clip else None)
+            seen = Activations(block, rule, own, group_size if clip else None)
             with seen.recording():
                 outputs = inputs.run(name, block)
             seen.check(name)
             groups = rule.groups if scale else ()
             scalings = [_search_scale(block, group, seen, quantisation, n_grid) for group in groups]
-            before = {parameter: parameter.detach().clone() for parameter in block.parameters()}
-            wrapped = {s.producer: block.get_submodule(s.producer) for s in scalings}
-            try:
+            with restoring(block, [scaling.producer for scaling in scalings]):
                 for scaling in scalings:
-                    _apply_scaling(block, scaling)
-                    seen.rescale(scaling)
+                    scale_group(block, scaling.producer, scaling.consumers, scaling.scale)
+                    seen.rescale(scaling.consumers, scaling.scale)
                 if scalings:
                     _check_unchanged(name, inputs.run(name, block, on=1)[0], outputs[0])
-                if clip:
-                    for layer in own:
-                        if layer not in rule.unclipped:
-                            weight = weight_of(block.get_submodule(layer))
-                            result.clips[f"{name}.{layer}"] = clip_search(
-                                weight, seen.blocks[layer], bits, symmetric=symmetric
-                            )
-            finally:
-                for producer, module in wrapped.items():
-                    block.set_submodule(producer, module)
-                for parameter, value in before.items():
-                    parameter.copy_(value)
+                for layer in own if clip else ():
+                    if layer not in rule.unclipped:
+                        weight = weight_of(block.get_submodule(layer))
+                        limit = clip_search(weight, seen.blocks[layer], bits, symmetric=symmetric)
+                        result.clips[f"{name}.{layer}"] = limit
             result.scalings += [_absolute(scaling, name) for scaling in scalings]
+            result.notes += [note for note in rule.notes if note not in result.notes]
             inputs.hidden = outputs
     return result
+
+
+def _first_output(inputs: BlockInputs, name: str, block: nn.Module) -> Tensor:
+    return inputs.run(name, block, on=1)[0]
 
 
 def apply_awq(model: nn.Module, result: AWQResult) -> nn.Module:
@@ -272,7 +235,7 @@ def apply_awq(model: nn.Module, result: AWQResult) -> nn.Module:
         raise ValueError(f"the AWQ result is for another model: there is no {missing[0]}")
     with torch.no_grad():
         for scaling in result.scalings:
-            _apply_scaling(model, scaling)
+            scale_group(model, scaling.producer, scaling.consumers, scaling.scale)
         for name, limit in result.clips.items():
             weight = weight_of(model.get_submodule(name))
             grouped = weight.reshape(*limit.shape, -1)
@@ -312,37 +275,6 @@ def clip_search(weight: Tensor, moments: Tensor, bits: int, *, symmetric: bool =
     return best
 
 
-def block_rules(
-    model: nn.Module, rules: Mapping[type[nn.Module], Rule] | None = None
-) -> dict[str, tuple[nn.Module, BlockRule]]:
-    """Returns the transformer blocks of a model by name, each with its rule.
-
-    Raises:
-        ValueError: if no module of the model has a rule.
-    """
-    own = rules or {}
-    found = {}
-    for name, module in model.named_modules():
-        rule = own.get(type(module)) or _RULES.get(type(module).__name__)
-        if rule is not None:
-            found[name] = (module, rule(module))
-    if not found:
-        raise ValueError(
-            f"no rule for the blocks of {type(model).__name__}; there are rules for {', '.join(_RULES)}; "
-            f"pass rules={{YourBlock: rule}} for others"
-        )
-    return found
-
-
-def block_linears(model: nn.Module, rules: Mapping[type[nn.Module], Rule] | None = None) -> dict[str, nn.Module]:
-    """Returns the linear layers inside the transformer blocks by name: what AWQ and GPTQ quantise.
-
-    Embeddings, heads and poolers lie outside and are not quantised; nor is a layer whose weight is shared.
-    """
-    inside = {module for block, _ in block_rules(model, rules).values() for module in _inside(block)}
-    return {name: module for name, module in linears(model, skip=()).items() if module in inside}
-
-
 class _Quantisation(NamedTuple):
     bits: int
     group_size: int
@@ -352,80 +284,8 @@ class _Quantisation(NamedTuple):
         return fake_quantize(weight, self.bits, self.group_size, symmetric=self.symmetric)
 
 
-class _Activations:
-    """What the search needs of a block's activations: means, second moments, and calls of the inspected modules."""
-
-    def __init__(
-        self, block: nn.Module, rule: BlockRule, layers: Mapping[str, nn.Module], group_size: int | None
-    ) -> None:
-        self.block, self.layers, self.size = block, list(layers), group_size
-        self.whole = {g.inspect for g in rule.groups if g.consumers == (g.inspect,)}
-        self.inspected = {g.inspect for g in rule.groups} - self.whole
-        # layers with the same input are seen once: consumers of one group after its first
-        self.leader = {layer: layer for layer in layers} | {c: g.consumers[0] for g in rule.groups for c in g.consumers}
-        self.tokens: dict[str, int] = dict.fromkeys(layers, 0)
-        self.mean: dict[str, Tensor] = {}
-        self.moments: dict[str, Tensor] = {}
-        self.blocks: dict[str, Tensor] = {}
-        self.calls: dict[str, list[tuple[Call, Tensor]]] = {name: [] for name in self.inspected}
-
-    def recording(self) -> Any:
-        from contextlib import ExitStack
-
-        stack = ExitStack()
-        stack.enter_context(watching(self.block, sorted({*self.leader.values()}), self._see))
-        for name in self.inspected:
-            hook = self._record(self.calls[name])
-            handle = self.block.get_submodule(name).register_forward_hook(hook, with_kwargs=True)
-            stack.callback(handle.remove)
-        return stack
-
-    def _see(self, name: str, x: Tensor) -> None:
-        x = x.float()
-        self.tokens[name] += len(x)
-        _add(self.mean, name, x.abs().sum(dim=0))
-        if name in self.whole:
-            _add(self.moments, name, x.T @ x)
-        elif self.size is not None:
-            groups = x.view(len(x), -1, x.shape[1] if self.size == -1 else self.size).transpose(0, 1)
-            _add(self.blocks, name, groups.transpose(1, 2) @ groups)
-
-    @staticmethod
-    def _record(calls: list[tuple[Call, Tensor]]) -> Callable[..., None]:
-        return lambda _, args, kwargs, output: calls.append(((args, dict(kwargs)), first(output)))
-
-    def check(self, block: str) -> None:
-        """Turns sums into means, and raises where a layer saw nothing, or something that is not finite."""
-        for name in {*self.leader.values()}:
-            if not self.tokens[name]:
-                raise ValueError(f"no calibration data reached {block}.{name}")
-            self.mean[name] /= self.tokens[name]
-            if not bool(torch.isfinite(self.mean[name]).all()):
-                raise ValueError(f"the input of {block}.{name} is not finite on the calibration data")
-            if name in self.whole:
-                self.moments[name] /= self.tokens[name]
-            if self.size is None:
-                continue
-            if name in self.whole:
-                size = len(self.mean[name]) if self.size == -1 else self.size
-                squares = self.moments[name].view(len(self.mean[name]) // size, size, -1, size)
-                self.blocks[name] = squares.diagonal(dim1=0, dim2=2).permute(2, 0, 1).contiguous()
-            else:
-                self.blocks[name] /= self.tokens[name]
-        for layer, leader in self.leader.items():
-            if layer != leader and self.size is not None:
-                self.blocks[layer] = self.blocks[leader]
-
-    def rescale(self, scaling: Scaling) -> None:
-        """Divides the inputs of the consumers by the scale."""
-        inverse = scaling.scale.reciprocal()
-        for name in scaling.consumers if self.size is not None else ():
-            groups = inverse.view(len(self.blocks[name]), -1)
-            self.blocks[name] = self.blocks[name] * groups[:, :, None] * groups[:, None, :]
-
-
 def _search_scale(
-    block: nn.Module, group: ScaleGroup, seen: _Activations, quantise: _Quantisation, n_grid: int
+    block: nn.Module, group: ScaleGroup, seen: Activations, quantise: _Quantisation, n_grid: int
 ) -> Scaling:
     layers = [block.get_submodule(name) for name in group.consumers]
     weights = [weight_of(layer) for layer in layers]
@@ -486,22 +346,6 @@ class _weights:  # noqa: N801
             layer.weight.data = data  # type: ignore[assignment]
 
 
-def _apply_scaling(root: nn.Module, scaling: Scaling) -> None:
-    producer = root.get_submodule(scaling.producer)
-    if is_linear(producer):
-        weight = weight_of(producer)
-        weight.div_(scaling.scale.to(weight)[:, None])
-    elif isinstance(getattr(producer, "weight", None), Tensor):
-        producer.weight.div_(scaling.scale.to(producer.weight))  # type: ignore[operator, union-attr, arg-type]
-    else:
-        root.set_submodule(scaling.producer, ScaledActivation(producer, scaling.scale))
-    if isinstance(bias := getattr(producer, "bias", None), Tensor):
-        bias.div_(scaling.scale.to(bias))
-    for name in scaling.consumers:
-        weight = weight_of(root.get_submodule(name))
-        weight.mul_(scaling.scale.to(weight))
-
-
 def _check_rule(name: str, block: nn.Module, rule: BlockRule, layers: Mapping[str, nn.Module]) -> None:
     present = {path for path, _ in block.named_modules()}
     for group in rule.groups:
@@ -514,8 +358,7 @@ def _check_rule(name: str, block: nn.Module, rule: BlockRule, layers: Mapping[st
 
 
 def _check_unchanged(name: str, after: Tensor, before: Tensor) -> None:
-    tolerance = 1e-3 if before.dtype in (torch.float32, torch.float64) else 5e-2
-    if not bool((after - before).float().norm() <= tolerance * before.float().norm()):
+    if not same_output(after, before, 1e-3 if before.dtype in (torch.float32, torch.float64) else 5e-2):
         raise ValueError(
             f"scaling changes the output of {name}: a producer of its rule feeds something besides the consumers, "
             f"such as the residual stream"
@@ -525,109 +368,3 @@ def _check_unchanged(name: str, after: Tensor, before: Tensor) -> None:
 def _absolute(scaling: Scaling, block: str) -> Scaling:
     names = tuple(f"{block}.{name}" for name in scaling.consumers)
     return Scaling(f"{block}.{scaling.producer}", names, scaling.scale, scaling.exponent, scaling.errors)
-
-
-def _inside(block: nn.Module) -> set[nn.Module]:
-    return set(block.modules())
-
-
-def _add(sums: dict[str, Tensor], name: str, value: Tensor) -> None:
-    sums[name] = sums[name] + value if name in sums else value
-
-
-def _llama(block: Any) -> BlockRule:
-    attention, q_k = "self_attn", ("self_attn.q_proj", "self_attn.k_proj")
-    values: tuple[ScaleGroup, ...] = (
-        ScaleGroup(f"{attention}.v_proj", (f"{attention}.o_proj",), f"{attention}.o_proj"),
-    )
-    notes: tuple[str, ...] = ()
-    if block.self_attn.v_proj.weight.shape != block.self_attn.o_proj.weight.shape:
-        values, notes = (
-            (),
-            ("grouped-query attention: several heads share a value channel, so v_proj -> o_proj is not scaled",),
-        )
-    return BlockRule(
-        (
-            ScaleGroup("input_layernorm", (*q_k, f"{attention}.v_proj"), attention),
-            *values,
-            ScaleGroup("post_attention_layernorm", ("mlp.gate_proj", "mlp.up_proj"), "mlp"),
-            ScaleGroup("mlp.up_proj", ("mlp.down_proj",), "mlp.down_proj"),
-        ),
-        q_k,
-        notes,
-    )
-
-
-def _opt(block: Any) -> BlockRule:
-    q_k = ("self_attn.q_proj", "self_attn.k_proj")
-    norms: tuple[ScaleGroup, ...] = (
-        ScaleGroup("self_attn_layer_norm", (*q_k, "self_attn.v_proj"), "self_attn"),
-        ScaleGroup("final_layer_norm", ("fc1",), "fc1"),
-    )
-    mlp: tuple[ScaleGroup, ...] = (ScaleGroup("fc1", ("fc2",), "fc2"),)
-    notes: list[str] = []
-    if not block.do_layer_norm_before:
-        norms, notes = (), ["norms after the residual sum feed the residual stream, so they are not scaled"]
-    if not isinstance(block.activation_fn, nn.ReLU):
-        mlp = (ScaleGroup("activation_fn", ("fc2",), "fc2"),)
-    values = ScaleGroup("self_attn.v_proj", ("self_attn.out_proj",), "self_attn.out_proj")
-    return BlockRule((*norms, values, *mlp), q_k, tuple(notes))
-
-
-def _gpt2(_: Any) -> BlockRule:
-    return BlockRule(
-        (
-            ScaleGroup("ln_1", ("attn.c_attn",), "attn"),
-            ScaleGroup("ln_2", ("mlp.c_fc",), "mlp"),
-            ScaleGroup("mlp.act", ("mlp.c_proj",), "mlp.c_proj"),
-        ),
-        ("attn.c_attn",),
-    )
-
-
-def _gpt_neox(_: Any) -> BlockRule:
-    return BlockRule(
-        (
-            ScaleGroup("input_layernorm", ("attention.query_key_value",), "attention"),
-            ScaleGroup("post_attention_layernorm", ("mlp.dense_h_to_4h",), "mlp"),
-            ScaleGroup("mlp.act", ("mlp.dense_4h_to_h",), "mlp.dense_4h_to_h"),
-        ),
-        ("attention.query_key_value",),
-    )
-
-
-def _bert(_: Any) -> BlockRule:
-    return BlockRule(
-        (
-            ScaleGroup("attention.self.value", ("attention.output.dense",), "attention.output.dense"),
-            ScaleGroup("intermediate.intermediate_act_fn", ("output.dense",), "output.dense"),
-        ),
-        ("attention.self.query", "attention.self.key"),
-        ("norms after the residual sum feed the residual stream, so they are not scaled",),
-    )
-
-
-def _vit(_: Any) -> BlockRule:
-    q_k = ("attention.q_proj", "attention.k_proj")
-    return BlockRule(
-        (
-            ScaleGroup("layernorm_before", (*q_k, "attention.v_proj"), "attention"),
-            ScaleGroup("attention.v_proj", ("attention.o_proj",), "attention.o_proj"),
-            ScaleGroup("layernorm_after", ("mlp.fc1",), "mlp"),
-            ScaleGroup("mlp.activation_fn", ("mlp.fc2",), "mlp.fc2"),
-        ),
-        q_k,
-    )
-
-
-_RULES: dict[str, Rule] = {
-    "LlamaDecoderLayer": _llama,
-    "MistralDecoderLayer": _llama,
-    "Qwen2DecoderLayer": _llama,
-    "Qwen3DecoderLayer": _llama,
-    "OPTDecoderLayer": _opt,
-    "GPT2Block": _gpt2,
-    "GPTNeoXLayer": _gpt_neox,
-    "BertLayer": _bert,
-    "ViTLayer": _vit,
-}

@@ -27,34 +27,41 @@ class BlockInputs:
 
     Args:
         model: a model whose ``blocks`` run one after the other, each on the output of the one before.
-        blocks: these blocks by name, in order.
+        stacks: these blocks by name, in order; an encoder and a decoder are stacks of their own.
         calib: batches: token ids or pixel values, or dicts of the model's arguments.
 
     Attributes:
-        hidden: the hidden states that reach the next block, one tensor per batch.
+        hidden: the hidden states that reach the next block, one tensor per batch. The first block of a stack gets
+            those that reach it in the model as it was; so do cross-attentions.
 
     Raises:
         ValueError: if there is no batch or no block, or the blocks do not run once each in this order.
     """
 
     def __init__(
-        self, model: nn.Module, blocks: Mapping[str, nn.Module], calib: Iterable[Tensor | Mapping[str, Any]]
+        self,
+        model: nn.Module,
+        stacks: Sequence[Mapping[str, nn.Module]],
+        calib: Iterable[Tensor | Mapping[str, Any]],
     ) -> None:
         batches = [batch if isinstance(batch, Tensor) else dict(batch) for batch in calib]
         if not batches:
             raise ValueError("the calibration data holds no batch")
+        blocks = {name: block for stack in stacks for name, block in stack.items()}
         self.hidden: list[Tensor] = []
+        self._starts: dict[str, list[Tensor]] = {next(iter(stack)): [] for stack in stacks}
         self._rest: dict[str, list[Call]] = {name: [] for name in blocks}
-        order = list(blocks)
+        to_come: set[str] = set()
 
         def record(name: str) -> Callable[..., None]:
             def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
                 kwargs = dict(kwargs)
                 hidden = args[0] if args else kwargs.pop("hidden_states")
-                if name == order[0]:
-                    self.hidden.append(hidden.detach())
+                if name in self._starts:
+                    self._starts[name].append(hidden.detach())
                 self._rest[name].append((args[1:], kwargs))
-                if name == order[-1]:
+                to_come.discard(name)
+                if not to_come:
                     raise _EnoughError
 
             return hook
@@ -65,11 +72,17 @@ class BlockInputs:
             _hooks(block.register_forward_pre_hook(record(name), with_kwargs=True) for name, block in blocks.items()),
         ):
             for batch in batches:
+                to_come.update(blocks)
                 with suppress(_EnoughError):
                     forward(model, batch)
         for name, calls in self._rest.items():
             if len(calls) != len(batches):
                 raise ValueError(f"the block {name} ran {len(calls)} times on {len(batches)} batches")
+
+    def enter(self, name: str) -> None:
+        """Goes to a block: to the first of a stack with the states that reach it from outside."""
+        if name in self._starts:
+            self.hidden = self._starts.pop(name)
 
     def run(self, name: str, block: nn.Module, on: int | None = None) -> list[Tensor]:
         """Returns the block's outputs on its inputs, one tensor per batch, or for the first ``on`` batches."""
@@ -107,16 +120,15 @@ def watching(block: nn.Module, names: Sequence[str], see: Callable[[str, Tensor]
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Puts the model into evaluation mode, without a cache of keys and values, and back."""
-    config = getattr(model, "config", None)
-    cache = getattr(config, "use_cache", None)
+    configs = {id(c): c for part in model.modules() if getattr(c := getattr(part, "config", None), "use_cache", False)}
     with method.evaluating(model):
-        if cache:
-            config.use_cache = False  # type: ignore[union-attr]
+        for config in configs.values():  # the decoder of an encoder-decoder has one of its own
+            config.use_cache = False
         try:
             yield
         finally:
-            if cache:
-                config.use_cache = cache  # type: ignore[union-attr]
+            for config in configs.values():
+                config.use_cache = True
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from heldout.weights.quantization.awq import Rule, block_linears, block_rules
+from heldout.weights.quantization.block_rules import Rule, block_linears, block_stacks
 from heldout.weights.quantization.blockwise import BlockInputs, evaluating, watching
 from heldout.weights.quantization.quantize import QTensor, check_layers, dequantize, group_range, weight_of
 
@@ -30,9 +30,9 @@ def gptq(
 ) -> dict[str, QTensor]:
     """Quantises the linear layers of a model's blocks by GPTQ, in place; returns the quantised weights by name.
 
-    Blocks are visited in order, each on the output of the *quantised* blocks before it; the layers of one block are
-    rounded at once, on the inputs that they have before. Columns go in their natural order, and a group's scale is
-    that of its weights when their turn comes.
+    Blocks are visited in order, each on the output of the *quantised* blocks before it (a decoder reads what the
+    encoder made before it was quantised); the layers of one block are rounded at once, on the inputs that they have
+    before. Columns go in their natural order, and a group's scale is that of its weights when their turn comes.
 
     Args:
         model: see ``awq_search``.
@@ -59,13 +59,14 @@ def gptq(
         >>> torch.equal(model[1].linear.weight, dequantize(quantised["1.linear"]))
         True
     """
-    found = {name: block for name, (block, _) in block_rules(model, rules).items()}
+    stacks = block_stacks(model, rules)
     layers = block_linears(model, rules)
     check_layers(layers, group_size)
-    inputs = BlockInputs(model, found, calib)
+    inputs = BlockInputs(model, stacks, calib)
     quantised: dict[str, QTensor] = {}
     with evaluating(model), torch.no_grad():
-        for name, block in found.items():
+        for name, block in ((name, block) for stack in stacks for name, block in stack.items()):
+            inputs.enter(name)
             inside = set(block.modules())
             own = {layer: module for layer, module in layers.items() if module in inside}
             moments = _moments(inputs, name, block, own)

@@ -49,8 +49,8 @@ def group_quantize(
 ) -> QTensor:
     """Returns a matrix rounded to ``bits`` bits, each group of inputs to levels of its own.
 
-    Asymmetric: the levels span from the group's minimum to its maximum. Symmetric: from ``-max|w|`` to ``max|w|``.
-    A zero point is a level itself, so a group without a zero between its extremes is represented badly.
+    Asymmetric: the levels span from the group's minimum to its maximum, and always include zero. Symmetric: from
+    ``-max|w|`` to ``max|w|``.
 
     Args:
         w: floating point ``(out, in)``.
@@ -62,7 +62,8 @@ def group_quantize(
     Raises:
         ValueError: if ``w`` is no matrix, is not finite, or has a size that the group does not divide.
 
-    Source: arXiv:2306.00978, eq. 1 and its released code.
+    Source: arXiv:2306.00978, eq. 1 and its released code. Deviation: there the range need not include zero, and a group
+    of one sign, whose zero point then falls outside the levels, is represented by values far from its own.
 
     Example:
         >>> tensor = group_quantize(torch.tensor([[0.0, 1.0, 2.0, 3.0]]), bits=2, group_size=4)
@@ -83,6 +84,8 @@ def group_range(
     if not 1 + symmetric <= bits <= 8:
         raise ValueError(f"bits must be {1 + symmetric} to 8, got {bits}")
     low, high = torch.aminmax(_grouped(w, group_size), dim=-1)
+    if not symmetric:  # a zero point is one of the levels, so the range includes zero
+        low, high = low.clamp(max=0), high.clamp(min=0)
     if not bool(torch.isfinite(high - low).all()):
         raise ValueError("the weight holds NaN or infinite values")
     if symmetric:

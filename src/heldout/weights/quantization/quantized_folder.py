@@ -12,28 +12,30 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from heldout.errors import require
-from heldout.measure import perplexity, token_blocks
-from heldout.weights.checkpoint import load_checkpoint, open_checkpoint, save_checkpoint
-from heldout.weights.quantization.awq import Rule, apply_awq, awq_search, block_linears, block_rules
+from heldout.measure import perplexity
+from heldout.weights.checkpoint import companions, open_checkpoint, save_checkpoint
+from heldout.weights.quantised_files import check_not_quantised
+from heldout.weights.quantization.awq import apply_awq, awq_search
+from heldout.weights.quantization.block_rules import block_linears
 from heldout.weights.quantization.blockwise import evaluating, forward
+from heldout.weights.quantization.calibration import Batch, calibration_data
 from heldout.weights.quantization.gptq import gptq
 from heldout.weights.quantization.quantize import QTensor, check_layers, pack_codes, rtn
+from heldout.weights.tying import model_class, read_config
 
 QUANTIZE_METHODS = ("awq", "gptq", "rtn")
 QUANTIZE_BITS = (3, 4, 8)
 
-_COMPANIONS = (".json", ".txt", ".model", ".jinja")
-_HELD_OUT = 5  # every fifth block of text measures and does not calibrate
-_TOKENS_AT_ONCE = 4096
+_FUSED = 0.01  # share of the weights in fused experts from which the user is told
 
 
 @dataclass(frozen=True)
@@ -46,9 +48,10 @@ class QuantizeReport:
         method, bits, group_size: how it was quantised.
         layout: "pack-quantized", or "dense" where the weights are stored dequantised.
         layers: linear layers quantised.
-        perplexity_before, perplexity_after: of a causal language model on held-out calibration text; None for other
-            models, and without text.
-        output_error: squared change of the model's outputs over their squares, on held-out data.
+        perplexity_before, perplexity_after: of a causal language model on held-out calibration text, after: of the
+            model loaded from ``out``; None for other models, and without text.
+        output_error: squared change of the outputs over their squares, on held-out data, by the model loaded from
+            ``out``.
         bytes_before, bytes_after: sizes of the weight files.
         seconds: time taken.
         notes: what the user should know.
@@ -88,8 +91,9 @@ def quantize_folder(
     The model is loaded in float32. Embeddings, heads, norms and biases keep their data type.
 
     Args:
-        folder: configuration, tokenizer and safetensors of a Llama, Mistral, Qwen2, Qwen3, OPT, GPT-2, GPT-NeoX,
-            BERT or ViT.
+        folder: configuration, tokenizer and safetensors of a transformer of the transformers library: its blocks, and
+            what may be scaled in them, are found by looking and trying (Llama, Mistral, Mixtral, Qwen, Gemma, Phi 3,
+            OPT, GPT-2, GPT-NeoX, BLOOM, T5, BERT, RoBERTa, ViT are tested). Code of the folder is never run.
         out: the folder to write, which must not exist or be empty.
         method: "awq", "gptq" or "rtn" (round to nearest, which needs no calibration).
         bits: 3, 4 or 8.
@@ -114,8 +118,8 @@ def quantize_folder(
     model, dtype = _load(folder)
     known = block_linears(model)
     check_layers(known, group_size)
-    calibration, held_out, notes = _data(model, folder, calib, method, blocks, length, seed)
-    text = held_out is not None and calib is not None and _is_causal(model)
+    calibration, held_out, notes = calibration_data(model, folder, calib, method, blocks, length, seed)
+    text = calib is not None and _is_causal(model)
     with evaluating(model), torch.inference_mode():
         outputs = [forward(model, batch) for batch in held_out]
     before = perplexity(model, held_out) if text else None
@@ -124,17 +128,38 @@ def quantize_folder(
         quantised = gptq(model, calibration, bits, group_size, **options)
     else:
         if method == "awq":
-            rules, unscaled = _storable_rules(model)
-            found = awq_search(model, calibration, bits, group_size, symmetric=symmetric, rules=rules)
+            found = awq_search(model, calibration, bits, group_size, symmetric=symmetric, activations=False)
             apply_awq(model, found)
-            notes += found.notes + unscaled
+            notes += found.notes
         quantised = rtn(model, bits, group_size, layers=known, **options)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(parameter.to(dtype))
-    after = perplexity(model, held_out) if text else None
-    error = _output_error(model, held_out, outputs)
     packed = all(isinstance(module, nn.Linear) for module in known.values())
+    notes += _layout_notes(model, packed, bits, symmetric)
+    with _new_folder(out) as temporary:
+        scheme = _quantization_config(bits, group_size, symmetric, _ignored(model, quantised)) if packed else None
+        _write(_state(model, quantised if packed else {}, dtype), folder, temporary, scheme)
+        kind, layers = type(model), len(quantised)
+        del model, known, quantised
+        after, error = _reloaded(kind, temporary, held_out, outputs, text=text)
+    return QuantizeReport(
+        out=str(out),
+        model=kind.__name__,
+        method=method,
+        bits=bits,
+        group_size=group_size,
+        layout="pack-quantized" if packed else "dense",
+        layers=layers,
+        perplexity_before=before,
+        perplexity_after=after,
+        output_error=error,
+        bytes_before=_weight_bytes(folder),
+        bytes_after=_weight_bytes(out),
+        seconds=time.perf_counter() - start,
+        notes=tuple(dict.fromkeys(notes)),
+    )
+
+
+def _layout_notes(model: nn.Module, packed: bool, bits: int, symmetric: bool) -> list[str]:
+    notes = []
     if not packed:
         notes.append(
             "the Conv1D weights of this model do not exist in the packed layout: they are stored dequantised, in full "
@@ -150,23 +175,14 @@ def quantize_folder(
             "3 bits are packed densely, as compressed-tensors 0.20 reads them: transformers loads them with it, older "
             "releases and most kernels do not"
         )
-    _write(model, quantised if packed else {}, folder, out, dtype, bits, group_size, symmetric)
-    return QuantizeReport(
-        out=str(out),
-        model=type(model).__name__,
-        method=method,
-        bits=bits,
-        group_size=group_size,
-        layout="pack-quantized" if packed else "dense",
-        layers=len(quantised),
-        perplexity_before=before,
-        perplexity_after=after,
-        output_error=error,
-        bytes_before=_weight_bytes(folder),
-        bytes_after=_weight_bytes(out),
-        seconds=time.perf_counter() - start,
-        notes=tuple(dict.fromkeys(notes)),
-    )
+    sizes = {name: parameter.numel() for name, parameter in model.named_parameters() if parameter.dim() == 3}
+    share = sum(sizes.values()) / sum(parameter.numel() for parameter in model.parameters())
+    if share > _FUSED:
+        notes.append(
+            f"{share:.0%} of the weights are fused experts, which are no linear layers ({next(iter(sizes))}, ...): "
+            "they keep their precision, under the names that transformers 5 gives them"
+        )
+    return notes
 
 
 def _check_arguments(folder: Path, out: Path, method: str, bits: int) -> None:
@@ -189,111 +205,22 @@ def _check_arguments(folder: Path, out: Path, method: str, bits: int) -> None:
 
 def _load(folder: Path) -> tuple[nn.Module, torch.dtype]:
     """Returns the model in float32, and the data type that its weights are stored in."""
-    transformers = require("transformers")
-    try:
-        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
-    except (ValueError, OSError, KeyError) as error:
-        raise ValueError(f"{folder / 'config.json'} is not understood: {str(error).splitlines()[0]}") from None
+    kind, config = model_class(folder)
     if getattr(config, "quantization_config", None) is not None:
         raise ValueError(f"the model in {folder} is quantised already")
-    name = next(iter(config.architectures or ()), None)
-    kind = getattr(transformers, name, None) if name else None
-    if kind is None or not issubclass(kind, transformers.PreTrainedModel):
-        raise ValueError(f"{folder / 'config.json'} names the architecture {name!r}, which transformers does not have")
     with open_checkpoint(folder) as checkpoint:
+        check_not_quantised(checkpoint)
         floating = [entry.dtype for entry in checkpoint.entries.values() if entry.dtype.is_floating_point]
     dtype = max(set(floating), key=floating.count)
     if dtype not in (torch.float32, torch.float16, torch.bfloat16):
         raise ValueError(f"the weights in {folder} are {dtype}; expected float32, float16 or bfloat16")
-    model, found = kind.from_pretrained(
-        folder, dtype=torch.float32, use_safetensors=True, local_files_only=True, output_loading_info=True
-    )
+    model, found = _from_pretrained(kind, folder, torch.float32)
     if missing := sorted(found["missing_keys"]):
-        raise ValueError(f"{folder} lacks weights of {name}, among them {missing[0]}")
+        raise ValueError(f"{folder} lacks weights of {kind.__name__}, among them {missing[0]}")
     for parameter_name, parameter in model.named_parameters():
         if not bool(torch.isfinite(parameter).all()):
             raise ValueError(f"{folder} holds NaN or infinite weights in {parameter_name}")
     return model.eval(), dtype
-
-
-def _data(
-    model: nn.Module, folder: Path, calib: str | Path | None, method: str, blocks: int, length: int, seed: int
-) -> tuple[list[Tensor], list[Tensor], list[str]]:
-    """Returns batches to calibrate on, batches to measure on, and notes."""
-    config: Any = model.config
-    pixels = getattr(model, "main_input_name", "") == "pixel_values"
-    generator = torch.Generator().manual_seed(seed)
-    notes = []
-    if pixels:
-        shape = (getattr(config, "num_channels", 3), config.image_size, config.image_size)
-        data = _images(Path(calib), shape, blocks) if calib else torch.randn(32, *shape, generator=generator)
-        if not calib:
-            notes.append("no --calib: noise images stand for the data; images of yours calibrate better")
-        at_once = 16
-    else:
-        length = min(length, getattr(config, "max_position_embeddings", None) or length)
-        if calib:
-            data = _text_blocks(folder, Path(calib), length, blocks + -(-blocks // (_HELD_OUT - 1)))
-        elif method == "rtn":
-            data = torch.randint(config.vocab_size, (10, min(length, 128)), generator=generator)
-            notes.append("no --calib: no perplexity; the output error is that on random tokens")
-        else:
-            raise ValueError(f"{method} needs calibration text: --calib texts.jsonl")
-        at_once = max(1, _TOKENS_AT_ONCE // length)
-    if len(data) < 2:
-        raise ValueError(
-            "the calibration data fills one block only; two are needed, one to calibrate and one to measure: "
-            "give more, or a smaller --length"
-        )
-    measured = max(1, len(data) // _HELD_OUT)
-    return list(data[:-measured].split(at_once)), list(data[-measured:].split(at_once)), notes
-
-
-def _text_blocks(folder: Path, calib: Path, length: int, limit: int) -> Tensor:
-    from transformers import AutoTokenizer
-
-    texts = list(_texts(calib))
-    if not texts:
-        raise ValueError(f"{calib} holds no text")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (ValueError, OSError, TypeError) as error:
-        raise ValueError(f"{folder} holds no tokenizer: {str(error).splitlines()[0]}") from None
-    try:
-        return token_blocks(texts, tokenizer, length, limit=limit)
-    except ValueError as error:
-        raise ValueError(f"{calib}: {error}; give more, or a smaller --length") from None
-
-
-def _texts(calib: Path) -> Iterator[str]:
-    if not calib.is_file():
-        raise FileNotFoundError(f"no file {calib}")
-    with calib.open(encoding="utf-8") as lines:
-        try:
-            for number, line in enumerate(lines, start=1):
-                if not line.strip():
-                    continue
-                item = json.loads(line)
-                text = item.get("text") if isinstance(item, dict) else item
-                if not isinstance(text, str):
-                    raise ValueError(f"line {number} is neither a string nor an object with a text")
-                if text.strip():
-                    yield text
-        except json.JSONDecodeError:
-            raise ValueError(f"{calib} is not JSON Lines: line {number}") from None
-        except ValueError as error:
-            raise ValueError(f"{calib}: {error}") from None
-
-
-def _images(calib: Path, shape: tuple[int, ...], limit: int) -> Tensor:
-    if calib.suffix != ".safetensors":
-        raise ValueError(f"{calib}: a vision model is calibrated on a safetensors file with pixel_values")
-    images = load_checkpoint(calib).get("pixel_values")
-    if images is None or images.shape[1:] != shape:
-        raise ValueError(f"{calib} needs pixel_values of shape (n, {', '.join(map(str, shape))})")
-    if not bool(torch.isfinite(images).all()):
-        raise ValueError(f"{calib} holds NaN or infinite pixels")
-    return images[:limit].float()
 
 
 def _is_causal(model: nn.Module) -> bool:
@@ -302,59 +229,64 @@ def _is_causal(model: nn.Module) -> bool:
     return type(model).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
 
 
-def _storable_rules(model: nn.Module) -> tuple[dict[type[nn.Module], Rule], list[str]]:
-    """Returns the rules without the groups that would need a new module, and a note for them."""
-    notes = []
-    rules: dict[type[nn.Module], Rule] = {}
-    for block, rule in block_rules(model).values():
-        kept = tuple(g for g in rule.groups if hasattr(block.get_submodule(g.producer), "weight"))
-        rules[type(block)] = lambda _, rule=rule, kept=kept: replace(rule, groups=kept)  # type: ignore[misc]
-        notes += [
-            f"{', '.join(group.consumers)} follows an activation function, whose output a saved model cannot scale: it "
-            f"is clipped only"
-            for group in rule.groups
-            if group not in kept
-        ]
-    return rules, list(dict.fromkeys(notes))
+def _from_pretrained(kind: Any, folder: Path, dtype: Any) -> tuple[Any, dict[str, Any]]:
+    return kind.from_pretrained(
+        folder, dtype=dtype, use_safetensors=True, local_files_only=True, trust_remote_code=False,
+        output_loading_info=True,
+    )  # fmt: skip
 
 
-def _output_error(model: nn.Module, batches: list[Tensor], outputs: list[Tensor]) -> float:
+def _reloaded(
+    kind: type[nn.Module], folder: Path, batches: Sequence[Batch], outputs: list[Tensor], *, text: bool
+) -> tuple[float | None, float]:
+    """Returns the perplexity and the output error of the model that the user will load, computed in float32.
+
+    Raises:
+        ValueError: if transformers misses a weight in the folder, or does not know one that is there.
+    """
+    model, found = _from_pretrained(kind, folder, "auto")
+    lost = {"lacks": sorted(found["missing_keys"]), "holds, unknown to the model,": sorted(found["unexpected_keys"])}
+    for what, names in lost.items():
+        if names:
+            raise ValueError(f"the quantised model would not load whole: its folder {what} {names[0]}")
+    model.eval()
+    with evaluating(model), torch.no_grad():
+        forward(model, batches[0])  # what is still packed is unpacked by this, in its own data type
+    nn.Module.float(model)  # transformers refuses it for a model that it has dequantised
     change = total = 0.0
     with evaluating(model), torch.inference_mode():
         for batch, output in zip(batches, outputs, strict=True):
             change += float((forward(model, batch) - output).double().square().sum())
             total += float(output.double().square().sum())
-    return change / max(total, 1e-30)
+    return perplexity(model, batches) if text else None, change / max(total, 1e-30)
 
 
-def _write(
-    model: nn.Module,
-    quantised: Mapping[str, QTensor],
-    folder: Path,
-    out: Path,
-    dtype: torch.dtype,
-    bits: int,
-    group_size: int,
-    symmetric: bool,
-) -> None:
+@contextmanager
+def _new_folder(out: Path) -> Iterator[Path]:
+    """Yields a hidden folder beside ``out`` that becomes it at the end, or is removed."""
     out = out.absolute()
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:
-        for companion in sorted(folder.iterdir()):
-            if companion.suffix in _COMPANIONS and companion.is_file() and ".safetensors." not in companion.name:
-                shutil.copyfile(companion, temporary / companion.name)
-        if quantised:
-            config = json.loads((folder / "config.json").read_text("utf-8"))
-            ignored = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and n not in quantised]
-            config["quantization_config"] = _quantization_config(bits, group_size, symmetric, ignored)
-            (temporary / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
-        save_checkpoint(_state(model, quantised, dtype), temporary / "model.safetensors")
+        yield temporary
         os.chmod(temporary, 0o755)
         os.replace(temporary, out)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def _write(state: Mapping[str, Tensor], folder: Path, temporary: Path, scheme: dict[str, Any] | None) -> None:
+    for companion in companions(folder):
+        shutil.copyfile(companion, temporary / companion.name)
+    if scheme is not None:
+        config = read_config(folder) | {"quantization_config": scheme}
+        (temporary / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
+    save_checkpoint(state, temporary / "model.safetensors")
+
+
+def _ignored(model: nn.Module, quantised: Mapping[str, QTensor]) -> list[str]:
+    return [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and name not in quantised]
 
 
 def _state(model: nn.Module, quantised: Mapping[str, QTensor], dtype: torch.dtype) -> dict[str, Tensor]:
