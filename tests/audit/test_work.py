@@ -16,7 +16,11 @@ def problem(targets, measure=None, **more):
     data = (torch.randn(len(targets), 3), targets)
     outs = 1 if targets.is_floating_point() else 2
     splits = Splits(train=data, val=data, test={"iid": data})
-    return Problem("mine.py", lambda: torch.nn.Linear(3, outs), splits, more.pop("recipe", {}), measure, **more)
+    kind = "regression" if targets.is_floating_point() else None
+    recipe = more.pop("recipe", {})
+    return Problem(
+        "mine.py", lambda: torch.nn.Linear(3, outs), splits, recipe, asked_kind=kind, measure=measure, **more
+    )
 
 
 def test_an_accuracy_has_wilsons_interval():

@@ -243,3 +243,24 @@ def test_the_winners_code_of_a_kind_trains_it_again(tmp_path, monkeypatch):
     exec(code, names)
     expected = problem.fit(parse("sam(rho=0.1)"), seed=0, rate=0.5).module.weight
     assert names["fitted"].module.weight.equal(expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "outputs", "targets"),
+    [
+        ("classification", (3,), torch.tensor([0, 2, 1, 1])),
+        ("binary", (1,), torch.tensor([0, 1, 1, 0])),
+        ("multi-label", (3,), torch.tensor([[0, 1, 1], [1, 0, 0], [0, 0, 0], [1, 1, 0]])),
+        ("regression", (2,), torch.randn(4, 2)),
+        ("tokens", (5, 3), torch.tensor([[0, 2, 1, 0, 0]] * 4)),  # as many tokens in each: means of means agree
+    ],
+)
+def test_the_losses_of_examples_average_to_the_loss(name, outputs, targets):
+    made = kind_of(torch.randn(4, *outputs), targets, name)
+    encoded = made.encode(targets)
+    logits = torch.randn(4, 2 if made.one_logit else outputs[0], *outputs[1:])
+    losses = made.losses(logits, encoded)
+    assert losses.shape == (4,)
+    assert losses.mean().item() == pytest.approx(made.loss(logits, encoded), rel=1e-5)
+    alone = [made.loss(logits[i : i + 1], encoded[i : i + 1]) for i in range(4)]
+    assert losses.tolist() == pytest.approx(alone, rel=1e-5)

@@ -18,7 +18,7 @@ from heldout.method import Method, Run
 from heldout.problem import EXAMPLES, Problem, ProblemError, check_problem, load_problem
 from heldout.report import LogEvent, OnEvent, ignore, telling
 from heldout.study import environment, write_atomically
-from heldout.train import fit, outputs_of, score
+from heldout.train import fit, outputs_of
 from heldout.weights import load_checkpoint
 
 Say = Callable[[str], None]
@@ -82,7 +82,8 @@ def audit(
     classifies = problem.task == "classification"
     for title, part, needs_classes in PARTS:
         if needs_classes and not classifies:
-            document["not_applicable"].append({"part": title, "reason": f"it needs classes, this is {problem.task}"})
+            reason = f"it needs classes, this is {problem.kind.name}"
+            document["not_applicable"].append({"part": title, "reason": reason})
             continue
         if time.monotonic() > work.deadline:
             document["skipped"].append({"part": title, "reason": "the budget was used up before"})
@@ -124,7 +125,7 @@ def _trained(problem: Problem, seed: int, on_event: OnEvent) -> tuple[nn.Module,
 
     def measure(entry: dict[str, float]) -> None:
         pairs = [outputs_of(modules[0], dataset) for dataset in problem.validation_sets().values()]
-        found = [{**score(*pair, problem.task), "score": metric_of(problem, *pair)} for pair in pairs]
+        found = [{"loss": problem.kind.loss(*pair), "score": metric_of(problem, *pair)} for pair in pairs]
         mean = {f"val_{name}": sum(each[name] for each in found) / len(found) for name in found[0]}
         curve.append({**entry, **mean})
         values = {name: value for name, value in curve[-1].items() if name not in ("epoch", "seconds")}

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Subset
 
@@ -19,7 +18,7 @@ from heldout.methods import available, parse
 from heldout.problem import Problem, inapplicable
 from heldout.report import LogEvent
 from heldout.study import wilson
-from heldout.train import outputs_of, score
+from heldout.train import outputs_of
 
 PROBED = 400  # examples that the costlier measures look at
 RESAMPLES = 200  # of a metric that is no mean over examples
@@ -50,11 +49,8 @@ class Audit:
         return self.outputs[name]
 
     def losses(self, name: str) -> Tensor:
-        """The loss of each example of a set, float64 ``(n,)``: cross-entropy, or squared error."""
-        outputs, targets = self.of(name)
-        if targets.is_floating_point():
-            return (outputs.reshape(targets.shape) - targets).double().square().reshape(len(targets), -1).mean(1)
-        return F.cross_entropy(outputs.double(), targets, reduction="none")
+        """The kind's loss of each example of a set, float64 ``(n,)``."""
+        return self.problem.kind.losses(*self.of(name))
 
     @property
     def given(self) -> str:
@@ -141,9 +137,7 @@ def named_validation(problem: Problem) -> dict[str, Any]:
 
 def metric_of(problem: Problem, outputs: Tensor, targets: Tensor) -> float:
     """Returns the file's metric of outputs against targets, or the built-in one."""
-    if problem.measure is not None:
-        return float(problem.measure(outputs, targets))
-    return score(outputs, targets, problem.task)[problem.metric]
+    return problem.judge(outputs, targets)
 
 
 def metric_interval(
@@ -162,12 +156,12 @@ def metric_interval(
     """
     count = len(targets)
     value = metric_of(problem, outputs, targets)
-    if problem.measure is None and problem.metric == "accuracy":
+    if problem.measure is None and problem.metric == "accuracy" and problem.task == "classification":
         found = wilson(round(value * count), count)
         assert found.low is not None
         assert found.high is not None
         return value, found.low, found.high
-    if problem.measure is None:
+    if problem.measure is None and problem.metric in ("mse", "loss"):
         half = 1.96 * float(losses.std(correction=1 if count > 1 else 0)) / math.sqrt(count)
         return value, value - half, value + half
     generator = torch.Generator().manual_seed(seed)

@@ -131,6 +131,18 @@ class Kind:
         chosen = self.objective(None) or (squared_error if self.name == "regression" else F.cross_entropy)
         return chosen(outputs, targets).item()
 
+    def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Returns the kind's own loss of each example, float64 ``(n,)``, of outputs against encoded targets."""
+        outputs, count = outputs.double(), len(targets)
+        if self.name == "multi-label":
+            each = F.binary_cross_entropy_with_logits(outputs, targets.double(), reduction="none")
+            return each.reshape(count, -1).mean(1)
+        if self.name == "tokens":
+            return -(targets * outputs.log_softmax(-1)).sum((1, 2)) / targets.sum((1, 2)).clamp(min=1)
+        if self.name == "regression":
+            return (outputs.reshape(targets.shape) - targets).square().reshape(count, -1).mean(1)
+        return F.cross_entropy(outputs, targets, reduction="none")
+
     def check(self, targets: Tensor, name: str) -> None:
         """Checks that targets ``(n, ...)`` of another data set, called ``name`` in errors, are of this kind.
 
