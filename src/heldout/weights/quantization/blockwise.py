@@ -120,7 +120,9 @@ def watching(block: nn.Module, names: Sequence[str], see: Callable[[str, Tensor]
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Puts the model into evaluation mode, without a cache of keys and values, and back."""
-    configs = {id(c): c for part in model.modules() if getattr(c := getattr(part, "config", None), "use_cache", False)}
+    configs: dict[int, Any] = {
+        id(c): c for part in model.modules() if getattr(c := getattr(part, "config", None), "use_cache", False)
+    }
     with method.evaluating(model):
         for config in configs.values():  # the decoder of an encoder-decoder has one of its own
             config.use_cache = False
