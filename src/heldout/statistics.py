@@ -16,6 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from heldout.errors import checked
+
 Array = NDArray[np.float64]
 Statistic = Callable[..., Array]
 
@@ -34,16 +36,19 @@ class Interval:
     high: float | None
 
 
+@checked
 def mean(x: Array) -> Array:
     """Mean over the last axis."""
     return x.mean(axis=-1)
 
 
+@checked
 def ratio_of_means(a: Array, b: Array) -> Array:
     """Mean of a over mean of b, over the last axis."""
     return a.mean(axis=-1) / b.mean(axis=-1)
 
 
+@checked
 def pearson(x: Array, y: Array) -> Array:
     """Pearson correlation over the last axis; NaN where one of the two is constant."""
     x = x - x.mean(axis=-1, keepdims=True)
@@ -53,6 +58,7 @@ def pearson(x: Array, y: Array) -> Array:
         return np.clip(np.where(scale > 0, (x * y).sum(axis=-1) / scale, np.nan), -1.0, 1.0)
 
 
+@checked
 def spearman(x: Array, y: Array) -> Array:
     """Spearman rank correlation over the last axis (ties share their mean rank)."""
     from scipy.stats import rankdata
@@ -60,6 +66,7 @@ def spearman(x: Array, y: Array) -> Array:
     return pearson(rankdata(x, axis=-1), rankdata(y, axis=-1))
 
 
+@checked
 def interval(
     samples: Sequence[Array], statistic: Statistic = mean, *, confidence: float = CONFIDENCE, seed: int = 0
 ) -> Interval:
@@ -110,6 +117,7 @@ def interval(
     return Interval(estimate, min(low, below, estimate), max(high, above, estimate))
 
 
+@checked
 def bootstrap_distribution(
     samples: Sequence[Array], statistic: Statistic, *, resamples: int = RESAMPLES, seed: int = 0
 ) -> Array:
@@ -124,6 +132,7 @@ def bootstrap_distribution(
     return np.concatenate(parts)
 
 
+@checked
 def percentile(resampled: Array, confidence: float = CONFIDENCE) -> tuple[float, float]:
     """The percentile bootstrap interval."""
     tail = (1 - confidence) / 2
@@ -131,6 +140,7 @@ def percentile(resampled: Array, confidence: float = CONFIDENCE) -> tuple[float,
     return float(low), float(high)
 
 
+@checked
 def bca(
     resampled: Array, estimate: float, jackknife: Array, confidence: float = CONFIDENCE
 ) -> tuple[float, float] | None:
@@ -159,6 +169,7 @@ def bca(
     return float(low), float(high)
 
 
+@checked
 def wilson(successes: float, trials: int, confidence: float = CONFIDENCE) -> Interval:
     """Returns a proportion with its Wilson score interval, which is sound near 0 and 1 and for few trials.
 
@@ -180,6 +191,7 @@ def wilson(successes: float, trials: int, confidence: float = CONFIDENCE) -> Int
     return Interval(share, max(0.0, float(middle - half)), min(1.0, float(middle + half)))
 
 
+@checked
 def effect_size(differences: Array) -> float | None:
     """Cohen's d_z, mean over standard deviation of paired differences; None where that is not defined."""
     differences = np.asarray(differences, dtype=np.float64)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from heldout.adapt.protocol import Stream, TestTimeAdapter, encode, entropy, sparing
 from heldout.data import batches, gather
+from heldout.errors import checked
 from heldout.method import Method, Run, Splits
 from heldout.nn import KNNMemory, inputs_for, split_head, why_no_head
 
@@ -60,6 +61,7 @@ class AdaNPC(TestTimeAdapter):
         2
     """
 
+    @checked
     def __init__(
         self,
         encoder: Callable[[Any], Tensor],
@@ -111,6 +113,7 @@ class AdaNPC(TestTimeAdapter):
     def state_dict(self) -> dict[str, Any]:
         return {"memory": self.memory.state_dict()}
 
+    @checked
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.memory.load_state_dict(state["memory"])
 
@@ -163,6 +166,7 @@ class AdaNPCBN(AdaNPC):
         torch.Size([8, 2])
     """
 
+    @checked
     def __init__(
         self,
         encoder: Callable[[Any], Tensor],
@@ -203,6 +207,7 @@ class AdaNPCBN(AdaNPC):
         learnt = {"norm": self._norm.state_dict(), "optimizer": self._optimizer.state_dict()}
         return super().state_dict() | copy.deepcopy(learnt)
 
+    @checked
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         super().load_state_dict(state)
         self._norm.load_state_dict(state["norm"])
@@ -216,6 +221,7 @@ class AdaNPCBN(AdaNPC):
         return self._norm.eval()(features).detach()
 
 
+@checked
 def adanpc(
     k: int = 100, tau: float = 0.1, beta: float = 0.9, *, max_added: int | None = None, batch_size: int = 32
 ) -> Method:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from heldout.adapt.heads import head_weights
 from heldout.adapt.protocol import Stream, TestTimeAdapter, sparing
 from heldout.data import batches, gather
+from heldout.errors import checked
 from heldout.method import Batch, Method, Run, Splits, evaluating
 from heldout.nn import MultiHead, inputs_for, why_no_head
 
@@ -85,6 +86,7 @@ class DRM(TestTimeAdapter):
         (torch.Size([5, 2]), torch.Size([5, 3]))
     """
 
+    @checked
     def __init__(
         self,
         model: MultiHead,
@@ -184,6 +186,7 @@ class DRM(TestTimeAdapter):
         learnt = {"parameters": [p.detach() for p in self._parameters], "optimizer": self._optimizer.state_dict()}
         return copy.deepcopy(learnt)
 
+    @checked
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         if self.steer is None:
             return
@@ -193,6 +196,7 @@ class DRM(TestTimeAdapter):
         self._optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
 
 
+@checked
 def domain_head_loss(
     logits: Tensor, targets: Tensor, domains: Tensor, *, shared: bool = True, objective: Objective = F.cross_entropy
 ) -> Tensor:
@@ -234,6 +238,7 @@ def domain_head_loss(
     return torch.stack(losses).mean()
 
 
+@checked
 def drm(
     gamma: float = 1.0,
     *,
@@ -318,6 +323,7 @@ def _discriminator_gap(classifier: nn.Module) -> Callable[[Tensor], Tensor]:
     return lambda features: 1 / classifier(features).softmax(1).clamp(min=1e-6)
 
 
+@checked
 def prototype_gap(means: Tensor, distance: Literal["euclidean", "cosine"] = "euclidean") -> Callable[[Tensor], Tensor]:
     """Returns a function from features ``(batch, dim)`` to how far each is from each domain, ``(batch, domains)``.
 
@@ -345,6 +351,7 @@ def prototype_gap(means: Tensor, distance: Literal["euclidean", "cosine"] = "euc
     raise ValueError(f'distance must be "euclidean" or "cosine", got {distance!r}')
 
 
+@checked
 def domain_means(model: MultiHead, train: Any, domains: Tensor) -> Tensor:
     """Returns the mean feature of each domain over a data set, ``(domains, dim)``, in eval mode.
 

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from heldout.adapt.protocol import TestTimeAdapter, encode, sparing
+from heldout.errors import checked
 
 
 class PseudoLabel(TestTimeAdapter):
@@ -34,6 +35,7 @@ class PseudoLabel(TestTimeAdapter):
         torch.Size([8, 3])
     """
 
+    @checked
     def __init__(
         self,
         encoder: Callable[[Any], Tensor],
@@ -74,6 +76,7 @@ class PseudoLabel(TestTimeAdapter):
     def state_dict(self) -> dict[str, Any]:
         return copy.deepcopy({"head": self.head.state_dict(), "optimizer": self._optimizer.state_dict()})
 
+    @checked
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.head.load_state_dict(state["head"])
         self._optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from heldout.adapt.protocol import Stream, TestTimeAdapter, batch_size_of, entropy, sparing
 from heldout.data import gather
+from heldout.errors import checked
 from heldout.method import Method, Run, Splits, forward, why_no_class_labels
 
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
@@ -53,6 +54,7 @@ class Tent(TestTimeAdapter):
         ['entropy', 'parameter_change']
     """
 
+    @checked
     def __init__(self, module: nn.Module, *, lr: float = 1e-3, steps: int = 1) -> None:
         if steps < 1:
             raise ValueError(f"steps must be at least 1, got {steps}")
@@ -104,6 +106,7 @@ class Tent(TestTimeAdapter):
             {"parameters": [p.detach() for p in self._parameters], "optimizer": self._optimizer.state_dict()}
         )
 
+    @checked
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         with torch.no_grad():
             for parameter, value in zip(self._parameters, state["parameters"], strict=True):
@@ -111,6 +114,7 @@ class Tent(TestTimeAdapter):
         self._optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
 
 
+@checked
 def tent(lr: float = 1e-3, *, steps: int = 1, batch_size: int = 64) -> Method:
     """Adapts normalisation layers to unlabelled test batches of ``batch_size`` by minimising their entropy.
 

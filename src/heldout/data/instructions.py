@@ -9,6 +9,8 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from heldout.errors import checked
+
 FIELDS = {
     "definition": "Definition",
     "prompt": "Prompt",
@@ -33,6 +35,7 @@ def count_words(text: str) -> int:
     return len(text.split())
 
 
+@checked
 def encode_instruction(
     task: Any,
     instance: Any,

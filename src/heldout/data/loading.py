@@ -13,11 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset, TensorDataset, default_collate
 
+from heldout.errors import checked
 from heldout.method import evaluating, forward
 
 TARGET_KEYS = ("labels", "label", "targets", "target")
 
 
+@checked
 def gather(dataset: Dataset, positions: Tensor) -> tuple[Any, Tensor]:
     """Returns ``(inputs, targets)`` of the examples at ``positions``, an int64 tensor ``(batch,)``.
 
@@ -64,6 +66,7 @@ def _indices(subset: Subset) -> Tensor:
     return cached
 
 
+@checked
 def sample_ids(dataset: Dataset, base: Dataset) -> Tensor:
     """Returns int64 ``(len(dataset),)``: the position in ``base`` of every example of ``dataset``.
 
@@ -83,6 +86,7 @@ def sample_ids(dataset: Dataset, base: Dataset) -> Tensor:
     return positions if view is base else torch.arange(len(dataset))  # type: ignore[arg-type]
 
 
+@checked
 def batches(
     dataset: Dataset, batch_size: int, order: Tensor | None = None, *, num_workers: int = 0
 ) -> Iterator[tuple[Any, Tensor, Tensor]]:
@@ -122,6 +126,7 @@ def is_tensor_data(dataset: Dataset) -> bool:
     return isinstance(dataset, TensorDataset)
 
 
+@checked
 def all_targets(dataset: Dataset) -> Tensor:
     """Returns the targets ``(n, ...)`` of every example, in order."""
     if is_tensor_data(dataset):
@@ -129,6 +134,7 @@ def all_targets(dataset: Dataset) -> Tensor:
     return torch.cat([torch.as_tensor(targets) for _, targets, _ in batches(dataset, 256)])
 
 
+@checked
 def to_device(value: Any, device: torch.device | str | None) -> Any:
     """Returns tensors (also inside tuples and dicts) on ``device``; None leaves them where they are."""
     if device is None:
@@ -142,6 +148,7 @@ def to_device(value: Any, device: torch.device | str | None) -> Any:
     return value
 
 
+@checked
 def predict_all(
     function: Callable[..., Any], dataset: Dataset, batch_size: int = 512, device: torch.device | str | None = None
 ) -> tuple[Tensor, Tensor]:

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from heldout.errors import checked
+
 
 class Mixed(NamedTuple):
     """Mixed examples: ``weight`` of each and ``1 - weight`` of its partner.
@@ -27,6 +29,7 @@ class Mixed(NamedTuple):
     weight: float
 
 
+@checked
 def mixup(
     inputs: Any,
     targets: Tensor,
@@ -62,6 +65,7 @@ def mixup(
     return Mixed(mix(inputs, partner, weight), mix(labels, partner, weight), partner, weight)
 
 
+@checked
 def beta_weight(alpha: float, generator: torch.Generator | None = None) -> float:
     """Returns a weight drawn from Beta(alpha, alpha); 1 where alpha is 0.
 
@@ -76,11 +80,13 @@ def beta_weight(alpha: float, generator: torch.Generator | None = None) -> float
     return float(np.random.default_rng(seed).beta(alpha, alpha))
 
 
+@checked
 def permutation(size: int, generator: torch.Generator | None = None) -> Tensor:
     """Returns a random partner for each of ``size`` examples: a permutation ``(size,)``."""
     return torch.randperm(size, generator=generator)
 
 
+@checked
 def mix(values: Any, partner: Tensor, weight: float) -> Any:
     """Returns ``weight * values + (1 - weight) * values[partner]`` for a floating-point tensor, or a tuple or dict.
 
@@ -97,6 +103,7 @@ def mix(values: Any, partner: Tensor, weight: float) -> Any:
     return torch.lerp(values[partner.to(values.device)], values, weight)
 
 
+@checked
 def soft_labels(targets: Tensor, num_classes: int, *, smoothing: float = 0.0) -> Tensor:
     """Returns class probabilities ``(batch, classes)``: ``1 - smoothing`` on the label, the rest spread over all.
 

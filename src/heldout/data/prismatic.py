@@ -19,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from heldout.errors import checked
+
 Example = tuple[str, str]
 """A problem and the response to it."""
 
@@ -37,6 +39,7 @@ class Clusters(NamedTuple):
     sizes: Tensor
 
 
+@checked
 def spherical_kmeans(features: Tensor, k: int, *, n_init: int = 4, seed: int = 0) -> Clusters:
     """Returns clusters of directions: k-means of the rows, scaled to length 1.
 
@@ -65,6 +68,7 @@ def spherical_kmeans(features: Tensor, k: int, *, n_init: int = 4, seed: int = 0
     return Clusters(centroids, labels, torch.bincount(labels, minlength=k))
 
 
+@checked
 def sparse_select(features: Tensor, n: int, k: int | None = None, *, seed: int = 0) -> Tensor:
     """Returns the indices ``(n,)``, sorted, of a subset that takes as evenly as it can from clusters of directions.
 
@@ -163,6 +167,7 @@ class PrismaticSynthesizer:
     Source: arXiv:2505.20161. Which clusters count as sparse, how many there are and the test for duplicates are ours.
     """
 
+    @checked
     def __init__(
         self,
         features: Callable[[Sequence[Example]], Tensor],
@@ -193,6 +198,7 @@ class PrismaticSynthesizer:
         self._generator = torch.Generator().manual_seed(seed)
         self._seed = seed
 
+    @checked
     def run(self, pool: Sequence[Example], rounds: int, per_round: int) -> list[Example]:
         """Returns the pool with up to ``rounds * per_round`` new examples after those that were given.
 

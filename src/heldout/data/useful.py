@@ -19,9 +19,11 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, Sampler, Subset, SubsetRandomSampler
 
 from heldout.data.loading import gather, predict_all
+from heldout.errors import checked
 from heldout.method import Method, Run, Splits
 
 
+@checked
 def early_output_clusters(
     outputs: Tensor, losses: Tensor, labels: Tensor, *, n_init: int = 10, seed: int = 0
 ) -> Tensor:
@@ -77,6 +79,7 @@ def early_output_clusters(
     return slow
 
 
+@checked
 def separating_epoch(train_error: Sequence[float]) -> int:
     """Returns the epoch, counted from 1, at which the fall of the training error starts to slow: the curve's knee.
 
@@ -101,6 +104,7 @@ def separating_epoch(train_error: Sequence[float]) -> int:
     return int((chord - lowest).argmax()) + 1
 
 
+@checked
 def upsample(dataset: Dataset, mask: Tensor, factor: int = 2) -> Subset:
     """Returns a view of the data set in which every marked example occurs ``factor`` times; no data is copied.
 
@@ -122,6 +126,7 @@ def upsample(dataset: Dataset, mask: Tensor, factor: int = 2) -> Subset:
     return Subset(dataset, _upsampled_indices(mask, factor))
 
 
+@checked
 def upsample_sampler(mask: Tensor, factor: int = 2, *, seed: int = 0) -> SubsetRandomSampler:
     """Returns a shuffling sampler for a DataLoader: every position once, every marked one ``factor`` times."""
     return SubsetRandomSampler(_upsampled_indices(mask, factor), generator=torch.Generator().manual_seed(seed))
@@ -148,6 +153,7 @@ class UsefulSplit(NamedTuple):
     per_class: dict[int, float]
 
 
+@checked
 def useful_split(
     train: Callable[[Any, int], tuple[nn.Module, Sequence[float]]],
     dataset: Dataset,
@@ -199,6 +205,7 @@ def useful_split(
     return UsefulSplit(mask, epoch, per_class)
 
 
+@checked
 def useful(separating_epoch: int | None = None, factor: int = 2) -> Method:
     """Returns the Method that trains briefly, repeats the examples not yet learned, and starts again.
 

@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from heldout.errors import checked
+
 VerbalizerKind = Literal["natural", "neutral", "unnatural"]
 VERBALIZER_KINDS: tuple[VerbalizerKind, ...] = ("natural", "neutral", "unnatural")
 NONSENSE = (
@@ -71,6 +73,7 @@ class Verbalizer:
             raise ValueError(f"a verbalizer needs a word of its own for each class, got {self.words}")
 
 
+@checked
 def verbalizer_sets(
     natural: Sequence[Sequence[str]],
     *,
@@ -120,6 +123,7 @@ def verbalizer_sets(
     ]
 
 
+@checked
 def verbalizer_instruction(text: str, mapping: Sequence[tuple[str, str]]) -> str:
     """Returns the default prompt: which word to output for which description, then the text.
 
@@ -133,12 +137,14 @@ def verbalizer_instruction(text: str, mapping: Sequence[tuple[str, str]]) -> str
     return f"{rules[0].upper()}{rules[1:]}.\nSentence: {text}\nOutput:"
 
 
+@checked
 def emphasised_instruction(text: str, mapping: Sequence[tuple[str, str]]) -> str:
     """Returns the default prompt, which also says that the words' usual meaning does not matter."""
     rule = "Ignore the usual meaning of the output words, and follow these rules."
     return f"{rule}\n{verbalizer_instruction(text, mapping)}"
 
 
+@checked
 def randomize_verbalizers(
     texts: Sequence[str],
     labels: Sequence[int],
@@ -200,6 +206,7 @@ def randomize_verbalizers(
     return rows
 
 
+@checked
 def shifted_words(words: Sequence[str], by: int = 1) -> tuple[str, ...]:
     """Returns the words, each standing where the one before it stood."""
     return tuple(words[(i + by) % len(words)] for i in range(len(words)))

@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from heldout.errors import checked
 from heldout.nn import AffineChain
 
 Normalise = Literal["standardise", "unit"]
@@ -32,15 +33,18 @@ class LearnedConsistency(nn.Module):
         0.3333...
     """
 
+    @checked
     def __init__(self, dim: int, depth: int = 10) -> None:
         super().__init__()
         self.weighting = AffineChain((dim,), depth)
 
+    @checked
     def forward(self, difference: Tensor) -> Tensor:
         """Returns the loss of ``difference = second_view - first_view``, ``(batch, dim)``."""
         return self.weighting(difference).square().mean()
 
 
+@checked
 def gradient_distance(
     gradients: Iterable[Tensor | None], goal: Iterable[Tensor | None], normalise: Normalise = "standardise"
 ) -> Tensor:
@@ -72,6 +76,7 @@ def gradient_distance(
     return (_normalised(first, normalise) - _normalised(second.detach(), normalise)).square().mean()
 
 
+@checked
 def gradient_alignment_loss(
     loss: Tensor, goal: Tensor, parameters: Sequence[Tensor], normalise: Normalise = "standardise"
 ) -> Tensor:

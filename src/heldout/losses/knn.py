@@ -8,12 +8,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from heldout.errors import checked
 from heldout.method import Batch, Method, Run
 from heldout.nn import KNNMemory, split_head, why_no_head
 
 _FLOOR = 1e-5  # a class without neighbours has probability 0
 
 
+@checked
 def knn_nll(z: Tensor, y: Tensor, memory: KNNMemory, k: int, tau: float, *, num_classes: int | None = None) -> Tensor:
     """Returns the mean of ``-log p_y``, where p is the vote of the k nearest entries (plus 1e-5, at most 1).
 
@@ -45,6 +47,7 @@ def knn_nll(z: Tensor, y: Tensor, memory: KNNMemory, k: int, tau: float, *, num_
     return -(true_class + _FLOOR).clamp(max=1.0).log().mean()
 
 
+@checked
 def knn_training(
     *, k: int = 10, queue: int = 1000, tau: float = 0.1, first_tau: float = 1.0, anneal_steps: int = 5000
 ) -> Method:

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from heldout.errors import checked
 from heldout.method import evaluating
 from heldout.sources import ENET, cache_folder
 
@@ -40,11 +41,13 @@ class Standardise(nn.Module):
     mean: Tensor
     std: Tensor
 
+    @checked
     def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         super().__init__()
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
 
+    @checked
     def forward(self, images: Tensor) -> Tensor:
         return (images - self.mean) / self.std
 
@@ -67,6 +70,7 @@ class MobileBlock(nn.Module):
     Source: arXiv:1801.04381, section 3.3.
     """
 
+    @checked
     def __init__(self, in_channels: int, channels: int, *, kernel: int, stride: int, expansion: int) -> None:
         super().__init__()
         wide = in_channels * expansion
@@ -79,10 +83,12 @@ class MobileBlock(nn.Module):
         )
         self.adds = stride == 1 and in_channels == channels
 
+    @checked
     def forward(self, inputs: Tensor) -> Tensor:
         return inputs + self.body(inputs) if self.adds else self.body(inputs)
 
 
+@checked
 def efficientnet_lite0(*, num_classes: int | None = None, pretrained: bool = True, seed: int = 0) -> nn.Sequential:
     """Returns EfficientNet-Lite0 for images ``(batch, 3, h, w)`` in [0, 1], in evaluation mode; 4.65 M parameters.
 
@@ -131,6 +137,7 @@ def efficientnet_lite0(*, num_classes: int | None = None, pretrained: bool = Tru
     return net.eval()
 
 
+@checked
 def cached_features(
     model: nn.Module, images: Tensor, *, batch_size: int = 64, folder: str | Path | None = None
 ) -> Tensor:

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from heldout.errors import checked
+
 Metric = Literal["cosine", "dot", "euclidean"]
 
 _SIMILARITIES_AT_ONCE = 1 << 25  # 128 MB of float32
@@ -44,6 +46,7 @@ class KNNMemory:
         tensor([[0.6667, 0.3333]])
     """
 
+    @checked
     def __init__(
         self,
         dim: int,
@@ -86,6 +89,7 @@ class KNNMemory:
         """The stored labels ``(entries,)``: a view."""
         return self._labels[: self._size]
 
+    @checked
     def add(self, z: Tensor, y: Tensor) -> None:
         """Stores features ``(batch, dim)`` with labels ``(batch,)``; a full memory drops its oldest entries.
 
@@ -113,6 +117,7 @@ class KNNMemory:
             self._features[positions], self._labels[positions] = z[grow:], y[grow:]
             self._oldest = (self._oldest + replaced) % room
 
+    @checked
     def query(self, z: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """Returns ``(similarity, labels)`` of the k most similar entries, both ``(batch, k)``, best first.
 
@@ -135,6 +140,7 @@ class KNNMemory:
                 similarity = (neighbours @ z.unsqueeze(2)).squeeze(2)
         return similarity, self._labels[positions]
 
+    @checked
     def vote(self, z: Tensor, k: int, tau: float, num_classes: int) -> Tensor:
         """Returns class probabilities ``(batch, num_classes)``: the k neighbours vote with softmax(similarity / tau).
 
@@ -146,6 +152,7 @@ class KNNMemory:
         similarity, labels = self.query(z, k)
         return _weighted_vote(similarity, labels, tau, num_classes)
 
+    @checked
     def vote_within(self, z: Tensor, radius: float, tau: float, num_classes: int) -> Tensor:
         """Returns class probabilities ``(batch, num_classes)`` from all entries of similarity at least ``radius``.
 
@@ -160,6 +167,7 @@ class KNNMemory:
             votes.append(_weighted_vote(similarity, self.labels.expand(len(block), -1), tau, num_classes).nan_to_num(0))
         return torch.cat(votes)
 
+    @checked
     def protect(self, max_added: int | None = None) -> None:
         """Keeps the present entries for good; of later ones only the newest ``max_added`` stay (None: all).
 
@@ -172,6 +180,7 @@ class KNNMemory:
         self.protected = self._size
         self.capacity = None if max_added is None else self._size + max_added
 
+    @checked
     def truncate(self, n: int) -> None:
         """Keeps the first ``n`` entries (protected ones, then the oldest) and forgets the rest.
 
@@ -195,6 +204,7 @@ class KNNMemory:
             "capacity": self.capacity,
         }
 
+    @checked
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Replaces all entries by those of a ``state_dict()``.
 

@@ -8,9 +8,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from heldout.errors import checked
+
 _EPS = 1e-6  # added to the variance
 
 
+@checked
 def mix_style(features: Tensor, partner: Tensor, weight: Tensor, *, channel_dim: int = 1) -> Tensor:
     """Returns the features with each channel's mean and deviation moved towards those of a partner in the batch.
 
@@ -46,6 +49,7 @@ def mix_style(features: Tensor, partner: Tensor, weight: Tensor, *, channel_dim:
     return torch.addcmul(shift, features, scale)
 
 
+@checked
 def draw_mix(batch: int, alpha: float, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
     """Returns a random permutation ``(batch,)`` and weights ``(batch,)`` from Beta(alpha, alpha), for ``mix_style``."""
     partner = torch.randperm(batch, generator=generator)
@@ -77,6 +81,7 @@ class MixStyle(nn.Module):
     Source: arXiv:2104.02008.
     """
 
+    @checked
     def __init__(
         self,
         alpha: float = 0.1,
@@ -90,6 +95,7 @@ class MixStyle(nn.Module):
             raise ValueError(f"needs alpha > 0 and p in [0, 1], got alpha={alpha} and p={p}")
         self.alpha, self.p, self.channel_dim, self.generator = alpha, p, channel_dim, generator
 
+    @checked
     def forward(self, features: Tensor) -> Tensor:
         if not self.training or len(features) < 2 or torch.rand((), generator=self.generator) >= self.p:
             return features

@@ -6,10 +6,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from heldout.errors import checked
+
 
 class VisionTransformer(nn.Module):
     """Patches of an image with a class token through transformer blocks, then a linear head; see ``tiny_vit``."""
 
+    @checked
     def __init__(
         self, image_size: int, patch_size: int, dim: int, depth: int, heads: int, num_classes: int, channels: int
     ) -> None:
@@ -25,6 +28,7 @@ class VisionTransformer(nn.Module):
         self.norm = nn.LayerNorm(dim)
         self.head = nn.Linear(dim, num_classes)
 
+    @checked
     def features(self, images: Tensor) -> Tensor:
         """Returns the normalised class token ``(batch, dim)`` that the head reads."""
         patches = self.patch_embedding(images).flatten(2).transpose(1, 2)
@@ -33,6 +37,7 @@ class VisionTransformer(nn.Module):
             tokens = block(tokens)
         return self.norm(tokens[:, 0])
 
+    @checked
     def forward(self, images: Tensor) -> Tensor:
         return self.head(self.features(images))
 
@@ -57,6 +62,7 @@ class Block(nn.Module):
         return tokens + self.mlp(self.norm2(tokens))
 
 
+@checked
 def tiny_vit(
     image_size: int = 28,
     patch_size: int = 7,

@@ -8,7 +8,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from heldout.errors import checked
 
+
+@checked
 def mlp(
     in_features: int,
     num_classes: int,
@@ -42,6 +45,7 @@ def mlp(
     return nn.Sequential(*layers, nn.Linear(in_features, num_classes))
 
 
+@checked
 def small_cnn(
     in_channels: int, num_classes: int, widths: Sequence[int] = (32, 64, 64), *, batch_norm: bool = True
 ) -> nn.Sequential:
@@ -96,6 +100,7 @@ class PatchCNN(nn.Module):
     Source: arXiv:2404.17768, section 3.1.
     """
 
+    @checked
     def __init__(self, dim: int, filters: int = 10, *, power: int = 3, std: float = 0.1, seed: int = 0) -> None:
         super().__init__()
         if power < 1 or power % 2 == 0:
@@ -103,6 +108,7 @@ class PatchCNN(nn.Module):
         self.power = power
         self.weight = nn.Parameter(torch.randn(filters, dim, generator=torch.Generator().manual_seed(seed)) * std)
 
+    @checked
     def forward(self, inputs: Tensor) -> Tensor:
         score = (inputs @ self.weight.T).pow(self.power).sum(dim=(1, 2))
         return torch.stack([-score / 2, score / 2], dim=1)

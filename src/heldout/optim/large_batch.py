@@ -6,7 +6,10 @@ import math
 from collections.abc import Sequence
 from typing import Literal
 
+from heldout.errors import checked
 
+
+@checked
 def scale_lr(
     lr: float, batch_size: int, reference_batch: int, rule: Literal["sqrt", "linear", "none"] = "sqrt"
 ) -> float:
@@ -36,6 +39,7 @@ def scale_lr(
     return lr * factors[rule]
 
 
+@checked
 def adapt_regime(
     milestones: Sequence[int], epochs: int, batch_size: int, reference_batch: int
 ) -> tuple[list[int], int]:

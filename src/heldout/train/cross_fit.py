@@ -10,10 +10,12 @@ from torch import Tensor, nn
 from torch.utils.data import Subset
 
 from heldout.data import all_targets
+from heldout.errors import checked
 from heldout.method import Method, Run, Splits, as_dataset
 from heldout.train.supervised import fit, outputs_of
 
 
+@checked
 def label_margins(
     model: nn.Module | Callable[[], nn.Module],
     data: Any,

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from heldout.data import all_targets, batches, gather, split_target, to_device
+from heldout.errors import checked
 from heldout.losses import dbat_disagreement, divdis_mi, prior_match
 from heldout.method import Added, Batch, Method, Run, Splits, device_of, evaluating, forward, why_no_class_labels
 from heldout.nn import MultiHead, inputs_for, split_head
@@ -53,6 +54,7 @@ class Hypotheses:
         with torch.no_grad():
             return forward(self.network, inputs_for(self.network, inputs))
 
+    @checked
     def accuracies(self, inputs: Any, targets: Tensor) -> Tensor:
         """Returns the accuracy of each hypothesis ``(hypotheses,)`` on labelled examples."""
         logits = self(inputs)
@@ -60,6 +62,7 @@ class Hypotheses:
             raise ValueError(f"needs one label for each of the {len(logits)} examples, got {tuple(targets.shape)}")
         return (logits.argmax(2) == targets.to(logits.device).unsqueeze(1)).double().mean(0)
 
+    @checked
     def most_disputed(self, inputs: Any, count: int) -> Tensor:
         """Returns the positions ``(count,)`` of the examples on which the hypotheses differ most: what to label.
 
@@ -71,6 +74,7 @@ class Hypotheses:
         return (probs.unsqueeze(1) - probs.unsqueeze(2)).abs().mean(dim=(1, 2, 3)).topk(count).indices
 
 
+@checked
 def disambiguate(hypotheses: Hypotheses, x: Any, y: Tensor) -> int:
     """Returns which hypothesis is most accurate on a few labelled examples; the first of several.
 
@@ -95,6 +99,7 @@ def disambiguate(hypotheses: Hypotheses, x: Any, y: Tensor) -> int:
     return int(hypotheses.accuracies(x, y).argmax())
 
 
+@checked
 def diversify(
     model_or_factory: nn.Module | Callable[[], nn.Module],
     labelled: Iterable[Any],
@@ -179,6 +184,7 @@ def diversify(
     return Hypotheses(_All(network).eval(), models, [{"hypothesis": 0.0, **entry} for entry in history])
 
 
+@checked
 def divdis(k: int = 2, weight: float = 10.0, prior_weight: float = 10.0, *, unlabelled_batch: int = 128) -> Method:
     """Trains k heads to be independent of each other on unlabelled target data; keeps the best on validation data.
 
@@ -231,6 +237,7 @@ def divdis(k: int = 2, weight: float = 10.0, prior_weight: float = 10.0, *, unla
     return Method("divdis", model=model, loss=loss, weights=weights, check=check)
 
 
+@checked
 def dbat(alpha: float = 1.0, *, unlabelled_batch: int = 128) -> Method:
     """Trains a second model to disagree with a plainly trained one on unlabelled target data; keeps the better one.
 

@@ -11,9 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from heldout.errors import checked
 from heldout.method import evaluating, forward
 
 
+@checked
 def full_batch(
     model: nn.Module,
     inputs: Any,

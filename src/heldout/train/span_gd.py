@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from heldout.errors import checked
 from heldout.nn import TwoLayerReLU
 
 
@@ -63,6 +64,7 @@ class SpanGD:
         (True, torch.Size([64, 400]))
     """
 
+    @checked
     def __init__(self, x: Tensor, y: Tensor, m: int = 500, *, init_std: float = 1e-6, lr: float, seed: int = 0) -> None:
         if x.ndim != 2 or y.shape != x.shape[:1] or not len(x):
             raise ValueError(
@@ -94,6 +96,7 @@ class SpanGD:
         self.steps += 1
 
     @torch.no_grad()
+    @checked
     def points(self, x: Tensor) -> SpanPoints:
         """Returns inputs ``(k, dim)`` in the form that makes repeated predictions cheap: O(k n m) each."""
         return SpanPoints(x @ self._module.weight.T, x @ self._x.T)
@@ -102,6 +105,7 @@ class SpanGD:
         """Returns f of the training inputs ``(n,)``."""
         return self._hidden.relu() @ self.head
 
+    @checked
     def predict(self, x: Tensor | SpanPoints) -> Tensor:
         """Returns f ``(k,)`` of inputs ``(k, dim)``, or of what ``points`` made of them; its sign is the label."""
         points = self.points(x) if isinstance(x, Tensor) else x

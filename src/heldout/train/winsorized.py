@@ -7,10 +7,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from heldout.errors import checked
 from heldout.measure import per_example_grads
 from heldout.optim import winsorized_grad
 
 
+@checked
 def winsorized_backward(
     model: nn.Module,
     inputs: Any,

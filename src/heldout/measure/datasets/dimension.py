@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from heldout.data import batches
+from heldout.errors import checked
 from heldout.method import as_dataset
 
 Margin = Literal["sample", "evt"]
@@ -32,6 +33,7 @@ class Dimension(NamedTuple):
     high: float
 
 
+@checked
 def knn_distances(queries: Tensor, points: Tensor, k: int) -> Tensor:
     """Returns the distances ``(queries, k)`` to the k nearest points, ascending, in float64.
 
@@ -51,6 +53,7 @@ def knn_distances(queries: Tensor, points: Tensor, k: int) -> Tensor:
     return torch.cat([d.topk(k, dim=1, largest=False).values for _, d in _distances(queries, points)])
 
 
+@checked
 def intrinsic_dimension(x: Any, k: int = 5, n_query: int = 10_000, *, seed: int = 0) -> Dimension:
     """Returns the maximum likelihood estimate of the intrinsic dimension, with its bootstrap interval.
 
@@ -90,6 +93,7 @@ def intrinsic_dimension(x: Any, k: int = 5, n_query: int = 10_000, *, seed: int 
     return Dimension(float(1 / ratios.mean()), float(low), float(high))
 
 
+@checked
 def class_margin(
     x: Any,
     y: Any = None,

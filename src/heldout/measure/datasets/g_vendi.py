@@ -10,12 +10,14 @@ from typing import Any
 
 from torch import nn
 
+from heldout.errors import checked
 from heldout.measure.datasets.vendi import vendi_score
 from heldout.measure.probes.gradients import gradient_features
 from heldout.measure.probes.layer_gradients import ExampleLoss
 from heldout.measure.probes.projections import Projection
 
 
+@checked
 def g_vendi(
     model: nn.Module,
     data: Any,

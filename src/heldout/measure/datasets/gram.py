@@ -8,9 +8,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from heldout.errors import checked
+
 Kernel = Callable[[Any, Any], Any] | Literal["rbf"]
 
 
+@checked
 def rbf_kernel(sigma: float = 1.0, *, variance: float = 1.0) -> Callable[[Any, Any], Tensor]:
     """Returns the kernel ``variance * exp(-|a - b|^2 / (2 sigma^2))`` of points ``(n, ...)``, flattened, in float64.
 
@@ -29,6 +32,7 @@ def rbf_kernel(sigma: float = 1.0, *, variance: float = 1.0) -> Callable[[Any, A
     return kernel
 
 
+@checked
 def gram(kernel: Kernel, a: Any, b: Any) -> Tensor:
     """Returns the Gram matrix ``(len(a), len(b))`` in float64, without a gradient.
 
@@ -57,6 +61,7 @@ def gram(kernel: Kernel, a: Any, b: Any) -> Tensor:
     return matrix
 
 
+@checked
 def gram_cholesky(matrix: Tensor, jitter: float = 1e-6) -> Tensor:
     """Returns the lower Cholesky factor of ``matrix + jitter * mean(diagonal) * I``.
 

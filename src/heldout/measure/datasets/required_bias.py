@@ -22,6 +22,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
+from heldout.errors import checked
 from heldout.measure.datasets.gram import Kernel, gram, gram_cholesky
 from heldout.measure.datasets.noncentral_chi2 import (
     Array,
@@ -74,6 +75,7 @@ class BiasEstimate:
         """The same in bits."""
         return self.nats / math.log(2)
 
+    @checked
     def curve(self, targets: ArrayLike) -> Array:
         """Returns the nats that each of the targets requires, by the fitted law."""
         wanted = np.asarray(targets, dtype=np.float64)
@@ -82,6 +84,7 @@ class BiasEstimate:
         return _nats(wanted, *self.params, self.tail)
 
 
+@checked
 def required_inductive_bias(
     errors: ArrayLike, target: float, *, tail: Tail = "ncx2", bootstrap: int = 200, seed: int = 0
 ) -> BiasEstimate:
@@ -166,6 +169,7 @@ class ErrorLaw(NamedTuple):
         w, outputs = self.variances, self.offsets.shape[1]
         return float(2 * outputs * w.square().sum() + 4 * (w[:, None] * self.offsets.square()).sum())
 
+    @checked
     def sample(self, n_samples: int = 10_000, *, seed: int = 0) -> Array:
         """Returns errors ``(n_samples,)``."""
         if n_samples < 1:
@@ -179,6 +183,7 @@ class ErrorLaw(NamedTuple):
             parts.append(draws.mul_(spread).add_(self.offsets).square_().sum((1, 2)))
         return torch.cat(parts).numpy()
 
+    @checked
     def nats(self, target: float) -> float:
         """Returns ``-log P(error <= target)`` by the saddle point; infinite where no hypothesis gets there.
 
@@ -218,6 +223,7 @@ class ErrorLaw(NamedTuple):
         return float(-log_ndtr(_signed_root(t * x - log_mean, t * deviation, skew)))
 
 
+@checked
 def kernel_error_law(
     x_train: Any, y_train: Any, x_test: Any, y_test: Any, kernel: Kernel = "rbf", *, jitter: float = 1e-6
 ) -> ErrorLaw:
@@ -263,6 +269,7 @@ def kernel_error_law(
     return ErrorLaw(values.clamp(min=0) / count, vectors.T @ (mean - test) / math.sqrt(count))
 
 
+@checked
 def kernel_error_samples(
     x_train: Any,
     y_train: Any,
@@ -288,6 +295,7 @@ def kernel_error_samples(
     return kernel_error_law(x_train, y_train, x_test, y_test, kernel, jitter=jitter).sample(n_samples, seed=seed)
 
 
+@checked
 def kernel_inductive_bias(
     x_train: Any,
     y_train: Any,
@@ -323,6 +331,7 @@ def kernel_inductive_bias(
     return required_inductive_bias(law.sample(n_samples, seed=seed), target, seed=seed).nats
 
 
+@checked
 def model_error_samples(
     make_model: Callable[[int], nn.Module],
     fit: Callable[[nn.Module, int], nn.Module | None],
@@ -371,6 +380,7 @@ def model_error_samples(
     return np.array(errors)
 
 
+@checked
 def inductive_bias(
     make_model: Callable[[int], nn.Module],
     fit: Callable[[nn.Module, int], nn.Module | None],

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from heldout.errors import checked
+
 
 class OverfitReport(NamedTuple):
     """What curves of accuracy say about fitting and generalizing.
@@ -34,6 +36,7 @@ class OverfitReport(NamedTuple):
     benign: bool
 
 
+@checked
 def overfitting_report(
     steps: Sequence[int],
     train_accuracy: Sequence[float],
@@ -83,6 +86,7 @@ def overfitting_report(
 
 
 @torch.no_grad()
+@checked
 def linear_agreement(
     model: Callable[[Tensor], Tensor] | nn.Module, x_train: Tensor, y_train: Tensor, x_test: Tensor
 ) -> float:
@@ -134,6 +138,7 @@ class NeuronAlignment(NamedTuple):
     negative: float
 
 
+@checked
 def neuron_alignment(weights: Tensor, head: Tensor, positive: Tensor, negative: Tensor) -> NeuronAlignment:
     """Returns how well the hidden neurons of a two-layer network align with the directions that their sign stands for.
 

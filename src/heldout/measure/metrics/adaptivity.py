@@ -5,7 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from heldout.errors import checked
 
+
+@checked
 def adaptivity_gap(
     head_logits: Tensor, targets: Tensor, used: Tensor | None = None, *, groups: Tensor | None = None
 ) -> float:

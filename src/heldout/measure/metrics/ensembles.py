@@ -11,7 +11,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from heldout.errors import checked
 
+
+@checked
 def ensemble_logits(logits: Sequence[Tensor], temperatures: Sequence[float] | None = None) -> Tensor:
     """Returns the mean over members of ``logits / temperature``: ``(n, classes)``.
 
@@ -33,6 +36,7 @@ def ensemble_logits(logits: Sequence[Tensor], temperatures: Sequence[float] | No
     return torch.stack([member / factor for member, factor in zip(logits, factors, strict=True)]).mean(dim=0)
 
 
+@checked
 def balance_temperatures(logits: Sequence[Tensor], target: float | Literal["min"] = "min") -> list[float]:
     """Returns the temperature of each member at which its mean confidence is ``target``.
 
@@ -79,6 +83,7 @@ def _temperature(logits: Tensor, wanted: float) -> float:
     return size * math.exp((low + high) / 2)
 
 
+@checked
 def confidence_gap(logits: Tensor, reference: Tensor) -> float:
     """Returns the mean largest softmax probability of ``logits`` minus that of ``reference``, both ``(n, classes)``.
 
@@ -102,6 +107,7 @@ class CorrectionTable:
 
     counts: dict[str, int]
 
+    @checked
     def share(self, pattern: str) -> float:
         """Returns the share of the examples in one cell; ``"?"`` stands for T or F."""
         cells = [
@@ -127,6 +133,7 @@ class CorrectionTable:
         return self.share("FF?") * self.share("??T")
 
 
+@checked
 def correction_table(pred_a: Tensor, pred_b: Tensor, pred_average: Tensor, labels: Tensor) -> CorrectionTable:
     """Returns the eight cells of right and wrong of two members and their average.
 

@@ -13,10 +13,13 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
+from heldout.errors import checked
+
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 
 
+@checked
 def normalise_answer(text: str) -> str:
     """Returns the text in lower case, without punctuation, articles and repeated spaces, as SQuAD compares answers.
 
@@ -27,6 +30,7 @@ def normalise_answer(text: str) -> str:
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
 
 
+@checked
 def exact_match(prediction: str, references: str | Sequence[str]) -> float:
     """Returns 1.0 if the normalised prediction equals one of the normalised references, else 0.0.
 
@@ -41,6 +45,7 @@ def exact_match(prediction: str, references: str | Sequence[str]) -> float:
     return float(any(answer == normalise_answer(reference) for reference in _listed(references)))
 
 
+@checked
 def token_f1(prediction: str, references: str | Sequence[str]) -> float:
     """Returns the F1 of the words that the normalised prediction and a reference share; the best over references.
 
@@ -57,6 +62,7 @@ def token_f1(prediction: str, references: str | Sequence[str]) -> float:
     return max(_f1(words, Counter(normalise_answer(reference).split())) for reference in _listed(references))
 
 
+@checked
 def rouge_l(prediction: str, references: str | Sequence[str], *, stem: bool = True) -> float:
     """Returns ROUGE-L: the F1 of the longest common subsequence of words, in [0, 1]; the best over references.
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from heldout.errors import checked
 from heldout.language_model import LM
 from heldout.measure.metrics.text import exact_match, rouge_l
 from heldout.study import interval
@@ -61,6 +62,7 @@ class CrossTask:
         return {category: math.fsum(scores) / len(scores) for category, scores in sorted(found.items())}
 
 
+@checked
 def cross_task(
     model: LM | Callable[[list[str]], Sequence[str]],
     tasks: Sequence[Any],
@@ -124,6 +126,7 @@ def cross_task(
 Strategy = Callable[[Any], str]
 
 
+@checked
 def best_constant(task: Any, metric: Metric = exact_match, strategies: Sequence[Strategy] = ()) -> float:
     """Returns the score on a task of the best strategy that reads no instruction, chosen by the right answers.
 
@@ -155,6 +158,7 @@ def best_constant(task: Any, metric: Metric = exact_match, strategies: Sequence[
     )
 
 
+@checked
 def beyond_constant(
     scores: CrossTask, tasks: Sequence[Any], metric: Metric = exact_match, strategies: Sequence[Strategy] = ()
 ) -> float:

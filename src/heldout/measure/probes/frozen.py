@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from heldout.data import split_target
+from heldout.errors import checked
 from heldout.method import evaluating, forward
 from heldout.nn import inputs_for
 
@@ -34,6 +35,7 @@ class FrozenSubspace(NamedTuple):
     largest: float
 
 
+@checked
 def frozen_subspace(
     model_or_features: nn.Module | Tensor,
     loader: Iterable[Any] | None = None,

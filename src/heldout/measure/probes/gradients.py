@@ -22,6 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader
 
 from heldout.data import batches, split_target
+from heldout.errors import checked
 from heldout.measure.probes.layer_gradients import (
     ExampleLoss,
     _by_layers,
@@ -40,6 +41,7 @@ from heldout.nn import inputs_for
 Path = Literal["auto", "layers", "vmap", "loop"]
 
 
+@checked
 def per_example_grads(
     model: nn.Module,
     inputs: Any,
@@ -99,6 +101,7 @@ def per_example_grads(
         return _by_loop(model, *batch, loss, names)
 
 
+@checked
 def gradient_features(
     model: nn.Module,
     data: Any,
@@ -190,6 +193,7 @@ class GradientSums:
     examples: int
 
 
+@checked
 def gradient_sums(
     model: nn.Module,
     data: Any,

@@ -10,9 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from heldout.errors import checked
 from heldout.method import evaluating, forward
 
 
+@checked
 def perplexity(model: nn.Module, data: Iterable[Tensor | Mapping[str, Any]]) -> float:
     """Returns exp of the mean negative log likelihood per predicted token.
 
@@ -50,6 +52,7 @@ def perplexity(model: nn.Module, data: Iterable[Tensor | Mapping[str, Any]]) -> 
     return math.exp(min(total / count, 700.0))
 
 
+@checked
 def token_blocks(texts: Iterable[str], tokenizer: Any, length: int, *, limit: int | None = None) -> Tensor:
     """Returns texts, joined and cut into blocks of equal length: int64 ``(blocks, length)``; the rest is dropped.
 

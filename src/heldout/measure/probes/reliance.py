@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from heldout.data import predict_all
+from heldout.errors import checked
 
 Block = Sequence[int] | slice | tuple[slice, ...] | Callable[[Tensor, Tensor], Tensor]
 Metric = Literal["auc", "accuracy"]
@@ -41,6 +42,7 @@ class Reliance(NamedTuple):
     others_randomized: Score
 
 
+@checked
 def randomize_features(
     x: Tensor, blocks: Block | Sequence[Block], permutation: Tensor, Q: Tensor | None = None
 ) -> Tensor:
@@ -83,6 +85,7 @@ def randomize_features(
     return mixed
 
 
+@checked
 def randomized_feature_score(
     model: Model,
     x: Tensor,
@@ -138,6 +141,7 @@ def randomized_feature_score(
     return Score(found.mean().item(), found.std(correction=0).item())
 
 
+@checked
 def feature_reliance(
     model: Model,
     x: Tensor,

@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from heldout.errors import checked
 from heldout.language_model import LM, Completion, taken_options
 from heldout.study import Interval
 
@@ -36,6 +37,7 @@ def probe_prompt(task: Any) -> str:
     )
 
 
+@checked
 def probe_inputs(
     lm: LM,
     task: Any,
@@ -87,6 +89,7 @@ def probe_inputs(
     return list(found)[:n], elements
 
 
+@checked
 def matched_ood(
     examples: Sequence[Sequence[int]],
     elements: Iterable[int],
@@ -220,6 +223,7 @@ class ScyllaReport:
             found.setdefault(row.level, []).append(row)
         return found
 
+    @checked
     def gap_curve(self, *, signed: bool = False) -> dict[int, Interval]:
         """Returns the mean gap of each level, with its 95 % bootstrap interval over inputs.
 
@@ -239,6 +243,7 @@ class ScyllaReport:
         """Returns the level with the largest mean gap; of equal ones the lowest."""
         return _largest({level: [row.gap for row in rows] for level, rows in self.levels().items()})
 
+    @checked
     def bootstrap(self, resamples: int = 1000, *, seed: int = 0) -> dict[int, float]:
         """Returns how often each level is the critical one when the inputs of each task are drawn anew."""
         rng = np.random.default_rng(seed)
@@ -313,6 +318,7 @@ class Scylla:
         (0.33, 0.0, 1)
     """
 
+    @checked
     def __init__(
         self,
         tasks: Sequence[Any],
@@ -337,6 +343,7 @@ class Scylla:
         self.ask, self.write, self.parse = ask, write, parse
         self.follow_up, self.max_tokens, self.seed = follow_up, max_tokens, seed
 
+    @checked
     def run(
         self, lm: LM, id_source: Literal["probe"] | Mapping[str, Sequence[Sequence[int]]] = "probe", **probing: Any
     ) -> ScyllaReport:
@@ -396,6 +403,7 @@ class Scylla:
         )
 
 
+@checked
 def divergences(first: Sequence[float], second: Sequence[float], *, normalise: bool = True) -> tuple[float, float]:
     """Returns the Kullback-Leibler and the Jensen-Shannon divergence, in nats, of two samples' densities.
 
@@ -431,6 +439,7 @@ def divergences(first: Sequence[float], second: Sequence[float], *, normalise: b
     return kl, js
 
 
+@checked
 def min_k_probability(log_probabilities: Sequence[float], k: float = 20.0) -> float:
     """Returns the geometric mean probability of the least likely k percent of a text's tokens.
 

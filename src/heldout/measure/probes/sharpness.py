@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from heldout.data import batches
+from heldout.errors import checked
 from heldout.measure.probes.gradients import default_example_loss
 from heldout.method import as_dataset, evaluating, forward
 from heldout.nn import inputs_for
@@ -39,6 +40,7 @@ class Sharpness:
     converged: bool
 
 
+@checked
 def sharpness(
     model: nn.Module,
     dataset: Any,

@@ -9,10 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from heldout.errors import checked
 from heldout.tasks.images.checks import _num_classes, check_images
 from heldout.tasks.seeds import Seed, generator_of
 
 
+@checked
 def stratified_split(labels: Tensor, sizes: Sequence[int | float], *, seed: Seed = 0) -> list[Tensor]:
     """Returns disjoint index tensors, in each of which the classes are as frequent as in ``labels``.
 
@@ -41,6 +43,7 @@ def stratified_split(labels: Tensor, sizes: Sequence[int | float], *, seed: Seed
     return list(spread[: sum(counts)].split(counts))
 
 
+@checked
 def biased_attribute(labels: Tensor, correlation: float, *, num_classes: int | None = None, seed: Seed = 0) -> Tensor:
     """Returns an attribute of each example, one of ``num_classes`` values, that is correlated with its label.
 
@@ -62,6 +65,7 @@ def biased_attribute(labels: Tensor, correlation: float, *, num_classes: int | N
     return torch.where(free.to(labels.device), uniform.to(labels.device), own)
 
 
+@checked
 def colourise(images: Tensor, colours: Tensor, num_colours: int) -> Tensor:
     """Returns the grey images ``(n, 1, h, w)`` painted ``(n, 3, h, w)`` in colour ``(n,)`` of evenly spaced hues."""
     check_images(images)
@@ -77,6 +81,7 @@ def colourise(images: Tensor, colours: Tensor, num_colours: int) -> Tensor:
     return images * palette[colours][:, :, None, None]
 
 
+@checked
 def colour_bias(
     images: Tensor, labels: Tensor, correlation: float, *, num_classes: int | None = None, seed: Seed = 0
 ) -> Tensor:
@@ -94,6 +99,7 @@ def colour_bias(
     return colourise(images, biased_attribute(labels, correlation, num_classes=classes, seed=seed), classes)
 
 
+@checked
 def imbalance(labels: Tensor, ratio: float, *, seed: Seed = 0) -> Tensor:
     """Returns sorted indices of a long-tailed subset: class sizes fall geometrically from the first class to the last.
 
@@ -122,6 +128,7 @@ def imbalance(labels: Tensor, ratio: float, *, seed: Seed = 0) -> Tensor:
     return torch.cat(kept).sort().values
 
 
+@checked
 def label_noise(labels: Tensor, rate: float, num_classes: int, *, seed: Seed = 0) -> tuple[Tensor, Tensor]:
     """Returns noisy labels and a bool mask of the wrong ones: ``round(rate * n)`` labels, moved to other classes.
 

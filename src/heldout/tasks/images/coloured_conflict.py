@@ -7,10 +7,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from heldout.errors import checked
 from heldout.tasks.images.biases import biased_attribute, colourise, label_noise, stratified_split
 from heldout.tasks.images.checks import check_pair
 
 
+@checked
 def coloured_conflict(
     images: Tensor,
     labels: Tensor,

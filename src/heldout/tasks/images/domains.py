@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
+from heldout.errors import checked
 from heldout.method import Splits
 from heldout.tasks.images.biases import colour_bias, stratified_split
 from heldout.tasks.images.checks import _num_classes, check_pair
@@ -15,6 +16,7 @@ from heldout.tasks.images.shifts import SHIFTS, rotate
 from heldout.tasks.seeds import generator_of
 
 
+@checked
 def domains(
     images: Tensor, labels: Tensor, kind: str = "rotation", *, values: Sequence[float] | None = None, seed: int = 0
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -59,6 +61,7 @@ def domains(
     return shifted_images, labels.clone(), domain
 
 
+@checked
 def leave_one_domain_out(
     images: Tensor,
     labels: Tensor,
@@ -105,6 +108,7 @@ def leave_one_domain_out(
     )
 
 
+@checked
 def rotation_sequence(
     images: Tensor,
     labels: Tensor,

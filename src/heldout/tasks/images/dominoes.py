@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from heldout.errors import checked
 from heldout.tasks.images.checks import check_pair
 from heldout.tasks.seeds import Seed, generator_of
 
@@ -25,6 +26,7 @@ class Dominoes(NamedTuple):
     spurious: Tensor
 
 
+@checked
 def dominoes(
     top: tuple[Tensor, Tensor], bottom: tuple[Tensor, Tensor], agreement: float, n: int, *, seed: Seed = 0
 ) -> Dominoes:

@@ -10,9 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from heldout.errors import checked
 from heldout.tasks.images.biases import colourise
 
 
+@checked
 def multicolour(
     images: Tensor,
     labels: Tensor,
@@ -54,6 +56,7 @@ def multicolour(
     return paint_patches(images, colours, num_colours=num_classes, patch_size=patch_size, contrast=contrast)
 
 
+@checked
 def patch_colours(
     labels: Tensor,
     flip_rate: float,
@@ -76,6 +79,7 @@ def patch_colours(
     return torch.where(flipped, uniform, colour_of[:, labels].T)
 
 
+@checked
 def paint_patches(
     images: Tensor, colours: Tensor, *, num_colours: int = 10, patch_size: int = 2, contrast: float = 1.0
 ) -> Tensor:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from heldout.errors import checked
 from heldout.tasks.seeds import Seed, generator_of
 
 
@@ -29,6 +30,7 @@ class TwoFeaturePatches(NamedTuple):
     fast: Tensor
 
 
+@checked
 def two_feature_patches(
     n: int,
     *,

@@ -15,10 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
+from heldout.errors import checked
 from heldout.tasks.images.checks import check_images
 from heldout.tasks.seeds import Seed, generator_of
 
 
+@checked
 def rotate(images: Tensor, degrees: float | Tensor) -> Tensor:
     """Returns the images turned counter-clockwise about their centres, bilinearly, zeros moving in from outside.
 
@@ -158,6 +160,7 @@ SHIFTS: dict[str, Callable[..., Tensor]] = {
 }
 
 
+@checked
 def shifted(
     images: Tensor, labels: Tensor, severities: Mapping[str, float], *, seed: int = 0
 ) -> dict[str, TensorDataset]:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import product
 
+from heldout.errors import checked
 from heldout.tasks.language.instructions import Instance, InstructionExample, InstructionTask
 
 CATEGORIES = ("transform", "answer", "classify", "wrong", "modify", "verify")
@@ -121,6 +122,7 @@ class Program:
 
 
 @lru_cache(maxsize=8)
+@checked
 def lexicon(size: int = 120) -> dict[str, dict[str, str]]:
     """Returns the words of the world with their attributes; all combinations are about as frequent.
 
@@ -171,6 +173,7 @@ def apply_operation(operation: Operation, items: Sequence[str], words: dict[str,
     return _OPERATIONS[name](list(items), words, *arguments) or None
 
 
+@checked
 def run_program(program: Program, text: str, words: dict[str, dict[str, str]]) -> list[str] | None:
     """Returns all right outputs of a program for the input of an instance; None where there is none.
 
@@ -221,6 +224,7 @@ class InstructionWorld:
         True
     """
 
+    @checked
     def __init__(
         self,
         n_tasks: int = 180,
@@ -269,6 +273,7 @@ class InstructionWorld:
         return [*wordings, *checks, *constraints, *_PROMPTS.values(), *self.words, *_VALUES, *ATTRIBUTES, rest]
 
 
+@checked
 def list_facts(count: int, *, vocab: int = 120, seed: int = 0, sources: Sequence[str] = SOURCES) -> list[str]:
     """Returns true statements about words and lists, such as "bado kila backwards is kila bado", in no task's format.
 

@@ -13,6 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from heldout.errors import checked
+
 
 @dataclass(frozen=True)
 class InstructionExample:
@@ -70,6 +72,7 @@ class InstructionTask:
     source: str = ""
 
     @classmethod
+    @checked
     def from_json(
         cls,
         file: str | Path | Mapping[str, Any],
@@ -127,6 +130,7 @@ class InstructionTask:
             source=source if source is not None else _first(data.get("Source", "")),
         )
 
+    @checked
     def parts(self, *, reserve: int = 60, most: int = 100) -> tuple[InstructionTask, InstructionTask]:
         """Returns the task with its first ``reserve`` instances, and with at most ``most`` of the others.
 
@@ -152,6 +156,7 @@ class InstructionTask:
 How = Literal["random", "category", "source", "task"]
 
 
+@checked
 def task_split(
     tasks: Sequence[InstructionTask],
     how: How = "random",

@@ -11,6 +11,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from heldout.errors import checked
 from heldout.tasks.language.instructions import Instance, InstructionTask
 from heldout.tasks.language.questions import ChoiceQuestion, choice_questions
 
@@ -43,6 +44,7 @@ class OptionInstance(Instance):
     options: tuple[str, ...] = ()
 
 
+@checked
 def question_tasks(
     count: int, *, seed: int = 0, read: Callable[[str], Sequence[ChoiceQuestion]] = choice_questions
 ) -> list[InstructionTask]:

@@ -16,6 +16,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from heldout.errors import checked
+
 DOMAINS = ("music", "film", "sport", "science")
 RELATIONS = {
     "singer": ("music", "film"),
@@ -117,15 +119,18 @@ class ExpertFacts:
             for entity in names[domain]
         }
 
+    @checked
     def names(self, domain: str) -> list[str]:
         """Returns the entities of a domain."""
         return [f"{domain} {number}" for number in range(self.entities)]
 
+    @checked
     def lookup(self, query: str) -> str | None:
         """Returns the answer to ``"relation of entity"``, with one relation or several; None if it has none."""
         hops = self._hops(query)
         return self.facts[hops[-1]] if hops else None
 
+    @checked
     def questions(self, count: int, *, hops: int, seed: int, part: str = "all") -> list[FactQuestion]:
         """Returns random questions; those of "train" and "test" start from different entities, a third for tests.
 
@@ -152,6 +157,7 @@ class ExpertFacts:
             drawn.append(FactQuestion(text, answer, tuple(queries)))
         return drawn
 
+    @checked
     def expert(self, expert: SimulatedExpert, *, gap: float = 0.5, seed: int = 0) -> Callable[[str], str]:
         """Returns the expert as a function from a query to its reply.
 
@@ -190,6 +196,7 @@ class ExpertFacts:
         return hops
 
 
+@checked
 def draw_experts(
     rng: random.Random,
     *,
@@ -233,6 +240,7 @@ def draw_experts(
     ]
 
 
+@checked
 def expert_fact_words(entities: int = 60) -> list[str]:
     """Returns all words of the world, for a tokenizer."""
     texts = [*_NAMES, *EXPERT_WORDINGS, *TEST_WORDINGS, *_REPLIES, UNABLE, *RELATIONS, *DOMAINS]

@@ -11,6 +11,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from heldout.errors import checked
+
 Seed = int | torch.Generator
 Operation = Literal["add", "subtract", "multiply", "quadratic"]
 
@@ -35,6 +37,7 @@ class ArithmeticSplit(NamedTuple):
     y_test: Tensor
 
 
+@checked
 def modular(
     op: Operation = "add",
     p: int = 97,
@@ -85,6 +88,7 @@ def modular(
     return ArithmeticSplit(pairs[:n], noisy, labels[:n], is_corrupted, pairs[n:], labels[n:])
 
 
+@checked
 def corrupt_labels(labels: Tensor, fraction: float, num_classes: int, *, seed: Seed = 0) -> tuple[Tensor, Tensor]:
     """Returns labels of which ``floor(fraction * n)`` are uniform draws from all classes, and a bool mask of these.
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
+from heldout.errors import checked
 from heldout.tasks.images.dominoes import dominoes
 from heldout.tasks.images.grey import digits, fashion_mnist
 from heldout.tasks.seeds import Seed, generator_of
@@ -55,6 +56,7 @@ class SlabData:
         """The features before the rotation, ``(n, dim)``."""
         return self.x @ self.Q.T
 
+    @checked
     def sample(self, n: int, *, seed: Seed) -> SlabData:
         """Returns ``n`` fresh examples under the same rotation."""
         if n < 1:
@@ -62,6 +64,7 @@ class SlabData:
         return _draw(n, self.kinds, self.Q, self.margin, self.noise, self.noise_kind, self.width, generator_of(seed))
 
 
+@checked
 def slabs(
     n: int,
     dim: int | None = None,
@@ -188,6 +191,7 @@ class TwoBlockImages(TensorDataset):
         blocks: the index of each block in an image: "simple" and "complex".
     """
 
+    @checked
     def __init__(self, images: Tensor, labels: Tensor) -> None:
         super().__init__(images, labels)
         half = images.shape[2] // 2
@@ -196,6 +200,7 @@ class TwoBlockImages(TensorDataset):
             "complex": (slice(None), slice(half, None)),
         }
 
+    @checked
     def randomized(self, block: str, *, seed: Seed = 0) -> TwoBlockImages:
         """Returns a copy in which one block, "simple" or "complex", is shuffled over all examples."""
         if block not in self.blocks:
@@ -207,6 +212,7 @@ class TwoBlockImages(TensorDataset):
         return TwoBlockImages(mixed, labels)
 
 
+@checked
 def two_block_images(
     n: int,
     *,

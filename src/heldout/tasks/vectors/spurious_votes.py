@@ -16,6 +16,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from heldout.errors import checked
+
 _TIE = 1e-6
 
 
@@ -34,6 +36,7 @@ class Votes(NamedTuple):
     weight: float = 1.0
 
 
+@checked
 def exact_accuracy(groups: Sequence[Votes | tuple[int, ...]], classes: int, flip_rate: float) -> float:
     """Returns the accuracy of a model whose features vote without noise, ties split evenly, by enumeration.
 
@@ -120,6 +123,7 @@ class SpuriousVotes:
             torch.randn(self.invariant + self.spurious, self.dim, self.classes, generator=generator)
         )[0]
 
+    @checked
     def sample(self, n: int, *, seed: int = 0) -> tuple[Tensor, Tensor]:
         """Returns inputs ``(n, features, dim)`` and labels ``(n,)``."""
         generator = torch.Generator().manual_seed(seed)
@@ -132,6 +136,7 @@ class SpuriousVotes:
         x = self.directions.transpose(1, 2)[features, shown]
         return x + self.noise * torch.randn(x.shape, generator=generator) if self.noise else x, labels
 
+    @checked
     def logits(self, x: Tensor, weights: Sequence[float] | Tensor) -> Tensor:
         """Returns the logits ``(n, classes)`` of the linear model that weighs each feature by ``weights``."""
         used = torch.as_tensor(weights, dtype=x.dtype)
@@ -139,6 +144,7 @@ class SpuriousVotes:
             raise ValueError(f"weights needs one number per feature ({x.shape[1]}), got {tuple(used.shape)}")
         return torch.einsum("nfd,fdk,f->nk", x, self.directions, used)
 
+    @checked
     def accuracy(self, logits: Tensor, labels: Tensor) -> float:
         """Returns the accuracy; an example whose true class is tied for the largest logit counts as its share."""
         tied = logits >= logits.amax(dim=1, keepdim=True) - 1e-4

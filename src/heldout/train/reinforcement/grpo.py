@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
+from heldout.errors import checked
 from heldout.train.reinforcement.rollouts import Environment, Episode, rollout
 from heldout.train.tuning.tuned import (
     Log,
@@ -23,6 +24,7 @@ Reward = Callable[..., list[float | None]]
 Schedule = Callable[[float], float]
 
 
+@checked
 def grpo(
     model: Any,
     tokenizer: Any,

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
+from heldout.errors import checked
 from heldout.lm import context_of, generate_ids, ids_of_prompt
 from heldout.train.supervised import seeded
 
@@ -43,6 +44,7 @@ class Episode:
         return "".join(parts)
 
 
+@checked
 def rollout(
     model: Any,
     tokenizer: Any,
