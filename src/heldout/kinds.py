@@ -201,7 +201,8 @@ def _sequence(arguments: tuple[Any, ...]) -> Kind:
         if isinstance(value, str | bytes | Mapping) or not hasattr(value, "__len__") or getattr(value, "ndim", 1) == 0:
             return f"got {short(value)}"
         for position, entry in enumerate(value) if inner and isinstance(value, list | tuple) else ():
-            if (found := inner.fault(entry)) is not None:
+            nan = isinstance(entry, float) and entry != entry  # among values, that is for a validator
+            if not nan and (found := inner.fault(entry)) is not None:
                 return f"{found} at {position}"
         return None
 

@@ -67,7 +67,7 @@ class LoRAGroup(nn.Module):
     @checked
     def __init__(
         self,
-        linear: nn.Module,
+        linear: nn.Module | _InProjection,
         rank: int = 4,
         size: int = 4,
         slices: Sequence[slice] | None = None,

@@ -116,7 +116,7 @@ def test_bad_arguments_of_the_ratio_are_named():
         participation_ratio(torch.tensor([1.0, math.nan]))
     with pytest.raises(ValueError, match="order must be at least 2"):
         participation_ratio(torch.ones(3), order=1)
-    with pytest.raises(ValueError, match='must be "fourier"'):
+    with pytest.raises(ValueError, match="must be 'fourier'"):
         participation_ratio(torch.ones(3), basis="cosine")
 
 

@@ -106,5 +106,5 @@ def test_wrong_input_is_named(call, message):
 
 
 def test_something_else_is_refused():
-    with pytest.raises(TypeError, match="list"):
+    with pytest.raises(TypeError, match="model_or_features must be"):
         frozen_subspace([[1.0]])

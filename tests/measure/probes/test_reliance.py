@@ -119,7 +119,7 @@ def test_it_agrees_with_permutation_importance_of_scikit_learn(data):
         ({"Q": torch.eye(3)}, r"Q must be \(2, 2\)"),
         ({"Q": torch.ones(2, 2)}, "orthogonal"),
         ({"repeats": 0}, "repeats"),
-        ({"metric": "f1"}, "'auc' or 'accuracy'"),
+        ({"metric": "f1"}, "one of 'auc', 'accuracy'"),
         ({"model": lambda x: x * float("nan")}, "finite"),
     ],
 )

@@ -29,7 +29,9 @@ class SweetSpot(NamedTuple):
 
 
 @checked
-def sweet_spot(positions: Sequence[float], scores: Sequence[float], drop: float = 0.05) -> SweetSpot:
+def sweet_spot(
+    positions: Sequence[float], scores: Sequence[float] | Sequence[Sequence[float]], drop: float = 0.05
+) -> SweetSpot:
     """Returns where a score is highest along an axis, and over how wide a stretch it stays within ``drop`` of that.
 
     Args:
