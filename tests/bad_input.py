@@ -311,10 +311,11 @@ def numbers_in(value, depth=5):
             yield from numbers_in(getattr(value, each.name, None), depth - 1)
 
 
-def is_named(error, argument):
+def is_named(error, *arguments):
     """Whether an error is one for the user and says which argument is wrong, in the singular or the plural."""
-    words = re.escape(argument.rstrip("s")).replace("_", "[_ ]")
-    return isinstance(error, ValueError | TypeError) and re.search(rf"\b{words}(s|es)?\b", str(error)) is not None
+    singular = [argument[:-1] if re.search("[^s]s$", argument) else argument for argument in arguments]
+    words = "|".join(re.escape(each).replace("_", "[_ ]") for each in singular)
+    return isinstance(error, ValueError | TypeError) and re.search(rf"\b({words})(s|es)?\b", str(error)) is not None
 
 
 def outcomes(call, propagates):
@@ -352,13 +353,15 @@ def _outcome(call, name, arguments, corruption, finite, propagates):
     except _TooSlow:
         return outcome("fine", "too slow to tell")
     except Exception as error:
-        return outcome("named" if is_named(error, name) else "obscure", f"{type(error).__name__}: {error}")
+        pair = corruption.kind in ("one entry less", "one more dimension", "empty")  # the fault lies between two
+        named = is_named(error, name, *(arguments if pair else ()))
+        return outcome("named" if named else "obscure", f"{type(error).__name__}: {error}")
     try:
         numbers = [each for each in numbers_in(result) if each.numel()]
     except Exception as error:
         return outcome("obscure", error)
     if finite and any(bool(each.isnan().any()) for each in numbers):
-        spread = propagates and corruption.kind == "NaN" and not isinstance(corruption.value, float)
+        spread = propagates and corruption.kind in ("NaN", "inf") and not isinstance(corruption.value, float)
         return outcome("fine" if spread else "nan")
     if corruption.kind == "empty":
         return outcome("silent" if any(each.ndim == 0 for each in numbers) else "fine")

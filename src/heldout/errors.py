@@ -159,9 +159,9 @@ def check_finite(**named: Any) -> None:
 
 
 def check_nonempty(**named: Any) -> None:
-    """Refuses tensors, arrays, sequences, mappings and strings that hold nothing."""
+    """Refuses tensors, arrays, sequences, mappings, strings and data sets that hold nothing; what has no length passes."""
     for name, value in named.items():
-        if value is not None and 0 in (value.shape if hasattr(value, "shape") else (len(value),)):
+        if 0 in (value.shape if hasattr(value, "shape") else (_length(value),)):
             raise ValueError(f"{name} must not be empty")
 
 
@@ -236,6 +236,19 @@ def check_same_length(**named: Any) -> None:
         raise ValueError(f"{' and '.join(names)} must be equally long, got {' and '.join(map(str, lengths))}")
 
 
+def check_length(length: int, /, **named: Any) -> None:
+    """Refuses what does not hold exactly that many entries.
+
+    Example:
+        >>> check_length(2, betas=(0.9,))
+        Traceback (most recent call last):
+        ValueError: betas must have 2 entries, got 1
+    """
+    for name, value in named.items():
+        if value is not None and len(value) != length:
+            raise ValueError(f"{name} must have {length} entries, got {len(value)}")
+
+
 def check_dimensions(*allowed: int, **named: Any) -> None:
     """Refuses tensors and arrays that have none of the allowed numbers of dimensions."""
     for name, value in named.items():
@@ -267,6 +280,13 @@ def _check_each(words: str, inside: Callable[[Any], Any], named: Mapping[str, An
                 _check_each(words, inside, {name: entry})
             elif isinstance(entry, str) or not inside(entry):
                 raise ValueError(f"{name} must be {words}, got {short(entry)}")
+
+
+def _length(value: Any) -> int | None:
+    try:
+        return len(value)
+    except TypeError:  # an iterator, a data set that is a stream
+        return None
 
 
 def _is_finite(value: Any) -> bool:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from heldout.errors import checked
+from heldout.errors import check_at_least, check_fraction, check_values, checked
 
 Array = NDArray[np.float64]
 Statistic = Callable[..., Array]
@@ -39,6 +39,7 @@ class Interval:
 @checked
 def mean(x: Array) -> Array:
     """Mean over the last axis."""
+    check_values(x=x)
     return x.mean(axis=-1)
 
 
@@ -99,6 +100,9 @@ def interval(
         >>> round(found.estimate, 3), found.low > 0
         (0.026, True)
     """
+    check_values(samples=samples)
+    check_fraction(confidence=confidence)
+    check_at_least(0, seed=seed)
     arrays = [np.asarray(sample, dtype=np.float64) for sample in samples]
     n = len(arrays[0])
     if n == 0 or any(sample.shape != (n,) for sample in arrays):
@@ -122,6 +126,9 @@ def bootstrap_distribution(
     samples: Sequence[Array], statistic: Statistic, *, resamples: int = RESAMPLES, seed: int = 0
 ) -> Array:
     """The statistic of ``resamples`` paired resamples, ``(resamples,)``."""
+    check_values(samples=samples)
+    check_at_least(1, resamples=resamples)
+    check_at_least(0, seed=seed)
     n = len(samples[0])
     generator = np.random.default_rng(seed)
     step = max(1, _CHUNK // n)
@@ -145,6 +152,8 @@ def bca(
     resampled: Array, estimate: float, jackknife: Array, confidence: float = CONFIDENCE
 ) -> tuple[float, float] | None:
     """The bias-corrected and accelerated bootstrap interval, or None where it is not defined."""
+    check_values(resampled=resampled, jackknife=jackknife)
+    check_fraction(confidence=confidence)
     from scipy.special import ndtr, ndtri
 
     if len(jackknife) < 3:

@@ -1,4 +1,4 @@
-"""Bad input for every public callable: calls from the examples of the docstrings, with one argument corrupted.
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from heldout.adapt.protocol import Stream, TestTimeAdapter, encode, entropy, sparing
 from heldout.data import batches, gather
-from heldout.errors import checked
+from heldout.errors import check_at_least, check_nonnegative, checked
 from heldout.method import Method, Run, Splits
 from heldout.nn import KNNMemory, inputs_for, split_head, why_no_head
 
@@ -77,6 +77,7 @@ class AdaNPC(TestTimeAdapter):
         eps_ball: float | None = None,
         backend: Literal["torch", "faiss"] = "torch",
     ) -> None:
+        check_at_least(1, num_classes=num_classes)
         if confidence not in ("vote", "double_softmax"):
             raise ValueError(f'confidence must be "vote" or "double_softmax", got {confidence!r}')
         if not tau > 0:
@@ -177,6 +178,8 @@ class AdaNPCBN(AdaNPC):
         steps: int = 1,
         **options: Any,
     ) -> None:
+        check_at_least(1, num_classes=num_classes)
+        check_nonnegative(lr=lr)
         if steps < 1:
             raise ValueError(f"steps must be at least 1, got {steps}")
         self.lr, self.steps = lr, steps

@@ -17,7 +17,15 @@ from torch import Tensor, nn
 from heldout.adapt.heads import head_weights
 from heldout.adapt.protocol import Stream, TestTimeAdapter, sparing
 from heldout.data import batches, gather
-from heldout.errors import checked
+from heldout.errors import (
+    check_at_least,
+    check_dimensions,
+    check_fields,
+    check_labels,
+    check_nonempty,
+    check_same_length,
+    checked,
+)
 from heldout.method import Batch, Method, Run, Splits, evaluating
 from heldout.nn import MultiHead, inputs_for, why_no_head
 
@@ -48,6 +56,8 @@ class SteerConfig:
     encoder: bool = False
 
     def __post_init__(self) -> None:
+        check_fields(self)
+        check_at_least(0, steps=self.steps)
         if self.rule not in ("own", "shared", "uniform", "combined"):
             raise ValueError(f'rule must be "own", "shared", "uniform" or "combined", got {self.rule!r}')
         if self.steps < 1 or not self.lr > 0 or not self.confidence >= 0:
@@ -223,6 +233,11 @@ def domain_head_loss(
 
     Source: arXiv:2208.08661, section 4.1.
     """
+    check_dimensions(3, logits=logits)
+    check_dimensions(1, targets=targets, domains=domains)
+    check_same_length(logits=logits, targets=targets, domains=domains)
+    check_labels(logits.shape[-1], targets=targets)
+    check_labels(domains=domains)
     heads = logits.shape[1] - shared
     if not len(domains):
         raise ValueError("domain_head_loss needs at least one example, got an empty batch")
@@ -367,6 +382,9 @@ def domain_means(model: MultiHead, train: Any, domains: Tensor) -> Tensor:
         tensor([[2.],
                 [5.]])
     """
+    check_dimensions(1, domains=domains)
+    check_nonempty(domains=domains)
+    check_labels(domains=domains)
     means: Tensor | None = None
     for inputs, _, positions in batches(train, 256):
         with evaluating(model), torch.no_grad():

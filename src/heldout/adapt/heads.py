@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from heldout.errors import checked
+from heldout.errors import check_finite, checked
 
 Estimate = Literal["entropy", "uniform"] | Tensor
 
@@ -39,6 +39,7 @@ def head_weights(logits: Tensor, estimate: Estimate = "entropy", gamma: float = 
         >>> head_weights(logits).argmax(1), head_weights(logits, gamma=0.0)
         (tensor([1]), tensor([[0.5000, 0.5000]]))
     """
+    check_finite(gamma=gamma)
     if logits.ndim != 3:
         raise ValueError(f"logits must be (batch, heads, classes), got {tuple(logits.shape)}")
     if not hard and not gamma >= 0:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from heldout.adapt.protocol import TestTimeAdapter, encode, sparing
-from heldout.errors import checked
+from heldout.errors import check_nonnegative, checked
 
 
 class PseudoLabel(TestTimeAdapter):
@@ -45,6 +45,7 @@ class PseudoLabel(TestTimeAdapter):
         threshold: float = 0.9,
         steps: int = 1,
     ) -> None:
+        check_nonnegative(lr=lr)
         if steps < 1:
             raise ValueError(f"steps must be at least 1, got {steps}")
         self.encoder, self.lr, self.threshold, self.steps = encoder, lr, threshold, steps

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from heldout.adapt.protocol import Stream, TestTimeAdapter, batch_size_of, entropy, sparing
 from heldout.data import gather
-from heldout.errors import checked
+from heldout.errors import check_nonnegative, checked
 from heldout.method import Method, Run, Splits, forward, why_no_class_labels
 
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
@@ -56,6 +56,7 @@ class Tent(TestTimeAdapter):
 
     @checked
     def __init__(self, module: nn.Module, *, lr: float = 1e-3, steps: int = 1) -> None:
+        check_nonnegative(lr=lr)
         if steps < 1:
             raise ValueError(f"steps must be at least 1, got {steps}")
         self.module = copy.deepcopy(module).eval().requires_grad_(False)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset, TensorDataset, default_collate
 
-from heldout.errors import checked
+from heldout.errors import check_at_least, check_labels, checked
 from heldout.method import evaluating, forward
 
 TARGET_KEYS = ("labels", "label", "targets", "target")
@@ -34,6 +34,7 @@ def gather(dataset: Dataset, positions: Tensor) -> tuple[Any, Tensor]:
         >>> gather(Subset(data, [3, 1]), torch.tensor([0, 1]))
         (tensor([3., 1.]), tensor([3, 1]))
     """
+    check_labels(len(dataset), positions=positions)
     while isinstance(dataset, Subset):
         positions = _indices(dataset)[positions]
         dataset = dataset.dataset
@@ -91,6 +92,7 @@ def batches(
     dataset: Dataset, batch_size: int, order: Tensor | None = None, *, num_workers: int = 0
 ) -> Iterator[tuple[Any, Tensor, Tensor]]:
     """Yields ``(inputs, targets, positions)`` in the given order of positions (default: as they stand)."""
+    check_at_least(0, num_workers=num_workers)
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     order = torch.arange(len(dataset)) if order is None else order  # type: ignore[arg-type]

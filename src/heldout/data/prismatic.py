@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from heldout.errors import checked
+from heldout.errors import check_at_least, checked
 
 Example = tuple[str, str]
 """A problem and the response to it."""
@@ -56,6 +56,7 @@ def spherical_kmeans(features: Tensor, k: int, *, n_init: int = 4, seed: int = 0
         >>> spherical_kmeans(torch.tensor([[1.0, 0.0], [5.0, 0.0], [0.0, 1.0]]), 2).sizes.sort().values
         tensor([1, 2])
     """
+    check_at_least(0, seed=seed)
     from sklearn.cluster import KMeans
 
     if k < 1:
@@ -89,6 +90,7 @@ def sparse_select(features: Tensor, n: int, k: int | None = None, *, seed: int =
         >>> len(set(sparse_select(features, 4, 2).tolist()) & {6, 7})
         2
     """
+    check_at_least(0, seed=seed)
     if not 1 <= n <= len(features):
         raise ValueError(f"n must lie in 1..{len(features)}, the size of the pool, got {n}")
     labels = spherical_kmeans(features, k or default_clusters(len(features)), seed=seed).labels.tolist()

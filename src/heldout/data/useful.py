@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, Sampler, Subset, SubsetRandomSampler
 
 from heldout.data.loading import gather, predict_all
-from heldout.errors import checked
+from heldout.errors import check_at_least, check_labels, check_nonempty, checked
 from heldout.method import Method, Run, Splits
 
 
@@ -52,6 +52,8 @@ def early_output_clusters(
 
     Source: arXiv:2404.17768, algorithm 1.
     """
+    check_at_least(0, seed=seed)
+    check_labels(labels=labels)
     from sklearn.cluster import KMeans
 
     if outputs.ndim != 2 or losses.shape != labels.shape or labels.shape != outputs.shape[:1]:
@@ -94,6 +96,7 @@ def separating_epoch(train_error: Sequence[float]) -> int:
 
     Deviation: the paper reads the epoch off the curve by eye; this rule is ours.
     """
+    check_nonempty(train_error=train_error)
     if len(train_error) < 3:
         raise ValueError(f"the knee of a curve needs at least 3 epochs, got {len(train_error)}")
     errors = torch.tensor(list(train_error), dtype=torch.float64)

@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from heldout.errors import checked
+from heldout.errors import check_at_least, check_nonempty, check_same_length, checked
 from heldout.nn import AffineChain
 
 Normalise = Literal["standardise", "unit"]
@@ -35,6 +35,7 @@ class LearnedConsistency(nn.Module):
 
     @checked
     def __init__(self, dim: int, depth: int = 10) -> None:
+        check_at_least(1, dim=dim)
         super().__init__()
         self.weighting = AffineChain((dim,), depth)
 
@@ -66,6 +67,8 @@ def gradient_distance(
         >>> gradient_distance([g], [3 * g]).item() < 1e-12
         True
     """
+    check_nonempty(gradients=gradients, goal=goal)
+    check_same_length(gradients=gradients, goal=goal)
     if normalise not in ("standardise", "unit"):
         raise ValueError(f'normalise must be "standardise" or "unit", got {normalise!r}')
     pairs = [(a, b) for a, b in zip(gradients, goal, strict=True) if a is not None or b is not None]

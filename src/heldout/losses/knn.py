@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from heldout.errors import checked
+from heldout.errors import check_finite, check_labels, check_nonempty, checked
 from heldout.method import Batch, Method, Run
 from heldout.nn import KNNMemory, split_head, why_no_head
 
@@ -38,6 +38,9 @@ def knn_nll(z: Tensor, y: Tensor, memory: KNNMemory, k: int, tau: float, *, num_
         >>> knn_nll(torch.tensor([[1.0, 0.0]]), torch.tensor([0]), memory, k=2, tau=0.1)
         tensor(3.5...e-05)
     """
+    check_nonempty(z=z)
+    check_finite(z=z)
+    check_labels(num_classes or (1 + int(memory.labels.max()) if len(memory) else None), y=y)
     if y.shape != z.shape[:1]:
         raise ValueError(f"y must be ({len(z)},), got {tuple(y.shape)}")
     if num_classes is None:

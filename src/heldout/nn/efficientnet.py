@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from heldout.errors import checked
+from heldout.errors import check_at_least, checked
 from heldout.method import evaluating
 from heldout.sources import ENET, cache_folder
 
@@ -72,6 +72,8 @@ class MobileBlock(nn.Module):
 
     @checked
     def __init__(self, in_channels: int, channels: int, *, kernel: int, stride: int, expansion: int) -> None:
+        check_at_least(1, in_channels=in_channels, channels=channels, kernel=kernel, expansion=expansion)
+        check_at_least(1, stride=stride)
         super().__init__()
         wide = in_channels * expansion
         widen = [*_convolution(in_channels, wide, 1, 1), nn.ReLU6()] if expansion > 1 else []
@@ -159,6 +161,7 @@ def cached_features(
         >>> cached_features(nn.Flatten(), torch.zeros(5, 1, 2, 2), folder=tempfile.mkdtemp()).shape
         torch.Size([5, 4])
     """
+    check_at_least(1, batch_size=batch_size)
     path = Path(folder or cache_folder() / "features") / f"{_features_key(model, images)}.pt"
     if path.is_file():
         return torch.load(path, weights_only=True)

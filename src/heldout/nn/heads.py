@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from heldout.errors import checked
+from heldout.errors import check_at_least, checked
 from heldout.method import evaluating, forward
 from heldout.nn.features import split_head
 
@@ -92,6 +92,7 @@ class MultiHead(nn.Module):
         shared: bool = False,
         head_factory: Callable[[int, int], nn.Module] = nn.Linear,
     ) -> None:
+        check_at_least(1, num_heads=num_heads)
         super().__init__()
         if in_dim is None:
             linears = [m for m in backbone.modules() if isinstance(m, nn.Linear)]

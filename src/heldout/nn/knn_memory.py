@@ -13,7 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from heldout.errors import checked
+from heldout.errors import (
+    check_at_least,
+    check_dimensions,
+    check_finite,
+    check_labels,
+    check_same_length,
+    checked,
+)
 
 Metric = Literal["cosine", "dot", "euclidean"]
 
@@ -96,6 +103,11 @@ class KNNMemory:
         Raises:
             ValueError: wrong shapes, features that are not finite, or labels that are not class indices.
         """
+        check_dimensions(2, z=z)
+        check_finite(z=z)
+        check_same_length(z=z, y=y)
+        check_dimensions(1, y=y)
+        check_labels(y=y)
         z = self._check(z).detach()
         if y.shape != z.shape[:1] or y.is_floating_point() or (len(y) and int(y.min()) < 0):
             raise ValueError(f"labels must be {len(z)} class indices from 0, got {y.dtype} {tuple(y.shape)}")
@@ -126,6 +138,8 @@ class KNNMemory:
         Raises:
             ValueError: k exceeds the entries, or features of a wrong shape or not finite.
         """
+        check_dimensions(2, z=z)
+        check_finite(z=z)
         z = self._check(z)
         if not 1 <= k <= self._size:
             raise ValueError(f"k must lie in 1..{self._size}, the number of entries in memory, got {k}")
@@ -149,6 +163,9 @@ class KNNMemory:
         Raises:
             ValueError: as ``query``; tau not positive; a stored label outside the classes.
         """
+        check_dimensions(2, z=z)
+        check_finite(z=z)
+        check_at_least(1, num_classes=num_classes)
         similarity, labels = self.query(z, k)
         return _weighted_vote(similarity, labels, tau, num_classes)
 

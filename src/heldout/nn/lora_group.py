@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from heldout.errors import checked, require
+from heldout.errors import check_labels, checked, require
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -126,6 +126,7 @@ class LoRAGroup(nn.Module):
     @checked
     def delta(self, index: int) -> Tensor:
         """Returns ``B_i A_i`` of one member ``(out, in)``, zero in rows outside of the slices."""
+        check_labels(self.size, index=index)
         if not -self.size <= index < self.size:
             raise IndexError(f"the group has {self.size} members, got index {index}")
         out = torch.zeros_like(self.frozen_weight, dtype=self.lora_A[0].dtype)

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from heldout.errors import checked
+from heldout.errors import check_at_least, checked
 
 
 class PowerActivation(nn.Module):
@@ -149,6 +149,7 @@ class TokenSumMLP(nn.Module):
 
     @checked
     def __init__(self, p: int, dim: int = 500, width: int = 48) -> None:
+        check_at_least(1, p=p, dim=dim, width=width)
         super().__init__()
         self.embed = nn.Embedding(p, dim)
         self.hidden = nn.Linear(dim, width, bias=False)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from heldout.errors import checked
+from heldout.errors import check_nonempty, checked
 from heldout.method import evaluating, forward
 from heldout.nn.features import split_head
 
@@ -39,6 +39,7 @@ class AffineChain(nn.Module):
 
     @checked
     def __init__(self, shape: Sequence[int], depth: int = 5) -> None:
+        check_nonempty(shape=shape)
         super().__init__()
         if depth < 0:
             raise ValueError(f"depth must not be negative, got {depth}")
@@ -84,6 +85,7 @@ class StagedModel(nn.Module):
 
     @checked
     def __init__(self, stages: Sequence[nn.Module], pool: nn.Module, head: nn.Linear, *, example_inputs: Any) -> None:
+        check_nonempty(stages=stages)
         super().__init__()
         parts = OrderedDict((f"stage{number}", stage) for number, stage in enumerate(stages, start=1))
         self._describe(nn.Sequential(parts | {"pool": pool, "head": head}), list(parts), example_inputs)

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from heldout.errors import checked
+from heldout.errors import check_at_least, checked
 
 
 class VisionTransformer(nn.Module):
@@ -16,6 +16,8 @@ class VisionTransformer(nn.Module):
     def __init__(
         self, image_size: int, patch_size: int, dim: int, depth: int, heads: int, num_classes: int, channels: int
     ) -> None:
+        check_at_least(1, patch_size=patch_size, num_classes=num_classes, channels=channels)
+        check_at_least(1, heads=heads)
         super().__init__()
         if image_size % patch_size:
             raise ValueError(f"image_size must be a multiple of patch_size, got {image_size} and {patch_size}")
@@ -93,4 +95,6 @@ def tiny_vit(
         >>> model(torch.zeros(5, 1, 8, 8)).shape, model.features(torch.zeros(5, 1, 8, 8)).shape
         (torch.Size([5, 10]), torch.Size([5, 16]))
     """
+    check_at_least(1, patch_size=patch_size, num_classes=num_classes, channels=channels)
+    check_at_least(1, heads=heads)
     return VisionTransformer(image_size, patch_size, dim, depth, heads, num_classes, channels)

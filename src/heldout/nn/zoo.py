@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from heldout.errors import checked
+from heldout.errors import check_at_least, check_nonnegative, checked
 
 
 @checked
@@ -33,6 +33,7 @@ def mlp(
         >>> mlp(64, 10)(torch.zeros(5, 1, 8, 8)).shape
         torch.Size([5, 10])
     """
+    check_at_least(1, in_features=in_features, num_classes=num_classes)
     layers: list[nn.Module] = [nn.Flatten()]
     for width in widths:
         layers.append(nn.Linear(in_features, width, bias=not batch_norm))
@@ -64,6 +65,7 @@ def small_cnn(
         >>> small_cnn(1, 10)(torch.zeros(2, 1, 28, 28)).shape
         torch.Size([2, 10])
     """
+    check_at_least(1, in_channels=in_channels, num_classes=num_classes)
     if not widths:
         raise ValueError("small_cnn needs at least one width")
     blocks: OrderedDict[str, nn.Module] = OrderedDict()
@@ -102,6 +104,8 @@ class PatchCNN(nn.Module):
 
     @checked
     def __init__(self, dim: int, filters: int = 10, *, power: int = 3, std: float = 0.1, seed: int = 0) -> None:
+        check_at_least(1, dim=dim, filters=filters)
+        check_nonnegative(std=std)
         super().__init__()
         if power < 1 or power % 2 == 0:
             raise ValueError(f"power must be odd and positive, got {power}")

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from heldout.data import all_targets, batches, gather, split_target, to_device
-from heldout.errors import checked
+from heldout.errors import check_fields, checked
 from heldout.losses import dbat_disagreement, divdis_mi, prior_match
 from heldout.method import Added, Batch, Method, Run, Splits, device_of, evaluating, forward, why_no_class_labels
 from heldout.nn import MultiHead, inputs_for, split_head
@@ -42,6 +42,9 @@ class Hypotheses:
     network: nn.Module
     models: list[Callable[[], nn.Module]] = field(repr=False)
     history: list[dict[str, float]] = field(default_factory=list, repr=False)
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def __len__(self) -> int:
         return len(self.models)

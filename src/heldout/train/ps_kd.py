@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from heldout.data import gather
-from heldout.errors import checked
+from heldout.errors import check_at_least, checked
 from heldout.losses import soft_cross_entropy
 from heldout.method import Batch, Method, Run, Splits, forward, why_no_class_labels
 
@@ -69,6 +69,9 @@ class ProgressiveSelfDistillation:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
+        check_at_least(1, num_examples=num_examples)
+        check_at_least(2, num_classes=num_classes)
+        check_at_least(1, top_k=top_k)
         if num_examples < 1 or num_classes < 2 or epochs < 1:
             raise ValueError(
                 f"expected at least 1 example, 2 classes and 1 epoch, got {num_examples}, {num_classes} and {epochs}"

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from heldout.errors import checked
+from heldout.errors import check_at_least, check_finite, check_nonnegative, checked
 from heldout.nn import TwoLayerReLU
 
 
@@ -66,6 +66,9 @@ class SpanGD:
 
     @checked
     def __init__(self, x: Tensor, y: Tensor, m: int = 500, *, init_std: float = 1e-6, lr: float, seed: int = 0) -> None:
+        check_finite(y=y)
+        check_at_least(1, m=m)
+        check_nonnegative(init_std=init_std)
         if x.ndim != 2 or y.shape != x.shape[:1] or not len(x):
             raise ValueError(
                 f"SpanGD needs x (n, dim) and y (n,) with n > 0, got {tuple(x.shape)} and {tuple(y.shape)}"

@@ -23,7 +23,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 from torch.utils.data import Dataset, Sampler
 
 from heldout.data import all_targets, batches, gather, predict_all, sample_ids, to_device
-from heldout.errors import checked
+from heldout.errors import check_nonempty, check_same_length, checked
 from heldout.method import Added, Batch, Method, Run, Splits, Task, as_dataset, device_of, evaluating, forward
 from heldout.nn import inputs_for
 
@@ -67,12 +67,14 @@ class Fitted:
         A predictor with a ``reset()`` starts afresh, so that test sets do not leak into each other. ``loss`` is
         the cross-entropy, or the mean squared error.
         """
+        check_nonempty(dataset=dataset)
         outputs, targets = self.outputs(dataset, batch_size=batch_size)
         return score(outputs, targets, self.run.task)
 
     @checked
     def outputs(self, dataset: Any, *, batch_size: int = 128) -> tuple[Tensor, Tensor]:
         """Returns ``(outputs, targets)`` on the CPU for every example of a data set, in order."""
+        check_nonempty(dataset=dataset)
         reset = getattr(self.predictor, "reset", None)
         if callable(reset):
             reset()
@@ -90,6 +92,7 @@ def outputs_of(module: nn.Module, dataset: Any) -> tuple[Tensor, Tensor]:
 @checked
 def score(outputs: Tensor, targets: Tensor, task: Task) -> dict[str, float]:
     """Returns ``{"accuracy", "loss"}`` or, for regression, ``{"mse", "loss"}`` of outputs against targets."""
+    check_same_length(outputs=outputs, targets=targets)
     if task == "regression":
         error = squared_error(outputs.float(), targets.float()).item()
         return {"mse": error, "loss": error}

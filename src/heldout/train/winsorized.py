@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from heldout.errors import checked
+from heldout.errors import check_same_length, checked
 from heldout.measure import per_example_grads
 from heldout.optim import winsorized_grad
 
@@ -39,6 +39,7 @@ def winsorized_backward(
         >>> winsorized_backward(model, torch.rand(8, 2), torch.tensor([0, 1] * 4), percent=10)
         >>> optimizer.step()
     """
+    check_same_length(inputs=inputs, targets=targets)
     grads = winsorized_grad(per_example_grads(model, inputs, targets, loss), percent)
     for name, parameter in model.named_parameters():
         if name in grads:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from heldout.errors import checked
+from heldout.errors import check_values, checked
 
 Kernel = Callable[[Any, Any], Any] | Literal["rbf"]
 
@@ -47,6 +47,7 @@ def gram(kernel: Kernel, a: Any, b: Any) -> Tensor:
         >>> gram(lambda a, b: a @ b.T, torch.eye(2), torch.ones(3, 2)).shape
         torch.Size([2, 3])
     """
+    check_values(a=a, b=b)
     if kernel == "rbf":
         kernel = rbf_kernel()
     if not callable(kernel):
@@ -76,6 +77,7 @@ def gram_cholesky(matrix: Tensor, jitter: float = 1e-6) -> Tensor:
         >>> gram_cholesky(torch.ones(2, 2).double(), jitter=1e-6).diagonal().round(decimals=3)
         tensor([1.0000, 0.0010], dtype=torch.float64)
     """
+    check_values(matrix=matrix)
     if jitter < 0:
         raise ValueError(f"jitter must be at least 0, got {jitter}")
     if not torch.allclose(matrix, matrix.T, rtol=1e-4, atol=1e-4 * float(matrix.abs().max())):

@@ -22,7 +22,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
-from heldout.errors import checked
+from heldout.errors import check_at_least, check_same_length, check_values, checked
 from heldout.measure.datasets.gram import Kernel, gram, gram_cholesky
 from heldout.measure.datasets.noncentral_chi2 import (
     Array,
@@ -113,6 +113,7 @@ def required_inductive_bias(
     Deviation: the released code keeps Sankaran's approximation in the deep tail; the saddle point is closer there.
     Source: arXiv:2406.15941; M. Sankaran (1959); O. Barndorff-Nielsen (1990) for the saddle point.
     """
+    check_at_least(0, seed=seed)
     values = np.asarray(errors, dtype=np.float64)
     if values.ndim != 1 or len(values) < 20:
         raise ValueError(f"errors must be at least 20 samples (samples,), got shape {values.shape}")
@@ -252,6 +253,9 @@ def kernel_error_law(
 
     Source: arXiv:2406.15941, section 4.
     """
+    check_values(x_train=x_train, y_train=y_train, x_test=x_test, y_test=y_test)
+    check_same_length(x_train=x_train, y_train=y_train)
+    check_same_length(x_test=x_test, y_test=y_test)
     train, test = _targets(x_train, y_train, "train"), _targets(x_test, y_test, "test")
     if train.shape[1] != test.shape[1]:
         raise ValueError(f"y_train and y_test must have equal outputs, got {train.shape[1]} and {test.shape[1]}")
@@ -292,6 +296,9 @@ def kernel_error_samples(
 
     Source: arXiv:2406.15941, section 4.
     """
+    check_values(x_train=x_train, y_train=y_train, x_test=x_test, y_test=y_test)
+    check_same_length(x_train=x_train, y_train=y_train)
+    check_same_length(x_test=x_test, y_test=y_test)
     return kernel_error_law(x_train, y_train, x_test, y_test, kernel, jitter=jitter).sample(n_samples, seed=seed)
 
 
@@ -323,6 +330,9 @@ def kernel_inductive_bias(
 
     Source: arXiv:2406.15941; the saddle point is an addition.
     """
+    check_values(x_train=x_train, y_train=y_train, x_test=x_test, y_test=y_test)
+    check_same_length(x_train=x_train, y_train=y_train)
+    check_same_length(x_test=x_test, y_test=y_test)
     if method not in ("fit", "saddlepoint"):
         raise ValueError(f'method must be "fit" or "saddlepoint", got {method!r}')
     law = kernel_error_law(x_train, y_train, x_test, y_test, kernel, jitter=jitter)

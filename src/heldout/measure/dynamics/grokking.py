@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from heldout.errors import checked
+from heldout.errors import check_at_least, check_values, checked
 
 Phase = Literal[
     "coexistence", "partial inversion", "full inversion", "memorisation", "forgetting", "confusion"
@@ -155,6 +155,7 @@ def participation_ratio(
         >>> round(participation_ratio(wave).item(), 4), round(participation_ratio(torch.eye(11)[0]).item(), 4)
         (1.0, 0.1667)
     """
+    check_values(w=w)
     if order < 2:
         raise ValueError(f"order must be at least 2, got {order}")
     if isinstance(basis, str) and basis != "fourier":
@@ -215,6 +216,7 @@ def discrete_log_order(p: int) -> Tensor:
         >>> discrete_log_order(7)
         tensor([1, 3, 2, 6, 4, 5])
     """
+    check_at_least(3, p=p)
     if p < 3 or any(p % d == 0 for d in range(2, int(p**0.5) + 1)):
         raise ValueError(f"residues have a discrete logarithm for primes of at least 3, got {p}")
     for root in range(2, p):

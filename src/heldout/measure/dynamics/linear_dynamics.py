@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from heldout.errors import checked
+from heldout.errors import check_at_least, check_values, checked
 
 Array = np.ndarray
 _AT_ONCE = 1 << 17  # exponentials that are held in memory: what fits the cache
@@ -80,6 +80,7 @@ def marchenko_pastur(alpha: float, n: int = 200) -> tuple[Tensor, Tensor, float]
         >>> round(weights.sum().item(), 6), zero_mass, round((weights * eigenvalues).sum().item(), 6)
         (0.5, 0.5, 1.0)
     """
+    check_at_least(1, n=n)
     _check(alpha)
     if n < 1:
         raise ValueError(f"marchenko_pastur needs at least 1 node, got {n}")
@@ -280,6 +281,7 @@ def subspace_bound(features: Tensor | Array, change: Tensor | Array, *, tol: flo
         >>> subspace_bound(torch.tensor([[2.0, 0.0]]), torch.tensor([3.0, 100.0]))
         6.0
     """
+    check_values(change=change)
     x = _matrix(features, "features")
     moved = _weights(change, x.shape[1])
     _, vectors = _eigen(x, tol)

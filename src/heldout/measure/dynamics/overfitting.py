@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from heldout.errors import checked
+from heldout.errors import check_between, check_fraction, check_same_length, check_values, checked
 
 
 class OverfitReport(NamedTuple):
@@ -63,6 +63,8 @@ def overfitting_report(
         >>> overfitting_report([1, 2, 5, 10], [1.0, 1.0, 1.0, 1.0], [0.5, 0.7, 0.97, 1.0])
         OverfitReport(first_fit_step=1, test_at_fit=0.5, grok_step=5, delay=4, benign=True)
     """
+    check_values(train_accuracy=train_accuracy, test_accuracy=test_accuracy)
+    check_fraction(train_accuracy=train_accuracy, test_accuracy=test_accuracy)
     if not steps or any(later <= earlier for earlier, later in itertools.pairwise(steps)):
         raise ValueError("overfitting_report needs at least one step, and steps that increase")
     if not len(steps) == len(train_accuracy) == len(test_accuracy):
@@ -112,6 +114,9 @@ def linear_agreement(
         >>> linear_agreement(lambda x: x[:, 0] - x[:, 1], x, y, x)
         1.0
     """
+    check_values(x_train=x_train, y_train=y_train, x_test=x_test)
+    check_same_length(x_train=x_train, y_train=y_train)
+    check_between(-1, 1, y_train=y_train)
     if not len(x_train) or not len(x_test) or len(x_train) != len(y_train):
         raise ValueError(f"needs points to train on and to test on, got {len(x_train)} and {len(x_test)}")
     if not torch.isin(y_train, torch.tensor([-1, 0, 1]).to(y_train)).all() or {-1, 0} <= set(y_train.tolist()):
@@ -159,6 +164,8 @@ def neuron_alignment(weights: Tensor, head: Tensor, positive: Tensor, negative: 
         >>> neuron_alignment(torch.tensor([[-2.0, 0.0], [3.0, 4.0]]), torch.tensor([1.0, -1.0]), *torch.eye(2))
         NeuronAlignment(positive=1.0, negative=0.800000011920929)
     """
+    check_same_length(positive=positive, negative=negative)
+    check_values(weights=weights, head=head, positive=positive, negative=negative)
     if weights.ndim != 2 or head.shape != weights.shape[:1]:
         raise ValueError(f"needs weights (m, dim) and head (m,), got {tuple(weights.shape)} and {tuple(head.shape)}")
     found = []

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import nn
 
-from heldout.errors import checked
+from heldout.errors import check_nonempty, checked
 from heldout.measure.probes.gradients import gradient_sums
 from heldout.measure.probes.layer_gradients import ExampleLoss
 from heldout.method import evaluating
@@ -78,6 +78,7 @@ def gradient_coherence(
 
     Source: arXiv:2203.10036, section 2.
     """
+    check_nonempty(data=data)
     sums = gradient_sums(model, data, loss, params=params, batch_size=batch_size)
     if sums.examples < 2:
         raise ValueError(f"gradient_coherence needs at least 2 examples, got {sums.examples}")

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from heldout.errors import checked
+from heldout.errors import check_at_least, checked
 from heldout.language_model import LM
 from heldout.measure.metrics.text import exact_match, rouge_l
 from heldout.study import interval
@@ -94,6 +94,7 @@ def cross_task(
         >>> cross_task(echo, [task], lambda task, instance: instance.input).mean
         0.75
     """
+    check_at_least(1, max_tokens=max_tokens)
     if not tasks:
         raise ValueError("cross_task needs at least one task, got none")
     for task in tasks:

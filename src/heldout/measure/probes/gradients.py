@@ -22,7 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader
 
 from heldout.data import batches, split_target
-from heldout.errors import checked
+from heldout.errors import check_nonempty, check_same_length, checked
 from heldout.measure.probes.layer_gradients import (
     ExampleLoss,
     _by_layers,
@@ -75,6 +75,8 @@ def per_example_grads(
         >>> {name: tuple(grad.shape) for name, grad in grads.items()}
         {'weight': (5, 2, 3), 'bias': (5, 2)}
     """
+    check_same_length(inputs=inputs, targets=targets)
+    check_nonempty(inputs=inputs)
     names = _selected(model, params)
     _refuse_batch_statistics(model)
     batch = _prepared(model, inputs, targets)
@@ -141,6 +143,7 @@ def gradient_features(
         >>> gradient_features(nn.Linear(4, 3), data, dim=8).shape
         torch.Size([6, 8])
     """
+    check_nonempty(data=data)
     if projection not in ("rademacher", "srht", "countsketch", "none"):
         raise ValueError(f"projection must be rademacher, srht, countsketch or none, got {projection!r}")
     if dim < 1:
@@ -215,6 +218,7 @@ def gradient_sums(
     Raises:
         ValueError: as ``per_example_grads``.
     """
+    check_nonempty(data=data)
     names = _selected(model, params)
     _refuse_batch_statistics(model)
     example_loss = loss or default_example_loss(model)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from heldout.errors import checked
+from heldout.errors import check_at_least, checked
 from heldout.method import evaluating, forward
 
 
@@ -71,6 +71,7 @@ def token_blocks(texts: Iterable[str], tokenizer: Any, length: int, *, limit: in
         >>> token_blocks(["abc", "defg"], lambda text: [ord(letter) for letter in text], 3).tolist()
         [[97, 98, 99], [100, 101, 102]]
     """
+    check_at_least(1, length=length)
     if length < 1:
         raise ValueError(f"a block needs at least 1 token, got {length}")
     ids: list[int] = []

@@ -17,7 +17,16 @@ from typing import Any, Literal
 
 import numpy as np
 
-from heldout.errors import checked
+from heldout.errors import (
+    check_at_least,
+    check_fields,
+    check_fraction,
+    check_nonempty,
+    check_nonnegative,
+    check_positive,
+    check_values,
+    checked,
+)
 from heldout.language_model import LM, Completion, taken_options
 from heldout.study import Interval
 
@@ -74,6 +83,9 @@ def probe_inputs(
         >>> probe_inputs(ScriptedLM(lambda prompt, k: "[3, 5] or [4, -1]"), list_tasks()["sort"], requests=2)
         ([(3, 5)], {3, 4, 5})
     """
+    check_at_least(1, n=n, requests=requests, max_tokens=max_tokens)
+    check_nonnegative(temperature=temperature, top_k=top_k)
+    check_fraction(top_p=top_p)
     asked = probe_prompt(task) if prompt is None else prompt
     options: dict[str, Any] = {"temperature": temperature, "top_p": top_p, "max_tokens": max_tokens, "seed": seed}
     options |= taken_options(lm, top_k=top_k, repetition_penalty=repetition_penalty)
@@ -121,6 +133,7 @@ def matched_ood(
         >>> matched_ood([(1, 2, 1)], {1, 2}, range(4), keep="multiplicity", seed=1)
         [(0, 3, 0)]
     """
+    check_at_least(1, retries=retries)
     free = sorted(set(pool) - set(elements))
     rng = random.Random(seed)
     found = []
@@ -169,6 +182,11 @@ class ScyllaScore:
     right_id: tuple[bool | None, ...]
     right_ood: tuple[bool | None, ...]
     least_parsed: float = 0.1
+
+    def __post_init__(self) -> None:
+        check_nonempty(right_id=self.right_id, right_ood=self.right_ood)
+        check_fields(self)
+        check_at_least(0, level=self.level)
 
     @property
     def parsed_id(self) -> float:
@@ -334,6 +352,7 @@ class Scylla:
         max_tokens: int = 2048,
         seed: int = 0,
     ) -> None:
+        check_at_least(1, max_tokens=max_tokens)
         if not tasks or tests < 1 or shots < 0:
             raise ValueError(f"Scylla needs tasks, tests >= 1 and shots >= 0, got {len(tasks)}, {tests} and {shots}")
         if mode not in ("instruction", "few-shot", "mixed"):
@@ -423,6 +442,7 @@ def divergences(first: Sequence[float], second: Sequence[float], *, normalise: b
         >>> kl, js
         (0.0, 0.0)
     """
+    check_values(first=first, second=second)
     from scipy.stats import gaussian_kde
 
     samples = [np.asarray(sample, dtype=float) for sample in (first, second)]
@@ -458,6 +478,8 @@ def min_k_probability(log_probabilities: Sequence[float], k: float = 20.0) -> fl
         >>> round(min_k_probability([-1.0, -3.0, -0.1, -0.2], k=25), 4)
         0.0498
     """
+    check_values(log_probabilities=log_probabilities)
+    check_positive(k=k)
     values = np.sort(np.asarray(log_probabilities, dtype=float))
     if not len(values) or not 0 < k <= 100:
         raise ValueError(f"min_k_probability needs tokens and k in (0, 100], got {len(values)} and {k}")

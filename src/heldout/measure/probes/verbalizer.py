@@ -19,7 +19,7 @@ from typing import Literal
 import numpy as np
 
 from heldout.data import Verbalizer, VerbalizerKind, VerbalizerTemplate, shifted_words, verbalizer_instruction
-from heldout.errors import checked
+from heldout.errors import check_at_least, checked
 from heldout.language_model import LM
 from heldout.study import Interval, interval, wilson
 
@@ -170,6 +170,7 @@ class VerbalizerManipulation:
         max_reasoning_tokens: int = 256,
         seed: int = 0,
     ) -> None:
+        check_at_least(1, max_tokens=max_tokens, max_reasoning_tokens=max_reasoning_tokens)
         self.texts, self.labels, self.descriptions = list(texts), [int(y) for y in labels], list(descriptions)
         self.verbalizers, self.template, self.mode, self.cot = list(verbalizers), template, mode, cot
         self.lead, self.length, self.calibrate, self.seed = lead, length, calibrate, seed

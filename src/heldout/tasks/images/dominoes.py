@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from heldout.errors import checked
+from heldout.errors import check_length, checked
 from heldout.tasks.images.checks import check_pair
 from heldout.tasks.seeds import Seed, generator_of
 
@@ -54,6 +54,7 @@ def dominoes(
         >>> pairs.images.shape, (pairs.labels == pairs.spurious).float().mean().item()
         (torch.Size([8, 1, 16, 8]), 0.25)
     """
+    check_length(2, top=top, bottom=bottom)
     check_agreement(agreement, n)
     check_pair(*top)
     check_pair(*bottom)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from heldout.errors import checked
+from heldout.errors import check_at_least, check_dimensions, check_finite, check_labels, check_same_length, checked
 from heldout.tasks.images.biases import colourise
 
 
@@ -52,6 +52,11 @@ def multicolour(
         >>> multicolour(images, labels, flip_rate=0.8).shape
         torch.Size([1797, 3, 18, 18])
     """
+    check_dimensions(1, labels=labels)
+    check_same_length(images=images, labels=labels)
+    check_finite(images=images, contrast=contrast)
+    check_at_least(1, patches=patches, num_classes=num_classes)
+    check_labels(num_classes, labels=labels)
     colours = patch_colours(labels, flip_rate, patches=patches, num_classes=num_classes, map_seed=map_seed, seed=seed)
     return paint_patches(images, colours, num_colours=num_classes, patch_size=patch_size, contrast=contrast)
 
@@ -67,6 +72,8 @@ def patch_colours(
     seed: int = 0,
 ) -> Tensor:
     """Returns the colour of every patch, int64 ``(n, patches)``; arguments as in ``multicolour``."""
+    check_at_least(1, patches=patches, num_classes=num_classes)
+    check_labels(num_classes, labels=labels)
     if not 0 <= flip_rate <= 1:
         raise ValueError(f"flip_rate must lie in [0, 1], got {flip_rate}")
     if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
@@ -95,6 +102,11 @@ def paint_patches(
     Raises:
         ValueError: images that are not grey, or sizes that do not fit.
     """
+    check_dimensions(2, colours=colours)
+    check_same_length(images=images, colours=colours)
+    check_finite(images=images, contrast=contrast)
+    check_at_least(1, num_colours=num_colours)
+    check_labels(num_colours, colours=colours)
     n, patches = colours.shape
     if patches < 8 or patches % 4:
         raise ValueError(f"the ring needs a multiple of 4 patches, at least 8, got {patches}")

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
-from heldout.errors import checked
+from heldout.errors import check_labels, check_same_length, checked
 from heldout.tasks.images.checks import check_images
 from heldout.tasks.seeds import Seed, generator_of
 
@@ -177,6 +177,8 @@ def shifted(
         >>> list(shifted(images, labels, {"rotation": 0.5, "blur": 1.0}))
         ['iid', 'rotation', 'blur']
     """
+    check_same_length(images=images, labels=labels)
+    check_labels(labels=labels)
     if unknown := set(severities) - set(SHIFTS):
         raise ValueError(f"unknown shift {min(unknown)!r}: the shifts are {', '.join(SHIFTS)}")
     tests = {"iid": TensorDataset(images, labels)}

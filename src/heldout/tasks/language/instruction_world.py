@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import product
 
-from heldout.errors import checked
+from heldout.errors import check_at_least, check_between, check_fields, check_nonempty, checked
 from heldout.tasks.language.instructions import Instance, InstructionExample, InstructionTask
 
 CATEGORIES = ("transform", "answer", "classify", "wrong", "modify", "verify")
@@ -120,6 +120,9 @@ class Program:
     steps: tuple[Operation, ...]
     constraint: str = ""
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
 
 @lru_cache(maxsize=8)
 @checked
@@ -136,6 +139,7 @@ def lexicon(size: int = 120) -> dict[str, dict[str, str]]:
         >>> sorted(attributes)
         ['colour', 'material', 'size']
     """
+    check_between(32, 1000, size=size)
     if not 32 <= size <= 1000:
         raise ValueError(f"the lexicon has 32 to 1000 words, got {size}")
     rng = random.Random(_LEXICON_SEED)
@@ -235,6 +239,8 @@ class InstructionWorld:
         n_instances: int = 100,
         sources: Sequence[str] = SOURCES,
     ) -> None:
+        check_at_least(1, n_tasks=n_tasks)
+        check_between(32, 1000, vocab=vocab)
         if not sources or not set(sources) <= set(SOURCES):
             raise ValueError(f"sources must be among {', '.join(SOURCES)}, got {sources!r}")
         if unknown := [category for category in categories if category not in CATEGORIES]:
@@ -289,6 +295,9 @@ def list_facts(count: int, *, vocab: int = 120, seed: int = 0, sources: Sequence
         >>> len(list_facts(3))
         3
     """
+    check_between(32, 1000, vocab=vocab)
+    check_nonempty(sources=sources)
+    check_at_least(0, count=count)
     words, rng = lexicon(vocab), random.Random(seed)
     facts: list[str] = []
     while len(facts) < count:

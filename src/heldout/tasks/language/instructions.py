@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from heldout.errors import checked
+from heldout.errors import check_fields, checked
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,9 @@ class Instance:
 
     input: str
     outputs: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,9 @@ class InstructionTask:
     negative: Sequence[InstructionExample] = ()
     instances: Sequence[Instance] = ()
     source: str = ""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     @classmethod
     @checked

@@ -11,7 +11,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from heldout.errors import checked
+from heldout.errors import check_fields, checked
 from heldout.tasks.language.instructions import Instance, InstructionTask
 from heldout.tasks.language.questions import ChoiceQuestion, choice_questions
 
@@ -42,6 +42,9 @@ class OptionInstance(Instance):
     """
 
     options: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 @checked

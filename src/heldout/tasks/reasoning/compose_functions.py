@@ -13,7 +13,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from heldout.errors import checked
+from heldout.errors import check_at_least, check_nonempty, checked
 
 SYMBOLS = ("a", "b", "c", "d")
 FUNCTION_NAMES = ("F", "G", "H", "J", "K", "L", "M", "P")
@@ -130,6 +130,8 @@ def covering_exemplars(
         >>> set(query.steps) <= entries_of(covering_exemplars(query, 6, random.Random(1)))
         True
     """
+    check_nonempty(depths=depths)
+    check_at_least(1, count=count)
     needed = list(dict.fromkeys(query.steps))
     rng.shuffle(needed)
     found: list[ComposeProblem] = []

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from heldout.errors import checked
+from heldout.errors import check_at_least, check_fields, check_nonempty, checked
 
 DOMAINS = ("music", "film", "sport", "science")
 RELATIONS = {
@@ -105,6 +105,7 @@ class ExpertFacts:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.entities < 2:
             raise ValueError(f"a world needs at least 2 entities in each domain, got {self.entities}")
 
@@ -137,6 +138,7 @@ class ExpertFacts:
         Raises:
             ValueError: for other numbers of hops than 1 and 2, or another part.
         """
+        check_at_least(0, count=count)
         if hops not in (1, 2) or part not in ("all", "train", "test"):
             raise ValueError(f"hops must be 1 or 2, and part all, train or test, got {hops} and {part!r}")
         rng = random.Random(f"questions {self.seed} {hops} {seed} {part}")
@@ -222,6 +224,8 @@ def draw_experts(
         >>> sorted({expert.skill for expert in draw_experts(random.Random(0))})
         [0.6, 0.85, 0.95]
     """
+    check_at_least(0, prices=prices)
+    check_nonempty(wordings=wordings)
     low, mid, high = prices
     kinds: list[tuple[str | None, float, float, str, str]] = [
         *((domain, 0.95, low, "low", domain) for domain in rng.sample(DOMAINS, 3)),

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from heldout.errors import checked
+from heldout.errors import check_at_least, checked
 
 OPERATIONS: dict[str, Callable[[int, int], int]] = {
     "+": lambda a, b: (a + b) % 10,
@@ -281,6 +281,7 @@ def noisy_maths_solutions(text: str, count: int, *, noise: float = 0.15, generat
         >>> noisy_maths_solutions(text, 2, noise=0, generator=np.random.default_rng(0))
         ['7 + 5 = 2', '7 + 5 = 2']
     """
+    check_at_least(0, count=count)
     right = maths_solution(read_problem(text))
     kept, answer = right[:-1], int(right[-1])
     wrong = (generator.random(count) < noise) * generator.integers(1, 10, size=count)

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from heldout.errors import checked
+from heldout.errors import check_at_least, checked
 
 ReasoningKind = Literal["arithmetic", "letters", "comparison"]
 REASONING_KINDS: tuple[ReasoningKind, ...] = ("arithmetic", "letters", "comparison")
@@ -189,6 +189,7 @@ def agreement_replies(rng: random.Random, n: int, *, transfer: float = 0.2) -> t
         >>> print(*replies, "->", answer)
         twelve ey my . one d-y susan . so they went to house . the answer is home . wood . -> home
     """
+    check_at_least(3, n=n)
     if n < 3:
         raise ValueError(f"a majority among replies needs at least 3, got {n}")
     values: Sequence[tuple[str, str]]

@@ -16,7 +16,7 @@ import random
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from heldout.errors import checked
+from heldout.errors import check_length, checked
 from heldout.tasks.reasoning.maths_families import MATHS_NAMES, MATHS_THINGS
 
 WORDED_STYLES = ("A", "B", "C")
@@ -156,6 +156,7 @@ def worded_fact(rng: random.Random, style: str = "B", between: tuple[int, int] =
         >>> worded_fact(random.Random(0))
         'taking 1 from 12 leaves 11'
     """
+    check_length(2, between=between)
     problem = worded_problem(rng, between=between, depth=1)
     words = _STYLES[style][2 if problem.steps[0][0] == "-" else 1]
     return words.format(v=problem.start, n=problem.steps[0][1], r=problem.result)

@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from heldout.errors import checked
+from heldout.errors import check_at_least, check_fraction, check_labels, check_nonempty, checked
 
 Seed = int | torch.Generator
 Operation = Literal["add", "subtract", "multiply", "quadratic"]
@@ -66,6 +66,7 @@ def modular(
         >>> len(split.x_train), int(split.is_corrupted.sum()), len(split.x_test)
         (24, 6, 25)
     """
+    check_fraction(corrupt=corrupt)
     if p < 3:
         raise ValueError(f"p must be at least 3, got {p}")
     if not 0 < train_fraction < 1:
@@ -105,6 +106,9 @@ def corrupt_labels(labels: Tensor, fraction: float, num_classes: int, *, seed: S
         >>> int(replaced.sum()), int(noisy[~replaced].sum())
         (2, 0)
     """
+    check_nonempty(labels=labels)
+    check_at_least(2, num_classes=num_classes)
+    check_labels(num_classes, labels=labels)
     if not 0 <= fraction <= 1:
         raise ValueError(f"the corrupted fraction must lie in [0, 1], got {fraction}")
     if num_classes < 2:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
-from heldout.errors import checked
+from heldout.errors import check_labels, check_same_length, checked
 from heldout.tasks.images.dominoes import dominoes
 from heldout.tasks.images.grey import digits, fashion_mnist
 from heldout.tasks.seeds import Seed, generator_of
@@ -193,6 +193,8 @@ class TwoBlockImages(TensorDataset):
 
     @checked
     def __init__(self, images: Tensor, labels: Tensor) -> None:
+        check_same_length(images=images, labels=labels)
+        check_labels(labels=labels)
         super().__init__(images, labels)
         half = images.shape[2] // 2
         self.blocks: dict[str, tuple[slice, ...]] = {
@@ -243,6 +245,7 @@ def two_block_images(
         >>> data.tensors[0].shape, data.randomized("simple").tensors[1].equal(data.tensors[1])
         (torch.Size([10, 1, 56, 28]), True)
     """
+    check_labels(simple=simple, complex=complex)
     upper = _pair(simple_source or digits(size=28), simple)
     lower = _pair(complex_source or fashion_mnist(), complex)
     found = dominoes(upper, lower, 1.0, n, seed=seed)

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from heldout.errors import checked
+from heldout.errors import check_finite, checked
 from heldout.lm import format_ok
 
 _FLAT = 1e-8  # a narrower range of costs tells nothing
@@ -115,6 +115,7 @@ def router_reward(format_score: float, outcome: float, cost_reward: float, alpha
 
     Source: arXiv:2506.09033, section 3.2; the order of the three is that of its code.
     """
+    check_finite(format_score=format_score, outcome=outcome, cost_reward=cost_reward)
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha must lie in [0, 1], got {alpha}")
     if not all(map(math.isfinite, (format_score, outcome, cost_reward))):
