@@ -20,6 +20,7 @@ import signal
 import sys
 import tempfile
 import time
+import typing
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -90,21 +91,21 @@ def public(room):
 
 
 def codes(room):
-    """Code object -> (label, public name, what to call) for the public functions and methods of a room."""
+    """Code object -> [(label, public name, what to call)] for the public functions and methods of a room."""
     found = {}
+
+    def add(bare, *target):
+        if callable(bare) and (code := getattr(inspect.unwrap(bare), "__code__", None)) is not None:
+            found.setdefault(code, []).append(target)
+
     for name, each in public(room).items():
-        if inspect.isclass(each):
-            for method, member in vars(each).items():
-                if method.startswith("_") and method not in ("__init__", "__call__"):
-                    continue
-                bare = member.__func__ if isinstance(member, staticmethod | classmethod) else member
-                code = getattr(inspect.unwrap(bare), "__code__", None) if callable(bare) else None
-                if code is not None and method == "__init__":
-                    found[code] = (f"{room}.{name}", name, each)
-                elif code is not None:
-                    found[code] = (f"{room}.{name}.{method}", name, None if bare is not member else member)
-        elif code := getattr(inspect.unwrap(each) if callable(each) else each, "__code__", None):
-            found[code] = (f"{room}.{name}", name, each)
+        if not inspect.isclass(each):
+            add(each, f"{room}.{name}", name, each)
+            continue
+        add(each.__init__, f"{room}.{name}", name, each)
+        for method, member in vars(each).items():
+            if inspect.isfunction(member) and (not method.startswith("_") or method == "__call__"):
+                add(member, f"{room}.{name}.{method}", name, member)
     return found
 
 
@@ -115,12 +116,16 @@ def recorded(room):
     def note(frame, event, _):
         if event != "call" or frame.f_code not in targets:
             return
-        label, name, function = targets[frame.f_code]
+        own = type(frame.f_locals.get("self"))
+        found = targets[frame.f_code]
+        label, name, function = next((each for each in found if each[2] is own), found[0])
         above = frame.f_back
         while above is not None and above.f_code.co_name == "refuse_then_call":
             above = above.f_back
         direct = above is not None and above.f_code.co_filename.startswith("<doctest")
-        if function is None or (label in calls and (calls[label].direct or not direct)):
+        if (inspect.isclass(function) and function is not own) or (
+            label in calls and (calls[label].direct or not direct)
+        ):
             return
         if dataclasses.is_dataclass(function) and not direct:
             return
@@ -141,6 +146,26 @@ def recorded(room):
                 finally:
                     sys.setprofile(None)
     return calls
+
+
+def needs_no_call(each):
+    """Whether a public name takes no arguments of one's own: a value, a record of results, nothing to pass."""
+    if not callable(each) or typing.get_origin(each) is not None:
+        return True
+    if inspect.isclass(each):
+        record = dataclasses.is_dataclass(each) or issubclass(each, tuple | BaseException)
+        return record or getattr(each, "_is_protocol", False) or typing.is_typeddict(each)
+    return not inspect.signature(each).parameters
+
+
+def not_covered(room, calls):
+    """The public names of a room that take arguments, and that no example calls."""
+    covered = {id(inspect.unwrap(public(room)[call.name])) for call in calls.values()}
+    return {
+        name
+        for name, each in public(room).items()
+        if not needs_no_call(each) and id(inspect.unwrap(each)) not in covered
+    }
 
 
 def copied(value):
@@ -340,6 +365,10 @@ def outcomes(call, propagates):
                 yield _outcome(call, name, arguments, corruption, finite, propagates)
 
 
+def _documents(each):
+    return inspect.getdoc(each) or ""
+
+
 def _copies(arguments):
     return {key: copied(value) for key, value in arguments.items()}
 
@@ -362,7 +391,8 @@ def _outcome(call, name, arguments, corruption, finite, propagates):
         return outcome("obscure", error)
     if finite and any(bool(each.isnan().any()) for each in numbers):
         spread = propagates and corruption.kind in ("NaN", "inf") and not isinstance(corruption.value, float)
-        return outcome("fine" if spread else "nan")
+        announced = not corruption.judged and "nan" in (_documents(call.function) + _documents(type(result))).lower()
+        return outcome("fine" if spread or announced else "nan")
     if corruption.kind == "empty":
         return outcome("silent" if any(each.ndim == 0 for each in numbers) else "fine")
     of_values = corruption.kind == "NaN" and not isinstance(corruption.value, float)

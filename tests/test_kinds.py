@@ -47,8 +47,12 @@ def test_a_kind_holds_of_its_values_and_of_no_others(annotation, good, bad):
 
 
 def test_nan_and_unknown_literals_are_faults_of_value():
-    kinds = kinds_of({"rho": float, "mode": Literal["a", "b"], "share": float | None}, {})
+    kinds = kinds_of(
+        {"modes": list[Literal["a", "b"]], "rho": float, "mode": Literal["a", "b"], "share": float | None}, {}
+    )
     assert kinds["rho"].is_of_value(NAN)
+    assert kinds["modes"].is_of_value(["a", "c"])
+    assert not kinds["modes"].is_of_value(["a", None])
     assert not kinds["rho"].is_of_value("1")
     assert kinds["share"].is_of_value(NAN)
     assert kinds["mode"].is_of_value("c")

@@ -159,7 +159,7 @@ def check_finite(**named: Any) -> None:
 
 
 def check_nonempty(**named: Any) -> None:
-    """Refuses tensors, arrays, sequences, mappings, strings and data sets that hold nothing; what has no length passes."""
+    """Refuses what holds nothing: tensors, sequences, mappings, strings, data sets. What has no length passes."""
     for name, value in named.items():
         if 0 in (value.shape if hasattr(value, "shape") else (_length(value),)):
             raise ValueError(f"{name} must not be empty")

@@ -206,4 +206,8 @@ def _sequence(arguments: tuple[Any, ...]) -> Kind:
                 return f"{found} at {position}"
         return None
 
-    return Kind("a sequence" + (f" of {inner.several}" if inner else ""), "sequences", fault)
+    def is_of_value(value: Any) -> bool:
+        wrong = [entry for entry in value if inner.fault(entry)] if inner and isinstance(value, list | tuple) else []
+        return bool(wrong) and inner is not None and inner.is_of_value(wrong[0])
+
+    return Kind("a sequence" + (f" of {inner.several}" if inner else ""), "sequences", fault, is_of_value)

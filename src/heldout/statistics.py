@@ -45,13 +45,23 @@ def mean(x: Array) -> Array:
 
 @checked
 def ratio_of_means(a: Array, b: Array) -> Array:
-    """Mean of a over mean of b, over the last axis."""
+    """Mean of a over mean of b, over the last axis.
+
+    Example:
+        >>> float(ratio_of_means(np.array([2.0, 4.0]), np.array([1.0, 2.0])))
+        2.0
+    """
     return a.mean(axis=-1) / b.mean(axis=-1)
 
 
 @checked
 def pearson(x: Array, y: Array) -> Array:
-    """Pearson correlation over the last axis; NaN where one of the two is constant."""
+    """Pearson correlation over the last axis; NaN where one of the two is constant.
+
+    Example:
+        >>> float(pearson(np.array([1.0, 2.0, 3.0]), np.array([2.0, 4.0, 6.0])).round(6))
+        1.0
+    """
     x = x - x.mean(axis=-1, keepdims=True)
     y = y - y.mean(axis=-1, keepdims=True)
     scale = np.sqrt((x * x).sum(axis=-1) * (y * y).sum(axis=-1))
@@ -61,7 +71,12 @@ def pearson(x: Array, y: Array) -> Array:
 
 @checked
 def spearman(x: Array, y: Array) -> Array:
-    """Spearman rank correlation over the last axis (ties share their mean rank)."""
+    """Spearman rank correlation over the last axis (ties share their mean rank).
+
+    Example:
+        >>> float(spearman(np.array([1.0, 2.0, 3.0]), np.array([1.0, 10.0, 11.0])).round(6))
+        1.0
+    """
     from scipy.stats import rankdata
 
     return pearson(rankdata(x, axis=-1), rankdata(y, axis=-1))
@@ -141,7 +156,13 @@ def bootstrap_distribution(
 
 @checked
 def percentile(resampled: Array, confidence: float = CONFIDENCE) -> tuple[float, float]:
-    """The percentile bootstrap interval."""
+    """The percentile bootstrap interval.
+
+    Example:
+        >>> low, high = percentile(np.arange(101.0), 0.9)
+        >>> round(float(low), 6), round(float(high), 6)
+        (5.0, 95.0)
+    """
     tail = (1 - confidence) / 2
     low, high = np.quantile(resampled, [tail, 1 - tail])
     return float(low), float(high)
@@ -202,7 +223,12 @@ def wilson(successes: float, trials: int, confidence: float = CONFIDENCE) -> Int
 
 @checked
 def effect_size(differences: Array) -> float | None:
-    """Cohen's d_z, mean over standard deviation of paired differences; None where that is not defined."""
+    """Cohen's d_z, mean over standard deviation of paired differences; None where that is not defined.
+
+    Example:
+        >>> effect_size(np.array([1.0, 2.0, 3.0]))
+        2.0
+    """
     differences = np.asarray(differences, dtype=np.float64)
     if len(differences) < 2:
         return None

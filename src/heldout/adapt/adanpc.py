@@ -233,6 +233,10 @@ def adanpc(
     The memory holds the training set of the splits with its true labels, without augmentation.
 
     Source: arXiv:2304.12566.
+
+    Example:
+        >>> adanpc(k=10).name
+        'adanpc'
     """
 
     def predict(run: Run, module: nn.Module) -> Stream:

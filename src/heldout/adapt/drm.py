@@ -278,6 +278,10 @@ def drm(
         batch_size: of the test batches.
 
     Source: arXiv:2208.08661.
+
+    Example:
+        >>> drm(gamma=0.5).name
+        'drm'
     """
     estimates = ("entropy", "uniform", "discriminator", "prototype")
     if estimate not in estimates:

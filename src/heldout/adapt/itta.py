@@ -423,6 +423,10 @@ def itta(
         batch_size: of the test batches.
 
     Source: arXiv:2304.04494.
+
+    Example:
+        >>> itta(lr=1e-3).name
+        'itta'
     """
     if align_every is not None and align_every < 1:
         raise ValueError(f"align_every must be at least 1 or None, got {align_every}")

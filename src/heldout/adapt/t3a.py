@@ -94,6 +94,10 @@ def t3a(filter_k: int | None = 100, *, batch_size: int = 32) -> Method:
     """Replaces the classification layer by class prototypes that unlabelled test features join, without gradients.
 
     Source: Iwasawa and Matsuo, NeurIPS 2021.
+
+    Example:
+        >>> t3a(filter_k=20).name
+        't3a'
     """
 
     def predict(run: Run, module: nn.Module) -> Stream:

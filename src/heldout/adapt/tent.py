@@ -120,6 +120,10 @@ def tent(lr: float = 1e-3, *, steps: int = 1, batch_size: int = 64) -> Method:
     """Adapts normalisation layers to unlabelled test batches of ``batch_size`` by minimising their entropy.
 
     Source: arXiv:2006.10726.
+
+    Example:
+        >>> tent(lr=1e-3).name
+        'tent'
     """
 
     def predict(run: Run, module: nn.Module) -> Stream:

@@ -130,7 +130,12 @@ def is_tensor_data(dataset: Dataset) -> bool:
 
 @checked
 def all_targets(dataset: Dataset) -> Tensor:
-    """Returns the targets ``(n, ...)`` of every example, in order."""
+    """Returns the targets ``(n, ...)`` of every example, in order.
+
+    Example:
+        >>> all_targets([(torch.zeros(2), 1), (torch.ones(2), 0)])
+        tensor([1, 0])
+    """
     if is_tensor_data(dataset):
         return gather(dataset, torch.arange(len(dataset)))[1]  # type: ignore[arg-type]
     return torch.cat([torch.as_tensor(targets) for _, targets, _ in batches(dataset, 256)])

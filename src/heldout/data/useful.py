@@ -131,7 +131,12 @@ def upsample(dataset: Dataset, mask: Tensor, factor: int = 2) -> Subset:
 
 @checked
 def upsample_sampler(mask: Tensor, factor: int = 2, *, seed: int = 0) -> SubsetRandomSampler:
-    """Returns a shuffling sampler for a DataLoader: every position once, every marked one ``factor`` times."""
+    """Returns a shuffling sampler for a DataLoader: every position once, every marked one ``factor`` times.
+
+    Example:
+        >>> sorted(upsample_sampler(torch.tensor([True, False]), factor=3))
+        [0, 0, 0, 1]
+    """
     return SubsetRandomSampler(_upsampled_indices(mask, factor), generator=torch.Generator().manual_seed(seed))
 
 
@@ -220,6 +225,10 @@ def useful(separating_epoch: int | None = None, factor: int = 2) -> Method:
         factor: how often a slow-learnable example occurs; 2 is best in the paper.
 
     Source: arXiv:2404.17768.
+
+    Example:
+        >>> useful(separating_epoch=2).name
+        'useful'
     """
     if factor < 1 or (separating_epoch is not None and separating_epoch < 1):
         raise ValueError(f"useful needs factor >= 1 and separating_epoch >= 1, got {factor} and {separating_epoch}")

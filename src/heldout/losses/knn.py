@@ -61,6 +61,10 @@ def knn_training(
     released code starts from random vectors of class 0).
 
     Source: arXiv:2304.12566, section 4.
+
+    Example:
+        >>> knn_training(k=5).name
+        'knn_training'
     """
 
     def loss(run: Run, batch: Batch) -> Tensor:

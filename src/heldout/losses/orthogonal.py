@@ -150,6 +150,10 @@ def pego(
         reduction: as in ``orthogonal_group_loss``.
 
     Source: arXiv:2407.15085.
+
+    Example:
+        >>> pego(rank=2).name
+        'pego'
     """
     _check_options(norm=norm, side=side, reduction=reduction)
     if not lam >= 0 or rank < 1 or size < 1:

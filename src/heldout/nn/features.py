@@ -104,7 +104,12 @@ def why_no_head(module: nn.Module, splits: Splits) -> str | None:
 
 @checked
 def inputs_for(module: nn.Module, inputs: Any) -> Any:
-    """Returns inputs on the model's device, with floating-point ones in the model's data type."""
+    """Returns inputs on the model's device, with floating-point ones in the model's data type.
+
+    Example:
+        >>> inputs_for(torch.nn.Linear(2, 1).double(), torch.ones(1, 2))
+        tensor([[1., 1.]], dtype=torch.float64)
+    """
     if isinstance(inputs, Mapping):
         return {name: inputs_for(module, value) for name, value in inputs.items()}
     if isinstance(inputs, tuple | list):

@@ -193,6 +193,10 @@ def ghost_batch_norm(ghost_size: int = 32) -> Method:
 
     Args:
         ghost_size: examples per ghost.
+
+    Example:
+        >>> ghost_batch_norm(ghost_size=16).name
+        'ghost_batch_norm'
     """
     _check_ghost_size(ghost_size, one_dimensional=True)
 

@@ -251,6 +251,10 @@ def sam(rho: float = 0.05) -> Method:
         rho: radius of the perturbation; the paper uses 0.05 for most image data.
 
     Source: arXiv:2010.01412.
+
+    Example:
+        >>> sam(rho=0.1).name
+        'sam'
     """
     _checked(rho)
 

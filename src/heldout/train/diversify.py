@@ -202,6 +202,10 @@ def divdis(k: int = 2, weight: float = 10.0, prior_weight: float = 10.0, *, unla
         unlabelled_batch: unlabelled examples per step.
 
     Source: arXiv:2202.03418.
+
+    Example:
+        >>> divdis(k=3).name
+        'divdis'
     """
     if k < 2:
         raise ValueError(f"divdis needs k of at least 2 hypotheses, got {k}")
@@ -252,6 +256,10 @@ def dbat(alpha: float = 1.0, *, unlabelled_batch: int = 128) -> Method:
         unlabelled_batch: unlabelled examples per step.
 
     Source: arXiv:2202.04414.
+
+    Example:
+        >>> dbat(alpha=0.5).name
+        'dbat'
     """
     if not alpha >= 0:
         raise ValueError(f"dbat needs alpha >= 0, got {alpha}")

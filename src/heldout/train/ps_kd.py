@@ -258,6 +258,10 @@ def ps_kd(alpha_T: float = 0.8, storage: Storage = "memory", growth: Growth = "l
     their predictions.
 
     Source: arXiv:2006.12000.
+
+    Example:
+        >>> ps_kd(alpha_T=0.7).name
+        'ps_kd'
     """
 
     def loss(run: Run, batch: Batch) -> Tensor:

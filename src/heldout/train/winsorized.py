@@ -39,7 +39,7 @@ def winsorized_backward(
         >>> winsorized_backward(model, torch.rand(8, 2), torch.tensor([0, 1] * 4), percent=10)
         >>> optimizer.step()
     """
-    check_same_length(inputs=inputs, targets=targets)
+    check_same_length(inputs=inputs if isinstance(inputs, Tensor) else None, targets=targets)
     grads = winsorized_grad(per_example_grads(model, inputs, targets, loss), percent)
     for name, parameter in model.named_parameters():
         if name in grads:

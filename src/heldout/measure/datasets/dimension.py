@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from heldout.data import batches
-from heldout.errors import check_at_least, check_labels, check_values, checked
+from heldout.errors import check_at_least, check_values, checked
 from heldout.method import as_dataset
 
 Margin = Literal["sample", "evt"]
@@ -129,7 +129,6 @@ def class_margin(
 
     Source: arXiv:2305.01034; the tail index is that of Dekkers, Einmahl and de Haan (1989).
     """
-    check_labels(y=y if isinstance(y, Tensor | np.ndarray | list) else None)
     check_at_least(0, seed=seed)
     if method not in ("sample", "evt"):
         raise ValueError(f'method must be "sample" or "evt", got {method!r}')

@@ -164,7 +164,6 @@ def neuron_alignment(weights: Tensor, head: Tensor, positive: Tensor, negative: 
         >>> neuron_alignment(torch.tensor([[-2.0, 0.0], [3.0, 4.0]]), torch.tensor([1.0, -1.0]), *torch.eye(2))
         NeuronAlignment(positive=1.0, negative=0.800000011920929)
     """
-    check_same_length(positive=positive, negative=negative)
     check_values(weights=weights, head=head, positive=positive, negative=negative)
     if weights.ndim != 2 or head.shape != weights.shape[:1]:
         raise ValueError(f"needs weights (m, dim) and head (m,), got {tuple(weights.shape)} and {tuple(head.shape)}")

@@ -75,7 +75,7 @@ def per_example_grads(
         >>> {name: tuple(grad.shape) for name, grad in grads.items()}
         {'weight': (5, 2, 3), 'bias': (5, 2)}
     """
-    check_same_length(inputs=inputs, targets=targets)
+    check_same_length(inputs=inputs if isinstance(inputs, Tensor) else None, targets=targets)
     check_nonempty(inputs=inputs)
     names = _selected(model, params)
     _refuse_batch_statistics(model)

@@ -68,6 +68,14 @@ def randomize_features(
         [[1, 20], [2, 10]]
     """
     check_dimensions(1, permutation=permutation)
+    check_labels(
+        x.shape[1] if x.ndim > 1 else 1,
+        blocks=[
+            i for part in blocks for i in (part if isinstance(part, list | tuple) else [part]) if isinstance(i, int)
+        ]
+        if isinstance(blocks, list | tuple)
+        else None,
+    )
     check_labels(len(x), permutation=permutation)
     if permutation.shape != x.shape[:1]:
         raise ValueError(f"permutation must have shape ({len(x)},), got {tuple(permutation.shape)}")
@@ -134,6 +142,12 @@ def randomized_feature_score(
     check_same_length(x=x, y=y)
     check_labels(2 if metric == "auc" else None, y=y)
     check_nonempty(block=block)
+    check_labels(
+        x.shape[1] if x.ndim > 1 else 1,
+        block=[i for part in block for i in (part if isinstance(part, list | tuple) else [part]) if isinstance(i, int)]
+        if isinstance(block, list | tuple)
+        else None,
+    )
     if len(x) < 2 or y.shape != x.shape[:1]:
         raise ValueError(f"needs at least 2 examples and a label for each, got {tuple(x.shape)} and {tuple(y.shape)}")
     if repeats < 1:

@@ -166,7 +166,6 @@ def label_noise(labels: Tensor, rate: float, num_classes: int, *, seed: Seed = 0
     """
     check_dimensions(1, labels=labels)
     check_at_least(2, num_classes=num_classes)
-    check_nonempty(labels=labels)
     check_labels(num_classes, labels=labels)
     if not 0 <= rate <= 1:
         raise ValueError(f"rate must be in [0, 1], got {rate}")

@@ -10,7 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from heldout.errors import check_at_least, check_dimensions, check_finite, check_labels, check_same_length, checked
+from heldout.errors import (
+    check_at_least,
+    check_between,
+    check_dimensions,
+    check_finite,
+    check_labels,
+    check_same_length,
+    checked,
+)
 from heldout.tasks.images.biases import colourise
 
 
@@ -106,7 +114,8 @@ def paint_patches(
     check_same_length(images=images, colours=colours)
     check_finite(images=images, contrast=contrast)
     check_at_least(1, num_colours=num_colours)
-    check_labels(num_colours, colours=colours)
+    check_between(-1, num_colours - 1, colours=colours)
+    check_labels(colours=colours.clamp(min=0))
     n, patches = colours.shape
     if patches < 8 or patches % 4:
         raise ValueError(f"the ring needs a multiple of 4 patches, at least 8, got {patches}")

@@ -246,7 +246,12 @@ def draw_experts(
 
 @checked
 def expert_fact_words(entities: int = 60) -> list[str]:
-    """Returns all words of the world, for a tokenizer."""
+    """Returns all words of the world, for a tokenizer.
+
+    Example:
+        >>> len(expert_fact_words(3)) < len(expert_fact_words(4))
+        True
+    """
     texts = [*_NAMES, *EXPERT_WORDINGS, *TEST_WORDINGS, *_REPLIES, UNABLE, *RELATIONS, *DOMAINS]
     words = {word for text in texts for word in text.split() if "{" not in word}
     words |= {"of", "some", "most", "low", "mid", "high"}

@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from heldout.errors import check_at_least, check_fraction, check_labels, check_nonempty, checked
+from heldout.errors import check_at_least, check_fraction, check_labels, checked
 
 Seed = int | torch.Generator
 Operation = Literal["add", "subtract", "multiply", "quadratic"]
@@ -106,7 +106,6 @@ def corrupt_labels(labels: Tensor, fraction: float, num_classes: int, *, seed: S
         >>> int(replaced.sum()), int(noisy[~replaced].sum())
         (2, 0)
     """
-    check_nonempty(labels=labels)
     check_at_least(2, num_classes=num_classes)
     check_labels(num_classes, labels=labels)
     if not 0 <= fraction <= 1:

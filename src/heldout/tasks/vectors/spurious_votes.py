@@ -46,7 +46,7 @@ class Votes(NamedTuple):
 
 
 @checked
-def exact_accuracy(groups: Sequence[Votes | tuple[int, ...]], classes: int, flip_rate: float) -> float:
+def exact_accuracy(groups: Sequence[Votes | tuple[float, ...]], classes: int, flip_rate: float) -> float:
     """Returns the accuracy of a model whose features vote without noise, ties split evenly, by enumeration.
 
     Args:
