@@ -277,7 +277,7 @@ def _of_array(name, value, label, peers):
     kind = "f" if (value.is_floating_point() if tensor else value.dtype.kind == "f") else "i"
     if kind == "f":
         found += [Corruption("NaN", put(NAN), True), Corruption("inf", put(INF), False)]
-    elif value.dtype not in (torch.bool, np.bool_) and (tensor or value.dtype.kind in "iu"):
+    elif value.dtype in (torch.int32, torch.int64, np.int32, np.int64):
         classes = any(isinstance(peer, Tensor | np.ndarray) and peer.ndim == 2 for peer in peers.values())
         found += [
             Corruption("a label of -1", put(-1), label), Corruption("a label of 10**6", put(10**6), label and classes),

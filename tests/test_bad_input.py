@@ -4,6 +4,7 @@
 """
 
 from collections import Counter
+from functools import cache
 from typing import NamedTuple
 
 import pytest
@@ -17,7 +18,10 @@ from heldout.losses import knn_nll
 from heldout.measure import adaptivity_gap, linear_agreement, min_k_probability, randomized_feature_score
 from heldout.nn import KNNMemory, LoRAGroup
 from heldout.tasks import SpuriousVotes, corrupt_labels, label_noise
-from tests.bad_input import NAN, Call, not_covered, outcomes, public, recorded
+from tests.bad_input import NAN, Call, not_covered, outcomes
+from tests.bad_input import recorded as run_examples
+
+recorded = cache(run_examples)
 
 
 class Ceiling(NamedTuple):
@@ -29,10 +33,21 @@ class Ceiling(NamedTuple):
 
 
 CEILINGS = {
-    "statistics": Ceiling(0, 0, 0),
+    "statistics": Ceiling(0, 3, 11),
+    "losses": Ceiling(0, 3, 2),
+    "optim": Ceiling(0, 0, 2),
+    "nn": Ceiling(14, 0, 39),
+    "adapt": Ceiling(0, 1, 20),
+    "data": Ceiling(3, 0, 6),
+    "tasks": Ceiling(1, 0, 20),
+    "measure": Ceiling(5, 2, 37),  # classes of difficulty and margin are told apart by equality, whatever their values
+    "train": Ceiling(21, 1, 84),  # nearly all of them in train/tuning
+    "method": Ceiling(6, 0, 2),
+    "weights": Ceiling(44, 2, 289),
+    "lm": Ceiling(288, 4, 383),
 }
-# Nothing is lost where a module or a step that is called for every batch passes NaN on: the answer is NaN.
-PASSES_NAN_ON = {"losses", "nn", "optim", "adapt", "train", "data"}
+# Where a step is called for every batch, or a statistic for every row, NaN is passed on: it is not lost, the answer is NaN.
+PASSES_NAN_ON = {"losses", "nn", "optim", "adapt", "train", "data", "statistics"}
 
 
 @pytest.mark.parametrize("room", CEILINGS)
@@ -137,8 +152,18 @@ def test_an_example_that_calls_a_method_is_recorded_with_its_object():
     assert calls["optim.SAM"].direct
 
 
-def test_at_least_95_percent_of_the_public_names_are_covered():
-    """By the examples of the rooms that the battery runs; the rest needs data that are not installed here."""
-    names = {room: len(public(room)) for room in CEILINGS}
-    missing = {room: not_covered(room, recorded(room)) for room in CEILINGS}
-    assert sum(map(len, missing.values())) <= 0.05 * sum(names.values()), missing
+# Not covered: their examples need data packages, or they have no example yet (those of nn and data, and the last line).
+EXCEPTIONS = {
+    "nn": {"why_no_head"},
+    "data": {"emphasised_instruction"},
+    "tasks": {
+        "choice_questions", "drawing_tags", "drawings", "fashion_mnist", "film_reviews", "open_questions",
+        "question_tasks", "real_texts",
+        "edit_problem", "list_levels",
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("room", ["statistics", "losses", "optim", "nn", "adapt", "data", "tasks", "measure"])
+def test_every_public_name_of_a_room_is_covered(room):
+    assert not_covered(room, recorded(room)) <= EXCEPTIONS.get(room, set())

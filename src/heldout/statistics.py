@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from heldout.errors import check_at_least, check_fraction, check_values, checked
+from heldout.errors import check_at_least, check_fraction, check_nonempty, check_values, checked
 
 Array = NDArray[np.float64]
 Statistic = Callable[..., Array]
@@ -51,6 +51,7 @@ def ratio_of_means(a: Array, b: Array) -> Array:
         >>> float(ratio_of_means(np.array([2.0, 4.0]), np.array([1.0, 2.0])))
         2.0
     """
+    check_nonempty(a=a, b=b)
     return a.mean(axis=-1) / b.mean(axis=-1)
 
 

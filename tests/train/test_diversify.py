@@ -147,7 +147,7 @@ X, Y = torch.randn(16, 2), torch.arange(16) % 2
         ((network, [{"x": X, "labels": Y}], [X]), {}, "must be dicts with x"),
         ((network, [(X, Y + 1)], [X]), {}, r"labels must lie in 0..1"),
         ((network, [(X, Y.float())], [X]), {}, "class indices"),
-        ((network, [(X, Y)], [X]), {"method": "other"}, 'must be "divdis", "dbat" or a function'),
+        ((network, [(X, Y)], [X]), {"method": "other"}, "method must be one of 'divdis', 'dbat' or callable"),
         ((network, [(X, Y)], [X]), {"epochs": 0}, "epochs must be at least 1"),
         ((nn.Sequential(nn.Linear(2, 2), nn.Softmax(1), nn.Flatten()), [(X, Y)], [X]), {}, "cannot be replaced"),
     ],

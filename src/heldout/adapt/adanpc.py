@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from heldout.adapt.protocol import Stream, TestTimeAdapter, encode, entropy, sparing
 from heldout.data import batches, gather
-from heldout.errors import check_at_least, check_nonnegative, checked
+from heldout.errors import check_at_least, check_nonnegative, check_positive, checked
 from heldout.method import Method, Run, Splits
 from heldout.nn import KNNMemory, inputs_for, split_head, why_no_head
 
@@ -238,6 +238,8 @@ def adanpc(
         >>> adanpc(k=10).name
         'adanpc'
     """
+    check_at_least(1, k=k, batch_size=batch_size)
+    check_positive(tau=tau)
 
     def predict(run: Run, module: nn.Module) -> Stream:
         train = run.splits.train

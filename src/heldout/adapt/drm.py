@@ -283,6 +283,7 @@ def drm(
         >>> drm(gamma=0.5).name
         'drm'
     """
+    check_at_least(1, batch_size=batch_size)
     estimates = ("entropy", "uniform", "discriminator", "prototype")
     if estimate not in estimates:
         raise ValueError(f"estimate must be one of {', '.join(estimates)}, got {estimate!r}")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from heldout.adapt.protocol import Stream, TestTimeAdapter, encode, entropy, sparing
 from heldout.data import gather
-from heldout.errors import checked
+from heldout.errors import check_at_least, checked
 from heldout.method import Method, Run
 from heldout.nn import inputs_for, split_head, why_no_head
 
@@ -99,6 +99,8 @@ def t3a(filter_k: int | None = 100, *, batch_size: int = 32) -> Method:
         >>> t3a(filter_k=20).name
         't3a'
     """
+    check_at_least(1, batch_size=batch_size)
+    check_at_least(0, filter_k=filter_k)
 
     def predict(run: Run, module: nn.Module) -> Stream:
         inputs, _ = gather(run.splits.train, torch.arange(1))

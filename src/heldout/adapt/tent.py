@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from heldout.adapt.protocol import Stream, TestTimeAdapter, batch_size_of, entropy, sparing
 from heldout.data import gather
-from heldout.errors import check_nonnegative, checked
+from heldout.errors import check_at_least, check_nonnegative, checked
 from heldout.method import Method, Run, Splits, forward, why_no_class_labels
 
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
@@ -125,6 +125,9 @@ def tent(lr: float = 1e-3, *, steps: int = 1, batch_size: int = 64) -> Method:
         >>> tent(lr=1e-3).name
         'tent'
     """
+    check_nonnegative(lr=lr)
+    check_at_least(0, steps=steps)
+    check_at_least(1, batch_size=batch_size)
 
     def predict(run: Run, module: nn.Module) -> Stream:
         return Stream(Tent(module, lr=lr, steps=steps), batch_size)

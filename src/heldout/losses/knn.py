@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from heldout.errors import check_finite, check_labels, check_nonempty, checked
+from heldout.errors import check_at_least, check_finite, check_labels, check_nonempty, check_positive, checked
 from heldout.method import Batch, Method, Run
 from heldout.nn import KNNMemory, split_head, why_no_head
 
@@ -66,6 +66,9 @@ def knn_training(
         >>> knn_training(k=5).name
         'knn_training'
     """
+    check_at_least(1, k=k, queue=queue)
+    check_positive(tau=tau, first_tau=first_tau)
+    check_at_least(0, anneal_steps=anneal_steps)
 
     def loss(run: Run, batch: Batch) -> Tensor:
         if "knn-training" not in run.state:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from heldout.data import gather
-from heldout.errors import check_nonempty, checked
+from heldout.errors import check_finite, check_nonempty, checked
 from heldout.method import Added, Batch, Method, Run, Splits
 from heldout.nn import (
     LoRAGroup,
@@ -77,6 +77,7 @@ def orthogonal_group_loss(
         >>> orthogonal_group_loss([group], norm="fro").item() > 0
         True
     """
+    check_finite(preserve=preserve, diversify=diversify)
     check_nonempty(preserve=preserve)
     _check_options(norm=norm, side=side, reduction=reduction)
     if not groups:

@@ -20,6 +20,7 @@ _LARGE_GHOST = 2**14  # values: from here on a call of torch's kernel for each g
 
 
 class _GhostBatchNorm(_BatchNorm):
+    @checked
     def __init__(
         self,
         num_features: int,

@@ -87,7 +87,7 @@ def test_agreement_refuses_other_outputs_and_labels(points):
         linear_agreement(nn.Identity(), x, labels, x_test)
     with pytest.raises(ValueError, match=r"labels must be|y_train must be between \-1 and 1"):
         linear_agreement(nn.Identity(), x, labels + 1, x_test)
-    with pytest.raises(ValueError, match="needs points"):
+    with pytest.raises(ValueError, match="must not be empty"):
         linear_agreement(nn.Identity(), x, labels, x_test[:0])
 
 

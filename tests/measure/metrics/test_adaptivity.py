@@ -31,7 +31,7 @@ def test_groups_have_their_own_best_head():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: adaptivity_gap(torch.zeros(4, 2), torch.zeros(4)), "head_logits must be"),
+        (lambda: adaptivity_gap(torch.zeros(4, 2), torch.zeros(4)), "head_logits must have 3 dimensions"),
         (lambda: adaptivity_gap(torch.zeros(4, 2, 3), torch.zeros(3).long()), r"targets must be \(4,\)"),
         (
             lambda: adaptivity_gap(torch.zeros(4, 2, 3), torch.zeros(4).long(), torch.zeros(4, 2)),

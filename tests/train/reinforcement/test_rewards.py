@@ -75,5 +75,5 @@ def test_bad_input_is_refused():
             CostReward()(bad)
     with pytest.raises(ValueError, match="alpha"):
         router_reward(0.0, 1.0, 1.0, 1.5)
-    with pytest.raises(ValueError, match="finite"):
+    with pytest.raises(ValueError, match="outcome must be a number"):
         router_reward(0.0, float("nan"), 1.0)

@@ -252,6 +252,7 @@ def expert_fact_words(entities: int = 60) -> list[str]:
         >>> len(expert_fact_words(3)) < len(expert_fact_words(4))
         True
     """
+    check_at_least(1, entities=entities)
     texts = [*_NAMES, *EXPERT_WORDINGS, *TEST_WORDINGS, *_REPLIES, UNABLE, *RELATIONS, *DOMAINS]
     words = {word for text in texts for word in text.split() if "{" not in word}
     words |= {"of", "some", "most", "low", "mid", "high"}
