@@ -86,7 +86,7 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
     of what is often duck-typed: a data set must have elements. What values are allowed beyond their kind is for the
     ``check_*`` validators of this file, called in the body.
 
-    Costs one to two microseconds a call; annotations are read at the first call.
+    Costs a few microseconds a call; annotations are read at the first call.
 
     Raises:
         TypeError: an argument is of another kind; the message names it.

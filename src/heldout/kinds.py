@@ -62,7 +62,7 @@ def _kind(annotation: Any) -> Kind | None:
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is typing.Annotated:
         return _kind(arguments[0])
-    if isinstance(annotation, typing.TypeAliasType if sys.version_info >= (3, 12) else ()):
+    if isinstance(annotation, getattr(typing, "TypeAliasType", ())):
         return _kind(annotation.__value__)
     if origin is typing.Literal:
         return _literal(arguments)
@@ -119,12 +119,12 @@ def _instance(kind: type) -> Kind | None:
         return _kind_by("a tensor", "tensors", lambda value: isinstance(value, kind))
     if name == "Module" and kind.__module__.startswith("torch."):
         return _kind_by("a module (torch.nn.Module)", "modules", lambda value: isinstance(value, kind))
-    words = {"str": "text", "bool": "True or False", "NoneType": "None"}.get(name)
+    told = {"str": "text", "bool": "True or False", "NoneType": "None"}.get(name)
     if kind is bool:
         numpy = sys.modules.get("numpy")
         kind = (bool, numpy.bool_) if numpy else bool  # type: ignore[assignment]
     article = "an" if name[0] in "AEIOUaeiou" else "a"
-    return _kind_by(words or f"{article} {name}", words or f"{name} objects", lambda value: isinstance(value, kind))
+    return _kind_by(told or f"{article} {name}", told or f"{name} objects", lambda value: isinstance(value, kind))
 
 
 def _is_integer(value: Any) -> bool:
@@ -187,6 +187,7 @@ def _mapping(arguments: tuple[Any, ...]) -> Kind:
         if not isinstance(value, Mapping):
             return f"got {short(value)}"
         for key, entry in value.items() if inner else ():
+            assert inner is not None
             if (found := inner.fault(entry)) is not None:
                 return f"{found} at {key!r}"
         return None
@@ -201,6 +202,7 @@ def _sequence(arguments: tuple[Any, ...]) -> Kind:
         if isinstance(value, str | bytes | Mapping) or not hasattr(value, "__len__") or getattr(value, "ndim", 1) == 0:
             return f"got {short(value)}"
         for position, entry in enumerate(value) if inner and isinstance(value, list | tuple) else ():
+            assert inner is not None
             nan = isinstance(entry, float) and entry != entry  # among values, that is for a validator
             if not nan and (found := inner.fault(entry)) is not None:
                 return f"{found} at {position}"
