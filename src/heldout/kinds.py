@@ -63,7 +63,7 @@ def _kind(annotation: Any) -> Kind | None:
     if origin is typing.Annotated:
         return _kind(arguments[0])
     if isinstance(annotation, getattr(typing, "TypeAliasType", ())):
-        return _kind(annotation.__value__)
+        return _kind(annotation.__value__)  # type: ignore[union-attr]
     if origin is typing.Literal:
         return _literal(arguments)
     if origin in (typing.Union, types.UnionType):
