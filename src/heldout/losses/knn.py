@@ -64,7 +64,7 @@ def knn_training(
 
     Example:
         >>> knn_training(k=5).name
-        'knn_training'
+        'knn-training'
     """
     check_at_least(1, k=k, queue=queue)
     check_positive(tau=tau, first_tau=first_tau)

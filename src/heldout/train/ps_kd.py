@@ -261,7 +261,7 @@ def ps_kd(alpha_T: float = 0.8, storage: Storage = "memory", growth: Growth = "l
 
     Example:
         >>> ps_kd(alpha_T=0.7).name
-        'ps_kd'
+        'ps-kd'
     """
 
     def loss(run: Run, batch: Batch) -> Tensor:
