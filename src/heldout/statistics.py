@@ -16,6 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from heldout.errors import check_at_least, check_fraction, check_nonempty, check_values, checked
+
 Array = NDArray[np.float64]
 Statistic = Callable[..., Array]
 
@@ -34,18 +36,33 @@ class Interval:
     high: float | None
 
 
+@checked
 def mean(x: Array) -> Array:
     """Mean over the last axis."""
+    check_values(x=x)
     return x.mean(axis=-1)
 
 
+@checked
 def ratio_of_means(a: Array, b: Array) -> Array:
-    """Mean of a over mean of b, over the last axis."""
+    """Mean of a over mean of b, over the last axis.
+
+    Example:
+        >>> float(ratio_of_means(np.array([2.0, 4.0]), np.array([1.0, 2.0])))
+        2.0
+    """
+    check_nonempty(a=a, b=b)
     return a.mean(axis=-1) / b.mean(axis=-1)
 
 
+@checked
 def pearson(x: Array, y: Array) -> Array:
-    """Pearson correlation over the last axis; NaN where one of the two is constant."""
+    """Pearson correlation over the last axis; NaN where one of the two is constant.
+
+    Example:
+        >>> float(pearson(np.array([1.0, 2.0, 3.0]), np.array([2.0, 4.0, 6.0])).round(6))
+        1.0
+    """
     x = x - x.mean(axis=-1, keepdims=True)
     y = y - y.mean(axis=-1, keepdims=True)
     scale = np.sqrt((x * x).sum(axis=-1) * (y * y).sum(axis=-1))
@@ -53,13 +70,20 @@ def pearson(x: Array, y: Array) -> Array:
         return np.clip(np.where(scale > 0, (x * y).sum(axis=-1) / scale, np.nan), -1.0, 1.0)
 
 
+@checked
 def spearman(x: Array, y: Array) -> Array:
-    """Spearman rank correlation over the last axis (ties share their mean rank)."""
+    """Spearman rank correlation over the last axis (ties share their mean rank).
+
+    Example:
+        >>> float(spearman(np.array([1.0, 2.0, 3.0]), np.array([1.0, 10.0, 11.0])).round(6))
+        1.0
+    """
     from scipy.stats import rankdata
 
     return pearson(rankdata(x, axis=-1), rankdata(y, axis=-1))
 
 
+@checked
 def interval(
     samples: Sequence[Array], statistic: Statistic = mean, *, confidence: float = CONFIDENCE, seed: int = 0
 ) -> Interval:
@@ -92,6 +116,9 @@ def interval(
         >>> round(found.estimate, 3), found.low > 0
         (0.026, True)
     """
+    check_values(samples=samples)
+    check_fraction(confidence=confidence)
+    check_at_least(0, seed=seed)
     arrays = [np.asarray(sample, dtype=np.float64) for sample in samples]
     n = len(arrays[0])
     if n == 0 or any(sample.shape != (n,) for sample in arrays):
@@ -110,10 +137,14 @@ def interval(
     return Interval(estimate, min(low, below, estimate), max(high, above, estimate))
 
 
+@checked
 def bootstrap_distribution(
     samples: Sequence[Array], statistic: Statistic, *, resamples: int = RESAMPLES, seed: int = 0
 ) -> Array:
     """The statistic of ``resamples`` paired resamples, ``(resamples,)``."""
+    check_values(samples=samples)
+    check_at_least(1, resamples=resamples)
+    check_at_least(0, seed=seed)
     n = len(samples[0])
     generator = np.random.default_rng(seed)
     step = max(1, _CHUNK // n)
@@ -124,17 +155,27 @@ def bootstrap_distribution(
     return np.concatenate(parts)
 
 
+@checked
 def percentile(resampled: Array, confidence: float = CONFIDENCE) -> tuple[float, float]:
-    """The percentile bootstrap interval."""
+    """The percentile bootstrap interval.
+
+    Example:
+        >>> low, high = percentile(np.arange(101.0), 0.9)
+        >>> round(float(low), 6), round(float(high), 6)
+        (5.0, 95.0)
+    """
     tail = (1 - confidence) / 2
     low, high = np.quantile(resampled, [tail, 1 - tail])
     return float(low), float(high)
 
 
+@checked
 def bca(
     resampled: Array, estimate: float, jackknife: Array, confidence: float = CONFIDENCE
 ) -> tuple[float, float] | None:
     """The bias-corrected and accelerated bootstrap interval, or None where it is not defined."""
+    check_values(resampled=resampled, jackknife=jackknife)
+    check_fraction(confidence=confidence)
     from scipy.special import ndtr, ndtri
 
     if len(jackknife) < 3:
@@ -159,6 +200,7 @@ def bca(
     return float(low), float(high)
 
 
+@checked
 def wilson(successes: float, trials: int, confidence: float = CONFIDENCE) -> Interval:
     """Returns a proportion with its Wilson score interval, which is sound near 0 and 1 and for few trials.
 
@@ -204,8 +246,14 @@ def newcombe(first: Interval, second: Interval) -> Interval:
     return Interval(gap, gap - below, gap + above)
 
 
+@checked
 def effect_size(differences: Array) -> float | None:
-    """Cohen's d_z, mean over standard deviation of paired differences; None where that is not defined."""
+    """Cohen's d_z, mean over standard deviation of paired differences; None where that is not defined.
+
+    Example:
+        >>> effect_size(np.array([1.0, 2.0, 3.0]))
+        2.0
+    """
     differences = np.asarray(differences, dtype=np.float64)
     if len(differences) < 2:
         return None

@@ -67,9 +67,9 @@ def test_what_cannot_be_mixed_is_named():
     with pytest.raises(TypeError, match=r"floating-point inputs can be mixed, got torch\.int64"):
         mixup(ids, torch.arange(2), 2)
     for alpha in (-1.0, float("nan"), float("inf")):
-        with pytest.raises(ValueError, match="alpha must be finite"):
+        with pytest.raises(ValueError, match=r"alpha must be (finite|a number)"):
             beta_weight(alpha)
     with pytest.raises(ValueError, match=r"smoothing must lie in \[0, 1\)"):
         soft_labels(torch.arange(2), 2, smoothing=1.0)
-    with pytest.raises(ValueError, match="class indices"):
+    with pytest.raises(ValueError, match=r"class indices|targets must be integers from 0 to 1"):
         soft_labels(torch.zeros(2), 2)

@@ -220,7 +220,7 @@ def test_options_are_checked():
         self_targets(gold_lm(), PAIRS, always(True), "{prompt}")
     with pytest.raises(ValueError, match="at least 1, got 0 and 256"):
         self_targets(gold_lm(), PAIRS, always(True), batch_size=0)
-    with pytest.raises(TypeError, match="must be a sequence of"):
+    with pytest.raises(TypeError, match="pairs must be a sequence"):
         self_targets(gold_lm(), dict(PAIRS), always(True))
     with pytest.raises(ValueError, match="got 2 prompts, 1 responses"):
         SelfTargets(["a", "b"], ["c"], ["self", "gold"])

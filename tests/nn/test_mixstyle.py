@@ -86,7 +86,10 @@ def test_layer_mixes_in_training_only_with_its_probability_and_its_generator():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: mix_style(maps(4, 3), torch.arange(4), torch.ones(4)), "positions"),
+        (
+            lambda: mix_style(maps(4, 3), torch.arange(4), torch.ones(4)),
+            r"positions|features must have 3 or 4 or 5 dimensions",
+        ),
         (lambda: MixStyle(alpha=0.0), "alpha > 0"),
         (lambda: MixStyle(p=1.5), r"p in \[0, 1\]"),
     ],

@@ -63,7 +63,7 @@ def test_initial_weights_have_the_scale_of_the_paper():
 
 
 def test_bad_options_and_inputs_are_named():
-    with pytest.raises(ValueError, match='norm must be "batch", "layer" or None'):
+    with pytest.raises(ValueError, match="norm must be one of 'batch', 'layer' or None"):
         ModularMLP(7, 8, norm="group")
     with pytest.raises(ValueError, match="p >= 2 and width >= 1"):
         ModularMLP(1, 8)

@@ -28,5 +28,7 @@ def test_regimes_are_stretched_by_the_rounded_up_ratio():
     ],
 )
 def test_wrong_input_is_refused(call):
-    with pytest.raises(ValueError, match=r"positive|rule must be one of"):
+    with pytest.raises(
+        ValueError, match=r"positive|must be a number|must be one of|must be at least 1|batch_size must be at least 1"
+    ):
         call()

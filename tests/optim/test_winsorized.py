@@ -37,7 +37,7 @@ def test_one_example_cannot_move_a_coordinate_beyond_the_others():
 
 def test_percents_outside_0_to_50_and_empty_batches_are_refused():
     for percent in (-1, 51, float("nan")):
-        with pytest.raises(ValueError, match=r"percent must be in \[0, 50\]"):
+        with pytest.raises(ValueError, match=r"percent must be (in \[0, 50\]|a number)"):
             winsorized_grad({"w": random(4)}, percent)
     with pytest.raises(ValueError, match="no example"):
         winsorized_grad({"w": random(0)}, 10)

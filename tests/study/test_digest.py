@@ -165,6 +165,27 @@ def test_a_validator_of_bad_input_does_not_count(package):
     assert run_digest(package("weights/core.py", used)) != before
 
 
+def test_a_decorator_that_refuses_bad_input_does_not_count(package):
+    before = run_digest(package())
+    decorated = "from heldout.errors import checked\n@checked\ndef add(x: float, y: float) -> float: return x + y\n"
+    assert run_digest(package("weights/core.py", decorated)) == before
+    another = decorated.replace("from heldout.errors import checked", "from functools import cache as checked")
+    assert run_digest(package("weights/core.py", another)) != before
+
+
+def test_a_method_that_only_refuses_bad_input_does_not_count(package):
+    plain = "class Adder:\n    def __call__(self, x, y): return x + y\nadd = Adder()\n"
+    before = run_digest(package("weights/core.py", plain))
+    method = "    def __post_init__(self):\n        'Refuses.'\n        check_fields(self)\n"
+    refusing = plain.replace("add =", "    def nothing(self): pass\nadd =").replace(
+        "    def nothing(self): pass\n", method
+    )
+    assert run_digest(package("weights/core.py", "from heldout.errors import check_fields\n" + refusing)) == before
+    assert (
+        run_digest(package("weights/core.py", "from dataclasses import fields as check_fields\n" + refusing)) != before
+    )
+
+
 def test_a_change_of_code_that_is_used_changes_the_digest(package):
     before = run_digest(package())
     assert run_digest(package("weights/core.py", "def add(x, y): return y + x\n")) != before

@@ -289,7 +289,7 @@ def test_regression_is_refused_with_the_reason():
         (lambda: distillation(storage="disk"), "storage"),
         (lambda: distillation(growth="fast"), "growth"),
         (lambda: distillation(storage="topk", top_k=3), r"top_k must lie in 1\.\.2"),
-        (lambda: ProgressiveSelfDistillation(0, 3, 1), "at least 1 example"),
+        (lambda: ProgressiveSelfDistillation(0, 3, 1), r"at least 1 example|num_examples must be at least 1"),
         (lambda: distillation().targets(INDEX, LABELS, 0), r"epoch must lie in 1\.\.4"),
         (lambda: distillation().targets(INDEX + 2, LABELS, 1), r"index must lie in 0\.\.5"),
         (lambda: distillation().targets(INDEX.float(), LABELS, 1), "index must hold integers"),

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from heldout.adapt.protocol import Stream, TestTimeAdapter, encode, entropy, sparing
 from heldout.data import batches, gather
+from heldout.errors import check_at_least, check_nonnegative, check_positive, checked
 from heldout.method import Method, Run, Splits
 from heldout.nn import KNNMemory, inputs_for, split_head, why_no_head
 
@@ -60,6 +61,7 @@ class AdaNPC(TestTimeAdapter):
         2
     """
 
+    @checked
     def __init__(
         self,
         encoder: Callable[[Any], Tensor],
@@ -75,6 +77,7 @@ class AdaNPC(TestTimeAdapter):
         eps_ball: float | None = None,
         backend: Literal["torch", "faiss"] = "torch",
     ) -> None:
+        check_at_least(1, num_classes=num_classes)
         if confidence not in ("vote", "double_softmax"):
             raise ValueError(f'confidence must be "vote" or "double_softmax", got {confidence!r}')
         if not tau > 0:
@@ -111,6 +114,7 @@ class AdaNPC(TestTimeAdapter):
     def state_dict(self) -> dict[str, Any]:
         return {"memory": self.memory.state_dict()}
 
+    @checked
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.memory.load_state_dict(state["memory"])
 
@@ -163,6 +167,7 @@ class AdaNPCBN(AdaNPC):
         torch.Size([8, 2])
     """
 
+    @checked
     def __init__(
         self,
         encoder: Callable[[Any], Tensor],
@@ -173,6 +178,8 @@ class AdaNPCBN(AdaNPC):
         steps: int = 1,
         **options: Any,
     ) -> None:
+        check_at_least(1, num_classes=num_classes)
+        check_nonnegative(lr=lr)
         if steps < 1:
             raise ValueError(f"steps must be at least 1, got {steps}")
         self.lr, self.steps = lr, steps
@@ -203,6 +210,7 @@ class AdaNPCBN(AdaNPC):
         learnt = {"norm": self._norm.state_dict(), "optimizer": self._optimizer.state_dict()}
         return super().state_dict() | copy.deepcopy(learnt)
 
+    @checked
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         super().load_state_dict(state)
         self._norm.load_state_dict(state["norm"])
@@ -216,6 +224,7 @@ class AdaNPCBN(AdaNPC):
         return self._norm.eval()(features).detach()
 
 
+@checked
 def adanpc(
     k: int = 100, tau: float = 0.1, beta: float = 0.9, *, max_added: int | None = None, batch_size: int = 32
 ) -> Method:
@@ -224,7 +233,13 @@ def adanpc(
     The memory holds the training set of the splits with its true labels, without augmentation.
 
     Source: arXiv:2304.12566.
+
+    Example:
+        >>> adanpc(k=10).name
+        'adanpc'
     """
+    check_at_least(1, k=k, batch_size=batch_size)
+    check_positive(tau=tau)
 
     def predict(run: Run, module: nn.Module) -> Stream:
         train = run.splits.train

@@ -17,6 +17,15 @@ from torch import Tensor, nn
 from heldout.adapt.heads import head_weights
 from heldout.adapt.protocol import Stream, TestTimeAdapter, sparing
 from heldout.data import batches, gather
+from heldout.errors import (
+    check_at_least,
+    check_dimensions,
+    check_fields,
+    check_labels,
+    check_nonempty,
+    check_same_length,
+    checked,
+)
 from heldout.method import Batch, Method, Run, Splits, evaluating
 from heldout.nn import MultiHead, inputs_for, why_no_head
 
@@ -47,6 +56,8 @@ class SteerConfig:
     encoder: bool = False
 
     def __post_init__(self) -> None:
+        check_fields(self)
+        check_at_least(0, steps=self.steps)
         if self.rule not in ("own", "shared", "uniform", "combined"):
             raise ValueError(f'rule must be "own", "shared", "uniform" or "combined", got {self.rule!r}')
         if self.steps < 1 or not self.lr > 0 or not self.confidence >= 0:
@@ -85,6 +96,7 @@ class DRM(TestTimeAdapter):
         (torch.Size([5, 2]), torch.Size([5, 3]))
     """
 
+    @checked
     def __init__(
         self,
         model: MultiHead,
@@ -184,6 +196,7 @@ class DRM(TestTimeAdapter):
         learnt = {"parameters": [p.detach() for p in self._parameters], "optimizer": self._optimizer.state_dict()}
         return copy.deepcopy(learnt)
 
+    @checked
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         if self.steer is None:
             return
@@ -193,6 +206,7 @@ class DRM(TestTimeAdapter):
         self._optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
 
 
+@checked
 def domain_head_loss(
     logits: Tensor, targets: Tensor, domains: Tensor, *, shared: bool = True, objective: Objective = F.cross_entropy
 ) -> Tensor:
@@ -219,6 +233,11 @@ def domain_head_loss(
 
     Source: arXiv:2208.08661, section 4.1.
     """
+    check_dimensions(3, logits=logits)
+    check_dimensions(1, targets=targets, domains=domains)
+    check_same_length(logits=logits, targets=targets, domains=domains)
+    check_labels(logits.shape[-1], targets=targets)
+    check_labels(domains=domains)
     heads = logits.shape[1] - shared
     if not len(domains):
         raise ValueError("domain_head_loss needs at least one example, got an empty batch")
@@ -234,6 +253,7 @@ def domain_head_loss(
     return torch.stack(losses).mean()
 
 
+@checked
 def drm(
     gamma: float = 1.0,
     *,
@@ -258,7 +278,12 @@ def drm(
         batch_size: of the test batches.
 
     Source: arXiv:2208.08661.
+
+    Example:
+        >>> drm(gamma=0.5).name
+        'drm'
     """
+    check_at_least(1, batch_size=batch_size)
     estimates = ("entropy", "uniform", "discriminator", "prototype")
     if estimate not in estimates:
         raise ValueError(f"estimate must be one of {', '.join(estimates)}, got {estimate!r}")
@@ -318,6 +343,7 @@ def _discriminator_gap(classifier: nn.Module) -> Callable[[Tensor], Tensor]:
     return lambda features: 1 / classifier(features).softmax(1).clamp(min=1e-6)
 
 
+@checked
 def prototype_gap(means: Tensor, distance: Literal["euclidean", "cosine"] = "euclidean") -> Callable[[Tensor], Tensor]:
     """Returns a function from features ``(batch, dim)`` to how far each is from each domain, ``(batch, domains)``.
 
@@ -345,6 +371,7 @@ def prototype_gap(means: Tensor, distance: Literal["euclidean", "cosine"] = "euc
     raise ValueError(f'distance must be "euclidean" or "cosine", got {distance!r}')
 
 
+@checked
 def domain_means(model: MultiHead, train: Any, domains: Tensor) -> Tensor:
     """Returns the mean feature of each domain over a data set, ``(domains, dim)``, in eval mode.
 
@@ -360,6 +387,9 @@ def domain_means(model: MultiHead, train: Any, domains: Tensor) -> Tensor:
         tensor([[2.],
                 [5.]])
     """
+    check_dimensions(1, domains=domains)
+    check_nonempty(domains=domains)
+    check_labels(domains=domains)
     means: Tensor | None = None
     for inputs, _, positions in batches(train, 256):
         with evaluating(model), torch.no_grad():

@@ -10,11 +10,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from heldout.errors import check_finite, checked
+
 Estimate = Literal["entropy", "uniform"] | Tensor
 
 _FLOOR = 1e-8  # of a gap: a head that is certain has entropy 0
 
 
+@checked
 def head_weights(logits: Tensor, estimate: Estimate = "entropy", gamma: float = 1.0, *, hard: bool = False) -> Tensor:
     """Returns the weight of each head for each example, ``(batch, heads)``, with rows that sum to 1.
 
@@ -36,6 +39,7 @@ def head_weights(logits: Tensor, estimate: Estimate = "entropy", gamma: float = 
         >>> head_weights(logits).argmax(1), head_weights(logits, gamma=0.0)
         (tensor([1]), tensor([[0.5000, 0.5000]]))
     """
+    check_finite(gamma=gamma)
     if logits.ndim != 3:
         raise ValueError(f"logits must be (batch, heads, classes), got {tuple(logits.shape)}")
     if not hard and not gamma >= 0:
@@ -58,6 +62,7 @@ def head_weights(logits: Tensor, estimate: Estimate = "entropy", gamma: float = 
     return (-gamma * gap.clamp(min=_FLOOR).log()).softmax(1)
 
 
+@checked
 def combine_heads(logits: Tensor, estimate: Estimate = "entropy", gamma: float = 1.0, *, hard: bool = False) -> Tensor:
     """Returns probabilities ``(batch, classes)``: the heads' predictions, weighted by ``head_weights``.
 

@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 
 from heldout.adapt.protocol import Stream, TestTimeAdapter, batch_size_of, outside_inference, sparing
 from heldout.data import gather
+from heldout.errors import check_at_least, check_nonnegative, checked
 from heldout.losses import LearnedConsistency, gradient_distance
 from heldout.method import Batch, Method, Run, Splits, evaluating
 from heldout.nn import AffineChain, StagedModel, draw_mix, inputs_for, mix_style, why_no_head
@@ -65,6 +66,7 @@ class ITTAState:
                 )
 
     @classmethod
+    @checked
     def of(
         cls,
         module: nn.Module,
@@ -97,11 +99,13 @@ class ITTAState:
         consistency = LearnedConsistency(model.dim, depth).to(like.device, like.dtype)
         return cls(model, consistency, alpha, tuple(range(min(2, len(model.shapes)))))
 
+    @checked
     def draw(self, batch: int, generator: torch.Generator) -> Mix:
         """Returns a random mix for a batch of this size."""
         stage = self.mix_after[int(torch.randint(len(self.mix_after), (), generator=generator))]
         return Mix(stage, *draw_mix(batch, self.alpha, generator))
 
+    @checked
     def views(
         self, inputs: Any, mix: Mix, layers: Sequence[nn.Module] | nn.ModuleList | None = None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -175,6 +179,7 @@ class ITTA(TestTimeAdapter):
         (torch.Size([32, 10]), ['changed', 'consistency', 'parameter_change'])
     """
 
+    @checked
     @outside_inference
     def __init__(
         self,
@@ -267,6 +272,7 @@ class ITTA(TestTimeAdapter):
         learnt = {"parameters": [p.detach() for p in self._parameters], "optimizer": self._optimizer.state_dict()}
         return copy.deepcopy(learnt) | {"generator": self._generator.get_state()}
 
+    @checked
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         with torch.no_grad():
             for parameter, value in zip(self._parameters, state["parameters"], strict=True):
@@ -379,6 +385,7 @@ class _Training:
         self._optimizer.zero_grad()
 
 
+@checked
 def itta(
     *,
     split_points: Sequence[str] | None = None,
@@ -418,7 +425,14 @@ def itta(
         batch_size: of the test batches.
 
     Source: arXiv:2304.04494.
+
+    Example:
+        >>> itta(lr=1e-3).name
+        'itta'
     """
+    check_nonnegative(lr=lr, eps=eps)
+    check_at_least(0, steps=steps)
+    check_at_least(1, batch_size=batch_size)
     if align_every is not None and align_every < 1:
         raise ValueError(f"align_every must be at least 1 or None, got {align_every}")
 

@@ -13,6 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from heldout.errors import checked
 from heldout.method import evaluating
 from heldout.weights import load_checkpoint, save_checkpoint
 
@@ -64,6 +65,7 @@ class Stream:
         tensor([2., 2., 1.])
     """
 
+    @checked
     def __init__(self, adapter: Any, batch_size: int) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
@@ -84,6 +86,7 @@ class Stream:
         return getattr(self.adapter, name)
 
 
+@checked
 def save_state(adapter: Any, path: str | Path) -> None:
     """Writes what an adapter has learnt at test time to a safetensors file, whole or not at all.
 
@@ -104,6 +107,7 @@ def save_state(adapter: Any, path: str | Path) -> None:
     save_checkpoint(tensors, _safetensors(path), {"adapter": _kind(adapter), "layout": layout})
 
 
+@checked
 def load_state(adapter: Any, path: str | Path) -> None:
     """Restores what ``save_state`` wrote, into an adapter made like the one that was saved.
 

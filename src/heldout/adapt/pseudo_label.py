@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from heldout.adapt.protocol import TestTimeAdapter, encode, outside_inference, sparing
+from heldout.errors import check_nonnegative, checked
 
 
 class PseudoLabel(TestTimeAdapter):
@@ -34,6 +35,7 @@ class PseudoLabel(TestTimeAdapter):
         torch.Size([8, 3])
     """
 
+    @checked
     @outside_inference
     def __init__(
         self,
@@ -44,6 +46,7 @@ class PseudoLabel(TestTimeAdapter):
         threshold: float = 0.9,
         steps: int = 1,
     ) -> None:
+        check_nonnegative(lr=lr)
         if steps < 1:
             raise ValueError(f"steps must be at least 1, got {steps}")
         self.encoder, self.lr, self.threshold, self.steps = encoder, lr, threshold, steps
@@ -76,6 +79,7 @@ class PseudoLabel(TestTimeAdapter):
     def state_dict(self) -> dict[str, Any]:
         return copy.deepcopy({"head": self.head.state_dict(), "optimizer": self._optimizer.state_dict()})
 
+    @checked
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.head.load_state_dict(state["head"])
         self._optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))

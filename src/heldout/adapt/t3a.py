@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from heldout.adapt.protocol import Stream, TestTimeAdapter, encode, entropy, sparing
 from heldout.data import gather
+from heldout.errors import check_at_least, checked
 from heldout.method import Method, Run
 from heldout.nn import inputs_for, split_head, why_no_head
 
@@ -35,6 +36,7 @@ class T3A(TestTimeAdapter):
         True
     """
 
+    @checked
     def __init__(self, encoder: Callable[[Any], Tensor], head: nn.Linear, *, filter_k: int | None = 100) -> None:
         if filter_k is not None and filter_k < 1:
             raise ValueError(f"filter_k must be at least 1 or None, got {filter_k}")
@@ -81,16 +83,24 @@ class T3A(TestTimeAdapter):
     def state_dict(self) -> dict[str, Any]:
         return {name: getattr(self, f"_{name}").clone() for name in ("sums", "supports", "labels", "entropies")}
 
+    @checked
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         for name in ("sums", "supports", "labels", "entropies"):
             setattr(self, f"_{name}", state[name].clone())
 
 
+@checked
 def t3a(filter_k: int | None = 100, *, batch_size: int = 32) -> Method:
     """Replaces the classification layer by class prototypes that unlabelled test features join, without gradients.
 
     Source: Iwasawa and Matsuo, NeurIPS 2021.
+
+    Example:
+        >>> t3a(filter_k=20).name
+        't3a'
     """
+    check_at_least(1, batch_size=batch_size)
+    check_at_least(0, filter_k=filter_k)
 
     def predict(run: Run, module: nn.Module) -> Stream:
         inputs, _ = gather(run.splits.train, torch.arange(1))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from heldout.adapt.protocol import Stream, TestTimeAdapter, batch_size_of, entropy, outside_inference, sparing
 from heldout.data import gather
+from heldout.errors import check_at_least, check_nonnegative, checked
 from heldout.method import Method, Run, Splits, forward, why_no_class_labels
 
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
@@ -53,8 +54,10 @@ class Tent(TestTimeAdapter):
         ['entropy', 'parameter_change']
     """
 
+    @checked
     @outside_inference
     def __init__(self, module: nn.Module, *, lr: float = 1e-3, steps: int = 1) -> None:
+        check_nonnegative(lr=lr)
         if steps < 1:
             raise ValueError(f"steps must be at least 1, got {steps}")
         self.module = copy.deepcopy(module).eval().requires_grad_(False)
@@ -106,6 +109,7 @@ class Tent(TestTimeAdapter):
             {"parameters": [p.detach() for p in self._parameters], "optimizer": self._optimizer.state_dict()}
         )
 
+    @checked
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         with torch.no_grad():
             for parameter, value in zip(self._parameters, state["parameters"], strict=True):
@@ -146,11 +150,19 @@ def is_norm(module: nn.Module) -> bool:
     )
 
 
+@checked
 def tent(lr: float = 1e-3, *, steps: int = 1, batch_size: int = 64) -> Method:
     """Adapts normalisation layers to unlabelled test batches of ``batch_size`` by minimising their entropy.
 
     Source: arXiv:2006.10726.
+
+    Example:
+        >>> tent(lr=1e-3).name
+        'tent'
     """
+    check_nonnegative(lr=lr)
+    check_at_least(0, steps=steps)
+    check_at_least(1, batch_size=batch_size)
 
     def predict(run: Run, module: nn.Module) -> Stream:
         return Stream(Tent(module, lr=lr, steps=steps), batch_size)

@@ -7,6 +7,8 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
+from heldout.errors import checked
+
 
 class IndexedDataset(Dataset):
     """Yields each example of a data set with its position: tuples grow by one int, dicts by the entry "index".
@@ -29,6 +31,7 @@ class IndexedDataset(Dataset):
         2
     """
 
+    @checked
     def __init__(self, dataset: Dataset) -> None:
         self.dataset = dataset
 

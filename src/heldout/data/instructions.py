@@ -9,6 +9,8 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from heldout.errors import check_at_least, checked
+
 FIELDS = {
     "definition": "Definition",
     "prompt": "Prompt",
@@ -33,6 +35,7 @@ def count_words(text: str) -> int:
     return len(text.split())
 
 
+@checked
 def encode_instruction(
     task: Any,
     instance: Any,
@@ -74,6 +77,7 @@ def encode_instruction(
     Source: arXiv:2104.08773, section 4. Deviation: in the authors' code a suggestion follows its reason without a
         space, and further examples are taken from the instances where the task has too few.
     """
+    check_at_least(0, n_positive=n_positive, n_negative=n_negative)
     if unknown := [name for name in fields if name not in FIELDS]:
         raise ValueError(f"fields must be among {', '.join(FIELDS)}, got {unknown[0]!r}")
     if min(n_positive, n_negative) < 0:

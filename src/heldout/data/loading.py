@@ -13,11 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset, TensorDataset, default_collate
 
+from heldout.errors import check_at_least, check_labels, checked
 from heldout.method import evaluating, forward
 
 TARGET_KEYS = ("labels", "label", "targets", "target")
 
 
+@checked
 def gather(dataset: Dataset, positions: Tensor) -> tuple[Any, Tensor]:
     """Returns ``(inputs, targets)`` of the examples at ``positions``, an int64 tensor ``(batch,)``.
 
@@ -32,6 +34,7 @@ def gather(dataset: Dataset, positions: Tensor) -> tuple[Any, Tensor]:
         >>> gather(Subset(data, [3, 1]), torch.tensor([0, 1]))
         (tensor([3., 1.]), tensor([3, 1]))
     """
+    check_labels(len(dataset), positions=positions)
     while isinstance(dataset, Subset):
         positions = _indices(dataset)[positions]
         dataset = dataset.dataset
@@ -64,6 +67,7 @@ def _indices(subset: Subset) -> Tensor:
     return cached
 
 
+@checked
 def sample_ids(dataset: Dataset, base: Dataset) -> Tensor:
     """Returns int64 ``(len(dataset),)``: the position in ``base`` of every example of ``dataset``.
 
@@ -83,10 +87,12 @@ def sample_ids(dataset: Dataset, base: Dataset) -> Tensor:
     return positions if view is base else torch.arange(len(dataset))  # type: ignore[arg-type]
 
 
+@checked
 def batches(
     dataset: Dataset, batch_size: int, order: Tensor | None = None, *, num_workers: int = 0
 ) -> Iterator[tuple[Any, Tensor, Tensor]]:
     """Yields ``(inputs, targets, positions)`` in the given order of positions (default: as they stand)."""
+    check_at_least(0, num_workers=num_workers)
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     order = torch.arange(len(dataset)) if order is None else order  # type: ignore[arg-type]
@@ -122,13 +128,20 @@ def is_tensor_data(dataset: Dataset) -> bool:
     return isinstance(dataset, TensorDataset)
 
 
+@checked
 def all_targets(dataset: Dataset) -> Tensor:
-    """Returns the targets ``(n, ...)`` of every example, in order."""
+    """Returns the targets ``(n, ...)`` of every example, in order.
+
+    Example:
+        >>> all_targets([(torch.zeros(2), 1), (torch.ones(2), 0)])
+        tensor([1, 0])
+    """
     if is_tensor_data(dataset):
         return gather(dataset, torch.arange(len(dataset)))[1]  # type: ignore[arg-type]
     return torch.cat([torch.as_tensor(targets) for _, targets, _ in batches(dataset, 256)])
 
 
+@checked
 def to_device(value: Any, device: torch.device | str | None) -> Any:
     """Returns tensors (also inside tuples and dicts) on ``device``; None leaves them where they are."""
     if device is None:
@@ -142,6 +155,7 @@ def to_device(value: Any, device: torch.device | str | None) -> Any:
     return value
 
 
+@checked
 def predict_all(
     function: Callable[..., Any], dataset: Dataset, batch_size: int = 512, device: torch.device | str | None = None
 ) -> tuple[Tensor, Tensor]:

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from heldout.errors import check_at_least, check_dimensions, check_labels, check_nonempty, check_same_length, checked
+
 
 class Mixed(NamedTuple):
     """Mixed examples: ``weight`` of each and ``1 - weight`` of its partner.
@@ -27,6 +29,7 @@ class Mixed(NamedTuple):
     weight: float
 
 
+@checked
 def mixup(
     inputs: Any,
     targets: Tensor,
@@ -57,11 +60,15 @@ def mixup(
         >>> torch.equal(mixed.inputs, mixed.targets)
         True
     """
+    check_same_length(inputs=inputs if isinstance(inputs, Tensor) else None, targets=targets)
+    check_at_least(1, num_classes=num_classes)
+    check_labels(num_classes, targets=targets)
     weight, partner = beta_weight(alpha, generator), permutation(len(targets), generator)
     labels = soft_labels(targets, num_classes, smoothing=smoothing)
     return Mixed(mix(inputs, partner, weight), mix(labels, partner, weight), partner, weight)
 
 
+@checked
 def beta_weight(alpha: float, generator: torch.Generator | None = None) -> float:
     """Returns a weight drawn from Beta(alpha, alpha); 1 where alpha is 0.
 
@@ -76,17 +83,24 @@ def beta_weight(alpha: float, generator: torch.Generator | None = None) -> float
     return float(np.random.default_rng(seed).beta(alpha, alpha))
 
 
+@checked
 def permutation(size: int, generator: torch.Generator | None = None) -> Tensor:
     """Returns a random partner for each of ``size`` examples: a permutation ``(size,)``."""
+    check_at_least(0, size=size)
     return torch.randperm(size, generator=generator)
 
 
+@checked
 def mix(values: Any, partner: Tensor, weight: float) -> Any:
     """Returns ``weight * values + (1 - weight) * values[partner]`` for a floating-point tensor, or a tuple or dict.
 
     Raises:
         TypeError: something in it is not a floating-point tensor.
     """
+    check_nonempty(partner=partner)
+    check_dimensions(1, partner=partner)
+    check_labels(len(partner), partner=partner)
+    check_same_length(values=values if isinstance(values, Tensor) else None, partner=partner)
     if isinstance(values, dict):
         return {name: mix(value, partner, weight) for name, value in values.items()}
     if isinstance(values, tuple | list):
@@ -97,6 +111,7 @@ def mix(values: Any, partner: Tensor, weight: float) -> Any:
     return torch.lerp(values[partner.to(values.device)], values, weight)
 
 
+@checked
 def soft_labels(targets: Tensor, num_classes: int, *, smoothing: float = 0.0) -> Tensor:
     """Returns class probabilities ``(batch, classes)``: ``1 - smoothing`` on the label, the rest spread over all.
 
@@ -112,6 +127,8 @@ def soft_labels(targets: Tensor, num_classes: int, *, smoothing: float = 0.0) ->
         >>> soft_labels(torch.tensor([1]), 2, smoothing=0.5)
         tensor([[0.2500, 0.7500]])
     """
+    check_at_least(1, num_classes=num_classes)
+    check_labels(num_classes, targets=targets)
     if not 0 <= smoothing < 1:
         raise ValueError(f"smoothing must lie in [0, 1), got {smoothing}")
     if targets.ndim != 1 or targets.is_floating_point():

@@ -19,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from heldout.errors import check_at_least, checked
+
 Example = tuple[str, str]
 """A problem and the response to it."""
 
@@ -37,6 +39,7 @@ class Clusters(NamedTuple):
     sizes: Tensor
 
 
+@checked
 def spherical_kmeans(features: Tensor, k: int, *, n_init: int = 4, seed: int = 0) -> Clusters:
     """Returns clusters of directions: k-means of the rows, scaled to length 1.
 
@@ -53,6 +56,7 @@ def spherical_kmeans(features: Tensor, k: int, *, n_init: int = 4, seed: int = 0
         >>> spherical_kmeans(torch.tensor([[1.0, 0.0], [5.0, 0.0], [0.0, 1.0]]), 2).sizes.sort().values
         tensor([1, 2])
     """
+    check_at_least(0, seed=seed)
     from sklearn.cluster import KMeans
 
     if k < 1:
@@ -65,6 +69,7 @@ def spherical_kmeans(features: Tensor, k: int, *, n_init: int = 4, seed: int = 0
     return Clusters(centroids, labels, torch.bincount(labels, minlength=k))
 
 
+@checked
 def sparse_select(features: Tensor, n: int, k: int | None = None, *, seed: int = 0) -> Tensor:
     """Returns the indices ``(n,)``, sorted, of a subset that takes as evenly as it can from clusters of directions.
 
@@ -85,6 +90,7 @@ def sparse_select(features: Tensor, n: int, k: int | None = None, *, seed: int =
         >>> len(set(sparse_select(features, 4, 2).tolist()) & {6, 7})
         2
     """
+    check_at_least(0, seed=seed)
     if not 1 <= n <= len(features):
         raise ValueError(f"n must lie in 1..{len(features)}, the size of the pool, got {n}")
     labels = spherical_kmeans(features, k or default_clusters(len(features)), seed=seed).labels.tolist()
@@ -163,6 +169,7 @@ class PrismaticSynthesizer:
     Source: arXiv:2505.20161. Which clusters count as sparse, how many there are and the test for duplicates are ours.
     """
 
+    @checked
     def __init__(
         self,
         features: Callable[[Sequence[Example]], Tensor],
@@ -193,6 +200,7 @@ class PrismaticSynthesizer:
         self._generator = torch.Generator().manual_seed(seed)
         self._seed = seed
 
+    @checked
     def run(self, pool: Sequence[Example], rounds: int, per_round: int) -> list[Example]:
         """Returns the pool with up to ``rounds * per_round`` new examples after those that were given.
 

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from heldout.errors import checked
 from heldout.language_model import LM, Prompt
 from heldout.method import evaluating
 
@@ -46,6 +47,7 @@ class SelfTargets(Dataset[dict[str, Any]]):
         ({'prompt': '3 + 3 =', 'response': '6', 'source': 'gold'}, {'self': 1, 'paraphrase': 0, 'gold': 1})
     """
 
+    @checked
     def __init__(self, prompts: Sequence[Prompt], responses: Sequence[str], sources: Sequence[str]) -> None:
         if not len(prompts) == len(responses) == len(sources):
             raise ValueError(
@@ -67,6 +69,7 @@ class SelfTargets(Dataset[dict[str, Any]]):
         found = Counter(self.sources)
         return {source: found[source] for source in TARGET_SOURCES}
 
+    @checked
     def nll(self, model: nn.Module, tokenizer: Any, *, batch_size: int = 16) -> Tensor:
         """Returns the mean negative log likelihood per token of each target, in nats, ``(rows,)``.
 
@@ -106,6 +109,7 @@ class SelfTargets(Dataset[dict[str, Any]]):
         return read, [*tokenizer(self.responses[number], add_special_tokens=False)["input_ids"], end]
 
 
+@checked
 def self_targets(
     lm: LM,
     pairs: Sequence[Any],

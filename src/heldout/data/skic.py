@@ -10,10 +10,13 @@ import re
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
+from heldout.errors import checked
+
 Problem = TypeVar("Problem")
 SkillTrace = tuple[Sequence[tuple[str, str]], str]
 
 
+@checked
 def skic_traces(
     problems: Sequence[Problem],
     solver_trace: Callable[[Problem], SkillTrace],

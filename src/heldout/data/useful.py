@@ -19,9 +19,11 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, Sampler, Subset, SubsetRandomSampler
 
 from heldout.data.loading import gather, predict_all
+from heldout.errors import check_at_least, check_labels, check_nonempty, checked
 from heldout.method import Method, Run, Splits
 
 
+@checked
 def early_output_clusters(
     outputs: Tensor, losses: Tensor, labels: Tensor, *, n_init: int = 10, seed: int = 0
 ) -> Tensor:
@@ -50,6 +52,8 @@ def early_output_clusters(
 
     Source: arXiv:2404.17768, algorithm 1.
     """
+    check_at_least(0, seed=seed)
+    check_labels(labels=labels)
     from sklearn.cluster import KMeans
 
     if outputs.ndim != 2 or losses.shape != labels.shape or labels.shape != outputs.shape[:1]:
@@ -77,6 +81,7 @@ def early_output_clusters(
     return slow
 
 
+@checked
 def separating_epoch(train_error: Sequence[float]) -> int:
     """Returns the epoch, counted from 1, at which the fall of the training error starts to slow: the curve's knee.
 
@@ -91,6 +96,7 @@ def separating_epoch(train_error: Sequence[float]) -> int:
 
     Deviation: the paper reads the epoch off the curve by eye; this rule is ours.
     """
+    check_nonempty(train_error=train_error)
     if len(train_error) < 3:
         raise ValueError(f"the knee of a curve needs at least 3 epochs, got {len(train_error)}")
     errors = torch.tensor(list(train_error), dtype=torch.float64)
@@ -101,6 +107,7 @@ def separating_epoch(train_error: Sequence[float]) -> int:
     return int((chord - lowest).argmax()) + 1
 
 
+@checked
 def upsample(dataset: Dataset, mask: Tensor, factor: int = 2) -> Subset:
     """Returns a view of the data set in which every marked example occurs ``factor`` times; no data is copied.
 
@@ -122,8 +129,14 @@ def upsample(dataset: Dataset, mask: Tensor, factor: int = 2) -> Subset:
     return Subset(dataset, _upsampled_indices(mask, factor))
 
 
+@checked
 def upsample_sampler(mask: Tensor, factor: int = 2, *, seed: int = 0) -> SubsetRandomSampler:
-    """Returns a shuffling sampler for a DataLoader: every position once, every marked one ``factor`` times."""
+    """Returns a shuffling sampler for a DataLoader: every position once, every marked one ``factor`` times.
+
+    Example:
+        >>> sorted(upsample_sampler(torch.tensor([True, False]), factor=3))
+        [0, 0, 0, 1]
+    """
     return SubsetRandomSampler(_upsampled_indices(mask, factor), generator=torch.Generator().manual_seed(seed))
 
 
@@ -148,6 +161,7 @@ class UsefulSplit(NamedTuple):
     per_class: dict[int, float]
 
 
+@checked
 def useful_split(
     train: Callable[[Any, int], tuple[nn.Module, Sequence[float]]],
     dataset: Dataset,
@@ -199,6 +213,7 @@ def useful_split(
     return UsefulSplit(mask, epoch, per_class)
 
 
+@checked
 def useful(separating_epoch: int | None = None, factor: int = 2) -> Method:
     """Returns the Method that trains briefly, repeats the examples not yet learned, and starts again.
 
@@ -210,6 +225,10 @@ def useful(separating_epoch: int | None = None, factor: int = 2) -> Method:
         factor: how often a slow-learnable example occurs; 2 is best in the paper.
 
     Source: arXiv:2404.17768.
+
+    Example:
+        >>> useful(separating_epoch=2).name
+        'useful'
     """
     if factor < 1 or (separating_epoch is not None and separating_epoch < 1):
         raise ValueError(f"useful needs factor >= 1 and separating_epoch >= 1, got {factor} and {separating_epoch}")

@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from heldout.errors import check_at_least, check_fields, check_nonempty, checked
+
 VerbalizerKind = Literal["natural", "neutral", "unnatural"]
 VERBALIZER_KINDS: tuple[VerbalizerKind, ...] = ("natural", "neutral", "unnatural")
 NONSENSE = (
@@ -60,6 +62,7 @@ class Verbalizer:
     name: str = ""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         object.__setattr__(self, "words", tuple(self.words))
         if not self.name:
             object.__setattr__(self, "name", "|".join(self.words))
@@ -71,6 +74,7 @@ class Verbalizer:
             raise ValueError(f"a verbalizer needs a word of its own for each class, got {self.words}")
 
 
+@checked
 def verbalizer_sets(
     natural: Sequence[Sequence[str]],
     *,
@@ -99,6 +103,7 @@ def verbalizer_sets(
         >>> [v.name for v in verbalizer_sets([["bad", "good"]], n_neutral=2, nonsense=["foo", "bar"], seed=1)]
         ['bad|good', 'bar|foo', 'foo|bar', 'good|bad']
     """
+    check_at_least(0, n_neutral=n_neutral)
     sets = [tuple(words) for words in natural]
     if not sets or len({len(words) for words in sets}) != 1:
         raise ValueError("natural needs at least one set of words, and as many words in each set as classes")
@@ -120,6 +125,7 @@ def verbalizer_sets(
     ]
 
 
+@checked
 def verbalizer_instruction(text: str, mapping: Sequence[tuple[str, str]]) -> str:
     """Returns the default prompt: which word to output for which description, then the text.
 
@@ -129,16 +135,19 @@ def verbalizer_instruction(text: str, mapping: Sequence[tuple[str, str]]) -> str
         Sentence: I like it.
         Output:
     """
+    check_nonempty(mapping=mapping)
     rules = "; ".join(f"output '{word}' if the sentence is {description}" for word, description in mapping)
     return f"{rules[0].upper()}{rules[1:]}.\nSentence: {text}\nOutput:"
 
 
+@checked
 def emphasised_instruction(text: str, mapping: Sequence[tuple[str, str]]) -> str:
     """Returns the default prompt, which also says that the words' usual meaning does not matter."""
     rule = "Ignore the usual meaning of the output words, and follow these rules."
     return f"{rule}\n{verbalizer_instruction(text, mapping)}"
 
 
+@checked
 def randomize_verbalizers(
     texts: Sequence[str],
     labels: Sequence[int],
@@ -177,6 +186,7 @@ def randomize_verbalizers(
         >>> rows[0]["completion"].strip() in rows[0]["prompt"]
         True
     """
+    check_nonempty(kinds=kinds)
     classes = len(descriptions)
     if len(texts) != len(labels) or not all(0 <= label < classes for label in labels):
         raise ValueError(f"each text needs a label from 0 to {classes - 1}")
@@ -200,6 +210,8 @@ def randomize_verbalizers(
     return rows
 
 
+@checked
 def shifted_words(words: Sequence[str], by: int = 1) -> tuple[str, ...]:
     """Returns the words, each standing where the one before it stood."""
+    check_nonempty(words=words)
     return tuple(words[(i + by) % len(words)] for i in range(len(words)))

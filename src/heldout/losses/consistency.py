@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from heldout.errors import check_at_least, check_nonempty, check_same_length, checked
 from heldout.nn import AffineChain
 
 Normalise = Literal["standardise", "unit"]
@@ -32,15 +33,19 @@ class LearnedConsistency(nn.Module):
         0.3333...
     """
 
+    @checked
     def __init__(self, dim: int, depth: int = 10) -> None:
+        check_at_least(1, dim=dim)
         super().__init__()
         self.weighting = AffineChain((dim,), depth)
 
+    @checked
     def forward(self, difference: Tensor) -> Tensor:
         """Returns the loss of ``difference = second_view - first_view``, ``(batch, dim)``."""
         return self.weighting(difference).square().mean()
 
 
+@checked
 def gradient_distance(
     gradients: Iterable[Tensor | None], goal: Iterable[Tensor | None], normalise: Normalise = "standardise"
 ) -> Tensor:
@@ -62,6 +67,8 @@ def gradient_distance(
         >>> gradient_distance([g], [3 * g]).item() < 1e-12
         True
     """
+    check_nonempty(gradients=gradients, goal=goal)
+    check_same_length(gradients=gradients, goal=goal)
     if normalise not in ("standardise", "unit"):
         raise ValueError(f'normalise must be "standardise" or "unit", got {normalise!r}')
     pairs = [(a, b) for a, b in zip(gradients, goal, strict=True) if a is not None or b is not None]
@@ -72,6 +79,7 @@ def gradient_distance(
     return (_normalised(first, normalise) - _normalised(second.detach(), normalise)).square().mean()
 
 
+@checked
 def gradient_alignment_loss(
     loss: Tensor, goal: Tensor, parameters: Sequence[Tensor], normalise: Normalise = "standardise"
 ) -> Tensor:

@@ -9,10 +9,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from heldout.errors import checked
+
 _EPS = 1e-7
 _TOLERANCE = 1e-3
 
 
+@checked
 def divdis_mi(probs: Tensor) -> Tensor:
     """Returns the mutual information between the predictions of two hypotheses, in nats, averaged over the pairs.
 
@@ -46,6 +49,7 @@ def divdis_mi(probs: Tensor) -> Tensor:
     return (joint * (_log(joint) - _log(independent))).sum(dim=(1, 2)).mean()
 
 
+@checked
 def prior_match(probs: Tensor, prior: Tensor | None = None) -> Tensor:
     """Returns ``sum_k KL(batch mean of hypothesis k || prior)``, in nats: no hypothesis may become constant.
 
@@ -73,6 +77,7 @@ def prior_match(probs: Tensor, prior: Tensor | None = None) -> Tensor:
     return (marginal * (_log(marginal) - _log(prior.to(marginal)))).sum()
 
 
+@checked
 def dbat_disagreement(p_new: Tensor, p_old: Tensor) -> Tensor:
     """Returns how much a new hypothesis agrees with the earlier ones, ``-log P(disagree)``, averaged over all.
 

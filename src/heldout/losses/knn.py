@@ -8,12 +8,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from heldout.errors import check_at_least, check_finite, check_labels, check_nonempty, check_positive, checked
 from heldout.method import Batch, Method, Run
 from heldout.nn import KNNMemory, split_head, why_no_head
 
 _FLOOR = 1e-5  # a class without neighbours has probability 0
 
 
+@checked
 def knn_nll(z: Tensor, y: Tensor, memory: KNNMemory, k: int, tau: float, *, num_classes: int | None = None) -> Tensor:
     """Returns the mean of ``-log p_y``, where p is the vote of the k nearest entries (plus 1e-5, at most 1).
 
@@ -36,6 +38,9 @@ def knn_nll(z: Tensor, y: Tensor, memory: KNNMemory, k: int, tau: float, *, num_
         >>> knn_nll(torch.tensor([[1.0, 0.0]]), torch.tensor([0]), memory, k=2, tau=0.1)
         tensor(3.5...e-05)
     """
+    check_nonempty(z=z)
+    check_finite(z=z)
+    check_labels(num_classes or (1 + int(memory.labels.max()) if len(memory) else None), y=y)
     if y.shape != z.shape[:1]:
         raise ValueError(f"y must be ({len(z)},), got {tuple(y.shape)}")
     if num_classes is None:
@@ -45,6 +50,7 @@ def knn_nll(z: Tensor, y: Tensor, memory: KNNMemory, k: int, tau: float, *, num_
     return -(true_class + _FLOOR).clamp(max=1.0).log().mean()
 
 
+@checked
 def knn_training(
     *, k: int = 10, queue: int = 1000, tau: float = 0.1, first_tau: float = 1.0, anneal_steps: int = 5000
 ) -> Method:
@@ -55,7 +61,14 @@ def knn_training(
     released code starts from random vectors of class 0).
 
     Source: arXiv:2304.12566, section 4.
+
+    Example:
+        >>> knn_training(k=5).name
+        'knn-training'
     """
+    check_at_least(1, k=k, queue=queue)
+    check_positive(tau=tau, first_tau=first_tau)
+    check_at_least(0, anneal_steps=anneal_steps)
 
     def loss(run: Run, batch: Batch) -> Tensor:
         if "knn-training" not in run.state:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from heldout.data import gather
+from heldout.errors import check_finite, check_nonempty, checked
 from heldout.method import Added, Batch, Method, Run, Splits
 from heldout.nn import (
     LoRAGroup,
@@ -34,6 +35,7 @@ Pair = tuple[Tensor, Tensor]
 _ENTRIES_AT_ONCE = 1 << 18  # of the products whose absolute values are summed: 1 MB of float32 stays in the cache
 
 
+@checked
 def orthogonal_group_loss(
     groups: Sequence[LoRAGroup],
     preserve: float = 1.0,
@@ -75,6 +77,8 @@ def orthogonal_group_loss(
         >>> orthogonal_group_loss([group], norm="fro").item() > 0
         True
     """
+    check_finite(preserve=preserve, diversify=diversify)
+    check_nonempty(preserve=preserve)
     _check_options(norm=norm, side=side, reduction=reduction)
     if not groups:
         raise ValueError("orthogonal_group_loss needs at least 1 LoRA group, got none")
@@ -95,6 +99,7 @@ def orthogonal_group_loss(
     return loss
 
 
+@checked
 def overlap(groups: Sequence[LoRAGroup], side: Side = "row") -> float:
     """Returns the mean absolute entry of ``W D^T`` over groups, D being the whole change ``sum_i B_i A_i``.
 
@@ -113,6 +118,7 @@ def overlap(groups: Sequence[LoRAGroup], side: Side = "row") -> float:
         return float(orthogonal_group_loss(whole, diversify=0.0, side=side, reduction="mean"))
 
 
+@checked
 def pego(
     lam: float = 1e-3,
     rank: int = 4,
@@ -145,6 +151,10 @@ def pego(
         reduction: as in ``orthogonal_group_loss``.
 
     Source: arXiv:2407.15085.
+
+    Example:
+        >>> pego(rank=2).name
+        'pego'
     """
     _check_options(norm=norm, side=side, reduction=reduction)
     if not lam >= 0 or rank < 1 or size < 1:

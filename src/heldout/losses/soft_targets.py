@@ -6,7 +6,10 @@ from typing import Literal
 
 from torch import Tensor
 
+from heldout.errors import checked
 
+
+@checked
 def soft_cross_entropy(logits: Tensor, targets: Tensor, reduction: Literal["mean", "sum", "none"] = "mean") -> Tensor:
     """Returns ``-sum_k targets_k log softmax(logits)_k``, averaged over all axes but the last.
 

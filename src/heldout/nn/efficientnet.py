@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from heldout.errors import check_at_least, checked
 from heldout.method import evaluating
 from heldout.sources import ENET, cache_folder
 
@@ -40,11 +41,13 @@ class Standardise(nn.Module):
     mean: Tensor
     std: Tensor
 
+    @checked
     def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         super().__init__()
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
 
+    @checked
     def forward(self, images: Tensor) -> Tensor:
         return (images - self.mean) / self.std
 
@@ -67,7 +70,10 @@ class MobileBlock(nn.Module):
     Source: arXiv:1801.04381, section 3.3.
     """
 
+    @checked
     def __init__(self, in_channels: int, channels: int, *, kernel: int, stride: int, expansion: int) -> None:
+        check_at_least(1, in_channels=in_channels, channels=channels, kernel=kernel, expansion=expansion)
+        check_at_least(1, stride=stride)
         super().__init__()
         wide = in_channels * expansion
         widen = [*_convolution(in_channels, wide, 1, 1), nn.ReLU6()] if expansion > 1 else []
@@ -79,10 +85,12 @@ class MobileBlock(nn.Module):
         )
         self.adds = stride == 1 and in_channels == channels
 
+    @checked
     def forward(self, inputs: Tensor) -> Tensor:
         return inputs + self.body(inputs) if self.adds else self.body(inputs)
 
 
+@checked
 def efficientnet_lite0(*, num_classes: int | None = None, pretrained: bool = True, seed: int = 0) -> nn.Sequential:
     """Returns EfficientNet-Lite0 for images ``(batch, 3, h, w)`` in [0, 1], in evaluation mode; 4.65 M parameters.
 
@@ -131,6 +139,7 @@ def efficientnet_lite0(*, num_classes: int | None = None, pretrained: bool = Tru
     return net.eval()
 
 
+@checked
 def cached_features(
     model: nn.Module, images: Tensor, *, batch_size: int = 64, folder: str | Path | None = None
 ) -> Tensor:
@@ -152,6 +161,7 @@ def cached_features(
         >>> cached_features(nn.Flatten(), torch.zeros(5, 1, 2, 2), folder=tempfile.mkdtemp()).shape
         torch.Size([5, 4])
     """
+    check_at_least(1, batch_size=batch_size)
     path = Path(folder or cache_folder() / "features") / f"{_features_key(model, images)}.pt"
     if path.is_file():
         return torch.load(path, weights_only=True)

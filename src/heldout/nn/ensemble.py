@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from heldout.errors import checked
+
 Mode = Literal["logits", "probabilities", "votes"]
 
 
@@ -33,6 +35,7 @@ class LogitEnsemble(nn.Module):
         [1.0, 1.0, 1.0, 1.0]
     """
 
+    @checked
     def __init__(self, models: Iterable[nn.Module], mode: Mode = "logits") -> None:
         super().__init__()
         self.models = nn.ModuleList(models)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from heldout.data import gather
+from heldout.errors import checked
 from heldout.method import Splits, evaluating, forward, why_no_class_labels
 
 
@@ -24,6 +25,7 @@ class Encoder:
         dim: length of a feature vector.
     """
 
+    @checked
     def __init__(self, module: nn.Module, head: nn.Linear) -> None:
         self.module, self.head, self.dim = module, head, head.in_features
 
@@ -37,6 +39,7 @@ class Encoder:
         return _one_vector_each(entered[-1], logits, self.head)
 
 
+@checked
 def split_head(module: nn.Module, example_inputs: Any) -> tuple[Encoder, nn.Linear]:
     """Returns ``(encoder, head)``: the model up to its classification layer, and that layer. Nothing is copied.
 
@@ -86,6 +89,7 @@ def split_head(module: nn.Module, example_inputs: Any) -> tuple[Encoder, nn.Line
     return encoder, head
 
 
+@checked
 def why_no_head(module: nn.Module, splits: Splits) -> str | None:
     """Returns why ``split_head`` cannot act on this model and data, or None: the check of methods that need a head."""
     inputs, targets = gather(splits.train, torch.arange(min(2, len(splits.train))))  # type: ignore[arg-type]
@@ -98,8 +102,14 @@ def why_no_head(module: nn.Module, splits: Splits) -> str | None:
     return None
 
 
+@checked
 def inputs_for(module: nn.Module, inputs: Any) -> Any:
-    """Returns inputs on the model's device, with floating-point ones in the model's data type."""
+    """Returns inputs on the model's device, with floating-point ones in the model's data type.
+
+    Example:
+        >>> inputs_for(torch.nn.Linear(2, 1).double(), torch.ones(1, 2))
+        tensor([[1., 1.]], dtype=torch.float64)
+    """
     if isinstance(inputs, Mapping):
         return {name: inputs_for(module, value) for name, value in inputs.items()}
     if isinstance(inputs, tuple | list):

@@ -13,12 +13,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from heldout.errors import checked
 from heldout.method import Method, Run, Splits
 
 _LARGE_GHOST = 2**14  # values: from here on a call of torch's kernel for each ghost is the fastest
 
 
 class _GhostBatchNorm(_BatchNorm):
+    @checked
     def __init__(
         self,
         num_features: int,
@@ -140,6 +142,7 @@ _PLAIN: dict[type[_BatchNorm], type[_GhostBatchNorm]] = {
 }
 
 
+@checked
 def convert_ghost_batchnorm(module: nn.Module, ghost_size: int = 32) -> nn.Module:
     """Returns the module with every BatchNorm replaced, in place, by a ghost batch norm of the same state.
 
@@ -166,6 +169,7 @@ def convert_ghost_batchnorm(module: nn.Module, ghost_size: int = 32) -> nn.Modul
     return _replace(module, ghost)
 
 
+@checked
 def revert_ghost_batchnorm(module: nn.Module) -> nn.Module:
     """Returns the module with every ghost batch norm replaced, in place, by torch's own of the same state.
 
@@ -182,6 +186,7 @@ def revert_ghost_batchnorm(module: nn.Module) -> nn.Module:
     return _replace(module, plain)
 
 
+@checked
 def ghost_batch_norm(ghost_size: int = 32) -> Method:
     """Returns the Method that trains with ghost batch norm in place of every BatchNorm.
 
@@ -189,6 +194,10 @@ def ghost_batch_norm(ghost_size: int = 32) -> Method:
 
     Args:
         ghost_size: examples per ghost.
+
+    Example:
+        >>> ghost_batch_norm(ghost_size=16).name
+        'ghost_batch_norm'
     """
     _check_ghost_size(ghost_size, one_dimensional=True)
 

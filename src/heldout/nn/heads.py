@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from heldout.errors import check_at_least, checked
 from heldout.method import evaluating, forward
 from heldout.nn.features import split_head
 
@@ -35,6 +36,7 @@ class DomainHeads(nn.Module):
     Source: arXiv:2208.08661.
     """
 
+    @checked
     def __init__(
         self,
         in_dim: int,
@@ -51,6 +53,7 @@ class DomainHeads(nn.Module):
         self.in_dim, self.num_domains, self.shared = in_dim, num_domains, shared
         self.heads = nn.ModuleList(head_factory(in_dim, num_classes) for _ in range(num_domains + shared))
 
+    @checked
     def forward(self, features: Tensor) -> Tensor:
         return torch.stack([head(features) for head in self.heads], dim=1)
 
@@ -78,6 +81,7 @@ class MultiHead(nn.Module):
         torch.Size([5, 2, 3])
     """
 
+    @checked
     def __init__(
         self,
         backbone: nn.Module,
@@ -88,6 +92,7 @@ class MultiHead(nn.Module):
         shared: bool = False,
         head_factory: Callable[[int, int], nn.Module] = nn.Linear,
     ) -> None:
+        check_at_least(1, num_heads=num_heads)
         super().__init__()
         if in_dim is None:
             linears = [m for m in backbone.modules() if isinstance(m, nn.Linear)]
@@ -98,6 +103,7 @@ class MultiHead(nn.Module):
         self.heads = DomainHeads(in_dim, num_classes, num_heads, shared, head_factory)
 
     @classmethod
+    @checked
     def from_classifier(
         cls,
         module: nn.Module,

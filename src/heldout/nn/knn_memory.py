@@ -13,6 +13,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from heldout.errors import (
+    check_at_least,
+    check_dimensions,
+    check_finite,
+    check_labels,
+    check_same_length,
+    checked,
+)
+
 Metric = Literal["cosine", "dot", "euclidean"]
 
 _SIMILARITIES_AT_ONCE = 1 << 25  # 128 MB of float32
@@ -44,6 +53,7 @@ class KNNMemory:
         tensor([[0.6667, 0.3333]])
     """
 
+    @checked
     def __init__(
         self,
         dim: int,
@@ -86,12 +96,18 @@ class KNNMemory:
         """The stored labels ``(entries,)``: a view."""
         return self._labels[: self._size]
 
+    @checked
     def add(self, z: Tensor, y: Tensor) -> None:
         """Stores features ``(batch, dim)`` with labels ``(batch,)``; a full memory drops its oldest entries.
 
         Raises:
             ValueError: wrong shapes, features that are not finite, or labels that are not class indices.
         """
+        check_dimensions(2, z=z)
+        check_finite(z=z)
+        check_same_length(z=z, y=y)
+        check_dimensions(1, y=y)
+        check_labels(y=y)
         z = self._check(z).detach()
         if y.shape != z.shape[:1] or y.is_floating_point() or (len(y) and int(y.min()) < 0):
             raise ValueError(f"labels must be {len(z)} class indices from 0, got {y.dtype} {tuple(y.shape)}")
@@ -113,6 +129,7 @@ class KNNMemory:
             self._features[positions], self._labels[positions] = z[grow:], y[grow:]
             self._oldest = (self._oldest + replaced) % room
 
+    @checked
     def query(self, z: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """Returns ``(similarity, labels)`` of the k most similar entries, both ``(batch, k)``, best first.
 
@@ -121,6 +138,8 @@ class KNNMemory:
         Raises:
             ValueError: k exceeds the entries, or features of a wrong shape or not finite.
         """
+        check_dimensions(2, z=z)
+        check_finite(z=z)
         z = self._check(z)
         if not 1 <= k <= self._size:
             raise ValueError(f"k must lie in 1..{self._size}, the number of entries in memory, got {k}")
@@ -135,6 +154,7 @@ class KNNMemory:
                 similarity = (neighbours @ z.unsqueeze(2)).squeeze(2)
         return similarity, self._labels[positions]
 
+    @checked
     def vote(self, z: Tensor, k: int, tau: float, num_classes: int) -> Tensor:
         """Returns class probabilities ``(batch, num_classes)``: the k neighbours vote with softmax(similarity / tau).
 
@@ -143,9 +163,13 @@ class KNNMemory:
         Raises:
             ValueError: as ``query``; tau not positive; a stored label outside the classes.
         """
+        check_dimensions(2, z=z)
+        check_finite(z=z)
+        check_at_least(1, num_classes=num_classes)
         similarity, labels = self.query(z, k)
         return _weighted_vote(similarity, labels, tau, num_classes)
 
+    @checked
     def vote_within(self, z: Tensor, radius: float, tau: float, num_classes: int) -> Tensor:
         """Returns class probabilities ``(batch, num_classes)`` from all entries of similarity at least ``radius``.
 
@@ -160,6 +184,7 @@ class KNNMemory:
             votes.append(_weighted_vote(similarity, self.labels.expand(len(block), -1), tau, num_classes).nan_to_num(0))
         return torch.cat(votes)
 
+    @checked
     def protect(self, max_added: int | None = None) -> None:
         """Keeps the present entries for good; of later ones only the newest ``max_added`` stay (None: all).
 
@@ -172,6 +197,7 @@ class KNNMemory:
         self.protected = self._size
         self.capacity = None if max_added is None else self._size + max_added
 
+    @checked
     def truncate(self, n: int) -> None:
         """Keeps the first ``n`` entries (protected ones, then the oldest) and forgets the rest.
 
@@ -195,6 +221,7 @@ class KNNMemory:
             "capacity": self.capacity,
         }
 
+    @checked
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Replaces all entries by those of a ``state_dict()``.
 

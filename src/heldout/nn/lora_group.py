@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from heldout.errors import require
+from heldout.errors import check_labels, checked, require
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -64,9 +64,10 @@ class LoRAGroup(nn.Module):
 
     merged: bool
 
+    @checked
     def __init__(
         self,
-        linear: nn.Module,
+        linear: nn.Module | _InProjection,
         rank: int = 4,
         size: int = 4,
         slices: Sequence[slice] | None = None,
@@ -122,8 +123,10 @@ class LoRAGroup(nn.Module):
         for rows, a, b in zip(self.slices, self.lora_A, self.lora_B, strict=True):
             yield rows, a.view(self.size, self.rank, -1), b.view(-1, self.size, self.rank).transpose(0, 1)
 
+    @checked
     def delta(self, index: int) -> Tensor:
         """Returns ``B_i A_i`` of one member ``(out, in)``, zero in rows outside of the slices."""
+        check_labels(self.size, index=index)
         if not -self.size <= index < self.size:
             raise IndexError(f"the group has {self.size} members, got index {index}")
         out = torch.zeros_like(self.frozen_weight, dtype=self.lora_A[0].dtype)
@@ -131,6 +134,7 @@ class LoRAGroup(nn.Module):
             out[rows] = b[index] @ a[index]
         return out
 
+    @checked
     def add_to(self, weight: Tensor) -> Tensor:
         """Returns a weight ``(out, in)`` plus the products of all members, as a new tensor."""
         added = weight.clone(memory_format=torch.contiguous_format)
@@ -154,6 +158,7 @@ class LoRAGroup(nn.Module):
             self.merged = False
         return self
 
+    @checked
     def forward(self, inputs: Tensor) -> Tensor:
         """Returns ``(..., out)`` for inputs ``(..., in)``."""
         outputs: Tensor = self.linear(inputs)
@@ -208,6 +213,7 @@ class _AddGroup(nn.Module):
         return weight if self.group.merged else self.group.add_to(weight)
 
 
+@checked
 def query_and_value(name: str, module: nn.Module) -> bool | Sequence[slice]:
     """Whether a module is an attention layer's query or value projection, or holds both: the default of injection.
 
@@ -232,6 +238,7 @@ def query_and_value(name: str, module: nn.Module) -> bool | Sequence[slice]:
     return last in SEPARATE_QUERY_VALUE
 
 
+@checked
 def inject_lora_group(
     model: nn.Module,
     targets: Targets = query_and_value,
@@ -293,6 +300,7 @@ def inject_lora_group(
     return list(made.values())
 
 
+@checked
 def merge_lora_groups(model: nn.Module) -> nn.Module:
     """Merges every group into its layer and puts the plain layers back, in place; returns the model.
 
@@ -320,6 +328,7 @@ def merge_lora_groups(model: nn.Module) -> nn.Module:
     return model
 
 
+@checked
 def to_peft(groups: Sequence[LoRAGroup], folder: str | Path | None = None) -> tuple[LoraConfig, dict[str, Tensor]]:
     """Returns the configuration and state dict of one peft LoRA adapter that computes the same as the groups.
 

@@ -8,9 +8,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from heldout.errors import (
+    check_at_least,
+    check_dimensions,
+    check_finite,
+    check_labels,
+    check_positive,
+    check_same_length,
+    checked,
+)
+
 _EPS = 1e-6  # added to the variance
 
 
+@checked
 def mix_style(features: Tensor, partner: Tensor, weight: Tensor, *, channel_dim: int = 1) -> Tensor:
     """Returns the features with each channel's mean and deviation moved towards those of a partner in the batch.
 
@@ -31,6 +42,10 @@ def mix_style(features: Tensor, partner: Tensor, weight: Tensor, *, channel_dim:
         >>> mix_style(x, torch.tensor([1, 0]), torch.zeros(2))[0].round()
         tensor([[10., 14.]])
     """
+    check_dimensions(3, 4, 5, features=features)
+    check_same_length(features=features, partner=partner, weight=weight)
+    check_labels(len(features), partner=partner)
+    check_finite(weight=weight)
     if features.ndim < 3:
         raise ValueError(f"mix_style needs features with positions (batch, channels, ...), got {tuple(features.shape)}")
     axes = [axis for axis in range(1, features.ndim) if axis != channel_dim % features.ndim]
@@ -46,8 +61,11 @@ def mix_style(features: Tensor, partner: Tensor, weight: Tensor, *, channel_dim:
     return torch.addcmul(shift, features, scale)
 
 
+@checked
 def draw_mix(batch: int, alpha: float, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
     """Returns a random permutation ``(batch,)`` and weights ``(batch,)`` from Beta(alpha, alpha), for ``mix_style``."""
+    check_at_least(0, batch=batch)
+    check_positive(alpha=alpha)
     partner = torch.randperm(batch, generator=generator)
     gammas = torch._standard_gamma(torch.full((2, batch), alpha, dtype=torch.float64), generator=generator)
     return partner, (gammas[0] / gammas.sum(0)).float()
@@ -77,6 +95,7 @@ class MixStyle(nn.Module):
     Source: arXiv:2104.02008.
     """
 
+    @checked
     def __init__(
         self,
         alpha: float = 0.1,
@@ -90,6 +109,7 @@ class MixStyle(nn.Module):
             raise ValueError(f"needs alpha > 0 and p in [0, 1], got alpha={alpha} and p={p}")
         self.alpha, self.p, self.channel_dim, self.generator = alpha, p, channel_dim, generator
 
+    @checked
     def forward(self, features: Tensor) -> Tensor:
         if not self.training or len(features) < 2 or torch.rand((), generator=self.generator) >= self.p:
             return features

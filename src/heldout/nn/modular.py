@@ -10,6 +10,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from heldout.errors import check_at_least, checked
+
 
 class PowerActivation(nn.Module):
     """Raises each value to a whole power.
@@ -22,12 +24,14 @@ class PowerActivation(nn.Module):
         tensor([9., 4.])
     """
 
+    @checked
     def __init__(self, exponent: int = 2) -> None:
         super().__init__()
         if exponent < 1:
             raise ValueError(f"exponent must be at least 1, got {exponent}")
         self.exponent = exponent
 
+    @checked
     def forward(self, x: Tensor) -> Tensor:
         return _Square.apply(x) if self.exponent == 2 else x.pow(self.exponent)
 
@@ -90,6 +94,7 @@ class ModularMLP(nn.Module):
         torch.Size([2, 7])
     """
 
+    @checked
     def __init__(
         self,
         p: int,
@@ -113,6 +118,7 @@ class ModularMLP(nn.Module):
         for layer in (self.embed, self.output):
             nn.init.normal_(layer.weight, std=0.5 / (2 * width) ** (1 / 3))
 
+    @checked
     def forward(self, pairs: Tensor) -> Tensor:
         _check_pairs(pairs)
         return self.output(self.norm(self.activation(self.dropout(self.embed(pairs)))))
@@ -141,7 +147,9 @@ class TokenSumMLP(nn.Module):
         torch.Size([2, 7])
     """
 
+    @checked
     def __init__(self, p: int, dim: int = 500, width: int = 48) -> None:
+        check_at_least(1, p=p, dim=dim, width=width)
         super().__init__()
         self.embed = nn.Embedding(p, dim)
         self.hidden = nn.Linear(dim, width, bias=False)
@@ -150,6 +158,7 @@ class TokenSumMLP(nn.Module):
         for layer, inputs in ((self.embed, p), (self.hidden, dim), (self.expand, width), (self.unembed, dim)):
             nn.init.normal_(layer.weight, std=inputs**-0.5)
 
+    @checked
     def forward(self, pairs: Tensor) -> Tensor:
         _check_pairs(pairs)
         first, second = pairs.T

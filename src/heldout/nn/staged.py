@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from heldout.errors import check_nonempty, checked
 from heldout.method import evaluating, forward
 from heldout.nn.features import split_head
 
@@ -36,13 +37,16 @@ class AffineChain(nn.Module):
     Source: arXiv:2304.04494, sections 3.1 and 3.2.
     """
 
+    @checked
     def __init__(self, shape: Sequence[int], depth: int = 5) -> None:
+        check_nonempty(shape=shape)
         super().__init__()
         if depth < 0:
             raise ValueError(f"depth must not be negative, got {depth}")
         self.weight = nn.ParameterList(torch.ones(*shape) for _ in range(depth))
         self.bias = nn.ParameterList(torch.zeros(*shape) for _ in range(depth))
 
+    @checked
     def forward(self, values: Tensor) -> Tensor:
         for number, (weight, bias) in enumerate(zip(self.weight, self.bias, strict=True)):
             values = torch.addcmul(bias, values.relu() if number else values, weight)
@@ -79,12 +83,15 @@ class StagedModel(nn.Module):
         ([(4, 6, 6), (4, 4, 4)], 4)
     """
 
+    @checked
     def __init__(self, stages: Sequence[nn.Module], pool: nn.Module, head: nn.Linear, *, example_inputs: Any) -> None:
+        check_nonempty(stages=stages)
         super().__init__()
         parts = OrderedDict((f"stage{number}", stage) for number, stage in enumerate(stages, start=1))
         self._describe(nn.Sequential(parts | {"pool": pool, "head": head}), list(parts), example_inputs)
 
     @classmethod
+    @checked
     def from_module(
         cls, module: nn.Module, example_inputs: Any, split_points: Sequence[str] | None = None
     ) -> StagedModel:
@@ -144,6 +151,7 @@ class StagedModel(nn.Module):
     def forward(self, *inputs: Any, **named_inputs: Any) -> Tensor:
         return forward(self.module, named_inputs or inputs)
 
+    @checked
     def run(self, inputs: Any, edits: Mapping[int, Edit] | None = None) -> tuple[Tensor, Tensor, list[Tensor]]:
         """Returns the features that enter the head, the logits, and the stage outputs of one forward pass.
 
@@ -189,6 +197,7 @@ class StagedModel(nn.Module):
         return entered[0], logits, outputs  # type: ignore[return-value]
 
 
+@checked
 def find_stages(module: nn.Module, example_inputs: Any) -> list[str]:
     """Returns names of submodules at which a network divides into stages, in the order in which they run.
 

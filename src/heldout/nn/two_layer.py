@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from heldout.errors import checked
+
 
 class TwoLayerReLU(nn.Module):
     """Network ``f(x) = sum_j a_j relu(<w_j, x>)`` whose logits are ``(-f/2, f/2)``.
@@ -37,6 +39,7 @@ class TwoLayerReLU(nn.Module):
 
     head: Tensor
 
+    @checked
     def __init__(
         self,
         dim: int,
@@ -62,11 +65,13 @@ class TwoLayerReLU(nn.Module):
         else:
             self.head = nn.Parameter(signs / math.sqrt(width))
 
+    @checked
     def score(self, inputs: Tensor) -> Tensor:
         """Returns f ``(batch,)``, whose sign is the predicted label."""
         hidden = inputs @ self.weight.T
         return (hidden if self.bias is None else hidden + self.bias).relu() @ self.head
 
+    @checked
     def forward(self, inputs: Tensor) -> Tensor:
         score = self.score(inputs)
         return torch.stack([-score / 2, score / 2], dim=1)

@@ -6,13 +6,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from heldout.errors import check_at_least, checked
+
 
 class VisionTransformer(nn.Module):
     """Patches of an image with a class token through transformer blocks, then a linear head; see ``tiny_vit``."""
 
+    @checked
     def __init__(
         self, image_size: int, patch_size: int, dim: int, depth: int, heads: int, num_classes: int, channels: int
     ) -> None:
+        check_at_least(1, patch_size=patch_size, num_classes=num_classes, channels=channels)
+        check_at_least(1, heads=heads)
         super().__init__()
         if image_size % patch_size:
             raise ValueError(f"image_size must be a multiple of patch_size, got {image_size} and {patch_size}")
@@ -25,6 +30,7 @@ class VisionTransformer(nn.Module):
         self.norm = nn.LayerNorm(dim)
         self.head = nn.Linear(dim, num_classes)
 
+    @checked
     def features(self, images: Tensor) -> Tensor:
         """Returns the normalised class token ``(batch, dim)`` that the head reads."""
         patches = self.patch_embedding(images).flatten(2).transpose(1, 2)
@@ -33,6 +39,7 @@ class VisionTransformer(nn.Module):
             tokens = block(tokens)
         return self.norm(tokens[:, 0])
 
+    @checked
     def forward(self, images: Tensor) -> Tensor:
         return self.head(self.features(images))
 
@@ -57,6 +64,7 @@ class Block(nn.Module):
         return tokens + self.mlp(self.norm2(tokens))
 
 
+@checked
 def tiny_vit(
     image_size: int = 28,
     patch_size: int = 7,
@@ -87,4 +95,6 @@ def tiny_vit(
         >>> model(torch.zeros(5, 1, 8, 8)).shape, model.features(torch.zeros(5, 1, 8, 8)).shape
         (torch.Size([5, 10]), torch.Size([5, 16]))
     """
+    check_at_least(1, patch_size=patch_size, num_classes=num_classes, channels=channels)
+    check_at_least(1, heads=heads)
     return VisionTransformer(image_size, patch_size, dim, depth, heads, num_classes, channels)

@@ -8,7 +8,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from heldout.errors import check_at_least, check_nonnegative, checked
 
+
+@checked
 def mlp(
     in_features: int,
     num_classes: int,
@@ -30,6 +33,7 @@ def mlp(
         >>> mlp(64, 10)(torch.zeros(5, 1, 8, 8)).shape
         torch.Size([5, 10])
     """
+    check_at_least(1, in_features=in_features, num_classes=num_classes)
     layers: list[nn.Module] = [nn.Flatten()]
     for width in widths:
         layers.append(nn.Linear(in_features, width, bias=not batch_norm))
@@ -42,6 +46,7 @@ def mlp(
     return nn.Sequential(*layers, nn.Linear(in_features, num_classes))
 
 
+@checked
 def small_cnn(
     in_channels: int, num_classes: int, widths: Sequence[int] = (32, 64, 64), *, batch_norm: bool = True
 ) -> nn.Sequential:
@@ -60,6 +65,7 @@ def small_cnn(
         >>> small_cnn(1, 10)(torch.zeros(2, 1, 28, 28)).shape
         torch.Size([2, 10])
     """
+    check_at_least(1, in_channels=in_channels, num_classes=num_classes)
     if not widths:
         raise ValueError("small_cnn needs at least one width")
     blocks: OrderedDict[str, nn.Module] = OrderedDict()
@@ -96,13 +102,17 @@ class PatchCNN(nn.Module):
     Source: arXiv:2404.17768, section 3.1.
     """
 
+    @checked
     def __init__(self, dim: int, filters: int = 10, *, power: int = 3, std: float = 0.1, seed: int = 0) -> None:
+        check_at_least(1, dim=dim, filters=filters)
+        check_nonnegative(std=std)
         super().__init__()
         if power < 1 or power % 2 == 0:
             raise ValueError(f"power must be odd and positive, got {power}")
         self.power = power
         self.weight = nn.Parameter(torch.randn(filters, dim, generator=torch.Generator().manual_seed(seed)) * std)
 
+    @checked
     def forward(self, inputs: Tensor) -> Tensor:
         score = (inputs @ self.weight.T).pow(self.power).sum(dim=(1, 2))
         return torch.stack([-score / 2, score / 2], dim=1)

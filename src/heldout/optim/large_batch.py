@@ -6,7 +6,10 @@ import math
 from collections.abc import Sequence
 from typing import Literal
 
+from heldout.errors import check_at_least, checked
 
+
+@checked
 def scale_lr(
     lr: float, batch_size: int, reference_batch: int, rule: Literal["sqrt", "linear", "none"] = "sqrt"
 ) -> float:
@@ -26,6 +29,7 @@ def scale_lr(
         >>> scale_lr(0.1, batch_size=512, reference_batch=128)
         0.2
     """
+    check_at_least(1, batch_size=batch_size, reference_batch=reference_batch)
     _check_sizes(batch_size, reference_batch)
     if not lr > 0:
         raise ValueError(f"lr must be positive, got {lr}")
@@ -36,6 +40,7 @@ def scale_lr(
     return lr * factors[rule]
 
 
+@checked
 def adapt_regime(
     milestones: Sequence[int], epochs: int, batch_size: int, reference_batch: int
 ) -> tuple[list[int], int]:
@@ -58,6 +63,8 @@ def adapt_regime(
         >>> adapt_regime([10, 20], epochs=30, batch_size=512, reference_batch=128)
         ([40, 80], 120)
     """
+    check_at_least(1, batch_size=batch_size, reference_batch=reference_batch)
+    check_at_least(0, epochs=epochs)
     _check_sizes(batch_size, reference_batch)
     factor = -(-batch_size // reference_batch)
     return [milestone * factor for milestone in milestones], epochs * factor

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import LBFGS, SGD, Optimizer
 
+from heldout.errors import checked
 from heldout.method import Method, Run, Splits
 from heldout.optim.sam import SAM
 
@@ -47,6 +48,7 @@ class RM3(Optimizer):
 
     _kept = 2  # gradients that the next step uses again
 
+    @checked
     def __init__(self, params: Iterable[Any], lr: float, weight_decay: float = 0.0) -> None:
         for name, value in (("lr", lr), ("weight_decay", weight_decay)):
             if not 0 <= value < math.inf:
@@ -54,6 +56,7 @@ class RM3(Optimizer):
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
 
     @torch.no_grad()
+    @checked
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
         """Returns the closure's loss, if there is a closure, after a step."""
         loss = None
@@ -92,6 +95,7 @@ class M3(RM3):
     _kept = 0
 
 
+@checked
 def rolling_median(optimizer: Optimizer) -> Optimizer:
     """Makes an optimizer see the coordinate-wise median of the last three gradients, and returns it.
 

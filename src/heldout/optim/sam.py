@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.optim import Optimizer
 
-from heldout.errors import check_steps_alone
+from heldout.errors import check_steps_alone, checked
 from heldout.method import Method, Run, Splits
 
 
@@ -63,6 +63,7 @@ class SAM(Optimizer):
     Source: arXiv:2010.01412, algorithm 1 and equation 2, p = 2.
     """
 
+    @checked
     def __init__(self, base_optimizer: Optimizer, rho: float = 0.05, *, model: nn.Module | None = None) -> None:
         if not isinstance(base_optimizer, Optimizer) or isinstance(base_optimizer, SAM):
             raise TypeError(f"SAM wraps a torch Optimizer that is not a SAM, got {type(base_optimizer).__name__}")
@@ -108,6 +109,7 @@ class SAM(Optimizer):
         """Returns the base optimizer's state dict, whose groups carry their radius."""
         return self.base_optimizer.state_dict()
 
+    @checked
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Loads the state dict of a SAM, or one of its base optimizer alone (radii stay as they are)."""
         radii = [group[self._rho_key] for group in self.param_groups]
@@ -115,15 +117,18 @@ class SAM(Optimizer):
         for group, rho in zip(self.param_groups, radii):
             group.setdefault(self._rho_key, rho)
 
+    @checked
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group to the base optimizer; its radius is its entry "rho", or the constructor's."""
         _checked(param_group.setdefault(self._rho_key, self.rho))
         self.base_optimizer.add_param_group(param_group)
 
+    @checked
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clears the gradients of all parameters."""
         self.base_optimizer.zero_grad(set_to_none)
 
+    @checked
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
         """Returns the closure's loss at the unperturbed weights, after a full step.
 
@@ -146,6 +151,7 @@ class SAM(Optimizer):
         return loss
 
     @torch.no_grad()
+    @checked
     def first_step(self, zero_grad: bool = False) -> None:
         """Moves the weights to ``w + rho * g / ||g||`` and pauses running statistics until ``second_step``."""
         if self._statistics is not None:
@@ -168,6 +174,7 @@ class SAM(Optimizer):
         if zero_grad:
             self.zero_grad()
 
+    @checked
     def second_step(self, zero_grad: bool = False) -> None:
         """Puts the weights back and lets the base optimizer step with the gradients found since ``first_step``."""
         self.restore()
@@ -237,6 +244,7 @@ def _checked(rho: float) -> float:
     return rho
 
 
+@checked
 def sam(rho: float = 0.05) -> Method:
     """Returns the Method that wraps the optimizer in ``SAM``; training costs twice the passes.
 
@@ -244,6 +252,10 @@ def sam(rho: float = 0.05) -> Method:
         rho: radius of the perturbation; the paper uses 0.05 for most image data.
 
     Source: arXiv:2010.01412.
+
+    Example:
+        >>> sam(rho=0.1).name
+        'sam'
     """
     _checked(rho)
 

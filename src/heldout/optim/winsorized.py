@@ -8,7 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from heldout.errors import checked
 
+
+@checked
 def winsorized_grad(per_example_grads: Mapping[str, Tensor], percent: float = 10.0) -> dict[str, Tensor]:
     """Returns the mean over examples after each coordinate is clipped to its percentiles: ``{name: parameter shape}``.
 

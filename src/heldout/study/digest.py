@@ -14,8 +14,9 @@ The digest is that of the multiset of statements, each with the definitions that
 files and modules, and the imports between them, do not count, so that code may move and be split without a change. Code
 counts by its syntax tree: comments, docstrings, layout and the annotations of functions do not. Statements that only
 refuse bad input, by calling a validator of ``heldout.errors``, cannot change what a finished run returned and do not
-count. The statement ``study = Study(...)`` does not count either: what it says of arms and metrics is in the key of
-each run, so that adding an arm or a claim repeats no finished run.
+count, nor do its decorators and functions in which nothing else stands. The statement ``study = Study(...)`` does not
+count either: what it says of arms and metrics is in the key of each run, so that adding an arm or a claim repeats no
+finished run.
 ``study_digest`` covers the run digest and all of that statement's content; recorded evidence is compared by it.
 
 The analysis is static. What it cannot see (modules that are imported by computed names, data files) belongs into
@@ -241,7 +242,7 @@ class Use(NamedTuple):
 
 
 class _Reducer(ast.NodeTransformer):
-    """Takes out imports that are followed and bare calls of validators."""
+    """Takes out imports that are followed, bare calls of validators, and functions that do nothing else."""
 
     def __init__(self, followed: Callable[[ast.Import | ast.ImportFrom], bool], validators: set[str]) -> None:
         self._followed = followed
@@ -256,6 +257,11 @@ class _Reducer(ast.NodeTransformer):
     def visit_Expr(self, node: ast.Expr) -> ast.Expr | None:
         called = node.value.func if isinstance(node.value, ast.Call) else None
         return None if isinstance(called, ast.Name) and called.id in self._validators else node
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.FunctionDef | None:
+        before = len(node.body)
+        self.generic_visit(node)
+        return None if len(node.body) < before and not _without_docstring(node.body) else node
 
 
 @dataclass(frozen=True)
@@ -462,7 +468,17 @@ def _parse(name: str, file: str, _changed: tuple[int, int]) -> _Module:
         tree = ast.parse(Path(file).read_bytes(), file)
     except (SyntaxError, ValueError) as error:
         raise StudyError(f"cannot read the source file {file}: {error}") from None
+    validators = {
+        alias.asname or alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.module == _VALIDATORS
+        for alias in node.names
+    }
     for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            node.decorator_list = [
+                each for each in node.decorator_list if not (isinstance(each, ast.Name) and each.id in validators)
+            ]
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not node.decorator_list:
             node.returns = None
             for argument in ast.walk(node.args):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import Subset
 
 from heldout.data import all_targets
+from heldout.errors import checked
 from heldout.method import Method, Run, Splits, as_dataset
 from heldout.train.supervised import fit, outputs_of
 
@@ -27,6 +28,7 @@ class CrossFit(NamedTuple):
     probabilities: Tensor
 
 
+@checked
 def label_margins(
     model: nn.Module | Callable[[], nn.Module],
     data: Any,

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from heldout.data import all_targets, batches, gather, split_target, to_device
+from heldout.errors import check_fields, checked
 from heldout.losses import dbat_disagreement, divdis_mi, prior_match
 from heldout.method import Added, Batch, Method, Run, Splits, device_of, evaluating, forward, why_no_class_labels
 from heldout.nn import MultiHead, inputs_for, split_head
@@ -42,6 +43,9 @@ class Hypotheses:
     models: list[Callable[[], nn.Module]] = field(repr=False)
     history: list[dict[str, float]] = field(default_factory=list, repr=False)
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
     def __len__(self) -> int:
         return len(self.models)
 
@@ -53,6 +57,7 @@ class Hypotheses:
         with torch.no_grad():
             return forward(self.network, inputs_for(self.network, inputs))
 
+    @checked
     def accuracies(self, inputs: Any, targets: Tensor) -> Tensor:
         """Returns the accuracy of each hypothesis ``(hypotheses,)`` on labelled examples."""
         logits = self(inputs)
@@ -60,6 +65,7 @@ class Hypotheses:
             raise ValueError(f"needs one label for each of the {len(logits)} examples, got {tuple(targets.shape)}")
         return (logits.argmax(2) == targets.to(logits.device).unsqueeze(1)).double().mean(0)
 
+    @checked
     def most_disputed(self, inputs: Any, count: int) -> Tensor:
         """Returns the positions ``(count,)`` of the examples on which the hypotheses differ most: what to label.
 
@@ -71,6 +77,7 @@ class Hypotheses:
         return (probs.unsqueeze(1) - probs.unsqueeze(2)).abs().mean(dim=(1, 2, 3)).topk(count).indices
 
 
+@checked
 def disambiguate(hypotheses: Hypotheses, x: Any, y: Tensor) -> int:
     """Returns which hypothesis is most accurate on a few labelled examples; the first of several.
 
@@ -95,6 +102,7 @@ def disambiguate(hypotheses: Hypotheses, x: Any, y: Tensor) -> int:
     return int(hypotheses.accuracies(x, y).argmax())
 
 
+@checked
 def diversify(
     model_or_factory: nn.Module | Callable[[], nn.Module],
     labelled: Iterable[Any],
@@ -179,6 +187,7 @@ def diversify(
     return Hypotheses(_All(network).eval(), models, [{"hypothesis": 0.0, **entry} for entry in history])
 
 
+@checked
 def divdis(k: int = 2, weight: float = 10.0, prior_weight: float = 10.0, *, unlabelled_batch: int = 128) -> Method:
     """Trains k heads to be independent of each other on unlabelled target data; keeps the best on validation data.
 
@@ -193,6 +202,10 @@ def divdis(k: int = 2, weight: float = 10.0, prior_weight: float = 10.0, *, unla
         unlabelled_batch: unlabelled examples per step.
 
     Source: arXiv:2202.03418.
+
+    Example:
+        >>> divdis(k=3).name
+        'divdis'
     """
     if k < 2:
         raise ValueError(f"divdis needs k of at least 2 hypotheses, got {k}")
@@ -231,6 +244,7 @@ def divdis(k: int = 2, weight: float = 10.0, prior_weight: float = 10.0, *, unla
     return Method("divdis", model=model, loss=loss, weights=weights, check=check)
 
 
+@checked
 def dbat(alpha: float = 1.0, *, unlabelled_batch: int = 128) -> Method:
     """Trains a second model to disagree with a plainly trained one on unlabelled target data; keeps the better one.
 
@@ -242,6 +256,10 @@ def dbat(alpha: float = 1.0, *, unlabelled_batch: int = 128) -> Method:
         unlabelled_batch: unlabelled examples per step.
 
     Source: arXiv:2202.04414.
+
+    Example:
+        >>> dbat(alpha=0.5).name
+        'dbat'
     """
     if not alpha >= 0:
         raise ValueError(f"dbat needs alpha >= 0, got {alpha}")

@@ -11,9 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from heldout.errors import check_length, check_nonempty, check_nonnegative, checked
 from heldout.method import evaluating, forward
 
 
+@checked
 def full_batch(
     model: nn.Module,
     inputs: Any,
@@ -54,6 +56,9 @@ def full_batch(
         >>> record["train"]
         1.0
     """
+    check_nonnegative(lr=lr)
+    check_length(2, betas=betas)
+    check_nonempty(evaluate=evaluate)
     if steps < 1 or every < 1:
         raise ValueError(f"steps and every must be at least 1, got {steps} and {every}")
     if reserved := {"step", "loss"} & set(evaluate or {}):

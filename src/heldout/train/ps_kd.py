@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from heldout.data import gather
+from heldout.errors import check_at_least, checked
 from heldout.losses import soft_cross_entropy
 from heldout.method import Batch, Method, Run, Splits, forward, why_no_class_labels
 
@@ -54,6 +55,7 @@ class ProgressiveSelfDistillation:
         tensor([[0.4000, 0.6000]])
     """
 
+    @checked
     def __init__(
         self,
         num_examples: int,
@@ -67,6 +69,9 @@ class ProgressiveSelfDistillation:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
+        check_at_least(1, num_examples=num_examples)
+        check_at_least(2, num_classes=num_classes)
+        check_at_least(1, top_k=top_k)
         if num_examples < 1 or num_classes < 2 or epochs < 1:
             raise ValueError(
                 f"expected at least 1 example, 2 classes and 1 epoch, got {num_examples}, {num_classes} and {epochs}"
@@ -90,12 +95,14 @@ class ProgressiveSelfDistillation:
         self._written = torch.zeros(2, rows, dtype=torch.int32, device=device)
         self._teacher: nn.Module | None = None
 
+    @checked
     def alpha(self, epoch: int) -> float:
         """Returns the weight of the prediction in an epoch, counted from 1."""
         if not 1 <= epoch <= self.epochs:
             raise ValueError(f"epoch must lie in 1..{self.epochs}, got {epoch}")
         return self.alpha_T if self.growth == "constant" else self.alpha_T * epoch / self.epochs
 
+    @checked
     def targets(self, index: Tensor, labels: Tensor, epoch: int, inputs: Any = None) -> Tensor:
         """Returns the targets of a batch in an epoch, of the shape of ``index`` with a last axis of classes.
 
@@ -131,6 +138,7 @@ class ProgressiveSelfDistillation:
         weight = weight.unsqueeze(-1)
         return (past * weight).scatter_add(-1, labels, 1 - weight)
 
+    @checked
     def update(self, index: Tensor, logits: Tensor) -> None:
         """Stores softmax(logits) of a batch as the predictions of the epoch that ``targets`` was last asked for.
 
@@ -142,6 +150,7 @@ class ProgressiveSelfDistillation:
             raise ValueError(f"logits must be {(*index.shape, self.num_classes)}, got {tuple(logits.shape)}")
         self._write(index, logits.detach().float().softmax(-1).to(self.device))
 
+    @checked
     def all_gather_update(self, index: Tensor, logits: Tensor, group: dist.ProcessGroup | None = None) -> None:
         """Stores the predictions of all processes of a group, so that each holds the whole table.
 
@@ -170,6 +179,7 @@ class ProgressiveSelfDistillation:
             self._write(rank_index[: int(size)], rank_probabilities[: int(size)])
         return None
 
+    @checked
     def begin_epoch(self, module: nn.Module) -> None:
         """Takes a copy of the model as it stands: the teacher of the coming epoch, for storage "snapshot"."""
         self._teacher = copy.deepcopy(module).eval().requires_grad_(False)
@@ -184,6 +194,7 @@ class ProgressiveSelfDistillation:
             "teacher": self._teacher.state_dict() if self._teacher is not None else None,
         }
 
+    @checked
     def load_state_dict(self, state: Mapping[str, Any], module: nn.Module | None = None) -> None:
         """Restores a ``state_dict()``; ``module`` is a model of the same structure, for storage "snapshot".
 
@@ -238,6 +249,7 @@ class ProgressiveSelfDistillation:
             return forward(self._teacher, inputs).float().softmax(-1).to(self.device)
 
 
+@checked
 def ps_kd(alpha_T: float = 0.8, storage: Storage = "memory", growth: Growth = "linear") -> Method:
     """Softens each label with the model's own prediction of the previous epoch, more and more as training goes on.
 
@@ -246,6 +258,10 @@ def ps_kd(alpha_T: float = 0.8, storage: Storage = "memory", growth: Growth = "l
     their predictions.
 
     Source: arXiv:2006.12000.
+
+    Example:
+        >>> ps_kd(alpha_T=0.7).name
+        'ps-kd'
     """
 
     def loss(run: Run, batch: Batch) -> Tensor:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from heldout.errors import check_at_least, check_finite, check_nonnegative, checked
 from heldout.nn import TwoLayerReLU
 
 
@@ -63,7 +64,11 @@ class SpanGD:
         (True, torch.Size([64, 400]))
     """
 
+    @checked
     def __init__(self, x: Tensor, y: Tensor, m: int = 500, *, init_std: float = 1e-6, lr: float, seed: int = 0) -> None:
+        check_finite(y=y)
+        check_at_least(1, m=m)
+        check_nonnegative(init_std=init_std)
         if x.ndim != 2 or y.shape != x.shape[:1] or not len(x):
             raise ValueError(
                 f"SpanGD needs x (n, dim) and y (n,) with n > 0, got {tuple(x.shape)} and {tuple(y.shape)}"
@@ -94,6 +99,7 @@ class SpanGD:
         self.steps += 1
 
     @torch.no_grad()
+    @checked
     def points(self, x: Tensor) -> SpanPoints:
         """Returns inputs ``(k, dim)`` in the form that makes repeated predictions cheap: O(k n m) each."""
         return SpanPoints(x @ self._module.weight.T, x @ self._x.T)
@@ -102,6 +108,7 @@ class SpanGD:
         """Returns f of the training inputs ``(n,)``."""
         return self._hidden.relu() @ self.head
 
+    @checked
     def predict(self, x: Tensor | SpanPoints) -> Tensor:
         """Returns f ``(k,)`` of inputs ``(k, dim)``, or of what ``points`` made of them; its sign is the label."""
         points = self.points(x) if isinstance(x, Tensor) else x

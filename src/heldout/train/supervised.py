@@ -23,6 +23,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 from torch.utils.data import Dataset, Sampler
 
 from heldout.data import all_targets, batches, gather, predict_all, sample_ids, to_device
+from heldout.errors import check_nonempty, check_same_length, checked
 from heldout.method import Added, Batch, Method, Run, Splits, Task, as_dataset, device_of, evaluating, forward
 from heldout.nn import inputs_for
 
@@ -59,17 +60,21 @@ class Fitted:
                 return forward(self.predictor, inputs)
         return self.predictor(inputs).detach()
 
+    @checked
     def evaluate(self, dataset: Any, *, batch_size: int = 128) -> dict[str, float]:
         """Returns ``{"accuracy", "loss"}`` on a data set, or ``{"mse", "loss"}`` for regression.
 
         A predictor with a ``reset()`` starts afresh, so that test sets do not leak into each other. ``loss`` is
         the cross-entropy, or the mean squared error.
         """
+        check_nonempty(dataset=dataset)
         outputs, targets = self.outputs(dataset, batch_size=batch_size)
         return score(outputs, targets, self.run.task)
 
+    @checked
     def outputs(self, dataset: Any, *, batch_size: int = 128) -> tuple[Tensor, Tensor]:
         """Returns ``(outputs, targets)`` on the CPU for every example of a data set, in order."""
+        check_nonempty(dataset=dataset)
         reset = getattr(self.predictor, "reset", None)
         if callable(reset):
             reset()
@@ -77,14 +82,17 @@ class Fitted:
         return predict_all(self.predict, dataset, batch_size)
 
 
+@checked
 def outputs_of(module: nn.Module, dataset: Any) -> tuple[Tensor, Tensor]:
     """Returns ``(outputs, targets)`` on the CPU of a plain module in eval mode, for every example in order."""
     with evaluating(module), torch.no_grad():
         return predict_all(lambda inputs: forward(module, inputs_for(module, inputs)), as_dataset(dataset))
 
 
+@checked
 def score(outputs: Tensor, targets: Tensor, task: Task) -> dict[str, float]:
     """Returns ``{"accuracy", "loss"}`` or, for regression, ``{"mse", "loss"}`` of outputs against targets."""
+    check_same_length(outputs=outputs, targets=targets)
     if task == "regression":
         error = squared_error(outputs.float(), targets.float()).item()
         return {"mse": error, "loss": error}
@@ -92,6 +100,7 @@ def score(outputs: Tensor, targets: Tensor, task: Task) -> dict[str, float]:
     return {"accuracy": (outputs.argmax(1) == targets).double().mean().item(), "loss": loss}
 
 
+@checked
 def fit(
     model: nn.Module | Callable[[], nn.Module],
     data: Splits | Any,
@@ -355,6 +364,7 @@ def make_optimizer(factory: OptimizerFactory | None, module: nn.Module) -> Optim
     return optimizer
 
 
+@checked
 def scaled_optimizer(factory: OptimizerFactory | None, factor: float) -> OptimizerFactory:
     """Returns the factory of the same optimizer with every learning rate multiplied by ``factor``.
 
@@ -389,6 +399,7 @@ def make_schedule(schedule: Schedule, optimizer: Optimizer, total_steps: int) ->
     raise ValueError(f'schedule must be "cosine", "constant" or a function, got {schedule!r}')
 
 
+@checked
 def problem_of(module: nn.Module, dataset: Dataset) -> tuple[Task, int | None]:
     """Returns the task and the number of classes, and checks that model and targets fit each other.
 
@@ -430,6 +441,7 @@ def squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
 
 
 @contextmanager
+@checked
 def seeded(seed: int) -> Iterator[None]:
     """Seeds torch's global generators inside the block and puts their state back afterwards."""
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []

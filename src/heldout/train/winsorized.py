@@ -7,10 +7,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from heldout.errors import check_same_length, checked
 from heldout.measure import per_example_grads
 from heldout.optim import winsorized_grad
 
 
+@checked
 def winsorized_backward(
     model: nn.Module,
     inputs: Any,
@@ -37,6 +39,7 @@ def winsorized_backward(
         >>> winsorized_backward(model, torch.rand(8, 2), torch.tensor([0, 1] * 4), percent=10)
         >>> optimizer.step()
     """
+    check_same_length(inputs=inputs if isinstance(inputs, Tensor) else None, targets=targets)
     grads = winsorized_grad(per_example_grads(model, inputs, targets, loss), percent)
     for name, parameter in model.named_parameters():
         if name in grads:

@@ -274,7 +274,7 @@ def test_one_call_gives_the_number_of_a_users_models():
         (np.arange(30.0), 0.5, "errors must be positive"),
         (np.append(np.arange(1, 30.0), np.nan), 0.5, "errors must be positive"),
         (np.arange(1, 31.0), 0.0, "target must be positive"),
-        (np.arange(1, 31.0), math.nan, "target must be positive"),
+        (np.arange(1, 31.0), math.nan, "target must be a number"),
     ],
 )
 def test_bad_samples_and_targets_are_refused(errors, target, message):
@@ -310,13 +310,15 @@ def test_bad_kernels_and_shapes_are_refused():
         kernel_error_law(x_train, y_train, x_test, y_test, lambda a, b: a)
     with pytest.raises(ValueError, match="finite values"):
         kernel_error_law(x_train, y_train, x_test, y_test, lambda a, b: (a @ b.T) / 0)
-    with pytest.raises(ValueError, match='"rbf" or a callable'):
+    with pytest.raises(ValueError, match="callable or 'rbf'"):
         gram("linear", x_train, x_train)
     with pytest.raises(ValueError, match="sigma and variance"):
         rbf_kernel(0.0)
     with pytest.raises(ValueError, match="jitter must be at least 0"):
         kernel_error_law(x_train, y_train, x_test, y_test, jitter=-1.0)
-    with pytest.raises(ValueError, match=r"y_train must be \(40,\) or \(40, outputs\)"):
+    with pytest.raises(
+        ValueError, match=r"y_train must be \(40,\) or \(40, outputs\)|x_train and y_train must be equally long"
+    ):
         kernel_error_law(x_train, y_train[:-1], x_test, y_test)
     with pytest.raises(ValueError, match="y_test must be finite"):
         kernel_error_law(x_train, y_train, x_test, y_test / 0)

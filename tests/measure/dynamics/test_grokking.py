@@ -73,7 +73,7 @@ def test_every_run_is_in_a_phase(train, test, fraction):
 def test_accuracies_outside_of_the_unit_interval_are_named():
     with pytest.raises(ValueError, match="test_acc must lie in"):
         memorization_phase(0.5, 98.0, 0.3)
-    with pytest.raises(ValueError, match="train_acc must lie in"):
+    with pytest.raises(ValueError, match=r"train_acc must lie in|train_acc must be a number"):
         memorization_phase(math.nan, 0.5, 0.3)
 
 
@@ -112,11 +112,11 @@ def test_zero_vectors_are_an_error_unless_allowed():
 
 
 def test_bad_arguments_of_the_ratio_are_named():
-    with pytest.raises(ValueError, match="finite weights"):
+    with pytest.raises(ValueError, match=r"finite weights|w must be finite"):
         participation_ratio(torch.tensor([1.0, math.nan]))
     with pytest.raises(ValueError, match="order must be at least 2"):
         participation_ratio(torch.ones(3), order=1)
-    with pytest.raises(ValueError, match='must be "fourier"'):
+    with pytest.raises(ValueError, match="must be 'fourier'"):
         participation_ratio(torch.ones(3), basis="cosine")
 
 

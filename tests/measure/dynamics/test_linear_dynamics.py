@@ -218,7 +218,7 @@ def test_the_bound_ignores_the_frozen_subspace_and_grows_with_the_change():
         (lambda: mp_learning_curve(1.0, 5.0, t=np.array([1.0, 0.5])), "ascending"),
         (lambda: mp_learning_curve(1.0, 5.0, t=np.array([-1.0])), "not negative"),
         (lambda: mp_learning_curve(1.0, 5.0, t=np.array([])), "at least one"),
-        (lambda: marchenko_pastur(1.0, 0), "node"),
+        (lambda: marchenko_pastur(1.0, 0), r"node|n must be at least 1"),
         (lambda: optimal_ridge(-1.0, 1.0), "alpha"),
         (lambda: spectral_learning_curve(torch.zeros(3), None, 0.1), "matrix"),
         (lambda: spectral_learning_curve(torch.full((2, 2), math.nan), None, 0.1), "finite"),

@@ -31,10 +31,13 @@ def test_groups_have_their_own_best_head():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: adaptivity_gap(torch.zeros(4, 2), torch.zeros(4)), "head_logits must be"),
-        (lambda: adaptivity_gap(torch.zeros(4, 2, 3), torch.zeros(3)), r"targets must be \(4,\)"),
-        (lambda: adaptivity_gap(torch.zeros(4, 2, 3), torch.zeros(4), torch.zeros(4, 2)), r"used must be .*\(4, 3\)"),
-        (lambda: adaptivity_gap(torch.zeros(4, 2, 3), torch.zeros(4), groups=torch.zeros(2)), "groups must be"),
+        (lambda: adaptivity_gap(torch.zeros(4, 2), torch.zeros(4)), "head_logits must have 3 dimensions"),
+        (lambda: adaptivity_gap(torch.zeros(4, 2, 3), torch.zeros(3).long()), r"targets must be \(4,\)"),
+        (
+            lambda: adaptivity_gap(torch.zeros(4, 2, 3), torch.zeros(4).long(), torch.zeros(4, 2)),
+            r"used must be .*\(4, 3\)",
+        ),
+        (lambda: adaptivity_gap(torch.zeros(4, 2, 3), torch.zeros(4).long(), groups=torch.zeros(2)), "groups must be"),
     ],
 )
 def test_bad_input_is_refused(call, message):

@@ -82,7 +82,7 @@ Y = torch.zeros(3, dtype=torch.int64)
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: ensemble_logits([]), "at least one member"),
+        (lambda: ensemble_logits([]), r"at least one member|logits must not be empty"),
         (lambda: ensemble_logits([X, X[:3]]), r"one shape .* \(40, 5\), \(3, 5\)"),
         (lambda: ensemble_logits([X], [0.0]), "1 positive numbers"),
         (lambda: ensemble_logits([X], [1.0, 1.0]), "1 positive numbers"),

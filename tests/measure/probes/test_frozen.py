@@ -90,11 +90,11 @@ def test_dict_batches_reach_the_model():
     ("call", "message"),
     [
         (lambda: frozen_subspace(torch.zeros(3)), "features must be"),
-        (lambda: frozen_subspace(torch.zeros(0, 3)), "no examples"),
+        (lambda: frozen_subspace(torch.zeros(0, 3)), r"no examples|model_or_features must not be empty"),
         (lambda: frozen_subspace(torch.full((2, 2), torch.nan)), "finite"),
         (lambda: frozen_subspace(torch.eye(3), [torch.eye(3)]), "no loader"),
         (lambda: frozen_subspace(nn.Linear(3, 1)), "needs a loader"),
-        (lambda: frozen_subspace(nn.Linear(3, 1), []), "no examples"),
+        (lambda: frozen_subspace(nn.Linear(3, 1), []), r"no examples|model_or_features must not be empty"),
         (lambda: frozen_subspace(nn.ReLU(), [torch.eye(3)]), "does not run"),
         (lambda: frozen_subspace(nn.Sequential(nn.ReLU()), [torch.eye(3)], layer="0"), "nn.Linear"),
         (lambda: frozen_subspace(torch.eye(3), tol=1.0), "tol"),
@@ -106,5 +106,5 @@ def test_wrong_input_is_named(call, message):
 
 
 def test_something_else_is_refused():
-    with pytest.raises(TypeError, match="list"):
+    with pytest.raises(TypeError, match="model_or_features must be"):
         frozen_subspace([[1.0]])

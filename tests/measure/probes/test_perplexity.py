@@ -96,5 +96,5 @@ def test_blocks_are_the_joined_tokens_and_reading_stops_at_the_limit():
 def test_texts_shorter_than_one_block_are_refused():
     with pytest.raises(ValueError, match="2 tokens, less than one block of 3"):
         token_blocks(["ab"], lambda text: list(map(ord, text)), 3)
-    with pytest.raises(ValueError, match="at least 1 token"):
+    with pytest.raises(ValueError, match=r"at least 1 token|length must be at least 1"):
         token_blocks(["ab"], lambda text: list(map(ord, text)), 0)

@@ -87,9 +87,9 @@ def test_one_perturbation_takes_a_linear_rule_to_chance_along_its_weights(norm):
     ("options", "message"),
     [
         ({"eps": -1.0}, "eps >= 0"),
-        ({"eps": float("nan")}, "eps >= 0"),
+        ({"eps": float("nan")}, "eps must be"),
         ({"steps": 0}, "at least one step"),
-        ({"norm": "l1"}, "'linf' or 'l2'"),
+        ({"norm": "l1"}, "one of 'linf', 'l2'"),
         ({"step_size": -1.0}, "step_size"),
         ({"model": lambda x: x * float("nan")}, "not finite"),
     ],

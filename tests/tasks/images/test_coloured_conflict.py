@@ -44,7 +44,7 @@ def test_the_seed_decides():
     [
         ({"agreement": (0.9,)}, "at least 2 domains"),
         ({"agreement": (0.9, 1.2)}, r"in \[0, 1\]"),
-        ({"noise": 1.5}, "rate"),
+        ({"noise": 1.5}, r"rate|noise must be between 0 and 1"),
     ],
 )
 def test_bad_input_is_refused(options, message):

@@ -36,5 +36,5 @@ def test_negation_turns_the_sentence_round():
 def test_nothing_to_write_is_refused():
     with pytest.raises(ValueError, match="n >= 1"):
         opinions(0)
-    with pytest.raises(ValueError, match="sentiment, subjectivity"):
+    with pytest.raises(ValueError, match=r"sentiment, subjectivity|task must be one of 'sentiment', 'subjectivity'"):
         opinions(1, task="mood")

@@ -60,8 +60,8 @@ def test_draws_are_uniform_and_may_equal_the_truth():
     ("options", "message"),
     [
         ({"p": 2}, "p must be at least 3, got 2"),
-        ({"corrupt": 1.1}, r"must lie in \[0, 1\], got 1.1"),
-        ({"corrupt": -0.1}, r"must lie in \[0, 1\], got -0.1"),
+        ({"corrupt": 1.1}, "corrupt must be between 0 and 1"),
+        ({"corrupt": -0.1}, "corrupt must be between 0 and 1"),
         ({"train_fraction": 1.0}, "train_fraction must lie in"),
         ({"p": 3, "train_fraction": 0.01}, "no training or no test pairs"),
         ({"op": "divide"}, "op must be one of"),
@@ -74,7 +74,7 @@ def test_modular_names_bad_options(options, message):
 
 
 def test_corrupt_labels_names_bad_labels():
-    with pytest.raises(ValueError, match="at least 2 classes"):
+    with pytest.raises(ValueError, match=r"at least 2 classes|num_classes must be at least 2"):
         corrupt_labels(torch.zeros(3, dtype=torch.long), 0.5, 1)
-    with pytest.raises(ValueError, match=r"labels must be \(n,\) in 0..1"):
+    with pytest.raises(ValueError, match="labels must be integers from 0 to 1"):
         corrupt_labels(torch.tensor([0, 2]), 0.5, 2)

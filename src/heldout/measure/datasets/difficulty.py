@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
+from heldout.errors import checked
 from heldout.measure.datasets.dimension import Margin, class_margin, intrinsic_dimension, labelled_points
 
 _LOG2 = math.log(2)
@@ -61,6 +62,7 @@ class ClassificationDifficulty(Difficulty):
     high: float
 
 
+@checked
 def task_difficulty(
     n: float,
     dim: float,
@@ -119,6 +121,7 @@ def task_difficulty(
     return Difficulty(*_bits(log_dof, n * out_dim, log_ratio / _LOG2))
 
 
+@checked
 def classification_difficulty(
     x: Any,
     y: Any = None,
@@ -171,6 +174,7 @@ def classification_difficulty(
     )
 
 
+@checked
 def mdp_difficulty(obs_dim: int, act_dim: int, n: float, margin: float = 0.001, error: float = 0.001) -> Difficulty:
     """Returns the difficulty of finding the policy of a fully observed decision process with continuous actions.
 
@@ -198,6 +202,7 @@ def mdp_difficulty(obs_dim: int, act_dim: int, n: float, margin: float = 0.001, 
     return Difficulty(*_bits(log_dof, act_dim * n, ratio / _LOG2))
 
 
+@checked
 def pomdp_difficulty(history: int, n: float, margin: float = 0.001, error: float = 0.001) -> Difficulty:
     """Returns the difficulty of balancing a pole from the last observations of its angle, of which a few suffice.
 
@@ -221,6 +226,7 @@ def pomdp_difficulty(history: int, n: float, margin: float = 0.001, error: float
     return Difficulty(*_bits(_log_ball(2 * history, 2 * math.pi / margin), n, ratio / _LOG2))
 
 
+@checked
 def fewshot_difficulty(
     n: float, dim_within: float, dim_across: float, radius: float, margin: float, error: float, ways: int = 20
 ) -> Difficulty:

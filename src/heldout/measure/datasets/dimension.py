@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from heldout.data import batches
+from heldout.errors import check_at_least, check_values, checked
 from heldout.method import as_dataset
 
 Margin = Literal["sample", "evt"]
@@ -32,6 +33,7 @@ class Dimension(NamedTuple):
     high: float
 
 
+@checked
 def knn_distances(queries: Tensor, points: Tensor, k: int) -> Tensor:
     """Returns the distances ``(queries, k)`` to the k nearest points, ascending, in float64.
 
@@ -46,11 +48,13 @@ def knn_distances(queries: Tensor, points: Tensor, k: int) -> Tensor:
         >>> knn_distances(torch.tensor([[0.0]]), torch.tensor([[3.0], [1.0], [7.0]]), k=2)
         tensor([[1., 3.]], dtype=torch.float64)
     """
+    check_values(queries=queries, points=points)
     if not 1 <= k <= len(points):
         raise ValueError(f"k must lie in 1..{len(points)}, the number of points, got {k}")
     return torch.cat([d.topk(k, dim=1, largest=False).values for _, d in _distances(queries, points)])
 
 
+@checked
 def intrinsic_dimension(x: Any, k: int = 5, n_query: int = 10_000, *, seed: int = 0) -> Dimension:
     """Returns the maximum likelihood estimate of the intrinsic dimension, with its bootstrap interval.
 
@@ -74,6 +78,7 @@ def intrinsic_dimension(x: Any, k: int = 5, n_query: int = 10_000, *, seed: int 
 
     Source: arXiv:2305.01034; Levina and Bickel (NIPS 2004), eq. 9.
     """
+    check_at_least(0, seed=seed)
     if k < 2:
         raise ValueError(f"k must be at least 2, got {k}")
     if n_query < 1:
@@ -90,6 +95,7 @@ def intrinsic_dimension(x: Any, k: int = 5, n_query: int = 10_000, *, seed: int 
     return Dimension(float(1 / ratios.mean()), float(low), float(high))
 
 
+@checked
 def class_margin(
     x: Any,
     y: Any = None,
@@ -123,6 +129,7 @@ def class_margin(
 
     Source: arXiv:2305.01034; the tail index is that of Dekkers, Einmahl and de Haan (1989).
     """
+    check_at_least(0, seed=seed)
     if method not in ("sample", "evt"):
         raise ValueError(f'method must be "sample" or "evt", got {method!r}')
     if n_sample < 2 or n_pairs < 40:

@@ -10,12 +10,14 @@ from typing import Any
 
 from torch import nn
 
+from heldout.errors import check_nonempty, checked
 from heldout.measure.datasets.vendi import vendi_score
 from heldout.measure.probes.gradients import gradient_features
 from heldout.measure.probes.layer_gradients import ExampleLoss
 from heldout.measure.probes.projections import Projection
 
 
+@checked
 def g_vendi(
     model: nn.Module,
     data: Any,
@@ -47,6 +49,7 @@ def g_vendi(
 
     Source: arXiv:2505.20161; the score is that of arXiv:2210.02410 on projected gradients.
     """
+    check_nonempty(data=data)
     features = gradient_features(
         model, data, loss, dim=dim, projection=projection, params=params, batch_size=batch_size, seed=seed
     )

@@ -8,9 +8,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from heldout.errors import check_values, checked
+
 Kernel = Callable[[Any, Any], Any] | Literal["rbf"]
 
 
+@checked
 def rbf_kernel(sigma: float = 1.0, *, variance: float = 1.0) -> Callable[[Any, Any], Tensor]:
     """Returns the kernel ``variance * exp(-|a - b|^2 / (2 sigma^2))`` of points ``(n, ...)``, flattened, in float64.
 
@@ -29,6 +32,7 @@ def rbf_kernel(sigma: float = 1.0, *, variance: float = 1.0) -> Callable[[Any, A
     return kernel
 
 
+@checked
 def gram(kernel: Kernel, a: Any, b: Any) -> Tensor:
     """Returns the Gram matrix ``(len(a), len(b))`` in float64, without a gradient.
 
@@ -43,6 +47,7 @@ def gram(kernel: Kernel, a: Any, b: Any) -> Tensor:
         >>> gram(lambda a, b: a @ b.T, torch.eye(2), torch.ones(3, 2)).shape
         torch.Size([2, 3])
     """
+    check_values(a=a, b=b)
     if kernel == "rbf":
         kernel = rbf_kernel()
     if not callable(kernel):
@@ -57,6 +62,7 @@ def gram(kernel: Kernel, a: Any, b: Any) -> Tensor:
     return matrix
 
 
+@checked
 def gram_cholesky(matrix: Tensor, jitter: float = 1e-6) -> Tensor:
     """Returns the lower Cholesky factor of ``matrix + jitter * mean(diagonal) * I``.
 
@@ -71,6 +77,7 @@ def gram_cholesky(matrix: Tensor, jitter: float = 1e-6) -> Tensor:
         >>> gram_cholesky(torch.ones(2, 2).double(), jitter=1e-6).diagonal().round(decimals=3)
         tensor([1.0000, 0.0010], dtype=torch.float64)
     """
+    check_values(matrix=matrix)
     if jitter < 0:
         raise ValueError(f"jitter must be at least 0, got {jitter}")
     if not torch.allclose(matrix, matrix.T, rtol=1e-4, atol=1e-4 * float(matrix.abs().max())):

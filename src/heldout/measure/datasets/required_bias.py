@@ -22,6 +22,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
+from heldout.errors import check_at_least, check_same_length, check_values, checked
 from heldout.measure.datasets.gram import Kernel, gram, gram_cholesky
 from heldout.measure.datasets.noncentral_chi2 import (
     Array,
@@ -74,6 +75,7 @@ class BiasEstimate:
         """The same in bits."""
         return self.nats / math.log(2)
 
+    @checked
     def curve(self, targets: ArrayLike) -> Array:
         """Returns the nats that each of the targets requires, by the fitted law."""
         wanted = np.asarray(targets, dtype=np.float64)
@@ -82,6 +84,7 @@ class BiasEstimate:
         return _nats(wanted, *self.params, self.tail)
 
 
+@checked
 def required_inductive_bias(
     errors: ArrayLike, target: float, *, tail: Tail = "ncx2", bootstrap: int = 200, seed: int = 0
 ) -> BiasEstimate:
@@ -110,6 +113,7 @@ def required_inductive_bias(
     Deviation: the released code keeps Sankaran's approximation in the deep tail; the saddle point is closer there.
     Source: arXiv:2406.15941; M. Sankaran (1959); O. Barndorff-Nielsen (1990) for the saddle point.
     """
+    check_at_least(0, seed=seed)
     values = np.asarray(errors, dtype=np.float64)
     if values.ndim != 1 or len(values) < 20:
         raise ValueError(f"errors must be at least 20 samples (samples,), got shape {values.shape}")
@@ -166,6 +170,7 @@ class ErrorLaw(NamedTuple):
         w, outputs = self.variances, self.offsets.shape[1]
         return float(2 * outputs * w.square().sum() + 4 * (w[:, None] * self.offsets.square()).sum())
 
+    @checked
     def sample(self, n_samples: int = 10_000, *, seed: int = 0) -> Array:
         """Returns errors ``(n_samples,)``."""
         if n_samples < 1:
@@ -179,6 +184,7 @@ class ErrorLaw(NamedTuple):
             parts.append(draws.mul_(spread).add_(self.offsets).square_().sum((1, 2)))
         return torch.cat(parts).numpy()
 
+    @checked
     def nats(self, target: float) -> float:
         """Returns ``-log P(error <= target)`` by the saddle point; infinite where no hypothesis gets there.
 
@@ -218,6 +224,7 @@ class ErrorLaw(NamedTuple):
         return float(-log_ndtr(_signed_root(t * x - log_mean, t * deviation, skew)))
 
 
+@checked
 def kernel_error_law(
     x_train: Any, y_train: Any, x_test: Any, y_test: Any, kernel: Kernel = "rbf", *, jitter: float = 1e-6
 ) -> ErrorLaw:
@@ -246,6 +253,9 @@ def kernel_error_law(
 
     Source: arXiv:2406.15941, section 4.
     """
+    check_values(x_train=x_train, y_train=y_train, x_test=x_test, y_test=y_test)
+    check_same_length(x_train=x_train, y_train=y_train)
+    check_same_length(x_test=x_test, y_test=y_test)
     train, test = _targets(x_train, y_train, "train"), _targets(x_test, y_test, "test")
     if train.shape[1] != test.shape[1]:
         raise ValueError(f"y_train and y_test must have equal outputs, got {train.shape[1]} and {test.shape[1]}")
@@ -263,6 +273,7 @@ def kernel_error_law(
     return ErrorLaw(values.clamp(min=0) / count, vectors.T @ (mean - test) / math.sqrt(count))
 
 
+@checked
 def kernel_error_samples(
     x_train: Any,
     y_train: Any,
@@ -285,9 +296,13 @@ def kernel_error_samples(
 
     Source: arXiv:2406.15941, section 4.
     """
+    check_values(x_train=x_train, y_train=y_train, x_test=x_test, y_test=y_test)
+    check_same_length(x_train=x_train, y_train=y_train)
+    check_same_length(x_test=x_test, y_test=y_test)
     return kernel_error_law(x_train, y_train, x_test, y_test, kernel, jitter=jitter).sample(n_samples, seed=seed)
 
 
+@checked
 def kernel_inductive_bias(
     x_train: Any,
     y_train: Any,
@@ -315,6 +330,9 @@ def kernel_inductive_bias(
 
     Source: arXiv:2406.15941; the saddle point is an addition.
     """
+    check_values(x_train=x_train, y_train=y_train, x_test=x_test, y_test=y_test)
+    check_same_length(x_train=x_train, y_train=y_train)
+    check_same_length(x_test=x_test, y_test=y_test)
     if method not in ("fit", "saddlepoint"):
         raise ValueError(f'method must be "fit" or "saddlepoint", got {method!r}')
     law = kernel_error_law(x_train, y_train, x_test, y_test, kernel, jitter=jitter)
@@ -323,6 +341,7 @@ def kernel_inductive_bias(
     return required_inductive_bias(law.sample(n_samples, seed=seed), target, seed=seed).nats
 
 
+@checked
 def model_error_samples(
     make_model: Callable[[int], nn.Module],
     fit: Callable[[nn.Module, int], nn.Module | None],
@@ -371,6 +390,7 @@ def model_error_samples(
     return np.array(errors)
 
 
+@checked
 def inductive_bias(
     make_model: Callable[[int], nn.Module],
     fit: Callable[[nn.Module, int], nn.Module | None],

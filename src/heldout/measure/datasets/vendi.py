@@ -10,10 +10,13 @@ import math
 import torch
 from torch import Tensor
 
+from heldout.errors import checked
+
 _ROWS_AT_ONCE = 4096
 _TOLERANCE = 1e-6  # of eigenvalues below zero and of asymmetry, relative to the trace
 
 
+@checked
 def vendi_score(features: Tensor | None = None, *, kernel: Tensor | None = None, q: float = 1.0) -> float:
     """Returns the effective number of different examples, from 1 (all alike) to n (none alike).
 

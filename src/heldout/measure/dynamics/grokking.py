@@ -11,11 +11,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from heldout.errors import check_at_least, check_values, checked
+
 Phase = Literal[
     "coexistence", "partial inversion", "full inversion", "memorisation", "forgetting", "confusion"
 ]  # fmt: skip
 
 
+@checked
 def steps_to(
     history: Iterable[Mapping[str, float]], metric: str, threshold: float, *, budget: int | None = None
 ) -> int | None:
@@ -42,6 +45,7 @@ def steps_to(
     return next(reached, budget)
 
 
+@checked
 def delay(
     history: Iterable[Mapping[str, float]],
     train_threshold: float = 0.95,
@@ -71,6 +75,7 @@ def delay(
     return None if memorised is None or generalised is None else generalised - memorised
 
 
+@checked
 def memorization_phase(
     train_acc: float,
     test_acc: float,
@@ -119,6 +124,7 @@ def memorization_phase(
     return "forgetting" if train_acc < min(worse_than - tol, fitted) else "confusion"
 
 
+@checked
 def participation_ratio(
     w: Tensor,
     dim: int = -1,
@@ -149,6 +155,7 @@ def participation_ratio(
         >>> round(participation_ratio(wave).item(), 4), round(participation_ratio(torch.eye(11)[0]).item(), 4)
         (1.0, 0.1667)
     """
+    check_values(w=w)
     if order < 2:
         raise ValueError(f"order must be at least 2, got {order}")
     if isinstance(basis, str) and basis != "fourier":
@@ -169,6 +176,7 @@ def participation_ratio(
     return (energy / energy.sum(-1, keepdim=True)).pow(order).sum(-1)
 
 
+@checked
 def neuron_scores(
     weights: Sequence[tuple[Tensor, int]], score: Callable[[Tensor], Tensor] = participation_ratio
 ) -> Tensor:
@@ -194,6 +202,7 @@ def neuron_scores(
     return torch.stack([score(tensor.movedim(axis, 0).flatten(1)) for tensor, axis in weights]).mean(0)
 
 
+@checked
 def discrete_log_order(p: int) -> Tensor:
     """Returns int64 ``(p - 1,)``: the residues 1, g, g^2, ... of a primitive root g modulo a prime.
 
@@ -207,6 +216,7 @@ def discrete_log_order(p: int) -> Tensor:
         >>> discrete_log_order(7)
         tensor([1, 3, 2, 6, 4, 5])
     """
+    check_at_least(3, p=p)
     if p < 3 or any(p % d == 0 for d in range(2, int(p**0.5) + 1)):
         raise ValueError(f"residues have a discrete logarithm for primes of at least 3, got {p}")
     for root in range(2, p):

@@ -5,7 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from heldout.errors import checked
 
+
+@checked
 def first_learned(correct: Tensor) -> Tensor:
     """Returns for each example the first evaluation at which it is predicted correctly: int64 ``(examples,)``.
 

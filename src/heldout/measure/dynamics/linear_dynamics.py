@@ -20,6 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from heldout.errors import check_at_least, check_values, checked
+
 Array = np.ndarray
 _AT_ONCE = 1 << 17  # exponentials that are held in memory: what fits the cache
 
@@ -56,6 +58,7 @@ class OptimalRidge(NamedTuple):
     test: float
 
 
+@checked
 def marchenko_pastur(alpha: float, n: int = 200) -> tuple[Tensor, Tensor, float]:
     """Returns ``(eigenvalues, weights, zero_mass)``, a quadrature of the spectrum of ``X^T X / n`` in high dimension.
 
@@ -77,6 +80,7 @@ def marchenko_pastur(alpha: float, n: int = 200) -> tuple[Tensor, Tensor, float]
         >>> round(weights.sum().item(), 6), zero_mass, round((weights * eigenvalues).sum().item(), 6)
         (0.5, 0.5, 1.0)
     """
+    check_at_least(1, n=n)
     _check(alpha)
     if n < 1:
         raise ValueError(f"marchenko_pastur needs at least 1 node, got {n}")
@@ -85,6 +89,7 @@ def marchenko_pastur(alpha: float, n: int = 200) -> tuple[Tensor, Tensor, float]
     return torch.from_numpy(eigenvalues), torch.from_numpy(weights), max(0.0, 1.0 - alpha)
 
 
+@checked
 def mp_learning_curve(alpha: float, snr: float, inr: float = 0.0, t: Tensor | Array | None = None) -> LearningCurve:
     """Returns the learning curve in the limit of high dimension, where it is the same for almost all data.
 
@@ -122,6 +127,7 @@ def mp_learning_curve(alpha: float, snr: float, inr: float = 0.0, t: Tensor | Ar
     return modes.curve(times, final)
 
 
+@checked
 def optimal_stopping_time(alpha: float, snr: float, inr: float = 0.0) -> float:
     """Returns the time ``lr * steps`` at which the test error of ``mp_learning_curve`` is least.
 
@@ -142,6 +148,7 @@ def optimal_stopping_time(alpha: float, snr: float, inr: float = 0.0) -> float:
     return _Modes.of_marchenko_pastur(alpha, snr, inr).t_opt()
 
 
+@checked
 def optimal_ridge(alpha: float, snr: float) -> OptimalRidge:
     """Returns the L2 penalty of least test error in the limit of high dimension, and that error.
 
@@ -167,6 +174,7 @@ def optimal_ridge(alpha: float, snr: float) -> OptimalRidge:
     return OptimalRidge(penalty, modes + max(0.0, 1 - alpha) + 1 / snr)
 
 
+@checked
 def spectral_learning_curve(
     x: Tensor | Array,
     w_bar: Tensor | Array | None,
@@ -251,6 +259,7 @@ def spectral_learning_curve(
     return modes.curve(times, modes.limit())
 
 
+@checked
 def subspace_bound(features: Tensor | Array, change: Tensor | Array, *, tol: float = 1e-10) -> float:
     """Returns a bound on the Rademacher complexity of the linear functions that training could have reached.
 
@@ -272,6 +281,7 @@ def subspace_bound(features: Tensor | Array, change: Tensor | Array, *, tol: flo
         >>> subspace_bound(torch.tensor([[2.0, 0.0]]), torch.tensor([3.0, 100.0]))
         6.0
     """
+    check_values(change=change)
     x = _matrix(features, "features")
     moved = _weights(change, x.shape[1])
     _, vectors = _eigen(x, tol)

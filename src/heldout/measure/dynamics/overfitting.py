@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from heldout.errors import check_between, check_fraction, check_same_length, check_values, checked
+
 
 class OverfitReport(NamedTuple):
     """What curves of accuracy say about fitting and generalizing.
@@ -34,6 +36,7 @@ class OverfitReport(NamedTuple):
     benign: bool
 
 
+@checked
 def overfitting_report(
     steps: Sequence[int],
     train_accuracy: Sequence[float],
@@ -60,6 +63,8 @@ def overfitting_report(
         >>> overfitting_report([1, 2, 5, 10], [1.0, 1.0, 1.0, 1.0], [0.5, 0.7, 0.97, 1.0])
         OverfitReport(first_fit_step=1, test_at_fit=0.5, grok_step=5, delay=4, benign=True)
     """
+    check_values(train_accuracy=train_accuracy, test_accuracy=test_accuracy)
+    check_fraction(train_accuracy=train_accuracy, test_accuracy=test_accuracy)
     if not steps or any(later <= earlier for earlier, later in itertools.pairwise(steps)):
         raise ValueError("overfitting_report needs at least one step, and steps that increase")
     if not len(steps) == len(train_accuracy) == len(test_accuracy):
@@ -83,6 +88,7 @@ def overfitting_report(
 
 
 @torch.no_grad()
+@checked
 def linear_agreement(
     model: Callable[[Tensor], Tensor] | nn.Module, x_train: Tensor, y_train: Tensor, x_test: Tensor
 ) -> float:
@@ -108,6 +114,9 @@ def linear_agreement(
         >>> linear_agreement(lambda x: x[:, 0] - x[:, 1], x, y, x)
         1.0
     """
+    check_values(x_train=x_train, y_train=y_train, x_test=x_test)
+    check_same_length(x_train=x_train, y_train=y_train)
+    check_between(-1, 1, y_train=y_train)
     if not len(x_train) or not len(x_test) or len(x_train) != len(y_train):
         raise ValueError(f"needs points to train on and to test on, got {len(x_train)} and {len(x_test)}")
     if not torch.isin(y_train, torch.tensor([-1, 0, 1]).to(y_train)).all() or {-1, 0} <= set(y_train.tolist()):
@@ -134,6 +143,7 @@ class NeuronAlignment(NamedTuple):
     negative: float
 
 
+@checked
 def neuron_alignment(weights: Tensor, head: Tensor, positive: Tensor, negative: Tensor) -> NeuronAlignment:
     """Returns how well the hidden neurons of a two-layer network align with the directions that their sign stands for.
 
@@ -154,6 +164,7 @@ def neuron_alignment(weights: Tensor, head: Tensor, positive: Tensor, negative: 
         >>> neuron_alignment(torch.tensor([[-2.0, 0.0], [3.0, 4.0]]), torch.tensor([1.0, -1.0]), *torch.eye(2))
         NeuronAlignment(positive=1.0, negative=0.800000011920929)
     """
+    check_values(weights=weights, head=head, positive=positive, negative=negative)
     if weights.ndim != 2 or head.shape != weights.shape[:1]:
         raise ValueError(f"needs weights (m, dim) and head (m,), got {tuple(weights.shape)} and {tuple(head.shape)}")
     found = []

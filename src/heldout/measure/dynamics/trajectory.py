@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from heldout.errors import checked
+
 
 class DiffusionFit(NamedTuple):
     """How well laws of growth describe a distance.
@@ -56,6 +58,7 @@ class WeightDistance:
         ([1.0, 2.0, 3.0], 1.0)
     """
 
+    @checked
     def __init__(self, model: nn.Module) -> None:
         self._parameters = dict(model.named_parameters())
         if not self._parameters:
@@ -66,6 +69,7 @@ class WeightDistance:
         self.by_parameter: dict[str, list[float]] = {name: [] for name in self._parameters}
 
     @torch.no_grad()
+    @checked
     def record(self, step: int) -> float:
         """Returns the distance now, and keeps it with the number of updates made; steps must increase."""
         if step < 0 or (self.steps and step <= self.steps[-1]):

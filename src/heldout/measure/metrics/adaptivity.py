@@ -5,7 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from heldout.errors import check_dimensions, check_labels, check_values, checked
 
+
+@checked
 def adaptivity_gap(
     head_logits: Tensor, targets: Tensor, used: Tensor | None = None, *, groups: Tensor | None = None
 ) -> float:
@@ -27,6 +30,10 @@ def adaptivity_gap(
         >>> adaptivity_gap(heads, torch.tensor([0, 0]), used=heads[:, 1])
         1.0
     """
+    check_values(head_logits=head_logits, used=used)
+    check_dimensions(3, head_logits=head_logits)
+    check_labels(head_logits.shape[-1], targets=targets)
+    check_labels(groups=groups)
     if head_logits.ndim != 3 or not len(head_logits):
         raise ValueError(f"head_logits must be (batch, heads, classes) with examples, got {tuple(head_logits.shape)}")
     if targets.shape != head_logits.shape[:1]:

@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
+from heldout.errors import checked
+
 Answers = Sequence[Hashable | None]
 
 
@@ -33,6 +35,7 @@ class AgreementPoint:
     outside: float
 
 
+@checked
 def agreement_point(shown: Sequence[Answers], chosen: Answers, references: Sequence[Hashable]) -> AgreementPoint:
     """Returns how chosen answers compare with those of the paths that they were chosen from.
 
@@ -75,6 +78,7 @@ def agreement_point(shown: Sequence[Answers], chosen: Answers, references: Seque
     return AgreementPoint(sizes.pop(), *(totals[name] / len(references) for name in names))
 
 
+@checked
 def agreement_curve(
     results: Mapping[int, tuple[Sequence[Answers], Answers]], references: Sequence[Hashable]
 ) -> list[AgreementPoint]:

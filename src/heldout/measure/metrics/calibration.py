@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from heldout.errors import checked
+
 Scheme = Literal["width", "mass"]
 
 
@@ -28,6 +30,7 @@ class ReliabilityBin:
     accuracy: float
 
 
+@checked
 def expected_calibration_error(probs: Tensor, labels: Tensor, bins: int = 10, scheme: Scheme = "width") -> float:
     """Returns the mean of |accuracy - confidence| over bins of the largest probability, weighted by their counts.
 
@@ -49,6 +52,7 @@ def expected_calibration_error(probs: Tensor, labels: Tensor, bins: int = 10, sc
     return sum(row.count * abs(row.accuracy - row.confidence) for row in table) / sum(row.count for row in table)
 
 
+@checked
 def reliability_table(probs: Tensor, labels: Tensor, bins: int = 10, scheme: Scheme = "width") -> list[ReliabilityBin]:
     """Returns the bins that hold at least one example, by rising confidence.
 
@@ -82,6 +86,7 @@ def reliability_table(probs: Tensor, labels: Tensor, bins: int = 10, scheme: Sch
     ]
 
 
+@checked
 def risk_coverage_curve(probs: Tensor, labels: Tensor) -> Tensor:
     """Returns float64 ``(n,)``: the error rate among the j+1 most confident examples.
 
@@ -97,6 +102,7 @@ def risk_coverage_curve(probs: Tensor, labels: Tensor) -> Tensor:
     return errors / torch.arange(1, len(errors) + 1)
 
 
+@checked
 def aurc(probs: Tensor, labels: Tensor) -> float:
     """Returns the area under the risk-coverage curve: the mean error rate over all coverages 1/n, ..., 1.
 
@@ -113,6 +119,7 @@ def aurc(probs: Tensor, labels: Tensor) -> float:
     return risk_coverage_curve(probs, labels).mean().item()
 
 
+@checked
 def eaurc(probs: Tensor, labels: Tensor) -> float:
     """Returns the excess AURC: AURC minus that of the best ranking of the same predictions, which errs last.
 
@@ -128,6 +135,7 @@ def eaurc(probs: Tensor, labels: Tensor) -> float:
     return max(aurc(probs, labels) - optimum, 0.0)
 
 
+@checked
 def nll(probs: Tensor, labels: Tensor) -> float:
     """Returns the mean negative log-likelihood of the labels, in nats; infinite where a label has probability 0.
 
@@ -142,6 +150,7 @@ def nll(probs: Tensor, labels: Tensor) -> float:
     return -probs.gather(1, labels.unsqueeze(1)).log().mean().item()
 
 
+@checked
 def brier(probs: Tensor, labels: Tensor) -> float:
     """Returns the mean squared distance between probabilities and one-hot labels, between 0 and 2.
 

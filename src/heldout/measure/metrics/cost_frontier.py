@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from heldout.errors import checked
+
 
 @dataclass(frozen=True)
 class CostFrontier:
@@ -24,6 +26,7 @@ class CostFrontier:
     max_cost: float
 
 
+@checked
 def cost_frontier(
     points: Mapping[str, tuple[float, float]] | Sequence[tuple[float, float]], *, max_cost: float | None = None
 ) -> CostFrontier:

@@ -11,7 +11,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from heldout.errors import check_labels, check_values, checked
 
+
+@checked
 def ensemble_logits(logits: Sequence[Tensor], temperatures: Sequence[float] | None = None) -> Tensor:
     """Returns the mean over members of ``logits / temperature``: ``(n, classes)``.
 
@@ -26,6 +29,7 @@ def ensemble_logits(logits: Sequence[Tensor], temperatures: Sequence[float] | No
         >>> ensemble_logits([torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 8.0]])], [1.0, 4.0])
         tensor([[1., 1.]])
     """
+    check_values(logits=logits)
     _check(logits)
     factors = [1.0] * len(logits) if temperatures is None else list(temperatures)
     if len(factors) != len(logits) or not all(factor > 0 and math.isfinite(factor) for factor in factors):
@@ -33,6 +37,7 @@ def ensemble_logits(logits: Sequence[Tensor], temperatures: Sequence[float] | No
     return torch.stack([member / factor for member, factor in zip(logits, factors, strict=True)]).mean(dim=0)
 
 
+@checked
 def balance_temperatures(logits: Sequence[Tensor], target: float | Literal["min"] = "min") -> list[float]:
     """Returns the temperature of each member at which its mean confidence is ``target``.
 
@@ -55,6 +60,7 @@ def balance_temperatures(logits: Sequence[Tensor], target: float | Literal["min"
         >>> [round(t, 3) for t in balance_temperatures([quiet, 5 * quiet])]
         [1.0, 5.0]
     """
+    check_values(logits=logits)
     _check(logits)
     classes = logits[0].shape[1]
     wanted = min(map(_confidence, logits)) if target == "min" else float(target)
@@ -79,6 +85,7 @@ def _temperature(logits: Tensor, wanted: float) -> float:
     return size * math.exp((low + high) / 2)
 
 
+@checked
 def confidence_gap(logits: Tensor, reference: Tensor) -> float:
     """Returns the mean largest softmax probability of ``logits`` minus that of ``reference``, both ``(n, classes)``.
 
@@ -88,6 +95,7 @@ def confidence_gap(logits: Tensor, reference: Tensor) -> float:
         >>> round(confidence_gap(torch.tensor([[100.0, 0.0]]), torch.tensor([[0.0, 0.0]])), 3)
         0.5
     """
+    check_values(logits=logits, reference=reference)
     _check([logits, reference])
     return _confidence(logits) - _confidence(reference)
 
@@ -102,6 +110,7 @@ class CorrectionTable:
 
     counts: dict[str, int]
 
+    @checked
     def share(self, pattern: str) -> float:
         """Returns the share of the examples in one cell; ``"?"`` stands for T or F."""
         cells = [
@@ -127,6 +136,7 @@ class CorrectionTable:
         return self.share("FF?") * self.share("??T")
 
 
+@checked
 def correction_table(pred_a: Tensor, pred_b: Tensor, pred_average: Tensor, labels: Tensor) -> CorrectionTable:
     """Returns the eight cells of right and wrong of two members and their average.
 
@@ -147,6 +157,7 @@ def correction_table(pred_a: Tensor, pred_b: Tensor, pred_average: Tensor, label
         >>> table.counts["TTT"], table.counts["FFT"]
         (1, 2)
     """
+    check_labels(labels=labels, pred_a=pred_a, pred_b=pred_b, pred_average=pred_average)
     predictions = (pred_a, pred_b, pred_average)
     if labels.ndim != 1 or not len(labels) or any(prediction.shape != labels.shape for prediction in predictions):
         shapes = ", ".join(str(tuple(part.shape)) for part in (*predictions, labels))

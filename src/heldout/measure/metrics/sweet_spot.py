@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from heldout.errors import checked
+
 
 class SweetSpot(NamedTuple):
     """The best place on an axis.
@@ -26,7 +28,10 @@ class SweetSpot(NamedTuple):
     high: float
 
 
-def sweet_spot(positions: Sequence[float], scores: Sequence[float], drop: float = 0.05) -> SweetSpot:
+@checked
+def sweet_spot(
+    positions: Sequence[float], scores: Sequence[float] | Sequence[Sequence[float]], drop: float = 0.05
+) -> SweetSpot:
     """Returns where a score is highest along an axis, and over how wide a stretch it stays within ``drop`` of that.
 
     Args:

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
+from heldout.errors import checked
+
 _GROUPING = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 _SIGNS = re.compile("[\u2212\ufe63\uff0d]")
 # Punctuation that says something: inside a number or before one, and what makes C++ and C# of C.
@@ -21,6 +23,7 @@ _PUNCTUATION = re.compile(
 _ARTICLES = re.compile(r"\b(?:a|an|the)\b(?=\s+(?:\w\w|\d))")
 
 
+@checked
 def normalise_answer(text: str) -> str:
     """Returns the text in lower case, without punctuation, articles and repeated spaces, as SQuAD compares answers.
 
@@ -37,6 +40,7 @@ def normalise_answer(text: str) -> str:
     return " ".join((kept if kept.strip() else lower).split())
 
 
+@checked
 def exact_match(prediction: str, references: str | Sequence[str]) -> float:
     """Returns 1.0 if the normalised prediction equals one of the normalised references, else 0.0.
 
@@ -51,6 +55,7 @@ def exact_match(prediction: str, references: str | Sequence[str]) -> float:
     return float(any(answer == normalise_answer(reference) for reference in _listed(references)))
 
 
+@checked
 def token_f1(prediction: str, references: str | Sequence[str]) -> float:
     """Returns the F1 of the words that the normalised prediction and a reference share; the best over references.
 
@@ -67,6 +72,7 @@ def token_f1(prediction: str, references: str | Sequence[str]) -> float:
     return max(_f1(words, Counter(normalise_answer(reference).split())) for reference in _listed(references))
 
 
+@checked
 def rouge_l(prediction: str, references: str | Sequence[str], *, stem: bool = True) -> float:
     """Returns ROUGE-L: the F1 of the longest common subsequence of words, in [0, 1]; the best over references.
 

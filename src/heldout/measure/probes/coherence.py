@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import nn
 
+from heldout.errors import check_nonempty, checked
 from heldout.measure.probes.gradients import gradient_sums
 from heldout.measure.probes.layer_gradients import ExampleLoss
 from heldout.method import evaluating
@@ -41,6 +42,7 @@ class Coherence:
         return self.alpha * self.examples
 
 
+@checked
 def gradient_coherence(
     model: nn.Module,
     data: Any,
@@ -76,6 +78,7 @@ def gradient_coherence(
 
     Source: arXiv:2203.10036, section 2.
     """
+    check_nonempty(data=data)
     sums = gradient_sums(model, data, loss, params=params, batch_size=batch_size)
     if sums.examples < 2:
         raise ValueError(f"gradient_coherence needs at least 2 examples, got {sums.examples}")
@@ -124,6 +127,7 @@ class CoherenceTracker:
         [0, 10, 20]
     """
 
+    @checked
     def __init__(self, model: nn.Module, data: Any, loss: ExampleLoss | None = None, *, every: int = 1) -> None:
         if every < 1:
             raise ValueError(f"every must be at least 1, got {every}")

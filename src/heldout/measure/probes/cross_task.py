@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from heldout.errors import check_at_least, checked
 from heldout.language_model import LM
 from heldout.measure.metrics.text import exact_match, rouge_l
 from heldout.study import interval
@@ -61,6 +62,7 @@ class CrossTask:
         return {category: math.fsum(scores) / len(scores) for category, scores in sorted(found.items())}
 
 
+@checked
 def cross_task(
     model: LM | Callable[[list[str]], Sequence[str]],
     tasks: Sequence[Any],
@@ -92,6 +94,7 @@ def cross_task(
         >>> cross_task(echo, [task], lambda task, instance: instance.input).mean
         0.75
     """
+    check_at_least(1, max_tokens=max_tokens)
     if not tasks:
         raise ValueError("cross_task needs at least one task, got none")
     for task in tasks:
@@ -124,6 +127,7 @@ def cross_task(
 Strategy = Callable[[Any], str]
 
 
+@checked
 def best_constant(task: Any, metric: Metric = exact_match, strategies: Sequence[Strategy] = ()) -> float:
     """Returns the score on a task of the best strategy that reads no instruction, chosen by the right answers.
 
@@ -155,6 +159,7 @@ def best_constant(task: Any, metric: Metric = exact_match, strategies: Sequence[
     )
 
 
+@checked
 def beyond_constant(
     scores: CrossTask, tasks: Sequence[Any], metric: Metric = exact_match, strategies: Sequence[Strategy] = ()
 ) -> float:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from heldout.data import split_target
+from heldout.errors import check_values, checked
 from heldout.method import evaluating, forward
 from heldout.nn import inputs_for
 
@@ -34,6 +35,7 @@ class FrozenSubspace(NamedTuple):
     largest: float
 
 
+@checked
 def frozen_subspace(
     model_or_features: nn.Module | Tensor,
     loader: Iterable[Any] | None = None,
@@ -69,6 +71,7 @@ def frozen_subspace(
         >>> frozen_subspace(model, [x]).dim, frozen_subspace(model, [x], layer="0").dim
         (34, 20)
     """
+    check_values(model_or_features=model_or_features)
     if not 0 <= tol < 1:
         raise ValueError(f"tol must lie in [0, 1), got {tol}")
     moment: Tensor | None

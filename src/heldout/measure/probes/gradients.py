@@ -22,6 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader
 
 from heldout.data import batches, split_target
+from heldout.errors import check_nonempty, check_same_length, checked
 from heldout.measure.probes.layer_gradients import (
     ExampleLoss,
     _by_layers,
@@ -40,6 +41,7 @@ from heldout.nn import inputs_for
 Path = Literal["auto", "layers", "vmap", "loop"]
 
 
+@checked
 def per_example_grads(
     model: nn.Module,
     inputs: Any,
@@ -73,6 +75,8 @@ def per_example_grads(
         >>> {name: tuple(grad.shape) for name, grad in grads.items()}
         {'weight': (5, 2, 3), 'bias': (5, 2)}
     """
+    check_same_length(inputs=inputs if isinstance(inputs, Tensor) else None, targets=targets)
+    check_nonempty(inputs=inputs)
     names = _selected(model, params)
     _refuse_batch_statistics(model)
     batch = _prepared(model, inputs, targets)
@@ -99,6 +103,7 @@ def per_example_grads(
         return _by_loop(model, *batch, loss, names)
 
 
+@checked
 def gradient_features(
     model: nn.Module,
     data: Any,
@@ -138,6 +143,7 @@ def gradient_features(
         >>> gradient_features(nn.Linear(4, 3), data, dim=8).shape
         torch.Size([6, 8])
     """
+    check_nonempty(data=data)
     if projection not in ("rademacher", "srht", "countsketch", "none"):
         raise ValueError(f"projection must be rademacher, srht, countsketch or none, got {projection!r}")
     if dim < 1:
@@ -190,6 +196,7 @@ class GradientSums:
     examples: int
 
 
+@checked
 def gradient_sums(
     model: nn.Module,
     data: Any,
@@ -211,6 +218,7 @@ def gradient_sums(
     Raises:
         ValueError: as ``per_example_grads``.
     """
+    check_nonempty(data=data)
     names = _selected(model, params)
     _refuse_batch_statistics(model)
     example_loss = loss or default_example_loss(model)

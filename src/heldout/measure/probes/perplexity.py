@@ -11,9 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from heldout.errors import check_at_least, checked
 from heldout.method import evaluating, forward
 
 
+@checked
 def perplexity(model: nn.Module, data: Iterable[Tensor | Mapping[str, Any]]) -> float:
     """Returns exp of the mean negative log likelihood per predicted token.
 
@@ -55,6 +57,7 @@ def perplexity(model: nn.Module, data: Iterable[Tensor | Mapping[str, Any]]) -> 
     return math.exp(min(total / count, 700.0))
 
 
+@checked
 def token_blocks(texts: Iterable[str], tokenizer: Any, length: int, *, limit: int | None = None) -> Tensor:
     """Returns texts, joined and cut into blocks of equal length: int64 ``(blocks, length)``; the rest is dropped.
 
@@ -73,6 +76,7 @@ def token_blocks(texts: Iterable[str], tokenizer: Any, length: int, *, limit: in
         >>> token_blocks(["abc", "defg"], lambda text: [ord(letter) for letter in text], 3).tolist()
         [[97, 98, 99], [100, 101, 102]]
     """
+    check_at_least(1, length=length)
     if length < 1:
         raise ValueError(f"a block needs at least 1 token, got {length}")
     ids: list[int] = []

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from heldout.data import predict_all
+from heldout.errors import check_dimensions, check_labels, check_nonempty, check_same_length, check_values, checked
 
 Block = Sequence[int] | slice | tuple[slice, ...] | Callable[[Tensor, Tensor], Tensor]
 Metric = Literal["auc", "accuracy"]
@@ -41,6 +42,7 @@ class Reliance(NamedTuple):
     others_randomized: Score
 
 
+@checked
 def randomize_features(
     x: Tensor, blocks: Block | Sequence[Block], permutation: Tensor, Q: Tensor | None = None
 ) -> Tensor:
@@ -65,6 +67,16 @@ def randomize_features(
         >>> randomize_features(x, [1], torch.tensor([1, 0])).tolist()
         [[1, 20], [2, 10]]
     """
+    check_dimensions(1, permutation=permutation)
+    check_labels(
+        x.shape[1] if x.ndim > 1 else 1,
+        blocks=[
+            i for part in blocks for i in (part if isinstance(part, list | tuple) else [part]) if isinstance(i, int)
+        ]
+        if isinstance(blocks, list | tuple)
+        else None,
+    )
+    check_labels(len(x), permutation=permutation)
     if permutation.shape != x.shape[:1]:
         raise ValueError(f"permutation must have shape ({len(x)},), got {tuple(permutation.shape)}")
     if Q is not None:
@@ -83,6 +95,7 @@ def randomize_features(
     return mixed
 
 
+@checked
 def randomized_feature_score(
     model: Model,
     x: Tensor,
@@ -125,6 +138,16 @@ def randomized_feature_score(
         >>> bool(abs(randomized_feature_score(lambda x: x[:, 0], x, y, [0]).mean - 0.5) < 0.05)
         True
     """
+    check_values(x=x, y=y)
+    check_same_length(x=x, y=y)
+    check_labels(2 if metric == "auc" else None, y=y)
+    check_nonempty(block=block)
+    check_labels(
+        x.shape[1] if x.ndim > 1 else 1,
+        block=[i for part in block for i in (part if isinstance(part, list | tuple) else [part]) if isinstance(i, int)]
+        if isinstance(block, list | tuple)
+        else None,
+    )
     if len(x) < 2 or y.shape != x.shape[:1]:
         raise ValueError(f"needs at least 2 examples and a label for each, got {tuple(x.shape)} and {tuple(y.shape)}")
     if repeats < 1:
@@ -138,6 +161,7 @@ def randomized_feature_score(
     return Score(found.mean().item(), found.std(correction=0).item())
 
 
+@checked
 def feature_reliance(
     model: Model,
     x: Tensor,
@@ -169,6 +193,9 @@ def feature_reliance(
         >>> found["first"].others_randomized.mean, found["rest"].randomized.mean
         (1.0, 1.0)
     """
+    check_values(x=x, y=y)
+    check_same_length(x=x, y=y)
+    check_labels(2 if metric == "auc" else None, y=y)
     if len(blocks) < 2:
         raise ValueError(f"feature_reliance needs at least 2 blocks to compare, got {len(blocks)}")
     generator = generator or torch.Generator().manual_seed(0)

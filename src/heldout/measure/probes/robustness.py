@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from heldout.errors import checked
 from heldout.method import evaluating
 
 Norm = Literal["linf", "l2"]
@@ -18,6 +19,7 @@ Model = nn.Module | Callable[[Tensor], Tensor]
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
+@checked
 def pgd(
     model: Model,
     x: Tensor,
@@ -74,6 +76,7 @@ def pgd(
     return _clip(x + delta, clip)
 
 
+@checked
 def universal_perturbation(
     model: Model,
     loader: Iterable[tuple[Tensor, Tensor]],

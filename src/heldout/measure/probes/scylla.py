@@ -17,6 +17,16 @@ from typing import Any, Literal
 
 import numpy as np
 
+from heldout.errors import (
+    check_at_least,
+    check_fields,
+    check_fraction,
+    check_nonempty,
+    check_nonnegative,
+    check_positive,
+    check_values,
+    checked,
+)
 from heldout.language_model import LM, Completion, taken_options
 from heldout.study import Interval
 
@@ -36,6 +46,7 @@ def probe_prompt(task: Any) -> str:
     )
 
 
+@checked
 def probe_inputs(
     lm: LM,
     task: Any,
@@ -72,6 +83,9 @@ def probe_inputs(
         >>> probe_inputs(ScriptedLM(lambda prompt, k: "[3, 5] or [4, -1]"), list_tasks()["sort"], requests=2)
         ([(3, 5)], {3, 4, 5})
     """
+    check_at_least(1, n=n, requests=requests, max_tokens=max_tokens)
+    check_nonnegative(temperature=temperature, top_k=top_k)
+    check_fraction(top_p=top_p)
     asked = probe_prompt(task) if prompt is None else prompt
     options: dict[str, Any] = {"temperature": temperature, "top_p": top_p, "max_tokens": max_tokens, "seed": seed}
     options |= taken_options(lm, top_k=top_k, repetition_penalty=repetition_penalty)
@@ -87,6 +101,7 @@ def probe_inputs(
     return list(found)[:n], elements
 
 
+@checked
 def matched_ood(
     examples: Sequence[Sequence[int]],
     elements: Iterable[int],
@@ -118,6 +133,7 @@ def matched_ood(
         >>> matched_ood([(1, 2, 1)], {1, 2}, range(4), keep="multiplicity", seed=1)
         [(0, 3, 0)]
     """
+    check_at_least(1, retries=retries)
     free = sorted(set(pool) - set(elements))
     rng = random.Random(seed)
     found = []
@@ -166,6 +182,11 @@ class ScyllaScore:
     right_id: tuple[bool | None, ...]
     right_ood: tuple[bool | None, ...]
     least_parsed: float = 0.1
+
+    def __post_init__(self) -> None:
+        check_nonempty(right_id=self.right_id, right_ood=self.right_ood)
+        check_fields(self)
+        check_at_least(0, level=self.level)
 
     @property
     def parsed_id(self) -> float:
@@ -220,6 +241,7 @@ class ScyllaReport:
             found.setdefault(row.level, []).append(row)
         return found
 
+    @checked
     def gap_curve(self, *, signed: bool = False) -> dict[int, Interval]:
         """Returns the mean gap of each level, with its 95 % bootstrap interval over inputs.
 
@@ -239,6 +261,7 @@ class ScyllaReport:
         """Returns the level with the largest mean gap; of equal ones the lowest."""
         return _largest({level: [row.gap for row in rows] for level, rows in self.levels().items()})
 
+    @checked
     def bootstrap(self, resamples: int = 1000, *, seed: int = 0) -> dict[int, float]:
         """Returns how often each level is the critical one when the inputs of each task are drawn anew."""
         rng = np.random.default_rng(seed)
@@ -313,6 +336,7 @@ class Scylla:
         (0.33, 0.0, 1)
     """
 
+    @checked
     def __init__(
         self,
         tasks: Sequence[Any],
@@ -328,6 +352,7 @@ class Scylla:
         max_tokens: int = 2048,
         seed: int = 0,
     ) -> None:
+        check_at_least(1, max_tokens=max_tokens)
         if not tasks or tests < 1 or shots < 0:
             raise ValueError(f"Scylla needs tasks, tests >= 1 and shots >= 0, got {len(tasks)}, {tests} and {shots}")
         if mode not in ("instruction", "few-shot", "mixed"):
@@ -337,6 +362,7 @@ class Scylla:
         self.ask, self.write, self.parse = ask, write, parse
         self.follow_up, self.max_tokens, self.seed = follow_up, max_tokens, seed
 
+    @checked
     def run(
         self, lm: LM, id_source: Literal["probe"] | Mapping[str, Sequence[Sequence[int]]] = "probe", **probing: Any
     ) -> ScyllaReport:
@@ -396,6 +422,7 @@ class Scylla:
         )
 
 
+@checked
 def divergences(first: Sequence[float], second: Sequence[float], *, normalise: bool = True) -> tuple[float, float]:
     """Returns the Kullback-Leibler and the Jensen-Shannon divergence, in nats, of two samples' densities.
 
@@ -415,6 +442,7 @@ def divergences(first: Sequence[float], second: Sequence[float], *, normalise: b
         >>> kl, js
         (0.0, 0.0)
     """
+    check_values(first=first, second=second)
     from scipy.stats import gaussian_kde
 
     samples = [np.asarray(sample, dtype=float) for sample in (first, second)]
@@ -431,6 +459,7 @@ def divergences(first: Sequence[float], second: Sequence[float], *, normalise: b
     return kl, js
 
 
+@checked
 def min_k_probability(log_probabilities: Sequence[float], k: float = 20.0) -> float:
     """Returns the geometric mean probability of the least likely k percent of a text's tokens.
 
@@ -449,6 +478,8 @@ def min_k_probability(log_probabilities: Sequence[float], k: float = 20.0) -> fl
         >>> round(min_k_probability([-1.0, -3.0, -0.1, -0.2], k=25), 4)
         0.0498
     """
+    check_values(log_probabilities=log_probabilities)
+    check_positive(k=k)
     values = np.sort(np.asarray(log_probabilities, dtype=float))
     if not len(values) or not 0 < k <= 100:
         raise ValueError(f"min_k_probability needs tokens and k in (0, 100], got {len(values)} and {k}")

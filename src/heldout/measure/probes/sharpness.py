@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from heldout.data import batches
+from heldout.errors import check_at_least, check_positive, checked
 from heldout.measure.probes.gradients import default_example_loss
 from heldout.method import as_dataset, evaluating, forward
 from heldout.nn import inputs_for
@@ -39,6 +40,7 @@ class Sharpness:
     converged: bool
 
 
+@checked
 def sharpness(
     model: nn.Module,
     dataset: Any,
@@ -78,6 +80,8 @@ def sharpness(
 
     Source: arXiv:2010.01412, equation 2, for the gap; arXiv:2103.00065 for the eigenvalue.
     """
+    check_positive(rho=rho)
+    check_at_least(1, iterations=iterations)
     data = as_dataset(dataset)
     count = len(data)  # type: ignore[arg-type]
     if count == 0:

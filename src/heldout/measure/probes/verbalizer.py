@@ -19,6 +19,7 @@ from typing import Literal
 import numpy as np
 
 from heldout.data import Verbalizer, VerbalizerKind, VerbalizerTemplate, shifted_words, verbalizer_instruction
+from heldout.errors import check_at_least, checked
 from heldout.language_model import LM
 from heldout.study import Interval, interval, wilson
 
@@ -65,15 +66,18 @@ class VerbalizerReport:
     classes: int
     labels: tuple[int, ...] = field(repr=False)
 
+    @checked
     def accuracy(self, kind: VerbalizerKind) -> Interval:
         """Returns the mean accuracy over the verbalizers of a kind, with its 95 % bootstrap interval over texts."""
         return interval([self._right(kind)])
 
+    @checked
     def deviation(self, kind: VerbalizerKind) -> float:
         """Returns the standard deviation of the accuracy over the verbalizers of a kind."""
         found = [row.accuracy.estimate for row in self._of(kind)]
         return float(np.std(found, ddof=1)) if len(found) > 1 else 0.0
 
+    @checked
     def normalised(self, kind: VerbalizerKind) -> float:
         """Returns the mean accuracy of a kind, 0 being chance and 1 perfect."""
         return (self.accuracy(kind).estimate - 1 / self.classes) / (1 - 1 / self.classes)
@@ -152,6 +156,7 @@ class VerbalizerManipulation:
         (1.0, 0.0, 1.0)
     """
 
+    @checked
     def __init__(
         self,
         texts: Sequence[str],
@@ -169,6 +174,7 @@ class VerbalizerManipulation:
         max_reasoning_tokens: int = 256,
         seed: int = 0,
     ) -> None:
+        check_at_least(1, max_tokens=max_tokens, max_reasoning_tokens=max_reasoning_tokens)
         self.texts, self.labels, self.descriptions = list(texts), [int(y) for y in labels], list(descriptions)
         self.verbalizers, self.template, self.mode, self.cot = list(verbalizers), template, mode, cot
         self.lead, self.length, self.calibrate, self.seed = lead, length, calibrate, seed
@@ -196,6 +202,7 @@ class VerbalizerManipulation:
             if mode == "generate":
                 _check_prefixes(verbalizer)
 
+    @checked
     def prompts(self, verbalizer: Verbalizer) -> list[str]:
         """Returns the prompt of each text; the order in which the words are named is the same for each verbalizer."""
         pairs = list(zip(verbalizer.words, self.descriptions, strict=True))
@@ -211,11 +218,13 @@ class VerbalizerManipulation:
             found.append(tuple(order))
         return found
 
+    @checked
     def run(self, lm: LM) -> VerbalizerReport:
         """Returns how a language model answers with each verbalizer."""
         rows = tuple(self.run_one(lm, verbalizer) for verbalizer in self.verbalizers)
         return VerbalizerReport(rows, len(self.descriptions), tuple(self.labels))
 
+    @checked
     def run_one(self, lm: LM, verbalizer: Verbalizer) -> VerbalizerScore:
         """Returns how a language model answers with one verbalizer."""
         return self._scored(verbalizer, self._answers(lm, verbalizer))
@@ -273,6 +282,7 @@ class VerbalizerManipulation:
         return shifted_words(verbalizer.words, -1)
 
 
+@checked
 def first_word(text: str, words: Sequence[str]) -> int:
     """Returns which of the words stands first in a text as a word of its own, in whatever case; -1 for none.
 

@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from heldout.errors import checked
+
 GRID = (
     "...#...",
     "...#...",
@@ -46,6 +48,7 @@ class GridPolicy(NamedTuple):
     states: Tensor
 
 
+@checked
 def grid_policy(
     n: int, *, history: int | None = None, noise: float = 0.3, grid: tuple[str, ...] = GRID, seed: int = 0
 ) -> GridPolicy:

@@ -9,10 +9,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from heldout.errors import (
+    check_at_least,
+    check_dimensions,
+    check_labels,
+    check_nonempty,
+    check_nonnegative,
+    check_same_length,
+    checked,
+)
 from heldout.tasks.images.checks import _num_classes, check_images
 from heldout.tasks.seeds import Seed, generator_of
 
 
+@checked
 def stratified_split(labels: Tensor, sizes: Sequence[int | float], *, seed: Seed = 0) -> list[Tensor]:
     """Returns disjoint index tensors, in each of which the classes are as frequent as in ``labels``.
 
@@ -27,6 +37,10 @@ def stratified_split(labels: Tensor, sizes: Sequence[int | float], *, seed: Seed
         >>> labels[train].tolist().count(1), labels[test].tolist().count(1)
         (1, 1)
     """
+    check_nonempty(labels=labels)
+    check_dimensions(1, labels=labels)
+    check_labels(labels=labels)
+    check_nonnegative(sizes=sizes)
     n = len(labels)
     ends = np.cumsum([0.0, *(size * n if isinstance(size, float) else size for size in sizes)])
     counts = np.diff(np.floor(ends + 0.5 - 1e-9)).astype(int).tolist()  # cumulative, so that fractions of 1 fit in n
@@ -41,6 +55,7 @@ def stratified_split(labels: Tensor, sizes: Sequence[int | float], *, seed: Seed
     return list(spread[: sum(counts)].split(counts))
 
 
+@checked
 def biased_attribute(labels: Tensor, correlation: float, *, num_classes: int | None = None, seed: Seed = 0) -> Tensor:
     """Returns an attribute of each example, one of ``num_classes`` values, that is correlated with its label.
 
@@ -52,6 +67,8 @@ def biased_attribute(labels: Tensor, correlation: float, *, num_classes: int | N
         correlation: in [-1, 1]; 0 makes the attribute independent of the label.
         num_classes: by default the largest label + 1.
     """
+    check_at_least(1, num_classes=num_classes)
+    check_labels(num_classes, labels=labels)
     if not -1 <= correlation <= 1:
         raise ValueError(f"correlation must be in [-1, 1], got {correlation}")
     classes = _num_classes(labels, num_classes)
@@ -62,8 +79,12 @@ def biased_attribute(labels: Tensor, correlation: float, *, num_classes: int | N
     return torch.where(free.to(labels.device), uniform.to(labels.device), own)
 
 
+@checked
 def colourise(images: Tensor, colours: Tensor, num_colours: int) -> Tensor:
     """Returns the grey images ``(n, 1, h, w)`` painted ``(n, 3, h, w)`` in colour ``(n,)`` of evenly spaced hues."""
+    check_same_length(images=images, colours=colours)
+    check_at_least(1, num_colours=num_colours)
+    check_labels(num_colours, colours=colours)
     check_images(images)
     if images.shape[1] != 1:
         raise ValueError(f"only images with 1 channel can be coloured, got {images.shape[1]} channels")
@@ -77,6 +98,7 @@ def colourise(images: Tensor, colours: Tensor, num_colours: int) -> Tensor:
     return images * palette[colours][:, :, None, None]
 
 
+@checked
 def colour_bias(
     images: Tensor, labels: Tensor, correlation: float, *, num_classes: int | None = None, seed: Seed = 0
 ) -> Tensor:
@@ -90,10 +112,14 @@ def colour_bias(
         >>> tuple(test.shape)
         (1797, 3, 8, 8)
     """
+    check_nonempty(labels=labels)
+    check_same_length(images=images, labels=labels)
+    check_labels(labels=labels)
     classes = _num_classes(labels, num_classes)
     return colourise(images, biased_attribute(labels, correlation, num_classes=classes, seed=seed), classes)
 
 
+@checked
 def imbalance(labels: Tensor, ratio: float, *, seed: Seed = 0) -> Tensor:
     """Returns sorted indices of a long-tailed subset: class sizes fall geometrically from the first class to the last.
 
@@ -108,6 +134,8 @@ def imbalance(labels: Tensor, ratio: float, *, seed: Seed = 0) -> Tensor:
         >>> labels[imbalance(labels, 100)].bincount().tolist()
         [100, 10, 1]
     """
+    check_nonempty(labels=labels)
+    check_labels(labels=labels)
     if not (math.isfinite(ratio) and ratio >= 1):
         raise ValueError(f"ratio must be at least 1, got {ratio}")
     classes, counts = labels.unique(return_counts=True)
@@ -122,6 +150,7 @@ def imbalance(labels: Tensor, ratio: float, *, seed: Seed = 0) -> Tensor:
     return torch.cat(kept).sort().values
 
 
+@checked
 def label_noise(labels: Tensor, rate: float, num_classes: int, *, seed: Seed = 0) -> tuple[Tensor, Tensor]:
     """Returns noisy labels and a bool mask of the wrong ones: ``round(rate * n)`` labels, moved to other classes.
 
@@ -135,6 +164,9 @@ def label_noise(labels: Tensor, rate: float, num_classes: int, *, seed: Seed = 0
         >>> int(wrong.sum()), bool((noisy[wrong] != 0).all())
         (2, True)
     """
+    check_dimensions(1, labels=labels)
+    check_at_least(2, num_classes=num_classes)
+    check_labels(num_classes, labels=labels)
     if not 0 <= rate <= 1:
         raise ValueError(f"rate must be in [0, 1], got {rate}")
     if _num_classes(labels, num_classes) < 2:

@@ -7,10 +7,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from heldout.errors import check_fraction, check_labels, check_same_length, checked
 from heldout.tasks.images.biases import biased_attribute, colourise, label_noise, stratified_split
 from heldout.tasks.images.checks import check_pair
 
 
+@checked
 def coloured_conflict(
     images: Tensor,
     labels: Tensor,
@@ -44,6 +46,9 @@ def coloured_conflict(
         >>> tuple(images.shape), domain.bincount().tolist()
         ((1797, 3, 8, 8), [599, 599, 599])
     """
+    check_same_length(images=images, labels=labels)
+    check_labels(labels=labels)
+    check_fraction(noise=noise)
     check_pair(images, labels)
     if not 2 <= len(agreement) <= len(images) or not all(0 <= a <= 1 for a in agreement):
         raise ValueError(f"agreement needs at least 2 domains and values in [0, 1], got {tuple(agreement)}")

@@ -8,6 +8,15 @@ import torch
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
+from heldout.errors import (
+    check_at_least,
+    check_dimensions,
+    check_fraction,
+    check_labels,
+    check_nonnegative,
+    check_same_length,
+    checked,
+)
 from heldout.method import Splits
 from heldout.tasks.images.biases import colour_bias, stratified_split
 from heldout.tasks.images.checks import _num_classes, check_pair
@@ -15,6 +24,7 @@ from heldout.tasks.images.shifts import SHIFTS, rotate
 from heldout.tasks.seeds import generator_of
 
 
+@checked
 def domains(
     images: Tensor, labels: Tensor, kind: str = "rotation", *, values: Sequence[float] | None = None, seed: int = 0
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -34,6 +44,8 @@ def domains(
         >>> domain.bincount().tolist()
         [599, 599, 599]
     """
+    check_same_length(images=images, labels=labels)
+    check_labels(labels=labels)
     if kind not in SHIFTS and kind != "colour":
         raise ValueError(f"kind must be 'colour' or one of {', '.join(SHIFTS)}, got {kind!r}")
     steps = tuple(values if values is not None else _DOMAIN_VALUES.get(kind, (0, 0.25, 0.5, 0.75, 1)))
@@ -59,6 +71,7 @@ def domains(
     return shifted_images, labels.clone(), domain
 
 
+@checked
 def leave_one_domain_out(
     images: Tensor,
     labels: Tensor,
@@ -85,6 +98,10 @@ def leave_one_domain_out(
         >>> len(splits.train), len(splits.val), list(splits.test), splits.domains.unique().tolist()
         (1198, 150, ['iid', 'held_out'], [0, 1, 2, 3, 4])
     """
+    check_same_length(images=images, labels=labels, domain=domain)
+    check_labels(labels=labels)
+    check_dimensions(1, domain=domain)
+    check_fraction(val=val, test=test)
     check_pair(images, labels)
     inside = (domain != held_out).nonzero().squeeze(1)
     outside = (domain == held_out).nonzero().squeeze(1)
@@ -105,6 +122,7 @@ def leave_one_domain_out(
     )
 
 
+@checked
 def rotation_sequence(
     images: Tensor,
     labels: Tensor,
@@ -136,6 +154,11 @@ def rotation_sequence(
         >>> len(splits.train), {name: len(domain) for name, domain in splits.test.items()}
         (900, {'0': 500, '30': 500, '60': 500})
     """
+    check_same_length(images=images, labels=labels)
+    check_labels(labels=labels)
+    check_at_least(1, train_size=train_size, domain_size=domain_size)
+    check_at_least(0, val_size=val_size)
+    check_nonnegative(jitter=jitter)
     check_pair(images, labels)
     rest = len(images) - train_size - val_size
     if domain_size > rest:

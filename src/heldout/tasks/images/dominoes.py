@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from heldout.errors import check_length, checked
 from heldout.tasks.images.checks import check_pair
 from heldout.tasks.seeds import Seed, generator_of
 
@@ -25,6 +26,7 @@ class Dominoes(NamedTuple):
     spurious: Tensor
 
 
+@checked
 def dominoes(
     top: tuple[Tensor, Tensor], bottom: tuple[Tensor, Tensor], agreement: float, n: int, *, seed: Seed = 0
 ) -> Dominoes:
@@ -52,6 +54,7 @@ def dominoes(
         >>> pairs.images.shape, (pairs.labels == pairs.spurious).float().mean().item()
         (torch.Size([8, 1, 16, 8]), 0.25)
     """
+    check_length(2, top=top, bottom=bottom)
     check_agreement(agreement, n)
     check_pair(*top)
     check_pair(*bottom)

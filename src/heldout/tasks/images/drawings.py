@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from heldout.errors import checked
 from heldout.sources import STYLE, TAGS, cache_folder
 
 DRAWING_STYLES = ("noto", "twemoji", "openmoji", "fluent")
@@ -78,6 +79,7 @@ class DrawingTags(NamedTuple):
     subgroup: str
 
 
+@checked
 def drawings(
     *,
     label: Literal["class", "group", "subgroup", "name"] = "class",
@@ -139,6 +141,7 @@ def drawings(
     )
 
 
+@checked
 def split_drawings(
     pictures: Drawings, *, held_out: int, test_share: float = 0.4, seed: int = 0
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -176,6 +179,7 @@ def split_drawings(
     return tuple(mask.nonzero().flatten() for mask in (~test & ~away, test & ~away, test & away))  # type: ignore[return-value]
 
 
+@checked
 def drawing_tags(
     names: Sequence[str] | None = None, *, language: str = "en", folder: str | Path | None = None
 ) -> dict[str, DrawingTags]:

@@ -14,10 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from heldout.errors import checked
+
 _FASHION_FOLDER = "/usr/share/datasets/fashion-mnist"
 _IDX_FILES = {"train": "train", "test": "t10k"}
 
 
+@checked
 def digits(*, size: int = 8) -> tuple[Tensor, Tensor]:
     """Returns scikit-learn's 1,797 handwritten digits: images ``(n, 1, size, size)`` in [0, 1] and int64 labels.
 
@@ -40,6 +43,7 @@ def digits(*, size: int = 8) -> tuple[Tensor, Tensor]:
     return images, torch.from_numpy(data.target).long()
 
 
+@checked
 def fashion_mnist(
     folder: str | Path | None = None, *, part: Literal["train", "test"] = "train"
 ) -> tuple[Tensor, Tensor]:

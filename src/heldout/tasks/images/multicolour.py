@@ -10,9 +10,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from heldout.errors import (
+    check_at_least,
+    check_between,
+    check_dimensions,
+    check_finite,
+    check_labels,
+    check_same_length,
+    checked,
+)
 from heldout.tasks.images.biases import colourise
 
 
+@checked
 def multicolour(
     images: Tensor,
     labels: Tensor,
@@ -50,10 +60,16 @@ def multicolour(
         >>> multicolour(images, labels, flip_rate=0.8).shape
         torch.Size([1797, 3, 18, 18])
     """
+    check_dimensions(1, labels=labels)
+    check_same_length(images=images, labels=labels)
+    check_finite(images=images, contrast=contrast)
+    check_at_least(1, patches=patches, num_classes=num_classes)
+    check_labels(num_classes, labels=labels)
     colours = patch_colours(labels, flip_rate, patches=patches, num_classes=num_classes, map_seed=map_seed, seed=seed)
     return paint_patches(images, colours, num_colours=num_classes, patch_size=patch_size, contrast=contrast)
 
 
+@checked
 def patch_colours(
     labels: Tensor,
     flip_rate: float,
@@ -64,6 +80,8 @@ def patch_colours(
     seed: int = 0,
 ) -> Tensor:
     """Returns the colour of every patch, int64 ``(n, patches)``; arguments as in ``multicolour``."""
+    check_at_least(1, patches=patches, num_classes=num_classes)
+    check_labels(num_classes, labels=labels)
     if not 0 <= flip_rate <= 1:
         raise ValueError(f"flip_rate must lie in [0, 1], got {flip_rate}")
     if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
@@ -76,6 +94,7 @@ def patch_colours(
     return torch.where(flipped, uniform, colour_of[:, labels].T)
 
 
+@checked
 def paint_patches(
     images: Tensor, colours: Tensor, *, num_colours: int = 10, patch_size: int = 2, contrast: float = 1.0
 ) -> Tensor:
@@ -91,6 +110,12 @@ def paint_patches(
     Raises:
         ValueError: images that are not grey, or sizes that do not fit.
     """
+    check_dimensions(2, colours=colours)
+    check_same_length(images=images, colours=colours)
+    check_finite(images=images, contrast=contrast)
+    check_at_least(1, num_colours=num_colours)
+    check_between(-1, num_colours - 1, colours=colours)
+    check_labels(colours=colours.clamp(min=0))
     n, patches = colours.shape
     if patches < 8 or patches % 4:
         raise ValueError(f"the ring needs a multiple of 4 patches, at least 8, got {patches}")

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from heldout.errors import check_finite, checked
 from heldout.tasks.seeds import Seed, generator_of
 
 
@@ -29,6 +30,7 @@ class TwoFeaturePatches(NamedTuple):
     fast: Tensor
 
 
+@checked
 def two_feature_patches(
     n: int,
     *,
@@ -52,6 +54,7 @@ def two_feature_patches(
         >>> tuple(data.inputs.shape), bool(data.has_fast.float().mean() > 0.8)
         ((200, 4, 50), True)
     """
+    check_finite(beta_slow=beta_slow, beta_fast=beta_fast)
     if dim < 2 or patches < 2 or n < 1:
         raise ValueError(f"needs n >= 1, dim >= 2 and patches >= 2, got n={n}, dim={dim}, patches={patches}")
     if not 0 <= alpha <= 1 or noise < 0:

@@ -15,10 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
+from heldout.errors import check_labels, check_same_length, checked
 from heldout.tasks.images.checks import check_images
 from heldout.tasks.seeds import Seed, generator_of
 
 
+@checked
 def rotate(images: Tensor, degrees: float | Tensor) -> Tensor:
     """Returns the images turned counter-clockwise about their centres, bilinearly, zeros moving in from outside.
 
@@ -158,6 +160,7 @@ SHIFTS: dict[str, Callable[..., Tensor]] = {
 }
 
 
+@checked
 def shifted(
     images: Tensor, labels: Tensor, severities: Mapping[str, float], *, seed: int = 0
 ) -> dict[str, TensorDataset]:
@@ -174,6 +177,8 @@ def shifted(
         >>> list(shifted(images, labels, {"rotation": 0.5, "blur": 1.0}))
         ['iid', 'rotation', 'blur']
     """
+    check_same_length(images=images, labels=labels)
+    check_labels(labels=labels)
     if unknown := set(severities) - set(SHIFTS):
         raise ValueError(f"unknown shift {min(unknown)!r}: the shifts are {', '.join(SHIFTS)}")
     tests = {"iid": TensorDataset(images, labels)}

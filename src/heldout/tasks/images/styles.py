@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from heldout.errors import check_labels, check_same_length, checked
 from heldout.tasks.images.biases import stratified_split
 from heldout.tasks.images.checks import check_images, check_pair
 from heldout.tasks.images.shifts import blur, contrast
@@ -79,6 +80,7 @@ STYLES: dict[str, Callable[[Tensor, torch.Generator], Tensor]] = {
 }
 
 
+@checked
 def styled(images: Tensor, style: str, *, seed: Seed = 0) -> Tensor:
     """Returns grey images ``(n, 1, h, w)`` in a named style: ``(n, 3, h, w)`` in [0, 1], the same for the same seed.
 
@@ -102,6 +104,7 @@ def styled(images: Tensor, style: str, *, seed: Seed = 0) -> Tensor:
     return STYLES[style](images, generator_of(seed))
 
 
+@checked
 def style_domains(
     images: Tensor,
     labels: Tensor,
@@ -124,6 +127,8 @@ def style_domains(
         >>> tuple(splits.train[0][0].shape), splits.domains.unique().tolist()
         ((3, 8, 8), [0, 1, 2])
     """
+    check_same_length(images=images, labels=labels)
+    check_labels(labels=labels)
     check_pair(images, labels)
     if not 2 <= len(styles) <= len(images):
         raise ValueError(f"style_domains needs at least 2 styles and an image for each, got {len(styles)}")

@@ -13,12 +13,15 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
+from heldout.errors import checked
+
 Part = Literal["train", "eval", "calibration"]
 
 _PARTS = {"calibration": range(10), "eval": range(10, 20), "train": range(20, 100)}  # percent of the modules
 _DEFINITIONS = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
+@checked
 def stdlib_code(part: Part = "train") -> list[str]:
     """Returns the source of the standard library's top-level modules without their docstrings, one text per module.
 
@@ -34,6 +37,7 @@ def stdlib_code(part: Part = "train") -> list[str]:
     return [code for code, _ in _texts(part)]
 
 
+@checked
 def stdlib_docstrings(part: Part = "train") -> list[str]:
     """Returns the docstrings of the same modules, one text per module that has any.
 
@@ -47,6 +51,7 @@ def stdlib_docstrings(part: Part = "train") -> list[str]:
     return [prose for _, prose in _texts(part) if prose]
 
 
+@checked
 def stdlib_digest(part: Part = "train") -> str:
     """Returns a hash of the modules in a part: what ``stdlib_code`` and ``stdlib_docstrings`` depend on.
 

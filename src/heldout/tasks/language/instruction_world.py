@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import product
 
+from heldout.errors import check_at_least, check_between, check_fields, check_nonempty, checked
 from heldout.tasks.language.instructions import Instance, InstructionExample, InstructionTask
 
 CATEGORIES = ("transform", "answer", "classify", "wrong", "modify", "verify")
@@ -119,8 +120,12 @@ class Program:
     steps: tuple[Operation, ...]
     constraint: str = ""
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
 
 @lru_cache(maxsize=8)
+@checked
 def lexicon(size: int = 120) -> dict[str, dict[str, str]]:
     """Returns the words of the world with their attributes; all combinations are about as frequent.
 
@@ -134,6 +139,7 @@ def lexicon(size: int = 120) -> dict[str, dict[str, str]]:
         >>> sorted(attributes)
         ['colour', 'material', 'size']
     """
+    check_between(32, 1000, size=size)
     if not 32 <= size <= 1000:
         raise ValueError(f"the lexicon has 32 to 1000 words, got {size}")
     rng = random.Random(_LEXICON_SEED)
@@ -171,6 +177,7 @@ def apply_operation(operation: Operation, items: Sequence[str], words: dict[str,
     return _OPERATIONS[name](list(items), words, *arguments) or None
 
 
+@checked
 def run_program(program: Program, text: str, words: dict[str, dict[str, str]]) -> list[str] | None:
     """Returns all right outputs of a program for the input of an instance; None where there is none.
 
@@ -221,6 +228,7 @@ class InstructionWorld:
         True
     """
 
+    @checked
     def __init__(
         self,
         n_tasks: int = 180,
@@ -231,6 +239,8 @@ class InstructionWorld:
         n_instances: int = 100,
         sources: Sequence[str] = SOURCES,
     ) -> None:
+        check_at_least(1, n_tasks=n_tasks)
+        check_between(32, 1000, vocab=vocab)
         if not sources or not set(sources) <= set(SOURCES):
             raise ValueError(f"sources must be among {', '.join(SOURCES)}, got {sources!r}")
         if unknown := [category for category in categories if category not in CATEGORIES]:
@@ -269,6 +279,7 @@ class InstructionWorld:
         return [*wordings, *checks, *constraints, *_PROMPTS.values(), *self.words, *_VALUES, *ATTRIBUTES, rest]
 
 
+@checked
 def list_facts(count: int, *, vocab: int = 120, seed: int = 0, sources: Sequence[str] = SOURCES) -> list[str]:
     """Returns true statements about words and lists, such as "bado kila backwards is kila bado", in no task's format.
 
@@ -284,6 +295,9 @@ def list_facts(count: int, *, vocab: int = 120, seed: int = 0, sources: Sequence
         >>> len(list_facts(3))
         3
     """
+    check_between(32, 1000, vocab=vocab)
+    check_nonempty(sources=sources)
+    check_at_least(0, count=count)
     words, rng = lexicon(vocab), random.Random(seed)
     facts: list[str] = []
     while len(facts) < count:

@@ -13,6 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from heldout.errors import check_fields, checked
+
 
 @dataclass(frozen=True)
 class InstructionExample:
@@ -36,6 +38,9 @@ class Instance:
 
     input: str
     outputs: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 @dataclass(frozen=True)
@@ -69,7 +74,11 @@ class InstructionTask:
     instances: Sequence[Instance] = ()
     source: str = ""
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
     @classmethod
+    @checked
     def from_json(
         cls,
         file: str | Path | Mapping[str, Any],
@@ -127,6 +136,7 @@ class InstructionTask:
             source=source if source is not None else _first(data.get("Source", "")),
         )
 
+    @checked
     def parts(self, *, reserve: int = 60, most: int = 100) -> tuple[InstructionTask, InstructionTask]:
         """Returns the task with its first ``reserve`` instances, and with at most ``most`` of the others.
 
@@ -152,6 +162,7 @@ class InstructionTask:
 How = Literal["random", "category", "source", "task"]
 
 
+@checked
 def task_split(
     tasks: Sequence[InstructionTask],
     how: How = "random",

@@ -9,6 +9,8 @@ from __future__ import annotations
 import random
 from typing import Literal
 
+from heldout.errors import checked
+
 POSITIVE_WORDS = [
     "good", "great", "fine", "lovely", "superb", "pleasant", "charming", "clever", "bright", "warm", "fresh",
     "funny", "tender", "moving", "rich", "graceful", "vivid", "elegant", "gentle", "sweet", "brilliant", "honest",
@@ -39,6 +41,7 @@ def opinion_words() -> list[str]:
     return sorted({*POSITIVE_WORDS, *NEGATIVE_WORDS, *SUBJECTS, *PLACES, *PARTS, *INTENSIFIERS, *NUMBERS, *glue})
 
 
+@checked
 def opinions(n: int, *, task: Task = "sentiment", held_out: bool = False, seed: int = 0) -> tuple[list[str], list[int]]:
     """Returns ``n`` sentences and their classes, equally many of each, in random order.
 

@@ -11,6 +11,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from heldout.errors import check_fields, checked
 from heldout.tasks.language.instructions import Instance, InstructionTask
 from heldout.tasks.language.questions import ChoiceQuestion, choice_questions
 
@@ -42,7 +43,11 @@ class OptionInstance(Instance):
 
     options: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        check_fields(self)
 
+
+@checked
 def question_tasks(
     count: int, *, seed: int = 0, read: Callable[[str], Sequence[ChoiceQuestion]] = choice_questions
 ) -> list[InstructionTask]:

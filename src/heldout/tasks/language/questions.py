@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal, NamedTuple, TypeVar
 
+from heldout.errors import checked
 from heldout.sources import QA, SourceError
 
 _OPTION = re.compile(r"\n(?=[A-H]\. )")
@@ -263,6 +264,7 @@ QUESTION_SETS: dict[str, QuestionSet] = {
 }
 
 
+@checked
 def choice_questions(name: str) -> list[ChoiceQuestion]:
     """Returns the questions of a set whose options are given, in the order of the file.
 
@@ -284,6 +286,7 @@ def choice_questions(name: str) -> list[ChoiceQuestion]:
     return [question for question in found if question is not None]
 
 
+@checked
 def open_questions(name: str) -> list[OpenQuestion]:
     """Returns the questions of a set that are answered in own words, in the order of the file.
 
@@ -307,6 +310,7 @@ def open_questions(name: str) -> list[OpenQuestion]:
     return found
 
 
+@checked
 def real_texts(name: str) -> list[str]:
     """Returns running texts, in the order of the file.
 
@@ -345,6 +349,7 @@ def film_reviews() -> tuple[list[str], list[int]]:
 Q = TypeVar("Q", bound=ChoiceQuestion)
 
 
+@checked
 def split_by_group(
     questions: Sequence[Q], held_out: float | Collection[str], *, seed: int = 0
 ) -> tuple[list[Q], list[Q]]:

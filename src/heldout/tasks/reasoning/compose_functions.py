@@ -13,6 +13,8 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from heldout.errors import check_at_least, check_nonempty, checked
+
 SYMBOLS = ("a", "b", "c", "d")
 FUNCTION_NAMES = ("F", "G", "H", "J", "K", "L", "M", "P")
 FIXED_NAMES = ("Q", "R", "S", "T")
@@ -65,6 +67,7 @@ def fixed_tables() -> dict[str, tuple[str, ...]]:
     return {name: tuple(rng.sample(SYMBOLS, len(SYMBOLS))) for name in FIXED_NAMES}
 
 
+@checked
 def compose_problem(
     depth: int,
     rng: random.Random,
@@ -107,6 +110,7 @@ def compose_problem(
     return ComposeProblem(tables, tuple(applied), rng.choice(SYMBOLS))
 
 
+@checked
 def covering_exemplars(
     query: ComposeProblem, count: int, rng: random.Random, *, depths: Sequence[int] = (1, 2)
 ) -> list[ComposeProblem]:
@@ -126,6 +130,8 @@ def covering_exemplars(
         >>> set(query.steps) <= entries_of(covering_exemplars(query, 6, random.Random(1)))
         True
     """
+    check_nonempty(depths=depths)
+    check_at_least(1, count=count)
     needed = list(dict.fromkeys(query.steps))
     rng.shuffle(needed)
     found: list[ComposeProblem] = []
@@ -146,6 +152,7 @@ def covering_exemplars(
     return found
 
 
+@checked
 def entries_of(exemplars: Sequence[ComposeProblem]) -> set[Entry]:
     """Returns the table entries that the steps of exemplars contain."""
     return {entry for exemplar in exemplars for entry in exemplar.steps}

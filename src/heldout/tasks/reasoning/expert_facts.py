@@ -16,6 +16,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from heldout.errors import check_at_least, check_fields, check_nonempty, checked
+
 DOMAINS = ("music", "film", "sport", "science")
 RELATIONS = {
     "singer": ("music", "film"),
@@ -103,6 +105,7 @@ class ExpertFacts:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.entities < 2:
             raise ValueError(f"a world needs at least 2 entities in each domain, got {self.entities}")
 
@@ -117,21 +120,25 @@ class ExpertFacts:
             for entity in names[domain]
         }
 
+    @checked
     def names(self, domain: str) -> list[str]:
         """Returns the entities of a domain."""
         return [f"{domain} {number}" for number in range(self.entities)]
 
+    @checked
     def lookup(self, query: str) -> str | None:
         """Returns the answer to ``"relation of entity"``, with one relation or several; None if it has none."""
         hops = self._hops(query)
         return self.facts[hops[-1]] if hops else None
 
+    @checked
     def questions(self, count: int, *, hops: int, seed: int, part: str = "all") -> list[FactQuestion]:
         """Returns random questions; those of "train" and "test" start from different entities, a third for tests.
 
         Raises:
             ValueError: for other numbers of hops than 1 and 2, or another part.
         """
+        check_at_least(0, count=count)
         if hops not in (1, 2) or part not in ("all", "train", "test"):
             raise ValueError(f"hops must be 1 or 2, and part all, train or test, got {hops} and {part!r}")
         rng = random.Random(f"questions {self.seed} {hops} {seed} {part}")
@@ -152,6 +159,7 @@ class ExpertFacts:
             drawn.append(FactQuestion(text, answer, tuple(queries)))
         return drawn
 
+    @checked
     def expert(self, expert: SimulatedExpert, *, gap: float = 0.5, seed: int = 0) -> Callable[[str], str]:
         """Returns the expert as a function from a query to its reply.
 
@@ -190,6 +198,7 @@ class ExpertFacts:
         return hops
 
 
+@checked
 def draw_experts(
     rng: random.Random,
     *,
@@ -215,6 +224,8 @@ def draw_experts(
         >>> sorted({expert.skill for expert in draw_experts(random.Random(0))})
         [0.6, 0.85, 0.95]
     """
+    check_at_least(0, prices=prices)
+    check_nonempty(wordings=wordings)
     low, mid, high = prices
     kinds: list[tuple[str | None, float, float, str, str]] = [
         *((domain, 0.95, low, "low", domain) for domain in rng.sample(DOMAINS, 3)),
@@ -233,8 +244,15 @@ def draw_experts(
     ]
 
 
+@checked
 def expert_fact_words(entities: int = 60) -> list[str]:
-    """Returns all words of the world, for a tokenizer."""
+    """Returns all words of the world, for a tokenizer.
+
+    Example:
+        >>> len(expert_fact_words(3)) < len(expert_fact_words(4))
+        True
+    """
+    check_at_least(1, entities=entities)
     texts = [*_NAMES, *EXPERT_WORDINGS, *TEST_WORDINGS, *_REPLIES, UNABLE, *RELATIONS, *DOMAINS]
     words = {word for text in texts for word in text.split() if "{" not in word}
     words |= {"of", "some", "most", "low", "mid", "high"}

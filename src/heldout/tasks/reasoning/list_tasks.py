@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from heldout.errors import checked
+
 Answer = tuple[int, ...]
 Parameters = Mapping[str, int]
 LIST_LEVELS = ("O(N)", "O([N, N^2])", "O([N^2, N^3])", "O([N^3, N^4])", "O(2^N)")
@@ -52,6 +54,7 @@ class ListTask:
     single: bool = False
     keep: Literal["length", "multiplicity"] = "length"
 
+    @checked
     def ask(self, numbers: Sequence[int], parameters: Parameters) -> str:
         """Returns the problem in words, with its list and the form of the answer."""
         form = "one number" if self.single else "a list such as [1, 2]"
@@ -60,10 +63,12 @@ class ListTask:
             f'End with "The answer is", followed by {form}.'
         )
 
+    @checked
     def check(self, numbers: Sequence[int], parameters: Parameters, answer: Answer | None) -> bool:
         """Returns whether an answer is one of the right ones; None is not."""
         return answer is not None and self._form(answer) in {self._form(a) for a in self.solve(numbers, parameters)}
 
+    @checked
     def parse(self, text: str) -> Answer | None:
         """Returns the answer that a text ends with, after its last "answer is"; None if it has none.
 
@@ -75,6 +80,7 @@ class ListTask:
         numbers = tuple(int(number) for number in _NUMBER.findall(rest.split("\n")[0] if marker else ""))
         return (numbers[:1] if self.single else numbers) or None
 
+    @checked
     def write(self, answer: Answer) -> str:
         """Returns an answer in the form that is asked for."""
         return f"The answer is {answer[0] if self.single else list(answer)}."
@@ -94,6 +100,7 @@ def list_tasks() -> dict[str, ListTask]:
     return {task.name: task for task in _all_tasks()}
 
 
+@checked
 def list_levels(tasks: Iterable[ListTask]) -> dict[int, list[ListTask]]:
     """Returns tasks by level, in order."""
     found: dict[int, list[ListTask]] = {}

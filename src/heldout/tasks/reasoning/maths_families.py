@@ -16,6 +16,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from heldout.errors import check_at_least, checked
+
 OPERATIONS: dict[str, Callable[[int, int], int]] = {
     "+": lambda a, b: (a + b) % 10,
     "-": lambda a, b: (a - b) % 10,
@@ -129,6 +131,7 @@ MATHS_FAMILIES = tuple(MathsFamily(*pair, group) for group in GROUPS for pair in
 HELD_OUT_FAMILIES = tuple(MathsFamily(*pair, group) for group in GROUPS for pair in _pairs((0, 3, 4, 5)))
 
 
+@checked
 def sample_problem(
     family: MathsFamily | None = None,
     *,
@@ -172,6 +175,7 @@ def sample_problem(
     )
 
 
+@checked
 def maths_family(problem: MathsProblem) -> MathsFamily:
     """Returns the first two operations and the group of a problem, whether they are one of the 24 or held out.
 
@@ -183,6 +187,7 @@ def maths_family(problem: MathsProblem) -> MathsFamily:
     return MathsFamily(problem.steps[0][0], problem.steps[1][0], problem.group)
 
 
+@checked
 def write_problem(problem: MathsProblem, *, signs: Collection[str] = ()) -> str:
     """Returns the text of a problem: words and digits with single spaces between them.
 
@@ -205,6 +210,7 @@ def write_problem(problem: MathsProblem, *, signs: Collection[str] = ()) -> str:
     return frame.format(name=problem.name, things=problem.thing, problem=" ".join(ordered))
 
 
+@checked
 def read_problem(text: str) -> MathsProblem:
     """Returns the problem that a text states, the inverse of ``write_problem``.
 
@@ -233,6 +239,7 @@ def read_problem(text: str) -> MathsProblem:
     raise ValueError(f"not a problem of this world: {text!r}")
 
 
+@checked
 def maths_solution(problem: MathsProblem) -> str:
     """Returns the worked maths_solution, of which the last word is the answer.
 
@@ -265,6 +272,7 @@ def answer_of(response: str) -> str:
     return response.split()[-1] if response.split() else ""
 
 
+@checked
 def noisy_maths_solutions(text: str, count: int, *, noise: float = 0.15, generator: np.random.Generator) -> list[str]:
     """Returns solutions of a problem, each with a wrong last digit with probability ``noise``.
 
@@ -273,12 +281,14 @@ def noisy_maths_solutions(text: str, count: int, *, noise: float = 0.15, generat
         >>> noisy_maths_solutions(text, 2, noise=0, generator=np.random.default_rng(0))
         ['7 + 5 = 2', '7 + 5 = 2']
     """
+    check_at_least(0, count=count)
     right = maths_solution(read_problem(text))
     kept, answer = right[:-1], int(right[-1])
     wrong = (generator.random(count) < noise) * generator.integers(1, 10, size=count)
     return [f"{kept}{(answer + shift) % 10}" for shift in wrong.tolist()]
 
 
+@checked
 def edit_problem(
     problem: MathsProblem,
     *,

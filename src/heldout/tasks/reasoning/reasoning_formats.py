@@ -17,6 +17,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from heldout.errors import check_at_least, checked
+
 ReasoningKind = Literal["arithmetic", "letters", "comparison"]
 REASONING_KINDS: tuple[ReasoningKind, ...] = ("arithmetic", "letters", "comparison")
 ANSWER_FORMS = ("bare", "alias", "marked", "unit", "sentence")
@@ -68,6 +70,7 @@ class ReasoningQuestion:
     bound: int = 0
 
 
+@checked
 def reasoning_questions(
     count: int, kinds: Sequence[ReasoningKind] = REASONING_KINDS, *, seed: int = 0
 ) -> list[ReasoningQuestion]:
@@ -86,6 +89,7 @@ def reasoning_questions(
     return [_question(kinds[i % len(kinds)], rng) for i in range(count)]
 
 
+@checked
 def reasoning_path(question: ReasoningQuestion, rng: random.Random, form: str | None = None) -> str:
     """Returns a correct path to the answer, its steps in random order, its answer in one of the forms.
 
@@ -115,6 +119,7 @@ def reasoning_path(question: ReasoningQuestion, rng: random.Random, form: str | 
     return " . ".join([*steps, final]) + " ."
 
 
+@checked
 def answer_in_form(question: ReasoningQuestion, answer: str, form: str) -> str:
     """Returns a canonical answer in one of ``ANSWER_FORMS``, as the question's type has it.
 
@@ -142,6 +147,7 @@ def answer_in_form(question: ReasoningQuestion, answer: str, form: str) -> str:
     return {"alias": _TRUTH[answer], "unit": f"{answer} indeed", "sentence": f"so this is {_TRUTH[answer]}"}[form]
 
 
+@checked
 def meaning(text: str) -> str | None:
     """Returns the canonical answer that the last sentence of a path states, or None: an oracle, for scoring.
 
@@ -166,6 +172,7 @@ def meaning(text: str) -> str | None:
     return None
 
 
+@checked
 def agreement_replies(rng: random.Random, n: int, *, transfer: float = 0.2) -> tuple[str, list[str], str]:
     """Returns a question about colours, places, sizes or names, ``n`` replies, and what most of them mean.
 
@@ -182,6 +189,7 @@ def agreement_replies(rng: random.Random, n: int, *, transfer: float = 0.2) -> t
         >>> print(*replies, "->", answer)
         twelve ey my . one d-y susan . so they went to house . the answer is home . wood . -> home
     """
+    check_at_least(3, n=n)
     if n < 3:
         raise ValueError(f"a majority among replies needs at least 3, got {n}")
     values: Sequence[tuple[str, str]]

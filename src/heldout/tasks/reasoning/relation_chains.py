@@ -10,6 +10,8 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
+from heldout.errors import checked
+
 PEOPLE = ("Anna", "Ben", "Tom", "Mary")
 CHAIN = {
     "city": ("Rome", "Paris", "London", "Berlin"),
@@ -61,6 +63,7 @@ class ChainProblem:
         return self.steps[-1][2]
 
 
+@checked
 def chain_problem(
     depth: int, rng: random.Random, *, entries: int = 3, facts: Facts | None = None, start: str | None = None
 ) -> ChainProblem:
@@ -95,6 +98,7 @@ def chain_problem(
     return ChainProblem(facts, rng.choice(people) if start is None else start, depth)
 
 
+@checked
 def chain_fact(name: str, entity: str, value: str) -> str:
     """Returns a fact as a sentence.
 

@@ -16,6 +16,7 @@ import random
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from heldout.errors import check_length, checked
 from heldout.tasks.reasoning.maths_families import MATHS_NAMES, MATHS_THINGS
 
 WORDED_STYLES = ("A", "B", "C")
@@ -76,6 +77,7 @@ class WordedProblem(NamedTuple):
         return self.start + sum(_signed(step) for step in self.steps)
 
 
+@checked
 def worded_problem(
     rng: random.Random,
     *,
@@ -112,6 +114,7 @@ def worded_problem(
     return WordedProblem(start, steps, rng.choice(templates), rng.choice(MATHS_NAMES), rng.choice(MATHS_THINGS))
 
 
+@checked
 def write_worded(problem: WordedProblem) -> str:
     """Returns the text of a problem: words and numbers with single spaces between them.
 
@@ -124,6 +127,7 @@ def write_worded(problem: WordedProblem) -> str:
     return sentence.format(name=problem.name, things=problem.thing, start=problem.start, steps=" and ".join(steps))
 
 
+@checked
 def worked_answer(problem: WordedProblem, style: str = "A") -> str:
     """Returns the worked answer in a style; its last number is the result.
 
@@ -144,6 +148,7 @@ def worked_answer(problem: WordedProblem, style: str = "A") -> str:
     return _worked(problem, _STYLES[style], style == "C")
 
 
+@checked
 def worded_fact(rng: random.Random, style: str = "B", between: tuple[int, int] = WORDED_RANGE) -> str:
     """Returns a true sum, worded as a step of a worked answer in a style.
 
@@ -151,11 +156,13 @@ def worded_fact(rng: random.Random, style: str = "B", between: tuple[int, int] =
         >>> worded_fact(random.Random(0))
         'taking 1 from 12 leaves 11'
     """
+    check_length(2, between=between)
     problem = worded_problem(rng, between=between, depth=1)
     words = _STYLES[style][2 if problem.steps[0][0] == "-" else 1]
     return words.format(v=problem.start, n=problem.steps[0][1], r=problem.result)
 
 
+@checked
 def worked_style(problem: WordedProblem, response: str) -> str | None:
     """Returns the style in which a response is a worked answer without any mistake, or None.
 
@@ -170,6 +177,7 @@ def worked_style(problem: WordedProblem, response: str) -> str | None:
     return next((style for style in WORDED_STYLES if worked_answer(problem, style) == words), None)
 
 
+@checked
 def worked_reference(problem: WordedProblem, rng: random.Random) -> str:
     """Returns a worked answer in words that are drawn at random, none of them those of styles A and B.
 
@@ -184,6 +192,7 @@ def worked_reference(problem: WordedProblem, rng: random.Random) -> str:
     return _worked(problem, ("", addition, subtraction, rng.choice(_NEXT), f"{rng.choice(_LAST)} {{r}}"))
 
 
+@checked
 def restating_document(problem: WordedProblem, reference: str, style: str = "A") -> tuple[str, str]:
     """Returns a prompt with a problem and an answer to it, and that answer restated in a style.
 
@@ -199,6 +208,7 @@ def restating_template() -> str:
     return _RESTATING
 
 
+@checked
 def retention_example(skill: str, rng: random.Random) -> tuple[str, str]:
     """Returns a prompt and the response to it, of a skill that has nothing to do with worded sums.
 
@@ -228,6 +238,7 @@ def retention_example(skill: str, rng: random.Random) -> tuple[str, str]:
     raise ValueError(f"skill must be one of {', '.join(RETENTION_SKILLS)}, got {skill!r}")
 
 
+@checked
 def neutral_text(rng: random.Random) -> str:
     """Returns a sentence that asks for nothing.
 

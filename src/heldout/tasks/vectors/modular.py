@@ -11,6 +11,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from heldout.errors import check_at_least, check_fraction, check_labels, checked
+
 Seed = int | torch.Generator
 Operation = Literal["add", "subtract", "multiply", "quadratic"]
 
@@ -35,6 +37,7 @@ class ArithmeticSplit(NamedTuple):
     y_test: Tensor
 
 
+@checked
 def modular(
     op: Operation = "add",
     p: int = 97,
@@ -63,6 +66,7 @@ def modular(
         >>> len(split.x_train), int(split.is_corrupted.sum()), len(split.x_test)
         (24, 6, 25)
     """
+    check_fraction(corrupt=corrupt)
     if p < 3:
         raise ValueError(f"p must be at least 3, got {p}")
     if not 0 < train_fraction < 1:
@@ -85,6 +89,7 @@ def modular(
     return ArithmeticSplit(pairs[:n], noisy, labels[:n], is_corrupted, pairs[n:], labels[n:])
 
 
+@checked
 def corrupt_labels(labels: Tensor, fraction: float, num_classes: int, *, seed: Seed = 0) -> tuple[Tensor, Tensor]:
     """Returns labels of which ``floor(fraction * n)`` are uniform draws from all classes, and a bool mask of these.
 
@@ -101,6 +106,8 @@ def corrupt_labels(labels: Tensor, fraction: float, num_classes: int, *, seed: S
         >>> int(replaced.sum()), int(noisy[~replaced].sum())
         (2, 0)
     """
+    check_at_least(2, num_classes=num_classes)
+    check_labels(num_classes, labels=labels)
     if not 0 <= fraction <= 1:
         raise ValueError(f"the corrupted fraction must lie in [0, 1], got {fraction}")
     if num_classes < 2:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from heldout.errors import checked
 from heldout.tasks.images.dominoes import agreeing, check_agreement
 from heldout.tasks.seeds import Seed, generator_of
 
@@ -25,6 +26,7 @@ class LShape(NamedTuple):
     spurious: Tensor
 
 
+@checked
 def l_shape(agreement: float, n: int, *, margin: float = 0.0, seed: Seed = 0) -> LShape:
     """Returns points of which ``round(agreement * n)`` lie in the quadrants where both coordinates have one sign.
 

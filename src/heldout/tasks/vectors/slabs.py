@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
+from heldout.errors import check_labels, check_same_length, checked
 from heldout.tasks.images.dominoes import dominoes
 from heldout.tasks.images.grey import digits, fashion_mnist
 from heldout.tasks.seeds import Seed, generator_of
@@ -55,6 +56,7 @@ class SlabData:
         """The features before the rotation, ``(n, dim)``."""
         return self.x @ self.Q.T
 
+    @checked
     def sample(self, n: int, *, seed: Seed) -> SlabData:
         """Returns ``n`` fresh examples under the same rotation."""
         if n < 1:
@@ -62,6 +64,7 @@ class SlabData:
         return _draw(n, self.kinds, self.Q, self.margin, self.noise, self.noise_kind, self.width, generator_of(seed))
 
 
+@checked
 def slabs(
     n: int,
     dim: int | None = None,
@@ -188,7 +191,10 @@ class TwoBlockImages(TensorDataset):
         blocks: the index of each block in an image: "simple" and "complex".
     """
 
+    @checked
     def __init__(self, images: Tensor, labels: Tensor) -> None:
+        check_same_length(images=images, labels=labels)
+        check_labels(labels=labels)
         super().__init__(images, labels)
         half = images.shape[2] // 2
         self.blocks: dict[str, tuple[slice, ...]] = {
@@ -196,6 +202,7 @@ class TwoBlockImages(TensorDataset):
             "complex": (slice(None), slice(half, None)),
         }
 
+    @checked
     def randomized(self, block: str, *, seed: Seed = 0) -> TwoBlockImages:
         """Returns a copy in which one block, "simple" or "complex", is shuffled over all examples."""
         if block not in self.blocks:
@@ -207,6 +214,7 @@ class TwoBlockImages(TensorDataset):
         return TwoBlockImages(mixed, labels)
 
 
+@checked
 def two_block_images(
     n: int,
     *,
@@ -237,6 +245,7 @@ def two_block_images(
         >>> data.tensors[0].shape, data.randomized("simple").tensors[1].equal(data.tensors[1])
         (torch.Size([10, 1, 56, 28]), True)
     """
+    check_labels(simple=simple, complex=complex)
     upper = _pair(simple_source or digits(size=28), simple)
     lower = _pair(complex_source or fashion_mnist(), complex)
     found = dominoes(upper, lower, 1.0, n, seed=seed)

@@ -16,6 +16,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from heldout.errors import (
+    check_at_least,
+    check_dimensions,
+    check_fields,
+    check_finite,
+    check_labels,
+    check_same_length,
+    check_values,
+    checked,
+)
+
 _TIE = 1e-6
 
 
@@ -34,7 +45,8 @@ class Votes(NamedTuple):
     weight: float = 1.0
 
 
-def exact_accuracy(groups: Sequence[Votes | tuple[int, ...]], classes: int, flip_rate: float) -> float:
+@checked
+def exact_accuracy(groups: Sequence[Votes | tuple[float, ...]], classes: int, flip_rate: float) -> float:
     """Returns the accuracy of a model whose features vote without noise, ties split evenly, by enumeration.
 
     Args:
@@ -107,6 +119,8 @@ class SpuriousVotes:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_fields(self)
+        check_at_least(1, invariant=self.invariant, spurious=self.spurious, classes=self.classes)
         if self.dim < self.classes:
             raise ValueError(f"dim must be at least the number of classes ({self.classes}), got {self.dim}")
         if not 0 <= self.flip_rate <= 1 or not (self.noise >= 0 and math.isfinite(self.noise)):
@@ -120,8 +134,10 @@ class SpuriousVotes:
             torch.randn(self.invariant + self.spurious, self.dim, self.classes, generator=generator)
         )[0]
 
+    @checked
     def sample(self, n: int, *, seed: int = 0) -> tuple[Tensor, Tensor]:
         """Returns inputs ``(n, features, dim)`` and labels ``(n,)``."""
+        check_at_least(1, n=n)
         generator = torch.Generator().manual_seed(seed)
         labels = torch.randint(0, self.classes, (n,), generator=generator)
         shown = labels[:, None].repeat(1, self.invariant + self.spurious)
@@ -132,15 +148,23 @@ class SpuriousVotes:
         x = self.directions.transpose(1, 2)[features, shown]
         return x + self.noise * torch.randn(x.shape, generator=generator) if self.noise else x, labels
 
+    @checked
     def logits(self, x: Tensor, weights: Sequence[float] | Tensor) -> Tensor:
         """Returns the logits ``(n, classes)`` of the linear model that weighs each feature by ``weights``."""
+        check_dimensions(3, x=x)
+        check_finite(x=x)
         used = torch.as_tensor(weights, dtype=x.dtype)
         if used.shape != x.shape[1:2]:
             raise ValueError(f"weights needs one number per feature ({x.shape[1]}), got {tuple(used.shape)}")
         return torch.einsum("nfd,fdk,f->nk", x, self.directions, used)
 
+    @checked
     def accuracy(self, logits: Tensor, labels: Tensor) -> float:
         """Returns the accuracy; an example whose true class is tied for the largest logit counts as its share."""
+        check_values(logits=logits)
+        check_dimensions(2, logits=logits)
+        check_same_length(logits=logits, labels=labels)
+        check_labels(self.classes, labels=labels)
         tied = logits >= logits.amax(dim=1, keepdim=True) - 1e-4
         right = tied[torch.arange(len(labels)), labels].double() / tied.sum(dim=1)
         return float(right.mean())

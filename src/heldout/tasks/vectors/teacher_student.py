@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from heldout.errors import checked
 from heldout.tasks.seeds import Seed, generator_of
 
 
@@ -35,10 +36,12 @@ class TeacherStudent:
     head: Tensor | None
     noise_var: float
 
+    @checked
     def teacher(self, x: Tensor) -> Tensor:
         """Returns the teacher's outputs ``(batch,)`` without noise."""
         return _teach(x, self.weights, self.head)
 
+    @checked
     def sample(self, n: int, *, seed: Seed) -> TeacherStudent:
         """Returns ``n`` fresh examples of the same teacher."""
         if n < 1:
@@ -46,6 +49,7 @@ class TeacherStudent:
         return _draw(n, self.weights, self.head, self.noise_var, generator_of(seed))
 
 
+@checked
 def teacher_student(
     kind: Literal["linear", "relu"] = "linear",
     dim: int = 100,

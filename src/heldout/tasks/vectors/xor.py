@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from heldout.errors import checked
 from heldout.tasks.seeds import Seed, generator_of
 
 Noise = Literal["gaussian", "rademacher"]
@@ -38,6 +39,7 @@ class XorData:
     flip: float
     noise: Noise
 
+    @checked
     def sample(self, n: int, *, seed: Seed) -> XorData:
         """Returns ``n`` fresh independent examples from the same clusters."""
         if n < 1:
@@ -48,6 +50,7 @@ class XorData:
         return _draw(self.centers, cluster, flipped, self.flip, self.noise, generator)
 
 
+@checked
 def xor_clusters(
     n: int,
     dim: int,

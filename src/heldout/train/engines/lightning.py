@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from heldout.data import sample_ids, split_target
+from heldout.errors import checked
 from heldout.method import Batch, Method, Splits
 from heldout.train.supervised import (
     BASELINE,
@@ -55,6 +56,7 @@ class LightningMethod(LightningModule):
         ['accuracy', 'loss']
     """
 
+    @checked
     def __init__(
         self,
         model: Any,
@@ -117,10 +119,12 @@ class LightningMethod(LightningModule):
         """Counts epochs from 1."""
         self._run.epoch = self.current_epoch + 1
 
+    @checked
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """A new step begins: its first evaluation is number 0."""
         self._run.evaluation = -1
 
+    @checked
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Returns the Method's objective of a batch."""
         inputs, targets, index = batch

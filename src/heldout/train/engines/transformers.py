@@ -16,6 +16,7 @@ from torch.utils.data import Dataset, Sampler
 from transformers import Trainer, TrainingArguments
 
 from heldout.data import sample_ids
+from heldout.errors import checked
 from heldout.method import Added, Batch, Method, Run, Splits
 from heldout.train.supervised import BASELINE, Fitted, finish, problem_of, seeded
 
@@ -42,6 +43,7 @@ class MethodTrainer(Trainer):
         ValueError: the method cannot act on this model or data.
     """
 
+    @checked
     def __init__(
         self,
         model: nn.Module,
@@ -131,6 +133,7 @@ class MethodTrainer(Trainer):
             self.optimizer = _StepWithClosure(self.method.optimizer(self._run, optimizer), self._evaluate_again)
         return self.optimizer  # type: ignore[return-value]
 
+    @checked
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
         """One forward and backward pass; the batch is kept for an optimizer that asks for another."""
         if self.method.optimizer:
@@ -153,6 +156,7 @@ class MethodTrainer(Trainer):
             self.accelerator.clip_grad_norm_(self.model.parameters(), self.args.max_grad_norm)  # type: ignore[union-attr]
         return total
 
+    @checked
     def compute_loss(  # type: ignore[override]
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any
     ) -> Any:

@@ -8,6 +8,7 @@ from functools import wraps
 from math import isfinite
 from typing import Any, SupportsFloat
 
+from heldout.errors import checked
 from heldout.train.reinforcement.rollouts import Environment, Episode, rollout
 from heldout.train.tuning.tuned import (
     Log,
@@ -26,6 +27,7 @@ Reward = Callable[..., list[float | None]]
 Schedule = Callable[[float], float]
 
 
+@checked
 def grpo(
     model: Any,
     tokenizer: Any,

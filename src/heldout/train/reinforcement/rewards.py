@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from heldout.errors import check_finite, checked
 from heldout.lm import format_ok
 
 _FLAT = 1e-8  # a narrower range of costs tells nothing
@@ -40,6 +41,7 @@ class CostReward:
     Source: arXiv:2506.09033, section 3.2.
     """
 
+    @checked
     def __init__(
         self, window: int = 1000, low: float = 0.05, high: float = 0.95, transform: Literal["sqrt", "log"] = "sqrt"
     ) -> None:
@@ -52,6 +54,7 @@ class CostReward:
         self.low, self.high, self.transform = low, high, transform
         self._seen: deque[float] = deque(maxlen=window)
 
+    @checked
     def __call__(self, costs: Sequence[float] | np.ndarray) -> np.ndarray:
         """Returns the rewards of episodes, ``(n,)``; costs are tokens times price per million: millionths of money."""
         given = np.asarray(costs, float)
@@ -70,6 +73,7 @@ class CostReward:
         """Returns the transformed costs in the window, oldest first."""
         return {"seen": list(self._seen), "window": self._seen.maxlen, "transform": self.transform}
 
+    @checked
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes the window of another one.
 
@@ -81,6 +85,7 @@ class CostReward:
         self._seen = deque(state["seen"], maxlen=state["window"])
 
 
+@checked
 def format_reward(text: str, names: Sequence[str]) -> float:
     """Returns 0 where an episode has the form that ``heldout.lm.format_ok`` asks for, else -1.
 
@@ -91,6 +96,7 @@ def format_reward(text: str, names: Sequence[str]) -> float:
     return 0.0 if format_ok(text, names) else -1.0
 
 
+@checked
 def router_reward(format_score: float, outcome: float, cost_reward: float, alpha: float = 0.0) -> float:
     """Returns -1 for a bad format, 0 for a wrong answer, else ``(1 - alpha) outcome + alpha cost_reward``.
 
@@ -109,6 +115,7 @@ def router_reward(format_score: float, outcome: float, cost_reward: float, alpha
 
     Source: arXiv:2506.09033, section 3.2; the order of the three is that of its code.
     """
+    check_finite(format_score=format_score, outcome=outcome, cost_reward=cost_reward)
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha must lie in [0, 1], got {alpha}")
     if not all(map(math.isfinite, (format_score, outcome, cost_reward))):

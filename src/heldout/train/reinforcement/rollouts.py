@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
+from heldout.errors import check_nonnegative, checked
 from heldout.lm import context_of, generate_ids, ids_of_prompt
 from heldout.train.supervised import seeded
 
@@ -43,6 +44,7 @@ class Episode:
         return "".join(parts)
 
 
+@checked
 def rollout(
     model: Any,
     tokenizer: Any,
@@ -89,6 +91,7 @@ def rollout(
         >>> len(episode.turns), len(episode.action_mask) == len(episode.completion_ids)
         (2, True)
     """
+    check_nonnegative(temperature=temperature)
     if len(prompts) != len(environments):
         raise ValueError(f"rollout needs an environment for each prompt, got {len(environments)} for {len(prompts)}")
     if max_turns < 1 or max_tokens < 1:

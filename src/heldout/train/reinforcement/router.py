@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
+from heldout.errors import checked
 from heldout.lm import ROUTING_PROMPT, ROUTING_STOPS, ModelPool, RoutingEpisode, routing_prompt
 from heldout.measure import exact_match, token_f1
 from heldout.train.reinforcement.grpo import grpo
@@ -17,6 +18,7 @@ from heldout.train.tuning.tuned import Tuned, rows_of, text_field
 Pools = ModelPool | Callable[[Mapping[str, Any]], ModelPool]
 
 
+@checked
 def train_router(
     model: Any,
     tokenizer: Any,
