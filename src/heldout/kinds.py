@@ -1,0 +1,213 @@
+"""What the annotations of a function ask of its arguments, as questions that can be put to a value.
+
+Only for ``heldout.errors.checked``. torch and numpy are not imported for this: who has a tensor has imported torch.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+import reprlib
+import sys
+import types
+import typing
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+
+class Kind(NamedTuple):
+    """What an annotation asks of a value.
+
+    Attributes:
+        words: what the value must be: "a number".
+        several: what holds several of them, in words: "numbers".
+        fault: returns what is wrong with a value in words ("got None"), or None where nothing is.
+        is_of_value: whether a fault is one of value (ValueError), not of kind (TypeError).
+    """
+
+    words: str
+    several: str
+    fault: Callable[[Any], str | None]
+    is_of_value: Callable[[Any], bool] = lambda value: False
+
+
+def kinds_of(annotations: Mapping[str, Any], names: Mapping[str, Any]) -> dict[str, Kind]:
+    """Returns the kind that each annotation asks for; annotations as text are looked up among ``names``.
+
+    Example:
+        >>> kinds_of({"rho": "float"}, {})["rho"].fault("0.05")
+        "got '0.05'"
+    """
+    found = {}
+    for name, annotation in annotations.items():
+        if isinstance(annotation, str):
+            try:
+                annotation = eval(annotation, dict(names))
+            except Exception:  # a name that only type checkers import
+                continue
+        if name != "return" and (kind := _kind(annotation)) is not None:
+            found[name] = kind
+    return found
+
+
+def short(value: Any) -> str:
+    """Returns a value in a few words on one line, for messages."""
+    if hasattr(value, "dtype") and hasattr(value, "shape"):
+        return f"a {type(value).__name__} of shape {tuple(value.shape)} and {value.dtype}"
+    return " ".join(reprlib.repr(value).split())
+
+
+def _kind(annotation: Any) -> Kind | None:
+    """The kind that an annotation asks for, or None where it says nothing that can be looked at."""
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Annotated:
+        return _kind(arguments[0])
+    if isinstance(annotation, typing.TypeAliasType if sys.version_info >= (3, 12) else ()):
+        return _kind(annotation.__value__)
+    if origin is typing.Literal:
+        return _literal(arguments)
+    if origin in (typing.Union, types.UnionType):
+        return _union(arguments)
+    if annotation is float:
+        return Kind("a number", "numbers", _number_fault, lambda value: isinstance(value, float))
+    if annotation is int:
+        return _kind_by("an integer", "integers", _is_integer)
+    kind = origin if isinstance(origin, type) else annotation
+    if not isinstance(kind, type) or kind in (object, Any) or getattr(kind, "_is_protocol", False):
+        return None
+    if typing.is_typeddict(kind):
+        return _kind_by("a mapping", "mappings", lambda value: isinstance(value, Mapping))
+    if kind is Callable:
+        return _kind_by("callable", "callables", callable)
+    if issubclass(kind, Mapping):
+        return _mapping(arguments)
+    if kind in (list, Sequence, Collection):
+        return _sequence(arguments)
+    if kind is tuple:
+        same = arguments[:1] if len(arguments) == 2 and arguments[1] is Ellipsis else ()
+        return _sequence(same)
+    if issubclass(kind, Iterable) and kind.__module__ == "collections.abc":
+        return _kind_by(
+            "iterable", "iterables", lambda value: hasattr(value, "__iter__") and not isinstance(value, str)
+        )
+    return _instance(kind)
+
+
+def _kind_by(words: str, several: str, holds: Callable[[Any], bool]) -> Kind:
+    return Kind(words, several, lambda value: None if holds(value) else f"got {short(value)}")
+
+
+_DUCKS = {
+    "Dataset": ("a data set", "data sets", ("__getitem__", "__iter__")),
+    "DataLoader": ("a loader of batches", "loaders of batches", ("__iter__",)),
+    "Sampler": ("a sampler", "samplers", ("__iter__",)),
+    "Optimizer": ("an optimizer", "optimizers", ("step",)),
+}
+
+
+def _instance(kind: type) -> Kind | None:
+    """Instances of a class; of classes that are often duck-typed, whatever has their elements."""
+    name = kind.__name__
+    if kind.__module__.startswith("torch.") and name in _DUCKS:
+        words, several, methods = _DUCKS[name]
+        return _kind_by(
+            words, several, lambda value: any(hasattr(value, each) for each in methods) and not isinstance(value, str)
+        )
+    if name == "ndarray":  # most functions take what numpy makes an array of
+        return _kind_by("an array", "arrays", lambda value: hasattr(value, "__len__") and not isinstance(value, str))
+    if name == "Tensor":
+        return _kind_by("a tensor", "tensors", lambda value: isinstance(value, kind))
+    if name == "Module" and kind.__module__.startswith("torch."):
+        return _kind_by("a module (torch.nn.Module)", "modules", lambda value: isinstance(value, kind))
+    words = {"str": "text", "bool": "True or False", "NoneType": "None"}.get(name)
+    if kind is bool:
+        numpy = sys.modules.get("numpy")
+        kind = (bool, numpy.bool_) if numpy else bool  # type: ignore[assignment]
+    article = "an" if name[0] in "AEIOUaeiou" else "a"
+    return _kind_by(words or f"{article} {name}", words or f"{name} objects", lambda value: isinstance(value, kind))
+
+
+def _is_integer(value: Any) -> bool:
+    if isinstance(value, int):
+        return True
+    try:
+        operator.index(value)
+    except Exception:
+        return False
+    return True
+
+
+def _number_fault(value: Any) -> str | None:
+    if isinstance(value, float | int):
+        return "got nan" if value != value else None
+    if isinstance(value, str) or not hasattr(type(value), "__float__"):
+        return f"got {short(value)}"
+    try:
+        return "got nan" if math.isnan(value) else None
+    except Exception:  # a tensor or an array of several numbers; what holds no number at all
+        return f"got {short(value)}"
+
+
+def _literal(choices: tuple[Any, ...]) -> Kind:
+    words = "one of " + ", ".join(map(repr, choices)) if len(choices) > 1 else repr(choices[0])
+    allowed = set(choices)
+
+    def fault(value: Any) -> str | None:
+        return None if isinstance(value, str | int | None) and value in allowed else f"got {short(value)}"
+
+    return Kind(words, words, fault, lambda value: isinstance(value, str))
+
+
+def _union(members: tuple[Any, ...]) -> Kind | None:
+    optional = type(None) in members
+    kinds = [_kind(each) for each in members if each is not type(None)]
+    if any(kind is None for kind in kinds):
+        return None
+    known = [kind for kind in kinds if kind is not None]
+    words = " or ".join([*dict.fromkeys(kind.words for kind in known), *(["None"] if optional else [])])
+    several = " or ".join(dict.fromkeys(kind.several for kind in known))
+
+    def fault(value: Any) -> str | None:
+        if value is None and optional:
+            return None
+        faults = []
+        for kind in known:
+            if (found := kind.fault(value)) is None:
+                return None
+            faults.append(found)
+        return faults[0] if len(faults) == 1 else f"got {short(value)}"
+
+    return Kind(words, several, fault, lambda value: any(kind.is_of_value(value) for kind in known))
+
+
+def _mapping(arguments: tuple[Any, ...]) -> Kind:
+    inner = _kind(arguments[1]) if len(arguments) == 2 else None
+
+    def fault(value: Any) -> str | None:
+        if not isinstance(value, Mapping):
+            return f"got {short(value)}"
+        for key, entry in value.items() if inner else ():
+            if (found := inner.fault(entry)) is not None:
+                return f"{found} at {key!r}"
+        return None
+
+    return Kind("a mapping" + (f" to {inner.several}" if inner else ""), "mappings", fault)
+
+
+def _sequence(arguments: tuple[Any, ...]) -> Kind:
+    inner = _kind(arguments[0]) if len(arguments) == 1 else None
+
+    def fault(value: Any) -> str | None:
+        if isinstance(value, str | bytes | Mapping) or not hasattr(value, "__len__") or getattr(value, "ndim", 1) == 0:
+            return f"got {short(value)}"
+        for position, entry in enumerate(value) if inner and isinstance(value, list | tuple) else ():
+            nan = isinstance(entry, float) and entry != entry  # among values, that is for a validator
+            if not nan and (found := inner.fault(entry)) is not None:
+                return f"{found} at {position}"
+        return None
+
+    def is_of_value(value: Any) -> bool:
+        wrong = [entry for entry in value if inner.fault(entry)] if inner and isinstance(value, list | tuple) else []
+        return bool(wrong) and inner is not None and inner.is_of_value(wrong[0])
+
+    return Kind("a sequence" + (f" of {inner.several}" if inner else ""), "sequences", fault, is_of_value)
