@@ -26,8 +26,8 @@ def head_weights(logits: Tensor, estimate: Estimate = "entropy", gamma: float = 
     Args:
         logits: ``(batch, heads, classes)``; a class may be ruled out by -inf.
         estimate: the gap of each head, least where the head fits best: "entropy" of its prediction in nats,
-            "uniform" for the same gap everywhere, or a non-negative tensor ``(batch, heads)``, in which a head of an
-            infinite gap gets no weight (but at gamma 0). To weigh by probabilities p of a domain classifier, pass 1 / p.
+            "uniform" for the same gap everywhere, or a non-negative tensor ``(batch, heads)``, in which an infinite
+            gap means no weight (but at gamma 0). To weigh by probabilities p of a domain classifier, pass 1 / p.
         gamma: 0 gives equal weights; the larger, the sharper.
         hard: all weight to the head of the smallest gap (the first of several), whatever gamma is.
 

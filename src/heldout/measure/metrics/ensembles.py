@@ -11,6 +11,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from heldout.errors import check_values
+
 
 def ensemble_logits(logits: Sequence[Tensor], temperatures: Sequence[float] | None = None) -> Tensor:
     """Returns the mean over members of ``logits / temperature``: ``(n, classes)``.
@@ -20,12 +22,14 @@ def ensemble_logits(logits: Sequence[Tensor], temperatures: Sequence[float] | No
         temperatures: one for each member, 1 by default; ``balance_temperatures`` finds those that balance them.
 
     Raises:
-        ValueError: no members, different shapes, or temperatures that are not positive or do not fit.
+        ValueError: no members, different shapes, logits that are not finite, or temperatures that are not positive or
+            do not fit.
 
     Example:
         >>> ensemble_logits([torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 8.0]])], [1.0, 4.0])
         tensor([[1., 1.]])
     """
+    check_values(logits=logits)
     _check(logits)
     factors = [1.0] * len(logits) if temperatures is None else list(temperatures)
     if len(factors) != len(logits) or not all(factor > 0 and math.isfinite(factor) for factor in factors):
@@ -55,6 +59,7 @@ def balance_temperatures(logits: Sequence[Tensor], target: float | Literal["min"
         >>> [round(t, 3) for t in balance_temperatures([quiet, 5 * quiet])]
         [1.0, 5.0]
     """
+    check_values(logits=logits)
     _check(logits)
     classes = logits[0].shape[1]
     wanted = min(map(_confidence, logits)) if target == "min" else float(target)
@@ -84,10 +89,14 @@ def confidence_gap(logits: Tensor, reference: Tensor) -> float:
 
     For WiSE-FT: of the fine-tuned and of the pretrained model, on data of the new distribution.
 
+    Raises:
+        ValueError: different shapes, no examples, or logits that are not finite.
+
     Example:
         >>> round(confidence_gap(torch.tensor([[100.0, 0.0]]), torch.tensor([[0.0, 0.0]])), 3)
         0.5
     """
+    check_values(logits=logits, reference=reference)
     _check([logits, reference])
     return _confidence(logits) - _confidence(reference)
 
@@ -123,7 +132,12 @@ class CorrectionTable:
 
     @property
     def agreement_by_chance(self) -> float:
-        """What ``false_false_true`` would be, were the average right independently of its members."""
+        """What ``false_false_true`` would be, were the average right independently of its members.
+
+        The share of the examples that both members get wrong times the accuracy of the average: that of a third model
+        of the same accuracy that has nothing to do with the members. It is no bar for an average, which is made from
+        its members and right less often where they are wrong than elsewhere: an average below it still corrects.
+        """
         return self.share("FF?") * self.share("??T")
 
 
