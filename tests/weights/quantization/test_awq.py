@@ -267,6 +267,9 @@ def test_bad_input_is_refused():
         awq_search(model, [], 3, 8, rules={Block: rule})
     with pytest.raises(ValueError, match=r"group_size 7 does not divide the 16 inputs of 0\.up; 8 and -1"):
         awq_search(model, batches, 3, 7, rules={Block: rule})
+    for n_grid in (0, -1):
+        with pytest.raises(ValueError, match=f"n_grid must be at least 1, got {n_grid}"):
+            awq_search(model, batches, 3, 8, n_grid=n_grid, rules={Block: rule})
     with pytest.raises(ValueError, match="no rule for the blocks of Sequential"):
         awq_search(model, batches, 3, 8)
     with pytest.raises(ValueError, match="names 'nothing', which 0 does not have"):
