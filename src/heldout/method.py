@@ -187,7 +187,8 @@ class Run:
         objective: the user's loss, ``(outputs, targets) -> scalar``.
         initial_state: CPU copy of the parameters and buffers before training (or the pretrained state).
         train_plain: ``(data_set, epochs) -> (module, training error per epoch)``: the user's own recipe,
-            without any method, on a fresh copy of the model.
+            without any method, on a copy of the model; to be called in the data or model stage, for later the model
+            has learnt.
         num_classes: number of classes, None for regression.
         epoch: the epoch under way, counted from 1; 0 before training.
         step: optimizer steps finished.

@@ -53,6 +53,31 @@ def test_confident_features_join_with_their_predicted_label_after_they_are_predi
     assert torch.equal(a.label_balance(), out.argmax(1)[added].bincount(minlength=CLASSES))
 
 
+def test_a_confidence_of_exactly_beta_joins():
+    a = adapter(k=1, beta=1.0)  # one neighbour votes for its class alone
+    a(batches()[0])
+    assert torch.equal(a.last_change["confidence"], torch.ones(16))
+    assert a.last_change["added"].all()
+
+
+@pytest.mark.parametrize("kind", [AdaNPC, AdaNPCBN])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_encoders_of_any_precision_answer_as_their_features_do_in_single(kind, dtype):
+    class Encoder(nn.Module):
+        def forward(self, x):
+            return x.to(dtype)
+
+    z, y = source()
+    options = {"k": 20, "tau": 0.5, "beta": 0.6, **({"lr": 0.1} if kind is AdaNPCBN else {})}
+    a = kind(Encoder(), [(z, y)], CLASSES, **options)
+    b = kind(nn.Identity(), [(z.to(dtype).float(), y)], CLASSES, **options)
+    for x in batches():
+        out = a(x)
+        assert out.dtype == torch.float32
+        assert torch.equal(out, b(x.to(dtype).float()))
+    assert torch.equal(a.memory.features, b.memory.features)
+
+
 def test_beta_above_one_never_changes_the_memory():
     a = adapter(beta=1.1)
     before = a.memory.state_dict()["features"]
@@ -198,7 +223,16 @@ def test_memory_loader_may_yield_dicts():
         (lambda: AdaNPC(nn.Identity(), [], 2), "no batches"),
         (lambda: adapter(confidence="entropy"), "confidence"),
         (lambda: adapter(tau=0.0), "tau must be positive"),
-        (lambda: adapter(max_added=-1), "max_added"),
+        (lambda: adapter(tau=float("inf")), "tau must be positive and finite"),
+        (lambda: adapter(beta=float("nan")), "beta must be at least 0, got nan"),
+        (lambda: adapter(beta=-1.0), "beta must be at least 0"),
+        (lambda: adapter(max_added=-1), "max_added must be at least 0"),
+        (lambda: adapter(max_per_class=-1), "max_per_class must be at least 0"),
+        (lambda: adapter(eps_ball=float("nan")), "eps_ball must be finite"),
+        (lambda: AdaNPC(nn.Identity(), [source()], 0), "num_classes must be at least 1"),
+        (lambda: adapter(AdaNPCBN, lr=float("nan")), "lr must be at least 0"),
+        (lambda: adapter(AdaNPCBN, lr=-1.0), "lr must be at least 0"),
+        (lambda: adapter(AdaNPCBN, beta=-1.0), "beta must be at least 0"),
         (lambda: AdaNPC(nn.Flatten(0), [source()], CLASSES), r"features \(batch, dim\)"),
         (lambda: adapter()(torch.full((2, 4), float("nan"))), "NaN"),
         (lambda: adapter()(torch.ones(2, 5)), r"features must be \(batch, 4\)"),

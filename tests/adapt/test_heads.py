@@ -61,13 +61,52 @@ def test_a_certain_head_outweighs_an_undecided_one_without_dividing_by_zero():
 def test_gaps_of_your_own_are_taken_by_example():
     x = logits(2, 2, 3)
     gaps = torch.tensor([[1.0, 3.0], [0.5, 0.5]])
-    torch.testing.assert_close(head_weights(x, gaps), torch.tensor([[0.75, 0.25], [0.5, 0.5]]))
+    torch.testing.assert_close(head_weights(x, gaps), torch.tensor([[0.75, 0.25], [0.5, 0.5]], dtype=torch.float64))
     torch.testing.assert_close(combine_heads(x, gaps, hard=True)[0], x[0, 0].softmax(0))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_weighed_in_float32(dtype):
+    x = torch.tensor([[[30.0, 0.0], [8.0, 0.0]], [[1.0, 0.0], [0.5, 0.0]]], dtype=dtype)
+    expected = entropies(x.double()).clamp(min=1e-8) ** -2.0
+    expected = expected / expected.sum(1, keepdim=True)  # in float16 the least gap, 1e-8, is 0, and its logarithm -inf
+    weights = head_weights(x, gamma=2.0)
+    assert weights.dtype == torch.float32
+    torch.testing.assert_close(weights, expected.float())
+    torch.testing.assert_close(
+        combine_heads(x, gamma=2.0), torch.einsum("bh,bhc->bc", expected, x.double().softmax(2)).float()
+    )
+    own = head_weights(x, torch.tensor([[0.0, 1.0], [1.0, 3.0]], dtype=dtype))
+    torch.testing.assert_close(own, torch.tensor([[1.0, 1e-8], [0.75, 0.25]]))
+    assert head_weights(x, hard=True).tolist() == [[1, 0], [1, 0]]
+
+
+def test_double_precision_of_the_logits_or_of_the_gaps_is_kept():
+    assert head_weights(logits()).dtype == torch.float64
+    gaps = torch.tensor([[1.0, 3.0]], dtype=torch.float64)
+    weights = head_weights(logits(1, 2).float(), gaps)
+    torch.testing.assert_close(weights, torch.tensor([[0.75, 0.25]], dtype=torch.float64), rtol=1e-12, atol=0)
+    assert combine_heads(logits(1, 2).float(), gaps).dtype == torch.float64
+
+
+def test_a_head_of_an_infinite_gap_has_no_weight_and_counts_at_gamma_zero():
+    x = logits(1, 3, 2)
+    gaps = torch.tensor([[1.0, math.inf, 3.0]])
+    torch.testing.assert_close(head_weights(x, gaps), torch.tensor([[0.75, 0.0, 0.25]], dtype=torch.float64))
+    torch.testing.assert_close(head_weights(x, gaps, gamma=0.0), torch.full((1, 3), 1 / 3, dtype=torch.float64))
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
+        (lambda: head_weights(logits(), gamma=math.inf), "gamma must be finite, got inf"),
+        (lambda: head_weights(logits(), gamma=math.nan, hard=True), "gamma must be finite, got nan"),
+        (lambda: head_weights(logits(2, 2), torch.tensor([[1.0, math.inf], [math.inf] * 2])), "finite gap for each"),
+        (lambda: head_weights(torch.tensor([[[0.0, math.nan]]])), "logits must be finite"),
+        (lambda: combine_heads(torch.tensor([[[0.0, math.nan]]]), "uniform"), "logits must be finite"),
+        (lambda: combine_heads(torch.tensor([[[0.0, math.nan]]]), torch.ones(1, 1)), "logits must be finite"),
+        (lambda: combine_heads(torch.tensor([[[0.0, math.inf]]]), hard=True), "logits must be finite"),
+        (lambda: combine_heads(torch.tensor([[[-math.inf, -math.inf]]])), "logits must be finite"),
         (lambda: combine_heads(logits()[0]), r"\(batch, heads, classes\)"),
         (lambda: combine_heads(logits(), gamma=-1.0), "hard=True"),
         (lambda: combine_heads(logits(), "margin"), "estimate must be"),

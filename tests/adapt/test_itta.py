@@ -149,6 +149,22 @@ def test_adapting_the_backbone_works_on_a_copy():
     assert torch.equal(adapter.state.model.head.weight, s.model.head.weight)
 
 
+def test_a_frozen_backbone_is_refused_by_name_and_layers_adapt_to_it():
+    s = state(network().requires_grad_(False))
+    with pytest.raises(ValueError, match=r'parameters="backbone" has nothing to adapt.*parameters="layers"'):
+        ITTA(s, parameters="backbone")
+    s.model.head.requires_grad_(True)  # the head is no part of the backbone
+    with pytest.raises(ValueError, match='parameters="backbone"'):
+        ITTA(s, parameters="backbone")
+    adapter = ITTA(s, lr=0.01)
+    adapter(images(16))
+    assert adapter.last_change["parameter_change"] > 0
+    next(s.model.module.parameters()).requires_grad_(True)
+    partly = ITTA(s, parameters="backbone", lr=0.01)
+    partly(images(16))
+    assert partly.last_change["parameter_change"] > 0
+
+
 class Alone(nn.Module):
     """Reads the batch size at its inputs and holds on to it."""
 

@@ -8,6 +8,7 @@ import heldout
 from heldout.adapt import AdaNPC
 from heldout.losses import knn_nll, knn_training
 from heldout.nn import KNNMemory, split_head
+from heldout.optim import sam
 
 
 def memory_of(z, y):
@@ -82,3 +83,15 @@ def test_tau_falls_linearly_from_the_first_to_the_last_and_stays_there(monkeypat
     heldout.fit(model, (x, y), method, epochs=2, batch_size=10)
     # step 0 fills the queue; then 1 - 0.8 * step / 4
     assert seen == pytest.approx([0.8, 0.6, 0.4, 0.2, 0.2, 0.2, 0.2])
+
+
+def test_a_batch_enters_the_queue_once_though_sam_evaluates_it_twice():
+    x, y = torch.randn(40, 4, generator=torch.Generator().manual_seed(0)), torch.arange(40) % 2
+    model = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2))
+    fitted = heldout.fit(model, (x, y), knn_training(k=5, queue=100) + sam(), epochs=1, batch_size=10)
+    queue = fitted.run.state["knn-training"][1]
+    assert len(queue) == 40
+    assert queue.labels.bincount().tolist() == [20, 20]
+    single = heldout.fit(model, (x, y), knn_training(k=5, queue=100), epochs=1, batch_size=10)
+    first = single.run.state["knn-training"][1].features[:10]
+    assert torch.equal(queue.features[:10], first)  # those of the first evaluation, at the weights of the step

@@ -209,11 +209,20 @@ def test_dbat_asks_its_first_model_in_eval_mode_and_leaves_its_statistics():
         return module
 
     spy = heldout.Method("spy", model=watch)
-    heldout.fit(with_norm_and_dropout, splits(0.0), dbat() + spy, epochs=2, optimizer=ADAM)
+    heldout.fit(with_norm_and_dropout, splits(0.0), spy + dbat(), epochs=2, optimizer=ADAM)
     assert not found["model"].training
     assert int(found["state"]["1.num_batches_tracked"]) > 0
     for name, value in found["model"].state_dict().items():
         assert torch.equal(value, found["state"][name])
+
+
+def test_the_first_model_of_dbat_is_the_plain_one_to_the_statistics():
+    data = splits(0.0)
+    methods = (dbat(), None)
+    fitted, plain = (heldout.fit(with_norm_and_dropout, data, m, epochs=2, optimizer=ADAM) for m in methods)
+    first = fitted.run.state["dbat"][0].state_dict()
+    for name, value in plain.module.state_dict().items():
+        assert torch.equal(value, first[name]), name
 
 
 def test_earlier_models_of_dbat_answer_in_eval_mode_and_keep_their_statistics():

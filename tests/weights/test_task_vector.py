@@ -127,6 +127,16 @@ def test_weights_that_are_not_finite_are_refused_by_name(bad):
         interpolate(PRE, ONE, bad)
 
 
+@pytest.mark.parametrize("weight", [1.5, -0.1, dict.fromkeys(PRE, 0.5) | {"norm.weight": 1.01}])
+def test_interpolation_goes_beyond_the_models_only_when_asked_to(weight):
+    with pytest.raises(ValueError, match=r"weight must lie in \[0, 1\], got .*allow_extrapolation=True"):
+        interpolate(PRE, ONE, weight)
+    beyond = interpolate(PRE, ONE, weight, allow_extrapolation=True)
+    factor = weight["norm.weight"] if isinstance(weight, dict) else weight
+    expected = (1 - factor) * PRE["norm.weight"] + factor * ONE["norm.weight"]
+    torch.testing.assert_close(beyond["norm.weight"], expected)
+
+
 def test_infinite_masks_that_did_not_change_are_kept():
     mask = {"mask": torch.tensor([0.0, float("-inf")])}
     assert_states_equal(interpolate(PRE | mask, ONE | mask, 0.5) | mask, interpolate(PRE, ONE, 0.5) | mask)

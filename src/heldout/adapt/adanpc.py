@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from heldout.adapt.protocol import Stream, TestTimeAdapter, encode, entropy, sparing
 from heldout.data import batches, gather
-from heldout.errors import check_at_least, check_nonnegative, check_positive, checked
+from heldout.errors import check_at_least, check_finite, check_nonnegative, check_positive, checked
 from heldout.method import Method, Run, Splits
 from heldout.nn import KNNMemory, inputs_for, split_head, why_no_head
 
@@ -50,7 +50,8 @@ class AdaNPC(TestTimeAdapter):
         last_change: ``added`` (mask of the last batch), ``predicted`` and ``confidence``, each ``(batch,)``.
 
     Raises:
-        ValueError: fewer source entries than k, labels outside the classes, or options out of range.
+        ValueError: fewer source entries than k, labels outside the classes, or options out of range (tau must be
+            positive and finite, beta, ``max_added`` and ``max_per_class`` at least 0).
 
     Example:
         >>> source = [(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 1]))]
@@ -82,6 +83,10 @@ class AdaNPC(TestTimeAdapter):
             raise ValueError(f'confidence must be "vote" or "double_softmax", got {confidence!r}')
         if not tau > 0:
             raise ValueError(f"tau must be positive, got {tau}")
+        check_at_least(1, num_classes=num_classes)
+        check_positive(tau=tau)
+        check_at_least(0, beta=beta, max_added=max_added, max_per_class=max_per_class)
+        check_finite(eps_ball=eps_ball)
         self.encoder, self.num_classes, self.k, self.tau, self.beta = encoder, num_classes, k, tau, beta
         self.max_added, self.max_per_class = max_added, max_per_class
         self.confidence, self.eps_ball = confidence, eps_ball
@@ -188,7 +193,7 @@ class AdaNPCBN(AdaNPC):
 
     @sparing
     def __call__(self, inputs: Any) -> Tensor:
-        features = encode(self.encoder, inputs)
+        features = encode(self.encoder, inputs).float()  # as the memory holds them
         self._norm.training = len(features) > 1
         for _ in range(self.steps):
             with torch.enable_grad():
@@ -217,6 +222,7 @@ class AdaNPCBN(AdaNPC):
         self._optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
 
     def _source_features(self, features: Tensor) -> Tensor:
+        features = features.float()
         self._norm = nn.BatchNorm1d(features.shape[1], device=features.device)
         self._norm.running_mean = features.mean(0)
         self._norm.running_var = features.var(0, unbiased=False)

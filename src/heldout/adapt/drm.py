@@ -157,7 +157,7 @@ class DRM(TestTimeAdapter):
         with torch.no_grad():
             gap = self.estimate(features) if callable(self.estimate) else self.estimate
             weights = head_weights(used, gap, self.gamma, hard=self.hard)
-            probabilities = torch.einsum("bh,bhc->bc", weights, used.softmax(2))
+            probabilities = torch.einsum("bh,bhc->bc", weights, used.to(weights.dtype).softmax(2))
         return logits, weights, probabilities
 
     def _learn(self, logits: Tensor, probabilities: Tensor) -> Tensor:

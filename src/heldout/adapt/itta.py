@@ -169,8 +169,8 @@ class ITTA(TestTimeAdapter):
             update) and ``changed`` (mask ``(batch,)`` of the predictions that the update changed).
 
     Raises:
-        ValueError: a batch of one example, a negative stage output under a chain with ReLU, another resolution, or
-            options out of range.
+        ValueError: a batch of one example, a negative stage output under a chain with ReLU, another resolution, a
+            frozen backbone that is to be adapted, or options out of range.
 
     Example:
         >>> from heldout.nn import small_cnn
@@ -214,6 +214,11 @@ class ITTA(TestTimeAdapter):
                 copy.deepcopy(state.model), copy.deepcopy(state.consistency), state.alpha, state.mix_after
             )
             self._parameters = self.state.model.backbone_parameters()
+            if not self._parameters:
+                raise ValueError(
+                    'parameters="backbone" has nothing to adapt: no parameter before the head requires a gradient; '
+                    'unfreeze some of them (requires_grad_), or use parameters="layers"'
+                )
         else:
             self.state = state
             self.layers = _layers(state.model, size, depth)

@@ -264,10 +264,12 @@ def dbat(alpha: float = 1.0, *, unlabelled_batch: int = 128) -> Method:
     if not alpha >= 0:
         raise ValueError(f"dbat needs alpha >= 0, got {alpha}")
 
+    def model(run: Run, module: nn.Module) -> nn.Module:
+        first = run.train_plain(run.splits.train, run.epochs)[0]  # now: later, the module has seen a batch
+        run.state["dbat"] = first.eval().requires_grad_(False), _Unlabelled(run, unlabelled_batch)
+        return module
+
     def penalty(run: Run, batch: Batch) -> Tensor:
-        if "dbat" not in run.state:
-            first = run.train_plain(run.splits.train, run.epochs)[0]
-            run.state["dbat"] = first.eval().requires_grad_(False), _Unlabelled(run, unlabelled_batch)
         first, unlabelled = run.state["dbat"]
         inputs = unlabelled.draw(run)
         with torch.no_grad():
@@ -280,7 +282,7 @@ def dbat(alpha: float = 1.0, *, unlabelled_batch: int = 128) -> Method:
             other.requires_grad_(own.requires_grad)
         return (first, module)[_best_on_validation(_Stacked([first, module]), run)]
 
-    return Method("dbat", loss=Added(penalty), weights=weights, check=_why_not)
+    return Method("dbat", model=model, loss=Added(penalty), weights=weights, check=_why_not)
 
 
 class _OneOfHeads(MultiHead):

@@ -144,7 +144,11 @@ def tied_names(vectors: Sequence[TaskVector]) -> dict[str, str]:
 
 
 def interpolate(
-    pre: nn.Module | State, ft: nn.Module | State, weight: float | Mapping[str, float]
+    pre: nn.Module | State,
+    ft: nn.Module | State,
+    weight: float | Mapping[str, float],
+    *,
+    allow_extrapolation: bool = False,
 ) -> dict[str, Tensor]:
     """Returns the state dict ``pre + weight * (ft - pre)`` (WiSE-FT); exact at weights 0 and 1.
 
@@ -155,9 +159,11 @@ def interpolate(
         pre: the model, or its state dict, before fine-tuning.
         ft: the same after it.
         weight: one weight, or one for every floating-point name. Source: arXiv:2109.01903, eq. 1.
+        allow_extrapolation: accept weights outside [0, 1].
 
     Raises:
-        ValueError: if names or shapes differ, ``weight`` lacks a name, or the result is not finite.
+        ValueError: if names or shapes differ, ``weight`` lacks a name or is outside [0, 1], or the result is not
+            finite.
 
     Example:
         >>> interpolate({"weight": torch.zeros(1)}, {"weight": torch.full((1,), 4.0)}, 0.25)
@@ -166,6 +172,9 @@ def interpolate(
     start, end = state_of(pre), state_of(ft)
     check_same_parameters({"pre": start, "ft": end})
     factor = _factors(weight, [name for name in end if end[name].is_floating_point()])
+    given = weight.values() if isinstance(weight, Mapping) else [weight]
+    if not allow_extrapolation and (beyond := [value for value in given if not 0 <= value <= 1]):
+        raise ValueError(f"weight must lie in [0, 1], got {beyond[0]}: allow_extrapolation=True goes beyond the models")
     names = aliases(end)
     result: dict[str, Tensor] = {}
     with torch.no_grad():

@@ -83,6 +83,10 @@ Y = torch.zeros(3, dtype=torch.int64)
     ("call", "message"),
     [
         (lambda: ensemble_logits([]), r"at least one member|logits must not be empty"),
+        (lambda: ensemble_logits([X, X * float("nan")]), "logits must be finite, got nan"),
+        (lambda: balance_temperatures([X, X * float("nan")], target=0.5), "logits must be finite"),
+        (lambda: confidence_gap(X, X * float("nan")), "reference must be finite, got nan"),
+        (lambda: confidence_gap(X * float("inf"), X), "logits must be finite"),
         (lambda: ensemble_logits([X, X[:3]]), r"one shape .* \(40, 5\), \(3, 5\)"),
         (lambda: ensemble_logits([X], [0.0]), "1 positive numbers"),
         (lambda: ensemble_logits([X], [1.0, 1.0]), "1 positive numbers"),

@@ -121,6 +121,60 @@ def test_scores_belong_to_their_own_texts_in_whatever_order_words_are_named():
     assert all(row.answers == tuple(LABELS) for row in report.rows)
 
 
+@pytest.mark.parametrize("count", [4, 6, 8, 10, 20, 22])
+@pytest.mark.parametrize("seed", range(5))
+def test_calibration_leaves_a_perfect_model_perfect_on_few_texts(count, seed):
+    def score(prompt, word):
+        first = re.search(r"utput '(\w+)'", prompt).group(1) == word.strip()
+        return float(word.strip() == follower(prompt, 0)) + 3 * first
+
+    half = count // 2
+    task = VerbalizerManipulation(
+        [f"{word} {i}" for word in ("fine", "awful") for i in range(half)],
+        [1] * half + [0] * half,
+        NAMES,
+        SETS[:1],
+        mode="score",
+        calibrate=True,
+        seed=seed,
+    )
+    assert task.run(ScriptedLM([], scores=score)).accuracy("natural").estimate == 1
+
+
+@pytest.mark.parametrize("classes", [2, 3, 4])
+def test_each_class_stands_at_each_place_equally_often_in_the_texts_of_every_class(classes):
+    names = [f"class{i}" for i in range(classes)]
+    words = Verbalizer(tuple(f"word{i}" for i in range(classes)))
+    labels = [i % classes for i in range(classes * 2 * classes)]
+    texts = [f"text {i}" for i in range(len(labels))]
+    for options in ({}, {"mode": "score", "calibrate": True}):
+        task = VerbalizerManipulation(
+            texts, labels, names, [words], template=lambda text, pairs: " ".join(word for word, _ in pairs), **options
+        )
+        named = [prompt.split() for prompt in task.prompts(words)]
+        for label in range(classes):
+            of_class = [order for order, y in zip(named, labels, strict=True) if y == label]
+            for place in range(classes):
+                assert sorted(order[place] for order in of_class) == sorted(2 * words.words)
+
+
+def test_scores_that_are_no_numbers_are_refused_with_the_prompt():
+    def scored(bad, word, **options):
+        lm = ScriptedLM([], scores=lambda p, w: bad if "fine 3" in p and w.strip() in word else -1.0)
+        VerbalizerManipulation(TEXTS, LABELS, NAMES, SETS[:1], mode="score", **options).run(lm)
+
+    for bad in (float("nan"), float("inf")):
+        for options in ({}, {"calibrate": True}):
+            with pytest.raises(ValueError, match=r"scores of the words are .*fine 3.*must be finite"):
+                scored(bad, ["positive"], **options)
+    scored(-float("inf"), ["positive"])
+    for words, options in ((["positive", "negative"], {}), (["positive"], {"calibrate": True})):
+        with pytest.raises(ValueError, match=r"-inf.*fine 3.*must be finite"):
+            scored(-float("inf"), words, **options)
+    with pytest.raises(ValueError, match="length must be positive"):
+        scored(-1.0, [], length=lambda word: 0)
+
+
 def test_calibration_takes_away_what_a_word_scores_whatever_the_text():
     def score(prompt, word):
         """The word that is right is likelier by one nat; "positive" and "yes" are by ten, and more if named first."""
@@ -177,3 +231,8 @@ def test_what_cannot_be_measured_is_refused():
     with pytest.warns(UserWarning, match=r"\[1, 19\] texts"):
         VerbalizerManipulation(TEXTS, [0] + [1] * 19, NAMES, SETS)
     VerbalizerManipulation(TEXTS, LABELS, NAMES, [Verbalizer(("not", "nothing"))], mode="score")
+    with (
+        pytest.warns(UserWarning, match=r"\[2, 1\] texts"),
+        pytest.raises(ValueError, match="at least 2 texts"),
+    ):
+        VerbalizerManipulation(TEXTS[:3], [1, 0, 0], NAMES, SETS, mode="score", calibrate=True)

@@ -83,6 +83,42 @@ def test_balanced_finetuning_lowers_confidence_and_learns():
     assert torch.equal(balanced.predict(x), again.predict(x))
 
 
+def test_one_step_with_smoothing_and_mixup_is_that_on_mixed_soft_labels():
+    seen = []
+
+    class Recorder(nn.Linear):
+        def forward(self, x):
+            if self.training:
+                seen.append(x.detach().clone())
+            return super().forward(x)
+
+    torch.manual_seed(0)
+    model, classes, smoothing, lr = Recorder(6, 3), 3, 0.3, 0.5
+    y = torch.tensor([0, 0, 1, 1, 2, 2])
+    fitted = heldout.fit(
+        model,
+        (torch.eye(6), y),  # what is seen of each example is how much of each it was mixed from
+        balanced_finetune(smoothing, mixup_alpha=1.0),
+        epochs=1,
+        batch_size=6,
+        schedule="constant",
+        optimizer=functools.partial(torch.optim.SGD, lr=lr),
+        seed=1,
+    )
+    mixed = seen[0].double()
+    assert ((mixed > 0.05).sum(1) == 2).any()
+    weight, bias = model.weight.detach().double(), model.bias.detach().double()
+    gradients = torch.zeros(3, 6, dtype=torch.float64), torch.zeros(3, dtype=torch.float64)
+    for row in mixed:
+        probabilities = (weight @ row + bias).softmax(0)
+        for c in range(classes):
+            label = sum(float(row[j]) * ((1 - smoothing) * (int(y[j]) == c) + smoothing / classes) for j in range(6))
+            gradients[0][c] += (probabilities[c] - label) * row / 6
+            gradients[1][c] += (probabilities[c] - label) / 6
+    torch.testing.assert_close(fitted.module.weight.double(), weight - lr * gradients[0], rtol=0, atol=1e-6)
+    torch.testing.assert_close(fitted.module.bias.double(), bias - lr * gradients[1], rtol=0, atol=1e-6)
+
+
 def test_both_evaluations_of_a_sam_step_see_the_same_mixture():
     seen = []
 

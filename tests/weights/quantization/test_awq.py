@@ -270,6 +270,9 @@ def test_bad_input_is_refused():
         awq_search(model, batches, 3, 7, rules={Block: rule})
     with pytest.raises(ValueError, match="no list of blocks with linear layers in Linear"):
         awq_search(nn.Linear(16, 16), batches, 3, 8)
+    for n_grid in (0, -1):
+        with pytest.raises(ValueError, match=f"n_grid must be at least 1, got {n_grid}"):
+            awq_search(model, batches, 3, 8, n_grid=n_grid, rules={Block: rule})
     with pytest.raises(ValueError, match="names 'nothing', which 0 does not have"):
         awq_search(model, batches, 3, 8, rules={Block: lambda _: BlockRule((ScaleGroup("nothing", ("up",), "up"),))})
     with pytest.raises(ValueError, match="not finite on the calibration data"):

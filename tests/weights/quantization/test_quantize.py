@@ -115,6 +115,16 @@ def test_bad_input_is_refused(w, options, message):
         group_quantize(w, **options)
 
 
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int64, torch.uint8, torch.bool])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_integers_are_refused_by_name(dtype, symmetric):
+    for call in (group_quantize, fake_quantize):
+        with pytest.raises(TypeError, match=f"w must be floating point, got {dtype}"):
+            call(torch.ones(2, 4).to(dtype), 4, 4, symmetric=symmetric)
+    with pytest.raises(TypeError, match=f"scale_dtype must be floating point, got {dtype}"):
+        group_quantize(torch.ones(2, 4), 4, 4, symmetric=symmetric, scale_dtype=dtype)
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.sampled_from([2, 3, 4, 8]), st.integers(1, 5), st.integers(1, 200), st.integers(0, 99))
 def test_packing_round_trips_and_is_dense(bits, rows, columns, seed):

@@ -23,7 +23,8 @@ def ensemble_logits(logits: Sequence[Tensor], temperatures: Sequence[float] | No
         temperatures: one for each member, 1 by default; ``balance_temperatures`` finds those that balance them.
 
     Raises:
-        ValueError: no members, different shapes, or temperatures that are not positive or do not fit.
+        ValueError: no members, different shapes, logits that are not finite, or temperatures that are not positive or
+            do not fit.
 
     Example:
         >>> ensemble_logits([torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 8.0]])], [1.0, 4.0])
@@ -91,6 +92,9 @@ def confidence_gap(logits: Tensor, reference: Tensor) -> float:
 
     For WiSE-FT: of the fine-tuned and of the pretrained model, on data of the new distribution.
 
+    Raises:
+        ValueError: different shapes, no examples, or logits that are not finite.
+
     Example:
         >>> round(confidence_gap(torch.tensor([[100.0, 0.0]]), torch.tensor([[0.0, 0.0]])), 3)
         0.5
@@ -132,7 +136,12 @@ class CorrectionTable:
 
     @property
     def agreement_by_chance(self) -> float:
-        """What ``false_false_true`` would be, were the average right independently of its members."""
+        """What ``false_false_true`` would be, were the average right independently of its members.
+
+        The share of the examples that both members get wrong times the accuracy of the average: that of a third model
+        of the same accuracy that has nothing to do with the members. It is no bar for an average, which is made from
+        its members and right less often where they are wrong than elsewhere: an average below it still corrects.
+        """
         return self.share("FF?") * self.share("??T")
 
 

@@ -19,11 +19,12 @@ from typing import Literal
 import numpy as np
 
 from heldout.data import Verbalizer, VerbalizerKind, VerbalizerTemplate, shifted_words, verbalizer_instruction
-from heldout.errors import check_at_least, checked
+from heldout.errors import check_at_least, check_positive, checked
 from heldout.language_model import LM
 from heldout.study import Interval, interval, wilson
 
 _UNBALANCED = 0.02  # share of the texts by which classes may differ in number
+_PER_ORDER = 2  # texts of a class, at least, over which scores are calibrated
 _THOUGHT = re.compile(r"<think>.*\Z", re.DOTALL)  # begun, not ended
 _UNSPACED = re.compile(  # Thai, Lao, Burmese, Khmer, kana, ideographs
     "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]"
@@ -132,20 +133,23 @@ class VerbalizerManipulation:
         descriptions: what the instruction calls each class.
         verbalizers: see ``verbalizer_sets``.
         template: ``(text, [(word, description), ...]) -> prompt``; the order of the pairs changes from text to text, so
-            that no class profits from being named first.
+            that no class profits from being named first: each is named at each place equally often, in the texts of
+            every class (up to one text).
         mode: "generate" (the first of the words that the model writes) or "score" (the most likely word).
         cot: let the model reason before it answers, in a turn of its own; only with "generate".
         lead: what stands before a word that is scored.
         length: of a word, which its score is divided by, such as its number of tokens; default: not divided.
         calibrate: with "score", take from each word's score its mean over the texts whose prompts name the words in the
-            same order: a word that is likely whatever the text says is no answer. Needs balanced classes.
+            same order: a word that is likely whatever the text says is no answer. Needs balanced classes; there are as
+            many orders as leave each at least 2 texts of every class.
         max_tokens: of an answer.
         max_reasoning_tokens: of the reasoning.
         seed: of the order of the pairs.
 
     Raises:
         ValueError: labels that do not fit; a verbalizer with another number of words; in "generate", a word that is the
-            beginning of another.
+            beginning of another; ``calibrate`` with a class of fewer than 2 texts; when run, a score that is NaN or
+            infinite (without ``calibrate``, -inf for some of the words is allowed).
 
     Example:
         >>> from heldout.data import verbalizer_sets
@@ -194,6 +198,11 @@ class VerbalizerManipulation:
             raise ValueError(f"mode must be 'generate', or 'score' without cot, got {mode!r}")
         if calibrate and mode != "score":
             raise ValueError("calibrate needs mode='score'")
+        if calibrate and min(counts) < _PER_ORDER:
+            raise ValueError(
+                f"calibrate needs at least {_PER_ORDER} texts of each class for one order of the words, got "
+                f"{counts.tolist()}: a mean over fewer takes the answer away with the bias"
+            )
         if not self.verbalizers:
             raise ValueError("at least one verbalizer is needed")
         for verbalizer in self.verbalizers:
@@ -210,12 +219,19 @@ class VerbalizerManipulation:
         return [self.template(text, [pairs[i] for i in order]) for text, order in zip(self.texts, orders, strict=True)]
 
     def _orders(self) -> list[tuple[int, ...]]:
+        """The order of the pairs for each text: rotations of one drawn order, dealt out within each class."""
         draw = random.Random(self.seed)
-        found = []
-        for _ in self.texts:
-            order = list(range(len(self.descriptions)))
-            draw.shuffle(order)
-            found.append(tuple(order))
+        first = list(range(len(self.descriptions)))
+        draw.shuffle(first)
+        rotations = [tuple(first[i:] + first[:i]) for i in range(len(first))]
+        places = [[i for i, y in enumerate(self.labels) if y == label] for label in range(len(first))]
+        if self.calibrate:
+            rotations = rotations[: min(map(len, places)) // _PER_ORDER]
+        found = [rotations[0]] * len(self.texts)
+        for of_class in places:
+            draw.shuffle(of_class)
+            for k, place in enumerate(of_class):
+                found[place] = rotations[k % len(rotations)]
         return found
 
     @checked
@@ -246,16 +262,28 @@ class VerbalizerManipulation:
         They begin alike where the instruction stands first, and a ``TransformersLM`` reads that once.
         """
         lengths = np.array([self.length(word) if self.length else 1.0 for word in verbalizer.words])
+        check_positive(length=lengths)
         choices = [self.lead + word for word in verbalizer.words]
         orders, found = self._orders(), [0] * len(prompts)
         for order in sorted(set(orders)):
             places = [i for i, other in enumerate(orders) if other == order]
             scores = np.array(lm.score([prompts[i] for i in places], [choices] * len(places))) / lengths
+            self._check_scores(scores, [prompts[i] for i in places])
             if self.calibrate:
                 scores = scores - scores.mean(0)
             for i, answer in zip(places, scores.argmax(1), strict=True):
                 found[i] = int(answer)
         return found
+
+    def _check_scores(self, scores: np.ndarray, prompts: Sequence[str]) -> None:
+        unlikely = np.zeros_like(scores, bool) if self.calibrate else np.isneginf(scores)  # a word that cannot follow
+        bad = ~(np.isfinite(scores) | unlikely).all(1) | unlikely.all(1)
+        if bad.any():
+            place = int(bad.argmax())
+            raise ValueError(
+                f"the model's scores of the words are {scores[place].tolist()} after the prompt {prompts[place]!r}: "
+                "they must be finite" + ("" if self.calibrate else ", but for -inf of some")
+            )
 
     def _scored(self, verbalizer: Verbalizer, answers: Sequence[int]) -> VerbalizerScore:
         right = sum(a == y for a, y in zip(answers, self.labels, strict=True))

@@ -108,7 +108,8 @@ def lines(
     start = {name: value for name, value in start.items() if not _is_under(name, keep)}
     model = next((model for model in (ft, pre) if isinstance(model, nn.Module)), changed)
     index = BlockIndex(changed, find_blocks(model, blocks))
-    edited = interpolate(start, changed, layer_ramp(index, alpha, _beta(alpha, beta)))
+    ramp = layer_ramp(index, alpha, _beta(alpha, beta))
+    edited = interpolate(start, changed, ramp, allow_extrapolation=True)
     return {name: value.clone() if name in own else edited[name] for name, value in end.items()}
 
 

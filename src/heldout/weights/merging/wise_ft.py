@@ -43,7 +43,7 @@ def wise_ft(
     """
     check_alpha(alpha, allow_extrapolation=allow_extrapolation)
     result = copy.deepcopy(model_ft)
-    result.load_state_dict(interpolate(model_pre, model_ft, alpha))
+    result.load_state_dict(interpolate(model_pre, model_ft, alpha, allow_extrapolation=allow_extrapolation))
     if alpha not in (0, 1) and has_batch_norm(result):
         warnings.warn(
             "averaged weights need BatchNorm statistics of their own: call heldout.weights.update_batch_norm",

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from heldout.errors import check_at_least
 from heldout.weights.checkpoint import save_checkpoint
 from heldout.weights.quantization.activations import Activations
 from heldout.weights.quantization.block_rules import (
@@ -136,16 +137,16 @@ def awq_search(
         bits, group_size, symmetric: see ``group_quantize``.
         scale: search scales.
         clip: search clips, after the scales.
-        n_grid: number of exponents r = 0, 1/n, ..., (n - 1)/n.
+        n_grid: number of exponents r = 0, 1/n, ..., (n - 1)/n, at least 1.
         rules: kind of block -> function from a block to its ``BlockRule``; where the model has such blocks, they alone
             are scaled, and nothing is found out.
         activations: scale the outputs of activation functions, too; they become ``ScaledActivation``, which a saved
             model cannot hold.
 
     Raises:
-        ValueError: if there is no calibration data or no list of blocks in the model; if a weight or an activation
-            is not finite, a group size does not fit, a weight is shared with another module, or a producer feeds
-            something besides its consumers (their scaling would change the block's output).
+        ValueError: if ``n_grid`` is below 1; if there is no calibration data or no list of blocks in the model; if a
+            weight or an activation is not finite, a group size does not fit, a weight is shared with another module,
+            or a producer feeds something besides its consumers (their scaling would change the block's output).
 
     Source: arXiv:2306.00978, section 3.2, eq. 4 and 5, and the released auto_scale and auto_clip.
     deviation: the clip error is the mean over all calibration tokens, not over 512 of them.
@@ -166,6 +167,7 @@ def awq_search(
         >>> torch.allclose(apply_awq(model, result)(x), before, atol=1e-5)
         True
     """
+    check_at_least(1, n_grid=n_grid)
     stacks = block_stacks(model, rules)
     layers = block_linears(model, rules)
     check_layers(layers, group_size)

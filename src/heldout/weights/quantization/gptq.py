@@ -12,9 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from heldout.errors import check_nonnegative
 from heldout.weights.quantization.block_rules import Rule, block_linears, block_stacks
 from heldout.weights.quantization.blockwise import BlockInputs, evaluating, watching
-from heldout.weights.quantization.quantize import QTensor, check_layers, dequantize, group_range, weight_of
+from heldout.weights.quantization.quantize import (
+    QTensor,
+    check_floating_point,
+    check_layers,
+    dequantize,
+    group_range,
+    weight_of,
+)
 
 
 def gptq(
@@ -59,6 +67,7 @@ def gptq(
         >>> torch.equal(model[1].linear.weight, dequantize(quantised["1.linear"]))
         True
     """
+    check_nonnegative(damping=damping)
     stacks = block_stacks(model, rules)
     layers = block_linears(model, rules)
     check_layers(layers, group_size)
@@ -100,7 +109,8 @@ def gptq_quantize(
         damping: added to the diagonal of the moments, as a fraction of its mean.
 
     Raises:
-        ValueError: as ``group_quantize``, or if the moments are not positive semi-definite.
+        ValueError: as ``group_quantize``, if the moments are not positive semi-definite, or ``damping`` is negative.
+        TypeError: as ``group_quantize``.
 
     Source: arXiv:2210.17323, algorithm 1.
 
@@ -110,6 +120,8 @@ def gptq_quantize(
         >>> q.q.shape, q.scale.shape
         (torch.Size([4, 8]), torch.Size([4, 1]))
     """
+    check_floating_point(w, scale_dtype)
+    check_nonnegative(damping=damping)
     rows, columns = w.shape
     size = columns if group_size == -1 else group_size
     hessian = moments.double().clone()

@@ -61,6 +61,7 @@ def group_quantize(
 
     Raises:
         ValueError: if ``w`` is no matrix, is not finite, or has a size that the group does not divide.
+        TypeError: if ``w`` or ``scale_dtype`` is not floating point.
 
     Source: arXiv:2306.00978, eq. 1 and its released code. Deviation: there the range need not include zero, and a group
     of one sign, whose zero point then falls outside the levels, is represented by values far from its own.
@@ -81,6 +82,7 @@ def group_range(
     w: Tensor, bits: int, group_size: int, *, symmetric: bool = False, scale_dtype: torch.dtype | None = None
 ) -> tuple[Tensor, Tensor]:
     """Returns the scale and the zero point of every group, ``(out, groups)``; arguments as for ``group_quantize``."""
+    check_floating_point(w, scale_dtype)
     if not 1 + symmetric <= bits <= 8:
         raise ValueError(f"bits must be {1 + symmetric} to 8, got {bits}")
     low, high = torch.aminmax(_grouped(w, group_size), dim=-1)
@@ -362,6 +364,13 @@ def check_layers(layers: Mapping[str, nn.Module], group_size: int) -> None:
             raise ValueError(f"group_size {group_size} does not divide the {weight.shape[1]} inputs of {name}; {hint}")
         if not bool(torch.isfinite(weight).all()):
             raise ValueError(f"{name} holds NaN or infinite weights")
+
+
+def check_floating_point(w: Tensor, scale_dtype: torch.dtype | None) -> None:
+    """Raises TypeError unless a weight, and the data type in which its scales are to be kept, are floating point."""
+    for name, dtype in (("w", w.dtype), ("scale_dtype", scale_dtype)):
+        if dtype is not None and not dtype.is_floating_point:
+            raise TypeError(f"{name} must be floating point, got {dtype}")
 
 
 def _grouped(w: Tensor, group_size: int) -> Tensor:
