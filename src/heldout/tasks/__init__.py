@@ -12,16 +12,6 @@ from heldout.tasks.images.biases import (
 from heldout.tasks.images.coloured_conflict import coloured_conflict
 from heldout.tasks.images.domains import domains, leave_one_domain_out, rotation_sequence
 from heldout.tasks.images.dominoes import Dominoes, dominoes
-from heldout.tasks.images.drawing_transfer import (
-    DRAWING_TASKS,
-    DrawingTasks,
-    DrawingTransfer,
-    FixedStatistics,
-    drawing_tasks,
-    drawing_transfer,
-    retrieval,
-    why_no_drawing_transfer,
-)
 from heldout.tasks.images.drawings import (
     DRAWING_CLASSES,
     DRAWING_STYLES,
@@ -149,7 +139,6 @@ __all__ = [
     "CHAIN",
     "DRAWING_CLASSES",
     "DRAWING_STYLES",
-    "DRAWING_TASKS",
     "EXPERT_NAMES",
     "EXPERT_WORDINGS",
     "FIXED_NAMES",
@@ -190,12 +179,9 @@ __all__ = [
     "ComposeProblem",
     "Dominoes",
     "DrawingTags",
-    "DrawingTasks",
-    "DrawingTransfer",
     "Drawings",
     "ExpertFacts",
     "FactQuestion",
-    "FixedStatistics",
     "GridPolicy",
     "Instance",
     "InstructionExample",
@@ -235,8 +221,6 @@ __all__ = [
     "dominoes",
     "draw_experts",
     "drawing_tags",
-    "drawing_tasks",
-    "drawing_transfer",
     "drawings",
     "edit_problem",
     "entries_of",
@@ -276,7 +260,6 @@ __all__ = [
     "restating_document",
     "restating_template",
     "retention_example",
-    "retrieval",
     "rotate",
     "rotation_sequence",
     "run_program",
@@ -295,7 +278,6 @@ __all__ = [
     "teacher_student",
     "two_block_images",
     "two_feature_patches",
-    "why_no_drawing_transfer",
     "worded_fact",
     "worded_problem",
     "worded_words",
