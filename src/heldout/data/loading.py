@@ -34,7 +34,7 @@ def gather(dataset: Dataset, positions: Tensor) -> tuple[Any, Tensor]:
         >>> gather(Subset(data, [3, 1]), torch.tensor([0, 1]))
         (tensor([3., 1.]), tensor([3, 1]))
     """
-    check_labels(len(dataset), positions=positions)
+    check_labels(len(dataset), positions=positions)  # type: ignore[arg-type]
     while isinstance(dataset, Subset):
         positions = _indices(dataset)[positions]
         dataset = dataset.dataset
