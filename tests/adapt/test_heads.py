@@ -100,7 +100,7 @@ def test_a_head_of_an_infinite_gap_has_no_weight_and_counts_at_gamma_zero():
     ("call", "message"),
     [
         (lambda: head_weights(logits(), gamma=math.inf), "gamma must be finite, got inf"),
-        (lambda: head_weights(logits(), gamma=math.nan, hard=True), "gamma must be finite, got nan"),
+        (lambda: head_weights(logits(), gamma=math.nan, hard=True), "gamma must be a number, got nan"),
         (lambda: head_weights(logits(2, 2), torch.tensor([[1.0, math.inf], [math.inf] * 2])), "finite gap for each"),
         (lambda: head_weights(torch.tensor([[[0.0, math.nan]]])), "logits must be finite"),
         (lambda: combine_heads(torch.tensor([[[0.0, math.nan]]]), "uniform"), "logits must be finite"),

@@ -33,7 +33,6 @@ def adaptivity_gap(
     check_values(head_logits=head_logits, used=used)
     check_dimensions(3, head_logits=head_logits)
     check_labels(head_logits.shape[-1], targets=targets)
-    check_labels(groups=groups)
     if head_logits.ndim != 3 or not len(head_logits):
         raise ValueError(f"head_logits must be (batch, heads, classes) with examples, got {tuple(head_logits.shape)}")
     if targets.shape != head_logits.shape[:1]:

@@ -171,10 +171,11 @@ def split_drawings(
         raise ValueError(f"test_share must be between 0 and 1, got {test_share}")
     from heldout.tasks.images.biases import stratified_split
 
-    label_of = torch.empty(int(pictures.things.max()) + 1, dtype=torch.long)
-    label_of[pictures.things] = pictures.labels
-    test_things, _ = stratified_split(label_of, (test_share, 1 - test_share), seed=seed)
-    test = torch.isin(pictures.things, test_things)
+    things, places = pictures.things.unique(return_inverse=True)
+    label_of = torch.zeros(len(things), dtype=torch.long)
+    label_of[places] = pictures.labels
+    chosen, _ = stratified_split(label_of, (test_share, 1 - test_share), seed=seed)
+    test = torch.isin(pictures.things, things[chosen])
     away = pictures.domains == held_out
     return tuple(mask.nonzero().flatten() for mask in (~test & ~away, test & ~away, test & away))  # type: ignore[return-value]
 
