@@ -10,9 +10,16 @@ from heldout.problem import Problem
 from heldout.tasks import digits
 
 
+class Guess(torch.nn.Module):
+    """Answers whatever it is asked."""
+
+    def forward(self, x):
+        return torch.zeros(len(x), 10)
+
+
 def problem(x, y, val, tests=("iid", "dark")):
     splits = Splits(train=(x, y), val=val, test=dict.fromkeys(tests, (x, y)))
-    return Problem(path=None, make_model=lambda: None, splits=splits, recipe={})
+    return Problem(path=None, make_model=Guess, given=splits, given_recipe={})
 
 
 @pytest.fixture
