@@ -257,7 +257,7 @@ study = Study(
         better("fine-tuned", than="pretrained", on="target", margin=3.0),
         better("pretrained", than="fine-tuned", on="control", margin=4.0),
     ],
-    seeds={"smoke": 1, "laptop": 6},
+    seeds={"smoke": 1, "laptop": 10},
     time_limit={"smoke": 60.0, "laptop": 600.0},
     shared_setup=True,
 )

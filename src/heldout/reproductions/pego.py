@@ -136,8 +136,8 @@ def tuned(recipe: Recipe, seed: int, profile: str) -> dict[str, float]:
     splits = heldout.Splits(train=data["train"], val=data["val"], initial_state=state)
     method = Method("probe", model=freeze_all_but_head) if recipe.head_only else None
     if recipe.rank:
-        terms = {"preserve": recipe.preserve, "diversify": recipe.diversify}
-        method = pego(recipe.lam * (768 / DIM) ** 2, recipe.rank, recipe.size, **terms)
+        lam, preserve, diversify = recipe.lam * (768 / DIM) ** 2, recipe.preserve, recipe.diversify
+        method = pego(lam, recipe.rank, recipe.size, preserve=preserve, diversify=diversify)
     trainable: list[int] = []
 
     def adam(module: nn.Module) -> torch.optim.Optimizer:
@@ -172,7 +172,7 @@ study = Study(
     slug="pego",
     title="Learn to Preserve and Diversify: Parameter-Efficient Group with Orthogonal Regularization",
     arms={
-        "probe": {"lr": 1e-1, "head_only": True},
+        "probe": {"lr": 3e-1, "head_only": True},
         "full_ft": {"lr": 2e-3},
         "lora": {"lr": 3.2e-2, "rank": RANK},
         "lora_same_params": {"lr": 8e-3, "rank": RANK * SIZE},
@@ -201,6 +201,6 @@ study = Study(
         better("full_ft", than="probe", on="source_accuracy"),
         better("probe", than="full_ft", on="retention", margin=0.005),
     ],
-    seeds={"smoke": 1, "laptop": 8},
+    seeds={"smoke": 1, "laptop": 12},
     shared_setup=True,
 )
