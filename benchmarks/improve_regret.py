@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from heldout.improve import improve
-from heldout.improve.search import run as train_candidate
+from heldout.improve import run as train_candidate
 from heldout.methods import available, parse
 from heldout.problem import inapplicable, load_problem
 from heldout.statistics import interval

@@ -16,7 +16,7 @@ from heldout.errors import EXTRAS
 
 SOURCE = Path(__file__).parents[1] / "src" / "heldout"
 ORDER = [
-    "kinds", "errors", "sources", "statistics", "method", "language_model",
+    "annotations", "errors", "sources", "statistics", "method", "language_model",
     "catalog", "study",
     "report",
     "data", "nn", "optim", "losses", "measure", "weights", "adapt", "tasks", "lm", "train",
@@ -39,11 +39,12 @@ REACHED_BY = {
     "cli/test_catalog.py": ["report/cards.py", "report/terminal.py"],
     "cli/test_verbs.py": ["cli/options.py", "cli/output.py", "cli/studies.py"],
     "evals/test_run.py": ["evals/protocol.py", "evals/report.py"],
-    "improve/test_search.py": ["improve/winner.py"],
+    "improve/test_search.py": ["improve/screening.py", "improve/trials.py", "improve/winner.py"],
     "lm/models/test_bases.py": ["lm/models/trained_once.py"],
     "lm/models/test_kept_answers.py": ["language_model.py", "lm/models/scripted.py", "lm/models/usage.py"],
     "lm/models/test_local.py": ["lm/models/encoding.py", "lm/models/generation.py", "lm/models/stopping.py"],
     "lm/programs/test_sandbox.py": ["lm/programs/boundary.py", "lm/programs/child.py"],
+    "lm/strategies/test_routing.py": ["lm/strategies/model_pool.py"],
     "measure/datasets/test_required_bias.py": ["measure/datasets/gram.py", "measure/datasets/noncentral_chi2.py"],
     "measure/probes/test_gradients.py": ["measure/probes/layer_gradients.py"],
     "problem/test_problem.py": [
@@ -54,6 +55,7 @@ REACHED_BY = {
         "study/execution/worker.py", "study/execution/workers.py",
     ],
     "study/execution/test_isolation.py": ["study/execution/runs.py"],
+    "study/test_digest.py": ["study/statements.py"],
     "study/test_store.py": ["study/results.py"],
     "tasks/images/test_shifts.py": ["tasks/images/checks.py", "tasks/seeds.py"],
     "train/engines/test_engines.py": ["train/engines/lightning.py", "train/engines/transformers.py"],

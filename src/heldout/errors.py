@@ -18,7 +18,7 @@ from inspect import signature
 from pathlib import Path
 from typing import Any, NoReturn, ParamSpec, TypeVar
 
-from heldout.kinds import Kind, kinds_of, short
+from heldout.annotations import Kind, kinds_of, short
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -63,6 +63,8 @@ def pearson(x: Array, y: Array) -> Array:
         >>> float(pearson(np.array([1.0, 2.0, 3.0]), np.array([2.0, 4.0, 6.0])).round(6))
         1.0
     """
+    if not np.size(x) or np.shape(x)[-1:] != np.shape(y)[-1:]:
+        raise ValueError(f"x and y must be of one length, and not empty, got shapes {np.shape(x)} and {np.shape(y)}")
     x = x - x.mean(axis=-1, keepdims=True)
     y = y - y.mean(axis=-1, keepdims=True)
     scale = np.sqrt((x * x).sum(axis=-1) * (y * y).sum(axis=-1))
@@ -164,6 +166,8 @@ def percentile(resampled: Array, confidence: float = CONFIDENCE) -> tuple[float,
         >>> round(float(low), 6), round(float(high), 6)
         (5.0, 95.0)
     """
+    check_nonempty(resampled=resampled)
+    check_fraction(confidence=confidence)
     tail = (1 - confidence) / 2
     low, high = np.quantile(resampled, [tail, 1 - tail])
     return float(low), float(high)
@@ -222,6 +226,7 @@ def wilson(successes: float, trials: int, confidence: float = CONFIDENCE) -> Int
     return Interval(share, max(0.0, float(middle - half)), min(1.0, float(middle + half)))
 
 
+@checked
 def newcombe(first: Interval, second: Interval) -> Interval:
     """Returns the difference of two independent estimates, ``first - second``, from their own intervals.
 

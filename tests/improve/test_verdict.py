@@ -79,6 +79,7 @@ def test_a_gain_that_a_better_learning_rate_brings_too_is_no_win():
     assert "helps the recipe as given, +68.5 points" in verdict
     assert verdict.endswith("tune that first.")
     assert found["finalists"][0]["tests"]["iid"]["tuned_gain"] == pytest.approx(-0.001, abs=0.003)
+    assert found["finalists"][0]["tests"]["iid"]["verdict"] == "no difference"
 
 
 def test_several_finalists_make_every_interval_wider():

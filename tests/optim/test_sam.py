@@ -478,3 +478,20 @@ def test_the_method_trains_and_says_where_it_cannot():
     assert "no parameter" in sam().check(frozen, splits)
     assert "sparse" in sam().check(nn.Embedding(3, 2, sparse=True), splits)
     assert sam().check(mlp(), splits) is None
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_a_sam_that_is_dropped_between_its_steps_leaves_running_statistics_running(given):
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    sam = SAM(torch.optim.SGD(model.parameters(), lr=0.1), model=model if given else None)
+    model(torch.randn(8, 3)).sum().backward()
+    sam.first_step()
+    other = nn.BatchNorm1d(3)
+    if not given:
+        other(torch.randn(8, 3))
+        assert int(other.num_batches_tracked) == 0
+    del sam
+    for norm, width in ((model[1], 4), (other, 3)):
+        before = int(norm.num_batches_tracked)
+        norm(torch.randn(8, width))
+        assert int(norm.num_batches_tracked) == before + 1

@@ -179,8 +179,8 @@ class ITTA(TestTimeAdapter):
         (torch.Size([32, 10]), ['changed', 'consistency', 'parameter_change'])
     """
 
-    @checked
     @outside_inference
+    @checked
     def __init__(
         self,
         state: ITTAState,

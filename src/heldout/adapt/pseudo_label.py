@@ -35,8 +35,8 @@ class PseudoLabel(TestTimeAdapter):
         torch.Size([8, 3])
     """
 
-    @checked
     @outside_inference
+    @checked
     def __init__(
         self,
         encoder: Callable[[Any], Tensor],

@@ -54,8 +54,8 @@ class Tent(TestTimeAdapter):
         ['entropy', 'parameter_change']
     """
 
-    @checked
     @outside_inference
+    @checked
     def __init__(self, module: nn.Module, *, lr: float = 1e-3, steps: int = 1) -> None:
         check_nonnegative(lr=lr)
         if steps < 1:

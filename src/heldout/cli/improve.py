@@ -24,7 +24,7 @@ def improve(
     seeds: Annotated[int, typer.Option(min=3, help="Fresh seeds for the confirmation.")] = 5,
     aim: Annotated[str, typer.Option("--for", help="What to select for: iid, shift or both.")] = "both",
     screen_only: Annotated[
-        bool, typer.Option("--screen-only", help="Rank by short training and stop: no verdict.")
+        bool, typer.Option("--screen-only", help="Rank on validation data and stop: no verdict.")
     ] = False,
     methods: Annotated[
         str | None,

@@ -131,6 +131,8 @@ def _word(entry: Mapping[str, Any], seeds: int) -> tuple[str, int | None]:
         return HELPS, None
     if found[0][2] < -rounding:
         return HURTS, None
+    if found[0][1] > rounding and max(map(abs, found[-1][1:])) <= entry["no_difference"]:
+        return SAME, None  # the tuned baseline gains as much
     if all(max(abs(low), abs(high)) <= entry["no_difference"] for _, low, high in found):
         return SAME, None
     needed = 0
@@ -141,7 +143,7 @@ def _word(entry: Mapping[str, Any], seeds: int) -> tuple[str, int | None]:
         number = samples_needed(distance, low, high, seeds)
         if number is None:
             return OPEN, None
-        needed = max(needed, number)
+        needed = max(needed, number, seeds + 1)
     return OPEN, needed
 
 

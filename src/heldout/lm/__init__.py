@@ -45,6 +45,7 @@ from heldout.lm.strategies.answers import (
     last_number,
     numbers_in,
 )
+from heldout.lm.strategies.model_pool import ModelPool, PoolModel, Reply
 from heldout.lm.strategies.prompting import (
     INTERNAL_NOTE,
     SKILLS_HEADER,
@@ -63,9 +64,6 @@ from heldout.lm.strategies.prompting import (
 from heldout.lm.strategies.routing import (
     ROUTING_PROMPT,
     ROUTING_STOPS,
-    ModelPool,
-    PoolModel,
-    Reply,
     RoutingAgent,
     RoutingEpisode,
     Trace,

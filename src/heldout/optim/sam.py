@@ -6,6 +6,7 @@ Source: arXiv:2010.01412, algorithm 1.
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
 
 from heldout.errors import check_steps_alone, checked
 from heldout.method import Method, Run, Splits
@@ -195,38 +197,44 @@ class SAM(Optimizer):
 
 
 class _PausedStatistics:
-    """Running statistics stay as they are from construction until ``resume``.
+    """Running statistics stay as they are from construction until ``resume``, or until nobody holds this object.
 
-    With a model its layers are switched at once; without one each layer is switched around its own forward.
+    With a model its layers are switched at once; without one each layer is switched around its own forward, by hooks
+    of the whole process.
     """
 
     def __init__(self, model: nn.Module | None) -> None:
         self._switched: set[nn.Module] = set()
-        self._hooks = []
+        hooks: list[RemovableHandle] = []
+        self.resume = weakref.finalize(self, _resume, hooks, self._switched)
         if model is None:
-            self._hooks = [
-                register_module_forward_pre_hook(lambda module, _: self._switch_off(module)),
-                register_module_forward_hook(lambda module, *_: self._switch_on(module), always_call=True),
+            switched = self._switched
+            hooks += [
+                register_module_forward_pre_hook(lambda module, _: _switch_off(module, switched)),
+                register_module_forward_hook(lambda module, *_: _switch_on(module, switched), always_call=True),
             ]
         else:
             for module in model.modules():
-                self._switch_off(module)
+                _switch_off(module, self._switched)
 
-    def _switch_off(self, module: nn.Module) -> None:
-        if module.training and module.__dict__.get("track_running_stats"):
-            module.track_running_stats = False  # type: ignore[assignment]
-            self._switched.add(module)
 
-    def _switch_on(self, module: nn.Module) -> None:
-        if module in self._switched:
-            module.track_running_stats = True  # type: ignore[assignment]
-            self._switched.remove(module)
+def _switch_off(module: nn.Module, switched: set[nn.Module]) -> None:
+    if module.training and module.__dict__.get("track_running_stats"):
+        module.track_running_stats = False  # type: ignore[assignment]
+        switched.add(module)
 
-    def resume(self) -> None:
-        for hook in self._hooks:
-            hook.remove()
-        for module in tuple(self._switched):
-            self._switch_on(module)
+
+def _switch_on(module: nn.Module, switched: set[nn.Module]) -> None:
+    if module in switched:
+        module.track_running_stats = True  # type: ignore[assignment]
+        switched.remove(module)
+
+
+def _resume(hooks: list[RemovableHandle], switched: set[nn.Module]) -> None:
+    for hook in hooks:
+        hook.remove()
+    for module in tuple(switched):
+        _switch_on(module, switched)
 
 
 def _norm(gradients: list[Tensor]) -> float:

@@ -72,6 +72,7 @@ def label_margins(
     return cross_fit(model, data, folds=folds, epochs=epochs, seed=seed, on_fold=on_fold, **recipe).margins
 
 
+@checked
 def cross_fit(
     model: nn.Module | Callable[[], nn.Module],
     data: Any,
@@ -134,6 +135,7 @@ def cross_fit(
     return CrossFit(margins, probabilities)
 
 
+@checked
 def contradicted_labels(probabilities: Tensor, labels: Tensor, *, least: int = 1) -> Tensor:
     """Returns which labels are likely wrong, by confident learning: a mask ``(n,)``.
 

@@ -52,6 +52,7 @@ class Fitted:
     history: list[dict[str, float]] = field(default_factory=list)
     seconds: float = 0.0
 
+    @checked
     def predict(self, inputs: Any) -> Tensor:
         """Returns logits (or log-probabilities) ``(batch, classes)``, or values for regression."""
         inputs = inputs_for(self.module, inputs)
@@ -185,6 +186,7 @@ class Recipe:
             raise ValueError(f"epochs and batch_size must be at least 1, got {self.epochs} and {self.batch_size}")
 
 
+@checked
 def prepare(
     model: nn.Module | Callable[[], nn.Module],
     data: Splits | Any,
@@ -225,6 +227,7 @@ def prepare(
     return run, train_set
 
 
+@checked
 def finish(run: Run, method: Method) -> Fitted:
     """Returns the trained model after a Method's weights and predict stages."""
     if method.weights:
@@ -335,6 +338,7 @@ def _train(
     return history
 
 
+@checked
 def objective(run: Run, batch: Batch, method: Method) -> Tensor:
     """Returns the training objective of a batch: the user's loss, replaced or extended by the method's loss stage."""
     if method.loss is None:
@@ -349,6 +353,7 @@ def _num_batches(examples: int, batch_size: int) -> int:
     return full + (rest > 1 or (rest == 1 and full == 0))
 
 
+@checked
 def make_optimizer(factory: OptimizerFactory | None, module: nn.Module) -> Optimizer:
     """Returns the optimizer that a factory gives for a module; None is AdamW with learning rate 1e-3."""
     trainable = [p for p in module.parameters() if p.requires_grad]
@@ -388,6 +393,7 @@ def scaled_optimizer(factory: OptimizerFactory | None, factor: float) -> Optimiz
     return make
 
 
+@checked
 def make_schedule(schedule: Schedule, optimizer: Optimizer, total_steps: int) -> LRScheduler | None:
     """Returns the scheduler of a named or user-given schedule, None for "constant"."""
     if schedule == "constant":
@@ -433,6 +439,7 @@ def problem_of(module: nn.Module, dataset: Dataset) -> tuple[Task, int | None]:
     return "classification", classes
 
 
+@checked
 def squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
     """Returns the mean squared error; ``(batch,)`` targets match ``(batch, 1)`` outputs, nothing else broadcasts."""
     if outputs.numel() != targets.numel():

@@ -8,7 +8,7 @@ from functools import wraps
 from math import isfinite
 from typing import Any, SupportsFloat
 
-from heldout.errors import checked
+from heldout.errors import check_nonnegative, checked
 from heldout.train.reinforcement.rollouts import Environment, Episode, rollout
 from heldout.train.tuning.tuned import (
     Log,
@@ -110,6 +110,7 @@ def grpo(
         raise ValueError(f"group_size must be at least 2: advantages are taken within a group, got {group_size}")
     weight_of: Schedule = kl if callable(kl) else lambda progress: kl
     largest = max(weight_of(step / 100) for step in range(101)) if callable(kl) else kl
+    check_nonnegative(kl=largest)
     if largest < 0 or min(weight_of(0.0), weight_of(1.0)) < 0:
         raise ValueError("kl must not be negative")
     for name, count in (("max_tokens", max_tokens), ("max_turns", max_turns), ("concurrency", concurrency)):

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Sequence
 from typing import Any
 
+from heldout.errors import check_positive, checked
 from heldout.lm import context_of, ids_of_prompt
 from heldout.train.tuning.tuned import (
     Log,
@@ -20,6 +21,7 @@ from heldout.train.tuning.tuned import (
 )
 
 
+@checked
 def dpo(
     model: Any,
     tokenizer: Any,
@@ -71,6 +73,7 @@ def dpo(
     """
     if model.config.is_encoder_decoder:
         raise ValueError("dpo needs a causal model: trl's trainer does not take sequence-to-sequence models")
+    check_positive(beta=beta)
     if not beta > 0:
         raise ValueError(f"beta must be positive, got {beta}")
     tokenizer = prepared_tokenizer(tokenizer)

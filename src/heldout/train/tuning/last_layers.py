@@ -13,9 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from heldout.errors import checked
+
 _IGNORED = -100
 
 
+@checked
 def tune_last_layers(
     model: Any,
     tokenizer: Any,

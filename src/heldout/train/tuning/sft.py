@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from heldout.errors import checked
 from heldout.lm import context_of, ids_of_prompt
 from heldout.method import evaluating
 from heldout.train.tuning.tuned import (
@@ -32,6 +33,7 @@ IGNORED = -100
 Encoded = dict[str, list[Any]]
 
 
+@checked
 def sft(
     model: Any,
     tokenizer: Any,
@@ -130,6 +132,7 @@ def sft(
         return tune(trainer, on_log)
 
 
+@checked
 def encode_rows(
     data: Sequence[Any],
     tokenizer: Any,
@@ -178,6 +181,7 @@ def encode_rows(
     return rows
 
 
+@checked
 def pack(rows: Sequence[Encoded], length: int) -> list[Encoded]:
     """Returns rows joined to sequences of at most ``length`` tokens, with ``position_ids`` that begin anew in each row.
 
@@ -212,6 +216,7 @@ def pack(rows: Sequence[Encoded], length: int) -> list[Encoded]:
     return joined
 
 
+@checked
 def weighted_nll(logits: Tensor, labels: Tensor, weights: Tensor, count: Tensor | int | None = None) -> Tensor:
     """Returns the sum of weight times negative log likelihood over the labels that are not -100, over their count.
 

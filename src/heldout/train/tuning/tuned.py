@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from heldout.errors import check_fraction, checked
 from heldout.train.supervised import seeded
 
 Log = Callable[[dict[str, float]], None]
@@ -32,6 +33,7 @@ class Tuned:
     history: list[dict[str, float]] = field(default_factory=list)
 
 
+@checked
 def lora(rank: int = 16, *, alpha: int | None = None, dropout: float = 0.0, modules: Any = "all-linear") -> Any:
     """Returns the peft configuration of low-rank adapters for ``sft(lora=...)``, ``dpo`` and ``grpo``.
 
@@ -45,6 +47,7 @@ def lora(rank: int = 16, *, alpha: int | None = None, dropout: float = 0.0, modu
         >>> lora(8).lora_alpha
         16
     """
+    check_fraction(dropout=dropout)
     from peft import LoraConfig
 
     return LoraConfig(
@@ -52,6 +55,7 @@ def lora(rank: int = 16, *, alpha: int | None = None, dropout: float = 0.0, modu
     )
 
 
+@checked
 def prepared_tokenizer(tokenizer: Any) -> Any:
     """Returns the tokenizer, with the end token as padding where it has none.
 
@@ -65,6 +69,7 @@ def prepared_tokenizer(tokenizer: Any) -> Any:
     return tokenizer
 
 
+@checked
 def rows_of(data: Any, what: str) -> list[Any]:
     """Returns the rows of a data set or sequence as a list, or says that there is none."""
     if isinstance(data, Mapping | str):
@@ -75,6 +80,7 @@ def rows_of(data: Any, what: str) -> list[Any]:
     return rows
 
 
+@checked
 def text_field(row: Any, number: int, *names: str) -> Any:
     """Returns the first of the named fields that a row has; raises ValueError naming row and field."""
     if not isinstance(row, Mapping):
@@ -85,6 +91,7 @@ def text_field(row: Any, number: int, *names: str) -> Any:
     raise ValueError(f"row {number} has no field {names[0]!r}; it has {', '.join(map(repr, row)) or 'none'}")
 
 
+@checked
 def without_begin(prompt: Any, tokenizer: Any) -> Any:
     """Returns a prompt without the beginning token that it begins with, where the tokenizer adds one of its own.
 
@@ -96,6 +103,7 @@ def without_begin(prompt: Any, tokenizer: Any) -> Any:
     return prompt.removeprefix(begin) if tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id] else prompt
 
 
+@checked
 def arguments(
     config: Callable[..., Any],
     folder: str,
@@ -194,6 +202,7 @@ def saved_as_reference(model: Any, folder: str) -> Iterator[None]:
         model.config._name_or_path = name
 
 
+@checked
 def tune(trainer: Any, on_log: Log | None) -> Tuned:
     """Trains, and returns the model with what was logged every 10 steps and at the last one."""
     from transformers import PrinterCallback, TrainerCallback
@@ -218,6 +227,7 @@ def tune(trainer: Any, on_log: Log | None) -> Tuned:
     return Tuned(trainer.model.eval(), history)
 
 
+@checked
 def check_lengths(lengths: Sequence[int], limit: int | None, what: str) -> None:
     """Raises ValueError naming the first row that is longer than the limit."""
     for number, length in enumerate(lengths):

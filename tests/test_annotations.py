@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from heldout.kinds import kinds_of
+from heldout.annotations import kinds_of
 
 
 class Speaker(Protocol):

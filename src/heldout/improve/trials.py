@@ -1,0 +1,156 @@
+"""The trials of a search: trainings of candidates, as runs of studies."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+import heldout
+from heldout.improve.events import tell_runs
+from heldout.improve.selection import selection_sets
+from heldout.improve.sharing import SharedTraining
+from heldout.improve.verdict import BASELINE
+from heldout.methods import factory_files, parse
+from heldout.problem import Problem, load_problem
+from heldout.report import OnEvent
+from heldout.study import (
+    Executor,
+    Results,
+    Store,
+    Study,
+    higher_is_better,
+    log_curve,
+    lower_is_better,
+    run_study,
+)
+
+SCREENING_SEED = 1000
+CURVES = {"loss": "training loss", "train_error": "training error"}
+Say = Callable[[str], None]
+
+
+@lru_cache(maxsize=1)
+def _loaded(
+    path: str, modified: float, aim: str, device: str | None = None
+) -> tuple[Problem, list[Any], SharedTraining]:
+    problem = load_problem(path, device=device)
+    return problem, list(selection_sets(problem, aim)[0].values()), SharedTraining()
+
+
+def run(arm: Mapping[str, Any], seed: int, profile: str) -> dict[str, float]:
+    """Trains one candidate and returns its score on the validation sets and, in the "confirm" profile, on the tests."""
+    problem, selected_on, trainings = _loaded(arm["file"], os.path.getmtime(arm["file"]), arm["aim"], arm.get("device"))
+    method = None if arm["method"] == BASELINE else parse(arm["method"], problem.own_methods)
+    fitted = trainings.fit(problem, method, seed=seed, epochs=arm["epochs"], rate=arm["rate"])
+    started = time.perf_counter()
+    scores, losses = [], []
+    for dataset in selected_on:
+        outputs, targets = fitted.outputs(dataset)
+        losses.append(problem.kind.loss(outputs, targets))
+        scores.append(problem.judge(outputs, targets))
+    seconds = time.perf_counter() - started
+    for epoch in fitted.history:
+        for curve in ("loss", "train_error"):
+            if curve in epoch:
+                log_curve(CURVES[curve], int(epoch["epoch"]), epoch[curve])
+    metrics = {
+        "validation": float(np.mean(scores)),
+        "validation loss": float(np.mean(losses)),
+        "training seconds": fitted.seconds,
+        "inference seconds": seconds,
+        "seconds per epoch": float(np.median([epoch["seconds"] for epoch in fitted.history])),
+    }
+    if profile == "confirm":
+        metrics |= {f"test {name}": problem.score(fitted, dataset) for name, dataset in problem.splits.test.items()}
+    return metrics
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A method (or the baseline) with a learning rate, as a multiple of the recipe's."""
+
+    method: str
+    rate: float = 1.0
+
+
+@dataclass
+class Search:
+    """The state of one search: what was asked, and the studies run so far."""
+
+    problem: Problem
+    store: Store
+    executor: Executor
+    workers: int
+    say: Say
+    progress: Any
+    on_event: OnEvent
+    stop_choosing: float
+    stop: float
+    fingerprint: str
+    aim: str
+    step: float
+    after: frozenset[str]  # candidates that act after training
+
+    def study(self, candidates: Mapping[str, Candidate], epochs: int, profile: str) -> Study:
+        direction = higher_is_better if self.problem.maximise else lower_is_better
+        costs = ("validation loss", "training seconds", "inference seconds", "seconds per epoch")
+        metrics = {"validation": direction, **dict.fromkeys(costs, lower_is_better)}
+        if profile == "confirm":
+            metrics |= {f"test {name}": direction for name in self.problem.splits.test}
+        common = {
+            "file": str(self.problem.path.resolve()),
+            "epochs": epochs,
+            "aim": self.aim,
+            "data": self.fingerprint,
+            "heldout": heldout.__version__,
+        }
+        if self.problem.asked_device:
+            common["device"] = self.problem.asked_device
+        return Study(
+            slug="improve",
+            arms={name: {"method": each.method, "rate": each.rate, **common} for name, each in candidates.items()},
+            run=run,
+            metrics=metrics,
+            seeds={profile: 1},
+            time_limit={profile: 24 * 3600.0},
+            source=[self.problem.path.resolve(), *factory_files()],
+            shared_setup=True,
+        )
+
+    def screen(self, candidates: Iterable[str] | Mapping[str, Candidate], epochs: int, seeds: int) -> Results:
+        if not isinstance(candidates, Mapping):
+            candidates = {name: Candidate(name) for name in candidates}
+        results = run_study(
+            self.study(candidates, epochs, "screen"),
+            profile="screen",
+            seeds=seeds,
+            first_seed=SCREENING_SEED,
+            on=self.executor,
+            store=self.store,
+            deadline=self.stop_choosing,
+            progress=self.progress,
+        )
+        tell_runs(results, self.on_event)
+        return results
+
+    def confirm(self, candidates: Mapping[str, Candidate], epochs: int, seeds: int) -> Results:
+        results = run_study(
+            self.study(candidates, epochs, "confirm"),
+            profile="confirm",
+            seeds=seeds,
+            on=self.executor,
+            store=self.store,
+            deadline=self.stop,
+            progress=self.progress,
+        )
+        tell_runs(results, self.on_event)
+        return results
+
+    def sign(self) -> float:
+        return 1.0 if self.problem.maximise else -1.0
