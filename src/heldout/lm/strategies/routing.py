@@ -73,6 +73,7 @@ def search_request(turn: str, pool: ModelPool) -> tuple[str, str] | None:
     with a name that the pool does not have, and with an empty query or the placeholder of the instructions.
 
     Example:
+        >>> from heldout.lm import PoolModel
         >>> pool = ModelPool([PoolModel("small", lambda query: Reply(query))])
         >>> search_request("<search> small: when: 1990? </search>", pool)
         ('small', 'when: 1990?')
@@ -129,6 +130,7 @@ class RoutingEpisode:
         tokenizer: by whose tokens they are cut; default: by words.
 
     Example:
+        >>> from heldout.lm import PoolModel
         >>> pool = ModelPool([PoolModel("small", lambda query: Reply("it is Paris", 3), price=1.0)])
         >>> episode = RoutingEpisode(pool)
         >>> episode("<think> ask </think> <search> small: capital? </search>")
@@ -243,6 +245,7 @@ class RoutingAgent:
 
     Example:
         >>> from heldout.lm import ScriptedLM
+        >>> from heldout.lm import PoolModel
         >>> pool = ModelPool([PoolModel("small", lambda query: Reply("it is Paris", 3), price=1.0)])
         >>> turns = ["<think> ask </think> <search> small: capital? ", "<think> ok </think> <answer> Paris "]
         >>> router = ScriptedLM(turns)
@@ -317,6 +320,7 @@ def routing_prompt(
         ValueError: if the prompt lacks ``{models}`` or ``{question}``.
 
     Example:
+        >>> from heldout.lm import PoolModel
         >>> pool = ModelPool([PoolModel("small", lambda query: Reply(query), descriptor="quick")])
         >>> routing_prompt("2 + 2 ?", pool, "{models} | {question}")
         'small: quick | 2 + 2 ?'
