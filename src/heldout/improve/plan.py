@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 FEWEST_SEEDS = 3
 METHOD_COST, COMBINATION_COST = 1.5, 2.0  # training with a method over training without, before anything is measured
 AFTER_COST = 0.15  # the same for a method that acts after the plain training, which the baseline has paid for
+RATES_TRIED = 5  # learning rates of the baseline and each finalist, on average
 SHARE = 0.8  # of the budget that a plan spends: timings are estimates
 
 
@@ -38,18 +39,14 @@ class Plan:
     finalists: int
     after: int = 0
 
-    def confirmation(self, costs: float | None = None) -> float:
-        """Returns the expected cost of the confirmation, in epochs of plain training; a tuned baseline counts too.
-
-        Args:
-            costs: of the finalists together, as multiples of plain training; default: of methods that train.
-        """
-        arms = 1 + (self.trials > 0) + 1.2 * (METHOD_COST * self.finalists if costs is None else costs)
+    def confirmation(self) -> float:
+        """Returns the expected cost of the confirmation, in epochs of plain training; a tuned baseline counts too."""
+        arms = 1 + (self.trials > 0) + METHOD_COST * 1.2 * self.finalists
         return arms * self.epochs * self.seeds
 
-    def tuning(self, costs: float | None = None) -> float:
-        """Returns the expected cost of the search for learning rates: four of them on average."""
-        return 4 * self.trials * self.epochs * (1 + (METHOD_COST * self.finalists if costs is None else costs))
+    def tuning(self) -> float:
+        """Returns the expected cost of the search for learning rates."""
+        return RATES_TRIED * self.trials * self.epochs * (1 + METHOD_COST * self.finalists)
 
     def screening(self, combinations: int) -> float:
         """Returns the expected cost of both rungs and the combinations."""

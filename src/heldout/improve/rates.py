@@ -57,7 +57,7 @@ def search_rates(
                 powers[name] = [best[name] + (1 if best[name] > 0 else -1)]
     entries = [
         {"method": f"{name} at {RATE**power:.3g} x", "score": search.sign() * value, "gain": value - tried[name][0],
-         "loss_gain": 0.0, "seeds": plan.trials, "cost": None, "kept": power == best[name]}
+         "loss_gain": 0.0, "seeds": plan.trials, "seconds": None, "kept": power == best[name]}
         for name in names for power, value in sorted(tried[name].items()) if 0 in tried[name]
     ]  # fmt: skip
     plain = tried[BASELINE].get(0)

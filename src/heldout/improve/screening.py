@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from heldout.improve.plan import AFTER_COST, Plan
+from heldout.improve.costs import Costs
+from heldout.improve.plan import Plan
 from heldout.improve.trials import Search
 from heldout.improve.verdict import BASELINE, ranking
 from heldout.methods import parse
@@ -64,13 +65,21 @@ def select_finalists(
     return chosen, rungs, failed
 
 
-def training_costs(search: Search, rungs: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """What training with a method costs, as multiples of the baseline's in the same rung."""
-    costs = {}
+def measured_costs(search: Search, plan: Plan, rungs: Sequence[Mapping[str, Any]], plain: float) -> Costs:
+    """Returns what the runs of the rungs cost; of the shorter ones, what they would for all epochs.
+
+    Args:
+        plain: seconds of training the baseline for all epochs, where no rung tells.
+    """
+    costs = Costs(plain, search.after, search.tests_share)
     for rung in rungs:
-        for entry in rung["candidates"]:
-            if entry["cost"] is not None:
-                costs[entry["method"]] = AFTER_COST if entry["method"] in search.after else max(0.5, entry["cost"])
+        scale = plan.epochs / rung["epochs"]
+        for entry in (rung["plain"], *rung["candidates"]):
+            if entry["seconds"] is not None:
+                training, inference = entry["seconds"]
+                costs.training[entry["method"]] = scale * training
+                costs.inference[entry["method"]] = inference
+    costs.plain = costs.training.pop(BASELINE, plain)
     return costs
 
 
@@ -84,7 +93,7 @@ def _rank(search: Search, results: Results, candidates: Sequence[str], title: st
             "gain": None,
             "loss_gain": 0.0,
             "seeds": 0,
-            "cost": None,
+            "seconds": None,
             "kept": False,
         }
         own, reference = results.metric(name, "validation"), results.metric(BASELINE, "validation")
@@ -94,8 +103,7 @@ def _rank(search: Search, results: Results, candidates: Sequence[str], title: st
             entry["gain"] = search.sign() * float(np.mean([own[s] - reference[s] for s in shared]))
             entry["loss_gain"] = float(np.mean([plain[s] - losses[s] for s in shared]))
             entry["seeds"] = len(shared)
-            own, reference = results.metric(name, "training seconds"), results.metric(BASELINE, "training seconds")
-            entry["cost"] = sum(own[s] for s in shared) / sum(reference[s] for s in shared)
+            entry["seconds"] = _seconds(results, name)
         entries.append(entry)
     entries = ranking(entries, search.step)
     values = list(results.metric(BASELINE, "validation").values())
@@ -103,8 +111,15 @@ def _rank(search: Search, results: Results, candidates: Sequence[str], title: st
         "title": title,
         "epochs": epochs,
         "baseline": float(np.mean(values)) if values else None,
+        "plain": {"method": BASELINE, "seconds": _seconds(results, BASELINE)},
         "candidates": entries,
     }
+
+
+def _seconds(results: Results, name: str) -> tuple[float, float] | None:
+    """The mean seconds of training and of inference on what candidates are selected on."""
+    found = [results.metric(name, f"{part} seconds") for part in ("training", "inference")]
+    return (float(np.mean(list(found[0].values()))), float(np.mean(list(found[1].values())))) if found[0] else None
 
 
 def _scored(rung: Mapping[str, Any]) -> list[str]:

@@ -19,17 +19,17 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from heldout.improve.events import tell_verdict
-from heldout.improve.plan import FEWEST_SEEDS, METHOD_COST, SHARE, Plan, least_seconds, make_plan
+from heldout.improve.plan import FEWEST_SEEDS, SHARE, Plan, least_seconds, make_plan
 from heldout.improve.rates import search_rates
 from heldout.improve.report import to_html, to_markdown
-from heldout.improve.screening import COMBINED, select_finalists, training_costs
+from heldout.improve.screening import COMBINED, measured_costs, select_finalists
 from heldout.improve.selection import AIMS, selection_sets
 from heldout.improve.sharing import acts_after_training
 from heldout.improve.trials import Candidate, Say, Search
@@ -44,8 +44,6 @@ from heldout.study import (
     make_executor,
     write_atomically,
 )
-
-MOST_FINALISTS = 5
 
 
 def improve(
@@ -111,6 +109,7 @@ def improve(
         Path(out).absolute() if out is not None else Path("heldout-runs").absolute() / f"improve-{problem.path.stem}"
     )
     with Store.open(folder) as store, closing(make_executor(on, workers=workers, threads=threads)) as executor:
+        sizes = [len(dataset) for dataset in selected_on.values()]  # type: ignore[arg-type]
         search = Search(
             problem=problem,
             store=store,
@@ -123,8 +122,9 @@ def improve(
             stop=started + budget,
             fingerprint=problem.fingerprint(),
             aim=aim,
-            step=resolution([len(dataset) for dataset in selected_on.values()], problem.metric),  # type: ignore[arg-type]
+            step=resolution(sizes, problem.metric),
             after=frozenset(n for n in candidates if acts_after_training(parse(n, problem.own_methods))),
+            tests_share=sum(len(dataset) for dataset in problem.splits.test.values()) / sum(sizes),  # type: ignore[arg-type]
         )
         plan, per_epoch = _plan(search, folder, candidates, combine, seeds, budget, screen_only)
         document = {
@@ -173,13 +173,15 @@ def _searched(
     if screen_only:
         verdict = f"No verdict: only screened. Best so far: {', '.join(ranked[:3]) or 'nothing'}."
         return {**_empty(search), "verdict": verdict, "complete": True}, rungs, failed
-    costs = training_costs(search, rungs)
-    finalists = ranked[: _affordable_finalists(search, plan, ranked, costs, per_epoch)] or candidates[:1]
+    costs = measured_costs(search, plan, rungs, plan.epochs * per_epoch)
+    finalists = ranked[: costs.affordable(plan, ranked, search.left())] or candidates[:1]
+    search.stop_choosing = search.stop - 1.1 * costs.confirmation(plan, finalists) / max(1, search.workers)
     rates, tried, more = search_rates(search, plan, finalists)
+    finalists = list(costs.confirmable(plan, finalists, rates, search.left()))
     failed += more
     if tried:
         rungs.append(tried)
-    document["rates"] = {name: rate for name, rate in rates.items() if rate != 1.0}
+    document["rates"] = {name: rates[name] for name in (BASELINE, *finalists) if rates[name] != 1.0}
     arms = {BASELINE: Candidate(BASELINE)}
     if rates.get(BASELINE, 1.0) != 1.0:
         arms[TUNED] = Candidate(BASELINE, rates[BASELINE])
@@ -217,18 +219,6 @@ def _nothing(
         "without proof."
     )
     return {**_empty(search), "verdict": verdict, "complete": False}, [], []
-
-
-def _affordable_finalists(
-    search: Search, plan: Plan, ranked: Sequence[str], costs: Mapping[str, float], per_epoch: float
-) -> int:
-    """Time that is left buys finalists, by what their screening cost: decided before any of them is confirmed."""
-    left = SHARE * (search.stop - time.monotonic()) * max(1, search.workers) / per_epoch
-    for number in range(min(MOST_FINALISTS, len(ranked)), 1, -1):
-        together = sum(costs.get(name, METHOD_COST) for name in ranked[:number])
-        if plan.confirmation(together) + plan.tuning(together) <= left:
-            return number
-    return 1
 
 
 def _candidates(

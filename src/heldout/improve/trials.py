@@ -96,6 +96,7 @@ class Search:
     aim: str
     step: float
     after: frozenset[str]  # candidates that act after training
+    tests_share: float  # examples of the tests, as a multiple of those that candidates are selected on
 
     def study(self, candidates: Mapping[str, Candidate], epochs: int, profile: str) -> Study:
         direction = higher_is_better if self.problem.maximise else lower_is_better
@@ -151,6 +152,10 @@ class Search:
         )
         tell_runs(results, self.on_event)
         return results
+
+    def left(self) -> float:
+        """Seconds of work that the budget still allows, over all workers."""
+        return (self.stop - time.monotonic()) * max(1, self.workers)
 
     def sign(self) -> float:
         return 1.0 if self.problem.maximise else -1.0

@@ -1,0 +1,44 @@
+"""How many finalists the time that is left buys, from what their screening cost."""
+
+from heldout.improve import Plan
+from heldout.improve.costs import Costs
+
+PLAN = Plan(4, 10, 1, 0, 0, 1, 10, 5, 2, 1)
+COSTS = Costs(
+    plain=10.0,
+    after=frozenset({"late"}),
+    tests_share=3.0,
+    training={"slow": 30.0, "late": 11.0},
+    inference={"baseline": 1.0, "slow": 1.0, "late": 2.0},
+)
+
+
+def test_a_confirmation_trains_evaluates_and_shares():
+    baselines = 2 * (10 + 4 * 1)  # the given and the tuned one, on selection and test data
+    assert COSTS.confirmation(PLAN, ["slow"]) == 5 * (baselines + 30 + 4)
+    assert COSTS.confirmation(PLAN, ["late"]) == 5 * (baselines + 8)
+    assert COSTS.confirmation(PLAN, ["late"], {"baseline": 1.0, "late": 1.0}) == 5 * (14 + 8)
+    assert COSTS.confirmation(PLAN, ["late"], {"baseline": 3.0, "late": 3.0}) == 5 * (28 + 8)
+    assert COSTS.confirmation(PLAN, ["late"], {"baseline": 1.0, "late": 3.0}) == 5 * (14 + 10 + 8)
+    assert COSTS.confirmation(PLAN, ["unknown"]) == 5 * (baselines + 15 + 4)  # half as dear again as plain training
+
+
+def test_the_search_for_rates_costs_five_of_them_each():
+    assert COSTS.tuning(PLAN, ["slow", "late"]) == 5 * ((10 + 1) + (30 + 1) + 2)
+
+
+def test_finalists_are_as_many_as_can_be_tuned_and_confirmed():
+    names = ["slow", "late"]
+    needed = COSTS.tuning(PLAN, names) + COSTS.confirmation(PLAN, names)
+    assert COSTS.affordable(PLAN, names, left=needed / 0.8 + 1e-6) == 2
+    assert COSTS.affordable(PLAN, names, left=needed / 0.8 - 1) == 1
+    assert COSTS.affordable(PLAN, names, left=0) == 1
+    assert COSTS.affordable(PLAN, [f"m{i}" for i in range(9)], left=1e9) == 5
+
+
+def test_after_the_search_only_those_that_still_fit_are_confirmed():
+    rates = {"baseline": 1.0, "slow": 1.0, "late": 1.0}
+    needed = COSTS.confirmation(PLAN, ["slow", "late"], rates)
+    assert list(COSTS.confirmable(PLAN, ["slow", "late"], rates, left=needed / 0.8 + 1e-6)) == ["slow", "late"]
+    assert list(COSTS.confirmable(PLAN, ["slow", "late"], rates, left=needed / 0.8 - 1)) == ["slow"]
+    assert list(COSTS.confirmable(PLAN, ["slow"], rates, left=0.0)) == ["slow"]
