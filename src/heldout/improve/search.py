@@ -124,7 +124,7 @@ def improve(
             aim=aim,
             step=resolution(sizes, problem.metric),
             after=frozenset(n for n in candidates if acts_after_training(parse(n, problem.own_methods))),
-            tests_share=sum(len(dataset) for dataset in problem.splits.test.values()) / sum(sizes),  # type: ignore[arg-type]
+            tests_share=sum(map(len, problem.splits.test.values())) / sum(sizes),  # type: ignore[arg-type]
         )
         plan, per_epoch = _plan(search, folder, candidates, combine, seeds, budget, screen_only)
         document = {
