@@ -70,7 +70,7 @@ def test_a_loop_that_knows_nothing_of_the_stages_serves_the_baseline_and_what_ac
 def train(model, splits, stages, seed):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     for _ in range(stages.epochs):
-        for inputs, targets in DataLoader(splits.train, 16, shuffle=True):
+        for inputs, targets in DataLoader(splits.train, 4, shuffle=True):
             optimizer.zero_grad()
             torch.nn.functional.cross_entropy(model(inputs), targets).backward()
             optimizer.step()
@@ -162,7 +162,7 @@ def test_class_weights_are_those_of_the_loss(load):
         (FILE + "compile = 3\n", "compile must be True"),
         (FILE + "epoch_length = 0\n", "epoch_length must be a positive integer"),
         (FILE + "sampler = 3\n", r"sampler must be a function, sampler\(train\)"),
-        (FILE + LOOP, "train.. takes the place of heldout.fit: it has to do optimizer itself"),
+        (FILE + LOOP, r"train.. takes the place of heldout.fit: it has to do optimizer itself"),
         (FILE.replace("train=sets[0]", "train=iter([])"), "train must have __len__ .* return a dict"),
         (FILE.replace("heldout.Splits(train", "dict(training"), "'training', which is no field"),
     ],

@@ -47,7 +47,7 @@ def as_examples(data: Any, name: str = "train", *, epoch_length: int | None = No
     """
     if isinstance(data, DataLoader):
         return _loaded(data, name, epoch_length)
-    if not hasattr(data, "__getitem__") and hasattr(data, "__iter__"):
+    if _is_stream(data):
         return _examples(data, name, epoch_length)
     if isinstance(data, tuple | list) and len(data) >= 2 and all(_is_array(part) for part in data):
         lengths = [len(part) for part in data]
@@ -92,7 +92,7 @@ def _loaded(loader: DataLoader, name: str, epoch_length: int | None) -> Any:
     dataset: Any = loader.dataset
     if loader.collate_fn in (default_collate, default_convert):
         return as_examples(dataset, name, epoch_length=epoch_length)
-    if not hasattr(dataset, "__getitem__"):
+    if _is_stream(dataset):
         dataset = _examples(dataset, name, epoch_length)
     count = len(dataset)
     batch = loader.collate_fn([dataset[i] for i in range(count)])
@@ -118,6 +118,11 @@ class _Columns:
 
     def __getitem__(self, position: int) -> dict[str, Tensor]:
         return {key: value[position] for key, value in self.columns.items()}
+
+
+def _is_stream(data: Any) -> bool:
+    indexed = hasattr(data, "__getitem__") and hasattr(data, "__len__")
+    return isinstance(data, IterableDataset) or (hasattr(data, "__iter__") and not indexed)
 
 
 def _examples(stream: Any, name: str, epoch_length: int | None) -> list[Any]:

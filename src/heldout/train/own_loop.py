@@ -43,8 +43,8 @@ class Stages:
 
     Attributes:
         name: the Method's.
-        history: one dict for each epoch that was begun: ``epoch``, and of what ``loss`` and ``step`` saw in it ``loss``,
-            ``train_error`` (classification) and ``seconds``.
+        history: one dict for each epoch that was begun: ``epoch``, ``seconds``, and ``loss`` and ``train_error``
+            (classification) of what ``loss`` and ``step`` saw in it.
         epochs: how long to train.
         batch_size: examples per batch of ``batches``.
         device: where the model is.
