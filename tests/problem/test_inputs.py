@@ -147,7 +147,7 @@ def test_a_stream_is_read_once(wrap):
 
 def test_a_stream_without_an_end_needs_a_length(monkeypatch):
     monkeypatch.setattr("heldout.problem.inputs.MOST_READ", 50)
-    with pytest.raises(ValueError, match="train is a stream .* epoch_length = N"):
+    with pytest.raises(ValueError, match=r"train is a stream .* epoch_length = N"):
         as_examples(Stream())
 
 

@@ -81,7 +81,7 @@ def train(model, splits, stages, seed):
     assert problem.score(fitted, problem.splits.val) > 0.7
     assert len(fitted.history) == 3
     problem.fit(parse("t3a"), seed=0)
-    with pytest.raises(ValueError, match="train leaves out a part of sam: it must call stages.optimizer"):
+    with pytest.raises(ValueError, match=r"train leaves out a part of sam: it must call stages.optimizer"):
         problem.fit(parse("sam"), seed=0)
 
 
