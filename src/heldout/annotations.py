@@ -73,8 +73,10 @@ def _kind(annotation: Any) -> Kind | None:
     if annotation is int:
         return _kind_by("an integer", "integers", _is_integer)
     kind = origin if isinstance(origin, type) else annotation
-    if not isinstance(kind, type) or kind in (object, Any) or getattr(kind, "_is_protocol", False):
+    if not isinstance(kind, type) or kind in (object, Any):
         return None
+    if getattr(kind, "_is_protocol", False):
+        return _protocol(kind)
     if typing.is_typeddict(kind):
         return _kind_by("a mapping", "mappings", lambda value: isinstance(value, Mapping))
     if kind is Callable:
@@ -125,6 +127,17 @@ def _instance(kind: type) -> Kind | None:
         kind = (bool, numpy.bool_) if numpy else bool  # type: ignore[assignment]
     article = "an" if name[0] in "AEIOUaeiou" else "a"
     return _kind_by(told or f"{article} {name}", told or f"{name} objects", lambda value: isinstance(value, kind))
+
+
+def _protocol(kind: type) -> Kind | None:
+    """What has one of a protocol's public members at least: a model may lack the method that is not called."""
+    own = [vars(base) for base in kind.__mro__ if getattr(base, "_is_protocol", False)]
+    members = {name for each in own for name in (*each, *each.get("__annotations__", {}))}
+    public = sorted(name for name in members if not name.startswith("_"))
+    if public:
+        words = f"{kind.__name__} (an object with {', '.join(public)})"
+        return _kind_by(words, f"{kind.__name__} objects", lambda value: any(hasattr(value, each) for each in public))
+    return _kind_by("callable", "callables", callable) if "__call__" in members else None
 
 
 def _is_integer(value: Any) -> bool:

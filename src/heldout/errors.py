@@ -132,9 +132,9 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
 
     What is looked at: the kind (a number, an integer, a tensor, a module, a callable, a sequence or mapping and what is
     in it, one of several literals, an instance of a class), and that a number is not NaN. Annotations that say nothing
-    to Python (a protocol, a type variable, a name that only type checkers import) are passed over, and less is asked
-    of what is often duck-typed: a data set must have elements. What values are allowed beyond their kind is for the
-    ``check_*`` validators of this file, called in the body.
+    to Python (a type variable, a name that only type checkers import) are passed over, and less is asked of what is
+    often duck-typed: a data set must have elements, a protocol's object one of its members. What values are allowed
+    beyond their kind is for the ``check_*`` validators of this file, called in the body.
 
     Costs a few microseconds a call; annotations are read at the first call.
 

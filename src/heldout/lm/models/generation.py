@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from heldout.errors import checked
 from heldout.lm.models.batching import (
     Batching,
     base_of,
@@ -159,6 +160,7 @@ def score_responses(model: Any, prompt: Sequence[int], responses: Sequence[Seque
     return _sums(_precise(out.logits), ids, torch.arange(width, device=model.device) < lengths[:, None])
 
 
+@checked
 @torch.inference_mode()
 def generate_ids(
     model: Any,

@@ -13,6 +13,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+from heldout.errors import checked
 from heldout.language_model import LM, Completion, Prompt
 
 _FIELDS = {field.name for field in fields(Completion)}
@@ -45,6 +46,7 @@ class CachedLM:
         (['4', '4', '4'], 2)
     """
 
+    @checked
     def __init__(self, lm: LM, path: str | Path, *, identity: str | None = None) -> None:
         identity = identity or getattr(lm, "identity", None)
         if not identity:
@@ -56,6 +58,7 @@ class CachedLM:
             file.execute("PRAGMA journal_mode = WAL")
             file.execute("CREATE TABLE IF NOT EXISTS answers (key BLOB PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID")
 
+    @checked
     def generate(
         self,
         prompts: Sequence[Prompt],
@@ -100,6 +103,7 @@ class CachedLM:
 
         return [[Completion(**entry) for entry in row] for row in self._answers(keys, ask, usable)]
 
+    @checked
     def score(self, prompts: Sequence[Prompt], continuations: Sequence[Sequence[str]]) -> list[list[float]]:
         """Returns the log likelihood of each continuation, those that the file has from there; see ``LM``."""
         if len(prompts) != len(continuations):

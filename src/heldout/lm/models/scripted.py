@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from heldout.errors import checked
 from heldout.language_model import Completion, Prompt
 
 
@@ -26,6 +27,7 @@ class ScriptedLM:
         '4'
     """
 
+    @checked
     def __init__(
         self,
         answers: Callable[[Any, int], str] | Mapping[str, str] | Sequence[str],
@@ -37,6 +39,7 @@ class ScriptedLM:
         self.calls: list[Prompt] = []
         self.identity = "scripted"
 
+    @checked
     def generate(
         self,
         prompts: Sequence[Prompt],
@@ -51,6 +54,7 @@ class ScriptedLM:
         """Returns the scripted answers, cut at stop strings and after ``max_tokens`` words."""
         return [[self._completion(prompt, k, stop, max_tokens) for k in range(n)] for prompt in prompts]
 
+    @checked
     def score(self, prompts: Sequence[Prompt], continuations: Sequence[Sequence[str]]) -> list[list[float]]:
         """Returns the scripted log likelihoods."""
         if self._scores is None:

@@ -8,7 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from heldout.errors import checked
 
+
+@checked
 def stop_at(tokenizer: Any, stop: Sequence[str], prompt_length: int) -> Any:
     """Returns stopping criteria that end each row of a batch when it has written one of the strings.
 

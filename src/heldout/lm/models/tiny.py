@@ -12,10 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from heldout.errors import checked
+
 Example = str | tuple[str, str]
 _IGNORED = -100
 
 
+@checked
 def word_tokenizer(texts: Iterable[str]) -> Any:
     """Returns a tokenizer with a token for each word of the texts, words being what spaces separate.
 
@@ -31,6 +34,7 @@ def word_tokenizer(texts: Iterable[str]) -> Any:
     return _level_tokenizer(words, split=" ")
 
 
+@checked
 def character_tokenizer(alphabet: Iterable[str]) -> Any:
     """Returns a tokenizer with a token for each character of the alphabet, and the special tokens of word_tokenizer.
 
@@ -42,6 +46,7 @@ def character_tokenizer(alphabet: Iterable[str]) -> Any:
     return _level_tokenizer(sorted({letter for text in alphabet for letter in text}), split="")
 
 
+@checked
 def tiny_llama(
     tokenizer: Any, *, dim: int = 96, layers: int = 3, heads: int = 4, context: int = 256, seed: int = 0
 ) -> Any:
@@ -75,6 +80,7 @@ def tiny_llama(
     return _seeded(lambda: LlamaForCausalLM(config), seed)
 
 
+@checked
 def tiny_bart(
     tokenizer: Any, *, dim: int = 96, layers: int = 2, heads: int = 4, context: int = 256, seed: int = 0
 ) -> Any:
@@ -110,6 +116,7 @@ def tiny_bart(
     return _seeded(lambda: BartForConditionalGeneration(config), seed)
 
 
+@checked
 def train_tiny(
     model: Any,
     tokenizer: Any,
@@ -172,6 +179,7 @@ def train_tiny(
     return losses
 
 
+@checked
 def encode_examples(model: Any, tokenizer: Any, examples: Sequence[Example]) -> dict[str, Tensor]:
     """Returns a batch for ``model(**batch)``: ids, attention mask and labels, padded on the right.
 

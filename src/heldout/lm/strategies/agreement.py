@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from heldout.errors import check_fields, checked
 from heldout.language_model import LM, Completion, Prompt
 from heldout.lm.models.encoding import context_of, ids_of_prompt
 from heldout.lm.models.scripted import text_of_prompt
@@ -53,6 +54,9 @@ class Agreement:
     cut: int | None = None
     dropped: int = 0
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
 
 @dataclass(frozen=True)
 class PathVote:
@@ -68,7 +72,11 @@ class PathVote:
     votes: dict[Any, float]
     unparsed: int = 0
 
+    def __post_init__(self) -> None:
+        check_fields(self)
 
+
+@checked
 def sample_paths(
     lm: LM,
     prompts: Sequence[Prompt],
@@ -112,6 +120,7 @@ def sample_paths(
     return found
 
 
+@checked
 def self_agreement(
     lm: LM,
     questions: Sequence[str],
@@ -209,6 +218,7 @@ def self_agreement(
     ]
 
 
+@checked
 def agreement_template(template: str | AgreementTemplate) -> AgreementTemplate:
     """Returns a function (question, paths) -> prompt from a text with the fields ``{question}`` and ``{paths}``.
 
@@ -233,6 +243,7 @@ def agreement_template(template: str | AgreementTemplate) -> AgreementTemplate:
     return render
 
 
+@checked
 def last_sentences(text: str, count: int = 1) -> str:
     """Returns the last sentences of a text; sentences end with ".", "!" or "?" before a space, or with their line.
 
@@ -244,6 +255,7 @@ def last_sentences(text: str, count: int = 1) -> str:
     return " ".join(sentences[-count:])
 
 
+@checked
 def self_consistency(
     paths: Sequence[str],
     parse: Callable[[str], Hashable | None],
@@ -283,6 +295,7 @@ def self_consistency(
     return PathVote(max(votes, key=lambda answer: votes[answer]) if votes else None, votes, unparsed)
 
 
+@checked
 def semantic_vote(paths: Sequence[str], encoder: Callable[[Sequence[str]], Any], threshold: float = 0.5) -> str:
     """Returns the path that the most paths are similar to, in the embedding of an encoder; of equals, the nearest.
 
@@ -309,6 +322,7 @@ def semantic_vote(paths: Sequence[str], encoder: Callable[[Sequence[str]], Any],
     return paths[int(support.argmax())]
 
 
+@checked
 def character_ngrams(texts: Sequence[str]) -> np.ndarray:
     """Returns TF-IDF vectors ``(texts, dim)`` of character n-grams of 1 to 3 letters, weighted among these texts.
 

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from threading import Lock
 
+from heldout.errors import check_fields, checked
 from heldout.language_model import LM
 
 HELPER_PROMPT = """Answer the question in a few words. If you are not sure, give what you know that helps with it; \
@@ -38,6 +39,9 @@ class Reply:
     name: str = ""
     error: str = ""
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
 
 @dataclass(frozen=True)
 class PoolModel:
@@ -59,7 +63,11 @@ class PoolModel:
     price: float = 0.0
     descriptor: str = ""
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
     @classmethod
+    @checked
     def of(
         cls,
         name: str,
@@ -125,6 +133,7 @@ class ModelPool:
         'small: quick'
     """
 
+    @checked
     def __init__(self, entries: Sequence[PoolModel], *, max_concurrency: int = 16) -> None:
         if not entries:
             raise ValueError("a pool needs at least one model, got none")
@@ -148,6 +157,7 @@ class ModelPool:
         """Names of the models, in the order given."""
         return [entry.name for entry in self._entries.values()]
 
+    @checked
     def describe(self, line: str = "{name}: {descriptor}") -> str:
         """Returns a line for each model; ``line`` may also hold ``{price}``."""
         return "\n".join(
@@ -157,11 +167,13 @@ class ModelPool:
             for entry in self._entries.values()
         )
 
+    @checked
     def find(self, name: str) -> str | None:
         """Returns the name as the pool has it, or None where there is no such model."""
         entry = self._entries.get(name.strip().casefold())
         return entry.name if entry else None
 
+    @checked
     def route(self, name: str, query: str) -> Reply:
         """Returns the reply of the named model.
 
@@ -170,6 +182,7 @@ class ModelPool:
         """
         return self.route_many([(name, query)])[0]
 
+    @checked
     def route_many(self, requests: Sequence[tuple[str, str]]) -> list[Reply]:
         """Returns the replies to ``(name, query)`` pairs, which are asked at once, in their order.
 

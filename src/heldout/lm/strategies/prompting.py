@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from heldout.errors import check_fields, checked
 from heldout.language_model import LM
 from heldout.lm.models.encoding import ids_of_prompt
 from heldout.lm.models.usage import Usage, usage_of
@@ -39,6 +40,9 @@ class Skill:
     description: str = ""
     examples: Sequence[str] = ()
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
 
 @dataclass(frozen=True)
 class Composition:
@@ -54,6 +58,9 @@ class Composition:
     steps: Sequence[tuple[str, str]]
     answer: str
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
 
 @dataclass(frozen=True)
 class Solved:
@@ -68,6 +75,9 @@ class Solved:
     answer: Any
     trace: tuple[str, ...]
     usage: Usage
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     @property
     def output(self) -> str:
@@ -100,13 +110,16 @@ class FewShot:
     separator: str = "\n\n"
 
     def __post_init__(self) -> None:
+        check_fields(self)
         needed(self.template, "problem", "answer")
 
+    @checked
     def text(self, query: str) -> str:
         """Returns the prompt of a query."""
         shown = [filled(self.template, problem=problem, answer=answer) for problem, answer in self.examples]
         return joined(self.separator, self.header, *shown, begun(self.template, query))
 
+    @checked
     def messages(self, query: str) -> list[dict[str, str]]:
         """Returns the prompt as one chat message of the user."""
         return as_message(self.text(query))
@@ -137,14 +150,17 @@ class ChainOfThought:
     separator: str = "\n\n"
 
     def __post_init__(self) -> None:
+        check_fields(self)
         needed(self.template, "problem", "reasoning", "answer")
 
+    @checked
     def text(self, query: str) -> str:
         """Returns the prompt of a query."""
         shown = [filled(self.template, problem=p, reasoning=r, answer=a) for p, r, a in self.examples]
         asked = begun(self.template, query) + ("" if self.examples else self.invitation)
         return joined(self.separator, self.header, *shown, asked)
 
+    @checked
     def messages(self, query: str) -> list[dict[str, str]]:
         """Returns the prompt as one chat message of the user."""
         return as_message(self.text(query))
@@ -179,20 +195,24 @@ class LeastToMost:
     max_subproblems: int = 8
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not self.decompositions:
             raise ValueError("least-to-most needs at least one example of a decomposition")
         if self.max_subproblems < 1:
             raise ValueError(f"max_subproblems must be at least 1, got {self.max_subproblems}")
 
+    @checked
     def text(self, query: str) -> str:
         """Returns the prompt that asks for subproblems."""
         shown = [f"Problem: {problem}\nSubproblems:\n" + "\n".join(parts) for problem, parts in self.decompositions]
         return "\n\n".join([*shown, f"Problem: {query}\nSubproblems:\n"])
 
+    @checked
     def messages(self, query: str) -> list[dict[str, str]]:
         """Returns the prompt that asks for subproblems as one chat message of the user."""
         return as_message(self.text(query))
 
+    @checked
     def following(self, query: str, replies: Sequence[str]) -> str | None:
         """Returns the prompt after some replies, the first of which lists the subproblems; None at the end."""
         # A reply may run on into a further problem, which is not its own.
@@ -265,6 +285,7 @@ class SkillPrompt:
     max_tokens: int | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
         needed(self.template, "problem", "steps", "answer")
         if not self.skills and not self.compositions:
             raise ValueError("a skill prompt needs skills or compositions, got neither")
@@ -288,6 +309,7 @@ class SkillPrompt:
         if self.max_tokens is not None and self.tokenizer is None:
             raise ValueError("max_tokens needs a tokenizer, which counts them")
 
+    @checked
     def text(self, query: str) -> str:
         """Returns the prompt of a query."""
         skills = [
@@ -307,6 +329,7 @@ class SkillPrompt:
         text = joined(self.separator, header, *skills, *worked, begun(self.template, query))
         return within_budget(text, self.tokenizer, self.max_tokens)
 
+    @checked
     def steps(self, composition: Composition) -> str:
         """Returns the steps of a composition as the prompt has them."""
         return self.step_separator.join(
@@ -314,11 +337,13 @@ class SkillPrompt:
             for number, (name, text) in enumerate(composition.steps, 1)
         )
 
+    @checked
     def messages(self, query: str) -> list[dict[str, str]]:
         """Returns the prompt as one chat message of the user."""
         return as_message(self.text(query))
 
 
+@checked
 def run_strategy(
     strategy: Strategy | Sequence[Strategy],
     lm: LM,
@@ -374,6 +399,7 @@ def run_strategy(
     return [Solved(extract(row[-1]), tuple(row), usage) for row, usage in zip(replies, usages, strict=True)]
 
 
+@checked
 def within_budget(text: str, tokenizer: Any, max_tokens: int | None) -> str:
     """Returns a prompt that has at most ``max_tokens`` tokens; None is no limit.
 
@@ -441,6 +467,7 @@ def _following(strategy: Strategy, problem: str, replies: Sequence[str]) -> str 
     return None if follow is None else follow(problem, replies)
 
 
+@checked
 def accuracy_by_group(
     solved: Sequence[Solved], references: Sequence[Any], groups: Sequence[Any]
 ) -> Mapping[Any, float]:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from heldout.data import batches, to_device
+from heldout.errors import checked
 from heldout.method import Method, Run, Splits, forward
 from heldout.weights.blocks import BlockIndex, block_index, find_blocks
 from heldout.weights.checkpoint import open_checkpoint
@@ -27,6 +28,7 @@ Merge = Callable[[Sequence[TaskVector]], TaskVector]
 _MERGES: dict[str, Merge] = {"sum": task_arithmetic, "ties": ties, "consensus": consensus}
 
 
+@checked
 def layer_ramp(
     index: Mapping[str, int | None], alpha: float, beta: float, outside: float | None = None
 ) -> dict[str, float]:
@@ -64,6 +66,7 @@ def layer_ramp(
     }
 
 
+@checked
 def lines(
     pre: nn.Module | State,
     ft: nn.Module | State,
@@ -113,6 +116,7 @@ def lines(
     return {name: value.clone() if name in own else edited[name] for name, value in end.items()}
 
 
+@checked
 def lines_lora(
     adapter: nn.Module | State, alpha: float, beta: float | None = None, blocks: str | Sequence[str] | None = None
 ) -> dict[str, Tensor]:
@@ -150,6 +154,7 @@ def lines_lora(
     return result
 
 
+@checked
 def norm_alpha(vectors: Sequence[TaskVector], merged: TaskVector) -> float:
     """Returns ``|sum_t tau_t|_1 / |merged|_1 / T``: the ramp's start for a merge of T tasks (1/T for a plain sum).
 
@@ -162,6 +167,7 @@ def norm_alpha(vectors: Sequence[TaskVector], merged: TaskVector) -> float:
     return task_arithmetic(vectors).l1_norm() / size / len(vectors)
 
 
+@checked
 def lines_merge(
     pre: nn.Module | State,
     fts: Sequence[nn.Module | State],
@@ -207,6 +213,7 @@ def lines_merge(
     return merged.apply_to(dict(state_of(pre)), layer_ramp(index, start, beta))
 
 
+@checked
 def lines_files(
     pre: str | Path,
     ft: str | Path,
@@ -239,6 +246,7 @@ def lines_files(
         stream_checkpoint([start, end], out, lambda name, a, b: torch.lerp(a, b, ramp[name], out=a))
 
 
+@checked
 def update_batch_norm(module: nn.Module, dataset: torch.utils.data.Dataset, batch_size: int = 256) -> nn.Module:
     """Re-estimates the running statistics of every BatchNorm, in place, as averages over the data; returns the module.
 
@@ -272,6 +280,7 @@ def update_batch_norm(module: nn.Module, dataset: torch.utils.data.Dataset, batc
     return module
 
 
+@checked
 def lines_method(alpha: float = 0.3) -> Method:
     """Returns the Method that scales the change since the pretrained state by depth, after training.
 

@@ -15,6 +15,7 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
+from heldout.errors import checked
 from heldout.weights.checkpoint import open_checkpoint
 from heldout.weights.streaming import stream_checkpoint
 from heldout.weights.task_vector import (
@@ -30,6 +31,7 @@ from heldout.weights.task_vector import (
 Candidate = TypeVar("Candidate")
 
 
+@checked
 def task_arithmetic(vectors: Sequence[TaskVector]) -> TaskVector:
     """Returns the sum of the task vectors. Source: arXiv:2212.04089.
 
@@ -43,6 +45,7 @@ def task_arithmetic(vectors: Sequence[TaskVector]) -> TaskVector:
     return combine(vectors, [1.0] * len(vectors))
 
 
+@checked
 def ties(vectors: Sequence[TaskVector], density: float = 0.2) -> TaskVector:
     """Returns the TIES merge: trim each task, elect a sign per entry, average the entries that agree with it.
 
@@ -96,6 +99,7 @@ def _magnitude_threshold(vector: TaskVector, density: float) -> Tensor:
     return magnitudes.kthvalue(len(magnitudes) - kept + 1).values
 
 
+@checked
 def consensus(vectors: Sequence[TaskVector], mask_threshold: float = 0.4, min_tasks: int = 2) -> TaskVector:
     """Returns the sum of the task vectors, kept only where at least ``min_tasks`` tasks use the weight (TALL masks).
 
@@ -136,6 +140,7 @@ def sum_entries(parts: Sequence[Tensor]) -> Tensor:
     return total
 
 
+@checked
 def average(models: Sequence[nn.Module | State], coefficients: Sequence[float] | None = None) -> dict[str, Tensor]:
     """Returns the weighted average of models as a state dict: a soup. Source: arXiv:2203.05482.
 
@@ -180,6 +185,7 @@ class BestScale(NamedTuple):
     scores: dict[float, float]
 
 
+@checked
 def search_scale(
     candidate: Callable[[float], Candidate], grid: Iterable[float], score: Callable[[Candidate], float]
 ) -> BestScale:
@@ -205,6 +211,7 @@ def search_scale(
     return BestScale(best, numbers[best], scores)
 
 
+@checked
 def task_arithmetic_files(pre: str | Path, fts: Sequence[str | Path], out: str | Path, *, scale: float = 1.0) -> None:
     """Writes ``pre + scale * sum_t (ft_t - pre)`` from checkpoint files to ``out``, in a few MB of memory.
 

@@ -15,16 +15,19 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.utils import parametrize
 
+from heldout.errors import checked
 from heldout.method import Method, Run, Splits, evaluating, forward
 
 ScoreMethod = Literal["magnitude", "random", "snip", "grasp", "synflow"]
 
 
+@checked
 def weights_only(name: str, weight: Tensor) -> bool:
     """Tells whether a parameter is a floating-point weight with at least two axes: no biases, no norms."""
     return weight.ndim >= 2 and weight.is_floating_point()
 
 
+@checked
 def prune_scores(
     model: nn.Module,
     method: ScoreMethod = "magnitude",
@@ -87,6 +90,7 @@ def prune_scores(
     return dict(zip(chosen, scores, strict=True))
 
 
+@checked
 def make_mask(
     scores: Mapping[str, Tensor], density: float, scope: Literal["global", "local"] = "global"
 ) -> dict[str, Tensor]:
@@ -134,10 +138,12 @@ class MaskHandle:
         density: share of the masked tensors' weights that are kept.
     """
 
+    @checked
     def __init__(self, masked: list[tuple[nn.Module, str]], mask: Mapping[str, Tensor]) -> None:
         self._masked = masked
         self.density = sum(int(m.sum()) for m in mask.values()) / sum(m.numel() for m in mask.values())
 
+    @checked
     def remove(self, bake: bool = True) -> None:
         """Takes the masks off: with ``bake`` pruned weights are zeros, without it they have their hidden values."""
         for module, name in self._masked:
@@ -156,6 +162,7 @@ class _Mask(nn.Module):
         return torch.where(self.mask, weight, 0.0)
 
 
+@checked
 def apply_mask(model: nn.Module, mask: Mapping[str, Tensor]) -> MaskHandle:
     """Puts masks on a model's weights, in place: what is pruned acts as zero in every pass, whatever the optimizer.
 
@@ -198,6 +205,7 @@ def apply_mask(model: nn.Module, mask: Mapping[str, Tensor]) -> MaskHandle:
     return MaskHandle([(module, name) for module, name, _ in places], mask)
 
 
+@checked
 def rewind_ticket(
     model: nn.Module,
     init_state: Mapping[str, Tensor],
@@ -241,6 +249,7 @@ def rewind_ticket(
     return mask
 
 
+@checked
 def state_norm(
     state: Mapping[str, Tensor], p: int = 2, *, include: Callable[[str, Tensor], bool] = weights_only
 ) -> float:
@@ -256,6 +265,7 @@ def state_norm(
     return torch.linalg.vector_norm(torch.stack(norms), p).item()
 
 
+@checked
 def match_norm(
     state: Mapping[str, Tensor],
     target_norm: float,
@@ -284,6 +294,7 @@ def match_norm(
     return {name: value * factor if include(name, value) else value.clone() for name, value in state.items()}
 
 
+@checked
 def grokking_tickets(density: float = 0.4, epochs: int | None = None) -> Method:
     """Trains once, keeps the largest weights, rewinds them to the start, and trains this ticket instead.
 

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from heldout.errors import checked
+
 _PIECE = 1 << 18  # levels, a multiple of 32
 
 
@@ -44,6 +46,7 @@ class QTensor(NamedTuple):
         return 4 * words + self.scale.nbytes
 
 
+@checked
 def group_quantize(
     w: Tensor, bits: int = 4, group_size: int = 128, *, symmetric: bool = False, scale_dtype: torch.dtype | None = None
 ) -> QTensor:
@@ -98,6 +101,7 @@ def group_range(
     return scale, (-(low / scale.to(low.dtype)).round()).clamp_(0, 2**bits - 1)
 
 
+@checked
 def dequantize(tensor: QTensor) -> Tensor:
     """Returns the matrix ``(q - zero) * scale``, in the data type of the scales.
 
@@ -110,6 +114,7 @@ def dequantize(tensor: QTensor) -> Tensor:
     return groups.sub_(zero).mul_(tensor.scale[..., None]).reshape(tensor.q.shape)
 
 
+@checked
 def fake_quantize(w: Tensor, bits: int = 4, group_size: int = 128, *, symmetric: bool = False) -> Tensor:
     """Returns ``dequantize(group_quantize(w, ...))`` without making the levels: the weight with its rounding error.
 
@@ -123,6 +128,7 @@ def fake_quantize(w: Tensor, bits: int = 4, group_size: int = 128, *, symmetric:
     return rounded.sub_(level).mul_(step).view(w.shape)
 
 
+@checked
 def pack_codes(q: Tensor, bits: int) -> Tensor:
     """Returns the levels of each row packed densely into int32 words, the first level in the lowest bits.
 
@@ -163,6 +169,7 @@ def pack_codes(q: Tensor, bits: int) -> Tensor:
     return words if not padding else words[:, : -(-columns * bits // 32)].contiguous()
 
 
+@checked
 def unpack_codes(packed: Tensor, bits: int, columns: int) -> Tensor:
     """Returns the uint8 levels ``(rows, columns)`` that ``pack_codes`` has packed.
 
@@ -280,6 +287,7 @@ _PACKERS = {2: _pack_2, 3: _pack_3, 4: _pack_4, 8: _pack_8}
 _UNPACKERS = {2: _unpack_2, 3: _unpack_3, 4: _unpack_4, 8: _unpack_8}
 
 
+@checked
 def linears(model: nn.Module, skip: Collection[str] = ("lm_head", "embed")) -> dict[str, nn.Module]:
     """Returns the linear layers (``nn.Linear`` and transformers' ``Conv1D``) by name.
 
@@ -310,6 +318,7 @@ def weight_of(module: nn.Module) -> Tensor:
     return weight.detach().T if type(module).__name__ == "Conv1D" else weight.detach()
 
 
+@checked
 def rtn(
     model: nn.Module,
     bits: int = 4,
