@@ -172,7 +172,7 @@ def _from_an_example(frame):
 
 def seed():
     torch.manual_seed(0)
-    np.random.seed(0)
+    np.random.seed(0)  # noqa: NPY002
     random.seed(0)
 
 
@@ -267,7 +267,8 @@ def corruptions(name, value, parameter, peers):
     optional = "None" in annotation or parameter.default is None
     wrong_kind = [] if anything else [] if optional else [Corruption("None", None, True)]
     other = [] if anything else [Corruption("an object", object(), True)]
-    label = LABELS.search(name) is not None
+    anything_in_it = re.search(r"Sequence\[(Any|Hashable|object)\]", annotation) is not None
+    label = LABELS.search(name) is not None and not anything_in_it
     if isinstance(value, bool):
         return [*wrong_kind, *other]
     if isinstance(value, int) and "float" not in annotation:
@@ -291,7 +292,7 @@ def corruptions(name, value, parameter, peers):
     if isinstance(value, Tensor | np.ndarray) and value.ndim and len(value):
         return [*wrong_kind, *other, *_of_array(name, value, label, peers)]
     if isinstance(value, list | tuple) and value:
-        return [*wrong_kind, *other, *_of_sequence(name, value, label, peers)]
+        return [*wrong_kind, *other, *_of_sequence(name, value, label, peers, anything_in_it)]
     if isinstance(value, Mapping):
         return [*wrong_kind, *other, Corruption("empty", type(value)() if isinstance(value, dict) else {}, False)]
     return [*wrong_kind, *other]
@@ -322,14 +323,14 @@ def _of_array(name, value, label, peers):
     return found
 
 
-def _of_sequence(name, value, label, peers):
+def _of_sequence(name, value, label, peers, anything_in_it):
     kind = type(value) if type(value) in (list, tuple) else list
     found = [Corruption("empty", kind(), False)]
     numbers = all(isinstance(entry, int | float) and not isinstance(entry, bool) for entry in value)
     if numbers and any(isinstance(entry, float) for entry in value):
         found.append(Corruption("NaN", kind([NAN, *value[1:]]), True))
     if numbers:
-        found.append(Corruption("text in it", kind(["text", *value[1:]]), True))
+        found.append(Corruption("text in it", kind(["text", *value[1:]]), not anything_in_it))
         if label and all(isinstance(entry, int) for entry in value):
             found.append(Corruption("a label of -1", kind([-1, *value[1:]]), True))
     elif all(isinstance(entry, Tensor) and entry.is_floating_point() for entry in value):
@@ -371,6 +372,7 @@ def numbers_in(value, depth=5):
 
 def is_named(error, *arguments):
     """Whether an error is one for the user and says which argument is wrong, in the singular or the plural."""
+    arguments = [*arguments, *("weight" for each in arguments if each == "w")]
     singular = [argument[:-1] if re.search("[^s]s$", argument) else argument for argument in arguments]
     words = "|".join(re.escape(each).replace("_", "[_ ]") for each in singular)
     return isinstance(error, ValueError | TypeError) and re.search(rf"\b({words})(s|es)?\b", str(error)) is not None

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Collection, Iterable, Mapping, Sized
 from functools import wraps
 from importlib import import_module
-from inspect import signature
+from inspect import signature, unwrap
 from pathlib import Path
 from typing import Any, NoReturn, ParamSpec, TypeVar
 
@@ -132,8 +132,8 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
 
     What is looked at: the kind (a number, an integer, a tensor, a module, a callable, a sequence or mapping and what is
     in it, one of several literals, an instance of a class), and that a number is not NaN. Annotations that say nothing
-    to Python (a type variable, a name that only type checkers import) are passed over, and less is asked of what is
-    often duck-typed: a data set must have elements, a protocol's object one of its members. What values are allowed
+    to Python (a free type variable, a name that only type checkers import) are passed over, and less is asked of what
+    is often duck-typed: a data set must have elements, a protocol's object one of its members. What values are allowed
     beyond their kind is for the ``check_*`` validators of this file, called in the body.
 
     Costs a few microseconds a call; annotations are read at the first call.
@@ -155,7 +155,8 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
         Traceback (most recent call last):
         TypeError: values must be a sequence of numbers, got None at 1
     """
-    code = function.__code__
+    bare = unwrap(function)  # torch.inference_mode() and contextmanager keep the signature of what they wrap
+    code = bare.__code__
     positional = code.co_varnames[: code.co_argcount]
     kinds: dict[str, Kind] | None = None
 
@@ -163,7 +164,7 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
     def refuse_then_call(*args: P.args, **kwargs: P.kwargs) -> R:
         nonlocal kinds
         if kinds is None:
-            kinds = kinds_of(function.__annotations__, function.__globals__)
+            kinds = kinds_of(bare.__annotations__, bare.__globals__)
         for name, value in zip(positional, args, strict=False):
             if name in kinds and (fault := kinds[name].fault(value)) is not None:
                 _refuse(name, value, kinds[name], fault)

@@ -12,6 +12,7 @@ from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
+from heldout.errors import check_fields, checked
 from heldout.language_model import LM
 
 Document = dict[str, Any]
@@ -35,6 +36,9 @@ class Protocol:
     options: type
     run: Callable[[LM, Any, Say], Document]
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
 
 def option(default: Any, help: str, *, minimum: float | None = None) -> Any:
     """Returns a field of a record of options, with what the command line says of it.
@@ -49,6 +53,7 @@ def option(default: Any, help: str, *, minimum: float | None = None) -> Any:
     return field(default=default, metadata={"help": help, "min": minimum})
 
 
+@checked
 def options_from(record: type, given: Mapping[str, Any]) -> Any:
     """Returns a record of options from plain values: texts stand for paths, and for several texts with commas.
 
@@ -63,6 +68,7 @@ def options_from(record: type, given: Mapping[str, Any]) -> Any:
     return record(**{name: _converted(value, hints[name]) for name, value in given.items()})
 
 
+@checked
 def plain_parameters(record: type) -> inspect.Signature:
     """Returns the signature of a function that takes a record's fields as plain values."""
 

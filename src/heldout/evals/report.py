@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from heldout.errors import checked
 from heldout.evals.protocol import Document
 from heldout.report import chart, number, render, with_interval
 
@@ -20,6 +21,7 @@ def to_html(document: Document) -> str:
     )
 
 
+@checked
 def print_eval(document: Document, console: Any) -> None:
     """Prints findings, the table, and where the page lies."""
     from rich.markup import escape

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from heldout.errors import ProblemError
+from heldout.errors import ProblemError, checked
 from heldout.evals.protocol import Document, Protocol, Say
 from heldout.evals.report import to_html
 from heldout.evals.scylla import SCYLLA
@@ -24,6 +24,7 @@ from heldout.study import environment, write_atomically
 EVALS: dict[str, Protocol] = {protocol.name: protocol for protocol in (SCYLLA, VERBALIZER)}
 
 
+@checked
 def evaluate(
     name: str,
     model: str,
@@ -76,6 +77,7 @@ def evaluate(
     return document
 
 
+@checked
 def language_model(
     model: str,
     *,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from heldout.errors import checked
 from heldout.improve.verdict import HELPS, HURTS, OPEN, SHIFTED
 from heldout.report import Scale, cell, curve_chart, forest, number, render
 
@@ -58,6 +59,7 @@ def to_markdown(document: Document) -> str:
     return "\n".join(lines) + "\n"
 
 
+@checked
 def print_improvement(document: Document, console: Console) -> None:
     """Prints the gains of each finalist, one row for each test set, what became of the methods, and the verdict."""
     from rich.markup import escape

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from heldout.errors import checked
 from heldout.improve.plan import FEWEST_SEEDS
 from heldout.report import Scale, number
 from heldout.statistics import interval, ratio_of_means
@@ -26,6 +27,7 @@ HELPS, HURTS, SAME, OPEN = "helps", "hurts", "no difference", "not decided"
 NO_DIFFERENCE = {"accuracy": 0.01}  # what counts as none; of other metrics, a hundredth of the baseline's score
 
 
+@checked
 def compare(
     results: Results, finalists: Sequence[str], tests: Sequence[str], *, maximise: bool, metric: str, seeds: int
 ) -> dict[str, Any]:

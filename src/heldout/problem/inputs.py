@@ -10,8 +10,10 @@ from torch import Tensor
 from torch.utils.data import TensorDataset
 
 from heldout.data import TARGET_KEYS
+from heldout.errors import checked
 
 
+@checked
 def as_examples(data: Any, name: str = "train") -> Any:
     """Returns a data set of tensors from what a file gave to ``Splits``; torch data sets are returned as they are.
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset, TensorDataset
 
 from heldout.data import TARGET_KEYS, split_target
+from heldout.errors import check_fields, checked
 from heldout.method import forward
 from heldout.problem.metrics import CLASSES, LABELS, TOKENS, VALUES, Metric
 from heldout.train import squared_error
@@ -58,6 +59,7 @@ class Kind:
     metrics: Mapping[str, Metric] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        check_fields(self)
         tables = {"multi-label": LABELS, "tokens": TOKENS, "regression": VALUES}
         object.__setattr__(self, "metrics", tables.get(self.name, CLASSES))
 
@@ -66,6 +68,7 @@ class Kind:
         """Whether one output tells two classes apart."""
         return self.name == "binary" and self.outputs in ((), (1,))
 
+    @checked
     def encode(self, targets: Tensor) -> Tensor:
         """Returns a batch of targets as ``fit`` takes them: int64 ``(batch,)``, or real numbers of the outputs' shape.
 
@@ -81,6 +84,7 @@ class Kind:
             return targets.argmax(1)  # one-hot rows
         return targets.reshape(len(targets)).long()
 
+    @checked
     def decode(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Returns outputs and encoded targets in the form that the file's own loss and metric know them in."""
         if self.one_logit:
@@ -103,12 +107,14 @@ class Kind:
         """Returns a data set with encoded targets; the same one where nothing changes."""
         return dataset if self.as_given else _encoded(dataset, self.encode)
 
+    @checked
     def module(self, module: nn.Module) -> nn.Module:
         """Returns the module, which answers with two logits from now on where it had one; weights keep their names."""
         if self.one_logit:
             module.register_forward_hook(_two_logits)
         return module
 
+    @checked
     def objective(self, own: Callable[[Tensor, Tensor], Tensor] | None) -> Callable[[Tensor, Tensor], Tensor] | None:
         """Returns the loss for encoded targets, from the file's own if there is one; None is ``fit``'s own.
 
@@ -125,12 +131,14 @@ class Kind:
             return own
         return functools.partial(_own_loss, self, own)
 
+    @checked
     def loss(self, outputs: Tensor, targets: Tensor) -> float:
         """Returns the kind's own loss of outputs against encoded targets."""
         outputs = outputs.float()
         chosen = self.objective(None) or (squared_error if self.name == "regression" else F.cross_entropy)
         return chosen(outputs, targets).item()
 
+    @checked
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Returns the kind's own loss of each example, float64 ``(n,)``, of outputs against encoded targets."""
         outputs, count = outputs.double(), len(targets)
@@ -143,6 +151,7 @@ class Kind:
             return (outputs.reshape(targets.shape) - targets).square().reshape(count, -1).mean(1)
         return F.cross_entropy(outputs, targets, reduction="none")
 
+    @checked
     def check(self, targets: Tensor, name: str) -> None:
         """Checks that targets ``(n, ...)`` of another data set, called ``name`` in errors, are of this kind.
 
@@ -157,12 +166,14 @@ class Kind:
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
 
+    @checked
     def defined(self, metric: str, targets: Tensor) -> bool:
         """Whether a built-in metric is defined on targets ``(n, ...)`` as given: a ranking needs both sides."""
         if metric not in ("auroc", "average_precision"):
             return True
         return self.score(metric, torch.zeros(len(targets), self.classes or 1), self.encode(targets)) >= 0
 
+    @checked
     def score(self, metric: str, outputs: Tensor, targets: Tensor) -> float:
         """Returns a built-in metric, or "loss", of outputs against encoded targets."""
         if metric == "loss":
@@ -174,6 +185,7 @@ class Kind:
         return self.metrics[metric].function(outputs, targets)
 
 
+@checked
 def kind_of(
     outputs: Tensor, targets: Tensor, asked: str | None = None, *, loss: Any = None, metric: Any = None
 ) -> Kind:

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from heldout.errors import ProblemError
+from heldout.errors import ProblemError, checked
 from heldout.method import Splits
 from heldout.problem.inputs import as_examples
 from heldout.problem.problem import Problem
@@ -35,6 +35,7 @@ RECIPE = ("optimizer", "epochs", "batch_size", "schedule", "loss", "augment", "m
 PLACE = ("device", "autocast", "num_workers")
 
 
+@checked
 def load_problem(path: str | Path, *, device: str | None = None) -> Problem:
     """Returns the problem that a file defines; "digits" and "fashion" are the built-in examples.
 
@@ -89,6 +90,7 @@ def load_problem(path: str | Path, *, device: str | None = None) -> Problem:
     return problem
 
 
+@checked
 def example_path(name: str) -> Path:
     """Returns the file of a built-in example."""
     return Path(__file__).parents[1] / "examples" / f"{name}.py"

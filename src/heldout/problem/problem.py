@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from heldout.data import all_targets, batches, gather
-from heldout.errors import ProblemError
+from heldout.errors import ProblemError, check_fields, checked
 from heldout.method import Method, Splits, Task, evaluating, forward
 from heldout.nn import inputs_for
 from heldout.problem.kinds import Kind, kind_of
@@ -48,6 +48,9 @@ class Problem:
     asked_metric: str | None = None
     asked_maximise: bool = True
     own_methods: dict[str, Method] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     @property
     def epochs(self) -> int:
@@ -138,6 +141,7 @@ class Problem:
             return self.asked_maximise
         return self.metric != "loss" and self.kind.metrics[self.metric].maximise
 
+    @checked
     def model(self, seed: int) -> nn.Module:
         """Returns a model initialised under ``seed``, with the pretrained state where there is one.
 
@@ -158,6 +162,7 @@ class Problem:
                 raise ProblemError(f"{self.path}: no entry of the pretrained state belongs to the model")
         return module
 
+    @checked
     def fit(self, method: Method | None, *, seed: int, epochs: int | None = None, rate: float = 1.0) -> Fitted:
         """Trains the model under a Method with the user's recipe, its learning rate multiplied by ``rate``."""
         recipe = {**self.recipe, "epochs": epochs or self.epochs}
@@ -165,10 +170,12 @@ class Problem:
             recipe["optimizer"] = scaled_optimizer(recipe.get("optimizer"), rate)
         return fit(self.model(seed), self.splits, method, seed=seed, **recipe)
 
+    @checked
     def score(self, fitted: Fitted, dataset: Any) -> float:
         """Returns the metric of a trained model on a data set."""
         return self.judge(*fitted.outputs(dataset))
 
+    @checked
     def judge(self, outputs: Tensor, targets: Tensor) -> float:
         """Returns the metric of outputs against encoded targets; the file's own sees them in the file's form."""
         if self.measure is not None:

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from heldout.errors import check_fields, checked
+
 VERDICT_STYLE = {"holds": "green", "inconclusive": "yellow", "contradicted": "red", "not judged": "dim"}
 VERDICT_SIGN = {"holds": "✅", "inconclusive": "➖", "contradicted": "❌"}
 
@@ -14,6 +16,7 @@ NOTHING = 1e-12  # what is smaller is what rounding leaves of a zero
 SHARES = ("accuracy", "balanced accuracy", "token accuracy")  # metrics that are written in percent
 
 
+@checked
 def number(value: float | None, digits: int = 4, *, signed: bool = False) -> str:
     """Returns a number for people: 4 significant digits, a dash for None, 0 for what rounding leaves of it.
 
@@ -49,6 +52,9 @@ class Scale:
 
     metric: str
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
     @property
     def unit(self) -> float:
         """What a value is multiplied by before it is written: 100 for shares."""
@@ -59,18 +65,21 @@ class Scale:
         """What differences are counted in: "points", or nothing."""
         return "points" if self.metric in SHARES else ""
 
+    @checked
     def score(self, value: float | None) -> str:
         """Returns a score as text."""
         if value is None or self.metric not in SHARES:
             return number(value)
         return f"{100 * value:.1f} %"
 
+    @checked
     def gain(self, value: float | None) -> str:
         """Returns a difference of scores as text, with its sign."""
         if value is None or self.metric not in SHARES:
             return number(value, 3, signed=True)
         return _without_minus_zero(f"{100 * value:+.1f}")
 
+    @checked
     def with_interval(self, entry: Mapping[str, Any], prefix: str = "") -> str:
         """Returns a gain with its interval, of ``{"gain", "low", "high"}``, each name after the prefix."""
         gain, low, high = (entry[prefix + part] for part in ("gain", "low", "high"))
@@ -81,6 +90,7 @@ def _without_minus_zero(text: str) -> str:
     return "0.0" if float(text) == 0 else text
 
 
+@checked
 def duration(seconds: float) -> str:
     """Returns a time span for people.
 
@@ -97,6 +107,7 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes} min"
 
 
+@checked
 def with_interval(value: float, low: float | None, high: float | None, digits: int = 3) -> str:
     """Returns a number with its interval, where there is one.
 
@@ -109,6 +120,7 @@ def with_interval(value: float, low: float | None, high: float | None, digits: i
     return f"{number(value, digits)} [{number(low, digits)}, {number(high, digits)}]"
 
 
+@checked
 def cell(text: str) -> str:
     """Returns a text as a cell of a Markdown table.
 

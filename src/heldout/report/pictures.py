@@ -7,12 +7,15 @@ import struct
 import zlib
 from typing import TYPE_CHECKING
 
+from heldout.errors import checked
+
 if TYPE_CHECKING:
     from torch import Tensor
 
 LARGEST = 96  # pixels of a side on the page; a larger picture is thinned out
 
 
+@checked
 def png(image: Tensor) -> bytes:
     """Returns the PNG file of a picture: grey or colour, 8 bits a channel.
 
@@ -50,6 +53,7 @@ def png(image: Tensor) -> bytes:
     )
 
 
+@checked
 def data_uri(image: Tensor) -> str:
     """Returns a picture as an address that holds it, for ``<img src>``; at most 96 pixels a side.
 

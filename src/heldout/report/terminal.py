@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.text import Text
 
+from heldout.errors import checked
+
 if TYPE_CHECKING:
     pass
 
@@ -25,6 +27,7 @@ def terminal() -> Console:
     return Console(highlight=False) if narrow else Console(highlight=False, width=ROOMY)
 
 
+@checked
 def systems_table(rows: Sequence[Mapping[str, Any]], console: Console) -> None:
     """Prints the systems, built ones first."""
     cells = [("system", "status", "claims", "what you get")]
@@ -41,6 +44,7 @@ def systems_table(rows: Sequence[Mapping[str, Any]], console: Console) -> None:
     console.print(f"\n{built} built, {len(rows) - built} planned. [bold]heldout show SYSTEM[/] tells more.")
 
 
+@checked
 def claims_text(counts: Mapping[str, int] | None) -> str:
     """Returns counts of verdicts as text, such as "3 hold, 1 inconclusive"."""
     if not counts:

@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import math
 
+from heldout.errors import checked
 from heldout.study.claims import Judged
 
 MOST_SEEDS = 200
 POWER = 0.8
 
 
+@checked
 def seeds_needed(claim: Judged, seeds: int, *, most: int = MOST_SEEDS) -> int | None:
     """Returns the least number of seeds that would decide a claim, at least 2; None where not even ``most`` would.
 
@@ -42,6 +44,7 @@ def seeds_needed(claim: Judged, seeds: int, *, most: int = MOST_SEEDS) -> int | 
     return None if needed is None else max(2, math.ceil(needed / per_seed))
 
 
+@checked
 def samples_needed(distance: float, low: float, high: float, n: int, *, most: int = MOST_SEEDS) -> int | None:
     """Returns the least number of samples, at least 2, that would decide a mean; None where not even ``most`` would.
 

@@ -13,7 +13,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from heldout.errors import checked
+from heldout.errors import check_at_least, check_fraction, check_nonnegative, checked
 from heldout.language_model import LM, Completion, Prompt
 
 _FIELDS = {field.name for field in fields(Completion)}
@@ -78,6 +78,9 @@ class CachedLM:
         Where the model tells of answers as they arrive, each is kept at once, whatever happens to the others. Where it
         fails half-way and its error says what had ``finished``, that is kept before the error goes on.
         """
+        check_at_least(1, n=n, max_tokens=max_tokens)
+        check_nonnegative(temperature=temperature)
+        check_fraction(top_p=top_p)
         options: dict[str, Any] = {
             "temperature": temperature,
             "top_p": top_p,

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from heldout.errors import checked
+from heldout.errors import check_at_least, check_fraction, check_nonempty, check_nonnegative, checked
 
 Example = str | tuple[str, str]
 _IGNORED = -100
@@ -35,7 +35,7 @@ def word_tokenizer(texts: Iterable[str]) -> Any:
 
 
 @checked
-def character_tokenizer(alphabet: Iterable[str]) -> Any:
+def character_tokenizer(alphabet: str | Iterable[str]) -> Any:
     """Returns a tokenizer with a token for each character of the alphabet, and the special tokens of word_tokenizer.
 
     Example:
@@ -64,6 +64,7 @@ def tiny_llama(
         >>> model(torch.tensor([[4, 5]])).logits.shape
         torch.Size([1, 2, 6])
     """
+    check_at_least(1, dim=dim, layers=layers, heads=heads, context=context)
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
@@ -95,6 +96,7 @@ def tiny_bart(
         >>> model(torch.tensor([[4, 5]]), labels=torch.tensor([[5, 2]])).logits.shape
         torch.Size([1, 2, 6])
     """
+    check_at_least(1, dim=dim, layers=layers, heads=heads, context=context)
     from transformers import BartConfig, BartForConditionalGeneration
 
     config = BartConfig(
@@ -154,6 +156,12 @@ def train_tiny(
         >>> losses[-1] < 0.1 < losses[0]
         True
     """
+    check_at_least(0, steps=steps)
+    check_at_least(1, batch_size=batch_size)
+    check_nonnegative(lr=lr, weight_decay=weight_decay)
+    check_fraction(warmup=warmup)
+    if not callable(examples):
+        check_nonempty(examples=examples)
     generator = torch.Generator().manual_seed(seed)
     draw = examples if callable(examples) else _shuffler(examples)
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=weight_decay)

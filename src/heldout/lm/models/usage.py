@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from heldout.errors import check_fields, checked
+from heldout.errors import check_at_least, check_fields, checked
 from heldout.language_model import Completion
 
 
@@ -31,6 +31,7 @@ class Usage:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        check_at_least(0, calls=self.calls, prompt_tokens=self.prompt_tokens, tokens=self.tokens)
 
     def __add__(self, other: Usage) -> Usage:
         return Usage(

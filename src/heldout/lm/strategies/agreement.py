@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from heldout.errors import check_fields, checked
+from heldout.errors import check_at_least, check_fields, check_fraction, check_nonempty, check_nonnegative, checked
 from heldout.language_model import LM, Completion, Prompt
 from heldout.lm.models.encoding import context_of, ids_of_prompt
 from heldout.lm.models.scripted import text_of_prompt
@@ -108,6 +108,9 @@ def sample_paths(
         >>> one.text, two.text
         ('7', 'seven')
     """
+    check_at_least(1, max_tokens=max_tokens)
+    check_nonnegative(temperature=temperature)
+    check_fraction(top_p=top_p)
     if n < 2:
         raise ValueError(f"paths can agree from 2 on, got n={n}")
     if temperature == 0:
@@ -173,6 +176,9 @@ def self_agreement(
         >>> found.answer, found.usage.calls
         ('7', 4)
     """
+    check_at_least(1, max_tokens=max_tokens)
+    check_nonnegative(temperature=temperature)
+    check_fraction(top_p=top_p)
     render = agreement_template(template)
     if demonstrations:
         shown = "\n\n".join(f"{_text(render(q, some))} {answer}" for q, some, answer in demonstrations)
@@ -251,6 +257,7 @@ def last_sentences(text: str, count: int = 1) -> str:
         >>> last_sentences("Tom has 3.5 apples. He eats 1. So 2.5 are left.")
         'So 2.5 are left.'
     """
+    check_at_least(1, count=count)
     sentences = [sentence for sentence in _SENTENCE.split(text.strip()) if sentence]
     return " ".join(sentences[-count:])
 
@@ -332,6 +339,7 @@ def character_ngrams(texts: Sequence[str]) -> np.ndarray:
         >>> character_ngrams(["a", "a"]).shape
         (2, 5)
     """
+    check_nonempty(texts=texts)
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     return TfidfVectorizer(analyzer="char_wb", ngram_range=(1, 3)).fit_transform(texts).toarray()

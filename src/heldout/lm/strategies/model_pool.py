@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from threading import Lock
 
-from heldout.errors import check_fields, checked
+from heldout.errors import check_at_least, check_fields, check_nonempty, check_nonnegative, checked
 from heldout.language_model import LM
 
 HELPER_PROMPT = """Answer the question in a few words. If you are not sure, give what you know that helps with it; \
@@ -41,6 +41,8 @@ class Reply:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        check_at_least(0, tokens=self.tokens)
+        check_nonnegative(cost=self.cost)
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ class PoolModel:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        check_nonnegative(price=self.price)
 
     @classmethod
     @checked
@@ -97,6 +100,8 @@ class PoolModel:
             >>> ModelPool([model]).route("helper", "Capital of France?").text
             'it is Paris'
         """
+        check_at_least(1, max_tokens=max_tokens)
+        check_nonnegative(temperature=temperature)
         if "{query}" not in prompt:
             raise ValueError("the helper's prompt needs the field {query}")
         if price is None:
@@ -135,6 +140,7 @@ class ModelPool:
 
     @checked
     def __init__(self, entries: Sequence[PoolModel], *, max_concurrency: int = 16) -> None:
+        check_nonempty(entries=entries)
         if not entries:
             raise ValueError("a pool needs at least one model, got none")
         if max_concurrency < 1:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from heldout.errors import check_fields, checked
+from heldout.errors import check_at_least, check_fields, check_nonempty, checked
 from heldout.language_model import LM
 from heldout.lm.models.encoding import ids_of_prompt
 from heldout.lm.models.usage import Usage, usage_of
@@ -78,6 +78,7 @@ class Solved:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        check_nonempty(trace=self.trace)
 
     @property
     def output(self) -> str:
@@ -215,6 +216,7 @@ class LeastToMost:
     @checked
     def following(self, query: str, replies: Sequence[str]) -> str | None:
         """Returns the prompt after some replies, the first of which lists the subproblems; None at the end."""
+        check_nonempty(replies=replies)
         # A reply may run on into a further problem, which is not its own.
         listed = replies[0].split("\n\n")[0].splitlines()
         parts = [line.strip() for line in listed if line.strip()][: self.max_subproblems]
@@ -306,6 +308,7 @@ class SkillPrompt:
                     raise ValueError(
                         f"the composition {composition.problem!r} uses skill {name!r}, which is not listed"
                     )
+        check_at_least(1, max_depth=self.max_depth, max_tokens=self.max_tokens)
         if self.max_tokens is not None and self.tokenizer is None:
             raise ValueError("max_tokens needs a tokenizer, which counts them")
 
@@ -379,6 +382,7 @@ def run_strategy(
         >>> solved.answer, solved.usage.calls
         (7.0, 1)
     """
+    check_at_least(1, max_tokens=max_tokens)
     if isinstance(problems, str) or not problems:
         raise ValueError("problems must be a list of at least one text")
     strategies = list(strategy) if isinstance(strategy, Sequence) else [strategy] * len(problems)
@@ -411,6 +415,7 @@ def within_budget(text: str, tokenizer: Any, max_tokens: int | None) -> str:
         >>> within_budget("a b", word_tokenizer(["a b"]), 2)
         'a b'
     """
+    check_at_least(1, max_tokens=max_tokens)
     if max_tokens is None:
         return text
     if tokenizer is None:

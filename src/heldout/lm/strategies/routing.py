@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from heldout.errors import check_fields, checked
+from heldout.errors import check_at_least, check_fields, check_nonnegative, checked
 from heldout.language_model import LM
 from heldout.lm.strategies.model_pool import ModelPool, Reply
 
@@ -153,6 +153,8 @@ class RoutingEpisode:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        check_at_least(0, max_turns=self.max_turns, turns=self.turns)
+        check_at_least(1, max_obs_tokens=self.max_obs_tokens)
 
     @checked
     def __call__(self, turn: str) -> str | None:
@@ -284,6 +286,7 @@ class RoutingAgent:
         temperature: float = 0.0,
         seed: int = 0,
     ) -> None:
+        check_nonnegative(temperature=temperature)
         if max_turns < 0 or max_obs_tokens < 1 or max_tokens < 1:
             raise ValueError(
                 "max_turns must be at least 0, max_obs_tokens and max_tokens at least 1, "

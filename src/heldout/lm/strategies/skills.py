@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from heldout.errors import check_fields, checked
+from heldout.errors import check_fields, check_nonempty, checked
 from heldout.language_model import LM
 from heldout.lm.strategies.prompting import Composition, Skill, filled
 
@@ -122,6 +122,7 @@ def internal_activation_rate(outputs: Sequence[str], skills: Sequence[Skill], **
         >>> internal_activation_rate(["skill Add", "skill Add, skill Root"], [Skill("Add")])
         0.3333333333333333
     """
+    check_nonempty(skills=skills)
     uses = [use for output in outputs for use in skill_usage(output, skills, **options)]
     return sum(use.internal for use in uses) / len(uses) if uses else None
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from heldout.data import batches, to_device
-from heldout.errors import checked
+from heldout.errors import check_nonempty, checked
 from heldout.method import Method, Run, Splits, forward
 from heldout.weights.blocks import BlockIndex, block_index, find_blocks
 from heldout.weights.checkpoint import open_checkpoint
@@ -50,6 +50,7 @@ def layer_ramp(
         >>> layer_ramp({"embed": None, "h.0": 0, "h.1": 1, "h.2": 2}, alpha=0.2, beta=0.8)
         {'embed': 0.2, 'h.0': 0.2, 'h.1': 0.6000000000000001, 'h.2': 1.0}
     """
+    check_nonempty(index=index)
     around = alpha if outside is None else outside
     if not all(map(math.isfinite, (alpha, beta, around))):
         raise ValueError(f"the ramp needs finite factors, got alpha={alpha}, beta={beta}, outside={around}")
@@ -201,6 +202,7 @@ def lines_merge(
         >>> lines_merge(pre, [ft, ft], beta=0.5)["h.1.mlp.weight"]
         tensor([[2.]])
     """
+    check_nonempty(fts=fts)
     if not fts:
         raise ValueError("lines_merge needs at least 1 fine-tuned model, got 0")
     merge = _MERGES.get(method) if isinstance(method, str) else method

@@ -15,7 +15,7 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from heldout.errors import checked
+from heldout.errors import check_at_least, check_finite, check_nonempty, checked
 from heldout.weights.checkpoint import open_checkpoint
 from heldout.weights.streaming import stream_checkpoint
 from heldout.weights.task_vector import (
@@ -41,6 +41,7 @@ def task_arithmetic(vectors: Sequence[TaskVector]) -> TaskVector:
         >>> task_arithmetic(tasks).apply_to(pre, scale=0.5)["weight"]
         tensor([1., 1.])
     """
+    check_nonempty(vectors=vectors)
     _needs(vectors, 1, "task_arithmetic")
     return combine(vectors, [1.0] * len(vectors))
 
@@ -64,6 +65,7 @@ def ties(vectors: Sequence[TaskVector], density: float = 0.2) -> TaskVector:
         >>> ties(tasks, density=1.0).delta["weight"]
         tensor([ 2., -2.,  4.])
     """
+    check_nonempty(vectors=vectors)
     _needs(vectors, 1, "ties")
     if not 0 < density <= 1:
         raise ValueError(f"ties needs 0 < density <= 1, got {density}")
@@ -116,6 +118,8 @@ def consensus(vectors: Sequence[TaskVector], mask_threshold: float = 0.4, min_ta
         >>> consensus(tasks).delta["weight"]
         tensor([2., 0.])
     """
+    check_nonempty(vectors=vectors)
+    check_at_least(1, min_tasks=min_tasks)
     _needs(vectors, max(min_tasks, 1), "consensus")
     if mask_threshold <= 0:
         raise ValueError(f"consensus needs mask_threshold > 0, got {mask_threshold}")
@@ -155,6 +159,7 @@ def average(models: Sequence[nn.Module | State], coefficients: Sequence[float] |
         >>> average([{"weight": torch.zeros(1)}, {"weight": torch.ones(1)}])
         {'weight': tensor([0.5000])}
     """
+    check_nonempty(models=models)
     _needs(models, 1, "average")
     weights = [1 / len(models)] * len(models) if coefficients is None else list(coefficients)
     if len(weights) != len(models):
@@ -203,6 +208,7 @@ def search_scale(
         >>> search_scale(lambda scale: scale**2, [0.0, 0.5, 1.0], lambda value: -abs(value - 0.3)).value
         0.5
     """
+    check_finite(grid=grid)
     scores = {float(value): float(score(candidate(value))) for value in grid}
     numbers = {value: result for value, result in scores.items() if not math.isnan(result)}
     if not numbers:
@@ -220,6 +226,7 @@ def task_arithmetic_files(pre: str | Path, fts: Sequence[str | Path], out: str |
     Raises:
         ValueError: if the checkpoints differ in names or shapes, are not safe to read, or hold NaN.
     """
+    check_nonempty(fts=fts)
     _needs(fts, 1, "task_arithmetic_files")
     keep = 1.0 - scale * len(fts)
 

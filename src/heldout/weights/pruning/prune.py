@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.utils import parametrize
 
-from heldout.errors import checked
+from heldout.errors import check_at_least, check_nonempty, check_positive, checked
 from heldout.method import Method, Run, Splits, evaluating, forward
 
 ScoreMethod = Literal["magnitude", "random", "snip", "grasp", "synflow"]
@@ -140,6 +140,7 @@ class MaskHandle:
 
     @checked
     def __init__(self, masked: list[tuple[nn.Module, str]], mask: Mapping[str, Tensor]) -> None:
+        check_nonempty(mask=mask)
         self._masked = masked
         self.density = sum(int(m.sum()) for m in mask.values()) / sum(m.numel() for m in mask.values())
 
@@ -259,6 +260,7 @@ def state_norm(
         >>> state_norm({"weight": torch.tensor([[3.0, -4.0]]), "bias": torch.ones(1)}, p=1)
         7.0
     """
+    check_at_least(1, p=p)
     norms = [torch.linalg.vector_norm(value.double(), p) for name, value in state.items() if include(name, value)]
     if not norms:
         raise ValueError("the state has no weights whose norm could be taken")
@@ -287,6 +289,7 @@ def match_norm(
         >>> match_norm({"weight": torch.tensor([[3.0, -4.0]])}, 10.0)
         {'weight': tensor([[ 6., -8.]])}
     """
+    check_positive(target_norm=target_norm)
     norm = state_norm(state, p, include=include)
     if not (target_norm > 0 and norm > 0 and math.isfinite(target_norm / norm)):
         raise ValueError(f"both norms must be positive and finite, got {target_norm} for a state of norm {norm}")

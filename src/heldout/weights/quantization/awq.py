@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from heldout.errors import check_at_least, check_fields, checked
+from heldout.errors import check_at_least, check_dimensions, check_fields, check_values, checked
 from heldout.weights.checkpoint import save_checkpoint
 from heldout.weights.quantization.activations import Activations
 from heldout.weights.quantization.block_rules import (
@@ -274,6 +274,9 @@ def clip_search(weight: Tensor, moments: Tensor, bits: int, *, symmetric: bool =
         >>> clip_search(torch.tensor([[0.1, -0.2, 1.0, 0.3]]), torch.eye(4)[None], bits=2).shape
         torch.Size([1, 1])
     """
+    check_dimensions(2, weight=weight)
+    check_dimensions(3, moments=moments)
+    check_values(weight=weight, moments=moments)
     count, size = moments.shape[:2]
     groups = weight.float().reshape(-1, count, size)
     largest = groups.abs().amax(dim=-1)

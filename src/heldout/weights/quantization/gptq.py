@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from heldout.errors import check_nonnegative, checked
+from heldout.errors import check_dimensions, check_nonnegative, check_values, checked
 from heldout.weights.quantization.block_rules import Rule, block_linears, block_stacks
 from heldout.weights.quantization.blockwise import BlockInputs, evaluating, watching
 from heldout.weights.quantization.quantize import (
@@ -122,6 +122,8 @@ def gptq_quantize(
         >>> q.q.shape, q.scale.shape
         (torch.Size([4, 8]), torch.Size([4, 1]))
     """
+    check_dimensions(2, w=w, moments=moments)
+    check_values(w=w, moments=moments)
     check_floating_point(w, scale_dtype)
     check_nonnegative(damping=damping)
     rows, columns = w.shape

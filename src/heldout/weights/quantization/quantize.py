@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from heldout.errors import checked
+from heldout.errors import check_at_least, check_dimensions, check_nonempty, checked
 
 _PIECE = 1 << 18  # levels, a multiple of 32
 
@@ -74,6 +74,8 @@ def group_quantize(
         >>> tensor.q.tolist(), tensor.scale.tolist(), tensor.zero.tolist()
         ([[0, 1, 2, 3]], [[1.0]], [[0]])
     """
+    check_dimensions(2, w=w)
+    check_nonempty(w=w)
     scale, zero = group_range(w, bits, group_size, symmetric=symmetric, scale_dtype=scale_dtype)
     groups = _grouped(w, group_size)
     q = (groups / scale[..., None].to(groups.dtype)).round_().add_(zero[..., None]).clamp_(0, 2**bits - 1)
@@ -122,6 +124,8 @@ def fake_quantize(w: Tensor, bits: int = 4, group_size: int = 128, *, symmetric:
         >>> fake_quantize(torch.tensor([[0.0, 1.2, 3.0]]), bits=2, group_size=3)
         tensor([[0., 1., 3.]])
     """
+    check_dimensions(2, w=w)
+    check_nonempty(w=w)
     scale, zero = group_range(w, bits, group_size, symmetric=symmetric)
     step, level = scale[..., None], zero[..., None]
     rounded = (_grouped(w, group_size) / step).round_().add_(level).clamp_(0, 2**bits - 1)
@@ -152,6 +156,8 @@ def pack_codes(q: Tensor, bits: int) -> Tensor:
         >>> unpack_codes(pack_codes(torch.tensor([[1, 2, 3]], dtype=torch.uint8), bits=4), 4, columns=3).tolist()
         [[1, 2, 3]]
     """
+    check_dimensions(2, q=q)
+    check_nonempty(q=q)
     _check_packing(bits)
     if q.dtype != torch.uint8 or q.dim() != 2:
         raise ValueError(f"expected a uint8 matrix of levels, got {q.dtype} of shape {tuple(q.shape)}")
@@ -181,6 +187,9 @@ def unpack_codes(packed: Tensor, bits: int, columns: int) -> Tensor:
     Raises:
         ValueError: if the shape does not fit ``bits`` and ``columns``.
     """
+    check_dimensions(2, packed=packed)
+    check_nonempty(packed=packed)
+    check_at_least(1, columns=columns)
     _check_packing(bits)
     words = -(-columns * bits // 32)
     if packed.dtype != torch.int32 or packed.shape[1:] != (words,):
