@@ -37,6 +37,7 @@ import torch
 from torch import Tensor, nn
 
 import heldout
+from heldout.study import StudyError
 from tests import bad_input_calls
 
 NAN, INF = math.nan, math.inf
@@ -46,10 +47,12 @@ NOT_NEGATIVE = re.compile(
 )
 UP_TO_ONE = re.compile(r"(^|_)(fraction|share|probability|dropout|smoothing|momentum)$")
 SIGNED = re.compile(r"(^|_)(dim|axis|seed|layer|start|shift|offset|degrees|angle|ignore_index|depth)$")
+USERS_ERRORS = (ValueError, TypeError, StudyError)
 LIMIT = 10.0  # seconds of processor time for one call
 WAIT = 120.0  # seconds by the clock
 HELDOUT = str(Path(heldout.__file__).parent)
 CALLS = bad_input_calls.__file__
+WRAPPERS = {"refuse_then_call", "outside", "predicted"}  # of ``checked``, and of test-time adapters
 
 
 class Call(NamedTuple):
@@ -151,7 +154,7 @@ def recorded(room):
             for test in doctest.DocTestFinder(exclude_empty=True).find(module):
                 runner = doctest.DocTestRunner(verbose=False, optionflags=flags)
                 watched(runner.run, test, out=lambda text: None, clear_globs=True)
-        for work in vars(bad_input_calls).get(room, {}).values():
+        for work in bad_input_calls.CALLS.get(room, ()):
             watched(work)
     return calls
 
@@ -164,7 +167,7 @@ def _from_an_example(frame):
         if file.startswith("<doctest") or file == CALLS:
             return True
         generated = file == "<string>" and above.f_code.co_name == "__init__"  # of a dataclass, before __post_init__
-        if (file.startswith(HELDOUT) and above.f_code.co_name != "refuse_then_call") or generated:
+        if (file.startswith(HELDOUT) and above.f_code.co_name not in WRAPPERS) or generated:
             return False
         above = above.f_back
     return False
@@ -375,11 +378,11 @@ def is_named(error, *arguments):
     arguments = [*arguments, *("weight" for each in arguments if each == "w")]
     singular = [argument[:-1] if re.search("[^s]s$", argument) else argument for argument in arguments]
     words = "|".join(re.escape(each).replace("_", "[_ ]") for each in singular)
-    return isinstance(error, ValueError | TypeError) and re.search(rf"\b({words})(s|es)?\b", str(error)) is not None
+    return isinstance(error, USERS_ERRORS) and re.search(rf"\b({words})(s|es)?\b", str(error)) is not None
 
 
-def outcomes(call, propagates):
-    """What the callable does with each corruption of each of its arguments."""
+def outcomes(call, propagates, judged_only=False):
+    """What the callable does with each corruption of each of its arguments; of those that are judged alone if asked."""
     bare = call.function.__init__ if inspect.isclass(call.function) else call.function
     parameters = inspect.signature(inspect.unwrap(bare)).parameters
     arguments = {key: value for key, value in call.arguments.items() if key in parameters}
@@ -394,6 +397,8 @@ def outcomes(call, propagates):
                 continue
             peers = {key: each for key, each in arguments.items() if key != "self"}
             for corruption in corruptions(name, value, parameters[name], peers):
+                if judged_only and not corruption.judged:
+                    continue
                 yield _outcome(call, name, arguments, corruption, finite, propagates)
 
 
@@ -415,7 +420,8 @@ def _outcome(call, name, arguments, corruption, finite, propagates):
         return outcome("slow")
     except Exception as error:
         pair = corruption.kind in ("one entry less", "one more dimension", "empty")  # the fault lies between two
-        named = is_named(error, name, *(arguments if pair else ()))
+        told = corruption.value == "no such" and isinstance(error, USERS_ERRORS) and "'no such'" in str(error)
+        named = told or is_named(error, name, *(arguments if pair else ()))
         return outcome("named" if named else "obscure", f"{type(error).__name__}: {error}")
     try:
         numbers = [each for each in numbers_in(result) if each.numel()]

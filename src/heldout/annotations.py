@@ -127,8 +127,7 @@ def _instance(kind: type) -> Kind | None:
     if kind is bool:
         numpy = sys.modules.get("numpy")
         kind = (bool, numpy.bool_) if numpy else bool  # type: ignore[assignment]
-    article = "an" if name[0] in "AEIOUaeiou" else "a"
-    return _kind_by(told or f"{article} {name}", told or f"{name} objects", lambda value: isinstance(value, kind))
+    return _kind_by(told or f"{_article(name)} {name}", told or f"{name} objects", lambda value: isinstance(value, kind))
 
 
 def _protocol(kind: type) -> Kind | None:
@@ -137,9 +136,13 @@ def _protocol(kind: type) -> Kind | None:
     members = {name for each in own for name in (*each, *each.get("__annotations__", {}))}
     public = sorted(name for name in members if not name.startswith("_"))
     if public:
-        words = f"{kind.__name__} (an object with {', '.join(public)})"
+        words = f"{_article(kind.__name__)} {kind.__name__} (an object with {', '.join(public)})"
         return _kind_by(words, f"{kind.__name__} objects", lambda value: any(hasattr(value, each) for each in public))
     return _kind_by("callable", "callables", callable) if "__call__" in members else None
+
+
+def _article(name: str) -> str:
+    return "an" if name[0] in "AEIOUaeiou" or name == "LM" else "a"
 
 
 def _is_integer(value: Any) -> bool:

@@ -59,9 +59,9 @@ class Kind:
     metrics: Mapping[str, Metric] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        check_fields(self)
         tables = {"multi-label": LABELS, "tokens": TOKENS, "regression": VALUES}
         object.__setattr__(self, "metrics", tables.get(self.name, CLASSES))
+        check_fields(self)
 
     @property
     def one_logit(self) -> bool:

@@ -74,7 +74,7 @@ def test_more_prompts_than_one_query_holds(tmp_path):
 
 def test_a_model_without_identity_needs_one(tmp_path):
     class Nameless:
-        pass
+        generate = score = None
 
     with pytest.raises(ValueError, match="identity="):
         CachedLM(Nameless(), tmp_path / "answers.db")

@@ -207,7 +207,7 @@ def test_prompts_and_choices_are_checked(tokenizer):
     ]:
         with pytest.raises(ValueError, match=message):
             lm.score(["w1"], choices)
-    with pytest.raises(TypeError, match="list of continuations"):
+    with pytest.raises(TypeError, match="continuations must be a sequence"):
         lm.score(["w1"], ["w2"])
 
 

@@ -67,7 +67,6 @@ class PoolModel:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        check_nonnegative(price=self.price)
 
     @classmethod
     @checked
