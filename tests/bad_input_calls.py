@@ -5,8 +5,8 @@ What takes time is made once; files lie in a folder that is removed at the end.
 
 import atexit
 import shutil
+import sys
 import tempfile
-from functools import cache
 from io import StringIO
 from pathlib import Path
 
@@ -39,6 +39,23 @@ def data():
 '''
 
 
+def made_once(make):
+    """Makes something at the first call, without noting what that calls."""
+    kept = []
+
+    def get():
+        if not kept:
+            note = sys.getprofile()
+            sys.setprofile(None)
+            try:
+                kept.append(make())
+            finally:
+                sys.setprofile(note)
+        return kept[0]
+
+    return get
+
+
 def console():
     return Console(file=StringIO())
 
@@ -54,14 +71,14 @@ def x(*shape):
 LABELS = torch.arange(12) % 3
 
 
-@cache
+@made_once
 def problem():
     from heldout.problem import load_problem
 
     return load_problem(problem_file())
 
 
-@cache
+@made_once
 def problem_file():
     file = FOLDER / "blink.py"
     file.write_text(FILE)
@@ -84,8 +101,16 @@ def parts_of_models():
 
 
 def data():
-    from heldout.data import batches, beta_weight, emphasised_instruction, mix, permutation, shifted_words, split_target
-    from heldout.data import to_device
+    from heldout.data import (
+        batches,
+        beta_weight,
+        emphasised_instruction,
+        mix,
+        permutation,
+        shifted_words,
+        split_target,
+        to_device,
+    )
 
     next(batches(TensorDataset(x(12, 6), LABELS), 4, torch.arange(12).flip(0)))
     beta_weight(0.2, generator())
@@ -147,7 +172,7 @@ def language_models():
     context_of(tiny_llama(word_tokenizer(["a b c d"]), dim=16, layers=1))
 
 
-@cache
+@made_once
 def weight_files():
     from safetensors.torch import save_file
 
@@ -209,7 +234,7 @@ def problems():
     problem().judge(outputs, targets)
 
 
-@cache
+@made_once
 def audited():
     from heldout.audit import audit
 
@@ -219,11 +244,11 @@ def audited():
 def audits():
     from heldout.audit import audit, print_audit
 
-    audit(problem_file(), budget=0.2, seed=1, out=FOLDER / "audit")
     print_audit(audited(), console())
+    audit(problem_file(), budget=0.2, seed=1, out=FOLDER / "audit")
 
 
-@cache
+@made_once
 def model_folder():
     from heldout.lm import character_tokenizer, tiny_llama
 
@@ -233,7 +258,7 @@ def model_folder():
     return FOLDER / "model"
 
 
-@cache
+@made_once
 def evaluated():
     from heldout.evals import VerbalizerOptions, evaluate
 
@@ -250,11 +275,14 @@ def evals():
     print_eval(evaluated(), console())
 
 
-@cache
+SEARCH = {"budget": 60.0, "seeds": 3, "methods": ["sam"], "exclude": ["useful"], "combine": 1}
+
+
+@made_once
 def improved():
     from heldout.improve import improve
 
-    return improve(problem_file(), budget=60, seeds=3, methods=["sam"], on="in-process", out=FOLDER / "improved")
+    return improve(problem_file(), **SEARCH, device="cpu", on="in-process", out=FOLDER / "improved")
 
 
 def confirmed():
@@ -280,8 +308,7 @@ def improvements():
     make_plan(2, 3, 4, 1, 1000.0).screening(1)
     print_improvement(improved(), console())
     winner_code(improved() | {"winner": "sam"}, problem())
-    options = {"seeds": 3, "methods": ["sam"], "exclude": ["useful"], "combine": 1, "screen_only": True}
-    improve(problem_file(), budget=60, device="cpu", on="in-process", out=FOLDER / "improve", **options)
+    improve(problem_file(), **SEARCH, device="cpu", on="in-process", out=FOLDER / "improved")  # resumed
     arm = {"file": str(problem_file()), "method": "sam", "epochs": 1, "rate": 1.0, "aim": "both"}
     run(arm, 0, "screen")
 
@@ -297,27 +324,27 @@ study = Study(slug="demo", arms={"a": {"k": 1}, "b": {"k": 2}}, run=run, metrics
 """
 
 
-@cache
+@made_once
 def study_file():
     (FOLDER / "a_study.py").write_text(STUDY)
     return FOLDER / "a_study.py"
 
 
-@cache
+@made_once
 def study():
     from heldout.study import load_study
 
     return load_study(study_file())
 
 
-@cache
+@made_once
 def results():
     from heldout.study import recording_seeds, run_study
 
     return run_study(study(), seeds=recording_seeds(study(), FOLDER), on="in-process", out=FOLDER / "demo")
 
 
-@cache
+@made_once
 def ledger():
     from heldout.study import record
 

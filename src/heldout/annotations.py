@@ -127,7 +127,9 @@ def _instance(kind: type) -> Kind | None:
     if kind is bool:
         numpy = sys.modules.get("numpy")
         kind = (bool, numpy.bool_) if numpy else bool  # type: ignore[assignment]
-    return _kind_by(told or f"{_article(name)} {name}", told or f"{name} objects", lambda value: isinstance(value, kind))
+    return _kind_by(
+        told or f"{_article(name)} {name}", told or f"{name} objects", lambda value: isinstance(value, kind)
+    )
 
 
 def _protocol(kind: type) -> Kind | None:

@@ -308,6 +308,19 @@ def check_dimensions(*allowed: int, **named: Any) -> None:
             raise ValueError(f"{name} must have {counts} dimensions, got shape {tuple(value.shape)}")
 
 
+def check_has(*attributes: str, **named: Any) -> None:
+    """Refuses what lacks an attribute: for arguments whose class is not imported where they are used.
+
+    Example:
+        >>> check_has("print", console=None)
+        Traceback (most recent call last):
+        TypeError: console must have print, got None
+    """
+    for name, value in named.items():
+        if lacking := [each for each in attributes if not hasattr(value, each)]:
+            raise TypeError(f"{name} must have {' and '.join(lacking)}, got {short(value)}")
+
+
 def check_one_of(choices: Iterable[Any], /, **named: Any) -> None:
     """Refuses what is none of the choices."""
     known = list(choices)

@@ -19,7 +19,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from heldout.errors import check_fields, checked
+from heldout.errors import check_fields, check_has, checked
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -245,6 +245,7 @@ def source_rows() -> list[dict[str, Any]]:
 @checked
 def print_sources(console: Console) -> None:
     """Prints the sources as a table, and the command that installs each one that is not here."""
+    check_has("print", console=console)
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold")

@@ -12,7 +12,7 @@ from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from heldout.errors import check_fields, checked
+from heldout.errors import check_at_least, check_fields, checked
 from heldout.language_model import LM
 
 Document = dict[str, Any]
@@ -51,6 +51,13 @@ def option(default: Any, help: str, *, minimum: float | None = None) -> Any:
         (100, 'Inputs of each task.')
     """
     return field(default=default, metadata={"help": help, "min": minimum})
+
+
+def check_minima(record: Any) -> None:
+    """Refuses fields of a record of options that lie below their minimum; the message names the field."""
+    for one in fields(record):
+        if (least := one.metadata.get("min")) is not None:
+            check_at_least(least, **{one.name: getattr(record, one.name)})
 
 
 @checked

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from heldout.errors import ProblemError, check_fields
-from heldout.evals.protocol import Document, Protocol, Say, finding, format_warnings, option
+from heldout.evals.protocol import Document, Protocol, Say, check_minima, finding, format_warnings, option
 from heldout.language_model import LM
 from heldout.measure import Scylla, ScyllaReport, ScyllaScore
 from heldout.statistics import Interval, newcombe, wilson
@@ -31,6 +31,7 @@ class ScyllaOptions:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        check_minima(self)
 
 
 def run_scylla(lm: LM, options: ScyllaOptions, say: Say) -> Document:

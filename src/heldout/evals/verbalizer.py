@@ -9,7 +9,7 @@ from pathlib import Path
 
 from heldout.data import emphasised_instruction, verbalizer_instruction, verbalizer_sets
 from heldout.errors import ProblemError, check_fields
-from heldout.evals.protocol import Document, Protocol, Say, finding, format_warnings, option
+from heldout.evals.protocol import Document, Protocol, Say, check_minima, finding, format_warnings, option
 from heldout.language_model import LM
 from heldout.measure import VerbalizerManipulation, VerbalizerReport, VerbalizerScore
 from heldout.statistics import Interval, newcombe, wilson
@@ -37,6 +37,7 @@ class VerbalizerOptions:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        check_minima(self)
 
 
 def run_verbalizer(lm: LM, options: VerbalizerOptions, say: Say) -> Document:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from heldout.errors import check_fields, checked
+from heldout.errors import check_at_least, check_fields, check_nonnegative, checked
 
 FEWEST_SEEDS = 3
 METHOD_COST, COMBINATION_COST = 1.5, 2.0  # training with a method over training without, before anything is measured
@@ -56,6 +56,7 @@ class Plan:
     @checked
     def screening(self, combinations: int) -> float:
         """Returns the expected cost of both rungs and the combinations."""
+        check_at_least(0, combinations=combinations)
         training, after = self.screened - self.after, AFTER_COST * self.after
         short = (1 + METHOD_COST * training + after * (not self.long_epochs)) * self.short_epochs * self.short_seeds
         kept = METHOD_COST * math.ceil(training / 2) + COMBINATION_COST * combinations
@@ -70,6 +71,9 @@ class Plan:
     @checked
     def text(self, seconds_per_epoch: float, combinations: int, workers: int = 1) -> str:
         """Returns what it buys, in words."""
+        check_at_least(0, combinations=combinations)
+        check_at_least(1, workers=workers)
+        check_nonnegative(seconds_per_epoch=seconds_per_epoch)
         total = self.cost(combinations) * seconds_per_epoch / workers
         screened = f"{self.screened} methods screened, " if self.short_epochs else ""
         searched = "learning rates searched, " if self.trials else ""
@@ -98,6 +102,8 @@ def make_plan(
         affordable: epochs of plain training that the budget allows.
         after: how many of the candidates act after training.
     """
+    check_at_least(1, epochs=epochs, seeds=seeds, candidates=candidates)
+    check_at_least(0, combinations=combinations, after=after)
     half = max(1, round(epochs / 2))
     if candidates == 1:  # nothing to choose
         plans = [Plan(1, 0, 0, 0, 0, trials, epochs, seeds, 1, after) for trials in (2, 1, 0)]
@@ -130,6 +136,8 @@ def make_plan(
 @checked
 def least_seconds(epochs: int, seconds_per_epoch: float, workers: int = 1) -> float:
     """Returns the smallest budget that can end in a verdict: one method against the baseline on three seeds."""
+    check_at_least(1, epochs=epochs, workers=workers)
+    check_nonnegative(seconds_per_epoch=seconds_per_epoch)
     smallest = Plan(1, 0, 0, 0, 0, 0, epochs, FEWEST_SEEDS, 1)
     return smallest.cost() * seconds_per_epoch / SHARE / workers
 

@@ -22,7 +22,16 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset, TensorDataset
 
 from heldout.data import TARGET_KEYS, split_target
-from heldout.errors import check_fields, checked
+from heldout.errors import (
+    check_dimensions,
+    check_fields,
+    check_labels,
+    check_nonempty,
+    check_nonnegative,
+    check_one_of,
+    check_same_length,
+    checked,
+)
 from heldout.method import forward
 from heldout.problem.metrics import CLASSES, LABELS, TOKENS, VALUES, Metric
 from heldout.train import squared_error
@@ -74,6 +83,10 @@ class Kind:
 
         The other side of it is ``decode``.
         """
+        if self.name in ("classification", "binary"):
+            check_nonnegative(targets=targets)
+            if bool((targets != targets.long()).any()):
+                raise ValueError("targets must be whole numbers: they are labels")
         if self.name == "multi-label":
             return targets.float()
         if self.name == "tokens":
@@ -87,6 +100,7 @@ class Kind:
     @checked
     def decode(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Returns outputs and encoded targets in the form that the file's own loss and metric know them in."""
+        self._check_pair(outputs, targets)
         if self.one_logit:
             outputs = (outputs[:, 1] - outputs[:, 0]).reshape(-1, *self.outputs)
         if self.name == "tokens":
@@ -134,6 +148,7 @@ class Kind:
     @checked
     def loss(self, outputs: Tensor, targets: Tensor) -> float:
         """Returns the kind's own loss of outputs against encoded targets."""
+        self._check_pair(outputs, targets)
         outputs = outputs.float()
         chosen = self.objective(None) or (squared_error if self.name == "regression" else F.cross_entropy)
         return chosen(outputs, targets).item()
@@ -141,6 +156,7 @@ class Kind:
     @checked
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Returns the kind's own loss of each example, float64 ``(n,)``, of outputs against encoded targets."""
+        self._check_pair(outputs, targets)
         outputs, count = outputs.double(), len(targets)
         if self.name == "multi-label":
             each = F.binary_cross_entropy_with_logits(outputs, targets.double(), reduction="none")
@@ -158,6 +174,7 @@ class Kind:
         Raises:
             ValueError: they are not.
         """
+        check_nonempty(targets=targets)
         example = torch.empty(1, *self.outputs, device="meta")
         if targets.is_floating_point() != self.dtype.is_floating_point or tuple(targets.shape[1:]) != self.target:
             raise ValueError(f"targets of {name} must be of the shape and the type of those of train")
@@ -178,11 +195,23 @@ class Kind:
         """Returns a built-in metric, or "loss", of outputs against encoded targets."""
         if metric == "loss":
             return self.loss(outputs, targets)
+        check_one_of(self.metrics, metric=metric)
+        self._check_pair(outputs, targets)
         outputs = outputs.float()
         if self.name == "tokens":
             counted = targets.sum(-1) > 0
             outputs, targets = outputs[counted], targets[counted].argmax(-1)
         return self.metrics[metric].function(outputs, targets)
+
+    def _check_pair(self, outputs: Tensor, targets: Tensor) -> None:
+        """Refuses encoded targets that are not of this kind, or not as many as there are outputs."""
+        check_nonempty(outputs=outputs, targets=targets)
+        check_same_length(outputs=outputs, targets=targets)
+        if self.name in ("classification", "binary"):
+            check_dimensions(1, targets=targets)
+            check_labels(self.classes, targets=targets)
+        if self.name == "classification":
+            check_dimensions(2, outputs=outputs)
 
 
 @checked
@@ -209,6 +238,7 @@ def kind_of(
         >>> kind_of(torch.zeros(2, 1), torch.tensor([0.3, 1.0])).name
         'regression'
     """
+    check_nonempty(targets=targets)
     if asked is not None and asked not in KINDS:
         raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {asked!r}")
     shape, target = tuple(outputs.shape[1:]), tuple(targets.shape[1:])

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from heldout.data import all_targets, batches, gather
-from heldout.errors import ProblemError, check_fields, checked
+from heldout.errors import ProblemError, check_fields, check_positive, checked
 from heldout.method import Method, Splits, Task, evaluating, forward
 from heldout.nn import inputs_for
 from heldout.problem.kinds import Kind, kind_of
@@ -165,6 +165,7 @@ class Problem:
     @checked
     def fit(self, method: Method | None, *, seed: int, epochs: int | None = None, rate: float = 1.0) -> Fitted:
         """Trains the model under a Method with the user's recipe, its learning rate multiplied by ``rate``."""
+        check_positive(rate=rate)
         recipe = {**self.recipe, "epochs": epochs or self.epochs}
         if rate != 1.0:
             recipe["optimizer"] = scaled_optimizer(recipe.get("optimizer"), rate)

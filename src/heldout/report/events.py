@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from heldout.errors import ProblemError, check_fields, checked, require
+from heldout.errors import ProblemError, check_at_least, check_fields, checked, require
 
 LogKind = Literal["phase", "curve", "run", "gain", "finding", "verdict"]
 TRACKERS = ("tensorboard", "wandb")
@@ -42,6 +42,7 @@ class LogEvent:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        check_at_least(0, step=self.step)
 
 
 OnEvent = Callable[[LogEvent], None]

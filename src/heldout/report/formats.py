@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from heldout.errors import check_fields, checked
+from heldout.errors import check_at_least, check_fields, check_finite, check_nonempty, checked
 
 VERDICT_STYLE = {"holds": "green", "inconclusive": "yellow", "contradicted": "red", "not judged": "dim"}
 VERDICT_SIGN = {"holds": "✅", "inconclusive": "➖", "contradicted": "❌"}
@@ -29,6 +29,7 @@ def number(value: float | None, digits: int = 4, *, signed: bool = False) -> str
         >>> number(0.123456), number(2.78e-17), number(None), number(0.25, signed=True)
         ('0.1235', '0', '–', '+0.25')
     """
+    check_at_least(1, digits=digits)
     if value is None:
         return "–"
     if abs(value) < NOTHING:
@@ -82,6 +83,7 @@ class Scale:
     @checked
     def with_interval(self, entry: Mapping[str, Any], prefix: str = "") -> str:
         """Returns a gain with its interval, of ``{"gain", "low", "high"}``, each name after the prefix."""
+        check_nonempty(entry=entry)
         gain, low, high = (entry[prefix + part] for part in ("gain", "low", "high"))
         return self.gain(gain) if low is None else f"{self.gain(gain)} [{self.gain(low)}, {self.gain(high)}]"
 
@@ -98,6 +100,7 @@ def duration(seconds: float) -> str:
         >>> duration(3.21), duration(75), duration(7300)
         ('3.2 s', '1 min 15 s', '2 h 1 min')
     """
+    check_finite(seconds=seconds)
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -115,6 +118,7 @@ def with_interval(value: float, low: float | None, high: float | None, digits: i
         >>> with_interval(0.5, 0.25, 0.75), with_interval(0.5, None, None), with_interval(0.0, 1.39e-17, 0.138)
         ('0.5 [0.25, 0.75]', '0.5', '0 [0, 0.138]')
     """
+    check_at_least(1, digits=digits)
     if low is None or high is None:
         return number(value, digits)
     return f"{number(value, digits)} [{number(low, digits)}, {number(high, digits)}]"

@@ -20,7 +20,7 @@ from heldout.study import plain, plain_text
 
 if TYPE_CHECKING:
     from jinja2 import Environment
-from heldout.errors import checked
+from heldout.errors import check_at_least, check_finite, checked
 from heldout.report.formats import duration, number, with_interval
 
 INK, LINE = "#010203", "#010204"  # stand for the page's text and line colours until the SVG is on the page
@@ -204,6 +204,7 @@ def forest(rows: Sequence[Mapping[str, Any]], *, reference: float | None = 0.0, 
         reference: the value with a line through all rows; None for no line.
         title: what the axis measures.
     """
+    check_finite(reference=reference)
     ends = [float(row[key]) for row in rows for key in ("estimate", "low", "high") if row.get(key) is not None]
     ticks = nice_ticks(min([*ends, *([] if reference is None else [reference])], default=0.0),
                        max([*ends, *([] if reference is None else [reference])], default=1.0))  # fmt: skip
@@ -239,6 +240,8 @@ def nice_ticks(least: float, most: float, most_ticks: int = 6) -> list[float]:
         >>> nice_ticks(-0.3, 4.2)
         [-1.0, 0.0, 1.0, 2.0, 3.0, 4.0, 5.0]
     """
+    check_finite(least=least, most=most)
+    check_at_least(1, most_ticks=most_ticks)
     if most <= least:
         least, most = least - (abs(least) or 1.0), least + (abs(least) or 1.0)
     span = most - least

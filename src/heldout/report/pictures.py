@@ -7,7 +7,7 @@ import struct
 import zlib
 from typing import TYPE_CHECKING
 
-from heldout.errors import checked
+from heldout.errors import check_has, checked
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,6 +34,7 @@ def png(image: Tensor) -> bytes:
 
     Source: the PNG specification (ISO/IEC 15948), colour types 0 and 2, no filter.
     """
+    check_has("ndim", "numel", image=image)
     picture = image[None] if image.ndim == 2 else image
     if picture.ndim != 3 or picture.shape[0] not in (1, 3) or not picture.numel():
         raise ValueError(f"image must be (height, width) or (1 or 3, height, width), got {tuple(image.shape)}")

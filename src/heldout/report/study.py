@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from heldout.errors import checked
+from heldout.errors import check_has, checked
 from heldout.report.formats import VERDICT_STYLE, cell, number
 from heldout.report.page import chart, curve_chart, interval_chart, render
 from heldout.statistics import interval
@@ -113,6 +113,7 @@ def to_markdown(results: Results) -> str:
 @checked
 def print_results(results: Results, console: Console) -> None:
     """Prints means by arm and the verdicts."""
+    check_has("print", "width", console=console)
     from rich.markup import escape
     from rich.table import Table
     from rich.text import Text

@@ -5,15 +5,12 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 from rich.text import Text
 
 from heldout.errors import checked
-
-if TYPE_CHECKING:
-    pass
 
 ROOMY = 1000
 

@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from heldout.errors import checked
+from heldout.errors import check_nonempty, checked
 from heldout.study.claims import Judged
 from heldout.study.digest import study_digest
 from heldout.study.results import Results, write_atomically
@@ -120,6 +120,7 @@ def changed_verdicts(ledger: Mapping[str, Any]) -> dict[str, list[str]]:
         >>> changed_verdicts({"recordings": [first, second]})
         {'a beats b': ['inconclusive', 'holds']}
     """
+    check_nonempty(ledger=ledger)
     verdicts: dict[str, list[str]] = {}
     for recording in ledger["recordings"]:
         for claim in recording["claims"]:

@@ -30,7 +30,7 @@ from functools import partial
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from heldout.errors import checked
+from heldout.errors import check_at_least, checked
 
 THREAD_VARIABLES = (
     "OMP_NUM_THREADS",
@@ -71,6 +71,7 @@ def limited_threads(threads: int) -> Iterator[None]:
 
     A library that is first loaded inside the block keeps that number after it.
     """
+    check_at_least(1, threads=threads)
     from threadpoolctl import threadpool_limits
 
     before = {name: os.environ.get(name) for name in THREAD_VARIABLES}
