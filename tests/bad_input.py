@@ -190,12 +190,14 @@ def needs_no_call(each):
 
 
 def not_covered(room, calls):
-    """The public names of a room that take arguments, and that no example calls."""
+    """The public names of a room, defined in it, that take arguments, and that no example calls."""
     covered = {id(inspect.unwrap(public(room)[call.name])) for call in calls.values()}
     return {
         name
         for name, each in public(room).items()
-        if not needs_no_call(each) and id(inspect.unwrap(each)) not in covered
+        if id(inspect.unwrap(each) if callable(each) else each) not in covered
+        and not needs_no_call(each)
+        and each.__module__.startswith(f"heldout.{room}")
     }
 
 
@@ -420,7 +422,7 @@ def _outcome(call, name, arguments, corruption, finite, propagates):
         return outcome("slow")
     except Exception as error:
         pair = corruption.kind in ("one entry less", "one more dimension", "empty")  # the fault lies between two
-        told = corruption.value == "no such" and isinstance(error, USERS_ERRORS) and "'no such'" in str(error)
+        told = corruption.kind == "an unknown word" and isinstance(error, USERS_ERRORS) and "'no such'" in str(error)
         named = told or is_named(error, name, *(arguments if pair else ()))
         return outcome("named" if named else "obscure", f"{type(error).__name__}: {error}")
     try:

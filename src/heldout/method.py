@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from heldout.errors import check_fields, checked
+
 if TYPE_CHECKING:
     from torch import Tensor, nn
     from torch.optim import Optimizer
@@ -82,6 +84,7 @@ class Splits:
                 )
 
 
+@checked
 def as_dataset(data: Any, name: str = "train") -> Any:
     """Returns a data set as it is, and a pair of tensors ``(inputs, targets)`` as a TensorDataset.
 
@@ -265,6 +268,7 @@ class Method:
     check: Callable[[nn.Module, Splits], str | None] | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for stage in (*_STAGES, "check"):
             function = getattr(self, stage)
             if function is not None and not callable(function):
