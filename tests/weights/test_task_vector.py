@@ -109,7 +109,7 @@ def test_different_names_or_shapes_are_named():
         TaskVector(PRE, ONE) + TaskVector(short, short)
     with pytest.raises(ValueError, match=r"only in the task vector: h\.0\.mlp\.bias"):
         TaskVector(PRE, ONE).apply_to(short)
-    with pytest.raises(TypeError, match="pre|ft|target"):
+    with pytest.raises(TypeError, match=r"pre|ft|target"):
         TaskVector(PRE, [1, 2])
     with pytest.raises(ValueError, match="no parameters"):
         TaskVector({}, {})

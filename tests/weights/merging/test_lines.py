@@ -183,5 +183,5 @@ def test_the_method_says_why_it_cannot_act():
     assert "no list of at least 2" in lines_method().check(flat, pretrained)
     foreign = heldout.Splits(train=data, initial_state=nn.Linear(2, 2).state_dict())
     assert "pre" in lines_method().check(ResNet(), foreign)
-    with pytest.raises(ValueError, match="alpha|finite"):
+    with pytest.raises(ValueError, match=r"alpha|finite"):
         lines_method(alpha=float("inf"))

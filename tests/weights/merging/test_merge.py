@@ -88,7 +88,7 @@ def test_search_takes_the_first_best_value_and_keeps_the_scores():
     nan = float("nan")
     assert search_scale(lambda x: x, [1, 2], lambda x: nan if x == 1 else 0.0).value == 2
     for grid in ([], [nan]):
-        with pytest.raises(ValueError, match="at least one value|grid must be finite"):
+        with pytest.raises(ValueError, match=r"at least one value|grid must be finite"):
             search_scale(lambda x: x, grid, lambda x: x)
 
 
