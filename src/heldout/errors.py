@@ -127,6 +127,27 @@ def check_no_own_code(folder: str | Path) -> None:
         )
 
 
+def check_one_row(model: Any, /, **named: int) -> None:
+    """Refuses more than one row at once for a model whose ``generate`` gives other tokens for rows of a batch: RWKV's.
+
+    Args:
+        model: of transformers, asked for the kind that its configuration names.
+        named: how many rows, by the argument that says so.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> check_one_row(SimpleNamespace(config=SimpleNamespace(model_type="rwkv")), batch_size=32)
+        Traceback (most recent call last):
+        ValueError: batch_size must be 1 for a model of the kind rwkv, which mixes up the rows of a batch, got 32
+    """
+    kind = getattr(getattr(model, "config", None), "model_type", None)
+    for name, rows in named.items():
+        if kind in ("rwkv",) and rows > 1:
+            raise ValueError(
+                f"{name} must be 1 for a model of the kind {kind}, which mixes up the rows of a batch, got {rows}"
+            )
+
+
 def checked(function: Callable[P, R]) -> Callable[P, R]:
     """Returns a function that refuses arguments which are not what its annotations say, and is otherwise the same.
 

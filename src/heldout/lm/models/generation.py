@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from heldout.errors import check_at_least, check_fraction, check_nonempty, check_nonnegative, checked
+from heldout.errors import check_at_least, check_fraction, check_nonempty, check_nonnegative, check_one_row, checked
 from heldout.lm.models.batching import (
     Batching,
     base_of,
@@ -204,6 +204,7 @@ def generate_ids(
     check_at_least(1, max_tokens=max_tokens)
     check_nonnegative(temperature=temperature)
     check_fraction(top_p=top_p)
+    check_one_row(model, n=n, contexts=len(contexts))
     pad, ends = tokenizer.pad_token_id, end_tokens(model, tokenizer)
     separate = bool(model.config.is_encoder_decoder)
     start = 1 if separate else None
