@@ -49,6 +49,7 @@ ALLOWED = {
         "measure.per_example_grads(inputs=NaN)",
         "measure.per_example_grads(inputs=inf)",
         "weights.ScaledActivation.forward(x=NaN)",
+        "method.forward(inputs=NaN)",
         "problem.Kind.loss(outputs=NaN)",
         "problem.Kind.loss(outputs=inf)",
         "problem.Kind.losses(outputs=NaN)",
@@ -71,6 +72,20 @@ ALLOWED = {
         "method.Splits(unlabeled=an object)",
         "method.Splits(initial_state=an object)",
     ],
+    "made for every batch, of what fit has checked; what computes with it refuses": [
+        f"method.Batch({argument}={kind})"
+        for argument, kinds in {
+            "module": ["None", "an object", "text"],
+            "targets": ["None", "an object", "a label of -1", "a label of 10**6", "labels that are no integers"],
+            "index": ["None", "an object", "a label of -1", "a label of 10**6", "labels that are no integers"],
+        }.items()
+        for kind in [*kinds, "one entry less"]
+    ],
+    "it tells why, and does not refuse; which labels there may be depends on the model": [
+        "method.why_no_class_labels(targets=a label of -1)",
+        "method.why_no_class_labels(targets=labels that are no integers)",
+    ],
+    "words are shifted to either side": ["data.shifted_words(by=-1)"],
     "Lightning counts": ["train.LightningMethod.on_train_batch_start(batch_idx=-1)"],
     "-1 is the whole row": [
         "weights.gptq(group_size=-1)",

@@ -131,16 +131,19 @@ def forward(module: Callable[..., Any], inputs: Any) -> Tensor:
     raise TypeError(f"the model must return a tensor or an output with .logits, got {type(output).__name__}")
 
 
+@checked
 def device_of(module: nn.Module) -> torch.device:
     """Returns the device of a module's parameters, the CPU where it has none."""
     return next((p.device for p in module.parameters()), torch.device("cpu"))
 
 
+@checked
 def why_no_class_labels(targets: Tensor) -> str | None:
     """Returns why a method that needs class labels cannot use these targets, or None."""
     return "it needs class labels, the targets are real numbers" if targets.is_floating_point() else None
 
 
+@checked
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
     """Puts a module and its parts into eval mode inside the block, and each part's own mode back afterwards."""
