@@ -14,6 +14,7 @@ from importlib import import_module
 from typing import Any
 
 from heldout.catalog import method_factories
+from heldout.errors import checked
 from heldout.method import Method
 
 __all__ = ["available", "factory_files", "parse"]
@@ -42,6 +43,7 @@ def factory_files() -> list[str]:
     return sorted({sys.modules[factory.__module__].__file__ or "" for factory in factories})
 
 
+@checked
 def parse(expression: str, own: Mapping[str, Method] | None = None) -> Method:
     """Returns the Method that an expression such as ``"useful + sam(rho=0.1)"`` stands for.
 

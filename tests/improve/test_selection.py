@@ -1,5 +1,7 @@
 """What methods are selected on."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -19,7 +21,7 @@ class Guess(torch.nn.Module):
 
 def problem(x, y, val, tests=("iid", "dark")):
     splits = Splits(train=(x, y), val=val, test=dict.fromkeys(tests, (x, y)))
-    return Problem(path=None, make_model=Guess, given=splits, given_recipe={})
+    return Problem(path=Path("mine.py"), make_model=Guess, given=splits, given_recipe={})
 
 
 @pytest.fixture

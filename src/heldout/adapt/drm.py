@@ -389,7 +389,7 @@ def domain_means(model: MultiHead, train: Any, domains: Tensor) -> Tensor:
     """
     check_dimensions(1, domains=domains)
     check_nonempty(domains=domains)
-    check_labels(domains=domains)
+    check_labels(len(domains), domains=domains)
     means: Tensor | None = None
     for inputs, _, positions in batches(train, 256):
         with evaluating(model), torch.no_grad():

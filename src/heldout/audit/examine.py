@@ -14,6 +14,7 @@ from heldout.audit.judging import LADDER, ranked
 from heldout.audit.parts import PARTS
 from heldout.audit.report import to_html
 from heldout.audit.work import Audit, NotApplicableError, metric_of
+from heldout.errors import checked
 from heldout.method import Method, Run
 from heldout.problem import EXAMPLES, Problem, ProblemError, check_problem, load_problem
 from heldout.report import LogEvent, OnEvent, ignore, telling
@@ -24,6 +25,7 @@ from heldout.weights import load_checkpoint
 Say = Callable[[str], None]
 
 
+@checked
 def audit(
     file: str | Path,
     *,

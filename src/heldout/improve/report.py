@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from heldout.errors import check_has, check_nonempty, checked
 from heldout.improve.verdict import HELPS, HURTS, OPEN, SHIFTED
 from heldout.report import Scale, cell, curve_chart, forest, number, render
 
@@ -58,8 +59,11 @@ def to_markdown(document: Document) -> str:
     return "\n".join(lines) + "\n"
 
 
+@checked
 def print_improvement(document: Document, console: Console) -> None:
     """Prints the gains of each finalist, one row for each test set, what became of the methods, and the verdict."""
+    check_nonempty(document=document)
+    check_has("print", console=console)
     from rich.markup import escape
     from rich.table import Table
 

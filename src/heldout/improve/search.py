@@ -25,6 +25,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from heldout.errors import checked
 from heldout.improve.events import tell_verdict
 from heldout.improve.plan import FEWEST_SEEDS, SHARE, Plan, least_seconds, make_plan
 from heldout.improve.rates import search_rates
@@ -46,6 +47,7 @@ from heldout.study import (
 )
 
 
+@checked
 def improve(
     path: str | Path,
     *,

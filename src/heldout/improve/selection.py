@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
 from heldout.data import gather
+from heldout.errors import checked
 from heldout.problem import Problem
 from heldout.tasks import SHIFTS
 
@@ -46,6 +47,7 @@ def selection_sets(problem: Problem, aim: str) -> tuple[dict[str, Dataset], str 
     return (made if aim == "shift" else {name: dataset, **made}), text
 
 
+@checked
 def made_shifts(dataset: Any, avoid: list[str], *, seed: int = 0) -> dict[str, Dataset]:
     """Returns shifted copies of a data set by name, "made" first in each name; none for inputs of another kind.
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 import heldout
+from heldout.errors import check_nonempty, checked
 from heldout.improve.events import tell_runs
 from heldout.improve.selection import selection_sets
 from heldout.improve.sharing import SharedTraining
@@ -43,8 +44,10 @@ def _loaded(
     return problem, list(selection_sets(problem, aim)[0].values()), SharedTraining()
 
 
+@checked
 def run(arm: Mapping[str, Any], seed: int, profile: str) -> dict[str, float]:
     """Trains one candidate and returns its score on the validation sets and, in the "confirm" profile, on the tests."""
+    check_nonempty(arm=arm)
     problem, selected_on, trainings = _loaded(arm["file"], os.path.getmtime(arm["file"]), arm["aim"], arm.get("device"))
     method = None if arm["method"] == BASELINE else parse(arm["method"], problem.own_methods)
     fitted = trainings.fit(problem, method, seed=seed, epochs=arm["epochs"], rate=arm["rate"])

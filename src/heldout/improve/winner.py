@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from heldout.errors import check_nonempty, checked
 from heldout.methods import parse
 from heldout.problem import Problem, example_path
 
@@ -39,8 +40,10 @@ def write_winner(document: dict[str, Any], problem: Problem, folder: Path) -> No
     )
 
 
+@checked
 def winner_code(document: Mapping[str, Any], problem: Problem) -> str:
     """Returns the few lines of Python that train the winner."""
+    check_nonempty(document=document)
     method = document["winner"]
     name = problem.path.stem
     example = problem.path == example_path(name)
