@@ -18,6 +18,8 @@ _NAMES = {
     "Run": "heldout.method",
     "Splits": "heldout.method",
     "fit": "heldout.train",
+    "load": "heldout.saved",
+    "save": "heldout.train",
 }
 _ROOMS = {
     "adapt",
@@ -39,7 +41,8 @@ __all__ = sorted([*_NAMES, *_ROOMS])
 if TYPE_CHECKING:
     from heldout import adapt, data, lm, losses, measure, methods, nn, optim, study, tasks, train, weights
     from heldout.method import Added, Batch, Method, Run, Splits
-    from heldout.train import Fitted, fit
+    from heldout.saved import load
+    from heldout.train import Fitted, fit, save
 
 
 def __getattr__(name: str) -> Any:

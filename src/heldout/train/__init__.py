@@ -11,6 +11,7 @@ from heldout.train.cross_fit import CrossFit, contradicted_labels, cross_fit, la
 from heldout.train.diversify import Hypotheses, dbat, disambiguate, divdis, diversify
 from heldout.train.full_batch import full_batch
 from heldout.train.ps_kd import ProgressiveSelfDistillation, ps_kd
+from heldout.train.saving import Saved, read_saved, save
 from heldout.train.span_gd import SpanGD, SpanPoints
 from heldout.train.supervised import (
     Fitted,
@@ -47,6 +48,7 @@ __all__ = [
     "LightningMethod",
     "MethodTrainer",
     "ProgressiveSelfDistillation",
+    "Saved",
     "SpanGD",
     "SpanPoints",
     "Tuned",
@@ -69,8 +71,10 @@ __all__ = [
     "pack",
     "problem_of",
     "ps_kd",
+    "read_saved",
     "rollout",
     "router_reward",
+    "save",
     "scaled_optimizer",
     "score",
     "seeded",
