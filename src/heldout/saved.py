@@ -77,7 +77,7 @@ class Loaded(Fitted):
 @checked
 def load(
     folder: str | Path,
-    module: str | Path | nn.Module | Callable[[], nn.Module],
+    module: str | Path | Problem | nn.Module | Callable[[], nn.Module],
     *,
     predict: Callable[[nn.Module], Callable[[Any], Tensor]] | None = None,
     device: torch.device | str | None = None,
@@ -89,8 +89,8 @@ def load(
 
     Args:
         folder: such as ``out/winner``.
-        module: the file that ``improve`` had, or one of the built-in examples; or a module as it was before the Method
-            (it is copied), or a function that builds one. Its weights do not matter.
+        module: the file that ``improve`` had (or its Problem), or one of the built-in examples; or a module as it was
+            before the Method (it is copied), or a function that builds one. Its weights do not matter.
         predict: ``(module) -> predictor``, for a predict stage of one's own that was fitted without a file.
         device: where to predict; default: where the module is, or what the file says.
 
@@ -110,8 +110,9 @@ def load(
     folder = Path(folder)
     saved = read_saved(folder)
     recipe, problem = saved.recipe, None
-    if isinstance(module, str | Path):
-        problem = load_problem(module, device=None if device is None else str(device))
+    if isinstance(module, str | Path | Problem):
+        asked = None if device is None else str(device)
+        problem = module if isinstance(module, Problem) else load_problem(module, device=asked)
         if recipe.get("file_digest") not in (None, digest_of(problem.path)):
             warnings.warn(f"{problem.path} has changed since {folder} was written", stacklevel=2)
         built, place = problem.model(0), problem.recipe_device
