@@ -20,7 +20,7 @@ ORDER = [
     "catalog", "study",
     "report",
     "data", "nn", "optim", "losses", "measure", "weights", "adapt", "tasks", "lm", "train",
-    "methods", "problem", "saved",
+    "methods", "sklearn", "problem", "saved",
     "evals", "improve", "audit", "examples", "reproductions",
     "cli", "__main__",
 ]  # fmt: skip

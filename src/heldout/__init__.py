@@ -30,6 +30,7 @@ _ROOMS = {
     "methods",
     "nn",
     "optim",
+    "sklearn",
     "study",
     "tasks",
     "train",
@@ -39,7 +40,7 @@ _ROOMS = {
 __all__ = sorted([*_NAMES, *_ROOMS])
 
 if TYPE_CHECKING:
-    from heldout import adapt, data, lm, losses, measure, methods, nn, optim, study, tasks, train, weights
+    from heldout import adapt, data, lm, losses, measure, methods, nn, optim, sklearn, study, tasks, train, weights
     from heldout.method import Added, Batch, Method, Run, Splits
     from heldout.saved import load
     from heldout.train import Fitted, fit, save

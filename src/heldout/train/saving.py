@@ -1,4 +1,7 @@
-"""A trained model on disk with everything that a Method put around it: safetensors and JSON, never pickles."""
+"""A trained model on disk with everything that a Method put around it: safetensors and JSON, never pickles.
+
+Rooms that only saving needs are loaded when something is saved, so that ``fit`` alone stays light.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +15,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from heldout.adapt import answers_of, flattened, kept_of, note_on
 from heldout.data import gather
 from heldout.errors import checked
 from heldout.method import forward
 from heldout.nn import inputs_for, structure_of
 from heldout.train.supervised import Fitted
-from heldout.weights import load_checkpoint, save_checkpoint
 
 FORMAT = 1
 MODULE, PREDICTOR, RECIPE, EXPORTED = "module.safetensors", "predictor.safetensors", "recipe.json", "module.pt2"
@@ -60,6 +61,7 @@ def save(
         True
     """
     from heldout.study import write_atomically
+    from heldout.weights import save_checkpoint
 
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / RECIPE).is_file())):
@@ -106,6 +108,8 @@ def read_saved(folder: str | Path) -> Saved:
     Raises:
         ValueError: the folder holds no such model, or a file of it is damaged.
     """
+    from heldout.weights import load_checkpoint
+
     folder = Path(folder)
     file = folder / RECIPE
     if not file.is_file():
@@ -128,6 +132,7 @@ def read_saved(folder: str | Path) -> Saved:
 def _recipe(fitted: Fitted) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """What is told of a trained model in JSON, and the tensors of its predictor."""
     import heldout
+    from heldout.adapt import answers_of, flattened, kept_of, note_on
 
     run, predictor = fitted.run, fitted.predictor
     kept, tensors, state = kept_of(predictor, run), {}, None
