@@ -58,7 +58,7 @@ REACHED_BY = {
     "study/test_digest.py": ["study/statements.py"],
     "study/test_store.py": ["study/results.py"],
     "tasks/images/test_shifts.py": ["tasks/images/checks.py", "tasks/seeds.py"],
-    "train/engines/test_engines.py": ["train/engines/lightning.py", "train/engines/transformers.py"],
+    "train/engines/test_engines.py": ["train/engines/transformers.py"],
     "train/reinforcement/test_grpo.py": ["train/tuning/dpo.py", "train/tuning/tuned.py"],
     "train/test_diversify.py": ["tasks/vectors/points.py"],
     "weights/merging/test_bang.py": ["weights/merging/wise_ft.py"],

@@ -160,7 +160,7 @@ class HeldoutClassifier(ClassifierMixin, _Estimator):  # type: ignore[misc]
         >>> from sklearn.pipeline import make_pipeline
         >>> from sklearn.preprocessing import StandardScaler
         >>> X, y = load_iris(return_X_y=True)
-        >>> pipeline = make_pipeline(StandardScaler(), HeldoutClassifier(method="sam(rho=0.05)", epochs=20))
+        >>> pipeline = make_pipeline(StandardScaler(), HeldoutClassifier(method="sam(rho=0.05)"))
         >>> pipeline.fit(X, y).score(X, y) > 0.9
         True
     """
