@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -40,7 +40,8 @@ class LightningMethod(LightningModule):
     The data and model stages run at construction, the optimizer and loss stages inside the Trainer (an optimizer
     that evaluates its closure twice, such as SAM, is evaluated by Lightning's own closure; of accumulated gradients,
     on each of the step's batches again), the weights and predict
-    stages in ``fitted()``. Under a distributed strategy each process sees its share of the training set.
+    stages in ``fitted()``. Under a distributed strategy each process sees its share of the training set; a Method whose
+    stages come to hold something else in each process (a discriminator that learns aside, say) is stopped.
 
     Validation and test sets of the splits are evaluated by ``val_loss`` and ``val_accuracy`` (or ``val_mse``) and by
     ``test_loss`` and so on, means over the sets; each by its name, too, where there are several. ``EarlyStopping`` and
@@ -247,6 +248,29 @@ class LightningMethod(LightningModule):
             batch.cached_logits = forward(lambda: answered[0], ())
         return loss + self.method.loss(self._run, batch)
 
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Compares the processes after the first step."""
+        if self.global_step == 1 and self.trainer.world_size > 1:
+            self._check_processes_agree()
+
+    def on_train_epoch_end(self) -> None:
+        """Compares the processes after every epoch."""
+        if self.trainer.world_size > 1:
+            self._check_processes_agree()
+
+    def _check_processes_agree(self) -> None:
+        marks = torch.cat([torch.zeros(1, dtype=torch.float64), *map(_mark, _tensors_in(self._run.state, set()))])
+        counts = self.all_gather(torch.tensor([len(marks)], device=self.device)).flatten()  # type: ignore[union-attr]
+        same = bool((counts == counts[0]).all())
+        if same:
+            found = self.all_gather(marks.to(self.device)).reshape(len(counts), -1)  # type: ignore[union-attr]
+            same = torch.allclose(found, found[:1].expand_as(found), rtol=1e-5, atol=1e-8)
+        if not same:
+            raise ValueError(
+                f"{self.method.name} keeps a state of its own in training, which differs between the processes: train "
+                "it in one process (devices=1)"
+            )
+
     @checked
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
         """Answers a batch of a validation set, or calls a LightningModule's own step."""
@@ -370,6 +394,32 @@ def _check_own(own: LightningModule, method: Method, recipe: Mapping[str, Any]) 
     for option in ("optimizer", "schedule", "loss", "augment"):
         if recipe.get(option) is not None:
             raise ValueError(f"{option} is what the LightningModule itself says: leave it out")
+
+
+def _tensors_in(value: Any, seen: set[int]) -> Iterator[Tensor]:
+    """Every tensor that an object of a stage holds, but those of optimizers and models under way."""
+    if id(value) in seen:
+        return
+    seen.add(id(value))
+    if isinstance(value, Tensor):
+        yield value.detach()
+    elif isinstance(value, nn.Module):
+        yield from (part.detach() for part in value.state_dict().values())
+    elif isinstance(value, Mapping):
+        for each in value.values():
+            yield from _tensors_in(each, seen)
+    elif isinstance(value, list | tuple):
+        for each in value:
+            yield from _tensors_in(each, seen)
+    elif type(value).__module__.startswith("heldout."):
+        yield from _tensors_in(vars(value) if hasattr(value, "__dict__") else (), seen)
+
+
+def _mark(tensor: Tensor) -> Tensor:
+    """Three numbers ``(3,)`` by which a tensor is known: its finite values, how many, their sum and their size."""
+    values = tensor.double().cpu().flatten()
+    values = values[values.isfinite()]
+    return torch.stack([torch.tensor(float(len(values)), dtype=torch.float64), values.sum(), values.abs().sum()])
 
 
 def _reschedule(scheduler: Any, optimizer: Optimizer) -> None:
