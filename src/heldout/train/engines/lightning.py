@@ -41,7 +41,8 @@ class LightningMethod(LightningModule):
     that evaluates its closure twice, such as SAM, is evaluated by Lightning's own closure; of accumulated gradients,
     on each of the step's batches again), the weights and predict
     stages in ``fitted()``. Under a distributed strategy each process sees its share of the training set; a Method whose
-    stages come to hold something else in each process (a discriminator that learns aside, say) is stopped.
+    stages come to hold something else in each process (a discriminator that learns aside, say) is stopped. What a stage
+    trains by itself at construction (dbat, useful) is trained in each process, on the whole set by its batch size.
 
     Validation and test sets of the splits are evaluated by ``val_loss`` and ``val_accuracy`` (or ``val_mse``) and by
     ``test_loss`` and so on, means over the sets; each by its name, too, where there are several. ``EarlyStopping`` and
