@@ -19,7 +19,8 @@ from heldout.nn import LogitEnsemble, split_head
 from heldout.problem import load_problem
 from heldout.saved import Loaded, digest_of, load
 
-# A convolutional model with BatchNorm, dropout and a pretrained start; domains, unlabelled data, Methods of its own.
+# A convolutional model with BatchNorm, dropout and a pretrained start; domains, unlabelled data, classes of unequal size,
+# Methods of its own.
 FILE = """
 import copy, torch, heldout
 from torch import nn
@@ -30,7 +31,7 @@ epochs, batch_size = 1, 16
 
 def pair(n, seed):
     g = torch.Generator().manual_seed(seed)
-    y = torch.arange(n) % 3
+    y = torch.arange(n) % 4 % 3
     return torch.randn(n, 1, 8, 8, generator=g) + y.view(-1, 1, 1, 1), y
 
 def model():
@@ -306,6 +307,32 @@ def test_evaluate_takes_the_forms_that_a_file_does_and_gives_its_metric(tmp_path
     assert torch.equal(alone.predict(x), fitted.predict(torch.from_numpy(x)))
     assert alone.predict(x).shape == (40, 2)
     assert sorted(alone.evaluate((torch.from_numpy(x), torch.from_numpy(x[:, 0] > 0).long()))) == ["accuracy", "loss"]
+
+
+def test_soft_labels_have_no_squared_error_after_loading_either(tmp_path):
+    x, soft = torch.randn(12, 4), torch.randn(12, 3).softmax(1)
+    fitted = heldout.fit(lambda: nn.Linear(4, 3), (x, soft), epochs=1, loss=nn.functional.cross_entropy)
+    fitted.save(tmp_path / "soft")
+    with pytest.raises(ValueError, match="soft labels"):
+        load(tmp_path / "soft", nn.Linear(4, 3)).evaluate((x, soft))
+
+
+def test_what_a_training_loop_of_the_files_own_has_trained_is_kept(tmp_path):
+    (tmp_path / "own.py").write_text(
+        FILE + "\n"
+        "def train(model, splits, stages, seed):\n"
+        "    optimizer = stages.optimizer(torch.optim.SGD(model.parameters(), lr=0.1))\n"
+        "    for _ in range(stages.epochs):\n"
+        "        for inputs, targets, index in stages.batches():\n"
+        "            stages.step(optimizer, inputs, targets, index)\n"
+        "    return model\n"
+    )
+    problem = load_problem(tmp_path / "own.py")
+    assert problem.own_train is not None
+    fitted = problem.fit(parse("tent(lr=0.05)"), seed=0)
+    fitted.save(tmp_path / "kept", {"method": "tent(lr=0.05)"})
+    x = problem.splits.test["iid"].tensors[0]
+    assert torch.equal(load(tmp_path / "kept", problem).predict(x), fitted.predict(x))
 
 
 def test_a_changed_file_is_told(kept, tmp_path):

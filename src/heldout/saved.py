@@ -25,6 +25,8 @@ from heldout.train import Fitted, Saved, read_saved, seeded, squared_error
 
 __all__ = ["Loaded", "digest_of", "load"]
 
+_SOFT = ("cross_entropy", "CrossEntropyLoss")  # a loss on real numbers that are soft labels
+
 
 @dataclass
 class Loaded(Fitted):
@@ -143,11 +145,12 @@ def digest_of(file: str | Path) -> str:
 def _run(recipe: Mapping[str, Any], module: nn.Module, problem: Problem | None) -> Run:
     """What stages see of the run that made the model; its data only where a file was given."""
     splits = Splits(train=[]) if problem is None else problem.splits
+    classes = recipe["task"] == "classification"
     return Run(
         module=module,
         splits=splits,
         train_set=splits.train,
-        objective=squared_error if recipe["task"] == "regression" else F.cross_entropy,
+        objective=F.cross_entropy if classes or recipe["loss"] in _SOFT else squared_error,
         initial_state=splits.initial_state or {},
         task=recipe["task"],
         num_classes=recipe["num_classes"],

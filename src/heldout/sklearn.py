@@ -129,8 +129,9 @@ class _Estimator(BaseEstimator):  # type: ignore[misc]
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        if getattr(self, "_kept", None) is not None:
-            self.predictor_ = predictor_from(self._kept, self.module_)
+        kept = getattr(self, "_kept", None)
+        if kept is not None:
+            self.predictor_ = predictor_from(kept, self.module_)
 
 
 class HeldoutClassifier(ClassifierMixin, _Estimator):  # type: ignore[misc]

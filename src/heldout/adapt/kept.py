@@ -136,8 +136,9 @@ def _form(predictor: Any, run: Run) -> Kept:
     if predictor is run.module:
         return Kept({"kind": "Module"}, {})
     if type(predictor) is Stream:
-        settings, tensors = _form(predictor.adapter, run)
-        return Kept({"kind": "Stream", "batch_size": predictor.batch_size, "adapter": settings}, tensors)
+        inner = _form(predictor.adapter, run)
+        stream = {"kind": "Stream", "batch_size": predictor.batch_size, "adapter": inner.settings}
+        return Kept(stream, inner.tensors)
     kind = type(predictor).__name__
     if kind not in _KINDS or type(predictor) is not _TYPES[kind]:
         raise _HasNoFormError

@@ -36,7 +36,7 @@ def write_winner(document: dict[str, Any], problem: Problem, folder: Path) -> No
     document["kept"], document["weights"] = str(kept), str(kept / "module.safetensors")
     document["load"] = f"heldout.load({str(kept)!r}, {given!r})"
     document["code"] = winner_code(document, problem)
-    row = next((row for row in document["finalists"] if row["method"] == document["winner"]), {})
+    row: Mapping[str, Any] = next((row for row in document["finalists"] if row["method"] == document["winner"]), {})
     about = {
         "method": document["winner"],
         "rate": rate,

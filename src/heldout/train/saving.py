@@ -148,6 +148,7 @@ def _recipe(fitted: Fitted) -> tuple[dict[str, Any], dict[str, Tensor]]:
         "versions": {"heldout": heldout.__version__, "torch": torch.__version__},
         "task": run.task,
         "num_classes": run.num_classes,
+        "loss": getattr(run.objective, "__name__", type(run.objective).__name__),
         "seed": run.seed,
         "epochs": run.epochs,
         "batch_size": run.batch_size,
