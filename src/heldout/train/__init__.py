@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from heldout.errors import require
 from heldout.train.cross_fit import CrossFit, contradicted_labels, cross_fit, label_margins
+from heldout.train.deep_ensemble import deep_ensemble
 from heldout.train.diversify import Hypotheses, dbat, disambiguate, divdis, diversify
 from heldout.train.full_batch import full_batch
 from heldout.train.ps_kd import ProgressiveSelfDistillation, ps_kd
@@ -53,6 +54,7 @@ __all__ = [
     "contradicted_labels",
     "cross_fit",
     "dbat",
+    "deep_ensemble",
     "disambiguate",
     "divdis",
     "diversify",
