@@ -35,7 +35,7 @@ from heldout.improve.sharing import acts_after_training
 from heldout.improve.trials import Candidate, Say, Search
 from heldout.improve.verdict import BASELINE, TUNED, accounted, compare, resolution, sentence
 from heldout.improve.winner import write_winner
-from heldout.methods import available, parse
+from heldout.methods import available, on_request, parse
 from heldout.problem import Problem, ProblemError, check_problem, inapplicable, load_problem
 from heldout.report import OnEvent, curve_values, ignore, telling
 from heldout.study import (
@@ -228,7 +228,8 @@ def _candidates(
     if unknown := [name for name in exclude if name not in known]:
         raise ProblemError(f"cannot exclude {unknown[0]!r}: the methods are {', '.join(known)}")
     candidates, skipped = [], {}
-    for expression in methods if methods is not None else known:
+    tried = [*problem.own_methods, *(name for name in available() if name not in on_request())]
+    for expression in methods if methods is not None else tried:
         if expression in exclude:
             continue
         try:

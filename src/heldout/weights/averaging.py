@@ -24,7 +24,7 @@ def ema(decay: float = 0.99, *, warm_up: bool = True) -> Method:
     """Returns the Method whose model is the exponential moving average of the weights over all steps.
 
     Training itself is unchanged. Statistics of BatchNorm are re-estimated on the training data at the end. Costs one
-    copy of the model and one pass over its weights a step.
+    copy of the model and one pass over its weights a step. Methods that change weights after training come after it.
 
     Args:
         decay: of the average, in [0, 1): it spans about ``1 / (1 - decay)`` steps.
@@ -34,7 +34,7 @@ def ema(decay: float = 0.99, *, warm_up: bool = True) -> Method:
     Raises:
         ValueError: ``decay`` outside of [0, 1).
 
-    Source: Polyak and Juditsky 1992; the warm-up is that of arXiv:1905.11946's training code.
+    Source: Polyak and Juditsky 1992; the warm-up is that of TensorFlow's ExponentialMovingAverage.
 
     Example:
         >>> ema(decay=0.999).stages
@@ -71,7 +71,7 @@ def swa(start: float = 0.75, rate: float = 0.5) -> Method:
 
     From ``start`` on the learning rate is ``rate`` times the recipe's first one, whatever its schedule says, so that
     the weights go on exploring. Statistics of BatchNorm are re-estimated on the training data at the end. Costs one
-    copy of the model.
+    copy of the model. Methods that change weights after training come after it.
 
     Args:
         start: share of the epochs before averaging, in [0, 1]; the last epoch is always in the mean.
