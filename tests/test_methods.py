@@ -4,7 +4,7 @@ import pytest
 
 from heldout.catalog import method_factories
 from heldout.method import Method
-from heldout.methods import available, on_request, parse, space, with_settings
+from heldout.methods import available, default_settings, on_request, parse, space, with_settings
 
 
 @pytest.mark.parametrize("name", sorted(method_factories()))
@@ -59,3 +59,11 @@ def test_settings_are_written_into_an_expression():
 
 def test_ensembles_are_tried_on_request_only():
     assert set(on_request()) <= set(available())
+
+
+@pytest.mark.parametrize("name", sorted(method_factories()))
+def test_the_own_value_of_a_parameter_lies_in_its_space(name):
+    values = space(name)
+    for key, own in default_settings(name).items():
+        each = values[key]
+        assert each[0] <= own <= each[1] if isinstance(each, tuple) else own in each

@@ -14,12 +14,13 @@ import ast
 import sys
 from collections.abc import Callable, Mapping
 from importlib import import_module
+from inspect import signature
 from typing import Any
 
 from heldout.catalog import method_factories, method_spaces, named_methods
 from heldout.method import Method
 
-__all__ = ["available", "factory_files", "on_request", "parse", "space", "with_settings"]
+__all__ = ["available", "default_settings", "factory_files", "on_request", "parse", "space", "with_settings"]
 
 Space = dict[str, list[Any] | tuple[float, float, str]]
 
@@ -127,6 +128,20 @@ def space(expression: str, own: Mapping[str, Method] | None = None) -> Space:
                 if parameter not in given:
                     log = len(values) == 3 and values[2] == "log"
                     found[f"{name}.{parameter}"] = (values[0], values[1], "log") if log else list(values)
+    return found
+
+
+def default_settings(expression: str, own: Mapping[str, Method] | None = None) -> dict[str, Any]:
+    """Returns what the parameters in ``space`` are where nothing is set.
+
+    Example:
+        >>> default_settings("sam + t3a")
+        {'sam.rho': 0.05, 't3a.filter_k': 100}
+    """
+    found = {}
+    for key in space(expression, own):
+        name, _, parameter = key.rpartition(".")
+        found[key] = signature(__getattr__(name)).parameters[parameter].default
     return found
 
 

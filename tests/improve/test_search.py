@@ -240,7 +240,7 @@ def test_two_searches_in_one_folder_are_refused(file):
 
 
 def test_a_plan_never_shortens_the_confirmation_and_spends_at_most_the_budget():
-    assert make_plan(20, 5, 7, 3, affordable=1e9) == Plan(7, 10, 2, 20, 2, 2, 20, 5, 3)
+    assert make_plan(20, 5, 7, 3, affordable=1e9) == Plan(7, 10, 2, 20, 2, 1, 20, 5, 3, settings=8)
     screened = []
     for affordable in (5000, 2000, 1000, 700, 400, 250, 200):
         plan = make_plan(20, 5, 7, 3, affordable)
@@ -295,13 +295,13 @@ def test_an_undertrained_baseline_is_tuned_before_it_is_beaten(file):
     report = search(file, methods=["ps_kd"])
     assert report["rates"]["baseline"] > 3
     assert report["tuned"]["tests"]["iid"]["score"] > report["baseline"]["tests"]["iid"]["score"] + 0.1
-    assert any("the learning rate suits the baseline better" in warning for warning in report["warnings"])
+    assert any("times the learning rate" in warning for warning in report["warnings"])
 
 
 def test_one_method_is_confirmed_without_screening(file):
     report = search(file, methods=["centre"])
     assert report["plan"]["short_epochs"] == 0
-    assert [rung["title"] for rung in report["screening"]] == ["learning rates (gain over the recipe's own)"]
+    assert [rung["title"] for rung in report["screening"]] == ["settings (gain over the recipe's own)"]
 
 
 def test_code_of_a_catalog_method_imports_it():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Sampler, WeightedRandomSampler
 
@@ -27,6 +26,7 @@ def class_counts(dataset: Dataset, num_classes: int) -> Tensor:
         ValueError: an empty data set, or targets that are no class indices below ``num_classes``.
 
     Example:
+        >>> import torch
         >>> class_counts(torch.utils.data.TensorDataset(torch.zeros(3, 1), torch.tensor([0, 2, 2])), 3).tolist()
         [1, 0, 2]
     """
@@ -44,6 +44,7 @@ def why_balanced(module: nn.Module, splits: Splits) -> str | None:
     Classes of which the largest is less than 1.25 times the smallest are nearly equal.
 
     Example:
+        >>> import torch
         >>> equal = Splits(train=(torch.zeros(4, 1), torch.tensor([0, 1, 0, 1])))
         >>> why_balanced(nn.Linear(1, 2), equal)
         'it acts on classes of unequal size, those of the training set are equal (2 to 2 examples)'

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -73,10 +74,11 @@ def run(arm: Mapping[str, Any], seed: int, profile: str) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A method (or the baseline) with a learning rate, as a multiple of the recipe's."""
+    """A method (or the baseline) with a learning rate, as a multiple of the recipe's, and epochs where they differ."""
 
     method: str
     rate: float = 1.0
+    epochs: int | None = None
 
 
 @dataclass
@@ -106,7 +108,6 @@ class Search:
             metrics |= {f"test {name}": direction for name in self.problem.splits.test}
         common = {
             "file": str(self.problem.path.resolve()),
-            "epochs": epochs,
             "aim": self.aim,
             "data": self.fingerprint,
             "heldout": heldout.__version__,
@@ -115,7 +116,10 @@ class Search:
             common["device"] = self.problem.asked_device
         return Study(
             slug="improve",
-            arms={name: {"method": each.method, "rate": each.rate, **common} for name, each in candidates.items()},
+            arms={
+                name: {**common, "method": each.method, "rate": each.rate, "epochs": each.epochs or epochs}
+                for name, each in candidates.items()
+            },
             run=run,
             metrics=metrics,
             seeds={profile: 1},
@@ -152,6 +156,11 @@ class Search:
         )
         tell_runs(results, self.on_event)
         return results
+
+    @property
+    def folder(self) -> Path:
+        """Of the output."""
+        return Path(self.store.folder or ".")
 
     def left(self) -> float:
         """Seconds of work that the budget still allows, over all workers."""

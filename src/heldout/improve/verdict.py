@@ -21,7 +21,7 @@ from heldout.study import Results, samples_needed
 
 BASELINE, TUNED = "baseline", "tuned baseline"
 SHIFTED = "mean of shifts"
-RATES = "learning rates"  # the rung whose candidates are a method at several of them
+SETTINGS = "settings"  # the rung whose candidates are a method under several of them
 HELPS, HURTS, SAME, OPEN = "helps", "hurts", "no difference", "not decided"
 NO_DIFFERENCE = {"accuracy": 0.01}  # what counts as none; of other metrics, a hundredth of the baseline's score
 
@@ -110,7 +110,7 @@ def _row(
         if TUNED in gains:
             tuned = gains[TUNED]
             entry |= {"tuned_gain": tuned.estimate, "tuned_low": tuned.low, "tuned_high": tuned.high}
-        entry["no_difference"] = NO_DIFFERENCE.get(metric, 0.01 * abs(entry["baseline"]))
+        entry["no_difference"] = no_difference(metric, entry["baseline"])
         entry["verdict"], entry["seeds_needed"] = _word(entry, len(seeds))
         row["tests"][test] = entry
     for cost in ("training", "inference"):
@@ -118,6 +118,11 @@ def _row(
             ratio_of_means(values(name, f"{cost} seconds"), values(BASELINE, f"{cost} seconds"))
         )
     return row
+
+
+def no_difference(metric: str, baseline: float) -> float:
+    """Returns the size of a gain that counts as none: a point of accuracy, else a hundredth of the baseline's score."""
+    return NO_DIFFERENCE.get(metric, 0.01 * abs(baseline))
 
 
 def _word(entry: Mapping[str, Any], seeds: int) -> tuple[str, int | None]:
@@ -232,25 +237,32 @@ def accounted(
     rungs: Sequence[Mapping[str, Any]],
     found: Mapping[str, Any],
     failed: Mapping[str, str],
+    settings: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> list[dict[str, Any]]:
     """Returns what became of every method: ``{"method", "status", "detail"}``.
 
     ``status`` is "confirmed", "not confirmed" (a finalist whose confirmation is unfinished), "screened", "failed",
-    "not tried" or "not applicable".
+    "not tried" or "not applicable". A finalist under other settings than its own is told by the name it was tried as.
     """
-    confirmed = {row["method"]: row for row in found.get("finalists", [])}
+    tried_as = {name: each["of"] for name, each in (settings or {}).items()}
+    confirmed, unfinished = {}, {}
+    for row in found.get("finalists", []):
+        name = tried_as.get(row["method"], row["method"])
+        confirmed[name] = f"{row['seeds']} seeds" + (f", as {row['method']}" if name != row["method"] else "")
+    for arm in found.get("unfinished", []):
+        unfinished[tried_as.get(arm, arm)] = failed.get(arm, "the budget ended before its confirmation did")
     screened: dict[str, str] = {}
     for rung in rungs:
-        for entry in rung["candidates"] if not rung["title"].startswith(RATES) else ():
+        for entry in rung["candidates"] if not rung["title"].startswith(SETTINGS) else ():
             if entry["seeds"]:
                 count = f"{entry['seeds']} seed{'s' * (entry['seeds'] > 1)}"
                 screened[entry["method"]] = f"{rung['epochs']} epochs on {count}"
     rows = []
-    for name in dict.fromkeys([*known, *confirmed, *found.get("unfinished", []), *screened]):
+    for name in dict.fromkeys([*known, *confirmed, *unfinished, *screened]):
         if name in confirmed:
-            status, detail = "confirmed", f"{confirmed[name]['seeds']} seeds"
-        elif name in found.get("unfinished", []):
-            status, detail = "not confirmed", failed.get(name, "the budget ended before its confirmation did")
+            status, detail = "confirmed", confirmed[name]
+        elif name in unfinished:
+            status, detail = "not confirmed", unfinished[name]
         elif name in skipped:
             status, detail = "not applicable", skipped[name]
         elif name in screened:
