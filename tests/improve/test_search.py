@@ -298,6 +298,27 @@ def test_an_undertrained_baseline_is_tuned_before_it_is_beaten(file):
     assert any("times the learning rate" in warning for warning in report["warnings"])
 
 
+def test_domains_that_are_left_out_select_and_are_trained_on_in_the_end(file):
+    text = FILE.replace('val={"given": pair(60, 1), "shifted": shifted}', "val=pair(60, 1)")
+    text = text.replace("pair(90, 4, torch.tensor([9.0, 0, 0, 0, 0, 0]))}", "pair(90, 4, offset(4))}, domains=DOMAINS")
+    text = text.replace("train=pair(90, 0)", "train=by_domain()")
+    text += """
+DOMAINS = torch.arange(90) // 30
+
+def offset(number):
+    return 9.0 * torch.nn.functional.one_hot(torch.as_tensor(number), 6)
+
+def by_domain():
+    x, y = pair(90, 0)
+    return x + offset(DOMAINS + 1), y
+"""
+    file.write_text(text)
+    report = search(file, methods=["centre", "forget"])
+    assert report["selected_on"] == ["val", "left-out domain"]
+    assert report["winner"] == "centre"
+    assert any("left out of training in turn" in warning for warning in report["warnings"])
+
+
 def test_one_method_is_confirmed_without_screening(file):
     report = search(file, methods=["centre"])
     assert report["plan"]["short_epochs"] == 0

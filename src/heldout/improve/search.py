@@ -29,7 +29,7 @@ from heldout.improve.events import tell_verdict
 from heldout.improve.plan import FEWEST_SEEDS, SEEDS, SHARE, Plan, least_seconds, make_plan
 from heldout.improve.report import to_html, to_markdown
 from heldout.improve.screening import COMBINED, measured_costs, select_finalists
-from heldout.improve.selection import AIMS, selection_sets
+from heldout.improve.selection import AIMS, leaves_out, selection_sets
 from heldout.improve.sharing import acts_after_training
 from heldout.improve.trials import Candidate, Say, Search
 from heldout.improve.tuning import Setting, described, still_improving, tune
@@ -203,7 +203,15 @@ def _searched(
     confirmed = search.confirm(arms, plan.epochs, plan.seeds)
     failed += confirmed.failed
     tests, metric = list(search.problem.splits.test), search.problem.metric
-    found = compare(confirmed, finalists, tests, maximise=search.problem.maximise, metric=metric, seeds=plan.seeds)
+    found = compare(
+        confirmed,
+        finalists,
+        tests,
+        maximise=search.problem.maximise,
+        metric=metric,
+        seeds=plan.seeds,
+        ranked=leaves_out(search.problem, search.aim),  # a confirmation leaves no domain out
+    )
     verdict, winner = sentence(found, tests, search.aim, metric)
     complete = not confirmed.pending and not found["unfinished"]
     document["curves"] = curve_values(confirmed.runs)

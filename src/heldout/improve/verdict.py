@@ -27,7 +27,14 @@ NO_DIFFERENCE = {"accuracy": 0.01}  # what counts as none; of other metrics, a h
 
 
 def compare(
-    results: Results, finalists: Sequence[str], tests: Sequence[str], *, maximise: bool, metric: str, seeds: int
+    results: Results,
+    finalists: Sequence[str],
+    tests: Sequence[str],
+    *,
+    maximise: bool,
+    metric: str,
+    seeds: int,
+    ranked: bool = False,
 ) -> dict[str, Any]:
     """Returns ``{"baseline", "tuned", "finalists", "unfinished"}`` of a confirmation.
 
@@ -38,12 +45,14 @@ def compare(
         maximise: whether more of the metric is better.
         metric: its name.
         seeds: that the confirmation was to have.
+        ranked: the finalists come best first; else their validation scores in the confirmation rank them.
     """
     finished = {arm: len(results.metric(arm, "validation")) >= max(seeds, FEWEST_SEEDS) for arm in results.arms}
     references = [arm for arm in (BASELINE, TUNED) if arm in results.arms]
     judged = [name for name in finalists if finished[name] and all(finished[arm] for arm in references)]
     rows = [_row(results, name, references, tests, maximise, metric, len(finalists)) for name in judged]
-    rows.sort(key=lambda row: row["validation"], reverse=maximise)
+    if not ranked:
+        rows.sort(key=lambda row: row["validation"], reverse=maximise)
     scores = {arm: _scores(results, arm, tests) for arm in references}
     return {
         "baseline": scores[BASELINE],
