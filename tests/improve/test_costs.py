@@ -32,10 +32,10 @@ def test_every_setting_costs_a_training_and_the_best_is_repeated():
 def test_finalists_are_as_many_as_can_be_tuned_and_confirmed_on_the_seeds_asked_for():
     names = ["slow", "late"]
     needed = COSTS.tuning(PLAN, names) + COSTS.confirmation(PLAN, names)
-    assert COSTS.affordable(PLAN, names, left=needed / 0.8 + 1e-6, asked=5) == 2
-    assert COSTS.affordable(PLAN, names, left=needed / 0.8 - 1, asked=5) == 1
-    assert COSTS.affordable(PLAN, names, left=0, asked=5) == 1
-    assert COSTS.affordable(PLAN, [f"m{i}" for i in range(9)], left=1e9, asked=5) == 5
+    assert COSTS.affordable(PLAN, names, left=needed / 0.8 + 1e-6, asked=5) == names
+    assert COSTS.affordable(PLAN, names, left=needed / 0.8 - 1, asked=5) == ["slow"]
+    assert COSTS.affordable(PLAN, names, left=0, asked=5) == ["slow"]
+    assert len(COSTS.affordable(PLAN, [f"m{i}" for i in range(9)], left=1e9, asked=5)) == 5
     assert COSTS.tunable(PLAN, names, left=needed)
     assert not COSTS.tunable(PLAN, names, left=needed - 1)
 
@@ -56,3 +56,8 @@ def test_seeds_that_are_not_asked_for_go_before_further_finalists_until_interval
     assert COSTS.confirmable(PLAN, ["slow", "late"], rates, (4 * one + 1) / 0.8) == (["slow"], 4)
     assert COSTS.confirmable(PLAN, ["slow", "late"], rates, left=0.0) == (["slow"], 3)
     assert COSTS.confirmable(PLAN, ["slow", "late"], rates, left=1e9) == (["slow", "late"], 10)
+
+
+def test_a_finalist_that_three_seeds_cannot_be_paid_for_gives_way():
+    three = COSTS.confirmation(replace(PLAN, trials=0, seeds=3), ["late"])
+    assert COSTS.affordable(PLAN, ["slow", "late"], left=three / 0.8 + 1e-6) == ["late"]

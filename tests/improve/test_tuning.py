@@ -105,6 +105,15 @@ def test_what_was_only_lucky_is_not_kept():
     assert tune(Fake(score), PLAN, ["sam"])[0] == {BASELINE: Setting(), "sam": Setting()}
 
 
+def test_the_baseline_is_tried_at_the_rates_of_the_finalists():
+    def score(candidate, epochs, seed):
+        lucky = candidate.method == BASELINE and seed == 0 and candidate.rate == 1.0  # hides the better rate
+        return 0.9 if lucky else 0.6 if candidate.rate == pytest.approx(STEP) else 0.5, 1.0
+
+    settings = tune(Fake(score), PLAN, ["sam"])[0]
+    assert settings[BASELINE].rate == settings["sam"].rate == pytest.approx(STEP)
+
+
 def test_a_setting_that_fails_is_no_failure_of_the_method():
     search = Fake(lambda candidate, epochs, seed: None if candidate.rate > 1 else (0.5, 1.0))
     settings, _, failed = tune(search, PLAN, ["sam"])

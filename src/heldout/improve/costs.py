@@ -58,17 +58,21 @@ class Costs:
         seconds += sum(self.own_training(name) + self._selected(name) for name in finalists)
         return plan.trials * (plan.settings + 1) * seconds
 
-    def affordable(self, plan: Plan, ranked: Sequence[str], left: float, *, asked: int | None = None) -> int:
-        """Returns how many of the first candidates can be tuned and then confirmed in ``left`` seconds; at least one.
+    def affordable(self, plan: Plan, ranked: Sequence[str], left: float, *, asked: int | None = None) -> list[str]:
+        """Returns the candidates that can be tuned and then confirmed in ``left`` seconds.
+
+        The first ones where there is time for several, else the first one that three seeds of can be paid for.
 
         Args:
             asked: seeds of the confirmation, where the user says them.
         """
         for number in range(min(MOST_FINALISTS, len(ranked)), 1, -1):
-            names = ranked[:number]
+            names = list(ranked[:number])
             if self._seeds(plan, names, SHARE * left - self.tuning(plan, names), None, asked):
-                return number
-        return 1
+                return names
+        least = replace(plan, trials=0, seeds=asked or FEWEST_SEEDS)
+        paid = (name for name in ranked if self.confirmation(least, [name]) <= SHARE * left)
+        return list(ranked[:1]) if (name := next(paid, None)) is None else [name]
 
     def tunable(self, plan: Plan, finalists: Sequence[str], left: float) -> bool:
         """Returns whether a search for settings leaves time for the plan's confirmation."""

@@ -25,6 +25,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from heldout.improve.costs import Costs
 from heldout.improve.events import tell_verdict
 from heldout.improve.plan import FEWEST_SEEDS, SEEDS, SHARE, Plan, least_seconds, make_plan
 from heldout.improve.report import to_html, to_markdown
@@ -176,14 +177,27 @@ def _searched(
         verdict = f"No verdict: only screened. Best so far: {', '.join(ranked[:3]) or 'nothing'}."
         return {**_empty(search), "verdict": verdict, "complete": True}, rungs, failed
     costs = measured_costs(search, plan, rungs, plan.epochs * per_epoch)
-    finalists = ranked[: costs.affordable(plan, ranked, search.left(), asked=asked)] or candidates[:1]
+    finalists = costs.affordable(plan, ranked or candidates[:1], search.left(), asked=asked)
     if plan.trials and not costs.tunable(plan, finalists, search.left()):
         plan = replace(plan, trials=0)
     search.stop_choosing = search.stop - 1.1 * costs.confirmation(plan, finalists) / max(1, search.workers)
     settings, tried, more = tune(search, plan, finalists)
-    failed += more
     rungs += [tried] if tried else []
     document["warnings"] += _advice(search, plan, settings[BASELINE])
+    found, unfinished = _confirmed(search, plan, costs, finalists, settings, asked, document)
+    return found, rungs, [*failed, *more, *unfinished]
+
+
+def _confirmed(
+    search: Search,
+    plan: Plan,
+    costs: Costs,
+    finalists: list[str],
+    settings: Mapping[str, Setting],
+    asked: int | None,
+    document: dict[str, Any],
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The findings of the confirmation, and its failed runs; its arms are named by what is trained."""
     arms = {BASELINE: Candidate(BASELINE)}
     rates = {name: settings[name].rate for name in finalists}
     if settings[BASELINE] != Setting():
@@ -201,7 +215,6 @@ def _searched(
     document["rates"] = {BASELINE if name == TUNED else name: each.rate for name, each in changed.items()}
     search.say(f"Confirming {', '.join(finalists)} on {plan.seeds} fresh seeds and the test sets")
     confirmed = search.confirm(arms, plan.epochs, plan.seeds)
-    failed += confirmed.failed
     tests, metric = list(search.problem.splits.test), search.problem.metric
     found = compare(
         confirmed,
@@ -215,7 +228,7 @@ def _searched(
     verdict, winner = sentence(found, tests, search.aim, metric)
     complete = not confirmed.pending and not found["unfinished"]
     document["curves"] = curve_values(confirmed.runs)
-    return {**found, "verdict": verdict, "winner": winner, "complete": complete}, rungs, failed
+    return {**found, "verdict": verdict, "winner": winner, "complete": complete}, list(confirmed.failed)
 
 
 def _kept(search: Search, known: Mapping[str, Any]) -> tuple[list[str], int] | None:

@@ -4,7 +4,8 @@ The baseline's are the learning rate, the weight decay and the number of epochs,
 recipe's and never more; a finalist's are the learning rate and what its ``space`` names. The first trials are the
 recipe itself and a learning rate to either side; a best one at an end is followed by one further out; the others are
 asked of Optuna where that is installed, and drawn at random around the best otherwise. What looks best must be better
-than the recipe's own on further seeds, too: the best of several trials is often only the luckiest.
+than the recipe's own on further seeds, too: the best of several trials is often only the luckiest. There the baseline
+is also tried at the learning rates of the finalists, so that no method wins by a rate that the baseline was not given.
 """
 
 from __future__ import annotations
@@ -138,7 +139,9 @@ def tune(
         for label, (trials, setting) in asked.items():
             trials.tell(setting, *_outcome(search, results, label, plan.trials))
         proposed = {trials.arm: [trials.following(search.step)] for trials in arms}
-    found = {trials.arm: _proven(search, plan, trials) for trials in arms}
+    baseline, *rest = arms
+    found = {trials.arm: _proven(search, plan, trials) for trials in rest}
+    found[BASELINE] = _proven(search, plan, baseline, [setting.rate for setting in found.values()])
     return found, _rung(search, plan, arms, found), failed
 
 
@@ -229,24 +232,37 @@ def _outcome(search: Search, results: Results, label: str, seeds: int) -> tuple[
     return search.sign() * float(np.mean(scores)), float(np.mean(losses))
 
 
-def _proven(search: Search, plan: Plan, trials: Trials) -> Setting:
-    """The best setting, where further seeds agree that it is better than the recipe's own."""
+def _proven(search: Search, plan: Plan, trials: Trials, others: Sequence[float] = ()) -> Setting:
+    """The best setting, where further seeds agree that it is better than the recipe's own.
+
+    Args:
+        others: learning rates that were proven for other arms, which are tried, too.
+    """
     own = Setting()
     if not math.isfinite(trials.scores.get(own, -math.inf)):
         return own
-    best = trials.best(search.step)
-    if best == own:
+    rivals = [trials.best(search.step), *map(Setting, others)]
+    rivals = [setting for setting in dict.fromkeys(rivals) if setting != own]
+    if not rivals:
         return own
     seeds = 2 * plan.trials
-    results = search.screen({"own": own.candidate(trials.arm), "best": best.candidate(trials.arm)}, plan.epochs, seeds)
-    scores = [results.metric(label, "validation") for label in ("own", "best")]
-    losses = [results.metric(label, "validation loss") for label in ("own", "best")]
-    if results.pending or min(map(len, scores)) < seeds:
-        return own
-    new = sorted(scores[0])[plan.trials :]  # not those that it was chosen on
-    gain = search.sign() * float(np.mean([scores[1][seed] - scores[0][seed] for seed in new]))
-    own_loss, loss = (float(np.mean([each[seed] for seed in new])) for each in losses)
-    return best if better(gain, loss, own_loss, search.step) else own
+    asked = {setting.text(trials.arm): setting for setting in [own, *rivals]}
+    candidates = {label: setting.candidate(trials.arm) for label, setting in asked.items()}
+    results = search.screen(candidates, plan.epochs, seeds)
+    found = {}
+    for label, setting in asked.items():
+        scores, losses = (results.metric(label, name) for name in ("validation", "validation loss"))
+        if len(scores) == seeds:
+            new = sorted(scores)[plan.trials :]  # not those that it was chosen on
+            means = [float(np.mean([each[seed] for seed in new])) for each in (scores, losses)]
+            found[setting] = search.sign() * means[0], means[1]
+    best = own
+    for setting in rivals if own in found else []:
+        if setting in found and better(
+            found[setting][0] - found[best][0], found[setting][1], found[best][1], search.step
+        ):
+            best = setting
+    return best
 
 
 def _rung(search: Search, plan: Plan, arms: Sequence[Trials], found: Mapping[str, Setting]) -> dict[str, Any]:
