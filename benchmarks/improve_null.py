@@ -1,9 +1,9 @@
 """How often `heldout improve` announces a winner where there is none: its methods are identities under other names.
 
 Each method trains exactly as the baseline does, from other initial weights of the same distribution, so every true gain
-is zero. A search is the whole of `improve`: screening, combinations, settings, confirmation on fresh seeds. At most 5 of
-100 searches may end with a winner, and of the adjusted intervals (against the baseline, given or tuned, that a finalist
-is trained like) at least 95 % must contain zero; the exit status is 1 otherwise.
+is zero. A search is the whole of `improve`: screening, combinations, settings, confirmation on fresh seeds. At most 5
+of 100 searches may end with a winner, and of the adjusted intervals (against the baseline, given or tuned, that a
+finalist is trained like) at least 95 % must contain zero; the exit status is 1 otherwise.
 
     python benchmarks/improve_null.py [--searches 100] [--out FILE]
 """
