@@ -131,6 +131,8 @@ def _shared_rows(rows: dict[str, set[bytes]]) -> list[str]:
 def inapplicable(problem: Problem, method: Method) -> str | None:
     """Returns why a method cannot act on this problem, or None."""
     reason = method.check(problem.model(0), problem.splits) if method.check else None
+    if reason is None and "data" in method.stages and problem.sampler is not None:
+        reason = "it chooses the training examples, and the file's own sampler does"
     if reason is None and "loss" in method.stages and problem.own_loss:
         return "it replaces the loss, and the file defines its own"
     return reason
