@@ -142,6 +142,9 @@ def test_the_baseline_is_searched_within_the_cost_of_its_recipe():
     assert found[EPOCHS] == [5, 8, 10]
     assert found[DECAY] == [0.0, 5e-05, 5e-04, 5e-03, 5e-02]
     assert own == {EPOCHS: 10, DECAY: 5e-04}
+    looped = Fake(None).problem
+    looped.own_train = lambda *_: None
+    assert set(baseline_space(looped)[0]) == {EPOCHS}
     candidate = Setting(0.1, ((EPOCHS, 5), (DECAY, 0.05))).candidate(BASELINE)
     assert candidate == Candidate("weight_decay(value=0.05)", 0.1, 5)
 

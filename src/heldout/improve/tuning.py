@@ -159,12 +159,15 @@ def baseline_space(problem: Problem) -> tuple[Space, dict[str, Any]]:
     """Returns what is searched of the recipe beside its learning rate, and what the recipe has of it.
 
     Weight decay: none, and the recipe's times 0.1, 1, 10 and 100 (where it has none, AdamW's default of 0.01, or 0.0005
-    for optimizers that add it to the gradient). Epochs: all, three quarters, half.
+    for optimizers that add it to the gradient); not in training loops of the
+    user's own. Epochs: all, three quarters, half.
     """
     epochs = problem.epochs
     fewer = sorted({max(1, round(share * epochs)) for share in (0.5, 0.75, 1.0)})
     found: Space = {EPOCHS: list(fewer)} if len(fewer) > 1 else {}
     own: dict[str, Any] = {EPOCHS: epochs}
+    if problem.own_train is not None:  # its optimizer is not known before it runs
+        return found, own
     optimizer = scaled_optimizer(problem.recipe.get("optimizer"), 1.0)(problem.model(0))
     decays = [group["weight_decay"] for group in optimizer.param_groups if "weight_decay" in group]
     if decays:
