@@ -10,8 +10,8 @@ The budget is planned backwards from a confirmation that is never shortened (see
 2. *combining*: the best ones are composed where their stages allow it, and screened likewise;
 3. *tuning*: settings of the baseline and of each finalist, with the same number of trials, in full training;
 4. *confirming*: the finalists, the baseline and the tuned baseline are trained in full on fresh seeds and evaluated on
-   the test sets, which no choice before has seen. The winner among the finalists is chosen by validation score, so that
-   its reported gain on the test sets carries no winner's curse.
+   the test sets, which no choice before has seen. How many finalists and seeds is decided by cost alone, before the
+   first of these runs. The winner is, of the finalists that are shown to help, the best by validation score.
 """
 
 from __future__ import annotations

@@ -159,8 +159,8 @@ def baseline_space(problem: Problem) -> tuple[Space, dict[str, Any]]:
     """Returns what is searched of the recipe beside its learning rate, and what the recipe has of it.
 
     Weight decay: none, and the recipe's times 0.1, 1, 10 and 100 (where it has none, AdamW's default of 0.01, or 0.0005
-    for optimizers that add it to the gradient); not in training loops of the
-    user's own. Epochs: all, three quarters, half.
+    for optimizers that add it to the gradient); not in training loops of the user's own, which make their optimizer
+    themselves. Epochs: all, three quarters, half.
     """
     epochs = problem.epochs
     fewer = sorted({max(1, round(share * epochs)) for share in (0.5, 0.75, 1.0)})

@@ -2,7 +2,7 @@
 
 A verdict needs a confirmation that is finished, on at least three fresh seeds, with the training that the user's recipe
 says. Intervals are adjusted for the number of finalists (Bonferroni). A method *helps* where its whole interval lies
-above zero against the recipe as given and, where a better learning rate was found for it, against the tuned recipe. A
+above zero against the recipe as given and, where better settings were found for it, against the tuned recipe. A
 gain of a few examples that is the same on every seed has an interval without width, which proves nothing.
 """
 
@@ -162,19 +162,19 @@ def _word(entry: Mapping[str, Any], seeds: int) -> tuple[str, int | None]:
 
 
 def sentence(found: Mapping[str, Any], tests: Sequence[str], aim: str, metric: str) -> tuple[str, str | None]:
-    """Returns the verdict in words, and the winner (the best finalist by validation score) if there is one."""
+    """Returns the verdict in words, and the winner: of the finalists that are shown to help, the best by validation.
+
+    Intervals are adjusted for the number of finalists, so that any of them may be told to help.
+    """
     rows = found["finalists"]
     if found["unfinished"] or not rows:
         names = ", ".join(found["unfinished"])
         return f"No verdict: the confirmation of {names} is not finished. Run the same command again to go on.", None
-    best = rows[0]
+    proven = [row for row in rows if _wanted(_helps(row, tests), aim, tests)]
+    best = (proven or rows)[0]
     given, shifted = best["tests"][tests[0]], best["tests"].get(SHIFTED)
-    name, amount = best["method"], amounts(metric)
-    helps = {"iid": given["verdict"] == HELPS, "shift": bool(shifted and shifted["verdict"] == HELPS)}
-    wanted = {"iid": helps["iid"], "shift": helps["shift"], "both": helps["iid"] or helps["shift"]}[
-        aim if shifted else "iid"
-    ]
-    if wanted:
+    name, amount, helps = best["method"], amounts(metric), _helps(best, tests)
+    if proven:
         where = [
             f"{_gained(entry, amount)} on {title}"
             for entry, title, ok in ((given, tests[0], helps["iid"]), (shifted, "shifted data", helps["shift"]))
@@ -191,8 +191,8 @@ def sentence(found: Mapping[str, Any], tests: Sequence[str], aim: str, metric: s
     for entry, title in looked_at:
         if "tuned_low" in entry and entry["low"] > 0:
             return (
-                f"{name} helps the recipe as given, {amount(entry)} on {title}, but not beyond a better learning rate "
-                f"for the baseline ({amount(entry, 'tuned_')}): tune that first.",
+                f"{name} helps the recipe as given, {amount(entry)} on {title}, but not beyond the tuned "
+                f"baseline ({amount(entry, 'tuned_')}): tune that first.",
                 None,
             )
     told = "; ".join(f"{_other(entry, amount)} on {title}" for entry, title in looked_at)
@@ -200,6 +200,15 @@ def sentence(found: Mapping[str, Any], tests: Sequence[str], aim: str, metric: s
         seeds = "more than 200" if None in numbers else f"about {max(numbers)}"
         return f"Not decided: {name}, the best by validation: {told}. {seeds.capitalize()} seeds would decide.", None
     return f"No method is shown to help: {name}, the best by validation: {told}.", None
+
+
+def _helps(row: Mapping[str, Any], tests: Sequence[str]) -> dict[str, bool]:
+    shifted = row["tests"].get(SHIFTED)
+    return {"iid": row["tests"][tests[0]]["verdict"] == HELPS, "shift": bool(shifted and shifted["verdict"] == HELPS)}
+
+
+def _wanted(helps: Mapping[str, bool], aim: str, tests: Sequence[str]) -> bool:
+    return any(helps.values()) if aim == "both" else helps[aim if len(tests) > 1 else "iid"]
 
 
 def _gained(entry: Mapping[str, Any], amount: Any) -> str:
