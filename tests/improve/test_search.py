@@ -161,6 +161,16 @@ def test_the_same_command_goes_on_where_it_stood(file):
     assert again["screening"] == first["screening"]
 
 
+def test_seeds_are_as_many_as_time_allows_and_stay_so_when_a_search_is_resumed(file):
+    first = search(file, methods=["centre"], seeds=None)
+    assert first["plan"]["seeds"] == 10
+    assert first["finalists"][0]["seeds"] == 10
+    kept = json.loads((file.parent / "out" / "plan.json").read_text())
+    kept["confirmation"]["seeds"] = 4  # as if there had been less time then
+    (file.parent / "out" / "plan.json").write_text(json.dumps(kept))
+    assert search(file, methods=["centre"], seeds=None)["finalists"][0]["seeds"] == 4
+
+
 def test_a_search_that_ran_out_of_time_says_so_and_is_completed_later(file):
     finished = []
 

@@ -177,9 +177,11 @@ def _searched(
         verdict = f"No verdict: only screened. Best so far: {', '.join(ranked[:3]) or 'nothing'}."
         return {**_empty(search), "verdict": verdict, "complete": True}, rungs, failed
     costs = measured_costs(search, plan, rungs, plan.epochs * per_epoch)
+    kept = _kept(search)
     finalists = costs.affordable(plan, ranked or candidates[:1], search.left(), asked=asked)
-    if plan.trials and not costs.tunable(plan, finalists, search.left()):
-        plan = replace(plan, trials=0)
+    finalists = kept.get("tuned", finalists)
+    tunable = bool(plan.trials) and costs.tunable(plan, finalists, search.left())
+    plan = replace(plan, trials=kept.get("trials", plan.trials * tunable))
     search.stop_choosing = search.stop - 1.1 * costs.confirmation(plan, finalists) / max(1, search.workers)
     settings, tried, more = tune(search, plan, finalists)
     rungs += [tried] if tried else []
@@ -203,13 +205,19 @@ def _confirmed(
     if settings[BASELINE] != Setting():
         arms[TUNED] = settings[BASELINE].candidate(BASELINE)
         rates[BASELINE] = settings[BASELINE].rate
-    chosen, seeds = _kept(search, settings) or costs.confirmable(plan, finalists, rates, search.left(), asked=asked)
-    _keep(search, chosen, seeds)
-    named = {settings[name].candidate(name).method: settings[name].candidate(name) for name in chosen}
-    arms |= named
-    finalists, plan = list(named), replace(plan, finalists=len(named), seeds=seeds)
+    kept = _kept(search)
+    if not kept:
+        chosen, seeds = costs.confirmable(plan, finalists, rates, search.left(), asked=asked)
+        kept = {"tuned": finalists, "trials": plan.trials, "finalists": chosen, "seeds": seeds}
+        _keep(search, kept)
+    of = {TUNED: BASELINE}
+    for name in kept["finalists"]:
+        candidate = settings[name].candidate(name)
+        if candidate.method not in arms:  # else another finalist has become the same
+            arms[candidate.method], of[candidate.method] = candidate, name
+    finalists = [name for name in arms if name not in (BASELINE, TUNED)]
+    plan = replace(plan, finalists=len(finalists), seeds=kept["seeds"])
     document["plan"] = asdict(plan)
-    of = {TUNED: BASELINE} | dict(zip(named, chosen, strict=True))
     changed = {name: each for name, each in arms.items() if name in of and settings[of[name]] != Setting()}
     document["settings"] = {name: {"of": of[name], **asdict(each)} for name, each in changed.items()}
     document["rates"] = {BASELINE if name == TUNED else name: each.rate for name, each in changed.items()}
@@ -231,15 +239,14 @@ def _confirmed(
     return {**found, "verdict": verdict, "winner": winner, "complete": complete}, list(confirmed.failed)
 
 
-def _kept(search: Search, known: Mapping[str, Any]) -> tuple[list[str], int] | None:
-    """The finalists and seeds of a confirmation that has begun: to resume a search changes nothing of them."""
-    finalists, seeds = json.loads((search.folder / "plan.json").read_text()).get("confirmation", ([], 0))
-    return (finalists, seeds) if finalists and set(finalists) <= set(known) else None
+def _kept(search: Search) -> dict[str, Any]:
+    """What was decided before a confirmation that has begun: to resume a search changes nothing of it."""
+    return json.loads((search.folder / "plan.json").read_text()).get("confirmation", {})
 
 
-def _keep(search: Search, finalists: Sequence[str], seeds: int) -> None:
+def _keep(search: Search, decided: Mapping[str, Any]) -> None:
     file = search.folder / "plan.json"
-    write_atomically(file, json.dumps({**json.loads(file.read_text()), "confirmation": [finalists, seeds]}, indent=1))
+    write_atomically(file, json.dumps({**json.loads(file.read_text()), "confirmation": decided}, indent=1))
 
 
 def _advice(search: Search, plan: Plan, setting: Setting) -> list[str]:
