@@ -171,6 +171,24 @@ def test_seeds_are_as_many_as_time_allows_and_stay_so_when_a_search_is_resumed(f
     assert search(file, methods=["centre"], seeds=None)["finalists"][0]["seeds"] == 4
 
 
+def test_seeds_that_time_did_not_allow_are_done_without_unless_they_were_asked_for(file, monkeypatch):
+    from heldout.improve.trials import Search
+
+    confirm = Search.confirm
+
+    def out_of_time(self, candidates, epochs, seeds):
+        if seeds > 4:
+            confirm(self, candidates, epochs, 4)
+            self.stop = 0.0
+        return confirm(self, candidates, epochs, seeds)
+
+    monkeypatch.setattr(Search, "confirm", out_of_time)
+    report = search(file, methods=["centre"], seeds=None)
+    assert (report["plan"]["seeds"], report["winner"], report["complete"]) == (4, "centre", True)
+    report = search(file, methods=["centre"], seeds=5, out=file.parent / "asked")
+    assert report["verdict"].startswith("No verdict: the confirmation of centre is not finished")
+
+
 def test_a_search_that_ran_out_of_time_says_so_and_is_completed_later(file):
     finished = []
 

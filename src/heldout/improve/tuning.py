@@ -297,9 +297,9 @@ def _optuna(trials: Trials) -> _Asked | None:
     study = optuna.create_study(
         direction="maximize", sampler=optuna.samplers.TPESampler(seed=trials.seed, n_startup_trials=3)
     )
-    distributions: dict[str, Any] = {
-        "rate": optuna.distributions.FloatDistribution(0.9 / WIDEST, 1.1 * WIDEST, log=True)
-    }
+    best = trials.best(0.0).rate
+    low, high = 0.99 * best / STEP, 1.01 * best * STEP
+    distributions: dict[str, Any] = {"rate": optuna.distributions.FloatDistribution(low, high, log=True)}
     for key, values in trials.space.items():
         distributions[key] = (
             optuna.distributions.FloatDistribution(values[0], values[1], log=True)
@@ -307,7 +307,7 @@ def _optuna(trials: Trials) -> _Asked | None:
             else optuna.distributions.CategoricalDistribution(values)
         )
     for setting, score in trials.scores.items():
-        if math.isfinite(score):
+        if math.isfinite(score) and low <= setting.rate <= high:
             params = {**{key: trials.own[key] for key in trials.space}, **dict(setting.values), "rate": setting.rate}
             study.add_trial(optuna.trial.create_trial(params=params, distributions=distributions, value=score))
     asked: list[Any] = []
