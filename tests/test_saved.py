@@ -19,7 +19,7 @@ from heldout.nn import LogitEnsemble, split_head
 from heldout.problem import load_problem
 from heldout.saved import Loaded, digest_of, load
 
-# A convolutional model with BatchNorm, dropout and a pretrained start; domains, unlabelled data, classes of unequal size,
+# A convolutional model with BatchNorm, dropout and a pretrained start; domains, unlabelled data, unequal classes;
 # Methods of its own.
 FILE = """
 import copy, torch, heldout

@@ -21,7 +21,9 @@ def improve(
         ),
     ],
     budget: Annotated[str, typer.Option(help="Wall-clock time, such as 90s, 10m, 2h.")] = "10m",
-    seeds: Annotated[int, typer.Option(min=3, help="Fresh seeds for the confirmation.")] = 5,
+    seeds: Annotated[
+        int | None, typer.Option(min=3, help="Fresh seeds for the confirmation; default: 3 to 10, as time allows.")
+    ] = None,
     aim: Annotated[str, typer.Option("--for", help="What to select for: iid, shift or both.")] = "both",
     screen_only: Annotated[
         bool, typer.Option("--screen-only", help="Rank on validation data and stop: no verdict.")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from heldout.errors import require
 from heldout.train.cross_fit import CrossFit, contradicted_labels, cross_fit, label_margins
+from heldout.train.deep_ensemble import deep_ensemble
 from heldout.train.diversify import Hypotheses, dbat, disambiguate, divdis, diversify
 from heldout.train.early_stopping import fit_stopping_early
 from heldout.train.full_batch import full_batch
@@ -59,6 +60,7 @@ __all__ = [
     "contradicted_labels",
     "cross_fit",
     "dbat",
+    "deep_ensemble",
     "disambiguate",
     "divdis",
     "diversify",
