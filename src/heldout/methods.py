@@ -18,6 +18,7 @@ from inspect import signature
 from typing import Any
 
 from heldout.catalog import method_factories, method_spaces, named_methods
+from heldout.errors import checked
 from heldout.method import Method
 
 __all__ = ["available", "default_settings", "factory_files", "on_request", "parse", "space", "with_settings"]
@@ -58,6 +59,7 @@ def factory_files() -> list[str]:
     return sorted({sys.modules[factory.__module__].__file__ or "" for factory in factories})
 
 
+@checked
 def parse(expression: str, own: Mapping[str, Method] | None = None) -> Method:
     """Returns the Method that an expression such as ``"useful + sam(rho=0.1)"`` stands for.
 

@@ -85,7 +85,7 @@ def test_everything_it_promises_is_written(file):
     assert "moved &lt;b&gt;" in page
     assert "moved <b>" not in page
     assert "http://" not in page.replace("http://www.w3.org", "")
-    weights = load_file(out / "winner.safetensors")
+    weights = load_file(out / "winner" / "module.safetensors")
     assert weights["module.weight"].shape == (3, 6)
     assert not list(out.glob("*.tmp"))
 
@@ -112,7 +112,7 @@ def test_it_tells_every_phase_run_and_gain_as_events_and_keeps_the_finalists_cur
 def test_the_winners_code_runs_and_gives_the_winner(file):
     report = search(file, methods=["centre"])
     check = "\nimport torch, safetensors.torch as s\n"
-    check += f"w = s.load_file({str(file.parent / 'out' / 'winner.safetensors')!r})\n"
+    check += f"w = s.load_file({str(file.parent / 'out' / 'winner' / 'module.safetensors')!r})\n"
     check += "assert all(w[k].equal(v) for k, v in fitted.module.state_dict().items())\n"
     code = "import torch; torch.set_num_threads(1)\n" + report["code"] + check
     done = subprocess.run([sys.executable, "-c", code], cwd=file.parent, capture_output=True, text=True)
@@ -124,7 +124,7 @@ def test_it_says_plainly_when_a_method_hurts(file):
     assert report["winner"] is None
     assert report["verdict"].startswith("No method is shown to help: forget, the best by validation: it hurts, -")
     assert report["verdict"].endswith("on iid; no difference beyond 1 point on shifted data.")
-    assert not (file.parent / "out" / "winner.safetensors").exists()
+    assert not (file.parent / "out" / "winner").exists()
 
 
 def test_a_method_that_fails_is_reported_and_does_not_stop_the_others(file):
@@ -300,7 +300,7 @@ class Slow(torch.nn.Linear):
     assert report["verdict"].startswith("No verdict: 4 epochs take about ")
     assert "Nothing was tried." in report["verdict"]
     assert {row["status"] for row in report["methods"]} == {"not tried"}
-    assert not (file.parent / "out" / "winner.safetensors").exists()
+    assert not (file.parent / "out" / "winner").exists()
 
 
 def test_screening_alone_ends_without_a_verdict(file):

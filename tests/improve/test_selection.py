@@ -1,5 +1,7 @@
 """What methods are selected on."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -19,7 +21,7 @@ class Guess(torch.nn.Module):
 
 def problem(x, y, val, tests=("iid", "dark"), domains=None):
     splits = Splits(train=(x, y), val=val, test=dict.fromkeys(tests, (x, y)), domains=domains)
-    return Problem(path=None, make_model=Guess, given=splits, given_recipe={})
+    return Problem(path=Path("mine.py"), make_model=Guess, given=splits, given_recipe={})
 
 
 @pytest.fixture
@@ -81,7 +83,9 @@ def test_training_domains_are_left_out_in_turn(images):
     assert torch.equal(rest.splits.domains, domains[domains != 2])
     assert rest.kind.classes == given.kind.classes
     subset = torch.utils.data.Subset(torch.utils.data.TensorDataset(*images), range(40))
-    again = Problem(None, Guess, Splits(train=subset, val=images, test=given.splits.test, domains=domains), {})
+    again = Problem(
+        Path("mine.py"), Guess, Splits(train=subset, val=images, test=given.splits.test, domains=domains), {}
+    )
     rest, out = leaving_out(again, 0)
     assert (len(rest.splits.train), len(out)) == (30, 10)
 

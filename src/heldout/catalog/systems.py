@@ -10,6 +10,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from heldout.errors import check_fields, checked
+
 Space = Mapping[str, list[Any]]  # values to try, or [low, high, "log"], by parameter
 
 
@@ -40,11 +42,15 @@ class System:
     extra: str | None = None
     space: Space = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
     @property
     def built(self) -> bool:
         """Whether its parts and its reproduction exist."""
         return bool(self.parts)
 
+    @checked
     def matches(self, text: str) -> bool:
         """Whether all words of a text are found in what the catalog says of the system."""
         said = " ".join((self.slug, self.title, self.authors, self.topic, self.summary, *self.parts)).lower()
@@ -56,6 +62,7 @@ class System:
         return f"heldout.reproductions.{module_name(self.slug)}"
 
 
+@checked
 def module_name(slug: str) -> str:
     """Returns the Python name of a slug: ``3dlabelprop`` is ``_3dlabelprop``.
 
@@ -87,6 +94,7 @@ def topics() -> tuple[str, ...]:
     return tuple(dict.fromkeys(system.topic for system in systems().values()))
 
 
+@checked
 def find(slug: str) -> System:
     """Returns the system of a slug; underscores stand for hyphens.
 
@@ -124,6 +132,9 @@ class NamedMethod:
     space: Space = field(default_factory=dict)
     on_request: bool = False
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
 
 @cache
 def named_methods() -> dict[str, NamedMethod]:
@@ -145,6 +156,7 @@ def method_spaces() -> dict[str, Space]:
     return {**of_systems, **{name: method.space for name, method in named_methods().items()}}
 
 
+@checked
 def evidence(slug: str) -> dict[str, Any] | None:
     """Returns the newest recording of a system, or None where there is none yet.
 
@@ -167,6 +179,7 @@ def outdated() -> list[str]:
     return [line for line in (text or "").splitlines() if line and not line.startswith("#")]
 
 
+@checked
 def ledger(slug: str) -> dict[str, Any] | None:
     """Returns every recording of a system, oldest first, under ``recordings``; None where there is none yet.
 
@@ -184,6 +197,7 @@ def _evidence_file(name: str) -> str | None:
     return None
 
 
+@checked
 def claim_counts(slug: str) -> dict[str, int] | None:
     """Returns how many recorded claims hold, are inconclusive and are contradicted; None without evidence.
 

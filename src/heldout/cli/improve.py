@@ -91,7 +91,10 @@ def audit(
         ),
     ],
     weights: Annotated[
-        Path | None, typer.Option(help="The trained model as safetensors; default: train it by the file's own recipe.")
+        Path | None,
+        typer.Option(
+            help="The trained model: safetensors, or a folder like out/winner; default: train it by the file's recipe."
+        ),
     ] = None,
     budget: Annotated[str, typer.Option(help="Wall-clock time, such as 90s, 3m.")] = "3m",
     seed: Annotated[int, typer.Option(min=0, help="Of training, and of the examples that are looked at.")] = 0,

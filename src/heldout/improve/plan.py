@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
+from heldout.errors import check_at_least, check_fields, check_nonnegative, checked
+
 FEWEST_SEEDS = 3
 SEEDS = 5  # that are planned for where their number is not asked for
 METHOD_COST, COMBINATION_COST = 1.5, 2.0  # training with a method over training without, before anything is measured
@@ -41,6 +43,9 @@ class Plan:
     after: int = 0
     settings: int = 5
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
     def confirmation(self) -> float:
         """Returns the expected cost of the confirmation, in epochs of plain training; a tuned baseline counts too."""
         arms = 1 + (self.trials > 0) + METHOD_COST * 1.2 * self.finalists
@@ -50,20 +55,27 @@ class Plan:
         """Returns the expected cost of the search for settings; what looks best runs once more beside the recipe."""
         return (self.settings + 1) * self.trials * self.epochs * (1 + METHOD_COST * self.finalists)
 
+    @checked
     def screening(self, combinations: int) -> float:
         """Returns the expected cost of both rungs and the combinations."""
+        check_at_least(0, combinations=combinations)
         training, after = self.screened - self.after, AFTER_COST * self.after
         short = (1 + METHOD_COST * training + after * (not self.long_epochs)) * self.short_epochs * self.short_seeds
         kept = METHOD_COST * math.ceil(training / 2) + COMBINATION_COST * combinations
         long = (1 + kept + after) * self.long_epochs * self.long_seeds
         return short + long
 
+    @checked
     def cost(self, combinations: int = 0) -> float:
         """Returns the expected cost of everything."""
         return self.screening(combinations) + self.tuning() + self.confirmation()
 
+    @checked
     def text(self, seconds_per_epoch: float, combinations: int, workers: int = 1) -> str:
         """Returns what it buys, in words."""
+        check_at_least(0, combinations=combinations)
+        check_at_least(1, workers=workers)
+        check_nonnegative(seconds_per_epoch=seconds_per_epoch)
         total = self.cost(combinations) * seconds_per_epoch / workers
         screened = f"{self.screened} methods screened, " if self.short_epochs else ""
         searched = f"{self.settings} settings of each searched, " if self.trials else ""
@@ -73,6 +85,7 @@ class Plan:
         )
 
 
+@checked
 def make_plan(
     epochs: int, seeds: int, candidates: int, combinations: int, affordable: float, *, after: int = 0
 ) -> Plan | None:
@@ -91,6 +104,8 @@ def make_plan(
         affordable: epochs of plain training that the budget allows.
         after: how many of the candidates act after training.
     """
+    check_at_least(1, epochs=epochs, seeds=seeds, candidates=candidates)
+    check_at_least(0, combinations=combinations, after=after)
     half = max(1, round(epochs / 2))
     if candidates == 1:  # nothing to choose
         plans = [
@@ -122,8 +137,11 @@ def make_plan(
     return None
 
 
+@checked
 def least_seconds(epochs: int, seconds_per_epoch: float, workers: int = 1) -> float:
     """Returns the smallest budget that can end in a verdict: one method against the baseline on three seeds."""
+    check_at_least(1, epochs=epochs, workers=workers)
+    check_nonnegative(seconds_per_epoch=seconds_per_epoch)
     smallest = Plan(1, 0, 0, 0, 0, 0, epochs, FEWEST_SEEDS, 1)
     return smallest.cost() * seconds_per_epoch / SHARE / workers
 

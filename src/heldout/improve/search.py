@@ -25,6 +25,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from heldout.errors import checked
 from heldout.improve.costs import Costs
 from heldout.improve.events import tell_verdict
 from heldout.improve.plan import FEWEST_SEEDS, SEEDS, SHARE, Plan, least_seconds, make_plan
@@ -47,6 +48,7 @@ from heldout.study import (
 )
 
 
+@checked
 def improve(
     path: str | Path,
     *,
@@ -354,14 +356,13 @@ def _plan(
 
 
 def _write(search: Search, document: dict[str, Any], folder: Path) -> None:
-    """Writes the winner's weights and code, then the report as JSON and HTML; each appears when it is complete.
+    """Writes the winner, then the report as JSON and HTML; each appears when it is complete.
 
     A report that ends in a verdict is not overwritten by one that does not: that one is named ``unfinished``.
     """
     if document["winner"]:
-        search.say(f"Writing the weights of {document['winner']}")
+        search.say(f"Writing {document['winner']} whole")
         write_winner(document, search.problem, folder)
-        write_atomically(folder / "winner.py", document["code"])
     stem, page = "improve", "report"
     if not document["finalists"] and _ended_in_a_verdict(folder / "improve.json"):
         stem, page = "improve-unfinished", "report-unfinished"

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Subset, TensorDataset
 
 from heldout.data import gather
+from heldout.errors import checked
 from heldout.problem import Problem
 from heldout.tasks import SHIFTS
 
@@ -87,6 +88,7 @@ def leaving_out(problem: Problem, turn: int) -> tuple[Problem, Dataset]:
     )
 
 
+@checked
 def made_shifts(dataset: Any, avoid: list[str], *, seed: int = 0) -> dict[str, Dataset]:
     """Returns shifted copies of a data set by name, "made" first in each name; none for inputs of another kind.
 

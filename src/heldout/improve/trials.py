@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 import heldout
+from heldout.errors import check_nonempty, checked
 from heldout.improve.events import tell_runs
 from heldout.improve.selection import LEFT_OUT, leaves_out, leaving_out, selection_sets
 from heldout.improve.sharing import SharedTraining
@@ -55,12 +56,14 @@ def _loaded(
     return problem, list(sets.values()), SharedTraining()
 
 
+@checked
 def run(arm: Mapping[str, Any], seed: int, profile: str) -> dict[str, float]:
     """Trains one candidate and returns its score on the validation sets and, in the "confirm" profile, on the tests.
 
     Where methods are selected on left-out domains, each seed of the search leaves out another one; a confirmation
     trains on all of them, and its validation score is that of the given validation data.
     """
+    check_nonempty(arm=arm)
     file, modified, aim, device = arm["file"], os.path.getmtime(arm["file"]), arm["aim"], arm.get("device")
     turn = seed if profile != "confirm" and leaves_out(_problem(file, modified, device), aim) else None
     problem, selected_on, trainings = _loaded(file, modified, aim, device, turn)

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from heldout.errors import check_at_least, check_nonempty, checked
 from heldout.improve.plan import FEWEST_SEEDS
 from heldout.report import Scale, number
 from heldout.statistics import interval, ratio_of_means
@@ -26,6 +27,7 @@ HELPS, HURTS, SAME, OPEN = "helps", "hurts", "no difference", "not decided"
 NO_DIFFERENCE = {"accuracy": 0.01}  # what counts as none; of other metrics, a hundredth of the baseline's score
 
 
+@checked
 def compare(
     results: Results,
     finalists: Sequence[str],
@@ -47,6 +49,8 @@ def compare(
         seeds: that the confirmation was to have.
         ranked: the finalists come best first; else their validation scores in the confirmation rank them.
     """
+    check_nonempty(finalists=finalists, tests=tests)
+    check_at_least(1, seeds=seeds)
     finished = {arm: len(results.metric(arm, "validation")) >= max(seeds, FEWEST_SEEDS) for arm in results.arms}
     references = [arm for arm in (BASELINE, TUNED) if arm in results.arms]
     judged = [name for name in finalists if finished[name] and all(finished[arm] for arm in references)]

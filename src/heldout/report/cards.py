@@ -9,14 +9,17 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from heldout.errors import check_has, checked
 from heldout.report.formats import VERDICT_STYLE, number
 
 if TYPE_CHECKING:
     from heldout.catalog import NamedMethod, System
 
 
+@checked
 def system_card(system: System, evidence: Mapping[str, Any] | None, console: Console) -> None:
     """Prints what one system is for, its parts, how to use it and what its evidence says."""
+    check_has("slug", "title", system=system)
     console.print(f"[bold]{system.slug}[/]  {escape(system.title)}")
     console.print(f"[dim]{escape(system.authors)}, {system.year}, arXiv:{system.arxiv}[/]\n")
     console.print(escape(system.summary) + "\n")
@@ -54,8 +57,10 @@ def _add_claim(table: Table, word: str, claim: Mapping[str, Any]) -> None:
     table.add_row(f"[{style}]{word}[/]", escape(claim["text"]), estimate, between)
 
 
+@checked
 def method_card(method: NamedMethod, console: Console) -> None:
     """Prints what a Method is for and how to use it."""
+    check_has("name", "summary", method=method)
     console.print(f"[bold]{method.name}[/]  {escape(method.summary)}")
     if method.arxiv:
         console.print(f"[dim]arXiv:{method.arxiv}[/]")

@@ -36,6 +36,7 @@ from pathlib import Path
 from types import CodeType
 from typing import Any
 
+from heldout.errors import checked
 from heldout.study.spec import Study, canonical_json
 from heldout.study.statements import (
     VALIDATORS,
@@ -54,6 +55,7 @@ _HELDOUT = Path(__file__).parent.parent
 _EXCLUDED = ("heldout.study", "heldout.statistics", "heldout.report", "heldout.errors")
 
 
+@checked
 def run_digest(study: Study) -> str:
     """Hash of the code that a run of the study executes."""
     own = _own_file(study)
@@ -68,6 +70,7 @@ def run_digest(study: Study) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
+@checked
 def study_digest(study: Study) -> str:
     """Hash of the run digest and of the declared arms, metrics, claims and checks."""
     claims, checks = (
@@ -78,6 +81,7 @@ def study_digest(study: Study) -> str:
     return hashlib.sha256(f"{run_digest(study)} {canonical_json(declared)}".encode()).hexdigest()
 
 
+@checked
 def run_sources(study: Study) -> dict[str, Path]:
     """The files that ``run_digest`` covers in whole or in part, by module name; the study's own one is named ``""``."""
     own = _own_file(study)

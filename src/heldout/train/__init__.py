@@ -14,6 +14,7 @@ from heldout.train.early_stopping import fit_stopping_early
 from heldout.train.full_batch import full_batch
 from heldout.train.own_loop import Stages, TrainFunction, fit_with
 from heldout.train.ps_kd import ProgressiveSelfDistillation, ps_kd
+from heldout.train.saving import Saved, read_saved, save
 from heldout.train.span_gd import SpanGD, SpanPoints
 from heldout.train.supervised import (
     Fitted,
@@ -50,6 +51,7 @@ __all__ = [
     "LightningMethod",
     "MethodTrainer",
     "ProgressiveSelfDistillation",
+    "Saved",
     "SpanGD",
     "SpanPoints",
     "Stages",
@@ -77,8 +79,10 @@ __all__ = [
     "pack",
     "problem_of",
     "ps_kd",
+    "read_saved",
     "rollout",
     "router_reward",
+    "save",
     "scaled_optimizer",
     "score",
     "seeded",
