@@ -83,7 +83,9 @@ def test_training_domains_are_left_out_in_turn(images):
     assert torch.equal(rest.splits.domains, domains[domains != 2])
     assert rest.kind.classes == given.kind.classes
     subset = torch.utils.data.Subset(torch.utils.data.TensorDataset(*images), range(40))
-    again = Problem(None, Guess, Splits(train=subset, val=images, test=given.splits.test, domains=domains), {})
+    again = Problem(
+        Path("mine.py"), Guess, Splits(train=subset, val=images, test=given.splits.test, domains=domains), {}
+    )
     rest, out = leaving_out(again, 0)
     assert (len(rest.splits.train), len(out)) == (30, 10)
 

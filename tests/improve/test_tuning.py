@@ -3,6 +3,7 @@
 import functools
 import math
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -28,7 +29,7 @@ class Fake:
         splits = Splits(train=(x, y), val=(x, y), test={"iid": (x, y)})
         sgd = functools.partial(torch.optim.SGD, lr=0.1, weight_decay=5e-4)
         recipe = {"epochs": 10, "optimizer": sgd}
-        self.problem = Problem(None, lambda: torch.nn.Linear(3, 2), splits, recipe)
+        self.problem = Problem(Path("mine.py"), lambda: torch.nn.Linear(3, 2), splits, recipe)
 
     def say(self, text):
         pass

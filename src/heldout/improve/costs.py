@@ -126,7 +126,7 @@ def half_width(seeds: int, finalists: int) -> float:
 
     Example:
         >>> round(half_width(5, 1), 2), round(half_width(9, 2), 2), round(half_width(3, 3), 2)
-        (1.24, 0.91, 4.42)
+        (1.24, 0.92, 4.42)
     """
     from scipy.special import stdtrit
 
