@@ -219,6 +219,7 @@ class at_least(Claim):  # noqa: N801
 
     def __post_init__(self) -> None:
         check_fields(self)
+        super().__post_init__()
 
     @property
     def arm_names(self) -> tuple[str, ...]:
@@ -253,6 +254,7 @@ class at_most(Claim):  # noqa: N801
 
     def __post_init__(self) -> None:
         check_fields(self)
+        super().__post_init__()
 
     @property
     def arm_names(self) -> tuple[str, ...]:
@@ -291,6 +293,7 @@ class cheaper(Claim):  # noqa: N801
 
     def __post_init__(self) -> None:
         check_fields(self)
+        super().__post_init__()
 
     @property
     def arm_names(self) -> tuple[str, ...]:
