@@ -19,8 +19,8 @@ from heldout.nn import LogitEnsemble, split_head
 from heldout.problem import load_problem
 from heldout.saved import Loaded, digest_of, load
 
-# A convolutional model with BatchNorm, dropout and a pretrained start; domains, unlabelled data, classes of unequal size,
-# Methods of its own.
+# A convolutional model with BatchNorm, dropout and a pretrained start; domains, unlabelled data, classes of unequal
+# size, Methods of its own.
 FILE = """
 import copy, torch, heldout
 from torch import nn
