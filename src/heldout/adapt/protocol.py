@@ -135,6 +135,7 @@ def _safetensors(path: str | Path) -> Path:
     return Path(path)
 
 
+@checked
 def flattened(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
     """Returns the layout of nested dicts and lists for JSON, its tensors moved to ``tensors``; keys keep their type."""
     if isinstance(value, Tensor):
@@ -148,6 +149,7 @@ def flattened(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
     return value
 
 
+@checked
 def restored(layout: Any, tensors: Mapping[str, Tensor]) -> Any:
     """Returns what ``flattened`` had taken apart, from its layout (as JSON gives it back) and its tensors."""
     if not isinstance(layout, dict):

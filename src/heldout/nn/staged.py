@@ -223,8 +223,9 @@ def staged_as(module: nn.Module, stages: Mapping[str, Any]) -> StagedModel:
     """Returns the staged view of a network that ``stages_of`` a network like it has told; nothing is run.
 
     Raises:
-        ValueError: the network has no submodule of one of the names.
+        ValueError: the network has no submodule of one of the names, or nothing is told.
     """
+    check_nonempty(stages=stages)
     known = dict(module.named_modules())
     if missing := [name for name in (*stages["split_points"], stages["head"]) if name not in known]:
         raise ValueError(f"the model has no submodule {missing[0]!r}, at which its stages were")
