@@ -228,7 +228,7 @@ def _candidates(
     if unknown := [name for name in exclude if name not in known]:
         raise ProblemError(f"cannot exclude {unknown[0]!r}: the methods are {', '.join(known)}")
     candidates, skipped = [], {}
-    for expression in methods if methods is not None else known:
+    for expression in methods if methods is not None else dict.fromkeys(known):
         if expression in exclude:
             continue
         try:

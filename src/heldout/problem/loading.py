@@ -7,11 +7,13 @@ Splits of arrays, frames and Hugging Face data sets are taken, too (see ``heldou
 * ``epochs`` (default 10), ``batch_size`` (default 64), ``schedule``, ``loss``, ``augment``, ``max_grad_norm``
 * ``device`` (a torch device, or "auto": the accelerator where there is one), ``autocast`` (a torch data type),
   ``num_workers``
-* ``kind``: "classification", "binary", "multi-label", "regression" or "tokens", where outputs and targets do not tell
+* ``kind``: "classification", "binary", "multi-label", "regression", "tokens" or "language", where the data do not tell
 * ``metric``: a name of the kind's (``heldout.problem.metrics``; "accuracy", "auroc", "mae" ...), "loss", or
   ``(outputs, targets) -> float`` with ``metric_goal = "max"`` or ``"min"``
 * ``pretrained_state() -> state dict`` that training starts from
 * ``methods``: further Methods to try, by name
+
+Where the data are texts, the problem is a causal language model; see ``heldout.problem.language`` for its names.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from torch import nn
 from heldout.errors import ProblemError
 from heldout.method import Splits
 from heldout.problem.inputs import as_examples
+from heldout.problem.language import is_language, load_language
 from heldout.problem.problem import Problem
 from heldout.study import StudyError, load_file
 
@@ -56,13 +59,16 @@ def load_problem(path: str | Path, *, device: str | None = None) -> Problem:
         if not callable(names.get(name)):
             raise ProblemError(f"{file} must define {form}")
     splits = _call(names["data"], file, "data", Splits)
+    if is_language(names, splits.train):
+        recipe = {key: names[key] for key in (*RECIPE, *PLACE) if key in names}
+        problem: Problem = load_language(file, names, _with_start(splits, names, file), recipe, device)
+        _check_device(problem, device, names)
+        return problem
     try:
         splits = _with_examples(splits)
     except (ValueError, TypeError) as error:
         raise ProblemError(f"{file}: {error}") from error
-    if callable(names.get("pretrained_state")):
-        state = _call(names["pretrained_state"], file, "pretrained_state", Mapping)
-        splits = Splits(**{**splits.__dict__, "initial_state": state})
+    splits = _with_start(splits, names, file)
     metric, goal = names.get("metric"), names.get("metric_goal", "max")
     if goal not in ("max", "min"):
         raise ProblemError(f'{file}: metric_goal must be "max" or "min", got {goal!r}')
@@ -75,11 +81,7 @@ def load_problem(path: str | Path, *, device: str | None = None) -> Problem:
         asked_device=device,
         own_methods=dict(names.get("methods", {})),
     )
-    try:
-        torch.empty(0, device=problem.recipe_device)
-    except (RuntimeError, AssertionError, TypeError) as error:
-        asked = device if device is not None else names.get("device")
-        raise ProblemError(f"{file}: no device {asked!r} here: {str(error).splitlines()[0]}") from error
+    _check_device(problem, device, names)
     if callable(metric):
         problem.measure, problem.asked_metric, problem.asked_maximise = metric, metric.__name__, goal == "max"
     elif metric is not None and not isinstance(metric, str):
@@ -92,6 +94,21 @@ def load_problem(path: str | Path, *, device: str | None = None) -> Problem:
 def example_path(name: str) -> Path:
     """Returns the file of a built-in example."""
     return Path(__file__).parents[1] / "examples" / f"{name}.py"
+
+
+def _with_start(splits: Splits, names: Mapping[str, Any], file: Path) -> Splits:
+    if not callable(names.get("pretrained_state")):
+        return splits
+    state = _call(names["pretrained_state"], file, "pretrained_state", Mapping)
+    return Splits(**{**splits.__dict__, "initial_state": state})
+
+
+def _check_device(problem: Problem, device: str | None, names: Mapping[str, Any]) -> None:
+    try:
+        torch.empty(0, device=problem.recipe_device)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        asked = device if device is not None else names.get("device")
+        raise ProblemError(f"{problem.path}: no device {asked!r} here: {str(error).splitlines()[0]}") from error
 
 
 def _with_examples(splits: Splits) -> Splits:

@@ -18,7 +18,7 @@ from heldout.errors import ProblemError
 from heldout.method import Method, Splits, Task, evaluating, forward
 from heldout.nn import inputs_for
 from heldout.problem.kinds import Kind, kind_of
-from heldout.train import Fitted, fit, scaled_optimizer, seeded
+from heldout.train import Fitted, fit, outputs_of, scaled_optimizer, seeded
 
 
 @dataclass
@@ -35,7 +35,7 @@ class Problem:
         measure: the file's own metric, ``(outputs, targets) -> float``; None for a built-in one.
         asked_metric: the built-in metric, or the name of the file's own; None where the file names none.
         asked_maximise: whether more of the file's own metric is better.
-        own_methods: Methods that the file defines.
+        own_methods: Methods that the file defines, and those that have another form for its kind of problem.
     """
 
     path: Path
@@ -47,7 +47,7 @@ class Problem:
     measure: Callable[[Tensor, Tensor], float] | None = None
     asked_metric: str | None = None
     asked_maximise: bool = True
-    own_methods: dict[str, Method] = field(default_factory=dict)
+    own_methods: dict[str, Method | Callable[..., Method]] = field(default_factory=dict)
 
     @property
     def epochs(self) -> int:
@@ -165,9 +165,13 @@ class Problem:
             recipe["optimizer"] = scaled_optimizer(recipe.get("optimizer"), rate)
         return fit(self.model(seed), self.splits, method, seed=seed, **recipe)
 
+    def outputs(self, fitted: Fitted | nn.Module, dataset: Any) -> tuple[Tensor, Tensor]:
+        """Returns outputs and encoded targets of a data set, as ``judge`` and ``kind.loss`` take them."""
+        return fitted.outputs(dataset) if isinstance(fitted, Fitted) else outputs_of(fitted, dataset)
+
     def score(self, fitted: Fitted, dataset: Any) -> float:
         """Returns the metric of a trained model on a data set."""
-        return self.judge(*fitted.outputs(dataset))
+        return self.judge(*self.outputs(fitted, dataset))
 
     def judge(self, outputs: Tensor, targets: Tensor) -> float:
         """Returns the metric of outputs against encoded targets; the file's own sees them in the file's form."""
