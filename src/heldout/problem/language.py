@@ -12,8 +12,9 @@ Beside what every FILE may define:
 * ``max_new_tokens`` of an answer
 * ``metric``: "perplexity" (default), "loss", "token_accuracy", or, with a judge, "judged"
 
-The recipe is that of ``heldout.train.sft`` where the file says nothing else: AdamW at 1e-4 without weight decay, batches
-of 16, gradients clipped at 1; three epochs. The loss is the mean over the tokens that count, an end token included.
+The recipe is that of ``heldout.train.sft`` where the file says nothing else: AdamW at 1e-4 without weight decay,
+batches of 16, gradients clipped at 1; three epochs. The loss is the mean over the tokens that count, an end token
+included.
 """
 
 from __future__ import annotations
@@ -194,7 +195,8 @@ class LanguageProblem(Problem):
 
     def check(self) -> list[str]:
         """Returns warnings; everything that training would trip over is an error (see ``check_problem``)."""
-        splits, sets = self.splits, {"train": self.splits.train}
+        splits: Any = self.splits
+        sets = {"train": splits.train}
         many = isinstance(splits.val, Mapping)
         sets |= {f"val[{n!r}]" if many else "val": d for n, d in named_validation(splits).items()}
         sets |= {f"test[{name!r}]": dataset for name, dataset in splits.test.items()}
@@ -286,7 +288,9 @@ def load_language(
         ProblemError: there is no tokenizer, or a name has a value that it cannot have.
     """
     if names.get("tokenizer") is None:
-        raise ProblemError(f"{file} must define tokenizer: its data are texts (a tokenizer of transformers, or its folder)")
+        raise ProblemError(
+            f"{file} must define tokenizer: its data are texts (a tokenizer of transformers, or its folder)"
+        )
     tokenizer = _tokenizer(file, names["tokenizer"])
     for name in ("max_length", "max_new_tokens"):
         value = names.get(name)
@@ -335,7 +339,7 @@ def _model(file: Path, make: Any) -> nn.Module:
 def _tokenizer(file: Path, given: Any) -> Any:
     try:
         if not hasattr(given, "eos_token_id") and callable(given):
-            given = given()
+            given = given()  # type: ignore[operator]
         if isinstance(given, str | Path):
             from transformers import AutoTokenizer
 
@@ -355,7 +359,7 @@ def _judge(file: Path, given: Any) -> Judge | None:
     named = {"exact": judge_exact, "number": judge_number}
     if given not in named:
         raise ProblemError(f"{file}: judge must be a function, {' or '.join(map(repr, named))}, got {given!r}")
-    compare = named[given]()
+    compare: Any = named[given]()
 
     def judge(prompt: str, answer: str, example: Any) -> float:
         said = example.get("completion", example.get("response")) if isinstance(example, Mapping) else example[-1]

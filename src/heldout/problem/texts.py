@@ -214,17 +214,15 @@ def tokens_of(run: Run, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
     return precise(logits), labels[counted], place[counted]
 
 
-def outputs_by_length(predict: Callable[[Any], Tensor], texts: Texts) -> tuple[Tensor, Tensor]:
+def outputs_by_length(predict: Callable[[Any], Tensor], texts: Any) -> tuple[Tensor, Tensor]:
     """Returns ``(sums, counts)`` of all texts, float64 ``(n, 2)`` in their order, predicted in batches of like length.
 
     Args:
         predict: from the inputs of a batch to ``(batch, 2)``.
         texts: or a ``Subset`` of them.
     """
-    lengths, view = torch.arange(len(texts)), texts
-    while isinstance(view, Subset):
-        lengths, view = torch.as_tensor(view.indices)[lengths], view.dataset
-    lengths = torch.tensor(view.lengths)[lengths]
+    whole, places = _unwrapped(texts)
+    lengths = torch.tensor(whole.lengths)[places]
     order = lengths.argsort(descending=True, stable=True)
     outputs, targets, start = torch.zeros(len(texts), 2).double(), torch.zeros(len(texts), 2).double(), 0
     while start < len(order):
@@ -241,9 +239,8 @@ def judged_answers(module: nn.Module, texts: Any) -> Tensor:
     Raises:
         ValueError: there is no judge, a row has no prompt, or a score is not finite, with its number.
     """
-    indices, view = list(range(len(texts))), texts
-    while isinstance(view, Subset):
-        indices, view = [int(view.indices[i]) for i in indices], view.dataset
+    view, places = _unwrapped(texts)
+    indices = places.tolist()
     if view.language.judge is None or view.pairs is None:
         raise ValueError("judged answers need judge(prompt, answer, example) and rows with prompts")
     prompts = [view.pairs[i][0] for i in indices]
@@ -276,6 +273,14 @@ def check_packing(module: nn.Module, texts: Texts) -> None:
 def plain(prompt: Any) -> str:
     """Returns a prompt as text; of chat messages the contents, a line break between them."""
     return prompt if isinstance(prompt, str) else "\n".join(message["content"] for message in prompt)
+
+
+def _unwrapped(dataset: Any) -> tuple[Any, Tensor]:
+    """The whole that a subset is taken from, and the places of the subset in it."""
+    places = torch.arange(len(dataset))
+    while isinstance(dataset, Subset):
+        places, dataset = torch.as_tensor(dataset.indices)[places], dataset.dataset
+    return dataset, places
 
 
 def _pair(row: Any) -> tuple[Any, str] | None:
