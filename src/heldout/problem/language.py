@@ -158,7 +158,7 @@ class LanguageProblem(Problem):
                 raise ProblemError(f"{self.path}: {name}: {error}{remedy}") from error
 
         given = self.given
-        val: Any = given.val
+        train, val = encoded("train", given.train, language.packing), given.val
         if isinstance(val, Mapping):
             val = {name: encoded(f"val[{name!r}]", rows) for name, rows in val.items()}
         elif val is not None:
@@ -166,7 +166,7 @@ class LanguageProblem(Problem):
         start = given.initial_state or self._start(first)
         return replace(
             given,
-            train=encoded("train", given.train, language.packing),
+            train=train,
             val=val,
             test={name: encoded(f"test[{name!r}]", rows) for name, rows in given.test.items()},
             initial_state=start,
@@ -195,15 +195,15 @@ class LanguageProblem(Problem):
 
     def check(self) -> list[str]:
         """Returns warnings; everything that training would trip over is an error (see ``check_problem``)."""
-        splits: Any = self.splits
-        sets = {"train": splits.train}
+        chosen, splits = self.kind and self.metric, self.splits  # the metric is looked at before the texts are
+        sets: dict[str, Any] = {"train": splits.train}
         many = isinstance(splits.val, Mapping)
         sets |= {f"val[{n!r}]" if many else "val": d for n, d in named_validation(splits).items()}
         sets |= {f"test[{name!r}]": dataset for name, dataset in splits.test.items()}
         if self.given_recipe.get("loss") is not None:
             raise ProblemError(f"{self.path}: leave out loss: a language problem has that of its tokens")
         try:
-            if self.metric == JUDGED:
+            if chosen == JUDGED:
                 self._check_judge(sets)
             module = self.model(0)
             if not any(p.requires_grad for p in module.parameters()):
@@ -289,7 +289,7 @@ def load_language(
     """
     if names.get("tokenizer") is None:
         raise ProblemError(
-            f"{file} must define tokenizer: its data are texts (a tokenizer of transformers, or its folder)"
+            f"{file} must define tokenizer, as its data are texts: a tokenizer of transformers, or its folder"
         )
     tokenizer = _tokenizer(file, names["tokenizer"])
     for name in ("max_length", "max_new_tokens"):
