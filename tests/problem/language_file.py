@@ -1,6 +1,6 @@
 """A language problem as a user would write it, small enough for tests: one word of an animal tells the last one."""
 
-TEXT = '''
+TEXT = """
 import functools, itertools
 import torch
 import heldout
@@ -23,11 +23,11 @@ def model():
 def data():
     return heldout.Splits(train=rows(("red", "blue"), ("sees", "likes")), val=rows(("green",), ("sees",)),
                           test={"iid": rows(("green",), ("likes",)), "short": rows(("green",), ("likes",), ("",))})
-'''
-ADAPTERS = '''
+"""
+ADAPTERS = """
 whole = model
 def model():
     from peft import get_peft_model
     from heldout.train import lora
     return get_peft_model(whole(), lora(4))
-'''
+"""

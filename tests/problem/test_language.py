@@ -143,7 +143,10 @@ BAD = [
     ("def model(): return torch.nn.Linear(2, 2)", "causal language model of transformers"),
     ("def model(): return 3", "language model or its folder, got int"),
     ("def model(): return 'nowhere/at/all'", "model\\(\\) fails"),
-    ("metric, judge = 'judged', 'exact'\nrows = lambda *a: ['the red cat .', 'the dog .']", "needs a prompt in each row"),
+    (
+        "metric, judge = 'judged', 'exact'\nrows = lambda *a: ['the red cat .', 'the dog .']",
+        "needs a prompt in each row",
+    ),
     ("rows = lambda *a: ['the', {'prompt': 'the red', 'completion': 3}]", "train: row 1"),
 ]
 

@@ -190,5 +190,3 @@ def test_answers_are_judged_in_the_order_of_the_rows(tokenizer):
         judged_answers(model, Texts(ROWS, Language(tokenizer)))
     with pytest.raises(ValueError, match="judge gives nan"):
         judged_answers(model, Texts(ROWS, Language(tokenizer, judge=lambda *_: float("nan"), max_new_tokens=1)))
-
-

@@ -15,10 +15,9 @@ from torch.utils.data import Subset
 
 from heldout.audit.judging import INFORMATION, NOTABLE, SERIOUS, Threshold
 from heldout.methods import available, parse
-from heldout.problem import Problem, inapplicable
+from heldout.problem import Problem, inapplicable, text_losses
 from heldout.report import LogEvent
 from heldout.study import wilson
-from heldout.train import outputs_of
 
 PROBED = 400  # examples that the costlier measures look at
 RESAMPLES = 200  # of a metric that is no mean over examples
@@ -45,12 +44,17 @@ class Audit:
         """Outputs and targets of a set, computed once."""
         if name not in self.outputs:
             sets = {"train": self.problem.splits.train, **named_validation(self.problem), **self.problem.splits.test}
-            self.outputs[name] = outputs_of(self.module, sets[name])
+            self.outputs[name] = self.problem.outputs(self.module, sets[name])
         return self.outputs[name]
 
     def losses(self, name: str) -> Tensor:
         """The kind's loss of each example of a set, float64 ``(n,)``."""
         return self.problem.kind.losses(*self.of(name))
+
+    @property
+    def example_loss(self) -> Callable[[Tensor, Tensor], Tensor] | None:
+        """The loss of each example where the measures of gradients do not know it by themselves: that of texts."""
+        return text_losses if self.problem.kind.name == "language" else None
 
     @property
     def given(self) -> str:

@@ -71,7 +71,7 @@ def improve(
     Where the budget does not buy that, nothing but the baseline is timed, and the report says what it would take.
 
     Args:
-        path: the user's file (see ``heldout.problem``), or "digits" or "fashion".
+        path: the user's file (see ``heldout.problem``), or a built-in example: "digits", "fashion", "smollm".
         budget: wall-clock seconds for this call; no new run starts later.
         seeds: fresh seeds of the confirmation, at least 3.
         methods: expressions such as ``"sam(rho=0.1)"`` to try; default: every method of the catalog and of the file.

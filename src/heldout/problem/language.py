@@ -47,6 +47,7 @@ from heldout.problem.texts import (
     outputs_by_length,
     scored,
     sums_loss,
+    text_losses,
 )
 from heldout.train import Fitted, problem_of
 
@@ -102,7 +103,7 @@ class LanguageKind:
 
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Returns that of each text, float64 ``(n,)``."""
-        return -outputs[:, 0].double() / targets[:, 0].double().clamp(min=1)
+        return text_losses(outputs.double(), targets.double())
 
     def score(self, metric: str, outputs: Tensor, targets: Tensor) -> float:
         """Returns a built-in metric, or "loss"."""
@@ -195,7 +196,8 @@ class LanguageProblem(Problem):
 
     def check(self) -> list[str]:
         """Returns warnings; everything that training would trip over is an error (see ``check_problem``)."""
-        chosen, splits = self.kind and self.metric, self.splits  # the metric is looked at before the texts are
+        chosen = self.kind and self.metric  # the metric is looked at before the texts are
+        splits: Any = self.splits
         sets: dict[str, Any] = {"train": splits.train}
         many = isinstance(splits.val, Mapping)
         sets |= {f"val[{n!r}]" if many else "val": d for n, d in named_validation(splits).items()}
@@ -356,10 +358,10 @@ def _tokenizer(file: Path, given: Any) -> Any:
 def _judge(file: Path, given: Any) -> Judge | None:
     if given is None or callable(given):
         return given
-    named = {"exact": judge_exact, "number": judge_number}
+    named: dict[Any, Any] = {"exact": judge_exact, "number": judge_number}
     if given not in named:
         raise ProblemError(f"{file}: judge must be a function, {' or '.join(map(repr, named))}, got {given!r}")
-    compare: Any = named[given]()
+    compare = named[given]()
 
     def judge(prompt: str, answer: str, example: Any) -> float:
         said = example.get("completion", example.get("response")) if isinstance(example, Mapping) else example[-1]

@@ -33,13 +33,13 @@ from heldout.problem.language import is_language, load_language
 from heldout.problem.problem import Problem
 from heldout.study import StudyError, load_file
 
-EXAMPLES = ("digits", "fashion")
+EXAMPLES = ("digits", "fashion", "smollm")
 RECIPE = ("optimizer", "epochs", "batch_size", "schedule", "loss", "augment", "max_grad_norm")
 PLACE = ("device", "autocast", "num_workers")
 
 
 def load_problem(path: str | Path, *, device: str | None = None) -> Problem:
-    """Returns the problem that a file defines; "digits" and "fashion" are the built-in examples.
+    """Returns the problem that a file defines; "digits", "fashion" and "smollm" are the built-in examples.
 
     Args:
         path: the file.
@@ -50,7 +50,7 @@ def load_problem(path: str | Path, *, device: str | None = None) -> Problem:
     """
     file = example_path(str(path)) if str(path) in EXAMPLES else Path(path)
     if not file.is_file():
-        raise ProblemError(f"no file {str(path)!r} (the built-in examples are {' and '.join(EXAMPLES)})")
+        raise ProblemError(f"no file {str(path)!r} (the built-in examples are {', '.join(EXAMPLES)})")
     try:
         names = vars(load_file(file))
     except StudyError as error:

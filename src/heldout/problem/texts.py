@@ -196,6 +196,11 @@ def sums_loss(outputs: Tensor, targets: Tensor) -> Tensor:
     return -outputs[:, 0].sum() / targets[:, 0].sum().clamp(min=1)
 
 
+def text_losses(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Returns the mean negative log likelihood of each text, ``(batch,)``; see ``sums_loss``."""
+    return -outputs[:, 0] / targets[:, 0].clamp(min=1)
+
+
 def tokens_of(run: Run, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
     """Returns logits ``(tokens, vocabulary)``, labels and positions among all training tokens ``(tokens,)`` of a batch.
 
@@ -204,7 +209,7 @@ def tokens_of(run: Run, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
     view: Any = run.train_set
     while isinstance(view, Subset) and view is not run.splits.train:
         view = view.dataset
-    texts: Texts = view if view is run.splits.train else run.train_set
+    texts: Any = view if view is run.splits.train else run.train_set
     inputs = {name: value for name, value in batch.inputs.items() if name not in ("wanted", "weights")}
     labels = batch.inputs["wanted"][:, 1:]
     counted = labels != IGNORED
