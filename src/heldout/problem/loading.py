@@ -13,13 +13,15 @@ Splits of arrays, frames and Hugging Face data sets are taken, too (see ``heldou
 * ``pretrained_state() -> state dict`` that training starts from
 * ``methods``: further Methods to try, by name
 
-Where the data are texts, the problem is a causal language model; see ``heldout.problem.language`` for its names.
+Where the data are texts, the problem is a causal language model; see ``heldout.problem.language`` for its names. Data
+may be graphs of PyTorch Geometric, too; see ``heldout.problem.graphs``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ from torch import nn
 
 from heldout.errors import ProblemError
 from heldout.method import Splits
+from heldout.problem.graphs import GraphProblem, graph_splits, holds_graphs
 from heldout.problem.inputs import as_examples
 from heldout.problem.language import is_language, load_language
 from heldout.problem.problem import Problem
@@ -64,15 +67,20 @@ def load_problem(path: str | Path, *, device: str | None = None) -> Problem:
         problem: Problem = load_language(file, names, _with_start(splits, names, file), recipe, device)
         _check_device(problem, device, names)
         return problem
+    graphs: list[Any] | None = None
     try:
-        splits = _with_examples(splits)
+        if holds_graphs(splits.train):
+            splits, graphs = graph_splits(splits)
+        else:
+            splits = _with_examples(splits)
     except (ValueError, TypeError) as error:
         raise ProblemError(f"{file}: {error}") from error
     splits = _with_start(splits, names, file)
     metric, goal = names.get("metric"), names.get("metric_goal", "max")
     if goal not in ("max", "min"):
         raise ProblemError(f'{file}: metric_goal must be "max" or "min", got {goal!r}')
-    problem = Problem(
+    own: Any = Problem if graphs is None else partial(GraphProblem, graphs=graphs)
+    problem = own(
         path=file,
         make_model=lambda: _call(names["model"], file, "model", nn.Module),
         given=splits,
