@@ -2,13 +2,13 @@
 
 ``data()`` gives Splits of
 
-* ``Data`` with ``train_mask``, ``val_mask`` and ``test_mask``, or ``(Data, mask)``: an example is a node, and its target
-  is the node's ``y``; every step runs the model on the whole graph. Sets may lie in one graph or in several.
+* ``Data`` with ``train_mask``, ``val_mask`` and ``test_mask``, or ``(Data, mask)``: an example is a node, and its
+  target is the node's ``y``; every step runs the model on the whole graph. Sets may lie in one graph or in several.
 * data sets or lists of ``Data`` with one ``y`` each: an example is a graph.
 
-The model is called with those of ``x``, ``edge_index``, ``edge_weight``, ``edge_attr`` and ``batch`` that its ``forward``
-names, or with one ``Data`` where it takes nothing else. Targets tell the kind, as for other data: classes, labels or
-real numbers. To ``fit`` an example is a dict of tensors; the model puts them together again.
+The model is called with those of ``x``, ``edge_index``, ``edge_weight``, ``edge_attr`` and ``batch`` that its
+``forward`` names, or with one ``Data`` where it takes nothing else. Targets tell the kind, as for other data: classes,
+labels or real numbers. To ``fit`` an example is a dict of tensors; the model puts them together again.
 """
 
 from __future__ import annotations
