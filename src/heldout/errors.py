@@ -273,6 +273,85 @@ def check_labels(classes: int | None = None, /, **named: Any) -> None:
         _check_each(allowed, lambda entry, limit=limit: (entry >= 0) & (entry < limit), {name: value})  # type: ignore[misc]
 
 
+def check_class_labels(classes: int | None = None, /, **named: Any) -> None:
+    """Refuses class labels that torch's losses do not take, or that hold one class only; real numbers pass.
+
+    Args:
+        classes: how many there are; None asks for two different labels at least, instead of labels below a number.
+
+    Example:
+        >>> import torch
+        >>> check_class_labels(targets=torch.tensor([0, 0]))
+        Traceback (most recent call last):
+        ValueError: targets hold only one class, 0
+        >>> check_class_labels(2, targets=torch.tensor([0, 2]))
+        Traceback (most recent call last):
+        ValueError: targets must lie in 0..1, got 0..2
+    """
+    for name, value in named.items():
+        if value.is_floating_point():
+            continue
+        kind = str(value.dtype).removeprefix("torch.")
+        if kind not in ("int64", "uint8"):
+            raise TypeError(f"{name} must be int64 class labels, got {kind}: {name}.long()")
+        low, high = int(value.min()), int(value.max())
+        if classes is None and low == high and value.ndim == 1 and len(value) > 1:
+            raise ValueError(f"{name} hold only one class, {low}")
+        if classes is not None and (low < 0 or high >= classes):
+            raise ValueError(f"{name} must lie in 0..{classes - 1}, got {low}..{high}")
+
+
+def check_scored(task: str, /, *, outputs: Any, targets: Any) -> None:
+    """Refuses targets that accuracy (of a classification task) or squared error (of any other) cannot judge outputs by.
+
+    Example:
+        >>> import torch
+        >>> check_scored("classification", outputs=torch.zeros(2, 3), targets=torch.full((2, 3), 1 / 3))
+        Traceback (most recent call last):
+        ValueError: targets must be class indices (batch,) to be scored, got (2, 3) of float32: ...
+    """
+    if task == "classification":
+        if targets.ndim != 1 or targets.is_floating_point():
+            raise ValueError(
+                f"targets must be class indices (batch,) to be scored, got {tuple(targets.shape)} of "
+                f"{str(targets.dtype).removeprefix('torch.')}: measure fitted.outputs(...)"
+            )
+        check_class_labels(outputs.shape[1], targets=targets)
+    elif outputs.numel() != targets.numel():
+        raise ValueError(
+            f"targets must have the shape of outputs, {tuple(outputs.shape)}, to be scored by their squared error, got "
+            f"{tuple(targets.shape)}: measure fitted.outputs(...)"
+        )
+
+
+def check_error_is_meant(task: str, objective: Any, /) -> None:
+    """Refuses to judge a model by its squared error whose loss was a cross-entropy: soft labels are no regression."""
+    name = getattr(objective, "__name__", type(objective).__name__)
+    if task == "regression" and name in ("cross_entropy", "CrossEntropyLoss"):
+        raise ValueError(
+            "evaluate has no score for soft labels: measure fitted.outputs(data), or evaluate a plain classifier's "
+            "(outputs.argmax(1) == labels)"
+        )
+
+
+def check_tensors(**named: Any) -> None:
+    """Refuses NumPy arrays, frames and lists of numbers where tensors are asked for, and says what makes them ones.
+
+    Example:
+        >>> check_tensors(inputs=[[1.0, 2.0]])
+        Traceback (most recent call last):
+        TypeError: inputs must be tensors, got list: torch.as_tensor(inputs, dtype=torch.float32)
+    """
+    for name, value in named.items():
+        several = isinstance(value, tuple | list) and any(hasattr(part, "__array__") for part in value)
+        for part in value if several else (value,):
+            if isinstance(part, list) or (hasattr(part, "__array__") and not hasattr(part, "requires_grad")):
+                made = f"torch.as_tensor({name}, dtype=torch.float32)"
+                if several:
+                    made = f"torch.as_tensor(...) of each, or heldout.problem.as_examples({name})"
+                raise TypeError(f"{name} must be tensors, got {type(part).__name__}: {made}")
+
+
 def check_same_length(**named: Any) -> None:
     """Refuses arguments of which one has more entries than another.
 

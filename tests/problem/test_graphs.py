@@ -187,12 +187,13 @@ def test_real_numbers_of_graphs_are_regression(load):
     assert problem.score(problem.fit(parse("sam"), seed=0), problem.splits.val) > 0
 
 
+ONE = "def data():\n    g = graph(0)\n    "
 BAD = [
-    (NODES, "def data():\n    return heldout.Splits(train=(graph(0), [0, 1]), val=graph(0), test={})", "val_mask"),
-    (NODES, "def data():\n    g = graph(0)\n    g.x = None\n    return heldout.Splits(train=(g, [0]))", "no node features"),
-    (NODES, "def data():\n    g = graph(0)\n    g.y = None\n    return heldout.Splits(train=(g, [0]))", "train has no y"),
-    (NODES, "def data():\n    return heldout.Splits(train=(graph(0), torch.ones(3) > 0))", "one entry for each of 90 nodes"),
-    (NODES, "def data():\n    g = graph(0)\n    g.edge_index = g.edge_index + 9\n    return heldout.Splits(train=(g, [0]))",
+    (NODES, ONE + "return heldout.Splits(train=(g, [0, 1]), val=g, test={})", "val_mask"),
+    (NODES, ONE + "g.x = None\n    return heldout.Splits(train=(g, [0]))", "no node features"),
+    (NODES, ONE + "g.y = None\n    return heldout.Splits(train=(g, [0]))", "train has no y"),
+    (NODES, ONE + "return heldout.Splits(train=(g, torch.ones(3) > 0))", "one entry for each of 90 nodes"),
+    (NODES, ONE + "g.edge_index = g.edge_index + 9\n    return heldout.Splits(train=(g, [0]))",
      "edge_index of train names nodes outside of its 90"),
     (GRAPHS, "def data():\n    return heldout.Splits(train=many(3, 0), val=[1, 2])", "val must hold graphs"),
 ]  # fmt: skip

@@ -1,13 +1,16 @@
 """Arrays, frames and Hugging Face data sets are taken as they come, or refused with the remedy."""
 
+import itertools
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from torch.utils.data import TensorDataset
+from torch.utils.data import DataLoader, TensorDataset
 
 from heldout.data import gather
 from heldout.problem import ProblemError, as_examples, check_problem, load_problem
+from heldout.problem.inputs import sampler_of
 
 X = np.random.default_rng(0).normal(size=(40, 3))
 Y = (X[:, 0] > 0).astype(np.int32)
@@ -101,3 +104,73 @@ def test_a_file_of_arrays_and_frames_is_trained_where_it_says(tmp_path):
     exact = load_problem(full).fit(None, seed=0)
     assert not exact.module.weight.equal(fitted.module.weight)  # autocast has rounded
     torch.testing.assert_close(exact.module.weight, fitted.module.weight, atol=0.1, rtol=0.1)
+
+
+class Stream(torch.utils.data.IterableDataset):
+    """Examples that come one after the other, for ever or not."""
+
+    def __init__(self, last=None):
+        self.last = last
+
+    def __iter__(self):
+        for i in itertools.count():
+            if i == self.last:
+                return
+            yield torch.as_tensor(X[i % 40], dtype=torch.float32), int(Y[i % 40])
+
+
+def padded(examples):
+    longest = max(len(x) for x, _ in examples)
+    rows = torch.stack([torch.nn.functional.pad(x, (0, longest - len(x))) for x, _ in examples])
+    return {"input_ids": rows, "labels": torch.tensor([y for _, y in examples])}
+
+
+def test_of_a_loader_the_data_set_is_taken():
+    data = TensorDataset(torch.as_tensor(X), torch.as_tensor(Y))
+    assert as_examples(DataLoader(data, 7, shuffle=True)) is data
+
+
+def test_a_collate_function_makes_all_examples_at_once():
+    ragged = [(torch.arange(1, 2 + i % 3), i % 2) for i in range(6)]
+    inputs, targets = gather(as_examples(DataLoader(ragged, 2, collate_fn=padded)), torch.tensor([1, 2]))
+    assert inputs["input_ids"].tolist() == [[1, 2, 0], [1, 2, 3]]
+    assert targets.tolist() == [1, 0]
+
+
+@pytest.mark.parametrize("wrap", [lambda stream: stream, lambda stream: DataLoader(stream, 4)])
+def test_a_stream_is_read_once(wrap):
+    inputs, targets = gather(as_examples(wrap(Stream()), epoch_length=12), torch.tensor([5, 11]))
+    assert inputs.numpy() == pytest.approx(X[[5, 11]], abs=1e-6)
+    assert targets.tolist() == Y[[5, 11]].tolist()
+    assert len(as_examples(wrap(Stream(last=9)))) == 9
+
+
+def test_a_stream_without_an_end_needs_a_length(monkeypatch):
+    monkeypatch.setattr("heldout.problem.inputs.MOST_READ", 50)
+    with pytest.raises(ValueError, match=r"train is a stream .* epoch_length = N"):
+        as_examples(Stream())
+
+
+def test_a_hugging_face_stream_is_read():
+    datasets = pytest.importorskip("datasets")
+    data = datasets.Dataset.from_dict({"x": X.tolist(), "text": ["a"] * 40, "label": Y.tolist()}).to_iterable_dataset()
+    inputs, targets = gather(as_examples(data), torch.tensor([5, 2]))
+    assert list(inputs) == ["x"]
+    assert inputs["x"].numpy() == pytest.approx(X[[5, 2]], abs=1e-6)
+    assert targets.tolist() == Y[[5, 2]].tolist()
+
+
+def test_what_a_loader_samples_is_known():
+    data = TensorDataset(torch.as_tensor(X), torch.as_tensor(Y))
+    assert sampler_of(data) is None
+    assert sampler_of(DataLoader(data, 4, shuffle=True)) is None
+    weighted = torch.utils.data.WeightedRandomSampler([1.0] * 40, 20)
+    assert sampler_of(DataLoader(data, 4, sampler=weighted)) is weighted
+    few = torch.utils.data.RandomSampler(data, num_samples=10)
+    assert sampler_of(DataLoader(data, 4, sampler=few)) is few
+
+    class Pairs(torch.utils.data.BatchSampler):
+        pass
+
+    with pytest.raises(ValueError, match="batch_sampler of its own"):
+        sampler_of(DataLoader(data, batch_sampler=Pairs(weighted, 2, True)))

@@ -46,7 +46,7 @@ BAD = {
     "no data": ("def data():", "def no_data():", "must define data"),
     "a syntax error": ("def data():", "def data(:", "invalid syntax"),
     "a model that is none": ("return torch.nn.Sequential", "return torch.Size([1]) or str", "must return a Module"),
-    "data that are none": ("return heldout.Splits(", "return dict(", "must return a Splits"),
+    "data that are none": ("return heldout.Splits(", "return 7 or heldout.Splits(", "must return a Splits"),
     "data that fail": ("return heldout.Splits(", "return 1 / 0 or heldout.Splits(", "ZeroDivisionError"),
     "no validation data": ("val=pair(20), ", "", "needs a val split"),
     "no test data": (', test={"iid": pair(20)}', "", "at least one test set"),

@@ -333,3 +333,46 @@ def test_fit_is_at_the_top_of_the_package():
     assert heldout.fit is fit
     splits = Splits(train=TensorDataset(*blobs()), test={"iid": blobs(30, seed=1)})
     assert fit(model, splits, epochs=5, optimizer=SGD).evaluate(splits.test["iid"])["accuracy"] > 0.8
+
+
+LABELS = (torch.arange(40) % 2).long()
+INPUTS = torch.randn(40, 4, generator=torch.Generator().manual_seed(0))
+SOFT = torch.nn.functional.one_hot(LABELS, 2) * 0.9 + 0.05
+
+
+def softly():
+    return fit(lambda: nn.Linear(4, 2), (INPUTS, SOFT), loss=nn.CrossEntropyLoss(), epochs=1)
+
+
+def plainly(labels=LABELS, **options):
+    return fit(lambda: nn.Linear(4, 2), (INPUTS, labels), **{"epochs": 1, **options})
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: softly().evaluate((INPUTS, SOFT)), ValueError, "no score for soft labels"),
+        (lambda: softly().evaluate((INPUTS, LABELS)), ValueError, "no score for soft labels"),
+        (lambda: plainly().evaluate((INPUTS, SOFT)), ValueError, r"targets must be class indices \(batch,\)"),
+        (lambda: plainly().evaluate((INPUTS, LABELS + 1)), ValueError, r"targets must lie in 0..1, got 1..2"),
+        (lambda: plainly().predict(INPUTS.numpy()), TypeError, r"inputs must be tensors, got ndarray: torch.as_tensor"),
+        (lambda: plainly().predict(INPUTS.tolist()), TypeError, "inputs must be tensors, got list"),
+        (lambda: plainly(LABELS * 0), ValueError, "targets hold only one class, 0"),
+        (lambda: plainly(LABELS.int()), TypeError, r"targets must be int64 class labels, got int32: targets.long\(\)"),
+        (lambda: plainly(LABELS.bool()), TypeError, "got bool"),
+        (
+            lambda: fit(nn.Linear(4, 2), (INPUTS.numpy(), LABELS.numpy())),
+            TypeError,
+            "train must be tensors, got ndarray",
+        ),
+        (lambda: plainly(seed=-1), ValueError, "seed must be between 0"),
+        (lambda: plainly(seed=2**70), ValueError, "seed must be between 0"),
+        (lambda: plainly(seed=2.5), TypeError, "seed must be an integer"),
+        (lambda: plainly(seed=None), TypeError, "seed must be an integer"),
+        (lambda: plainly(epochs="3"), TypeError, "epochs must be an integer"),
+        (lambda: plainly(epochs=float("nan")), TypeError, "epochs must be an integer"),
+    ],
+)
+def test_what_fit_cannot_use_is_told_by_name(call, error, message):
+    with pytest.raises(error, match=message):
+        call()

@@ -136,6 +136,8 @@ def inapplicable(problem: Problem, method: Method) -> str | None:
     if isinstance(problem, LanguageProblem) and (reason := problem.kind.refusal(method)):
         return reason
     reason = method.check(problem.model(0), problem.splits) if method.check else None
+    if reason is None and "data" in method.stages and problem.sampler is not None:
+        reason = "it chooses the training examples, and the file's own sampler does"
     if isinstance(problem, LanguageProblem):
         return problem.kind.in_words(reason)
     if reason is None and "loss" in method.stages and problem.own_loss:

@@ -275,7 +275,7 @@ def is_language(names: Mapping[str, Any], train: Any) -> bool:
 
 
 def load_language(
-    file: Path, names: Mapping[str, Any], splits: Splits, recipe: dict[str, Any], device: str | None = None
+    file: Path, names: Mapping[str, Any], splits: Splits, recipe: dict[str, Any], **training: Any
 ) -> LanguageProblem:
     """Returns the language problem that the names of a file define.
 
@@ -284,7 +284,7 @@ def load_language(
         names: what it defines.
         splits: its data.
         recipe: what it says on training.
-        device: where to train, in place of what it says.
+        training: further fields of ``Problem``: where to train, and how in place of ``fit``.
 
     Raises:
         ProblemError: there is no tokenizer, or a name has a value that it cannot have.
@@ -309,7 +309,6 @@ def load_language(
         given=splits,
         given_recipe=DEFAULTS | recipe,
         asked_kind="language",
-        asked_device=device,
         asked_metric=names.get("metric"),
         own_methods={**LANGUAGE_METHODS, **names.get("methods", {})},
         language=Language(
@@ -320,6 +319,7 @@ def load_language(
             judge=_judge(file, names.get("judge")),
             max_new_tokens=names.get("max_new_tokens"),
         ),
+        **training,
     )
 
 

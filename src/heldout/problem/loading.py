@@ -1,12 +1,18 @@
 """A user's FILE: the model and the data that ``improve`` (and ``audit``) work on, loaded and checked.
 
 The file defines ``model() -> nn.Module`` and ``data() -> heldout.Splits``, and may define the names below.
-Splits of arrays, frames and Hugging Face data sets are taken, too (see ``heldout.problem.as_examples``).
+``data()`` may also return a dict of the fields of Splits. Its sets may be arrays, frames, Hugging Face data sets,
+DataLoaders or streams (see ``heldout.problem.as_examples``).
 
 * ``optimizer``: a torch Optimizer class or partial, or ``(module) -> Optimizer``
 * ``epochs`` (default 10), ``batch_size`` (default 64), ``schedule``, ``loss``, ``augment``, ``max_grad_norm``
 * ``device`` (a torch device, or "auto": the accelerator where there is one), ``autocast`` (a torch data type),
   ``num_workers``
+* ``sampler(train) -> Sampler`` that each epoch follows; ``early_stopping``, epochs of patience on the validation loss;
+  ``compile``, True or the options of ``torch.nn.Module.compile``; ``epoch_length``, how many examples of a stream make
+  an epoch
+* ``train(model, splits, stages, seed) -> model``: a loop of your own in place of ``heldout.fit`` (see
+  ``heldout.train.Stages``)
 * ``kind``: "classification", "binary", "multi-label", "regression", "tokens" or "language", where the data do not tell
 * ``metric``: a name of the kind's (``heldout.problem.metrics``; "accuracy", "auroc", "mae" ...), "loss", or
   ``(outputs, targets) -> float`` with ``metric_goal = "max"`` or ``"min"``
@@ -20,18 +26,18 @@ may be graphs of PyTorch Geometric, too; see ``heldout.problem.graphs``.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, Sampler
 
 from heldout.errors import ProblemError
 from heldout.method import Splits
 from heldout.problem.graphs import GraphProblem, graph_splits, holds_graphs
-from heldout.problem.inputs import as_examples
+from heldout.problem.inputs import as_examples, sampler_of
 from heldout.problem.language import is_language, load_language
 from heldout.problem.problem import Problem
 from heldout.study import StudyError, load_file
@@ -61,18 +67,18 @@ def load_problem(path: str | Path, *, device: str | None = None) -> Problem:
     for name, form in (("model", "model() -> nn.Module"), ("data", "data() -> heldout.Splits")):
         if not callable(names.get(name)):
             raise ProblemError(f"{file} must define {form}")
-    splits = _call(names["data"], file, "data", Splits)
-    if is_language(names, splits.train):
-        recipe = {key: names[key] for key in (*RECIPE, *PLACE) if key in names}
-        problem: Problem = load_language(file, names, _with_start(splits, names, file), recipe, device)
-        _check_device(problem, device, names)
-        return problem
+    given = _call(names["data"], file, "data", (Splits, Mapping))
+    fields = dict(given) if isinstance(given, Mapping) else dict(vars(given))
     graphs: list[Any] | None = None
+    sampler = None
     try:
-        if holds_graphs(splits.train):
-            splits, graphs = graph_splits(splits)
+        if is_language(names, fields.get("train")):
+            return _language(file, names, Splits(**fields), device)
+        if holds_graphs(fields.get("train")):
+            splits, graphs = graph_splits(Splits(**fields))
         else:
-            splits = _with_examples(splits)
+            sampler = sampler_of(fields.get("train"))
+            splits = _with_examples(fields, _epoch_length(names))
     except (ValueError, TypeError) as error:
         raise ProblemError(f"{file}: {error}") from error
     splits = _with_start(splits, names, file)
@@ -84,11 +90,16 @@ def load_problem(path: str | Path, *, device: str | None = None) -> Problem:
         path=file,
         make_model=lambda: _call(names["model"], file, "model", nn.Module),
         given=splits,
-        given_recipe={key: names[key] for key in (*RECIPE, *PLACE) if key in names},
+        given_recipe=_recipe(names, fields["train"]),
         asked_kind=names.get("kind"),
         asked_device=device,
         own_methods=dict(names.get("methods", {})),
+        own_train=_function(names, file, "train", "train(model, splits, stages, seed) -> model"),
+        sampler=_function(names, file, "sampler", "sampler(train) -> Sampler") or _always(sampler),
+        patience=names.get("early_stopping"),
+        compiled=names.get("compile", False),
     )
+    _check_training(problem)
     _check_device(problem, device, names)
     if callable(metric):
         problem.measure, problem.asked_metric, problem.asked_maximise = metric, metric.__name__, goal == "max"
@@ -119,21 +130,90 @@ def _check_device(problem: Problem, device: str | None, names: Mapping[str, Any]
         raise ProblemError(f"{problem.path}: no device {asked!r} here: {str(error).splitlines()[0]}") from error
 
 
-def _with_examples(splits: Splits) -> Splits:
-    val: Any = splits.val
+def _language(file: Path, names: Mapping[str, Any], splits: Splits, device: str | None) -> Problem:
+    problem = load_language(
+        file,
+        names,
+        _with_start(splits, names, file),
+        _recipe(names, splits.train),
+        asked_device=device,
+        own_train=_function(names, file, "train", "train(model, splits, stages, seed) -> model"),
+        sampler=_function(names, file, "sampler", "sampler(train) -> Sampler"),
+        patience=names.get("early_stopping"),
+        compiled=names.get("compile", False),
+    )
+    _check_training(problem)
+    _check_device(problem, device, names)
+    return problem
+
+
+def _recipe(names: Mapping[str, Any], train: Any) -> dict[str, Any]:
+    recipe = {key: names[key] for key in (*RECIPE, *PLACE) if key in names}
+    if isinstance(train, DataLoader) and train.batch_size is not None:
+        recipe.setdefault("batch_size", train.batch_size)
+    return recipe
+
+
+def _always(sampler: Sampler | None) -> Callable[[Any], Any] | None:
+    return None if sampler is None else lambda train: sampler
+
+
+def _epoch_length(names: Mapping[str, Any]) -> int | None:
+    length = names.get("epoch_length")
+    if length is not None and (not isinstance(length, int) or length < 1):
+        raise ValueError(f"epoch_length must be a positive integer, got {length!r}")
+    return length
+
+
+def _function(names: Mapping[str, Any], file: Path, name: str, form: str) -> Callable[..., Any] | None:
+    value = names.get(name)
+    if value is not None and not callable(value):
+        raise ProblemError(f"{file}: {name} must be a function, {form}, got {type(value).__name__}")
+    return value
+
+
+def _check_training(problem: Problem) -> None:
+    if problem.patience is not None and (not isinstance(problem.patience, int) or problem.patience < 1):
+        raise ProblemError(
+            f"{problem.path}: early_stopping must be a number of epochs, at least 1, got {problem.patience!r}"
+        )
+    if problem.compiled and not isinstance(problem.compiled, bool | Mapping):
+        raise ProblemError(f"{problem.path}: compile must be True or a dict of options, got {problem.compiled!r}")
+    if problem.own_train is not None:
+        also: list[str] = [
+            key for key in ("optimizer", "schedule", "augment", "max_grad_norm") if key in problem.given_recipe
+        ]
+        also += [key for key, value in (("sampler", problem.sampler), ("early_stopping", problem.patience)) if value]
+        if also:
+            raise ProblemError(f"{problem.path}: train() takes the place of heldout.fit: it has to do {also[0]} itself")
+
+
+def _with_examples(fields: Mapping[str, Any], length: int | None) -> Splits:
+    if unknown := set(fields) - set(Splits.__dataclass_fields__):
+        raise ValueError(f"data() returns a dict with {sorted(unknown)[0]!r}, which is no field of heldout.Splits")
+    if "train" not in fields:
+        raise ValueError('data() returns a dict without "train"')
+    val, test = fields.get("val"), fields.get("test")
     if isinstance(val, Mapping):
-        val = {name: as_examples(each, f"val[{name!r}]") for name, each in val.items()}
+        val = {name: as_examples(each, f"val[{name!r}]", epoch_length=length) for name, each in val.items()}
     elif val is not None:
-        val = as_examples(val, "val")
-    test = {name: as_examples(each, f"test[{name!r}]") for name, each in splits.test.items()}
-    return replace(splits, train=as_examples(splits.train, "train"), val=val, test=test)
+        val = as_examples(val, "val", epoch_length=length)
+    if isinstance(test, Mapping):
+        test = {name: as_examples(each, f"test[{name!r}]", epoch_length=length) for name, each in test.items()}
+    train = as_examples(fields["train"], "train", epoch_length=length)
+    return Splits(**{**fields, "train": train, "val": val, **({} if test is None else {"test": test})})
 
 
 def _call(function: Callable[[], Any], file: Path, name: str, kind: Any) -> Any:
     try:
         value = function()
     except Exception as error:
+        if "must have __len__ and __getitem__" in str(error):  # Splits holds nothing else
+            raise ProblemError(
+                f"{file}: {error}: return a dict in place of Splits, {{'train': ..., 'val': ...}}"
+            ) from error
         raise ProblemError(f"{file}: {name}() fails: {type(error).__name__}: {error}") from error
     if not isinstance(value, kind):
-        raise ProblemError(f"{file}: {name}() must return a {kind.__name__}, got {type(value).__name__}")
+        wanted = kind[0] if isinstance(kind, tuple) else kind
+        raise ProblemError(f"{file}: {name}() must return a {wanted.__name__}, got {type(value).__name__}")
     return value

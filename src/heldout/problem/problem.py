@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Sampler
 
 from heldout.data import all_targets, batches, gather
 from heldout.errors import ProblemError
 from heldout.method import Method, Splits, Task, evaluating, forward
 from heldout.nn import inputs_for
 from heldout.problem.kinds import Kind, kind_of
-from heldout.train import Fitted, fit, outputs_of, scaled_optimizer, seeded
+from heldout.train import (
+    Fitted,
+    TrainFunction,
+    fit,
+    fit_stopping_early,
+    fit_with,
+    outputs_of,
+    scaled_optimizer,
+    seeded,
+)
 
 
 @dataclass
@@ -36,6 +46,10 @@ class Problem:
         asked_metric: the built-in metric, or the name of the file's own; None where the file names none.
         asked_maximise: whether more of the file's own metric is better.
         own_methods: Methods that the file defines, and those that have another form for its kind of problem.
+        own_train: the file's own training loop; None is ``heldout.fit``.
+        sampler: ``(train) -> Sampler`` that each epoch follows; None is every example once.
+        patience: epochs of early stopping; None is none.
+        compiled: whether the model is compiled, or the options of ``torch.nn.Module.compile``.
     """
 
     path: Path
@@ -48,6 +62,10 @@ class Problem:
     asked_metric: str | None = None
     asked_maximise: bool = True
     own_methods: dict[str, Method | Callable[..., Method]] = field(default_factory=dict)
+    own_train: TrainFunction | None = None
+    sampler: Callable[[Any], Sampler] | None = None
+    patience: int | None = None
+    compiled: bool | Mapping[str, Any] = False
 
     @property
     def epochs(self) -> int:
@@ -112,7 +130,7 @@ class Problem:
     def as_given(self) -> bool:
         """Whether ``heldout.fit`` takes the model, the data and the loss as the file gives them."""
         same_loss = self.recipe.get("loss") is self.given_recipe.get("loss")
-        if self.recipe_device is not None:
+        if self.recipe_device is not None or self.own_train or self.sampler or self.patience or self.compiled:
             return False
         return same_loss and not self.kind.one_logit and self.splits.train is self.given.train
 
@@ -161,9 +179,45 @@ class Problem:
     def fit(self, method: Method | None, *, seed: int, epochs: int | None = None, rate: float = 1.0) -> Fitted:
         """Trains the model under a Method with the user's recipe, its learning rate multiplied by ``rate``."""
         recipe = {**self.recipe, "epochs": epochs or self.epochs}
+        model: Any = partial(self._compiled_model, seed) if self.compiled else self.model(seed)
+        if self.own_train is not None:
+            return self._fit_by_own_loop(model, method, recipe, seed, rate)
         if rate != 1.0:
             recipe["optimizer"] = scaled_optimizer(recipe.get("optimizer"), rate)
-        return fit(self.model(seed), self.splits, method, seed=seed, **recipe)
+        if self.sampler is not None:
+            own = Method("sampler", data=lambda run, train_set: _seeded_sampler(self.sampler, train_set, run.seed))
+            method = own if method is None else (own + method).renamed(method.name)
+        if self.patience is None:
+            return fit(model, self.splits, method, seed=seed, **recipe)
+        return fit_stopping_early(
+            model,
+            self.splits,
+            method,
+            patience=self.patience,
+            validation_loss=self._validation_loss,
+            seed=seed,
+            **recipe,
+        )
+
+    def _fit_by_own_loop(
+        self, model: Any, method: Method | None, recipe: dict[str, Any], seed: int, rate: float
+    ) -> Fitted:
+        assert self.own_train is not None
+        given = {key: recipe[key] for key in ("epochs", "batch_size", "loss", "device") if key in recipe}
+        fitted = fit_with(self.own_train, model, self.splits, method, rate=rate, seed=seed, **given)
+        if not fitted.history:  # the loop says nothing of its epochs
+            each = fitted.seconds / recipe["epochs"]
+            fitted.history = [{"epoch": float(epoch), "seconds": each} for epoch in range(1, recipe["epochs"] + 1)]
+        return fitted
+
+    def _compiled_model(self, seed: int) -> nn.Module:
+        module = self.model(seed)
+        module.compile(**(self.compiled if isinstance(self.compiled, Mapping) else {}))
+        return module
+
+    def _validation_loss(self, module: nn.Module) -> float:
+        sets = self.validation_sets().values()
+        return sum(self.kind.loss(*self.outputs(module, dataset)) for dataset in sets) / len(sets)
 
     def outputs(self, fitted: Fitted | nn.Module, dataset: Any) -> tuple[Tensor, Tensor]:
         """Returns outputs and encoded targets of a data set, as ``judge`` and ``kind.loss`` take them."""
@@ -195,6 +249,14 @@ class Problem:
             for tensor in [*tensors_of(inputs), torch.as_tensor(targets)]:
                 digest.update(bytes_of(tensor))
         return digest.hexdigest()[:16]
+
+
+def _seeded_sampler(make: Any, train_set: Any, seed: int) -> Sampler:
+    """The file's sampler, as new: nothing of an earlier run is in its randomness."""
+    sampler = copy.copy(make(train_set))
+    if isinstance(getattr(sampler, "generator", None), torch.Generator):
+        sampler.generator = torch.Generator().manual_seed(seed)
+    return sampler
 
 
 def named_validation(splits: Splits) -> dict[str, Dataset]:

@@ -18,15 +18,6 @@ the first path where nothing of it is found; ``strings`` counts equal last sente
 the largest cluster of last sentences, by TF-IDF of character n-grams in place of a sentence encoder, which would have
 to be downloaded. ``outside`` is the percentage of answers that no path gives, ``first`` and ``last`` that of minority
 answers taken from the first or last path. All accuracies are by meaning.
-
-What was found: with a skill of 95 % on short replies, agreement of ten paths comes within 3 points of the vote with the
-oracle's parser (70 and 73 %), and is 14 above a single sample. It is 9 to 11 points above a vote with the parser of any
-one format, but the seeds differ (0 to 15 points over ``digits``), so that three of them leave this open. Ten samples
-share enough forms that a vote of equal strings does as well (71 %), and greedy decoding is better (75 %): at
-temperature 0.7 so small a model errs more often, and its errors are not spread enough. On whole paths, longer than the
-replies that it learned from, it collapses. In an earlier version the model had half as many batches of agreements, a
-skill of 88 %, and agreement was 12 points below greedy decoding; its only parser, ``digits``, gave no answer where it
-found no number.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ Source: arXiv:2307.10558 (Li et al.), which claims that models are told apart ma
 even strong ones fall to chance or below, because they answer with the word that they expect.
 
 World: tiny Llamas learn natural remarks after sentences ("... this is positive"), and to repeat words, nonsense ones
-included; then the mapping instructions, with equal data and 400 steps in every arm. Evaluation: 200 sentences with
+included; then the mapping instructions, with equal data and 500 steps in every arm. Evaluation: 200 sentences with
 opinion words that tuning never saw, 12 verbalizers, by the likelihood of the words; ``generated_unnatural`` is by
 greedy decoding. ``shuffled_natural`` puts the instruction before another sentence: it must be at chance. And, judged by
 itself, SmolLM2-135M-Instruct, not tuned: is a question about medicine (MedMCQA) or about money (FiQA)? 64 short
@@ -16,15 +16,16 @@ natural, nonsense and exchanged words. Half of the natural pairs are exchanged i
 where nonsense words are new too. ``longer`` is ``natural`` with twice the steps, ``shorter`` with a quarter of them,
 ``bigger`` with one and a half times the width; ``family`` holds the spread over these four. ``SmolLM2`` reads the rule,
 then the question, as a user's turn; ``SmolLM2, emphasised`` is told, for the unnatural words, to ignore their usual
-meaning.
+meaning; ``SmolLM2, no rule`` reads the question alone, so that what it answers is its prior: the rule is read as far as
+exchanged and neutral words do better with it.
 
-Deviations: models of 0.11 and 0.24 M parameters (the specification: 0.25 to 0.35 M), a base of 1,000 steps (400) and
-400 steps of tuning (500). Four pairs are tested and four others exchanged in training, so that no tested pair was ever
-seen exchanged; the specification says neither how many nor which. Subjectivity is not tested. The spread over models is
-compared as a difference, unnatural less twice natural. Of the paper's nine data sets none is in a package: two sets of
-questions stand for them, 64 texts where the paper has 100. SmolLM2 says one word of a pair nearly always, whatever it
-reads, so the mean score of a word over the texts is taken away (batch calibration, arXiv:2309.17249), which the paper
-does not do. Its scores are per token, as some neutral words have more than one.
+Deviations: models of 0.11 and 0.24 M parameters (the specification: 0.25 to 0.35 M), a base of 1,000 steps (400).
+Four pairs are tested and four others exchanged in training, so that no tested pair was ever seen exchanged; the
+specification says neither how many nor which. Subjectivity is not tested. The spread over models is compared as a
+difference, unnatural less twice natural. Of the paper's nine data sets none is in a package: two sets of questions
+stand for them, 64 texts where the paper has 100. SmolLM2 says one word of a pair nearly always, whatever it reads, so
+the mean score of a word over the texts is taken away (batch calibration, arXiv:2309.17249), which the paper does not
+do. Its scores are per token, as some neutral words have more than one.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ from heldout.study import Study, at_least, at_most, better, higher_is_better, lo
 from heldout.tasks import OPINION_CLASSES, choice_questions, open_questions, opinion_words, opinions
 
 # width, layers, steps of the base, steps of tuning, sentences of tuning, sentences of the test
-SIZES = {"smoke": (16, 1, 10, 8, 64, 16), "laptop": (64, 2, 1000, 400, 12_000, 200)}
+SIZES = {"smoke": (16, 1, 10, 8, 64, 16), "laptop": (64, 2, 1000, 500, 12_000, 200)}
 BATCH, LR, TUNING_LR = 32, 2e-3, 5e-4
 TESTED = [["negative", "positive"], ["bad", "good"], ["no", "yes"], ["zero", "one"]]
 EXCHANGED = [["poor", "great"], ["awful", "fine"], ["minus", "plus"], ["down", "up"]]
@@ -149,14 +150,16 @@ def pretrained() -> TransformersLM:
     return TransformersLM(*smollm())
 
 
-def question_prompt(text: str, mapping: Any, emphasis: str = "") -> str:
+def question_prompt(text: str, mapping: Any, emphasis: str = "", rule: bool = True) -> str:
     """The rule, then the question, as SmolLM2's chat template writes a user's turn."""
+    if not rule:
+        return f"<|im_start|>user\nQuestion: {text}<|im_end|>\n<|im_start|>assistant\n"
     rules = "; ".join(f"output '{word}' if the question is {description}" for word, description in mapping)
     asked = f"{emphasis}{rules[0].upper()}{rules[1:]}.\nQuestion: {text}"
     return f"<|im_start|>user\n{asked}<|im_end|>\n<|im_start|>assistant\n"
 
 
-def real(seed: int, profile: str, emphasised: bool) -> VerbalizerReport:
+def real(seed: int, profile: str, emphasised: bool, rule: bool) -> VerbalizerReport:
     """Short questions drawn anew for each seed, as many of each class; with emphasis only the unnatural words."""
     rng, half = random.Random(seed), QUESTIONS[profile] // 2
     pools = [[q.question for q in choice_questions("medmcqa")], [q.question for q in open_questions("fiqa")]]
@@ -170,7 +173,9 @@ def real(seed: int, profile: str, emphasised: bool) -> VerbalizerReport:
         REAL_CLASSES,
         sets,
         template=functools.partial(
-            question_prompt, emphasis="Ignore the usual meaning of the output words. " if emphasised else ""
+            question_prompt,
+            emphasis="Ignore the usual meaning of the output words. " if emphasised else "",
+            rule=rule,
         ),
         mode="score",
         lead="",
@@ -200,7 +205,7 @@ def run(arm: dict[str, Any], seed: int, profile: str) -> dict[str, float]:
             "spread_excess": spread["unnatural"] - 2 * spread["natural"],
         }
     if "real" in arm:
-        report = real(seed, profile, arm["emphasised"])
+        report = real(seed, profile, arm["emphasised"], arm["rule"])
         results = {"unnatural": 100 * float(report.accuracy("unnatural").estimate or 0.0)}
         results |= {} if arm["emphasised"] else measured(report)
     else:
@@ -245,8 +250,9 @@ LOWER = ("gap", "off_format", "prior_following", "shuffled_natural", "natural_sp
 METRICS = dict.fromkeys(HIGHER, higher_is_better) | dict.fromkeys(LOWER, lower_is_better)
 
 REAL_ARMS: dict[str, dict[str, Any]] = {
-    "SmolLM2": {"real": "questions", "emphasised": False},
-    "SmolLM2, emphasised": {"real": "questions", "emphasised": True},
+    "SmolLM2": {"real": "questions", "emphasised": False, "rule": True},
+    "SmolLM2, emphasised": {"real": "questions", "emphasised": True, "rule": True},
+    "SmolLM2, no rule": {"real": "questions", "emphasised": False, "rule": False},
 }
 
 study = Study(
@@ -277,12 +283,15 @@ study = Study(
         at_least("SmolLM2", on="neutral_over_unnatural", value=0.0),
         at_least("SmolLM2", on="gap", value=25.0),
         at_most("SmolLM2", on="unnatural", value=45.0),
+        better("SmolLM2", than="SmolLM2, no rule", on="unnatural"),
+        better("SmolLM2", than="SmolLM2, no rule", on="neutral"),
     ],
     checks=[
+        at_least("natural", on="natural", value=90.0),
         at_most("natural", on="shuffled_natural", value=58.0),
         at_least("SmolLM2", on="natural", value=55.0),
     ],
-    seeds={"smoke": 1, "laptop": 3},
+    seeds={"smoke": 1, "laptop": 6},
     shared_setup=True,
     time_limit={"smoke": 180.0, "laptop": 900.0},
     needs=dict.fromkeys(REAL_ARMS, functools.partial(missing, (SMOL, QA))),

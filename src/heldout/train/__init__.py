@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 from heldout.errors import require
 from heldout.train.cross_fit import CrossFit, contradicted_labels, cross_fit, label_margins
 from heldout.train.diversify import Hypotheses, dbat, disambiguate, divdis, diversify
+from heldout.train.early_stopping import fit_stopping_early
 from heldout.train.full_batch import full_batch
+from heldout.train.own_loop import Stages, TrainFunction, fit_with
 from heldout.train.ps_kd import ProgressiveSelfDistillation, ps_kd
 from heldout.train.span_gd import SpanGD, SpanPoints
 from heldout.train.supervised import (
@@ -49,6 +51,8 @@ __all__ = [
     "ProgressiveSelfDistillation",
     "SpanGD",
     "SpanPoints",
+    "Stages",
+    "TrainFunction",
     "Tuned",
     "contradicted_labels",
     "cross_fit",
@@ -60,6 +64,8 @@ __all__ = [
     "encode_rows",
     "finish",
     "fit",
+    "fit_stopping_early",
+    "fit_with",
     "format_reward",
     "full_batch",
     "grpo",

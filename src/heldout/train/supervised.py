@@ -23,7 +23,16 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 from torch.utils.data import Dataset, Sampler
 
 from heldout.data import all_targets, batches, gather, predict_all, sample_ids, to_device
-from heldout.errors import check_nonempty, check_same_length, checked
+from heldout.errors import (
+    check_between,
+    check_class_labels,
+    check_error_is_meant,
+    check_nonempty,
+    check_same_length,
+    check_scored,
+    check_tensors,
+    checked,
+)
 from heldout.method import Added, Batch, Method, Run, Splits, Task, as_dataset, device_of, evaluating, forward
 from heldout.nn import inputs_for
 
@@ -55,6 +64,7 @@ class Fitted:
     @checked
     def predict(self, inputs: Any) -> Tensor:
         """Returns logits (or log-probabilities) ``(batch, classes)``, or values for regression."""
+        check_tensors(inputs=inputs)
         inputs = inputs_for(self.module, inputs)
         if isinstance(self.predictor, nn.Module):
             with torch.no_grad():
@@ -67,8 +77,12 @@ class Fitted:
 
         A predictor with a ``reset()`` starts afresh, so that test sets do not leak into each other. ``loss`` is
         the cross-entropy, or the mean squared error.
+
+        Raises:
+            ValueError: the targets cannot be scored so: soft labels, or labels outside of the classes.
         """
         check_nonempty(dataset=dataset)
+        check_error_is_meant(self.run.task, self.run.objective)
         outputs, targets = self.outputs(dataset, batch_size=batch_size)
         return score(outputs, targets, self.run.task)
 
@@ -94,6 +108,7 @@ def outputs_of(module: nn.Module, dataset: Any) -> tuple[Tensor, Tensor]:
 def score(outputs: Tensor, targets: Tensor, task: Task) -> dict[str, float]:
     """Returns ``{"accuracy", "loss"}`` or, for regression, ``{"mse", "loss"}`` of outputs against targets."""
     check_same_length(outputs=outputs, targets=targets)
+    check_scored(task, outputs=outputs, targets=targets)
     if task == "regression":
         error = squared_error(outputs.float(), targets.float()).item()
         return {"mse": error, "loss": error}
@@ -156,6 +171,7 @@ def fit(
         >>> fitted.evaluate(data)["accuracy"] > 0.9
         True
     """
+    check_between(0, 2**63 - 1, seed=seed)
     method = method or BASELINE
     recipe = Recipe(epochs, batch_size, optimizer, schedule, loss, augment, max_grad_norm, autocast, num_workers)
     started = time.perf_counter()
@@ -413,6 +429,7 @@ def problem_of(module: nn.Module, dataset: Dataset) -> tuple[Task, int | None]:
         ValueError: an empty set, NaN inputs or targets, outputs that do not fit the targets, labels outside the
             classes, fewer than two classes.
     """
+    check_tensors(train=dataset if isinstance(dataset, tuple) else ())
     if len(dataset) == 0:  # type: ignore[arg-type]
         raise ValueError("the training set is empty")
     inputs, _ = gather(dataset, torch.arange(min(2, len(dataset))))  # type: ignore[arg-type]
@@ -436,6 +453,7 @@ def problem_of(module: nn.Module, dataset: Dataset) -> tuple[Task, int | None]:
     low, high = int(targets.min()), int(targets.max())
     if low < 0 or high >= classes:
         raise ValueError(f"labels must lie in 0..{classes - 1} for a model with {classes} outputs, got {low}..{high}")
+    check_class_labels(targets=targets)
     return "classification", classes
 
 
