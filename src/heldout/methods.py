@@ -60,14 +60,14 @@ def factory_files() -> list[str]:
 
 
 @checked
-def parse(expression: str, own: Mapping[str, Method] | None = None) -> Method:
+def parse(expression: str, own: Mapping[str, Method | Callable[..., Method]] | None = None) -> Method:
     """Returns the Method that an expression such as ``"useful + sam(rho=0.1)"`` stands for.
 
     Nothing is evaluated: names, calls with literal keyword arguments and ``+`` are all that is understood.
 
     Args:
         expression: the text.
-        own: further Methods by name, which go before those of the catalog.
+        own: further Methods, or functions that make them, by name; they go before those of the catalog.
 
     Raises:
         ValueError: an unknown name, or anything else than names, literal keyword arguments and ``+``.
@@ -83,20 +83,22 @@ def parse(expression: str, own: Mapping[str, Method] | None = None) -> Method:
     return _build(tree, expression, own or {})
 
 
-def _build(node: ast.expr, expression: str, own: Mapping[str, Method]) -> Method:
+def _build(node: ast.expr, expression: str, own: Mapping[str, Method | Callable[..., Method]]) -> Method:
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
         return _build(node.left, expression, own) + _build(node.right, expression, own)
     call = node if isinstance(node, ast.Call) else None
     name = call.func if call else node
     if not isinstance(name, ast.Name) or (call and (call.args or any(k.arg is None for k in call.keywords))):
         raise ValueError(f"cannot read the method {expression!r}: write it like 'useful + sam(rho=0.1)'")
-    if name.id in own and call is None:
-        return own[name.id].renamed(name.id)
-    if name.id not in method_factories():
+    made = own.get(name.id)
+    if isinstance(made, Method) and call is None:
+        return made.renamed(name.id)
+    if made is None and name.id not in method_factories():
         raise ValueError(f"no method {name.id!r}; there are {', '.join([*own, *available()])}")
     try:
         arguments: dict[str, Any] = {k.arg: ast.literal_eval(k.value) for k in (call.keywords if call else []) if k.arg}
-        return __getattr__(name.id)(**arguments).renamed(ast.unparse(node).replace(" ", ""))
+        factory = __getattr__(name.id) if made is None or isinstance(made, Method) else made
+        return factory(**arguments).renamed(ast.unparse(node).replace(" ", ""))
     except (TypeError, ValueError) as error:
         raise ValueError(f"method {ast.unparse(node)!r}: {error}") from None
 

@@ -20,7 +20,7 @@ from heldout.problem import EXAMPLES, Problem, ProblemError, check_problem, load
 from heldout.report import LogEvent, OnEvent, ignore, telling
 from heldout.saved import Loaded, load
 from heldout.study import environment, write_atomically
-from heldout.train import fit, outputs_of
+from heldout.train import fit
 from heldout.weights import load_checkpoint
 
 Say = Callable[[str], None]
@@ -136,7 +136,7 @@ def _trained(problem: Problem, seed: int, on_event: OnEvent) -> tuple[nn.Module,
         return module
 
     def measure(entry: dict[str, float]) -> None:
-        pairs = [outputs_of(modules[0], dataset) for dataset in problem.validation_sets().values()]
+        pairs = [problem.outputs(modules[0], dataset) for dataset in problem.validation_sets().values()]
         found = [{"loss": problem.kind.loss(*pair), "score": metric_of(problem, *pair)} for pair in pairs]
         mean = {f"val_{name}": sum(each[name] for each in found) / len(found) for name in found[0]}
         curve.append({**entry, **mean})

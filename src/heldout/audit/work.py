@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import shlex
 from collections.abc import Callable, Sequence
@@ -16,7 +15,7 @@ from torch.utils.data import Subset
 
 from heldout.audit.judging import INFORMATION, NOTABLE, SERIOUS, Threshold
 from heldout.methods import available, parse
-from heldout.problem import Problem, inapplicable
+from heldout.problem import Problem, inapplicable, text_losses
 from heldout.report import LogEvent
 from heldout.study import wilson
 from heldout.train import Fitted, outputs_of
@@ -47,8 +46,7 @@ class Audit:
         """Outputs and targets of a set, computed once."""
         if name not in self.outputs:
             sets = {"train": self.problem.splits.train, **named_validation(self.problem), **self.problem.splits.test}
-            answer = self.predictor.outputs if self.predictor else functools.partial(outputs_of, self.module)
-            self.outputs[name] = answer(sets[name])
+            self.outputs[name] = self.problem.outputs(self.predictor or self.module, sets[name])
         return self.outputs[name]
 
     def differentiated(self) -> nn.Module:
@@ -65,6 +63,11 @@ class Audit:
     def losses(self, name: str) -> Tensor:
         """The kind's loss of each example of a set, float64 ``(n,)``."""
         return self.problem.kind.losses(*self.of(name))
+
+    @property
+    def example_loss(self) -> Callable[[Tensor, Tensor], Tensor] | None:
+        """The loss of each example where the measures of gradients do not know it by themselves: that of texts."""
+        return text_losses if self.problem.kind.name == "language" else None
 
     @property
     def given(self) -> str:

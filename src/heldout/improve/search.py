@@ -74,7 +74,7 @@ def improve(
     Where the budget does not buy that, nothing but the baseline is timed, and the report says what it would take.
 
     Args:
-        path: the user's file (see ``heldout.problem``), or "digits" or "fashion".
+        path: the user's file (see ``heldout.problem``), or a built-in example: "digits", "fashion", "smollm".
         budget: wall-clock seconds for this call; no new run starts later.
         seeds: fresh seeds of the confirmation, at least 3; default: 3 to 10, as time allows, whatever they show.
         methods: expressions such as ``"sam(rho=0.1)"`` to try; default: every method of the catalog and of the file.
@@ -299,7 +299,7 @@ def _candidates(
         raise ProblemError(f"cannot exclude {unknown[0]!r}: the methods are {', '.join(known)}")
     candidates, skipped = [], {}
     tried = [*problem.own_methods, *(name for name in available() if name not in on_request())]
-    for expression in methods if methods is not None else tried:
+    for expression in methods if methods is not None else dict.fromkeys(tried):
         if expression in exclude:
             continue
         try:

@@ -72,7 +72,7 @@ def run(arm: Mapping[str, Any], seed: int, profile: str) -> dict[str, float]:
     started = time.perf_counter()
     scores, losses = [], []
     for dataset in selected_on:
-        outputs, targets = fitted.outputs(dataset)
+        outputs, targets = problem.outputs(fitted, dataset)
         losses.append(problem.kind.loss(outputs, targets))
         scores.append(problem.judge(outputs, targets))
     seconds = time.perf_counter() - started
