@@ -13,7 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from heldout.errors import checked
+from heldout.errors import check_nonempty, checked
 from heldout.method import evaluating
 from heldout.weights import load_checkpoint, save_checkpoint
 
@@ -154,8 +154,11 @@ def restored(layout: Any, tensors: Mapping[str, Tensor]) -> Any:
     """Returns what ``flattened`` had taken apart, from its layout (as JSON gives it back) and its tensors."""
     if not isinstance(layout, dict):
         return layout
+    check_nonempty(layout=layout)
     ((kind, content),) = layout.items()
     if kind == "tensor":
+        if content not in tensors:
+            raise ValueError(f"tensors must hold {content!r}, which the layout names")
         return tensors[content]
     if kind == "dict":
         return {key: restored(item, tensors) for key, item in content}

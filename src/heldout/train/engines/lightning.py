@@ -211,8 +211,10 @@ class LightningMethod(LightningModule):
 
     @checked
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """A new step begins: its first evaluation is number 0."""
+        """A new step begins: its first evaluation is number 0. After the first step the processes are compared."""
         self._run.evaluation = -1
+        if self.global_step == 1 and self.trainer.world_size > 1:
+            self._check_processes_agree()
 
     @checked
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
@@ -248,11 +250,6 @@ class LightningMethod(LightningModule):
         if len(answered) == 1:  # the step has called the module: its pass is the batch's own
             batch.cached_logits = forward(lambda: answered[0], ())
         return loss + self.method.loss(self._run, batch)
-
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Compares the processes after the first step."""
-        if self.global_step == 1 and self.trainer.world_size > 1:
-            self._check_processes_agree()
 
     def on_train_epoch_end(self) -> None:
         """Compares the processes after every epoch."""
