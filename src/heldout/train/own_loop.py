@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 from torch.utils.data import Sampler
 
 from heldout.data import batches, sample_ids, to_device
-from heldout.errors import check_at_least, check_positive, checked
+from heldout.errors import check_at_least, check_labels, check_positive, check_same_length, checked
 from heldout.method import Batch, Method, Run, Splits
 from heldout.nn import inputs_for
 from heldout.train.supervised import BASELINE, Fitted, Objective, Recipe, finish, objective, prepare, seeded
@@ -76,6 +76,7 @@ class Stages:
         self._used.add("data")
         return self._sampler
 
+    @checked
     def index(self, positions: Tensor) -> Tensor:
         """Returns the int64 positions in the original set, as ``loss`` takes them, of examples of ``train_set``."""
         return self._ids[positions]
@@ -94,6 +95,7 @@ class Stages:
         if self.history:
             self.history[-1] |= self._seen.entry()
 
+    @checked
     def batches(self, batch_size: int | None = None) -> Iterator[tuple[Any, Tensor, Tensor]]:
         """Yields ``(inputs, targets, index)`` of one epoch on the model's device, in an order of the run's seed.
 
@@ -111,6 +113,7 @@ class Stages:
         for inputs, targets, positions in batches(self._data, size, order):
             yield inputs_for(self._run.module, inputs), to_device(targets, self.device), self._ids[positions]
 
+    @checked
     def optimizer(self, optimizer: Optimizer) -> Optimizer:
         """Returns the optimizer under the Method's optimizer stage; make schedules for what this returns.
 
@@ -124,6 +127,7 @@ class Stages:
         optimizer.register_step_post_hook(self._stepped)
         return optimizer
 
+    @checked
     def loss(self, inputs: Any, targets: Tensor, index: Tensor) -> Tensor:
         """Returns the objective of a batch, a scalar: the file's own loss, replaced or extended by the Method.
 
@@ -132,6 +136,8 @@ class Stages:
             targets: ``(batch, ...)``.
             index: int64 ``(batch,)``, positions in the original training set, as ``batches`` and ``index`` give them.
         """
+        check_same_length(targets=targets, index=index)
+        check_labels(len(self._run.splits.train), index=index)  # type: ignore[arg-type]
         self._used.add("loss")
         self._run.evaluation += 1
         batch = Batch(self._run.module, inputs, targets, index)
@@ -140,6 +146,7 @@ class Stages:
             self._seen.add(batch, loss.detach(), self._run.task == "classification")
         return loss
 
+    @checked
     def step(self, optimizer: Optimizer, inputs: Any, targets: Tensor, index: Tensor) -> Tensor:
         """Takes one optimizer step on a batch and returns its loss, detached; for optimizers of every kind."""
         first: list[Tensor] = []
