@@ -39,6 +39,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     ),
     "evals": ("inspect_ai",),
     "retrieval": ("faiss",),
+    "graph": ("torch_geometric",),
     "lightning": ("lightning",),
     "ray": ("ray",),
     "tracking": ("tensorboard", "wandb"),

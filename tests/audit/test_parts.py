@@ -22,6 +22,8 @@ from heldout.problem import Problem, ProblemError, inapplicable, load_problem
 from heldout.report import number
 from heldout.tasks import digits, label_noise
 from heldout.weights import save_checkpoint
+from tests.problem.language_file import TEXT
+from tests.problem.test_graphs import GRAPHS, NODES
 
 FILE = """
 import functools
@@ -322,3 +324,25 @@ def test_weights_that_cannot_be_used_are_told(tmp_path, weights, message):
     save_checkpoint(mlp(64, 5, (8,)), tmp_path / "other.safetensors")
     with pytest.raises(ProblemError, match=message):
         audit(tmp_path / "mine.py", weights=tmp_path / weights, out=tmp_path / "out")
+
+
+def test_texts_are_audited_by_their_own_loss(tmp_path):
+    (tmp_path / "texts.py").write_text(TEXT)
+    document = audit(tmp_path / "texts.py", out=tmp_path / "out")
+    assert document["skipped"] == []
+    assert {entry["part"] for entry in document["not_applicable"]} == {title for title, _, classes in PARTS if classes}
+    assert document["metric"] == {"name": "perplexity", "higher_is_better": False}
+    worst = document["worst"]["iid"][0]
+    assert worst["shown"].startswith("the green ")
+    assert worst["target"] == "3 tokens"
+    gap = next(entry for entry in document["findings"] if entry["name"] == "perplexity: iid against short")
+    assert "hundredths of the perplexity" in gap["threshold"]
+    assert "the green" in (tmp_path / "out" / "report.html").read_text()
+
+
+@pytest.mark.parametrize("text", [NODES, GRAPHS], ids=["nodes", "graphs"])
+def test_graphs_are_audited(tmp_path, text):
+    (tmp_path / "graphs.py").write_text(text)
+    document = audit(tmp_path / "graphs.py", out=tmp_path / "out")
+    assert document["summary"]
+    assert {entry["part"] for entry in document["skipped"]} <= {"gradient coherence", "diversity of the training set"}

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from heldout.audit.work import Audit
 from heldout.data import gather, split_target
+from heldout.problem import Texts
 from heldout.report import data_uri, number
 
 SHOWN = 12  # worst examples of a set
@@ -38,6 +39,8 @@ class Viewer:
 
     def show(self, dataset: Any, index: int) -> dict[str, str]:
         """Returns ``{"kind": "picture" | "row" | "text", "shown"}`` of one example; "shown" is a picture's address."""
+        if isinstance(dataset, Texts) and not dataset.packed:
+            return {"kind": "text", "shown": _clipped(_written(dataset.rows[index]))}
         example = dataset[index]
         if text := _text(example):
             return {"kind": "text", "shown": text}
@@ -92,7 +95,10 @@ def worst_examples(work: Audit) -> None:
         for index in losses.argsort(descending=True, stable=True)[:SHOWN].tolist():
             if work.problem.task == "classification" and int(outputs[index].argmax()) == int(targets[index]):
                 continue  # right, if hardly
-            row = {"index": index, "loss": float(losses[index]), **_said(outputs[index], targets[index])}
+            said = _said(outputs[index], targets[index])
+            if work.problem.kind.name == "language":
+                said = _tokens_said(outputs[index], targets[index])
+            row = {"index": index, "loss": float(losses[index]), **said}
             rows.append({**row, **viewer.show(work.problem.splits.test[name], index)})
         found[name] = rows
     work.document["worst"] = found
@@ -107,6 +113,20 @@ def shown_suspects(work: Audit) -> list[dict[str, Any]]:
         {"index": index, "label": label, "margin": margin, **viewer.show(train, index)}
         for index, label, margin in list(rows)[: 2 * SHOWN]
     ]
+
+
+def _tokens_said(output: Tensor, target: Tensor) -> dict[str, Any]:
+    """How many tokens count, and how many of them are the likeliest ones."""
+    right, count = int(output[1]), int(target[0])
+    return {"target": f"{count} tokens", "predicted": f"{right} of them likeliest", "confidence": None}
+
+
+def _written(row: Any) -> str:
+    """A row of text as it is read, parts of it divided."""
+    if isinstance(row, Mapping) and row.get("messages") is not None:
+        return " | ".join(f"{message['role']}: {message['content']}" for message in row["messages"])
+    parts = row.values() if isinstance(row, Mapping) else [row] if isinstance(row, str) else row
+    return " | ".join(part for part in parts if isinstance(part, str))
 
 
 def _said(output: Tensor, target: Tensor) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import Subset
 
 from heldout.audit.examples import shown_suspects, worst_examples
@@ -34,7 +35,7 @@ from heldout.measure import (
 from heldout.nn import inputs_for, split_head
 from heldout.report import number
 from heldout.statistics import Interval, newcombe, wilson
-from heldout.train import contradicted_labels, cross_fit, fit, outputs_of
+from heldout.train import contradicted_labels, cross_fit, fit
 
 MEASURED = 2000  # examples that the difficulty of the task is estimated from
 FOLDS = 4
@@ -102,7 +103,7 @@ def _gap_limits(work: Audit, score: float) -> Threshold | None:
     problem = work.problem
     if problem.measure is None and problem.metric == "accuracy":
         return Threshold(0.03, 0.1, "3 and 10 points of accuracy")
-    if problem.task == "regression" and problem.measure is None:
+    if problem.task == "regression" and problem.measure is None and problem.kind.name != "language":
         _, targets = work.of(work.given)
         variance = float(targets.double().reshape(len(targets), -1).var(0, correction=0).mean())
         unit = "3 and 10 hundredths of the targets' variance, as in R2"
@@ -244,7 +245,14 @@ def _auc_error(auc: float, positives: int, negatives: int) -> float:
 
 
 def _sharpness(work: Audit) -> None:
-    found = sharpness(work.module, work.probed(), iterations=20, seed=work.seed)
+    each = work.example_loss
+    if each is None:
+        found = sharpness(work.differentiated(), work.probed(), iterations=20, seed=work.seed)
+    else:
+        with sdpa_kernel(SDPBackend.MATH):  # the other kernels have no second derivative
+            found = sharpness(
+                work.differentiated(), work.probed(), lambda *pair: each(*pair).mean(), iterations=20, seed=work.seed
+            )
     work.document["sharpness"] = vars(found)
     reading = "largest curvature of the loss: gradient descent diverges beyond a rate of 2 / this. Compare like models"
     work.finding("sharpness: top Hessian eigenvalue", found.top_eigenvalue, reading)
@@ -253,7 +261,7 @@ def _sharpness(work: Audit) -> None:
 
 
 def _coherence(work: Audit) -> None:
-    found = gradient_coherence(work.module, work.probed(), per_layer=True)
+    found = gradient_coherence(work.differentiated(), work.probed(), work.example_loss, per_layer=True)
     work.document["coherence"] = {
         "m_coherence": found.m_coherence,
         "examples": found.examples,
@@ -269,13 +277,14 @@ def _coherence(work: Audit) -> None:
 def _diversity(work: Audit) -> None:
     probed = work.probed()
     inputs, _ = gather(probed, torch.arange(len(probed)))
-    inputs = inputs_for(work.module, inputs)
-    encoder, _ = split_head(work.module, inputs)
+    module = work.differentiated()
+    inputs = inputs_for(module, inputs)
+    encoder, _ = split_head(module, inputs)
     with torch.no_grad():
         features = encoder(inputs).float()
     kept = features[features.norm(dim=1) > 0]
     embedding = vendi_score(kept)
-    gradients = gradient_features(work.module, probed, dim=256, projection="countsketch", normalise=False)
+    gradients = gradient_features(module, probed, dim=256, projection="countsketch", normalise=False)
     lengths = gradients.norm(dim=1)
     by_gradient = vendi_score(gradients[lengths > 0])
     work.document["diversity"] = {"embedding_vendi": embedding, "g_vendi": by_gradient, "examples": len(probed)}
@@ -393,7 +402,8 @@ def _more_data(work: Audit) -> None:
         count = max(2, round(share * size))
         kept = Subset(train, order[:count].sort().values.tolist())
         module = fit(work.problem.model(work.seed), kept, seed=work.seed, **work.problem.recipe).module
-        points.append({"examples": count, "score": metric_of(work.problem, *outputs_of(module, _given_set(work)))})
+        score = metric_of(work.problem, *work.problem.outputs(module, _given_set(work)))
+        points.append({"examples": count, "score": score})
     points.append({"examples": size, "score": metric_of(work.problem, *work.of(work.given))})
     work.document["learning_curve"] = points
     gain = work.sign * (points[-1]["score"] - points[-2]["score"])

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import tomllib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from heldout.errors import check_fields, checked
+
+Space = Mapping[str, list[Any]]  # values to try, or [low, high, "log"], by parameter
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,7 @@ class System:
         rooms: where its parts lie.
         parts: its public functions and classes; empty where it is planned.
         method: ``module:factory`` of its Method, where it has one.
+        space: the parameters of the Method that are worth searching, see ``heldout.methods.space``.
         extra: what its study needs beside the core, as in ``pip install 'heldout[lm]'``.
     """
 
@@ -36,6 +40,7 @@ class System:
     parts: tuple[str, ...] = ()
     method: str | None = None
     extra: str | None = None
+    space: Space = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -115,6 +120,8 @@ class NamedMethod:
         summary: one line.
         of: the slug of the system that it belongs to, where it does.
         arxiv: of the paper, where there is one.
+        space: as of a System.
+        on_request: not among the methods that ``heldout improve`` tries by itself.
     """
 
     name: str
@@ -122,6 +129,8 @@ class NamedMethod:
     summary: str
     of: str | None = None
     arxiv: str | None = None
+    space: Space = field(default_factory=dict)
+    on_request: bool = False
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -138,6 +147,13 @@ def method_factories() -> dict[str, str]:
     """Returns ``{method name: "module:function"}`` for everything that ``heldout improve`` can try."""
     of_systems = {module_name(s.slug): s.method for s in systems().values() if s.method}
     return {**of_systems, **{name: method.factory for name, method in named_methods().items()}}
+
+
+@cache
+def method_spaces() -> dict[str, Space]:
+    """Returns what is worth searching of every Method, by method name: parameters with their published values."""
+    of_systems = {module_name(s.slug): s.space for s in systems().values() if s.method}
+    return {**of_systems, **{name: method.space for name, method in named_methods().items()}}
 
 
 @checked

@@ -6,6 +6,7 @@ from heldout.problem.inputs import as_examples
 from heldout.problem.kinds import KINDS, Kind, kind_of
 from heldout.problem.loading import EXAMPLES, example_path, load_problem
 from heldout.problem.problem import Problem
+from heldout.problem.texts import Texts, text_losses
 
 __all__ = [
     "EXAMPLES",
@@ -13,10 +14,12 @@ __all__ = [
     "Kind",
     "Problem",
     "ProblemError",
+    "Texts",
     "as_examples",
     "check_problem",
     "example_path",
     "inapplicable",
     "kind_of",
     "load_problem",
+    "text_losses",
 ]

@@ -14,6 +14,7 @@ from heldout.data import batches, predict_all
 from heldout.errors import ProblemError, checked
 from heldout.method import Method, forward
 from heldout.nn import inputs_for
+from heldout.problem.language import LanguageProblem
 from heldout.problem.problem import Problem, bytes_of, named_validation, tensors_of
 from heldout.train import problem_of
 
@@ -38,6 +39,8 @@ def check_problem(problem: Problem) -> list[str]:
         raise ProblemError(f"{problem.path}: data() needs at least one test set: gains are reported on it")
     if not isinstance(problem.epochs, int) or problem.epochs < 1:
         raise ProblemError(f"{problem.path}: epochs must be a positive integer, got {problem.epochs!r}")
+    if isinstance(problem, LanguageProblem):
+        return problem.check()
     sets = {"train": splits.train}
     sets |= {
         f"val[{n!r}]" if isinstance(splits.val, Mapping) else "val": d for n, d in named_validation(splits).items()
@@ -132,9 +135,13 @@ def _shared_rows(rows: dict[str, set[bytes]]) -> list[str]:
 @checked
 def inapplicable(problem: Problem, method: Method) -> str | None:
     """Returns why a method cannot act on this problem, or None."""
+    if isinstance(problem, LanguageProblem) and (reason := problem.kind.refusal(method)):
+        return reason
     reason = method.check(problem.model(0), problem.splits) if method.check else None
     if reason is None and "data" in method.stages and problem.sampler is not None:
         reason = "it chooses the training examples, and the file's own sampler does"
+    if isinstance(problem, LanguageProblem):
+        return problem.kind.in_words(reason)
     if reason is None and "loss" in method.stages and problem.own_loss:
         return "it replaces the loss, and the file defines its own"
     return reason

@@ -13,16 +13,20 @@ DataLoaders or streams (see ``heldout.problem.as_examples``).
   an epoch
 * ``train(model, splits, stages, seed) -> model``: a loop of your own in place of ``heldout.fit`` (see
   ``heldout.train.Stages``)
-* ``kind``: "classification", "binary", "multi-label", "regression" or "tokens", where outputs and targets do not tell
+* ``kind``: "classification", "binary", "multi-label", "regression", "tokens" or "language", where the data do not tell
 * ``metric``: a name of the kind's (``heldout.problem.metrics``; "accuracy", "auroc", "mae" ...), "loss", or
   ``(outputs, targets) -> float`` with ``metric_goal = "max"`` or ``"min"``
 * ``pretrained_state() -> state dict`` that training starts from
 * ``methods``: further Methods to try, by name
+
+Where the data are texts, the problem is a causal language model; see ``heldout.problem.language`` for its names. Data
+may be graphs of PyTorch Geometric, too; see ``heldout.problem.graphs``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,18 +36,20 @@ from torch.utils.data import DataLoader, Sampler
 
 from heldout.errors import ProblemError, checked
 from heldout.method import Splits
+from heldout.problem.graphs import GraphProblem, graph_splits, holds_graphs
 from heldout.problem.inputs import as_examples, sampler_of
+from heldout.problem.language import is_language, load_language
 from heldout.problem.problem import Problem
 from heldout.study import StudyError, load_file
 
-EXAMPLES = ("digits", "fashion")
+EXAMPLES = ("digits", "fashion", "smollm")
 RECIPE = ("optimizer", "epochs", "batch_size", "schedule", "loss", "augment", "max_grad_norm")
 PLACE = ("device", "autocast", "num_workers")
 
 
 @checked
 def load_problem(path: str | Path, *, device: str | None = None) -> Problem:
-    """Returns the problem that a file defines; "digits" and "fashion" are the built-in examples.
+    """Returns the problem that a file defines; "digits", "fashion" and "smollm" are the built-in examples.
 
     Args:
         path: the file.
@@ -54,7 +60,7 @@ def load_problem(path: str | Path, *, device: str | None = None) -> Problem:
     """
     file = example_path(str(path)) if str(path) in EXAMPLES else Path(path)
     if not file.is_file():
-        raise ProblemError(f"no file {str(path)!r} (the built-in examples are {' and '.join(EXAMPLES)})")
+        raise ProblemError(f"no file {str(path)!r} (the built-in examples are {', '.join(EXAMPLES)})")
     try:
         names = vars(load_file(file))
     except StudyError as error:
@@ -64,18 +70,24 @@ def load_problem(path: str | Path, *, device: str | None = None) -> Problem:
             raise ProblemError(f"{file} must define {form}")
     given = _call(names["data"], file, "data", (Splits, Mapping))
     fields = dict(given) if isinstance(given, Mapping) else dict(vars(given))
+    graphs: list[Any] | None = None
+    sampler = None
     try:
-        sampler = sampler_of(fields.get("train"))
-        splits = _with_examples(fields, _epoch_length(names))
+        if is_language(names, fields.get("train")):
+            return _language(file, names, Splits(**fields), device)
+        if holds_graphs(fields.get("train")):
+            splits, graphs = graph_splits(Splits(**fields))
+        else:
+            sampler = sampler_of(fields.get("train"))
+            splits = _with_examples(fields, _epoch_length(names))
     except (ValueError, TypeError) as error:
         raise ProblemError(f"{file}: {error}") from error
-    if callable(names.get("pretrained_state")):
-        state = _call(names["pretrained_state"], file, "pretrained_state", Mapping)
-        splits = Splits(**{**splits.__dict__, "initial_state": state})
+    splits = _with_start(splits, names, file)
     metric, goal = names.get("metric"), names.get("metric_goal", "max")
     if goal not in ("max", "min"):
         raise ProblemError(f'{file}: metric_goal must be "max" or "min", got {goal!r}')
-    problem = Problem(
+    own: Any = Problem if graphs is None else partial(GraphProblem, graphs=graphs)
+    problem = own(
         path=file,
         make_model=lambda: _call(names["model"], file, "model", nn.Module),
         given=splits,
@@ -89,11 +101,7 @@ def load_problem(path: str | Path, *, device: str | None = None) -> Problem:
         compiled=names.get("compile", False),
     )
     _check_training(problem)
-    try:
-        torch.empty(0, device=problem.recipe_device)
-    except (RuntimeError, AssertionError, TypeError) as error:
-        asked = device if device is not None else names.get("device")
-        raise ProblemError(f"{file}: no device {asked!r} here: {str(error).splitlines()[0]}") from error
+    _check_device(problem, device, names)
     if callable(metric):
         problem.measure, problem.asked_metric, problem.asked_maximise = metric, metric.__name__, goal == "max"
     elif metric is not None and not isinstance(metric, str):
@@ -107,6 +115,38 @@ def load_problem(path: str | Path, *, device: str | None = None) -> Problem:
 def example_path(name: str) -> Path:
     """Returns the file of a built-in example."""
     return Path(__file__).parents[1] / "examples" / f"{name}.py"
+
+
+def _with_start(splits: Splits, names: Mapping[str, Any], file: Path) -> Splits:
+    if not callable(names.get("pretrained_state")):
+        return splits
+    state = _call(names["pretrained_state"], file, "pretrained_state", Mapping)
+    return Splits(**{**splits.__dict__, "initial_state": state})
+
+
+def _check_device(problem: Problem, device: str | None, names: Mapping[str, Any]) -> None:
+    try:
+        torch.empty(0, device=problem.recipe_device)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        asked = device if device is not None else names.get("device")
+        raise ProblemError(f"{problem.path}: no device {asked!r} here: {str(error).splitlines()[0]}") from error
+
+
+def _language(file: Path, names: Mapping[str, Any], splits: Splits, device: str | None) -> Problem:
+    problem = load_language(
+        file,
+        names,
+        _with_start(splits, names, file),
+        _recipe(names, splits.train),
+        asked_device=device,
+        own_train=_function(names, file, "train", "train(model, splits, stages, seed) -> model"),
+        sampler=_function(names, file, "sampler", "sampler(train) -> Sampler"),
+        patience=names.get("early_stopping"),
+        compiled=names.get("compile", False),
+    )
+    _check_training(problem)
+    _check_device(problem, device, names)
+    return problem
 
 
 def _recipe(names: Mapping[str, Any], train: Any) -> dict[str, Any]:

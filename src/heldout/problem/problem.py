@@ -45,7 +45,7 @@ class Problem:
         measure: the file's own metric, ``(outputs, targets) -> float``; None for a built-in one.
         asked_metric: the built-in metric, or the name of the file's own; None where the file names none.
         asked_maximise: whether more of the file's own metric is better.
-        own_methods: Methods that the file defines.
+        own_methods: Methods that the file defines, and those that have another form for its kind of problem.
         own_train: the file's own training loop; None is ``heldout.fit``.
         sampler: ``(train) -> Sampler`` that each epoch follows; None is every example once.
         patience: epochs of early stopping; None is none.
@@ -61,7 +61,7 @@ class Problem:
     measure: Callable[[Tensor, Tensor], float] | None = None
     asked_metric: str | None = None
     asked_maximise: bool = True
-    own_methods: dict[str, Method] = field(default_factory=dict)
+    own_methods: dict[str, Method | Callable[..., Method]] = field(default_factory=dict)
     own_train: TrainFunction | None = None
     sampler: Callable[[Any], Sampler] | None = None
     patience: int | None = None
@@ -223,12 +223,16 @@ class Problem:
 
     def _validation_loss(self, module: nn.Module) -> float:
         sets = self.validation_sets().values()
-        return sum(self.kind.loss(*outputs_of(module, dataset)) for dataset in sets) / len(sets)
+        return sum(self.kind.loss(*self.outputs(module, dataset)) for dataset in sets) / len(sets)
+
+    def outputs(self, fitted: Fitted | nn.Module, dataset: Any) -> tuple[Tensor, Tensor]:
+        """Returns outputs and encoded targets of a data set, as ``judge`` and ``kind.loss`` take them."""
+        return fitted.outputs(dataset) if isinstance(fitted, Fitted) else outputs_of(fitted, dataset)
 
     @checked
     def score(self, fitted: Fitted, dataset: Any) -> float:
         """Returns the metric of a trained model on a data set."""
-        return self.judge(*fitted.outputs(dataset))
+        return self.judge(*self.outputs(fitted, dataset))
 
     @checked
     def judge(self, outputs: Tensor, targets: Tensor) -> float:

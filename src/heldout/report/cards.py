@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -30,7 +30,7 @@ def system_card(system: System, evidence: Mapping[str, Any] | None, console: Con
         return
     console.print("[bold]Parts[/]   " + "\n        ".join(system.parts))
     if system.method:
-        _print_use(console, system.slug.replace("-", "_"))
+        _print_use(console, system.slug.replace("-", "_"), system.space)
     if system.extra:
         console.print(escape(f"Needs   pip install 'heldout[{system.extra}]'"))
     console.print(f"[bold]Claims[/]  heldout reproduce {system.slug} --workers 2\n")
@@ -65,11 +65,24 @@ def method_card(method: NamedMethod, console: Console) -> None:
     if method.arxiv:
         console.print(f"[dim]arXiv:{method.arxiv}[/]")
     console.print()
-    _print_use(console, method.name)
+    if method.on_request:
+        console.print("Tried by heldout improve only when asked for.")
+    _print_use(console, method.name, method.space)
     if method.of:
         console.print(f"[bold]Claims[/]  heldout show {method.of}")
 
 
-def _print_use(console: Console, name: str) -> None:
+def _print_use(console: Console, name: str, space: Mapping[str, Sequence[Any]]) -> None:
     console.print(f"[bold]Method[/]  from heldout.methods import {name}; heldout.fit(model, splits, {name}())")
     console.print(f"[bold]Try it[/]  heldout improve my_model.py --methods {name}")
+    if space:
+        console.print(
+            "[bold]Space[/]   " + "\n        ".join(f"{name}: {_values(each)}" for name, each in space.items())
+        )
+
+
+def _values(values: Sequence[Any]) -> str:
+    """What a parameter is searched over, in words."""
+    if len(values) == 3 and values[2] == "log":
+        return f"{values[0]:g} to {values[1]:g}, by orders of magnitude"
+    return ", ".join(map(str, values))

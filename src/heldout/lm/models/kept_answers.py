@@ -96,8 +96,9 @@ class CachedLM:
             def arrived(number: int, row: list[Completion]) -> None:
                 self._write({keys[missing[number]]: [asdict(completion) for completion in row]})
 
-            if _tells(self.lm.generate):
-                found = self.lm.generate([prompts[i] for i in missing], n, **options, arrived=arrived)
+            telling: Any = self.lm.generate
+            if _tells(telling):
+                found = telling([prompts[i] for i in missing], n, **options, arrived=arrived)
                 return [[asdict(completion) for completion in row] for row in found]
             rows: dict[int, list[dict[str, Any]]] = {}
             parts = _parts(self.lm, missing, prompts, n)
@@ -128,10 +129,9 @@ class CachedLM:
             def arrived(number: int, row: list[float]) -> None:
                 self._write({keys[missing[number]]: row})
 
-            if _tells(self.lm.score):
-                return self.lm.score(
-                    [prompts[i] for i in missing], [continuations[i] for i in missing], arrived=arrived
-                )
+            telling: Any = self.lm.score
+            if _tells(telling):
+                return telling([prompts[i] for i in missing], [continuations[i] for i in missing], arrived=arrived)
             rows: dict[int, list[float]] = {}
             for part in _parts(self.lm, missing, prompts, max((len(continuations[i]) for i in missing), default=1)):
                 found = self.lm.score([prompts[i] for i in part], [continuations[i] for i in part])

@@ -1,0 +1,289 @@
+"""Graphs of PyTorch Geometric as examples: the nodes of one graph, or many graphs.
+
+``data()`` gives Splits of
+
+* ``Data`` with ``train_mask``, ``val_mask`` and ``test_mask``, or ``(Data, mask)``: an example is a node, and its
+  target is the node's ``y``; every step runs the model on the whole graph. Sets may lie in one graph or in several.
+* data sets or lists of ``Data`` with one ``y`` each: an example is a graph.
+
+The model is called with those of ``x``, ``edge_index``, ``edge_weight``, ``edge_attr`` and ``batch`` that its
+``forward`` names, or with one ``Data`` where it takes nothing else. Targets tell the kind, as for other data: classes,
+labels or real numbers. To ``fit`` an example is a dict of tensors; the model puts them together again.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from heldout.errors import require
+from heldout.method import Splits, forward
+from heldout.problem.problem import Problem
+
+MASKS = {"train": "train_mask", "val": "val_mask", "test": "test_mask"}
+EDGES = ("edge_weight", "edge_attr")
+
+
+@dataclass
+class GraphProblem(Problem):
+    """A problem of graphs: one of examples like every other, but for how the model is called.
+
+    Attributes:
+        graphs: those that nodes are examples of.
+    """
+
+    graphs: list[Any] = field(default_factory=list)
+
+    def _given_model(self, seed: int) -> nn.Module:
+        return on_graphs(super()._given_model(seed), self.graphs)
+
+
+class Nodes(Dataset[dict[str, Any]]):
+    """Nodes of a graph as examples ``{"node", "graph", "labels"}``.
+
+    Args:
+        graph: with ``x``, ``edge_index`` and ``y``.
+        mask: bool ``(nodes,)``, or positions; which of them.
+        number: of the graph among those of the problem.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> line = SimpleNamespace(x=torch.eye(3), edge_index=torch.tensor([[0, 1], [1, 2]]), y=torch.tensor([0, 1, 1]))
+        >>> Nodes(line, torch.tensor([True, False, True]))[1]
+        {'node': tensor(2), 'graph': tensor(0), 'labels': tensor(1)}
+    """
+
+    def __init__(self, graph: Any, mask: Tensor, number: int = 0) -> None:
+        mask = torch.as_tensor(mask)
+        self.nodes = mask.nonzero()[:, 0] if mask.dtype == torch.bool else mask.long()
+        self.graph, self.number = graph, number
+
+    def __len__(self) -> int:
+        return len(self.nodes)
+
+    def __getitem__(self, position: int) -> dict[str, Any]:
+        node = self.nodes[position]
+        return {"node": node, "graph": torch.tensor(self.number), "labels": self.graph.y[node]}
+
+
+class Graphs(Dataset[dict[str, Any]]):
+    """Graphs as examples of tensors, each padded to the largest graph.
+
+    Args:
+        graphs: with ``x``, ``edge_index`` and one ``y`` each.
+        nodes: of the largest graph.
+        edges: likewise.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> dot = SimpleNamespace(x=torch.ones(1, 2), edge_index=torch.zeros(2, 0, dtype=torch.int64), y=1)
+        >>> Graphs([dot], 3, 4)[0]["x"].shape
+        torch.Size([3, 2])
+    """
+
+    def __init__(self, graphs: Any, nodes: int, edges: int) -> None:
+        self.graphs, self.nodes, self.edges = graphs, nodes, edges
+
+    def __len__(self) -> int:
+        return len(self.graphs)
+
+    def __getitem__(self, position: int) -> dict[str, Any]:
+        graph = self.graphs[position]
+        nodes, edges = self.nodes - len(graph.x), self.edges - graph.edge_index.shape[1]
+        found = {
+            "x": F.pad(graph.x, (0, 0, 0, nodes)),
+            "edge_index": F.pad(graph.edge_index, (0, edges)),
+            "num_nodes": torch.tensor(len(graph.x)),
+            "num_edges": torch.tensor(graph.edge_index.shape[1]),
+        }
+        for name in EDGES:
+            value = getattr(graph, name, None)
+            if value is not None:
+                found[name] = F.pad(value, (0, edges) if value.ndim == 1 else (0, 0, 0, edges))
+        target = torch.as_tensor(graph.y)
+        return found | {"labels": target.reshape(()) if target.numel() == 1 else target.reshape(-1)}
+
+
+def on_graphs(module: nn.Module, graphs: Sequence[Any] = ()) -> nn.Module:
+    """Returns the module, which takes batches of ``Nodes`` or ``Graphs`` from now on; its weights keep their names.
+
+    Args:
+        module: called with those of ``x``, ``edge_index``, ``edge_weight``, ``edge_attr`` and ``batch`` that its
+            ``forward`` names, or with one ``Data``.
+        graphs: those that nodes are examples of.
+    """
+    known = module.__dict__.get("_heldout_graphs")
+    module.__dict__["_heldout_graphs"] = _Whole(graphs)
+    if known is None:
+        module.register_forward_pre_hook(_put_together, with_kwargs=True)
+        module.register_forward_hook(_pick_nodes)
+    return module
+
+
+class _Whole:
+    """Graphs joined to one without edges between them; shared by copies of a model."""
+
+    def __init__(self, graphs: Sequence[Any]) -> None:
+        self.graphs = list(graphs)
+        self._joined: dict[Any, tuple[dict[str, Tensor], Tensor]] = {}
+
+    def __deepcopy__(self, memo: Any) -> _Whole:
+        return self
+
+    def joined(self, numbers: tuple[int, ...], like: Tensor, dtype: torch.dtype) -> tuple[dict[str, Tensor], Tensor]:
+        """Returns the tensors of some graphs as one, on the device of ``like``, and where each of all graphs begins."""
+        key = numbers, like.device, dtype
+        if key not in self._joined:
+            chosen = [self.graphs[i] for i in numbers]
+            sizes = torch.tensor([len(graph.x) for graph in chosen])
+            starts = sizes.cumsum(0) - sizes
+            first = torch.zeros(len(self.graphs), dtype=torch.int64)
+            first[list(numbers)] = starts
+            found = {
+                "x": torch.cat([graph.x for graph in chosen]),
+                "edge_index": torch.cat([g.edge_index + start for g, start in zip(chosen, starts, strict=True)], 1),
+                "batch": torch.arange(len(chosen)).repeat_interleave(sizes),
+            }
+            for name in EDGES:
+                if all(getattr(graph, name, None) is not None for graph in chosen):
+                    found[name] = torch.cat([getattr(graph, name) for graph in chosen])
+            moved = {n: v.to(like.device, dtype if v.is_floating_point() else None) for n, v in found.items()}
+            self._joined[key] = moved, first.to(like.device)
+        return self._joined[key]
+
+
+def _put_together(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+    """Before a forward pass: one graph of the nodes or graphs of a batch, as the model takes it."""
+    if "node" in kwargs:
+        node, graph = kwargs["node"], kwargs["graph"]
+        dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.get_default_dtype())
+        whole, first = module.__dict__["_heldout_graphs"].joined(tuple(graph.unique().tolist()), node, dtype)
+        module.__dict__["_heldout_picked"] = first[graph] + node
+    elif "num_nodes" in kwargs:
+        whole = _one_graph(kwargs)
+    else:
+        return None
+    return _arguments(module, whole)
+
+
+def _pick_nodes(module: nn.Module, args: Any, output: Any) -> Tensor | None:
+    picked = module.__dict__.pop("_heldout_picked", None)
+    return None if picked is None else forward(lambda: output, ())[picked]
+
+
+def _one_graph(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    x, edges, sizes, counts = batch["x"], batch["edge_index"], batch["num_nodes"], batch["num_edges"]
+    real = torch.arange(x.shape[1], device=x.device) < sizes[:, None]
+    there = torch.arange(edges.shape[2], device=x.device) < counts[:, None]
+    starts = sizes.cumsum(0) - sizes
+    found = {
+        "x": x[real],
+        "edge_index": (edges + starts[:, None, None]).transpose(1, 2)[there].T,
+        "batch": torch.arange(len(x), device=x.device).repeat_interleave(sizes),
+    }
+    return found | {name: batch[name][there] for name in EDGES if name in batch}
+
+
+def _arguments(module: nn.Module, whole: Mapping[str, Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    parameters = inspect.signature(module.forward).parameters
+    named = {name: value for name, value in whole.items() if name in parameters}
+    if "x" in named:
+        return (), named
+    if len(parameters) == 1 and not any(p.kind is p.VAR_POSITIONAL for p in parameters.values()):
+        data = require("torch_geometric.data").Data
+        return (data(**whole),), {}
+    return (whole["x"], whole["edge_index"]), {name: value for name, value in named.items() if name != "edge_index"}
+
+
+def is_graph(value: Any) -> bool:
+    """Returns whether something is a graph, as PyTorch Geometric has it."""
+    return hasattr(value, "edge_index") and hasattr(value, "x")
+
+
+def holds_graphs(train: Any) -> bool:
+    """Returns whether a training set is made of graphs or of nodes of one.
+
+    Example:
+        >>> holds_graphs((torch.zeros(3, 2), torch.zeros(3)))
+        False
+    """
+    if is_graph(train) or _with_mask(train):
+        return True
+    try:
+        return is_graph(train[0])
+    except (KeyError, IndexError, TypeError):
+        return False
+
+
+def graph_splits(given: Splits) -> tuple[Splits, list[Any]]:
+    """Returns Splits of ``Nodes`` or ``Graphs`` from what a file gave, and the graphs that nodes are examples of.
+
+    Raises:
+        ValueError: a graph without features or targets, or a set without its mask.
+    """
+    val: Any = given.val if isinstance(given.val, Mapping) or given.val is None else {"": given.val}
+    sets: dict[tuple[str, str], Any] = {("train", ""): given.train}
+    sets |= {("val", name): each for name, each in (val or {}).items()}
+    sets |= {("test", name): each for name, each in given.test.items()}
+    by_node = is_graph(given.train) or _with_mask(given.train)
+    known: list[Any] = []
+    made: Mapping[tuple[str, str], Any] = _nodes(sets, known) if by_node else _graphs(sets)
+    found: Any = {name: made["val", name] for name in val or {}}
+    if val is not None and not isinstance(given.val, Mapping):
+        found = found[""]
+    test = {name: made["test", name] for name in given.test}
+    return replace(given, train=made["train", ""], val=None if val is None else found, test=test), known
+
+
+def _nodes(sets: Mapping[tuple[str, str], Any], known: list[Any]) -> dict[tuple[str, str], Nodes]:
+    made = {}
+    for (role, name), each in sets.items():
+        title = f"{role}[{name!r}]" if name else role
+        graph, mask = each if _with_mask(each) else (each, getattr(each, MASKS[role], None))
+        if not is_graph(graph):
+            raise ValueError(f"{title} must be Data or (Data, mask), as train is, got {type(each).__name__}")
+        _check(graph, title)
+        if mask is None:
+            raise ValueError(f"{title} needs {MASKS[role]} in its Data, or (Data, mask)")
+        mask = torch.as_tensor(mask)
+        if mask.dtype == torch.bool and mask.shape != (len(graph.x),):
+            raise ValueError(f"the mask of {title} must have one entry for each of {len(graph.x)} nodes")
+        if not any(graph is other for other in known):
+            known.append(graph)
+        number = next(i for i, other in enumerate(known) if other is graph)
+        made[role, name] = Nodes(graph, mask, number)
+    return made
+
+
+def _graphs(sets: Mapping[tuple[str, str], Any]) -> dict[tuple[str, str], Graphs]:
+    for (role, name), each in sets.items():
+        title = f"{role}[{name!r}]" if name else role
+        for number in range(len(each)):
+            if not is_graph(each[number]):
+                raise ValueError(f"{title} must hold graphs, as train does, got {type(each[number]).__name__}")
+            _check(each[number], f"graph {number} of {title}")
+    everyone = [each[i] for each in sets.values() for i in range(len(each))]
+    nodes = max(len(graph.x) for graph in everyone)
+    edges = max(graph.edge_index.shape[1] for graph in everyone)
+    return {key: Graphs(each, nodes, edges) for key, each in sets.items()}
+
+
+def _check(graph: Any, title: str) -> None:
+    if graph.x is None:
+        raise ValueError(f"{title} has no node features x: give it some, such as a constant or the degree")
+    if getattr(graph, "y", None) is None:
+        raise ValueError(f"{title} has no y")
+    index = graph.edge_index
+    if index.numel() and (int(index.min()) < 0 or int(index.max()) >= len(graph.x)):
+        raise ValueError(f"edge_index of {title} names nodes outside of its {len(graph.x)}")
+
+
+def _with_mask(value: Any) -> bool:
+    return isinstance(value, tuple | list) and len(value) == 2 and is_graph(value[0]) and not is_graph(value[1])

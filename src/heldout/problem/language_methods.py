@@ -1,0 +1,248 @@
+"""Methods in the form that they have for causal language models: losses of tokens, and adapters scaled by depth.
+
+They stand under the names of the catalog, in whose place they go where a problem is made of texts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from heldout.data import self_targets
+from heldout.lm import TransformersLM
+from heldout.losses import soft_cross_entropy
+from heldout.method import Batch, Method, Run, Splits
+from heldout.problem.texts import Texts, plain, tokens_of
+from heldout.train import ProgressiveSelfDistillation
+from heldout.weights import interpolate, lines_lora, lines_method
+
+MOST_KEPT = 2**28  # bytes of predictions that ps_kd keeps whole
+RIGHT = 0.5  # an answer whose score is above is right
+
+
+def label_smoothing(smoothing: float = 0.1) -> Method:
+    """Returns the Method that trains on tokens of which ``smoothing`` is spread over the vocabulary.
+
+    Raises:
+        ValueError: ``smoothing`` outside of [0, 1).
+
+    Source: arXiv:1512.00567, section 7.
+
+    Example:
+        >>> label_smoothing(0.2).stages
+        ('loss',)
+    """
+    if not 0 <= smoothing < 1:
+        raise ValueError(f"smoothing must lie in [0, 1), got {smoothing}")
+
+    def loss(run: Run, batch: Batch) -> Tensor:
+        logits, labels, _ = tokens_of(run, batch)
+        return F.cross_entropy(logits, labels, label_smoothing=smoothing)
+
+    return Method("label_smoothing", loss=loss, check=_why_weighted)
+
+
+def ps_kd(
+    alpha_T: float = 0.8,
+    storage: Literal["auto", "memory", "topk"] = "auto",
+    growth: Literal["linear", "constant"] = "linear",
+) -> Method:
+    """Returns the Method that softens each token with the model's own prediction of the previous epoch.
+
+    Args:
+        alpha_T: weight of the prediction in the last epoch.
+        storage: "memory" keeps two predictions of each token whole, "topk" their ten largest; "auto" keeps them whole
+            where that takes 256 MB at most.
+        growth: of the weight.
+
+    Source: arXiv:2006.12000; tokens are its examples.
+
+    Example:
+        >>> ps_kd(alpha_T=0.7).name
+        'ps_kd'
+    """
+    ProgressiveSelfDistillation(1, 11, 1, alpha_T, "topk" if storage == "auto" else storage, growth=growth)
+
+    def loss(run: Run, batch: Batch) -> Tensor:
+        logits, labels, index = tokens_of(run, batch)
+        if "ps_kd" not in run.state:
+            tokens, classes = _texts(run.train_set).tokens, logits.shape[1]
+            whole = storage == "memory" or (storage == "auto" and 8 * tokens * classes <= MOST_KEPT) or classes < 11
+            run.state["ps_kd"] = ProgressiveSelfDistillation(
+                tokens, classes, run.epochs, alpha_T, "memory" if whole else "topk", growth=growth, device=run.device
+            )
+        distillation: ProgressiveSelfDistillation = run.state["ps_kd"]
+        targets = distillation.targets(index, labels, run.epoch)
+        if run.evaluation == 0:
+            distillation.update(index, logits)
+        return soft_cross_entropy(logits, targets)
+
+    return Method("ps_kd", loss=loss, check=_why_weighted)
+
+
+def s3ft() -> Method:
+    """Returns the Method that trains on the model's own answers where they are right, on restated or given ones else.
+
+    Right is what the file's ``judge`` gives more than a half. The model answers once, before training: the cost is
+    that of decoding the training set once or twice.
+
+    Source: arXiv:2502.08130; see ``heldout.data.self_targets``.
+
+    Example:
+        >>> s3ft().stages
+        ('data',)
+    """
+
+    def data(run: Run, train_set: Any) -> Texts:
+        texts = _texts(train_set)
+        language, pairs = texts.language, texts.pairs
+        assert pairs is not None
+        assert language.judge is not None
+        judged = language.judge
+        rows = {(plain(prompt), gold): row for (prompt, gold), row in zip(pairs, texts.rows, strict=True)}
+        found = self_targets(
+            TransformersLM(run.module, language.tokenizer),
+            pairs,
+            lambda prompt, answer, gold: bool(judged(prompt, answer, rows[prompt, gold]) > RIGHT),
+            max_new_tokens=texts.longest_answer(),
+        )
+        run.state["s3ft"] = found.counts()
+        return texts.with_rows(found)
+
+    def check(module: nn.Module, splits: Splits) -> str | None:
+        texts = _texts(splits.train)
+        if texts.language.judge is None:
+            return "it trains on the model's own answers where they are right: define judge(prompt, answer, example)"
+        if texts.pairs is None or not all(gold for _, gold in texts.pairs):
+            return "it needs a prompt and a completion in each row of train"
+        return "it has no weights of tokens" if texts.weighted else None
+
+    return Method("s3ft", data=data, check=check)
+
+
+def lines(alpha: float = 0.3) -> Method:
+    """Returns the Method that scales the change of the weights by depth, after training; of adapters their ``lora_B``.
+
+    Args:
+        alpha: factor of the first block; the last block stays as fine-tuned.
+
+    Source: arXiv:2410.17146, eq. 2.
+
+    Example:
+        >>> lines(0.5).stages
+        ('weights',)
+    """
+    whole = lines_method(alpha)
+
+    def weights(run: Run, module: nn.Module) -> nn.Module:
+        if adapted(module):
+            return _with_adapter(module, lines_lora(module, alpha))
+        assert whole.weights is not None
+        return whole.weights(run, module)
+
+    def check(module: nn.Module, splits: Splits) -> str | None:
+        assert whole.check is not None
+        if adapted(module):
+            return _why_not(lambda: lines_lora(module, alpha))
+        return whole.check(module, splits) if splits.initial_state is not None else _NO_START
+
+    return Method("lines", weights=weights, check=check)
+
+
+def wise_ft(alpha: float = 0.5) -> Method:
+    """Returns the Method that averages fine-tuned weights with those of the start; of adapters it scales the change.
+
+    Args:
+        alpha: weight of the fine-tuned model, in [0, 1].
+
+    Raises:
+        ValueError: ``alpha`` outside of [0, 1].
+
+    Source: arXiv:2109.01903, eq. 1.
+
+    Example:
+        >>> wise_ft(0.7).stages
+        ('weights',)
+    """
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"alpha must lie in [0, 1], got {alpha}")
+
+    def weights(run: Run, module: nn.Module) -> nn.Module:
+        if adapted(module):
+            return _with_adapter(module, lines_lora(module, alpha, 0.0))
+        own = module.state_dict()
+        module.load_state_dict(interpolate({name: run.initial_state[name] for name in own}, own, alpha))
+        return module
+
+    def check(module: nn.Module, splits: Splits) -> str | None:
+        if adapted(module):
+            return _why_not(lambda: lines_lora(module, alpha, 0.0))
+        if splits.initial_state is None:
+            return _NO_START
+        missing = [name for name in module.state_dict() if name not in splits.initial_state]
+        return f"the pretrained state has no {missing[0]}" if missing else None
+
+    return Method("wise_ft", weights=weights, check=check)
+
+
+def bang(alpha: float = 0.5, smoothing: float = 0.1) -> Method:
+    """Returns the Method that fine-tunes with label smoothing and then averages with the weights of the start.
+
+    Args:
+        alpha: weight of the fine-tuned model, in [0, 1].
+        smoothing: in [0, 1).
+
+    Source: arXiv:2309.17230, section 5. Deviation: without Mixup, as tokens cannot be mixed.
+
+    Example:
+        >>> bang().stages
+        ('loss', 'weights')
+    """
+    return (label_smoothing(smoothing) + wise_ft(alpha)).renamed("bang")
+
+
+LANGUAGE_METHODS: dict[str, Callable[..., Method]] = {
+    "s3ft": s3ft,
+    "lines": lines,
+    "wise_ft": wise_ft,
+    "bang": bang,
+    "label_smoothing": label_smoothing,
+    "ps_kd": ps_kd,
+}
+"""What has a form of its own for language models, by the name that it is asked for under."""
+
+_NO_START = (
+    "it needs the weights before fine-tuning: model() must give pretrained ones, the same on every seed, or define "
+    "pretrained_state()"
+)
+
+
+def adapted(module: nn.Module) -> bool:
+    """Returns whether a model has LoRA adapters, as peft gives it."""
+    return any("lora_B" in name or "lora_embedding_B" in name for name, _ in module.named_parameters())
+
+
+def _with_adapter(module: nn.Module, state: dict[str, Tensor]) -> nn.Module:
+    module.load_state_dict({**module.state_dict(), **state})
+    return module
+
+
+def _why_not(scale: Callable[[], Any]) -> str | None:
+    try:
+        scale()
+    except ValueError as error:
+        return f"the change of this model cannot be scaled: {error}"
+    return None
+
+
+def _texts(dataset: Any) -> Texts:
+    while not isinstance(dataset, Texts):
+        dataset = dataset.dataset
+    return dataset
+
+
+def _why_weighted(module: nn.Module, splits: Splits) -> str | None:
+    return "it has no weights of tokens, as the rows have" if _texts(splits.train).weighted else None

@@ -1,0 +1,133 @@
+"""Every Method of the catalog acts on texts as it should, or says why it cannot."""
+
+import itertools
+
+import pytest
+import torch
+
+from heldout.data import gather
+from heldout.method import Batch, Method, evaluating
+from heldout.methods import available, parse
+from heldout.problem import inapplicable, load_problem
+from heldout.problem.language_methods import LANGUAGE_METHODS
+from heldout.problem.texts import tokens_of
+from heldout.weights import TaskVector
+from tests.problem.language_file import ADAPTERS, TEXT
+
+JUDGE = "\njudge = 'exact'\n"
+names = itertools.count()
+
+
+@pytest.fixture
+def load(tmp_path):
+    def load(text=""):
+        file = tmp_path / f"methods_{next(names)}.py"
+        file.write_text(TEXT + text)
+        return load_problem(file)
+
+    return load
+
+
+@pytest.mark.parametrize("text", [JUDGE, JUDGE + ADAPTERS], ids=["whole", "adapters"])
+def test_every_method_trains_or_says_why_not(load, text):
+    problem = load(text)
+    applied = set()
+    for name in dict.fromkeys([*LANGUAGE_METHODS, *available()]):
+        method = parse(name, problem.own_methods)
+        reason = inapplicable(problem, method)
+        if reason is None:
+            with pytest.warns(UserWarning, match="own answers") if name == "s3ft" else evaluating(torch.nn.Identity()):
+                fitted = problem.fit(method, seed=0, epochs=1)
+            assert problem.score(fitted, problem.splits.val) < 25, name  # of a vocabulary of 20
+            applied.add(name)
+        else:
+            assert "real number" not in reason, name
+            assert len(reason) > 20, name
+    assert {"sam", "rm3", *LANGUAGE_METHODS} <= applied
+    assert not {"tent", "t3a", "itta", "adanpc", "drm", "divdis", "dbat", "pego", "useful"} & applied
+
+
+def test_methods_with_arguments_and_compositions_take_the_form_for_texts(load):
+    problem = load()
+    method = parse("sam(rho=0.02) + ps_kd(alpha_T=0.5) + lines(alpha=0.5)", problem.own_methods)
+    assert method.name == "sam(rho=0.02)+ps_kd(alpha_T=0.5)+lines(alpha=0.5)"
+    assert inapplicable(problem, method) is None
+    assert problem.fit(method, seed=0).run.state["ps_kd"].num_examples == problem.splits.train.tokens
+    with pytest.raises(ValueError, match="cannot be combined"):
+        parse("ps_kd + label_smoothing", problem.own_methods)
+
+
+def test_tokens_are_numbered_over_the_whole_training_set(load):
+    problem = load()
+    texts = problem.splits.train
+    seen = []
+
+    def loss(run, batch):
+        logits, labels, index = tokens_of(run, batch)
+        seen.append((index, labels))
+        return torch.nn.functional.cross_entropy(logits, labels)
+
+    fitted = problem.fit(Method("watch", loss=loss), seed=0, epochs=1)
+    index, labels = (torch.cat(parts) for parts in zip(*seen, strict=True))
+    assert index.sort().values.tolist() == list(range(texts.tokens))
+    wanted = torch.cat([row["labels"][1:][row["labels"][1:] != -100] for row in texts.encoded])
+    assert torch.equal(labels, wanted[index])
+    plain = problem.fit(None, seed=0, epochs=1)
+    for name, value in plain.module.state_dict().items():
+        torch.testing.assert_close(fitted.module.state_dict()[name], value, rtol=1e-4, atol=1e-6)
+
+
+def test_label_smoothing_is_that_of_torch_over_tokens(load):
+    problem = load()
+    run = problem.fit(None, seed=0, epochs=1).run
+    inputs, targets = gather(problem.splits.train, torch.arange(4))
+    batch = Batch(run.module, inputs, targets, torch.arange(4))
+    logits = run.module(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits[:, :-1]
+    expected = torch.nn.functional.cross_entropy(
+        logits.flatten(0, 1), inputs["wanted"][:, 1:].flatten(), label_smoothing=0.3, ignore_index=-100
+    )
+    torch.testing.assert_close(LANGUAGE_METHODS["label_smoothing"](0.3).loss(run, batch), expected)
+
+
+def test_wise_ft_of_whole_weights_is_half_way_from_the_start(load):
+    problem = load()
+    start, plain = problem.splits.initial_state, problem.fit(None, seed=0)
+    half = problem.fit(parse("wise_ft", problem.own_methods), seed=0)
+    for name, value in half.module.state_dict().items():
+        torch.testing.assert_close(value, (start[name] + plain.module.state_dict()[name]) / 2)
+
+
+def test_wise_ft_of_adapters_halves_the_change_of_weights(load):
+    problem = load(ADAPTERS)
+    plain, half = (
+        problem.fit(method, seed=0).module.merge_and_unload()
+        for method in (None, parse("wise_ft", problem.own_methods))
+    )
+    start = problem.model(0).merge_and_unload()
+    for name, change in TaskVector(start, plain).delta.items():
+        torch.testing.assert_close(half.state_dict()[name] - start.state_dict()[name], change / 2, rtol=1e-3, atol=1e-6)
+
+
+def test_s3ft_trains_on_own_answers_that_are_right(load):
+    problem = load("\ndef judge(prompt, answer, example):\n    return 1.0 if 'cat' in prompt else 0.0\n")
+    fitted = problem.fit(parse("s3ft", problem.own_methods), seed=0)
+    assert fitted.run.state["s3ft"] == {"self": 8, "paraphrase": 0, "gold": 16}
+    assert fitted.run.train_set.rows[0]["source"] == "self"
+
+
+def test_what_a_method_lacks_is_told_in_the_users_words(load):
+    assert "define judge" in inapplicable(load(), parse("s3ft", load().own_methods))
+    drawn = load(
+        "\ndef model():\n    return tiny_llama(tokenizer, dim=16, layers=2, seed=int(torch.randint(99, ())))\n"
+    )
+    for name in ("lines", "wise_ft", "bang"):
+        assert "weights before fine-tuning" in inapplicable(drawn, parse(name, drawn.own_methods))
+    weighted = load("\nplain = rows\ndef rows(*a): return [{**row, 'weight': 2.0} for row in plain(*a)]\n")
+    assert "weights of tokens" in inapplicable(weighted, parse("ps_kd", weighted.own_methods))
+    assert inapplicable(weighted, parse("sam", weighted.own_methods)) is None
+
+
+def test_bad_settings_are_refused():
+    for name, setting in (("wise_ft", {"alpha": 2}), ("label_smoothing", {"smoothing": 1}), ("ps_kd", {"alpha_T": 3})):
+        with pytest.raises(ValueError, match=next(iter(setting))):
+            LANGUAGE_METHODS[name](**setting)
