@@ -10,7 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from heldout.errors import check_at_least, check_dimensions, check_labels, check_nonempty, check_same_length, checked
+from heldout.errors import (
+    check_at_least,
+    check_dimensions,
+    check_finite,
+    check_labels,
+    check_nonempty,
+    check_same_length,
+    checked,
+)
 
 
 class Mixed(NamedTuple):
@@ -97,6 +105,7 @@ def mix(values: Any, partner: Tensor, weight: float) -> Any:
     Raises:
         TypeError: something in it is not a floating-point tensor.
     """
+    check_finite(weight=weight)
     check_nonempty(partner=partner)
     check_dimensions(1, partner=partner)
     check_labels(len(partner), partner=partner)

@@ -160,8 +160,7 @@ def train_tiny(
     check_at_least(1, batch_size=batch_size)
     check_nonnegative(lr=lr, weight_decay=weight_decay)
     check_fraction(warmup=warmup)
-    if not callable(examples):
-        check_nonempty(examples=examples)
+    check_nonempty(examples=None if callable(examples) else examples)
     generator = torch.Generator().manual_seed(seed)
     draw = examples if callable(examples) else _shuffler(examples)
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=weight_decay)
