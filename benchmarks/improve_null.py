@@ -1,9 +1,9 @@
 """How often `heldout improve` announces a winner where there is none: its methods are identities under other names.
 
 Each method trains exactly as the baseline does, from other initial weights of the same distribution, so every true gain
-is zero. A search is the whole of `improve`: screening, combinations, learning rates, confirmation on fresh seeds. At
-most 5 of 100 searches may end with a winner, and of the adjusted intervals (against the tuned baseline where there is
-one, of finalists trained at its learning rate) at least 95 % must contain zero; the exit status is 1 otherwise.
+is zero. A search is the whole of `improve`: screening, combinations, settings, confirmation on fresh seeds. At most 5
+of 100 searches may end with a winner, and of the adjusted intervals (against the baseline, given or tuned, that a
+finalist is trained like) at least 95 % must contain zero; the exit status is 1 otherwise.
 
     python benchmarks/improve_null.py [--searches 100] [--out FILE]
 """
@@ -83,14 +83,21 @@ def search(kind: str, seed: int, seeds: int, folder: Path) -> dict:
     file.write_text(FILE.format(seed=seed, shape=shape, distance=distance, model=model, methods=METHODS))
     names = [f"identity_{number}" for number in range(1, METHODS + 1)]
     found = improve(file, budget=900, seeds=seeds, methods=names, out=folder / f"{kind}-{seed}")
-    reference = "tuned_" if found["tuned"] else ""
-    baseline_rate = found["rates"].get("baseline", 1.0)
-    gains = [
-        (entry[f"{reference}low"], entry[f"{reference}high"], entry["verdict"], test)
-        for row in found["finalists"]
-        if found["rates"].get(row["method"], 1.0) == baseline_rate  # else it is another training: no null
-        for test, entry in row["tests"].items()
-    ]
+    tuned = found["settings"].get("tuned baseline", {})
+    changed = tuned.get("method") != "baseline" or tuned.get("epochs") is not None
+    gains = []
+    for row in found["finalists"]:
+        rate = found["rates"].get(row["method"], 1.0)
+        if tuned and not changed and rate == found["rates"]["baseline"]:
+            reference = "tuned_"
+        elif rate == 1.0:
+            reference = ""
+        else:
+            continue  # it is another training than either baseline: no null
+        gains += [
+            (entry[f"{reference}low"], entry[f"{reference}high"], entry["verdict"], test)
+            for test, entry in row["tests"].items()
+        ]
     words = [entry["verdict"] for row in found["finalists"] for entry in row["tests"].values()]
     return {"kind": kind, "seed": seed, "seeds": seeds, "winner": found["winner"], "verdict": found["verdict"],
             "words": words, "gains": gains, "tuned": found["tuned"] is not None,

@@ -1,7 +1,7 @@
 """What annotations ask for: the kinds, by values that are of them and values that are not."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 import pytest
@@ -13,6 +13,18 @@ from heldout.annotations import kinds_of
 
 class Speaker(Protocol):
     def speak(self) -> str: ...
+    def listen(self) -> str: ...
+
+
+class Called(Protocol):
+    def __call__(self) -> str: ...
+
+
+class Dog:
+    """Speaks, and does not listen: a part of a protocol will do."""
+
+    def __init__(self) -> None:
+        self.speak = "woof".upper
 
 
 NAN = float("nan")
@@ -29,9 +41,16 @@ CASES = [
     (Sequence[float], [[], (1.0, 2), [NAN], torch.zeros(3), np.zeros(2)],
      [None, 1.0, "ab", [1.0, "a"], torch.tensor(1.0)]),
     (tuple[int, ...], [(1, 2)], [(1, "a"), 3]),
-    (tuple[int, str], [(1, "a")], [None]),
+    (tuple[int, str], [(1, "a"), [1, "a"]], [None, (1,), (1, "a", 2), ("a", 1), "ab"]),
+    (tuple[float, float], [(1, NAN)], [(1, None)]),
     (Mapping[str, Tensor], [{"a": torch.zeros(1)}, {}], [{"a": 1}, [], None]),
     (Iterable[Any], [[], iter([]), {}], [None, 3, "abc"]),
+    (Iterable[int], [[1], (2,), iter("a")], [["a"], (1.5,)]),
+    (Speaker, [Dog()], [None, "a", Dog]),
+    (Speaker | None, [Dog(), None], ["a"]),
+    (Called, [len, Dog], [None, Dog()]),
+    (TypeVar("T", int, str), [1, "a"], [None, 1.5]),
+    (TypeVar("T", bound=Tensor), [torch.zeros(1)], [None]),
     (Literal["mean", "sum"], ["mean"], ["max", None, 1, []]),
     (torch.utils.data.Dataset, [[1, 2], torch.utils.data.TensorDataset(torch.zeros(2))], [None, 3, "a"]),
     (torch.Generator | None, [None, torch.Generator()], [0, "a"]),
@@ -56,11 +75,14 @@ def test_nan_and_unknown_literals_are_faults_of_value():
     assert not kinds["rho"].is_of_value("1")
     assert kinds["share"].is_of_value(NAN)
     assert kinds["mode"].is_of_value("c")
+    pair = kinds_of({"pair": tuple[int, str]}, {})["pair"]
+    assert pair.is_of_value((1,))
+    assert not pair.is_of_value(("a", 1))
     assert not kinds["mode"].is_of_value(None)
 
 
 def test_annotations_that_say_nothing_are_passed_over():
-    assert kinds_of({"a": Any, "b": object, "c": Speaker, "d": "OnlyForCheckers", "return": int}, {}) == {}
+    assert kinds_of({"a": Any, "b": object, "c": TypeVar("T"), "d": "OnlyForCheckers", "return": int}, {}) == {}
 
 
 def test_annotations_as_text_are_looked_up_where_the_function_was_written():

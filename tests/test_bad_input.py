@@ -1,11 +1,10 @@
 """No silent wrong answer: every argument of every public callable, corrupted in turn, is refused by name.
 
-``bad_input.py`` says what is corrupted and how an answer is judged. The figures of a room may only go down.
+``bad_input.py`` says what is corrupted and how an answer is judged.
 """
 
 from collections import Counter
 from functools import cache
-from typing import NamedTuple
 
 import pytest
 import torch
@@ -18,46 +17,106 @@ from heldout.losses import knn_nll
 from heldout.measure import adaptivity_gap, linear_agreement, min_k_probability, randomized_feature_score
 from heldout.nn import KNNMemory, LoRAGroup
 from heldout.tasks import SpuriousVotes, corrupt_labels, label_noise
-from tests.bad_input import NAN, Call, not_covered, outcomes
+from tests.bad_input import NAN, Call, needs_no_call, not_covered, outcomes, public
 from tests.bad_input import recorded as run_examples
 
 recorded = cache(run_examples)
 
 
-class Ceiling(NamedTuple):
-    """How many corrupted calls of a room may at most be answered silently, give NaN, or raise what names nothing."""
-
-    silent: int
-    nan: int
-    obscure: int
-
-
-CEILINGS = {
-    "statistics": Ceiling(0, 0, 0),
-    "losses": Ceiling(0, 1, 2),
-    "optim": Ceiling(0, 0, 2),
-    "nn": Ceiling(10, 0, 18),
-    "adapt": Ceiling(0, 1, 18),
-    "data": Ceiling(3, 0, 6),
-    "tasks": Ceiling(0, 0, 20),
-    "measure": Ceiling(5, 2, 37),  # classes of difficulty and margin are told apart by equality, whatever their values
-    "train": Ceiling(7, 0, 37),
-    "method": Ceiling(6, 0, 2),
-    "weights": Ceiling(48, 2, 309),
-    "lm": Ceiling(279, 6, 424),
-}
+ROOMS = (
+    "statistics", "losses", "optim", "nn", "adapt", "data", "tasks", "measure", "train", "method", "lm", "weights",
+    "problem", "audit", "evals", "improve", "study", "methods", "report", "catalog", "sources",
+)  # fmt: skip
+OBSCURE = 0.04  # share of a room's calls whose error may name nothing (some say it in the words of the field)
 # Called for every batch, or for every row: NaN is passed on, the answer is NaN and nothing is lost.
 PASSES_NAN_ON = {"losses", "nn", "optim", "adapt", "train", "data", "statistics"}
+# What these do with what may be right takes seconds: of their arguments only those that are wrong are tried.
+LONG = {"improve.improve", "audit.audit", "evals.evaluate"}
+# What looks like bad input and is none: a reason, and the calls that it holds for.
+ALLOWED = {
+    "no difference is taken on average: NaN": ["losses.LearnedConsistency.forward(difference=empty)"],
+    "a memory learns new classes": ["nn.KNNMemory.add(y=a label of 10**6)"],
+    "classes are told apart by equality, whatever their values": [
+        "measure.classification_difficulty(y=a label of -1)",
+        "measure.classification_difficulty(y=labels that are no integers)",
+        "measure.class_margin(y=a label of -1)",
+        "measure.class_margin(y=a label of 10**6)",
+        "measure.class_margin(y=labels that are no integers)",
+        "data.early_output_clusters(labels=a label of 10**6)",
+    ],
+    "a problem is whatever the solver takes": ["data.skic_traces(problems=text in it)"],
+    "called for every batch: NaN is passed on": [
+        "measure.per_example_grads(inputs=NaN)",
+        "measure.per_example_grads(inputs=inf)",
+        "weights.ScaledActivation.forward(x=NaN)",
+        "method.forward(inputs=NaN)",
+        "problem.Kind.loss(outputs=NaN)",
+        "problem.Kind.loss(outputs=inf)",
+        "problem.Kind.losses(outputs=NaN)",
+        "problem.Kind.losses(outputs=inf)",
+        "problem.Kind.decode(outputs=NaN)",
+    ],
+    "a model that diverged is scored, and loses": [
+        "problem.Kind.score(outputs=NaN)",
+        "problem.Problem.judge(outputs=NaN)",
+    ],
+    "real targets tell a regression, and outputs are those of a few examples": [
+        "problem.kind_of(targets=labels that are no integers)",
+        "problem.kind_of(targets=one entry less)",
+    ],
+    "accuracy is defined on all targets": [
+        "problem.Kind.defined(targets=a label of -1)",
+        "problem.Kind.defined(targets=labels that are no integers)",
+    ],
+    "anything with examples is a data set": [
+        "method.Splits(unlabeled=an object)",
+        "method.Splits(initial_state=an object)",
+    ],
+    "made for every batch, of what fit has checked; what computes with it refuses": [
+        f"method.Batch({argument}={kind})"
+        for argument, kinds in {
+            "module": ["None", "an object", "text"],
+            "targets": ["None", "an object", "a label of -1", "a label of 10**6", "labels that are no integers"],
+            "index": ["None", "an object", "a label of -1", "a label of 10**6", "labels that are no integers"],
+        }.items()
+        for kind in [*kinds, "one entry less"]
+    ],
+    "it tells why, and does not refuse; which labels there may be depends on the model": [
+        "method.why_no_class_labels(targets=a label of -1)",
+        "method.why_no_class_labels(targets=labels that are no integers)",
+    ],
+    "words are shifted to either side": ["data.shifted_words(by=-1)"],
+    "Lightning counts": ["train.LightningMethod.on_train_batch_start(batch_idx=-1)"],
+    "-1 is the whole row": [
+        "weights.gptq(group_size=-1)",
+        "weights.gptq_quantize(group_size=-1)",
+        "weights.group_quantize(group_size=-1)",
+        "weights.fake_quantize(group_size=-1)",
+        "weights.rtn(group_size=-1)",
+    ],
+    "a process that a signal ended": ["study.exit_text(code=-1)"],
+    "a context manager refuses when it is entered": ["study.limited_threads(threads=-1)"],
+}
 
 
-@pytest.mark.parametrize("room", CEILINGS)
+@pytest.mark.parametrize("room", ROOMS)
 def test_bad_input_is_refused_by_name(room):
-    found = [each for call in recorded(room).values() for each in outcomes(call, room in PASSES_NAN_ON)]
-    figures = Counter(each.verdict for each in found)
-    print(room, len(found), dict(figures))
-    for verdict, most in CEILINGS[room]._asdict().items():
-        wrong = [f"{each.label}({each.argument}={each.kind}): {each.said}" for each in found if each.verdict == verdict]
-        assert len(wrong) <= most, f"{verdict}:\n" + "\n".join(wrong)
+    allowed = {call for calls in ALLOWED.values() for call in calls}
+    found = [
+        each
+        for call in recorded(room).values()
+        for each in outcomes(call, room in PASSES_NAN_ON, judged_only=call.label in LONG)
+    ]
+    print(room, len(found), dict(Counter(each.verdict for each in found)))
+    wrong = [
+        f"{each.verdict}: {call}: {each.said}"
+        for each in found
+        if each.verdict in ("silent", "nan", "slow")
+        and (call := f"{each.label}({each.argument}={each.kind})") not in allowed
+    ]
+    assert not wrong, "\n".join(wrong)
+    obscure = [f"{each.label}({each.argument}={each.kind}): {each.said}" for each in found if each.verdict == "obscure"]
+    assert len(obscure) <= OBSCURE * len(found), "\n".join(obscure)
 
 
 X = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
@@ -131,7 +190,7 @@ def careful(values: Tensor, rho: float = 1.0, mode: str = "mean") -> float:
 
 
 def verdicts(function):
-    call = Call("room.name", "name", function, {"values": torch.ones(3), "rho": 1.0, "mode": "mean"}, direct=True)
+    call = Call("room.name", "name", function, {"values": torch.ones(3), "rho": 1.0, "mode": "mean"})
     return {(each.argument, each.kind): each.verdict for each in outcomes(call, propagates=False)}
 
 
@@ -149,21 +208,27 @@ def test_the_battery_sees_a_silent_answer_nan_and_an_error_that_names_nothing():
 def test_an_example_that_calls_a_method_is_recorded_with_its_object():
     calls = recorded("optim")
     assert calls["optim.scale_lr"].arguments["batch_size"] == 512
-    assert calls["optim.SAM"].direct
+    assert calls["optim.SAM"].function.__name__ == "SAM"
 
 
-# Not covered: their examples need data packages, or they have no example yet (those of nn and data, and the last line).
-EXCEPTIONS = {
-    "nn": {"why_no_head"},
-    "data": {"emphasised_instruction"},
-    "tasks": {
+# Not covered, with the reason.
+NOT_COVERED = {
+    "it needs a data package": {
         "choice_questions", "drawing_tags", "drawings", "fashion_mnist", "film_reviews", "open_questions",
-        "question_tasks", "real_texts",
-        "edit_problem", "list_levels",
+        "question_tasks", "real_texts", "smollm", "cut_vocabulary",
+    },
+    "it trains a base for minutes": {"stdlib_llama", "cached_base"},
+    "it is a Trainer or a Method that trains": {"MethodTrainer", "finish"},
+    "its argument is an object of a world, or of files, that its own test makes": {
+        "edit_problem", "probe_prompt", "adapter_task_vectors", "quantize_folder", "BlockIndex", "Checkpoint", "Claim",
     },
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("room", ["statistics", "losses", "optim", "nn", "adapt", "data", "tasks", "measure"])
-def test_every_public_name_of_a_room_is_covered(room):
-    assert not_covered(room, recorded(room)) <= EXCEPTIONS.get(room, set())
+def test_nearly_every_public_name_is_covered():
+    missing, names = set(), 0
+    for room in ROOMS:
+        names += sum(not needs_no_call(each) for each in public(room).values())
+        missing |= {(room, name) for name in not_covered(room, recorded(room))}
+    assert {name for _, name in missing} <= {name for each in NOT_COVERED.values() for name in each}
+    assert len(missing) <= 0.05 * names, f"{len(missing)} of {names}"

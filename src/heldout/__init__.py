@@ -18,6 +18,8 @@ _NAMES = {
     "Run": "heldout.method",
     "Splits": "heldout.method",
     "fit": "heldout.train",
+    "load": "heldout.saved",
+    "save": "heldout.train",
 }
 _ROOMS = {
     "adapt",
@@ -28,6 +30,7 @@ _ROOMS = {
     "methods",
     "nn",
     "optim",
+    "sklearn",
     "study",
     "tasks",
     "train",
@@ -37,9 +40,10 @@ _ROOMS = {
 __all__ = sorted([*_NAMES, *_ROOMS])
 
 if TYPE_CHECKING:
-    from heldout import adapt, data, lm, losses, measure, methods, nn, optim, study, tasks, train, weights
+    from heldout import adapt, data, lm, losses, measure, methods, nn, optim, sklearn, study, tasks, train, weights
     from heldout.method import Added, Batch, Method, Run, Splits
-    from heldout.train import Fitted, fit
+    from heldout.saved import load
+    from heldout.train import Fitted, fit, save
 
 
 def __getattr__(name: str) -> Any:

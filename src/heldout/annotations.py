@@ -60,6 +60,9 @@ def short(value: Any) -> str:
 def _kind(annotation: Any) -> Kind | None:
     """The kind that an annotation asks for, or None where it says nothing that can be looked at."""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if isinstance(annotation, typing.TypeVar):
+        members = annotation.__constraints__ or ((annotation.__bound__,) if annotation.__bound__ else ())
+        return _union(members) if members else None
     if origin is typing.Annotated:
         return _kind(arguments[0])
     if isinstance(annotation, getattr(typing, "TypeAliasType", ())):
@@ -73,8 +76,10 @@ def _kind(annotation: Any) -> Kind | None:
     if annotation is int:
         return _kind_by("an integer", "integers", _is_integer)
     kind = origin if isinstance(origin, type) else annotation
-    if not isinstance(kind, type) or kind in (object, Any) or getattr(kind, "_is_protocol", False):
+    if not isinstance(kind, type) or kind in (object, Any):
         return None
+    if getattr(kind, "_is_protocol", False):
+        return _protocol(kind)
     if typing.is_typeddict(kind):
         return _kind_by("a mapping", "mappings", lambda value: isinstance(value, Mapping))
     if kind is Callable:
@@ -83,13 +88,12 @@ def _kind(annotation: Any) -> Kind | None:
         return _mapping(arguments)
     if kind in (list, Sequence, Collection):
         return _sequence(arguments)
+    if kind is tuple and arguments and Ellipsis not in arguments:
+        return _row(arguments)
     if kind is tuple:
-        same = arguments[:1] if len(arguments) == 2 and arguments[1] is Ellipsis else ()
-        return _sequence(same)
+        return _sequence(arguments[:1])
     if issubclass(kind, Iterable) and kind.__module__ == "collections.abc":
-        return _kind_by(
-            "iterable", "iterables", lambda value: hasattr(value, "__iter__") and not isinstance(value, str)
-        )
+        return _iterable(arguments)
     return _instance(kind)
 
 
@@ -123,8 +127,24 @@ def _instance(kind: type) -> Kind | None:
     if kind is bool:
         numpy = sys.modules.get("numpy")
         kind = (bool, numpy.bool_) if numpy else bool  # type: ignore[assignment]
-    article = "an" if name[0] in "AEIOUaeiou" else "a"
-    return _kind_by(told or f"{article} {name}", told or f"{name} objects", lambda value: isinstance(value, kind))
+    return _kind_by(
+        told or f"{_article(name)} {name}", told or f"{name} objects", lambda value: isinstance(value, kind)
+    )
+
+
+def _protocol(kind: type) -> Kind | None:
+    """What has one of a protocol's public members at least: a model may lack the method that is not called."""
+    own = [vars(base) for base in kind.__mro__ if getattr(base, "_is_protocol", False)]
+    members = {name for each in own for name in (*each, *each.get("__annotations__", {}))}
+    public = sorted(name for name in members if not name.startswith("_"))
+    if public:
+        words = f"{_article(kind.__name__)} {kind.__name__} (an object with {', '.join(public)})"
+        return _kind_by(words, f"{kind.__name__} objects", lambda value: any(hasattr(value, each) for each in public))
+    return _kind_by("callable", "callables", callable) if "__call__" in members else None
+
+
+def _article(name: str) -> str:
+    return "an" if name[0] in "AEIOUaeiou" or name == "LM" else "a"
 
 
 def _is_integer(value: Any) -> bool:
@@ -146,6 +166,41 @@ def _number_fault(value: Any) -> str | None:
         return "got nan" if math.isnan(value) else None
     except Exception:  # a tensor or an array of several numbers; what holds no number at all
         return f"got {short(value)}"
+
+
+def _iterable(arguments: tuple[Any, ...]) -> Kind:
+    """Something to go through once; what is in it is looked at where that takes nothing away."""
+    listed = _sequence(arguments)
+
+    def fault(value: Any) -> str | None:
+        if isinstance(value, list | tuple):
+            return listed.fault(value)
+        return None if hasattr(value, "__iter__") and not isinstance(value, str) else f"got {short(value)}"
+
+    of_what = listed.words.removeprefix("a sequence")
+    return Kind("iterable" if not of_what else f"an iterable{of_what}", "iterables", fault, listed.is_of_value)
+
+
+def _row(arguments: tuple[Any, ...]) -> Kind:
+    """As many entries as there are arguments, each of its own kind; NaN among them is for a validator."""
+    inner = [_kind(each) for each in arguments]
+    words = f"a sequence of {len(arguments)} entries" if len(arguments) != 2 else "a pair"
+
+    def fault(value: Any) -> str | None:
+        if isinstance(value, str | bytes | Mapping) or not hasattr(value, "__len__") or getattr(value, "ndim", 1) == 0:
+            return f"got {short(value)}"
+        if len(value) != len(arguments):
+            return f"got {len(value)} entries"
+        for position, (kind, entry) in enumerate(zip(inner, value, strict=True)):
+            nan = isinstance(entry, float) and entry != entry
+            if kind is not None and not nan and (found := kind.fault(entry)) is not None:
+                return f"{found} at {position}"
+        return None
+
+    def is_of_value(value: Any) -> bool:
+        return isinstance(value, list | tuple) and len(value) != len(arguments)
+
+    return Kind(words, f"{words[2:]}s" if len(arguments) == 2 else "sequences", fault, is_of_value)
 
 
 def _literal(choices: tuple[Any, ...]) -> Kind:

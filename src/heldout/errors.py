@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Collection, Iterable, Mapping, Sized
 from functools import wraps
 from importlib import import_module
-from inspect import signature
+from inspect import signature, unwrap
 from pathlib import Path
 from typing import Any, NoReturn, ParamSpec, TypeVar
 
@@ -128,14 +128,35 @@ def check_no_own_code(folder: str | Path) -> None:
         )
 
 
+def check_one_row(model: Any, /, **named: int) -> None:
+    """Refuses more than one row at once for a model whose ``generate`` gives other tokens for rows of a batch: RWKV's.
+
+    Args:
+        model: of transformers, asked for the kind that its configuration names.
+        named: how many rows, by the argument that says so.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> check_one_row(SimpleNamespace(config=SimpleNamespace(model_type="rwkv")), batch_size=32)
+        Traceback (most recent call last):
+        ValueError: batch_size must be 1 for a model of the kind rwkv, which mixes up the rows of a batch, got 32
+    """
+    kind = getattr(getattr(model, "config", None), "model_type", None)
+    for name, rows in named.items():
+        if kind in ("rwkv",) and rows > 1:
+            raise ValueError(
+                f"{name} must be 1 for a model of the kind {kind}, which mixes up the rows of a batch, got {rows}"
+            )
+
+
 def checked(function: Callable[P, R]) -> Callable[P, R]:
     """Returns a function that refuses arguments which are not what its annotations say, and is otherwise the same.
 
     What is looked at: the kind (a number, an integer, a tensor, a module, a callable, a sequence or mapping and what is
     in it, one of several literals, an instance of a class), and that a number is not NaN. Annotations that say nothing
-    to Python (a protocol, a type variable, a name that only type checkers import) are passed over, and less is asked
-    of what is often duck-typed: a data set must have elements. What values are allowed beyond their kind is for the
-    ``check_*`` validators of this file, called in the body.
+    to Python (a free type variable, a name that only type checkers import) are passed over, and less is asked of what
+    is often duck-typed: a data set must have elements, a protocol's object one of its members. What values are allowed
+    beyond their kind is for the ``check_*`` validators of this file, called in the body.
 
     Costs a few microseconds a call; annotations are read at the first call.
 
@@ -156,7 +177,8 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
         Traceback (most recent call last):
         TypeError: values must be a sequence of numbers, got None at 1
     """
-    code = function.__code__
+    bare = unwrap(function)  # torch.inference_mode() and contextmanager keep the signature of what they wrap
+    code = bare.__code__
     positional = code.co_varnames[: code.co_argcount]
     kinds: dict[str, Kind] | None = None
 
@@ -164,7 +186,7 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
     def refuse_then_call(*args: P.args, **kwargs: P.kwargs) -> R:
         nonlocal kinds
         if kinds is None:
-            kinds = kinds_of(function.__annotations__, function.__globals__)
+            kinds = kinds_of(bare.__annotations__, bare.__globals__)
         for name, value in zip(positional, args, strict=False):
             if name in kinds and (fault := kinds[name].fault(value)) is not None:
                 _refuse(name, value, kinds[name], fault)
@@ -385,6 +407,19 @@ def check_dimensions(*allowed: int, **named: Any) -> None:
         if value is not None and value.ndim not in allowed:
             counts = " or ".join(map(str, allowed))
             raise ValueError(f"{name} must have {counts} dimensions, got shape {tuple(value.shape)}")
+
+
+def check_has(*attributes: str, **named: Any) -> None:
+    """Refuses what lacks an attribute: for arguments whose class is not imported where they are used.
+
+    Example:
+        >>> check_has("print", console=None)
+        Traceback (most recent call last):
+        TypeError: console must have print, got None
+    """
+    for name, value in named.items():
+        if lacking := [each for each in attributes if not hasattr(value, each)]:
+            raise TypeError(f"{name} must have {' and '.join(lacking)}, got {short(value)}")
 
 
 def check_one_of(choices: Iterable[Any], /, **named: Any) -> None:

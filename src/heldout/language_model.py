@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
+from heldout.errors import check_at_least, check_fields
+
 Prompt = str | Sequence[Mapping[str, str]]
 """A text, or chat messages: ``[{"role": "user", "content": "..."}]``."""
 
@@ -33,6 +35,10 @@ class Completion:
     prompt_tokens: int = 0
     cost: float = 0.0
     finish_reason: str = "stop"
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        check_at_least(0, tokens=self.tokens, prompt_tokens=self.prompt_tokens)
 
 
 @runtime_checkable

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from heldout.errors import check_fields, checked
+
 if TYPE_CHECKING:
     from torch import Tensor, nn
     from torch.optim import Optimizer
@@ -82,6 +84,7 @@ class Splits:
                 )
 
 
+@checked
 def as_dataset(data: Any, name: str = "train") -> Any:
     """Returns a data set as it is, and a pair of tensors ``(inputs, targets)`` as a TensorDataset.
 
@@ -128,16 +131,19 @@ def forward(module: Callable[..., Any], inputs: Any) -> Tensor:
     raise TypeError(f"the model must return a tensor or an output with .logits, got {type(output).__name__}")
 
 
+@checked
 def device_of(module: nn.Module) -> torch.device:
     """Returns the device of a module's parameters, the CPU where it has none."""
     return next((p.device for p in module.parameters()), torch.device("cpu"))
 
 
+@checked
 def why_no_class_labels(targets: Tensor) -> str | None:
     """Returns why a method that needs class labels cannot use these targets, or None."""
     return "it needs class labels, the targets are real numbers" if targets.is_floating_point() else None
 
 
+@checked
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
     """Puts a module and its parts into eval mode inside the block, and each part's own mode back afterwards."""
@@ -265,6 +271,7 @@ class Method:
     check: Callable[[nn.Module, Splits], str | None] | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for stage in (*_STAGES, "check"):
             function = getattr(self, stage)
             if function is not None and not callable(function):

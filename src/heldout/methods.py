@@ -2,7 +2,10 @@
 
 The names come from the catalog: a system's slug with underscores; a name of their own where a system has several or is
 better known by it (``divdis`` and ``dbat`` of diversification, ``rm3`` of gradient-coherence); and the plain methods
-that serve as comparisons (``sam``, ``tent``, ``t3a``). Each is loaded when it is first used.
+that serve as comparisons (``sam``, ``ema``, ``mixup``, ``tent`` ...). Each is loaded when it is first used.
+
+What is worth searching of a Method, its *space*, stands in the catalog, too, so that a search costs no change of the
+Methods themselves: a trial is an expression such as ``sam(rho=0.1)``.
 """
 
 from __future__ import annotations
@@ -11,17 +14,31 @@ import ast
 import sys
 from collections.abc import Callable, Mapping
 from importlib import import_module
+from inspect import signature
 from typing import Any
 
-from heldout.catalog import method_factories
+from heldout.catalog import method_factories, method_spaces, named_methods
+from heldout.errors import checked
 from heldout.method import Method
 
-__all__ = ["available", "factory_files", "parse"]
+__all__ = ["available", "default_settings", "factory_files", "on_request", "parse", "space", "with_settings"]
+
+Space = dict[str, list[Any] | tuple[float, float, str]]
 
 
 def available() -> list[str]:
     """Returns the names of all Method factories."""
     return sorted(method_factories())
+
+
+def on_request() -> list[str]:
+    """Returns the names of the Methods that ``heldout improve`` tries only when asked to: they buy gains by compute.
+
+    Example:
+        >>> on_request()
+        ['deep_ensemble']
+    """
+    return sorted(name for name, method in named_methods().items() if method.on_request)
 
 
 def __getattr__(name: str) -> Callable[..., Method]:
@@ -42,6 +59,7 @@ def factory_files() -> list[str]:
     return sorted({sys.modules[factory.__module__].__file__ or "" for factory in factories})
 
 
+@checked
 def parse(expression: str, own: Mapping[str, Method | Callable[..., Method]] | None = None) -> Method:
     """Returns the Method that an expression such as ``"useful + sam(rho=0.1)"`` stands for.
 
@@ -83,3 +101,84 @@ def _build(node: ast.expr, expression: str, own: Mapping[str, Method | Callable[
         return factory(**arguments).renamed(ast.unparse(node).replace(" ", ""))
     except (TypeError, ValueError) as error:
         raise ValueError(f"method {ast.unparse(node)!r}: {error}") from None
+
+
+def space(expression: str, own: Mapping[str, Method] | None = None) -> Space:
+    """Returns what is worth searching of a Method, by ``"method.parameter"``: published values, or a range.
+
+    A composition has the parameters of all its parts. What the expression sets is the user's choice, and Methods of
+    one's own have none: both are left out.
+
+    Args:
+        expression: as for ``parse``.
+        own: further Methods by name, which go before those of the catalog.
+
+    Returns:
+        A list of values, or ``(low, high, "log")`` for a range that is searched by orders of magnitude.
+
+    Raises:
+        ValueError: as ``parse``.
+
+    Example:
+        >>> space("sam + ps_kd(alpha_T=0.7) + t3a")
+        {'sam.rho': (0.01, 0.5, 'log'), 't3a.filter_k': [1, 5, 20, 50, 100]}
+    """
+    parse(expression, own)
+    found: Space = {}
+    for name, call in _parts(expression):
+        given = {keyword.arg for keyword in call.keywords} if call else set()
+        if call is not None or name not in (own or {}):
+            for parameter, values in method_spaces().get(name, {}).items():
+                if parameter not in given:
+                    log = len(values) == 3 and values[2] == "log"
+                    found[f"{name}.{parameter}"] = (values[0], values[1], "log") if log else list(values)
+    return found
+
+
+def default_settings(expression: str, own: Mapping[str, Method] | None = None) -> dict[str, Any]:
+    """Returns what the parameters in ``space`` are where nothing is set.
+
+    Example:
+        >>> default_settings("sam + t3a")
+        {'sam.rho': 0.05, 't3a.filter_k': 100}
+    """
+    found = {}
+    for key in space(expression, own):
+        name, _, parameter = key.rpartition(".")
+        found[key] = signature(__getattr__(name)).parameters[parameter].default
+    return found
+
+
+def with_settings(expression: str, settings: Mapping[str, Any]) -> str:
+    """Returns the expression with parameters set, by ``"method.parameter"`` as in ``space``.
+
+    Raises:
+        ValueError: as ``parse``, or a setting of a method that is not in the expression.
+
+    Example:
+        >>> with_settings("sam + ps_kd", {"sam.rho": 0.1})
+        'sam(rho=0.1)+ps_kd'
+    """
+    parts = []
+    left = dict(settings)
+    for name, call in _parts(expression):
+        arguments = [ast.unparse(keyword).replace(" ", "") for keyword in call.keywords] if call else []
+        own = [key for key in left if key.rpartition(".")[0] == name]
+        arguments += [f"{key.rpartition('.')[2]}={left.pop(key)!r}" for key in own]
+        parts.append(f"{name}({','.join(arguments)})" if arguments else name)
+    if left:
+        raise ValueError(f"{next(iter(left))!r} is no parameter of a method in {expression!r}")
+    return "+".join(parts)
+
+
+def _parts(expression: str) -> list[tuple[str, ast.Call | None]]:
+    """The methods of a composition that ``parse`` accepts, in order: name, and call where there is one."""
+
+    def parts(node: ast.expr) -> list[tuple[str, ast.Call | None]]:
+        if isinstance(node, ast.BinOp):
+            return parts(node.left) + parts(node.right)
+        call = node if isinstance(node, ast.Call) else None
+        name = call.func if call else node
+        return [(name.id if isinstance(name, ast.Name) else "", call)]
+
+    return parts(ast.parse(expression.strip(), mode="eval").body)

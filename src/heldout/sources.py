@@ -19,6 +19,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from heldout.errors import check_fields, check_has, checked
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -54,11 +56,15 @@ class Package:
     file: str = ""
     sha256: str = ""
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
     @property
     def archive(self) -> str:
         """Name of the file that ``npm pack`` makes."""
         return f"{self.name.lstrip('@').replace('/', '-')}-{self.version}.tgz"
 
+    @checked
     def find(self, folder: str | Path | None = None) -> Path | None:
         """Returns the file that is used, or None where it is not; nothing is imported.
 
@@ -105,10 +111,15 @@ class Source:
     megabytes: float
     loader: str
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+    @checked
     def here(self, folder: str | Path | None = None) -> bool:
         """Returns whether every package is there; digests are not checked."""
         return all(package.find(folder) is not None for package in self.packages)
 
+    @checked
     def files(self, folder: str | Path | None = None) -> tuple[Path, ...]:
         """Returns the checked file of each package, in the order of ``packages``.
 
@@ -134,6 +145,7 @@ class Source:
             found.append(path)
         return tuple(found)
 
+    @checked
     def command(self, folder: str | Path | None = None) -> str:
         """Returns the one command that installs it, as text for a shell."""
         return shlex.join(self._command(folder))
@@ -150,6 +162,7 @@ class Source:
             return ["pip", "install", "--no-deps", *names]
         return ["apt-get", "install", *names]
 
+    @checked
     def install(self, folder: str | Path | None = None) -> None:
         """Runs ``command()``, and checks what came.
 
@@ -193,6 +206,7 @@ def data_folder() -> Path:
     return Path(os.environ.get("HELDOUT_DATA") or _user_cache() / "data").absolute()
 
 
+@checked
 def missing(sources: Sequence[Source], folder: str | Path | None = None) -> str:
     """Returns why these sources cannot be used, in one line, or an empty text when all are there.
 
@@ -206,6 +220,7 @@ def missing(sources: Sequence[Source], folder: str | Path | None = None) -> str:
     return "not here: " + "; ".join(f"{source.id} ({source.command(folder)})" for source in absent)
 
 
+@checked
 def find_source(name: str) -> Source:
     """Returns the source of this id, in any case.
 
@@ -227,8 +242,10 @@ def source_rows() -> list[dict[str, Any]]:
     return [{**asdict(source), "here": source.here(), "install": source.command()} for source in SOURCES]
 
 
+@checked
 def print_sources(console: Console) -> None:
     """Prints the sources as a table, and the command that installs each one that is not here."""
+    check_has("print", console=console)
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold")

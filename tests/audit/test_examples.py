@@ -1,6 +1,7 @@
 """What the page shows of single examples: pictures, rows and texts, of the highest loss."""
 
 import base64
+from pathlib import Path
 
 import torch
 from torch.utils.data import TensorDataset
@@ -51,7 +52,7 @@ def test_tokens_without_text_are_shown_as_numbers():
 def audited(outputs, targets, inputs):
     data = (inputs, targets)
     splits = Splits(train=data, val=data, test={"iid": data})
-    problem = Problem(None, lambda: torch.nn.Linear(inputs.shape[1], outputs.shape[1]), splits, {})
+    problem = Problem(Path("mine.py"), lambda: torch.nn.Linear(inputs.shape[1], outputs.shape[1]), splits, {})
     return Audit(problem, problem.model(0), 0, 1e12, {}, outputs={"iid": (outputs, targets)})
 
 

@@ -181,7 +181,7 @@ def test_memorization_is_the_area_under_a_roc_curve_of_losses():
     outputs = {name: (losses.sqrt(), targets[name]) for name, losses in (("train", train), ("iid", test))}
     document = {"findings": [], "asked": "x"}
     splits = Splits(train=(torch.zeros(2, 1), torch.zeros(2)), test={"iid": (torch.zeros(2, 1), torch.zeros(2))})
-    problem = Problem("x", lambda: torch.nn.Linear(1, 1), splits, {}, asked_kind="regression")
+    problem = Problem(Path("x"), lambda: torch.nn.Linear(1, 1), splits, {}, asked_kind="regression")
     work = Audit(problem, problem.model(0), 0, 1e12, document, outputs=outputs)
     {title: part for title, part, _ in PARTS}["memorization"](work)
     found = document["findings"][0]

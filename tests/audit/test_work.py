@@ -1,5 +1,7 @@
 """What an audit hands on to its parts: the file's metric with intervals, and Methods that apply."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from scipy.stats import binomtest
@@ -19,7 +21,7 @@ def problem(targets, measure=None, **more):
     kind = "regression" if targets.is_floating_point() else None
     recipe = more.pop("recipe", {})
     return Problem(
-        "mine.py", lambda: torch.nn.Linear(3, outs), splits, recipe, asked_kind=kind, measure=measure, **more
+        Path("mine.py"), lambda: torch.nn.Linear(3, outs), splits, recipe, asked_kind=kind, measure=measure, **more
     )
 
 

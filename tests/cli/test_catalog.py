@@ -34,6 +34,23 @@ def test_list_is_searched_and_filtered_by_topic():
     assert "there are: " in one_line(heldout("list", "--topic", "nothing"))
 
 
+def test_methods_are_listed_with_the_comparisons_that_they_have_to_beat():
+    rows = {row["name"]: row for row in json.loads(heldout("list", "--methods", "--json").stdout)}
+    assert rows["ps_kd"]["of"] == "ps-kd"
+    assert rows["ema"]["of"] == ""
+    assert rows["sam"]["space"] == {"rho": [0.01, 0.5, "log"]}
+    shown = heldout("list", "--methods", "--search", "unequal classes").stdout
+    assert "logit_adjustment" in shown
+    assert "comparison" in shown
+    assert "ps_kd" not in shown
+
+
+def test_a_card_tells_what_is_searched():
+    assert "rho: 0.01 to 0.5, by orders of magnitude" in heldout("show", "sam").stdout
+    assert "alpha_T: 0.5, 0.6, 0.7, 0.8, 0.9" in heldout("show", "ps-kd").stdout
+    assert "only when asked for" in heldout("show", "deep-ensemble").stdout
+
+
 def test_piped_output_is_never_cut():
     environment = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
     done = subprocess.run(

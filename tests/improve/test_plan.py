@@ -32,5 +32,5 @@ def test_methods_that_do_not_fit_are_left_out_before_seeds_fall_below_three():
 def test_a_plan_says_what_it_buys():
     text = Plan(16, 2, 2, 3, 3, 2, 6, 5, 3).text(seconds_per_epoch=2.0, combinations=3)
     assert text.startswith(
-        "6 epochs take about 12 s a run; 16 methods screened, learning rates searched, 3 finalists on"
+        "6 epochs take about 12 s a run; 16 methods screened, 5 settings of each searched, 3 finalists on"
     )

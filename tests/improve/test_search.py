@@ -85,7 +85,7 @@ def test_everything_it_promises_is_written(file):
     assert "moved &lt;b&gt;" in page
     assert "moved <b>" not in page
     assert "http://" not in page.replace("http://www.w3.org", "")
-    weights = load_file(out / "winner.safetensors")
+    weights = load_file(out / "winner" / "module.safetensors")
     assert weights["module.weight"].shape == (3, 6)
     assert not list(out.glob("*.tmp"))
 
@@ -112,7 +112,7 @@ def test_it_tells_every_phase_run_and_gain_as_events_and_keeps_the_finalists_cur
 def test_the_winners_code_runs_and_gives_the_winner(file):
     report = search(file, methods=["centre"])
     check = "\nimport torch, safetensors.torch as s\n"
-    check += f"w = s.load_file({str(file.parent / 'out' / 'winner.safetensors')!r})\n"
+    check += f"w = s.load_file({str(file.parent / 'out' / 'winner' / 'module.safetensors')!r})\n"
     check += "assert all(w[k].equal(v) for k, v in fitted.module.state_dict().items())\n"
     code = "import torch; torch.set_num_threads(1)\n" + report["code"] + check
     done = subprocess.run([sys.executable, "-c", code], cwd=file.parent, capture_output=True, text=True)
@@ -124,7 +124,7 @@ def test_it_says_plainly_when_a_method_hurts(file):
     assert report["winner"] is None
     assert report["verdict"].startswith("No method is shown to help: forget, the best by validation: it hurts, -")
     assert report["verdict"].endswith("on iid; no difference beyond 1 point on shifted data.")
-    assert not (file.parent / "out" / "winner.safetensors").exists()
+    assert not (file.parent / "out" / "winner").exists()
 
 
 def test_a_method_that_fails_is_reported_and_does_not_stop_the_others(file):
@@ -159,6 +159,34 @@ def test_the_same_command_goes_on_where_it_stood(file):
     assert again["verdict"] == first["verdict"]
     assert again["finalists"] == first["finalists"]
     assert again["screening"] == first["screening"]
+
+
+def test_seeds_are_as_many_as_time_allows_and_stay_so_when_a_search_is_resumed(file):
+    first = search(file, methods=["centre"], seeds=None)
+    assert first["plan"]["seeds"] == 10
+    assert first["finalists"][0]["seeds"] == 10
+    kept = json.loads((file.parent / "out" / "plan.json").read_text())
+    kept["confirmation"]["seeds"] = 4  # as if there had been less time then
+    (file.parent / "out" / "plan.json").write_text(json.dumps(kept))
+    assert search(file, methods=["centre"], seeds=None)["finalists"][0]["seeds"] == 4
+
+
+def test_seeds_that_time_did_not_allow_are_done_without_unless_they_were_asked_for(file, monkeypatch):
+    from heldout.improve.trials import Search
+
+    confirm = Search.confirm
+
+    def out_of_time(self, candidates, epochs, seeds):
+        if seeds > 4:
+            confirm(self, candidates, epochs, 4)
+            self.stop = 0.0
+        return confirm(self, candidates, epochs, seeds)
+
+    monkeypatch.setattr(Search, "confirm", out_of_time)
+    report = search(file, methods=["centre"], seeds=None)
+    assert (report["plan"]["seeds"], report["winner"], report["complete"]) == (4, "centre", True)
+    report = search(file, methods=["centre"], seeds=5, out=file.parent / "asked")
+    assert report["verdict"].startswith("No verdict: the confirmation of centre is not finished")
 
 
 def test_a_search_that_ran_out_of_time_says_so_and_is_completed_later(file):
@@ -240,7 +268,7 @@ def test_two_searches_in_one_folder_are_refused(file):
 
 
 def test_a_plan_never_shortens_the_confirmation_and_spends_at_most_the_budget():
-    assert make_plan(20, 5, 7, 3, affordable=1e9) == Plan(7, 10, 2, 20, 2, 2, 20, 5, 3)
+    assert make_plan(20, 5, 7, 3, affordable=1e9) == Plan(7, 10, 2, 20, 2, 1, 20, 5, 3, settings=8)
     screened = []
     for affordable in (5000, 2000, 1000, 700, 400, 250, 200):
         plan = make_plan(20, 5, 7, 3, affordable)
@@ -272,7 +300,7 @@ class Slow(torch.nn.Linear):
     assert report["verdict"].startswith("No verdict: 4 epochs take about ")
     assert "Nothing was tried." in report["verdict"]
     assert {row["status"] for row in report["methods"]} == {"not tried"}
-    assert not (file.parent / "out" / "winner.safetensors").exists()
+    assert not (file.parent / "out" / "winner").exists()
 
 
 def test_screening_alone_ends_without_a_verdict(file):
@@ -295,13 +323,34 @@ def test_an_undertrained_baseline_is_tuned_before_it_is_beaten(file):
     report = search(file, methods=["ps_kd"])
     assert report["rates"]["baseline"] > 3
     assert report["tuned"]["tests"]["iid"]["score"] > report["baseline"]["tests"]["iid"]["score"] + 0.1
-    assert any("the learning rate suits the baseline better" in warning for warning in report["warnings"])
+    assert any("times the learning rate" in warning for warning in report["warnings"])
+
+
+def test_domains_that_are_left_out_select_and_are_trained_on_in_the_end(file):
+    text = FILE.replace('val={"given": pair(60, 1), "shifted": shifted}', "val=pair(60, 1)")
+    text = text.replace("pair(90, 4, torch.tensor([9.0, 0, 0, 0, 0, 0]))}", "pair(90, 4, offset(4))}, domains=DOMAINS")
+    text = text.replace("train=pair(90, 0)", "train=by_domain()")
+    text += """
+DOMAINS = torch.arange(90) // 30
+
+def offset(number):
+    return 9.0 * torch.nn.functional.one_hot(torch.as_tensor(number), 6)
+
+def by_domain():
+    x, y = pair(90, 0)
+    return x + offset(DOMAINS + 1), y
+"""
+    file.write_text(text)
+    report = search(file, methods=["centre", "forget"])
+    assert report["selected_on"] == ["val", "left-out domain"]
+    assert report["winner"] == "centre"
+    assert any("left out of training in turn" in warning for warning in report["warnings"])
 
 
 def test_one_method_is_confirmed_without_screening(file):
     report = search(file, methods=["centre"])
     assert report["plan"]["short_epochs"] == 0
-    assert [rung["title"] for rung in report["screening"]] == ["learning rates (gain over the recipe's own)"]
+    assert [rung["title"] for rung in report["screening"]] == ["settings (gain over the recipe's own)"]
 
 
 def test_code_of_a_catalog_method_imports_it():

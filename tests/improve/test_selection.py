@@ -1,11 +1,13 @@
 """What methods are selected on."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from heldout import Splits
 from heldout.improve import made_shifts
-from heldout.improve.selection import selection_sets
+from heldout.improve.selection import LEFT_OUT, leaves_out, leaving_out, selection_sets
 from heldout.problem import Problem
 from heldout.tasks import digits
 
@@ -17,9 +19,9 @@ class Guess(torch.nn.Module):
         return torch.zeros(len(x), 10)
 
 
-def problem(x, y, val, tests=("iid", "dark")):
-    splits = Splits(train=(x, y), val=val, test=dict.fromkeys(tests, (x, y)))
-    return Problem(path=None, make_model=Guess, given=splits, given_recipe={})
+def problem(x, y, val, tests=("iid", "dark"), domains=None):
+    splits = Splits(train=(x, y), val=val, test=dict.fromkeys(tests, (x, y)), domains=domains)
+    return Problem(path=Path("mine.py"), make_model=Guess, given=splits, given_recipe={})
 
 
 @pytest.fixture
@@ -52,8 +54,8 @@ def test_given_sets_and_the_given_distribution_are_left_as_they_are(images):
 
 
 def test_where_nothing_can_be_made_it_is_said(images):
-    tokens = torch.randint(0, 9, (20, 7))
-    sets, warning = selection_sets(problem(tokens, images[1][:20], val=(tokens, images[1][:20])), "both")
+    flags = torch.rand(20, 7) > 0.5
+    sets, warning = selection_sets(problem(flags, images[1][:20], val=(flags, images[1][:20])), "both")
     assert list(sets) == ["val"]
     assert "cannot be selected for robustness" in warning
 
@@ -66,3 +68,51 @@ def test_vectors_get_noise_and_missing_columns():
     constant = holes.std(0) < 1e-6
     assert constant.sum() == 2
     assert torch.allclose(holes[:, ~constant], x[:, ~constant])
+
+
+def test_training_domains_are_left_out_in_turn(images):
+    domains = torch.arange(40) % 4
+    given = problem(*images, val=images, domains=domains)
+    sets, warning = selection_sets(given, "both")
+    assert list(sets) == ["val", LEFT_OUT]
+    assert "left out of training in turn" in warning
+    assert list(selection_sets(given, "shift")[0]) == [LEFT_OUT]
+    rest, out = leaving_out(given, 6)
+    assert torch.equal(out.tensors[0], images[0][domains == 2])
+    assert torch.equal(rest.splits.train.tensors[0], images[0][domains != 2])
+    assert torch.equal(rest.splits.domains, domains[domains != 2])
+    assert rest.kind.classes == given.kind.classes
+    subset = torch.utils.data.Subset(torch.utils.data.TensorDataset(*images), range(40))
+    again = Problem(
+        Path("mine.py"), Guess, Splits(train=subset, val=images, test=given.splits.test, domains=domains), {}
+    )
+    rest, out = leaving_out(again, 0)
+    assert (len(rest.splits.train), len(out)) == (30, 10)
+
+
+def test_domains_are_not_left_out_where_nothing_is_gained(images):
+    domains = torch.arange(40) % 4
+    assert not leaves_out(problem(*images, val=images, domains=domains), "iid")
+    assert not leaves_out(problem(*images, val={"a": images, "b": images}, domains=domains), "both")
+    assert not leaves_out(problem(*images, val=images, tests=("iid",), domains=domains), "both")
+    assert not leaves_out(problem(*images, val=images, domains=torch.arange(40) % 2), "both")
+
+
+def test_texts_get_typos_and_are_truncated():
+    tokens = torch.arange(1, 201).repeat(50, 1) + 1000 * torch.arange(50)[:, None]
+    mask = torch.ones_like(tokens)
+    mask[:, 100:], tokens[:, 100:] = 0, 0
+    rows = [{"input_ids": t, "attention_mask": m, "labels": n % 2} for n, (t, m) in enumerate(zip(tokens, mask))]
+    made = made_shifts(rows, avoid=["dark"])
+    assert list(made) == ["made: typos", "made: truncation"]
+    typos, short = (torch.stack([each[key] for each in made[name]]) for name, key in
+                    (("made: typos", "input_ids"), ("made: truncation", "attention_mask")))  # fmt: skip
+    changed = typos != tokens
+    assert not changed[:, 100:].any()
+    assert abs(changed[:, :100].float().mean() - 0.1) < 0.02
+    assert set(typos[:, 3].tolist()) <= set(tokens[:, 3].tolist())
+    assert short.sum(1).tolist() == [50] * 50
+    assert short[:, :50].all()
+    assert made["made: typos"][3]["labels"] == 1
+    plain = made_shifts(torch.utils.data.TensorDataset(tokens, torch.zeros(50)), avoid=["typos"])
+    assert plain == {}

@@ -89,6 +89,23 @@ def test_several_finalists_make_every_interval_wider():
     assert width[3]["high"] - width[3]["low"] > 1.3 * (width[1]["high"] - width[1]["low"])
 
 
+def test_a_finalist_that_is_shown_to_help_wins_over_one_that_only_looks_better():
+    arms = {"baseline": (0.5, 0.5, 0.0), "m": (0.6, 0.6, 0.2), "n": (0.58, 0.58, 0.002)}
+    found, verdict, winner = judged(arms, ["m", "n"], aim="iid")
+    assert [row["method"] for row in found["finalists"]] == ["m", "n"]
+    assert winner == "n"
+    assert verdict.startswith("n helps: +8")
+
+
+def test_a_finalist_is_told_by_the_name_it_was_tried_as():
+    arms = {"baseline": (0.5, 0.5, 0.0), "sam(rho=0.1)": (0.6, 0.6, 0.01)}
+    found = judged(arms, ["sam(rho=0.1)"])[0]
+    settings = {"sam(rho=0.1)": {"of": "sam"}}
+    assert accounted(["sam"], {}, [], found, {}, settings) == [
+        {"method": "sam", "status": "confirmed", "detail": "5 seeds, as sam(rho=0.1)"}
+    ]
+
+
 def test_the_aim_decides_what_counts():
     arms = {"baseline": (0.9, 0.5, 0.001), "m": (0.9, 0.7, 0.002)}
     assert judged(arms, ["m"], aim="shift")[2] == "m"

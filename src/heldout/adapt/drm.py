@@ -343,6 +343,9 @@ def _discriminator_gap(classifier: nn.Module) -> Callable[[Tensor], Tensor]:
     return lambda features: 1 / classifier(features).softmax(1).clamp(min=1e-6)
 
 
+discriminator_gap = _discriminator_gap  # for what is kept of a DRM; its own name is in recorded statements
+
+
 @checked
 def prototype_gap(means: Tensor, distance: Literal["euclidean", "cosine"] = "euclidean") -> Callable[[Tensor], Tensor]:
     """Returns a function from features ``(batch, dim)`` to how far each is from each domain, ``(batch, domains)``.
@@ -389,7 +392,7 @@ def domain_means(model: MultiHead, train: Any, domains: Tensor) -> Tensor:
     """
     check_dimensions(1, domains=domains)
     check_nonempty(domains=domains)
-    check_labels(domains=domains)
+    check_labels(len(domains), domains=domains)
     means: Tensor | None = None
     for inputs, _, positions in batches(train, 256):
         with evaluating(model), torch.no_grad():

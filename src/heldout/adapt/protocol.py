@@ -103,7 +103,7 @@ def save_state(adapter: Any, path: str | Path) -> None:
         ...     load_state(adapter, f"{folder}/state.safetensors")
     """
     tensors = {"version": torch.tensor(1)}
-    layout = json.dumps(_flattened(adapter.state_dict(), "state", tensors))
+    layout = json.dumps(flattened(adapter.state_dict(), "state", tensors))
     save_checkpoint(tensors, _safetensors(path), {"adapter": _kind(adapter), "layout": layout})
 
 
@@ -122,7 +122,7 @@ def load_state(adapter: Any, path: str | Path) -> None:
         notes = opened.metadata() or {}
     if notes.get("adapter") != _kind(adapter) or "layout" not in notes:
         raise ValueError(f"{file} holds the state of {notes.get('adapter', 'no adapter')}, not of a {_kind(adapter)}")
-    adapter.load_state_dict(_restored(json.loads(notes["layout"]), tensors))
+    adapter.load_state_dict(restored(json.loads(notes["layout"]), tensors))
 
 
 def _kind(adapter: Any) -> str:
@@ -135,28 +135,31 @@ def _safetensors(path: str | Path) -> Path:
     return Path(path)
 
 
-def _flattened(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
-    """The layout of nested dicts and lists as JSON, its tensors moved to ``tensors``; dict keys keep their type."""
+@checked
+def flattened(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
+    """Returns the layout of nested dicts and lists for JSON, its tensors moved to ``tensors``; keys keep their type."""
     if isinstance(value, Tensor):
         tensors[name] = value
         return {"tensor": name}
     if isinstance(value, Mapping):
-        return {"dict": [[key, _flattened(item, f"{name}.{key}", tensors)] for key, item in value.items()]}
+        return {"dict": [[key, flattened(item, f"{name}.{key}", tensors)] for key, item in value.items()]}
     if isinstance(value, list | tuple):
-        items = [_flattened(item, f"{name}.{number}", tensors) for number, item in enumerate(value)]
+        items = [flattened(item, f"{name}.{number}", tensors) for number, item in enumerate(value)]
         return {type(value).__name__: items}
     return value
 
 
-def _restored(layout: Any, tensors: Mapping[str, Tensor]) -> Any:
+@checked
+def restored(layout: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """Returns what ``flattened`` had taken apart, from its layout (as JSON gives it back) and its tensors."""
     if not isinstance(layout, dict):
         return layout
     ((kind, content),) = layout.items()
     if kind == "tensor":
         return tensors[content]
     if kind == "dict":
-        return {key: _restored(item, tensors) for key, item in content}
-    items = [_restored(item, tensors) for item in content]
+        return {key: restored(item, tensors) for key, item in content}
+    items = [restored(item, tensors) for item in content]
     return tuple(items) if kind == "tuple" else items
 
 

@@ -14,9 +14,11 @@ from heldout.audit.judging import LADDER, ranked
 from heldout.audit.parts import PARTS
 from heldout.audit.report import to_html
 from heldout.audit.work import Audit, NotApplicableError, metric_of
+from heldout.errors import checked
 from heldout.method import Method, Run
 from heldout.problem import EXAMPLES, Problem, ProblemError, check_problem, load_problem
 from heldout.report import LogEvent, OnEvent, ignore, telling
+from heldout.saved import Loaded, load
 from heldout.study import environment, write_atomically
 from heldout.train import fit
 from heldout.weights import load_checkpoint
@@ -24,6 +26,7 @@ from heldout.weights import load_checkpoint
 Say = Callable[[str], None]
 
 
+@checked
 def audit(
     file: str | Path,
     *,
@@ -42,7 +45,8 @@ def audit(
 
     Args:
         file: what ``improve`` takes: a file that defines ``model()`` and ``data()``, or a built-in example.
-        weights: a safetensors file of the trained model; without it the model is trained by the file's own recipe.
+        weights: a safetensors file of the trained model, or a folder that ``heldout.save`` or ``improve`` wrote, of
+            which the whole predictor is audited; without it the model is trained by the file's own recipe.
         budget: seconds; parts for which no time is left are listed under "skipped".
         seed: of training and of the examples that are looked at.
         out: folder of the report; default ``heldout-runs/audit-NAME``.
@@ -73,12 +77,20 @@ def audit(
     }
     say = telling(say, on_event)
     say("training the model" if weights is None else "loading the weights")
-    module, document["curve"] = (
-        _trained(problem, seed, on_event) if weights is None else (_loaded(problem, weights), [])
-    )
+    predictor = None
+    document["curve"] = []
+    if weights is None:
+        module, document["curve"] = _trained(problem, seed, on_event)
+    elif Path(weights).is_dir():
+        predictor = _predictor(problem, weights)
+        module = predictor.module
+        if predictor.note:
+            document["warnings"].append(f"{predictor.recipe.get('method', 'the predictor')}: {predictor.note}")
+    else:
+        module = _loaded(problem, weights)
     document["parameters"] = sum(p.numel() for p in module.parameters())
     document["train_examples"] = len(problem.splits.train)  # type: ignore[arg-type]
-    work = Audit(problem, module, seed, started + budget, document, on_event)
+    work = Audit(problem, module, seed, started + budget, document, on_event, predictor)
     classifies = problem.task == "classification"
     for title, part, needs_classes in PARTS:
         if needs_classes and not classifies:
@@ -134,6 +146,13 @@ def _trained(problem: Problem, seed: int, on_event: OnEvent) -> tuple[nn.Module,
     method = Method("baseline", model=watch)
     fitted = fit(problem.model(seed), problem.splits, method, seed=seed, on_epoch=measure, **problem.recipe)
     return fitted.module, curve
+
+
+def _predictor(problem: Problem, folder: str | Path) -> Loaded:
+    try:
+        return load(folder, problem)
+    except (ValueError, TypeError) as error:
+        raise ProblemError(f"cannot read the weights {folder}: {error}") from error
 
 
 def _loaded(problem: Problem, weights: str | Path) -> nn.Module:

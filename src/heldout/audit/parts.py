@@ -247,11 +247,11 @@ def _auc_error(auc: float, positives: int, negatives: int) -> float:
 def _sharpness(work: Audit) -> None:
     each = work.example_loss
     if each is None:
-        found = sharpness(work.module, work.probed(), iterations=20, seed=work.seed)
+        found = sharpness(work.differentiated(), work.probed(), iterations=20, seed=work.seed)
     else:
         with sdpa_kernel(SDPBackend.MATH):  # the other kernels have no second derivative
             found = sharpness(
-                work.module, work.probed(), lambda *pair: each(*pair).mean(), iterations=20, seed=work.seed
+                work.differentiated(), work.probed(), lambda *pair: each(*pair).mean(), iterations=20, seed=work.seed
             )
     work.document["sharpness"] = vars(found)
     reading = "largest curvature of the loss: gradient descent diverges beyond a rate of 2 / this. Compare like models"
@@ -261,7 +261,7 @@ def _sharpness(work: Audit) -> None:
 
 
 def _coherence(work: Audit) -> None:
-    found = gradient_coherence(work.module, work.probed(), work.example_loss, per_layer=True)
+    found = gradient_coherence(work.differentiated(), work.probed(), work.example_loss, per_layer=True)
     work.document["coherence"] = {
         "m_coherence": found.m_coherence,
         "examples": found.examples,
@@ -277,13 +277,14 @@ def _coherence(work: Audit) -> None:
 def _diversity(work: Audit) -> None:
     probed = work.probed()
     inputs, _ = gather(probed, torch.arange(len(probed)))
-    inputs = inputs_for(work.module, inputs)
-    encoder, _ = split_head(work.module, inputs)
+    module = work.differentiated()
+    inputs = inputs_for(module, inputs)
+    encoder, _ = split_head(module, inputs)
     with torch.no_grad():
         features = encoder(inputs).float()
     kept = features[features.norm(dim=1) > 0]
     embedding = vendi_score(kept)
-    gradients = gradient_features(work.module, probed, dim=256, projection="countsketch", normalise=False)
+    gradients = gradient_features(module, probed, dim=256, projection="countsketch", normalise=False)
     lengths = gradients.norm(dim=1)
     by_gradient = vendi_score(gradients[lengths > 0])
     work.document["diversity"] = {"embedding_vendi": embedding, "g_vendi": by_gradient, "examples": len(probed)}

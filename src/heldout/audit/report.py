@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from heldout.audit.judging import FINE, INFORMATION, NOTABLE, OPEN, SERIOUS
+from heldout.errors import check_has, check_nonempty, checked
 from heldout.report import Scale, chart, curve_chart, forest, number, render, with_interval
 
 if TYPE_CHECKING:
@@ -52,8 +53,11 @@ def _wrong(findings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return rows
 
 
+@checked
 def print_audit(document: Document, console: Console) -> None:
     """Prints the findings, the worst first, what may help, what was not done, and where the page lies."""
+    check_nonempty(document=document)
+    check_has("print", console=console)
     from rich.markup import escape
     from rich.padding import Padding
 

@@ -18,6 +18,7 @@ from heldout.methods import available, parse
 from heldout.problem import Problem, inapplicable, text_losses
 from heldout.report import LogEvent
 from heldout.study import wilson
+from heldout.train import Fitted, outputs_of
 
 PROBED = 400  # examples that the costlier measures look at
 RESAMPLES = 200  # of a metric that is no mean over examples
@@ -37,6 +38,7 @@ class Audit:
     deadline: float
     document: dict[str, Any]
     on_event: Callable[[LogEvent], None] = lambda event: None
+    predictor: Fitted | None = None  # what answers in the module's place
     outputs: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     refusals: dict[str, str | None] = field(default_factory=dict)
 
@@ -44,8 +46,19 @@ class Audit:
         """Outputs and targets of a set, computed once."""
         if name not in self.outputs:
             sets = {"train": self.problem.splits.train, **named_validation(self.problem), **self.problem.splits.test}
-            self.outputs[name] = self.problem.outputs(self.module, sets[name])
+            self.outputs[name] = self.problem.outputs(self.predictor or self.module, sets[name])
         return self.outputs[name]
+
+    def differentiated(self) -> nn.Module:
+        """The trained module, for measures that look into it.
+
+        Raises:
+            NotApplicableError: it answers in another form than the predictor around it.
+        """
+        few = Subset(self.problem.splits.train, range(min(2, len(self.problem.splits.train))))  # type: ignore[arg-type]
+        if self.predictor and outputs_of(self.module, few)[0].shape != self.predictor.outputs(few)[0].shape:
+            raise NotApplicableError("it looks into the module, whose outputs are not yet those of the predictor")
+        return self.module
 
     def losses(self, name: str) -> Tensor:
         """The kind's loss of each example of a set, float64 ``(n,)``."""

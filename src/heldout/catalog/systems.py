@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import json
 import tomllib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+from heldout.errors import check_fields, checked
+
+Space = Mapping[str, list[Any]]  # values to try, or [low, high, "log"], by parameter
 
 
 @dataclass(frozen=True)
@@ -20,6 +25,7 @@ class System:
         rooms: where its parts lie.
         parts: its public functions and classes; empty where it is planned.
         method: ``module:factory`` of its Method, where it has one.
+        space: the parameters of the Method that are worth searching, see ``heldout.methods.space``.
         extra: what its study needs beside the core, as in ``pip install 'heldout[lm]'``.
     """
 
@@ -34,12 +40,17 @@ class System:
     parts: tuple[str, ...] = ()
     method: str | None = None
     extra: str | None = None
+    space: Space = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     @property
     def built(self) -> bool:
         """Whether its parts and its reproduction exist."""
         return bool(self.parts)
 
+    @checked
     def matches(self, text: str) -> bool:
         """Whether all words of a text are found in what the catalog says of the system."""
         said = " ".join((self.slug, self.title, self.authors, self.topic, self.summary, *self.parts)).lower()
@@ -51,6 +62,7 @@ class System:
         return f"heldout.reproductions.{module_name(self.slug)}"
 
 
+@checked
 def module_name(slug: str) -> str:
     """Returns the Python name of a slug: ``3dlabelprop`` is ``_3dlabelprop``.
 
@@ -82,6 +94,7 @@ def topics() -> tuple[str, ...]:
     return tuple(dict.fromkeys(system.topic for system in systems().values()))
 
 
+@checked
 def find(slug: str) -> System:
     """Returns the system of a slug; underscores stand for hyphens.
 
@@ -107,6 +120,8 @@ class NamedMethod:
         summary: one line.
         of: the slug of the system that it belongs to, where it does.
         arxiv: of the paper, where there is one.
+        space: as of a System.
+        on_request: not among the methods that ``heldout improve`` tries by itself.
     """
 
     name: str
@@ -114,6 +129,11 @@ class NamedMethod:
     summary: str
     of: str | None = None
     arxiv: str | None = None
+    space: Space = field(default_factory=dict)
+    on_request: bool = False
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 @cache
@@ -129,6 +149,14 @@ def method_factories() -> dict[str, str]:
     return {**of_systems, **{name: method.factory for name, method in named_methods().items()}}
 
 
+@cache
+def method_spaces() -> dict[str, Space]:
+    """Returns what is worth searching of every Method, by method name: parameters with their published values."""
+    of_systems = {module_name(s.slug): s.space for s in systems().values() if s.method}
+    return {**of_systems, **{name: method.space for name, method in named_methods().items()}}
+
+
+@checked
 def evidence(slug: str) -> dict[str, Any] | None:
     """Returns the newest recording of a system, or None where there is none yet.
 
@@ -151,6 +179,7 @@ def outdated() -> list[str]:
     return [line for line in (text or "").splitlines() if line and not line.startswith("#")]
 
 
+@checked
 def ledger(slug: str) -> dict[str, Any] | None:
     """Returns every recording of a system, oldest first, under ``recordings``; None where there is none yet.
 
@@ -168,6 +197,7 @@ def _evidence_file(name: str) -> str | None:
     return None
 
 
+@checked
 def claim_counts(slug: str) -> dict[str, int] | None:
     """Returns how many recorded claims hold, are inconclusive and are contradicted; None without evidence.
 

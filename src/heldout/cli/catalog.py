@@ -18,11 +18,17 @@ def list_systems(
         str | None, typer.Option(help="Only systems with all of these words in slug, title, topic, authors or summary.")
     ] = None,
     topic: Annotated[str | None, typer.Option(help="Only systems of this topic.")] = None,
+    methods: Annotated[
+        bool, typer.Option("--methods", help="What heldout improve tries: Methods of systems, and plain comparisons.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """List the 117 systems: what is built, what is planned, and what the evidence says."""
     from heldout.catalog import claim_counts, systems, topics
 
+    if methods:
+        _list_methods(search or "", as_json)
+        return
     if topic is not None and topic not in topics():
         fail(f"no topic {topic!r}; there are: {', '.join(topics())}")
     chosen = [
@@ -48,6 +54,24 @@ def list_systems(
     from heldout.report import systems_table
 
     systems_table(rows, console())
+
+
+def _list_methods(search: str, as_json: bool) -> None:
+    from heldout.catalog import method_factories, method_spaces, module_name, named_methods, systems
+
+    of = {module_name(slug): (slug, system.summary) for slug, system in systems().items()}
+    of |= {name: (method.of or "", method.summary) for name, method in named_methods().items()}
+    rows = [
+        {"name": name, "of": of[name][0], "summary": of[name][1], "space": dict(method_spaces()[name])}
+        for name in sorted(method_factories())
+        if all(word in f"{name} {' '.join(of[name])}".lower() for word in search.lower().split())
+    ]
+    if as_json or not rows:
+        print_json(rows)
+        return
+    from heldout.report import methods_table
+
+    methods_table(rows, console())
 
 
 def show(

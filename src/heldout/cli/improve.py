@@ -21,7 +21,9 @@ def improve(
         ),
     ],
     budget: Annotated[str, typer.Option(help="Wall-clock time, such as 90s, 10m, 2h.")] = "10m",
-    seeds: Annotated[int, typer.Option(min=3, help="Fresh seeds for the confirmation.")] = 5,
+    seeds: Annotated[
+        int | None, typer.Option(min=3, help="Fresh seeds for the confirmation; default: 3 to 10, as time allows.")
+    ] = None,
     aim: Annotated[str, typer.Option("--for", help="What to select for: iid, shift or both.")] = "both",
     screen_only: Annotated[
         bool, typer.Option("--screen-only", help="Rank on validation data and stop: no verdict.")
@@ -89,7 +91,10 @@ def audit(
         ),
     ],
     weights: Annotated[
-        Path | None, typer.Option(help="The trained model as safetensors; default: train it by the file's own recipe.")
+        Path | None,
+        typer.Option(
+            help="The trained model: safetensors, or a folder like out/winner; default: train it by the file's recipe."
+        ),
     ] = None,
     budget: Annotated[str, typer.Option(help="Wall-clock time, such as 90s, 3m.")] = "3m",
     seed: Annotated[int, typer.Option(min=0, help="Of training, and of the examples that are looked at.")] = 0,

@@ -1,5 +1,6 @@
 """What the model sees: select, reweight, mix, clean, augment and synthesize a training set."""
 
+from heldout.data.balancing import balanced_sampling, class_counts, why_balanced
 from heldout.data.indexed import IndexedDataset
 from heldout.data.instructions import DEFINITION, FULL, NO_INSTRUCTION, PROMPT, encode_instruction
 from heldout.data.loading import (
@@ -55,8 +56,10 @@ __all__ = [
     "VerbalizerKind",
     "VerbalizerTemplate",
     "all_targets",
+    "balanced_sampling",
     "batches",
     "beta_weight",
+    "class_counts",
     "early_output_clusters",
     "emphasised_instruction",
     "encode_instruction",
@@ -82,4 +85,5 @@ __all__ = [
     "useful_split",
     "verbalizer_instruction",
     "verbalizer_sets",
+    "why_balanced",
 ]

@@ -12,6 +12,7 @@ from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
+from heldout.errors import check_at_least, check_fields, checked
 from heldout.language_model import LM
 
 Document = dict[str, Any]
@@ -35,6 +36,9 @@ class Protocol:
     options: type
     run: Callable[[LM, Any, Say], Document]
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
 
 def option(default: Any, help: str, *, minimum: float | None = None) -> Any:
     """Returns a field of a record of options, with what the command line says of it.
@@ -49,6 +53,14 @@ def option(default: Any, help: str, *, minimum: float | None = None) -> Any:
     return field(default=default, metadata={"help": help, "min": minimum})
 
 
+def check_minima(record: Any) -> None:
+    """Refuses fields of a record of options that lie below their minimum; the message names the field."""
+    for one in fields(record):
+        if (least := one.metadata.get("min")) is not None:
+            check_at_least(least, **{one.name: getattr(record, one.name)})
+
+
+@checked
 def options_from(record: type, given: Mapping[str, Any]) -> Any:
     """Returns a record of options from plain values: texts stand for paths, and for several texts with commas.
 
@@ -63,6 +75,7 @@ def options_from(record: type, given: Mapping[str, Any]) -> Any:
     return record(**{name: _converted(value, hints[name]) for name, value in given.items()})
 
 
+@checked
 def plain_parameters(record: type) -> inspect.Signature:
     """Returns the signature of a function that takes a record's fields as plain values."""
 

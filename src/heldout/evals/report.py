@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from heldout.errors import check_has, check_nonempty, checked
 from heldout.evals.protocol import Document
 from heldout.report import chart, number, render, with_interval
 
@@ -20,8 +21,11 @@ def to_html(document: Document) -> str:
     )
 
 
+@checked
 def print_eval(document: Document, console: Any) -> None:
     """Prints findings, the table, and where the page lies."""
+    check_nonempty(document=document)
+    check_has("print", console=console)
     from rich.markup import escape
     from rich.table import Table
 

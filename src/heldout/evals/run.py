@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from heldout.errors import ProblemError
+from heldout.errors import ProblemError, check_at_least, check_nonnegative, checked
 from heldout.evals.protocol import Document, Protocol, Say
 from heldout.evals.report import to_html
 from heldout.evals.scylla import SCYLLA
@@ -24,6 +24,7 @@ from heldout.study import environment, write_atomically
 EVALS: dict[str, Protocol] = {protocol.name: protocol for protocol in (SCYLLA, VERBALIZER)}
 
 
+@checked
 def evaluate(
     name: str,
     model: str,
@@ -51,6 +52,8 @@ def evaluate(
     Raises:
         ProblemError: an unknown evaluation or model, or options that do not fit.
     """
+    check_at_least(1, max_concurrency=max_concurrency)
+    check_nonnegative(budget=budget, prices=prices)
     if name not in EVALS:
         raise ProblemError(f"unknown evaluation {name!r}; there are: {', '.join(EVALS)}")
     lm = language_model(model, budget=budget, prices=prices, max_concurrency=max_concurrency, extra=extra)
@@ -76,6 +79,7 @@ def evaluate(
     return document
 
 
+@checked
 def language_model(
     model: str,
     *,

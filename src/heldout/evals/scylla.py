@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from heldout.errors import ProblemError
-from heldout.evals.protocol import Document, Protocol, Say, finding, format_warnings, option
+from heldout.errors import ProblemError, check_fields
+from heldout.evals.protocol import Document, Protocol, Say, check_minima, finding, format_warnings, option
 from heldout.language_model import LM
 from heldout.measure import Scylla, ScyllaReport, ScyllaScore
 from heldout.statistics import Interval, newcombe, wilson
@@ -28,6 +28,10 @@ class ScyllaOptions:
     tasks: tuple[str, ...] = option((), "Comma-separated tasks; default: all twenty.")
     max_tokens: int = option(2048, "Of an answer.", minimum=1)
     seed: int = option(0, "Of all drawing.", minimum=0)
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        check_minima(self)
 
 
 def run_scylla(lm: LM, options: ScyllaOptions, say: Say) -> Document:

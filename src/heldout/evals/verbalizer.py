@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from heldout.data import emphasised_instruction, verbalizer_instruction, verbalizer_sets
-from heldout.errors import ProblemError
-from heldout.evals.protocol import Document, Protocol, Say, finding, format_warnings, option
+from heldout.errors import ProblemError, check_fields
+from heldout.evals.protocol import Document, Protocol, Say, check_minima, finding, format_warnings, option
 from heldout.language_model import LM
 from heldout.measure import VerbalizerManipulation, VerbalizerReport, VerbalizerScore
 from heldout.statistics import Interval, newcombe, wilson
@@ -34,6 +34,10 @@ class VerbalizerOptions:
     emphasis: bool = option(False, "Say that the words' usual meaning does not matter.")
     max_tokens: int = option(16, "Of an answer.", minimum=1)
     seed: int = option(0, "Of all drawing.", minimum=0)
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        check_minima(self)
 
 
 def run_verbalizer(lm: LM, options: VerbalizerOptions, say: Say) -> Document:

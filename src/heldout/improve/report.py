@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from heldout.errors import check_has, check_nonempty, checked
 from heldout.improve.verdict import HELPS, HURTS, OPEN, SHIFTED
 from heldout.report import Scale, cell, curve_chart, forest, number, render
 
@@ -30,6 +31,7 @@ def to_html(document: Document) -> str:
         tried=_tried(document["methods"]),
         score=scale.score,
         plain_gain=scale.gain,
+        exported=exported(document),
     )
 
 
@@ -55,11 +57,16 @@ def to_markdown(document: Document) -> str:
         lines += ["", cell(document["note"])]
     if document.get("code"):
         lines += ["", "```python", document["code"].rstrip(), "```"]
+    if document.get("load"):
+        lines += ["", "Without training:", "", "```python", f"fitted = {document['load']}", "```"]
     return "\n".join(lines) + "\n"
 
 
+@checked
 def print_improvement(document: Document, console: Console) -> None:
     """Prints the gains of each finalist, one row for each test set, what became of the methods, and the verdict."""
+    check_nonempty(document=document)
+    check_has("print", console=console)
     from rich.markup import escape
     from rich.table import Table
 
@@ -103,10 +110,26 @@ def print_improvement(document: Document, console: Console) -> None:
     console.print(f"\n[bold]{escape(document['verdict'])}[/]")
     if document.get("code"):
         console.print(f"\n{escape(document['code'].rstrip())}\n", highlight=False)
-        console.print(f"Weights: {escape(document['weights'])}", highlight=False, soft_wrap=True)
+        console.print(f"Winner: {escape(document['kept'])}", highlight=False, soft_wrap=True)
+        console.print(f"Without training: {escape(document['load'])}", highlight=False, soft_wrap=True)
+        if exported(document):
+            console.print(f"torch.export: {escape(exported(document))}", highlight=False, soft_wrap=True)
     if document.get("note"):
         console.print(escape(document["note"]))
     console.print(f"Report: {escape(document['report'])}", highlight=False, soft_wrap=True)
+
+
+def exported(document: Document) -> str:
+    """Returns the file of the exported program, or why there is none; empty where there is no winner.
+
+    Example:
+        >>> exported({"export": {"file": None, "reason": "it has a test-time stage"}})
+        'none: it has a test-time stage'
+    """
+    export = document.get("export")
+    if not export:
+        return ""
+    return f"{document['kept']}/{export['file']}" if export["file"] else f"none: {export['reason']}"
 
 
 def _sign(entry: Mapping[str, Any]) -> str:

@@ -8,10 +8,10 @@ The budget is planned backwards from a confirmation that is never shortened (see
    helps a model that is half trained may do nothing in the end. Methods that act after training share the baseline's.
    Differences that two examples make do not rank methods: the validation loss does then, and ties at the cut go on;
 2. *combining*: the best ones are composed where their stages allow it, and screened likewise;
-3. *tuning*: a learning rate for the baseline and each finalist, with the same number of trials, in full training;
+3. *tuning*: settings of the baseline and of each finalist, with the same number of trials, in full training;
 4. *confirming*: the finalists, the baseline and the tuned baseline are trained in full on fresh seeds and evaluated on
-   the test sets, which no choice before has seen. The winner among the finalists is chosen by validation score, so that
-   its reported gain on the test sets carries no winner's curse.
+   the test sets, which no choice before has seen. How many finalists and seeds is decided by cost alone, before the
+   first of these runs. The winner is, of the finalists that are shown to help, the best by validation score.
 """
 
 from __future__ import annotations
@@ -19,23 +19,25 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from heldout.errors import checked
+from heldout.improve.costs import Costs
 from heldout.improve.events import tell_verdict
-from heldout.improve.plan import FEWEST_SEEDS, SHARE, Plan, least_seconds, make_plan
-from heldout.improve.rates import search_rates
+from heldout.improve.plan import FEWEST_SEEDS, SEEDS, SHARE, Plan, least_seconds, make_plan
 from heldout.improve.report import to_html, to_markdown
 from heldout.improve.screening import COMBINED, measured_costs, select_finalists
-from heldout.improve.selection import AIMS, selection_sets
+from heldout.improve.selection import AIMS, leaves_out, selection_sets
 from heldout.improve.sharing import acts_after_training
 from heldout.improve.trials import Candidate, Say, Search
+from heldout.improve.tuning import Setting, described, still_improving, tune
 from heldout.improve.verdict import BASELINE, TUNED, accounted, compare, resolution, sentence
 from heldout.improve.winner import write_winner
-from heldout.methods import available, parse
+from heldout.methods import available, on_request, parse
 from heldout.problem import Problem, ProblemError, check_problem, inapplicable, load_problem
 from heldout.report import OnEvent, curve_values, ignore, telling
 from heldout.study import (
@@ -46,11 +48,12 @@ from heldout.study import (
 )
 
 
+@checked
 def improve(
     path: str | Path,
     *,
     budget: float = 600.0,
-    seeds: int = 5,
+    seeds: int | None = None,
     methods: Sequence[str] | None = None,
     exclude: Sequence[str] = (),
     combine: int = 2,
@@ -73,7 +76,7 @@ def improve(
     Args:
         path: the user's file (see ``heldout.problem``), or a built-in example: "digits", "fashion", "smollm".
         budget: wall-clock seconds for this call; no new run starts later.
-        seeds: fresh seeds of the confirmation, at least 3.
+        seeds: fresh seeds of the confirmation, at least 3; default: 3 to 10, as time allows, whatever they show.
         methods: expressions such as ``"sam(rho=0.1)"`` to try; default: every method of the catalog and of the file.
         exclude: names to leave out.
         combine: the most methods in one combination; 1 tries them alone.
@@ -93,7 +96,7 @@ def improve(
         ProblemError: the file cannot be worked on; nothing was trained.
         StudyError: the output folder cannot be used.
     """
-    if combine < 1 or seeds < FEWEST_SEEDS:
+    if combine < 1 or (seeds is not None and seeds < FEWEST_SEEDS):
         raise ProblemError(f"combine must be at least 1 and seeds at least {FEWEST_SEEDS}, got {combine} and {seeds}")
     if aim not in AIMS:
         raise ProblemError(f"the aim must be one of {', '.join(AIMS)}, got {aim!r}")
@@ -127,7 +130,7 @@ def improve(
             tests_share=sum(map(len, problem.splits.test.values())) / sum(sizes),  # type: ignore[arg-type]
         )
         plan, per_epoch = _plan(search, folder, candidates, combine, seeds, budget, screen_only)
-        document = {
+        document: dict[str, Any] = {
             "file": str(problem.path),
             "title": problem.path.stem,
             "kind": problem.kind.name,
@@ -140,6 +143,7 @@ def improve(
             "warnings": warnings,
             "not_applicable": [{"method": name, "reason": reason} for name, reason in skipped.items()],
             "rates": {},
+            "settings": {},
             "curves": {},
             "environment": environment(),
             "out": str(folder),
@@ -147,9 +151,9 @@ def improve(
         if plan is None:
             found, rungs, failed = _nothing(search, budget, per_epoch)
         else:
-            found, rungs, failed = _searched(search, plan, candidates, combine, per_epoch, screen_only, document)
+            found, rungs, failed = _searched(search, plan, candidates, combine, seeds, per_epoch, screen_only, document)
     reasons = {run["arm"]: run["error"] for run in failed}
-    table = accounted([*candidates, *skipped], skipped, rungs, found, reasons)
+    table = accounted([*candidates, *skipped], skipped, rungs, found, reasons, document["settings"])
     document |= {**found, "screening": rungs, "failed": failed, "methods": table, "seconds": time.monotonic() - started}
     document["complete"] = found["complete"] and not any(row["status"] == "not tried" for row in table)
     _write(search, document, folder)
@@ -162,6 +166,7 @@ def _searched(
     plan: Plan,
     candidates: list[str],
     combine: int,
+    asked: int | None,
     per_epoch: float,
     screen_only: bool,
     document: dict[str, Any],
@@ -174,31 +179,96 @@ def _searched(
         verdict = f"No verdict: only screened. Best so far: {', '.join(ranked[:3]) or 'nothing'}."
         return {**_empty(search), "verdict": verdict, "complete": True}, rungs, failed
     costs = measured_costs(search, plan, rungs, plan.epochs * per_epoch)
-    finalists = ranked[: costs.affordable(plan, ranked, search.left())] or candidates[:1]
+    kept = _kept(search)
+    finalists = costs.affordable(plan, ranked or candidates[:1], search.left(), asked=asked)
+    finalists = kept.get("tuned", finalists)
+    tunable = bool(plan.trials) and costs.tunable(plan, finalists, search.left())
+    plan = replace(plan, trials=kept.get("trials", plan.trials * tunable))
     search.stop_choosing = search.stop - 1.1 * costs.confirmation(plan, finalists) / max(1, search.workers)
-    rates, tried, more = search_rates(search, plan, finalists)
-    finalists = list(costs.confirmable(plan, finalists, rates, search.left()))
-    failed += more
-    if tried:
-        rungs.append(tried)
-    document["rates"] = {name: rates[name] for name in (BASELINE, *finalists) if rates[name] != 1.0}
+    settings, tried, more = tune(search, plan, finalists)
+    rungs += [tried] if tried else []
+    document["warnings"] += _advice(search, plan, settings[BASELINE])
+    found, unfinished = _confirmed(search, plan, costs, finalists, settings, asked, document)
+    return found, rungs, [*failed, *more, *unfinished]
+
+
+def _confirmed(
+    search: Search,
+    plan: Plan,
+    costs: Costs,
+    finalists: list[str],
+    settings: Mapping[str, Setting],
+    asked: int | None,
+    document: dict[str, Any],
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The findings of the confirmation, and its failed runs; its arms are named by what is trained."""
     arms = {BASELINE: Candidate(BASELINE)}
-    if rates.get(BASELINE, 1.0) != 1.0:
-        arms[TUNED] = Candidate(BASELINE, rates[BASELINE])
-        best = f"{rates[BASELINE]:.3g} times the learning rate suits the baseline better than the recipe's"
-        document["warnings"].append(f"{best}: gains are told against both")
-    elif not plan.trials:
-        document["warnings"].append("the budget did not allow a search for the recipe's learning rate")
-    arms |= {name: Candidate(name, rates.get(name, 1.0)) for name in finalists}
+    rates = {name: settings[name].rate for name in finalists}
+    if settings[BASELINE] != Setting():
+        arms[TUNED] = settings[BASELINE].candidate(BASELINE)
+        rates[BASELINE] = settings[BASELINE].rate
+    kept = _kept(search)
+    if not kept:
+        chosen, seeds = costs.confirmable(plan, finalists, rates, search.left(), asked=asked)
+        kept = {"tuned": finalists, "trials": plan.trials, "finalists": chosen, "seeds": seeds}
+        _keep(search, kept)
+    of = {TUNED: BASELINE}
+    for name in kept["finalists"]:
+        candidate = settings[name].candidate(name)
+        if candidate.method not in arms:  # else another finalist has become the same
+            arms[candidate.method], of[candidate.method] = candidate, name
+    finalists = [name for name in arms if name not in (BASELINE, TUNED)]
+    plan = replace(plan, finalists=len(finalists), seeds=kept["seeds"])
+    document["plan"] = asdict(plan)
+    changed = {name: each for name, each in arms.items() if name in of and settings[of[name]] != Setting()}
+    document["settings"] = {name: {"of": of[name], **asdict(each)} for name, each in changed.items()}
+    document["rates"] = {BASELINE if name == TUNED else name: each.rate for name, each in changed.items()}
     search.say(f"Confirming {', '.join(finalists)} on {plan.seeds} fresh seeds and the test sets")
     confirmed = search.confirm(arms, plan.epochs, plan.seeds)
-    failed += confirmed.failed
+    if asked is None and confirmed.pending:  # the clock ends it, whatever the results are
+        done = min(len(confirmed.metric(arm, "validation")) for arm in arms)
+        if done >= FEWEST_SEEDS:
+            _keep(search, {**kept, "seeds": done})
+            plan = replace(plan, seeds=done)
+            document["plan"] = asdict(plan)
+            confirmed = search.confirm(arms, plan.epochs, done)
     tests, metric = list(search.problem.splits.test), search.problem.metric
-    found = compare(confirmed, finalists, tests, maximise=search.problem.maximise, metric=metric, seeds=plan.seeds)
+    found = compare(
+        confirmed,
+        finalists,
+        tests,
+        maximise=search.problem.maximise,
+        metric=metric,
+        seeds=plan.seeds,
+        ranked=leaves_out(search.problem, search.aim),  # a confirmation leaves no domain out
+    )
     verdict, winner = sentence(found, tests, search.aim, metric)
     complete = not confirmed.pending and not found["unfinished"]
     document["curves"] = curve_values(confirmed.runs)
-    return {**found, "verdict": verdict, "winner": winner, "complete": complete}, rungs, failed
+    return {**found, "verdict": verdict, "winner": winner, "complete": complete}, list(confirmed.failed)
+
+
+def _kept(search: Search) -> dict[str, Any]:
+    """What was decided before a confirmation that has begun: to resume a search changes nothing of it."""
+    return json.loads((search.folder / "plan.json").read_text()).get("confirmation", {})
+
+
+def _keep(search: Search, decided: Mapping[str, Any]) -> None:
+    file = search.folder / "plan.json"
+    write_atomically(file, json.dumps({**json.loads(file.read_text()), "confirmation": decided}, indent=1))
+
+
+def _advice(search: Search, plan: Plan, setting: Setting) -> list[str]:
+    """What the baseline's own trainings say about the recipe: better settings, and whether it trains long enough."""
+    said = []
+    if setting != Setting():
+        better = described(setting, search.problem)
+        said.append(f"the baseline does better with {better}: gains are told against both")
+    elif not plan.trials:
+        said.append("the budget did not allow a search for the recipe's settings")
+    if gained := still_improving(search, plan):
+        said.insert(0, gained)
+    return said
 
 
 def _empty(search: Search) -> dict[str, Any]:
@@ -228,7 +298,8 @@ def _candidates(
     if unknown := [name for name in exclude if name not in known]:
         raise ProblemError(f"cannot exclude {unknown[0]!r}: the methods are {', '.join(known)}")
     candidates, skipped = [], {}
-    for expression in methods if methods is not None else dict.fromkeys(known):
+    tried = [*problem.own_methods, *(name for name in available() if name not in on_request())]
+    for expression in methods if methods is not None else dict.fromkeys(tried):
         if expression in exclude:
             continue
         try:
@@ -248,7 +319,7 @@ def _plan(
     folder: Path,
     candidates: list[str],
     combine: int,
-    seeds: int,
+    seeds: int | None,
     budget: float,
     screen_only: bool,
 ) -> tuple[Plan | None, float]:
@@ -274,9 +345,9 @@ def _plan(
     combinations = sum(math.comb(pairs, size) for size in range(2, combine + 1))
     affordable = SHARE * (search.stop - time.monotonic()) * max(1, search.workers) / per_epoch
     after = len(search.after)
-    plan = make_plan(epochs, seeds, len(candidates), combinations, affordable, after=after)
+    plan = make_plan(epochs, seeds or SEEDS, len(candidates), combinations, affordable, after=after)
     if screen_only:
-        plan = Plan(len(candidates), half, 2, epochs, 2, 0, epochs, seeds, 1, after)
+        plan = Plan(len(candidates), half, 2, epochs, 2, 0, epochs, seeds or SEEDS, 1, after)
     if plan is not None:
         search.say(plan.text(per_epoch, combinations if plan.long_epochs else 0, max(1, search.workers)))
     kept = {"asked": asked, "plan": asdict(plan) if plan else None, "seconds per epoch": per_epoch}
@@ -285,14 +356,13 @@ def _plan(
 
 
 def _write(search: Search, document: dict[str, Any], folder: Path) -> None:
-    """Writes the winner's weights and code, then the report as JSON and HTML; each appears when it is complete.
+    """Writes the winner, then the report as JSON and HTML; each appears when it is complete.
 
     A report that ends in a verdict is not overwritten by one that does not: that one is named ``unfinished``.
     """
     if document["winner"]:
-        search.say(f"Writing the weights of {document['winner']}")
+        search.say(f"Writing {document['winner']} whole")
         write_winner(document, search.problem, folder)
-        write_atomically(folder / "winner.py", document["code"])
     stem, page = "improve", "report"
     if not document["finalists"] and _ended_in_a_verdict(folder / "improve.json"):
         stem, page = "improve-unfinished", "report-unfinished"

@@ -7,13 +7,15 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import heldout
+from heldout.errors import check_nonempty, checked
 from heldout.improve.events import tell_runs
-from heldout.improve.selection import selection_sets
+from heldout.improve.selection import LEFT_OUT, leaves_out, leaving_out, selection_sets
 from heldout.improve.sharing import SharedTraining
 from heldout.improve.verdict import BASELINE
 from heldout.methods import factory_files, parse
@@ -36,16 +38,35 @@ Say = Callable[[str], None]
 
 
 @lru_cache(maxsize=1)
+def _problem(path: str, modified: float, device: str | None) -> Problem:
+    return load_problem(path, device=device)
+
+
+@lru_cache(maxsize=1)
 def _loaded(
-    path: str, modified: float, aim: str, device: str | None = None
+    path: str, modified: float, aim: str, device: str | None, turn: int | None
 ) -> tuple[Problem, list[Any], SharedTraining]:
-    problem = load_problem(path, device=device)
-    return problem, list(selection_sets(problem, aim)[0].values()), SharedTraining()
+    """The problem, what candidates are scored on, and trainings that are shared; ``turn``: of the left-out domain."""
+    problem = _problem(path, modified, device)
+    sets = selection_sets(problem, aim)[0]
+    if turn is not None:
+        problem, sets[LEFT_OUT] = leaving_out(problem, turn)
+    elif LEFT_OUT in sets:  # nothing is left out of the training: what is left is the given distribution
+        sets = problem.validation_sets()
+    return problem, list(sets.values()), SharedTraining()
 
 
+@checked
 def run(arm: Mapping[str, Any], seed: int, profile: str) -> dict[str, float]:
-    """Trains one candidate and returns its score on the validation sets and, in the "confirm" profile, on the tests."""
-    problem, selected_on, trainings = _loaded(arm["file"], os.path.getmtime(arm["file"]), arm["aim"], arm.get("device"))
+    """Trains one candidate and returns its score on the validation sets and, in the "confirm" profile, on the tests.
+
+    Where methods are selected on left-out domains, each seed of the search leaves out another one; a confirmation
+    trains on all of them, and its validation score is that of the given validation data.
+    """
+    check_nonempty(arm=arm)
+    file, modified, aim, device = arm["file"], os.path.getmtime(arm["file"]), arm["aim"], arm.get("device")
+    turn = seed if profile != "confirm" and leaves_out(_problem(file, modified, device), aim) else None
+    problem, selected_on, trainings = _loaded(file, modified, aim, device, turn)
     method = None if arm["method"] == BASELINE else parse(arm["method"], problem.own_methods)
     fitted = trainings.fit(problem, method, seed=seed, epochs=arm["epochs"], rate=arm["rate"])
     started = time.perf_counter()
@@ -73,10 +94,11 @@ def run(arm: Mapping[str, Any], seed: int, profile: str) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A method (or the baseline) with a learning rate, as a multiple of the recipe's."""
+    """A method (or the baseline) with a learning rate, as a multiple of the recipe's, and epochs where they differ."""
 
     method: str
     rate: float = 1.0
+    epochs: int | None = None
 
 
 @dataclass
@@ -106,7 +128,6 @@ class Search:
             metrics |= {f"test {name}": direction for name in self.problem.splits.test}
         common = {
             "file": str(self.problem.path.resolve()),
-            "epochs": epochs,
             "aim": self.aim,
             "data": self.fingerprint,
             "heldout": heldout.__version__,
@@ -115,7 +136,10 @@ class Search:
             common["device"] = self.problem.asked_device
         return Study(
             slug="improve",
-            arms={name: {"method": each.method, "rate": each.rate, **common} for name, each in candidates.items()},
+            arms={
+                name: {**common, "method": each.method, "rate": each.rate, "epochs": each.epochs or epochs}
+                for name, each in candidates.items()
+            },
             run=run,
             metrics=metrics,
             seeds={profile: 1},
@@ -152,6 +176,11 @@ class Search:
         )
         tell_runs(results, self.on_event)
         return results
+
+    @property
+    def folder(self) -> Path:
+        """Of the output."""
+        return Path(self.store.folder or ".")
 
     def left(self) -> float:
         """Seconds of work that the budget still allows, over all workers."""

@@ -2,7 +2,7 @@
 
 A verdict needs a confirmation that is finished, on at least three fresh seeds, with the training that the user's recipe
 says. Intervals are adjusted for the number of finalists (Bonferroni). A method *helps* where its whole interval lies
-above zero against the recipe as given and, where a better learning rate was found for it, against the tuned recipe. A
+above zero against the recipe as given and, where better settings were found for it, against the tuned recipe. A
 gain of a few examples that is the same on every seed has an interval without width, which proves nothing.
 """
 
@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from heldout.errors import check_at_least, check_nonempty, checked
 from heldout.improve.plan import FEWEST_SEEDS
 from heldout.report import Scale, number
 from heldout.statistics import interval, ratio_of_means
@@ -21,13 +22,21 @@ from heldout.study import Results, samples_needed
 
 BASELINE, TUNED = "baseline", "tuned baseline"
 SHIFTED = "mean of shifts"
-RATES = "learning rates"  # the rung whose candidates are a method at several of them
+SETTINGS = "settings"  # the rung whose candidates are a method under several of them
 HELPS, HURTS, SAME, OPEN = "helps", "hurts", "no difference", "not decided"
 NO_DIFFERENCE = {"accuracy": 0.01}  # what counts as none; of other metrics, a hundredth of the baseline's score
 
 
+@checked
 def compare(
-    results: Results, finalists: Sequence[str], tests: Sequence[str], *, maximise: bool, metric: str, seeds: int
+    results: Results,
+    finalists: Sequence[str],
+    tests: Sequence[str],
+    *,
+    maximise: bool,
+    metric: str,
+    seeds: int,
+    ranked: bool = False,
 ) -> dict[str, Any]:
     """Returns ``{"baseline", "tuned", "finalists", "unfinished"}`` of a confirmation.
 
@@ -38,12 +47,16 @@ def compare(
         maximise: whether more of the metric is better.
         metric: its name.
         seeds: that the confirmation was to have.
+        ranked: the finalists come best first; else their validation scores in the confirmation rank them.
     """
+    check_nonempty(finalists=finalists, tests=tests)
+    check_at_least(1, seeds=seeds)
     finished = {arm: len(results.metric(arm, "validation")) >= max(seeds, FEWEST_SEEDS) for arm in results.arms}
     references = [arm for arm in (BASELINE, TUNED) if arm in results.arms]
     judged = [name for name in finalists if finished[name] and all(finished[arm] for arm in references)]
     rows = [_row(results, name, references, tests, maximise, metric, len(finalists)) for name in judged]
-    rows.sort(key=lambda row: row["validation"], reverse=maximise)
+    if not ranked:
+        rows.sort(key=lambda row: row["validation"], reverse=maximise)
     scores = {arm: _scores(results, arm, tests) for arm in references}
     return {
         "baseline": scores[BASELINE],
@@ -110,7 +123,7 @@ def _row(
         if TUNED in gains:
             tuned = gains[TUNED]
             entry |= {"tuned_gain": tuned.estimate, "tuned_low": tuned.low, "tuned_high": tuned.high}
-        entry["no_difference"] = NO_DIFFERENCE.get(metric, 0.01 * abs(entry["baseline"]))
+        entry["no_difference"] = no_difference(metric, entry["baseline"])
         entry["verdict"], entry["seeds_needed"] = _word(entry, len(seeds))
         row["tests"][test] = entry
     for cost in ("training", "inference"):
@@ -118,6 +131,11 @@ def _row(
             ratio_of_means(values(name, f"{cost} seconds"), values(BASELINE, f"{cost} seconds"))
         )
     return row
+
+
+def no_difference(metric: str, baseline: float) -> float:
+    """Returns the size of a gain that counts as none: a point of accuracy, else a hundredth of the baseline's score."""
+    return NO_DIFFERENCE.get(metric, 0.01 * abs(baseline))
 
 
 def _word(entry: Mapping[str, Any], seeds: int) -> tuple[str, int | None]:
@@ -148,19 +166,19 @@ def _word(entry: Mapping[str, Any], seeds: int) -> tuple[str, int | None]:
 
 
 def sentence(found: Mapping[str, Any], tests: Sequence[str], aim: str, metric: str) -> tuple[str, str | None]:
-    """Returns the verdict in words, and the winner (the best finalist by validation score) if there is one."""
+    """Returns the verdict in words, and the winner: of the finalists that are shown to help, the best by validation.
+
+    Intervals are adjusted for the number of finalists, so that any of them may be told to help.
+    """
     rows = found["finalists"]
     if found["unfinished"] or not rows:
         names = ", ".join(found["unfinished"])
         return f"No verdict: the confirmation of {names} is not finished. Run the same command again to go on.", None
-    best = rows[0]
+    proven = [row for row in rows if _wanted(_helps(row, tests), aim, tests)]
+    best = (proven or rows)[0]
     given, shifted = best["tests"][tests[0]], best["tests"].get(SHIFTED)
-    name, amount = best["method"], amounts(metric)
-    helps = {"iid": given["verdict"] == HELPS, "shift": bool(shifted and shifted["verdict"] == HELPS)}
-    wanted = {"iid": helps["iid"], "shift": helps["shift"], "both": helps["iid"] or helps["shift"]}[
-        aim if shifted else "iid"
-    ]
-    if wanted:
+    name, amount, helps = best["method"], amounts(metric), _helps(best, tests)
+    if proven:
         where = [
             f"{_gained(entry, amount)} on {title}"
             for entry, title, ok in ((given, tests[0], helps["iid"]), (shifted, "shifted data", helps["shift"]))
@@ -177,8 +195,8 @@ def sentence(found: Mapping[str, Any], tests: Sequence[str], aim: str, metric: s
     for entry, title in looked_at:
         if "tuned_low" in entry and entry["low"] > 0:
             return (
-                f"{name} helps the recipe as given, {amount(entry)} on {title}, but not beyond a better learning rate "
-                f"for the baseline ({amount(entry, 'tuned_')}): tune that first.",
+                f"{name} helps the recipe as given, {amount(entry)} on {title}, but not beyond the tuned "
+                f"baseline ({amount(entry, 'tuned_')}): tune that first.",
                 None,
             )
     told = "; ".join(f"{_other(entry, amount)} on {title}" for entry, title in looked_at)
@@ -186,6 +204,15 @@ def sentence(found: Mapping[str, Any], tests: Sequence[str], aim: str, metric: s
         seeds = "more than 200" if None in numbers else f"about {max(numbers)}"
         return f"Not decided: {name}, the best by validation: {told}. {seeds.capitalize()} seeds would decide.", None
     return f"No method is shown to help: {name}, the best by validation: {told}.", None
+
+
+def _helps(row: Mapping[str, Any], tests: Sequence[str]) -> dict[str, bool]:
+    shifted = row["tests"].get(SHIFTED)
+    return {"iid": row["tests"][tests[0]]["verdict"] == HELPS, "shift": bool(shifted and shifted["verdict"] == HELPS)}
+
+
+def _wanted(helps: Mapping[str, bool], aim: str, tests: Sequence[str]) -> bool:
+    return any(helps.values()) if aim == "both" else helps[aim if len(tests) > 1 else "iid"]
 
 
 def _gained(entry: Mapping[str, Any], amount: Any) -> str:
@@ -232,25 +259,32 @@ def accounted(
     rungs: Sequence[Mapping[str, Any]],
     found: Mapping[str, Any],
     failed: Mapping[str, str],
+    settings: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> list[dict[str, Any]]:
     """Returns what became of every method: ``{"method", "status", "detail"}``.
 
     ``status`` is "confirmed", "not confirmed" (a finalist whose confirmation is unfinished), "screened", "failed",
-    "not tried" or "not applicable".
+    "not tried" or "not applicable". A finalist under other settings than its own is told by the name it was tried as.
     """
-    confirmed = {row["method"]: row for row in found.get("finalists", [])}
+    tried_as = {name: each["of"] for name, each in (settings or {}).items()}
+    confirmed, unfinished = {}, {}
+    for row in found.get("finalists", []):
+        name = tried_as.get(row["method"], row["method"])
+        confirmed[name] = f"{row['seeds']} seeds" + (f", as {row['method']}" if name != row["method"] else "")
+    for arm in found.get("unfinished", []):
+        unfinished[tried_as.get(arm, arm)] = failed.get(arm, "the budget ended before its confirmation did")
     screened: dict[str, str] = {}
     for rung in rungs:
-        for entry in rung["candidates"] if not rung["title"].startswith(RATES) else ():
+        for entry in rung["candidates"] if not rung["title"].startswith(SETTINGS) else ():
             if entry["seeds"]:
                 count = f"{entry['seeds']} seed{'s' * (entry['seeds'] > 1)}"
                 screened[entry["method"]] = f"{rung['epochs']} epochs on {count}"
     rows = []
-    for name in dict.fromkeys([*known, *confirmed, *found.get("unfinished", []), *screened]):
+    for name in dict.fromkeys([*known, *confirmed, *unfinished, *screened]):
         if name in confirmed:
-            status, detail = "confirmed", f"{confirmed[name]['seeds']} seeds"
-        elif name in found.get("unfinished", []):
-            status, detail = "not confirmed", failed.get(name, "the budget ended before its confirmation did")
+            status, detail = "confirmed", confirmed[name]
+        elif name in unfinished:
+            status, detail = "not confirmed", unfinished[name]
         elif name in skipped:
             status, detail = "not applicable", skipped[name]
         elif name in screened:

@@ -1,4 +1,4 @@
-"""What is kept of a winner: its weights, and the lines of Python that train it."""
+"""What is kept of a winner: the whole predictor, and the lines of Python that train it."""
 
 from __future__ import annotations
 
@@ -8,39 +8,72 @@ from typing import Any
 
 import torch
 
+from heldout.errors import check_nonempty, checked
 from heldout.methods import parse
 from heldout.problem import Problem, example_path
+from heldout.saved import digest_of
+from heldout.train import Fitted, save
+
+FOLDER = "winner"
 
 
 def write_winner(document: dict[str, Any], problem: Problem, folder: Path) -> None:
-    """Trains the winner once more under seed 0, and writes ``winner.safetensors`` and ``winner.py``.
+    """Trains the winner once more under seed 0, and writes it whole to ``folder/winner``, with ``winner.py``.
 
-    Puts ``weights``, ``code`` and, where the gain is not in the weights alone, a ``note`` into the document.
+    Puts ``kept`` (that folder), ``weights``, ``load`` (the line that loads it), ``code``, ``export`` and, where it
+    needs something at test time, a ``note`` into the document.
     """
-    from safetensors.torch import save_model
-
     method = parse(document["winner"], problem.own_methods)
+    rate = document["rates"].get(document["winner"], 1.0)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as in the confirmation runs, so that the weights are those of such a run
     try:
-        fitted = problem.fit(method, seed=0, rate=document["rates"].get(document["winner"], 1.0))
+        fitted = problem.fit(method, seed=0, rate=rate)
+        scores = _scores(problem, fitted)
     finally:
         torch.set_num_threads(threads)
-    temporary = folder / "winner.safetensors.tmp"
-    save_model(fitted.module, str(temporary))
-    temporary.replace(folder / "winner.safetensors")
-    document["weights"] = str(folder / "winner.safetensors")
+    kept, name = folder / FOLDER, problem.path.stem
+    given = name if problem.path == example_path(name) else str(problem.path)
+    document["kept"], document["weights"] = str(kept), str(kept / "module.safetensors")
+    document["load"] = f"heldout.load({str(kept)!r}, {given!r})"
     document["code"] = winner_code(document, problem)
-    document["note"] = (
-        f"{document['winner']} acts at test time, on batches: its gain is in fitted.predict of winner.py, and "
-        "winner.safetensors alone, loaded into the model, does not have it."
-        if "predict" in method.stages
-        else ""
-    )
+    row: Mapping[str, Any] = next((row for row in document["finalists"] if row["method"] == document["winner"]), {})
+    about = {
+        "method": document["winner"],
+        "rate": rate,
+        "file": given,
+        "file_digest": digest_of(problem.path),
+        "data_digest": problem.fingerprint(),
+        "kind": problem.kind.name,
+        "one_logit": problem.kind.one_logit,
+        "metric": document["metric"],
+        "scores": scores,
+        "reported": {key: row[key] for key in ("validation", "tests") if key in row},
+        "environment": document["environment"],
+    }
+    loads = f"# Without training, the one that was written beside: fitted = {document['load']}\n"
+    recipe = save(fitted, kept, about, {"winner.py": document["code"] + loads}, export=True)
+    document["export"] = recipe["export"]
+    note = recipe["note"]
+    document["note"] = f"{document['winner']}: {note[0].lower()}{note[1:]}" if note else ""
 
 
+def _scores(problem: Problem, fitted: Fitted) -> dict[str, dict[str, float]]:
+    """The metric of this very predictor on every validation and test set; its state is as after training."""
+    scores = {
+        "validation": {name: problem.score(fitted, data) for name, data in problem.validation_sets().items()},
+        "test": {name: problem.score(fitted, data) for name, data in problem.splits.test.items()},
+    }
+    reset = getattr(fitted.predictor, "reset", None)
+    if callable(reset):
+        reset()
+    return scores
+
+
+@checked
 def winner_code(document: Mapping[str, Any], problem: Problem) -> str:
     """Returns the few lines of Python that train the winner."""
+    check_nonempty(document=document)
     method = document["winner"]
     name = problem.path.stem
     example = problem.path == example_path(name)

@@ -2,18 +2,32 @@
 
 from heldout.losses.consistency import LearnedConsistency, gradient_alignment_loss, gradient_distance
 from heldout.losses.diversity import dbat_disagreement, divdis_mi, prior_match
+from heldout.losses.imbalance import (
+    class_balanced,
+    class_balanced_weights,
+    logit_adjusted_cross_entropy,
+    logit_adjustment,
+)
 from heldout.losses.knn import knn_nll, knn_training
+from heldout.losses.label_smoothing import label_smoothing
+from heldout.losses.mixup import mixup_method
 from heldout.losses.orthogonal import orthogonal_group_loss, overlap, pego
 from heldout.losses.soft_targets import soft_cross_entropy
 
 __all__ = [
     "LearnedConsistency",
+    "class_balanced",
+    "class_balanced_weights",
     "dbat_disagreement",
     "divdis_mi",
     "gradient_alignment_loss",
     "gradient_distance",
     "knn_nll",
     "knn_training",
+    "label_smoothing",
+    "logit_adjusted_cross_entropy",
+    "logit_adjustment",
+    "mixup_method",
     "orthogonal_group_loss",
     "overlap",
     "pego",

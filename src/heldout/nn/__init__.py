@@ -23,7 +23,8 @@ from heldout.nn.lora_group import (
 )
 from heldout.nn.mixstyle import MixStyle, draw_mix, mix_style
 from heldout.nn.modular import ModularMLP, PowerActivation, TokenSumMLP
-from heldout.nn.staged import AffineChain, StagedModel, find_stages
+from heldout.nn.staged import AffineChain, StagedModel, find_stages, staged_as, stages_of
+from heldout.nn.structure import rebuilt, structure_of
 from heldout.nn.two_layer import TwoLayerReLU
 from heldout.nn.vit import VisionTransformer, tiny_vit
 from heldout.nn.zoo import PatchCNN, mlp, small_cnn
@@ -62,9 +63,13 @@ __all__ = [
     "mix_style",
     "mlp",
     "query_and_value",
+    "rebuilt",
     "revert_ghost_batchnorm",
     "small_cnn",
     "split_head",
+    "staged_as",
+    "stages_of",
+    "structure_of",
     "tiny_vit",
     "to_peft",
     "why_no_head",

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from heldout.errors import checked
+from heldout.errors import check_fraction, check_nonnegative, checked
 from heldout.method import Method, Run, Splits
 
 _LARGE_GHOST = 2**14  # values: from here on a call of torch's kernel for each ghost is the fastest
@@ -32,6 +32,8 @@ class _GhostBatchNorm(_BatchNorm):
         device: Any = None,
         dtype: Any = None,
     ) -> None:
+        check_nonnegative(eps=eps)
+        check_fraction(momentum=momentum)
         if num_features < 1:
             raise ValueError(f"num_features must be positive, got {num_features}")
         _check_ghost_size(ghost_size, isinstance(self, nn.BatchNorm1d))

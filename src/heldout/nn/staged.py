@@ -198,6 +198,47 @@ class StagedModel(nn.Module):
 
 
 @checked
+def stages_of(model: StagedModel) -> dict[str, Any]:
+    """Returns what a staged view says of its network, as JSON takes it; the other side of it is ``staged_as``.
+
+    Example:
+        >>> from heldout.nn import small_cnn
+        >>> network = small_cnn(1, 10)
+        >>> known = stages_of(StagedModel.from_module(network, torch.rand(2, 1, 28, 28)))
+        >>> staged_as(network, known).split_points
+        ['block1', 'block2', 'block3']
+    """
+    return {
+        "split_points": list(model.split_points),
+        "head": next(name for name, part in model.module.named_modules() if part is model.head),
+        "shapes": [list(shape) for shape in model.shapes],
+        "channel_dims": list(model.channel_dims),
+        "signed": list(model.signed),
+        "dim": model.dim,
+    }
+
+
+@checked
+def staged_as(module: nn.Module, stages: Mapping[str, Any]) -> StagedModel:
+    """Returns the staged view of a network that ``stages_of`` a network like it has told; nothing is run.
+
+    Raises:
+        ValueError: the network has no submodule of one of the names, or nothing is told.
+    """
+    check_nonempty(stages=stages)
+    known = dict(module.named_modules())
+    if missing := [name for name in (*stages["split_points"], stages["head"]) if name not in known]:
+        raise ValueError(f"the model has no submodule {missing[0]!r}, at which its stages were")
+    staged = StagedModel.__new__(StagedModel)
+    nn.Module.__init__(staged)
+    staged.module, staged.split_points, staged._head = module, list(stages["split_points"]), stages["head"]
+    staged.shapes = [tuple(shape) for shape in stages["shapes"]]
+    staged.channel_dims, staged.signed = list(stages["channel_dims"]), list(stages["signed"])
+    staged.dim = stages["dim"]
+    return staged
+
+
+@checked
 def find_stages(module: nn.Module, example_inputs: Any) -> list[str]:
     """Returns names of submodules at which a network divides into stages, in the order in which they run.
 

@@ -3,6 +3,7 @@
 from heldout.optim.large_batch import adapt_regime, scale_lr
 from heldout.optim.rolling_median import M3, RM3, rm3, rolling_median
 from heldout.optim.sam import SAM, sam
+from heldout.optim.weight_decay import weight_decay
 from heldout.optim.winsorized import winsorized_grad
 
 __all__ = [
@@ -14,5 +15,6 @@ __all__ = [
     "rolling_median",
     "sam",
     "scale_lr",
+    "weight_decay",
     "winsorized_grad",
 ]

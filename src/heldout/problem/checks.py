@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from heldout.data import batches, predict_all
-from heldout.errors import ProblemError
+from heldout.errors import ProblemError, checked
 from heldout.method import Method, forward
 from heldout.nn import inputs_for
 from heldout.problem.language import LanguageProblem
@@ -21,6 +21,7 @@ from heldout.train import problem_of
 SCANNED_EXAMPLES = 20_000
 
 
+@checked
 def check_problem(problem: Problem) -> list[str]:
     """Returns warnings about a problem; everything that training would trip over is an error here.
 
@@ -131,6 +132,7 @@ def _shared_rows(rows: dict[str, set[bytes]]) -> list[str]:
     return found
 
 
+@checked
 def inapplicable(problem: Problem, method: Method) -> str | None:
     """Returns why a method cannot act on this problem, or None."""
     if isinstance(problem, LanguageProblem) and (reason := problem.kind.refusal(method)):

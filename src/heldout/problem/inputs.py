@@ -21,10 +21,12 @@ from torch.utils.data import (
 )
 
 from heldout.data import TARGET_KEYS
+from heldout.errors import checked
 
 MOST_READ = 200_000  # examples of a stream that has no length
 
 
+@checked
 def as_examples(data: Any, name: str = "train", *, epoch_length: int | None = None) -> Any:
     """Returns a data set of tensors from what a file gave to ``Splits``; torch data sets are returned as they are.
 

@@ -22,6 +22,16 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset, TensorDataset
 
 from heldout.data import TARGET_KEYS, split_target
+from heldout.errors import (
+    check_dimensions,
+    check_fields,
+    check_labels,
+    check_nonempty,
+    check_nonnegative,
+    check_one_of,
+    check_same_length,
+    checked,
+)
 from heldout.method import forward
 from heldout.problem.metrics import CLASSES, LABELS, TOKENS, VALUES, Metric
 from heldout.train import squared_error
@@ -60,17 +70,23 @@ class Kind:
     def __post_init__(self) -> None:
         tables = {"multi-label": LABELS, "tokens": TOKENS, "regression": VALUES}
         object.__setattr__(self, "metrics", tables.get(self.name, CLASSES))
+        check_fields(self)
 
     @property
     def one_logit(self) -> bool:
         """Whether one output tells two classes apart."""
         return self.name == "binary" and self.outputs in ((), (1,))
 
+    @checked
     def encode(self, targets: Tensor) -> Tensor:
         """Returns a batch of targets as ``fit`` takes them: int64 ``(batch,)``, or real numbers of the outputs' shape.
 
         The other side of it is ``decode``.
         """
+        if self.name in ("classification", "binary"):
+            check_nonnegative(targets=targets)
+            if bool((targets != targets.long()).any()):
+                raise ValueError("targets must be whole numbers: they are labels")
         if self.name == "multi-label":
             return targets.float()
         if self.name == "tokens":
@@ -81,8 +97,10 @@ class Kind:
             return targets.argmax(1)  # one-hot rows
         return targets.reshape(len(targets)).long()
 
+    @checked
     def decode(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Returns outputs and encoded targets in the form that the file's own loss and metric know them in."""
+        self._check_pair(outputs, targets)
         if self.one_logit:
             outputs = (outputs[:, 1] - outputs[:, 0]).reshape(-1, *self.outputs)
         if self.name == "tokens":
@@ -103,12 +121,14 @@ class Kind:
         """Returns a data set with encoded targets; the same one where nothing changes."""
         return dataset if self.as_given else _encoded(dataset, self.encode)
 
+    @checked
     def module(self, module: nn.Module) -> nn.Module:
         """Returns the module, which answers with two logits from now on where it had one; weights keep their names."""
         if self.one_logit:
             module.register_forward_hook(_two_logits)
         return module
 
+    @checked
     def objective(self, own: Callable[[Tensor, Tensor], Tensor] | None) -> Callable[[Tensor, Tensor], Tensor] | None:
         """Returns the loss for encoded targets, from the file's own if there is one; None is ``fit``'s own.
 
@@ -125,14 +145,18 @@ class Kind:
             return own
         return functools.partial(_own_loss, self, own)
 
+    @checked
     def loss(self, outputs: Tensor, targets: Tensor) -> float:
         """Returns the kind's own loss of outputs against encoded targets."""
+        self._check_pair(outputs, targets)
         outputs = outputs.float()
         chosen = self.objective(None) or (squared_error if self.name == "regression" else F.cross_entropy)
         return chosen(outputs, targets).item()
 
+    @checked
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Returns the kind's own loss of each example, float64 ``(n,)``, of outputs against encoded targets."""
+        self._check_pair(outputs, targets)
         outputs, count = outputs.double(), len(targets)
         if self.name == "multi-label":
             each = F.binary_cross_entropy_with_logits(outputs, targets.double(), reduction="none")
@@ -143,12 +167,14 @@ class Kind:
             return (outputs.reshape(targets.shape) - targets).square().reshape(count, -1).mean(1)
         return F.cross_entropy(outputs, targets, reduction="none")
 
+    @checked
     def check(self, targets: Tensor, name: str) -> None:
         """Checks that targets ``(n, ...)`` of another data set, called ``name`` in errors, are of this kind.
 
         Raises:
             ValueError: they are not.
         """
+        check_nonempty(targets=targets)
         example = torch.empty(1, *self.outputs, device="meta")
         if targets.is_floating_point() != self.dtype.is_floating_point or tuple(targets.shape[1:]) != self.target:
             raise ValueError(f"targets of {name} must be of the shape and the type of those of train")
@@ -157,23 +183,38 @@ class Kind:
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
 
+    @checked
     def defined(self, metric: str, targets: Tensor) -> bool:
         """Whether a built-in metric is defined on targets ``(n, ...)`` as given: a ranking needs both sides."""
         if metric not in ("auroc", "average_precision"):
             return True
         return self.score(metric, torch.zeros(len(targets), self.classes or 1), self.encode(targets)) >= 0
 
+    @checked
     def score(self, metric: str, outputs: Tensor, targets: Tensor) -> float:
         """Returns a built-in metric, or "loss", of outputs against encoded targets."""
         if metric == "loss":
             return self.loss(outputs, targets)
+        check_one_of(self.metrics, metric=metric)
+        self._check_pair(outputs, targets)
         outputs = outputs.float()
         if self.name == "tokens":
             counted = targets.sum(-1) > 0
             outputs, targets = outputs[counted], targets[counted].argmax(-1)
         return self.metrics[metric].function(outputs, targets)
 
+    def _check_pair(self, outputs: Tensor, targets: Tensor) -> None:
+        """Refuses encoded targets that are not of this kind, or not as many as there are outputs."""
+        check_nonempty(outputs=outputs, targets=targets)
+        check_same_length(outputs=outputs, targets=targets)
+        if self.name in ("classification", "binary"):
+            check_dimensions(1, targets=targets)
+            check_labels(self.classes, targets=targets)
+        if self.name == "classification":
+            check_dimensions(2, outputs=outputs)
 
+
+@checked
 def kind_of(
     outputs: Tensor, targets: Tensor, asked: str | None = None, *, loss: Any = None, metric: Any = None
 ) -> Kind:
@@ -197,6 +238,7 @@ def kind_of(
         >>> kind_of(torch.zeros(2, 1), torch.tensor([0.3, 1.0])).name
         'regression'
     """
+    check_nonempty(targets=targets)
     if asked is not None and asked not in KINDS:
         raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {asked!r}")
     shape, target = tuple(outputs.shape[1:]), tuple(targets.shape[1:])

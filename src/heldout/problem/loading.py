@@ -34,7 +34,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Sampler
 
-from heldout.errors import ProblemError
+from heldout.errors import ProblemError, checked
 from heldout.method import Splits
 from heldout.problem.graphs import GraphProblem, graph_splits, holds_graphs
 from heldout.problem.inputs import as_examples, sampler_of
@@ -47,6 +47,7 @@ RECIPE = ("optimizer", "epochs", "batch_size", "schedule", "loss", "augment", "m
 PLACE = ("device", "autocast", "num_workers")
 
 
+@checked
 def load_problem(path: str | Path, *, device: str | None = None) -> Problem:
     """Returns the problem that a file defines; "digits", "fashion" and "smollm" are the built-in examples.
 
@@ -110,6 +111,7 @@ def load_problem(path: str | Path, *, device: str | None = None) -> Problem:
     return problem
 
 
+@checked
 def example_path(name: str) -> Path:
     """Returns the file of a built-in example."""
     return Path(__file__).parents[1] / "examples" / f"{name}.py"

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, Sampler
 
 from heldout.data import all_targets, batches, gather
-from heldout.errors import ProblemError
+from heldout.errors import ProblemError, check_fields, check_positive, checked
 from heldout.method import Method, Splits, Task, evaluating, forward
 from heldout.nn import inputs_for
 from heldout.problem.kinds import Kind, kind_of
@@ -66,6 +66,9 @@ class Problem:
     sampler: Callable[[Any], Sampler] | None = None
     patience: int | None = None
     compiled: bool | Mapping[str, Any] = False
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     @property
     def epochs(self) -> int:
@@ -156,6 +159,7 @@ class Problem:
             return self.asked_maximise
         return self.metric != "loss" and self.kind.metrics[self.metric].maximise
 
+    @checked
     def model(self, seed: int) -> nn.Module:
         """Returns a model initialised under ``seed``, with the pretrained state where there is one.
 
@@ -176,8 +180,10 @@ class Problem:
                 raise ProblemError(f"{self.path}: no entry of the pretrained state belongs to the model")
         return module
 
+    @checked
     def fit(self, method: Method | None, *, seed: int, epochs: int | None = None, rate: float = 1.0) -> Fitted:
         """Trains the model under a Method with the user's recipe, its learning rate multiplied by ``rate``."""
+        check_positive(rate=rate)
         recipe = {**self.recipe, "epochs": epochs or self.epochs}
         model: Any = partial(self._compiled_model, seed) if self.compiled else self.model(seed)
         if self.own_train is not None:
@@ -223,10 +229,12 @@ class Problem:
         """Returns outputs and encoded targets of a data set, as ``judge`` and ``kind.loss`` take them."""
         return fitted.outputs(dataset) if isinstance(fitted, Fitted) else outputs_of(fitted, dataset)
 
+    @checked
     def score(self, fitted: Fitted, dataset: Any) -> float:
         """Returns the metric of a trained model on a data set."""
         return self.judge(*self.outputs(fitted, dataset))
 
+    @checked
     def judge(self, outputs: Tensor, targets: Tensor) -> float:
         """Returns the metric of outputs against encoded targets; the file's own sees them in the file's form."""
         if self.measure is not None:

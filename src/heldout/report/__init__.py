@@ -6,7 +6,7 @@ from heldout.report.formats import VERDICT_SIGN, VERDICT_STYLE, Scale, cell, dur
 from heldout.report.page import chart, curve_chart, forest, interval_bar, interval_chart, nice_ticks, render
 from heldout.report.pictures import data_uri, png
 from heldout.report.study import curve_values, load_results, print_results, to_html, to_markdown, write_report
-from heldout.report.terminal import claims_text, systems_table, terminal
+from heldout.report.terminal import claims_text, methods_table, systems_table, terminal
 
 __all__ = [
     "VERDICT_SIGN",
@@ -28,6 +28,7 @@ __all__ = [
     "interval_chart",
     "load_results",
     "method_card",
+    "methods_table",
     "nice_ticks",
     "number",
     "png",

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from heldout.errors import check_has, checked
 from heldout.report.formats import VERDICT_STYLE, number
 
 if TYPE_CHECKING:
     from heldout.catalog import NamedMethod, System
 
 
+@checked
 def system_card(system: System, evidence: Mapping[str, Any] | None, console: Console) -> None:
     """Prints what one system is for, its parts, how to use it and what its evidence says."""
+    check_has("slug", "title", system=system)
     console.print(f"[bold]{system.slug}[/]  {escape(system.title)}")
     console.print(f"[dim]{escape(system.authors)}, {system.year}, arXiv:{system.arxiv}[/]\n")
     console.print(escape(system.summary) + "\n")
@@ -27,7 +30,7 @@ def system_card(system: System, evidence: Mapping[str, Any] | None, console: Con
         return
     console.print("[bold]Parts[/]   " + "\n        ".join(system.parts))
     if system.method:
-        _print_use(console, system.slug.replace("-", "_"))
+        _print_use(console, system.slug.replace("-", "_"), system.space)
     if system.extra:
         console.print(escape(f"Needs   pip install 'heldout[{system.extra}]'"))
     console.print(f"[bold]Claims[/]  heldout reproduce {system.slug} --workers 2\n")
@@ -54,17 +57,32 @@ def _add_claim(table: Table, word: str, claim: Mapping[str, Any]) -> None:
     table.add_row(f"[{style}]{word}[/]", escape(claim["text"]), estimate, between)
 
 
+@checked
 def method_card(method: NamedMethod, console: Console) -> None:
     """Prints what a Method is for and how to use it."""
+    check_has("name", "summary", method=method)
     console.print(f"[bold]{method.name}[/]  {escape(method.summary)}")
     if method.arxiv:
         console.print(f"[dim]arXiv:{method.arxiv}[/]")
     console.print()
-    _print_use(console, method.name)
+    if method.on_request:
+        console.print("Tried by heldout improve only when asked for.")
+    _print_use(console, method.name, method.space)
     if method.of:
         console.print(f"[bold]Claims[/]  heldout show {method.of}")
 
 
-def _print_use(console: Console, name: str) -> None:
+def _print_use(console: Console, name: str, space: Mapping[str, Sequence[Any]]) -> None:
     console.print(f"[bold]Method[/]  from heldout.methods import {name}; heldout.fit(model, splits, {name}())")
     console.print(f"[bold]Try it[/]  heldout improve my_model.py --methods {name}")
+    if space:
+        console.print(
+            "[bold]Space[/]   " + "\n        ".join(f"{name}: {_values(each)}" for name, each in space.items())
+        )
+
+
+def _values(values: Sequence[Any]) -> str:
+    """What a parameter is searched over, in words."""
+    if len(values) == 3 and values[2] == "log":
+        return f"{values[0]:g} to {values[1]:g}, by orders of magnitude"
+    return ", ".join(map(str, values))

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from heldout.errors import ProblemError, require
+from heldout.errors import ProblemError, check_at_least, check_fields, checked, require
 
 LogKind = Literal["phase", "curve", "run", "gain", "finding", "verdict"]
 TRACKERS = ("tensorboard", "wandb")
@@ -40,10 +40,15 @@ class LogEvent:
     values: Mapping[str, float] = field(default_factory=dict)
     text: str = ""
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+        check_at_least(0, step=self.step)
+
 
 OnEvent = Callable[[LogEvent], None]
 
 
+@checked
 def ignore(event: LogEvent) -> None:
     """Does nothing with an event.
 
@@ -52,6 +57,7 @@ def ignore(event: LogEvent) -> None:
     """
 
 
+@checked
 def telling(say: Callable[[str], None], on_event: OnEvent) -> Callable[[str], None]:
     """Returns ``say`` such that each line is an event of the kind "phase", too.
 
@@ -67,6 +73,7 @@ def telling(say: Callable[[str], None], on_event: OnEvent) -> Callable[[str], No
     return both
 
 
+@checked
 def event_log(tracker: str, folder: str | Path, *, project: str = "heldout") -> OnEvent:
     """Returns a function that writes events to TensorBoard or to Weights & Biases.
 

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from heldout.errors import check_at_least, check_fields, check_finite, check_nonempty, checked
+
 VERDICT_STYLE = {"holds": "green", "inconclusive": "yellow", "contradicted": "red", "not judged": "dim"}
 VERDICT_SIGN = {"holds": "✅", "inconclusive": "➖", "contradicted": "❌"}
 
@@ -14,6 +16,7 @@ NOTHING = 1e-12  # what is smaller is what rounding leaves of a zero
 SHARES = ("accuracy", "balanced accuracy", "token accuracy")  # metrics that are written in percent
 
 
+@checked
 def number(value: float | None, digits: int = 4, *, signed: bool = False) -> str:
     """Returns a number for people: 4 significant digits, a dash for None, 0 for what rounding leaves of it.
 
@@ -26,6 +29,7 @@ def number(value: float | None, digits: int = 4, *, signed: bool = False) -> str
         >>> number(0.123456), number(2.78e-17), number(None), number(0.25, signed=True)
         ('0.1235', '0', '–', '+0.25')
     """
+    check_at_least(1, digits=digits)
     if value is None:
         return "–"
     if abs(value) < NOTHING:
@@ -49,6 +53,9 @@ class Scale:
 
     metric: str
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
     @property
     def unit(self) -> float:
         """What a value is multiplied by before it is written: 100 for shares."""
@@ -59,20 +66,24 @@ class Scale:
         """What differences are counted in: "points", or nothing."""
         return "points" if self.metric in SHARES else ""
 
+    @checked
     def score(self, value: float | None) -> str:
         """Returns a score as text."""
         if value is None or self.metric not in SHARES:
             return number(value)
         return f"{100 * value:.1f} %"
 
+    @checked
     def gain(self, value: float | None) -> str:
         """Returns a difference of scores as text, with its sign."""
         if value is None or self.metric not in SHARES:
             return number(value, 3, signed=True)
         return _without_minus_zero(f"{100 * value:+.1f}")
 
+    @checked
     def with_interval(self, entry: Mapping[str, Any], prefix: str = "") -> str:
         """Returns a gain with its interval, of ``{"gain", "low", "high"}``, each name after the prefix."""
+        check_nonempty(entry=entry)
         gain, low, high = (entry[prefix + part] for part in ("gain", "low", "high"))
         return self.gain(gain) if low is None else f"{self.gain(gain)} [{self.gain(low)}, {self.gain(high)}]"
 
@@ -81,6 +92,7 @@ def _without_minus_zero(text: str) -> str:
     return "0.0" if float(text) == 0 else text
 
 
+@checked
 def duration(seconds: float) -> str:
     """Returns a time span for people.
 
@@ -88,6 +100,7 @@ def duration(seconds: float) -> str:
         >>> duration(3.21), duration(75), duration(7300)
         ('3.2 s', '1 min 15 s', '2 h 1 min')
     """
+    check_finite(seconds=seconds)
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -97,6 +110,7 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes} min"
 
 
+@checked
 def with_interval(value: float, low: float | None, high: float | None, digits: int = 3) -> str:
     """Returns a number with its interval, where there is one.
 
@@ -104,11 +118,13 @@ def with_interval(value: float, low: float | None, high: float | None, digits: i
         >>> with_interval(0.5, 0.25, 0.75), with_interval(0.5, None, None), with_interval(0.0, 1.39e-17, 0.138)
         ('0.5 [0.25, 0.75]', '0.5', '0 [0, 0.138]')
     """
+    check_at_least(1, digits=digits)
     if low is None or high is None:
         return number(value, digits)
     return f"{number(value, digits)} [{number(low, digits)}, {number(high, digits)}]"
 
 
+@checked
 def cell(text: str) -> str:
     """Returns a text as a cell of a Markdown table.
 

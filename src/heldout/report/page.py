@@ -20,6 +20,7 @@ from heldout.study import plain, plain_text
 
 if TYPE_CHECKING:
     from jinja2 import Environment
+from heldout.errors import check_at_least, check_finite, checked
 from heldout.report.formats import duration, number, with_interval
 
 INK, LINE = "#010203", "#010204"  # stand for the page's text and line colours until the SVG is on the page
@@ -48,12 +49,14 @@ def _finalized(value: Any) -> Any:
     return plain_text(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
+@checked
 def render(template: str, **context: Any) -> str:
     """Returns the page that a template of the ``templates`` folder makes; every value is escaped and made plain."""
     stop_drawing()  # the charts of the page are among the values
     return _environment().get_template(template).render(**context)
 
 
+@checked
 def chart(specification: Mapping[str, Any]) -> Markup:
     """Returns a Vega-Lite specification as SVG in the page's colours, or a note that says why it cannot be drawn."""
     config = {
@@ -101,6 +104,7 @@ def _title(specification: Mapping[str, Any]) -> str:
     return str(title.get("text", "") if isinstance(title, Mapping) else title) or "chart"
 
 
+@checked
 def interval_bar(estimate: float | None, low: float | None, high: float | None, reference: float = 0.0) -> Markup:
     """Returns a small drawing of an interval beside the value that it is compared with."""
     if estimate is None:
@@ -121,6 +125,7 @@ def interval_bar(estimate: float | None, low: float | None, high: float | None, 
     return start + Markup("".join(drawing) + "</svg>")
 
 
+@checked
 def interval_chart(title: str, rows: Sequence[Mapping[str, Any]], points: Sequence[Mapping[str, Any]]) -> Markup:
     """Returns a chart of one metric: mean and interval of every arm, and the values of single seeds behind them.
 
@@ -153,6 +158,7 @@ def interval_chart(title: str, rows: Sequence[Mapping[str, Any]], points: Sequen
     return chart({"title": title, "width": WIDTH - 110, "height": {"step": 22}, "layer": layers})
 
 
+@checked
 def curve_chart(title: str, values: Sequence[Mapping[str, Any]], arms: Sequence[str]) -> Markup:
     """Returns a chart of one curve: the mean over seeds of every arm, and the range between seeds as a band.
 
@@ -185,6 +191,7 @@ def curve_chart(title: str, values: Sequence[Mapping[str, Any]], arms: Sequence[
     )
 
 
+@checked
 def forest(rows: Sequence[Mapping[str, Any]], *, reference: float | None = 0.0, title: str = "") -> Markup:
     """Returns a forest plot as a table: intervals of many rows on one axis, each with its numbers and a word.
 
@@ -197,6 +204,7 @@ def forest(rows: Sequence[Mapping[str, Any]], *, reference: float | None = 0.0, 
         reference: the value with a line through all rows; None for no line.
         title: what the axis measures.
     """
+    check_finite(reference=reference)
     ends = [float(row[key]) for row in rows for key in ("estimate", "low", "high") if row.get(key) is not None]
     ticks = nice_ticks(min([*ends, *([] if reference is None else [reference])], default=0.0),
                        max([*ends, *([] if reference is None else [reference])], default=1.0))  # fmt: skip
@@ -224,6 +232,7 @@ def forest(rows: Sequence[Mapping[str, Any]], *, reference: float | None = 0.0, 
     return Markup(template.render(rows=drawn, ticks=at, reference=line, title=title))
 
 
+@checked
 def nice_ticks(least: float, most: float, most_ticks: int = 6) -> list[float]:
     """Returns round values, evenly spaced, that hold a range between the first and the last of them.
 
@@ -231,6 +240,8 @@ def nice_ticks(least: float, most: float, most_ticks: int = 6) -> list[float]:
         >>> nice_ticks(-0.3, 4.2)
         [-1.0, 0.0, 1.0, 2.0, 3.0, 4.0, 5.0]
     """
+    check_finite(least=least, most=most)
+    check_at_least(1, most_ticks=most_ticks)
     if most <= least:
         least, most = least - (abs(least) or 1.0), least + (abs(least) or 1.0)
     span = most - least

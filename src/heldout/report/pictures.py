@@ -7,12 +7,15 @@ import struct
 import zlib
 from typing import TYPE_CHECKING
 
+from heldout.errors import check_has, checked
+
 if TYPE_CHECKING:
     from torch import Tensor
 
 LARGEST = 96  # pixels of a side on the page; a larger picture is thinned out
 
 
+@checked
 def png(image: Tensor) -> bytes:
     """Returns the PNG file of a picture: grey or colour, 8 bits a channel.
 
@@ -31,6 +34,7 @@ def png(image: Tensor) -> bytes:
 
     Source: the PNG specification (ISO/IEC 15948), colour types 0 and 2, no filter.
     """
+    check_has("ndim", "numel", image=image)
     picture = image[None] if image.ndim == 2 else image
     if picture.ndim != 3 or picture.shape[0] not in (1, 3) or not picture.numel():
         raise ValueError(f"image must be (height, width) or (1 or 3, height, width), got {tuple(image.shape)}")
@@ -50,6 +54,7 @@ def png(image: Tensor) -> bytes:
     )
 
 
+@checked
 def data_uri(image: Tensor) -> str:
     """Returns a picture as an address that holds it, for ``<img src>``; at most 96 pixels a side.
 

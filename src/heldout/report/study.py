@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from heldout.errors import check_has, checked
 from heldout.report.formats import VERDICT_STYLE, cell, number
 from heldout.report.page import chart, curve_chart, interval_chart, render
 from heldout.statistics import interval
@@ -24,6 +25,7 @@ DRAWN_STEPS = 200
 DRAWN_FIGURES = 12
 
 
+@checked
 def write_report(results: Results, folder: str | Path) -> Path:
     """Writes ``report.html`` and ``report.md`` into a folder and returns the path of the page.
 
@@ -36,6 +38,7 @@ def write_report(results: Results, folder: str | Path) -> Path:
     return folder / "report.html"
 
 
+@checked
 def load_results(folder: str | Path) -> Results:
     """Returns the results that a finished study left in its output folder.
 
@@ -69,6 +72,7 @@ def _plain(document: dict[str, Any]) -> dict[str, Any]:
     return document
 
 
+@checked
 def to_html(results: Results) -> str:
     """Returns the page: verdicts, interval plots by metric, curves, figures, every run, failures, environment."""
     return render(
@@ -83,6 +87,7 @@ def to_html(results: Results) -> str:
     )
 
 
+@checked
 def to_markdown(results: Results) -> str:
     """Returns the verdicts and the means by arm as Markdown."""
     lines = [f"# {cell(results.title or results.slug)}", ""]
@@ -105,8 +110,10 @@ def to_markdown(results: Results) -> str:
     return "\n".join(lines) + "\n"
 
 
+@checked
 def print_results(results: Results, console: Console) -> None:
     """Prints means by arm and the verdicts."""
+    check_has("print", "width", console=console)
     from rich.markup import escape
     from rich.table import Table
     from rich.text import Text
@@ -217,6 +224,7 @@ def _metric_chart(results: Results, metric: str) -> Any:
     return interval_chart(f"{metric} {'↑' if results.metrics[metric] == 'higher' else '↓'}", rows, points)
 
 
+@checked
 def curve_values(runs: Iterable[Mapping[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     """Returns the curves of runs by name, over the seeds of each arm: ``{"arm", "step", "mean", "low", "high"}``.
 

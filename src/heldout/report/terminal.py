@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 from rich.text import Text
 
-if TYPE_CHECKING:
-    pass
+from heldout.errors import checked
 
 ROOMY = 1000
 
@@ -25,6 +24,7 @@ def terminal() -> Console:
     return Console(highlight=False) if narrow else Console(highlight=False, width=ROOMY)
 
 
+@checked
 def systems_table(rows: Sequence[Mapping[str, Any]], console: Console) -> None:
     """Prints the systems, built ones first."""
     cells = [("system", "status", "claims", "what you get")]
@@ -41,6 +41,16 @@ def systems_table(rows: Sequence[Mapping[str, Any]], console: Console) -> None:
     console.print(f"\n{built} built, {len(rows) - built} planned. [bold]heldout show SYSTEM[/] tells more.")
 
 
+def methods_table(rows: Sequence[Mapping[str, Any]], console: Console) -> None:
+    """Prints the Methods, those of systems first, then the comparisons that they have to beat."""
+    widths = [max(len(row[key]) for row in rows) for key in ("name", "of")]
+    for row in sorted(rows, key=lambda row: not row["of"]):
+        line = f"{row['name']:<{widths[0]}}  {row['of'] or 'comparison':<{max(widths[1], len('comparison'))}}  "
+        console.print(Text(line + row["summary"]), no_wrap=True, overflow="ellipsis")
+    console.print("\n[bold]heldout show METHOD[/] tells more.")
+
+
+@checked
 def claims_text(counts: Mapping[str, int] | None) -> str:
     """Returns counts of verdicts as text, such as "3 hold, 1 inconclusive"."""
     if not counts:

@@ -18,6 +18,7 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
+from heldout.errors import check_fields, checked
 from heldout.statistics import Array, Interval, effect_size, interval, pearson, ratio_of_means, spearman
 
 CONSTANT = "the same on every seed"
@@ -46,6 +47,9 @@ class Judged:
     kind: str
     arms: tuple[str, ...]
     metrics: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 class Measured(Protocol):
@@ -84,6 +88,7 @@ class Claim:
     def metric_names(self) -> tuple[str, ...]:
         return (self.on,)  # type: ignore[attr-defined]
 
+    @checked
     def judge(self, results: Measured) -> Judged:
         """The claim with estimate, interval and verdict from the finished runs of ``results``."""
         try:
@@ -167,6 +172,7 @@ class better(Claim):  # noqa: N801 - read as a verb in a list of claims
     text: str = ""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         object.__setattr__(self, "than", (self.than,) if isinstance(self.than, str) else tuple(self.than))
         if not self.than:
             raise ValueError("better needs at least one arm in than, got none")
@@ -211,6 +217,10 @@ class at_least(Claim):  # noqa: N801
     value: float
     text: str = ""
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+        super().__post_init__()
+
     @property
     def arm_names(self) -> tuple[str, ...]:
         return (self.arm,)
@@ -241,6 +251,10 @@ class at_most(Claim):  # noqa: N801
     on: str
     value: float
     text: str = ""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        super().__post_init__()
 
     @property
     def arm_names(self) -> tuple[str, ...]:
@@ -276,6 +290,10 @@ class cheaper(Claim):  # noqa: N801
     on: str
     ratio: float
     text: str = ""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        super().__post_init__()
 
     @property
     def arm_names(self) -> tuple[str, ...]:
@@ -317,6 +335,7 @@ class correlates(Claim):  # noqa: N801
     text: str = ""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.method not in ("pearson", "spearman"):
             raise ValueError(f"method must be 'pearson' or 'spearman', got {self.method!r}")
         object.__setattr__(self, "arms", None if self.arms is None else tuple(self.arms))
@@ -375,6 +394,7 @@ class ordered(Claim):  # noqa: N801
     text: str = ""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         object.__setattr__(self, "arms", tuple(self.arms))
         if len(self.arms) < 2:
             raise ValueError(f"ordered needs at least 2 arms, got {len(self.arms)}")
@@ -426,6 +446,7 @@ class equivalent(Claim):  # noqa: N801
     text: str = ""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not self.within >= 0:
             raise ValueError(f"within must not be negative, got {self.within!r}")
         super().__post_init__()

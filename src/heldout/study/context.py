@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
+from heldout.errors import checked
 from heldout.study.text import plain_name
 
 MAX_POINTS = 2000
@@ -68,6 +69,7 @@ def recording() -> Iterator[Record]:
         _current.reset(token)
 
 
+@checked
 def log_curve(name: str, step: float, value: float) -> None:
     """Adds the point (step, value) to a curve of this run; does nothing outside of a run.
 
@@ -86,6 +88,7 @@ def log_curve(name: str, step: float, value: float) -> None:
     curve.add(step if isinstance(step, int) else float(step), number if math.isfinite(number) else None)
 
 
+@checked
 def log_figure(name: str, figure: Any) -> None:
     """Keeps a figure with this run: an altair chart or a Vega-Lite dictionary; does nothing outside of a run.
 

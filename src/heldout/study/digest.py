@@ -36,6 +36,7 @@ from pathlib import Path
 from types import CodeType
 from typing import Any
 
+from heldout.errors import checked
 from heldout.study.spec import Study, canonical_json
 from heldout.study.statements import (
     VALIDATORS,
@@ -54,6 +55,7 @@ _HELDOUT = Path(__file__).parent.parent
 _EXCLUDED = ("heldout.study", "heldout.statistics", "heldout.report", "heldout.errors")
 
 
+@checked
 def run_digest(study: Study) -> str:
     """Hash of the code that a run of the study executes."""
     own = _own_file(study)
@@ -68,6 +70,7 @@ def run_digest(study: Study) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
+@checked
 def study_digest(study: Study) -> str:
     """Hash of the run digest and of the declared arms, metrics, claims and checks."""
     claims, checks = (
@@ -78,6 +81,7 @@ def study_digest(study: Study) -> str:
     return hashlib.sha256(f"{run_digest(study)} {canonical_json(declared)}".encode()).hexdigest()
 
 
+@checked
 def run_sources(study: Study) -> dict[str, Path]:
     """The files that ``run_digest`` covers in whole or in part, by module name; the study's own one is named ``""``."""
     own = _own_file(study)
@@ -91,9 +95,16 @@ def _followed(study: Study, own: Path) -> _Search:
     module = sys.modules[study.run.__module__]
     specification = getattr(module, "__spec__", None)
     name = module.__name__ if module.__name__ != "__main__" else getattr(specification, "name", "__main__")
+    if (kept := _latest.get((name, own))) is not None and kept.is_current():
+        return kept
     search = _Search(name, own)
     search.add(search.own)
+    _latest.clear()
+    _latest[name, own] = search
     return search
+
+
+_latest: dict[tuple[str, Path], _Search] = {}  # of the study asked about last: a search asks for its own many times
 
 
 def _own_file(study: Study) -> Path | None:
@@ -116,17 +127,28 @@ class _Search:
         self.own = name if depth else file.stem
         self.counted: dict[str, set[int]] = {}
         self._texts: dict[tuple[str, int], str] = {}
+        self._files: dict[str, Path | None] = {}
+        self._stamps: dict[Path, tuple[int, int]] = {}
+        self._statements: list[str] = []
         self._package = name.partition(".")[0] if depth else None
         self._root = file.parents[depth] if depth else file.parent
         self._own_file = file
 
     def statements(self) -> list[str]:
         """Every statement that counts, with the definitions that its names stand for, sorted."""
-        return sorted(
-            f"{text} {self._meanings(module, position)}"
-            for module, positions in self.counted.items()
-            for position in positions
-            if (text := self._text(module, position))
+        if not self._statements:
+            self._statements = sorted(
+                f"{text} {self._meanings(module, position)}"
+                for module, positions in self.counted.items()
+                for position in positions
+                if (text := self._text(module, position))
+            )
+        return list(self._statements)
+
+    def is_current(self) -> bool:
+        """Whether every module is in the file that it was in, and no file has changed."""
+        return all(self._file(module) == file for module, file in self._files.items()) and all(
+            file.is_file() and stamp(file) == known for file, known in self._stamps.items()
         )
 
     def _meanings(self, module: str, position: int) -> list[tuple[str, str]]:
@@ -156,6 +178,11 @@ class _Search:
 
     def file(self, module: str) -> Path | None:
         """The file of a module that counts, or None."""
+        if module not in self._files:
+            self._files[module] = self._file(module)
+        return self._files[module]
+
+    def _file(self, module: str) -> Path | None:
         if module == self.own:
             return self._own_file
         top, _, rest = module.partition(".")
@@ -205,7 +232,9 @@ class _Search:
     def _parsed(self, module: str) -> Module:
         file = self.file(module)
         assert file is not None
-        return parse(module, str(file), stamp(file))
+        if file not in self._stamps:
+            self._stamps[file] = stamp(file)
+        return parse(module, str(file), self._stamps[file])
 
     def follow(
         self,

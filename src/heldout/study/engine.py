@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from heldout.errors import check_at_least, check_fields, checked
 from heldout.study.digest import run_digest, study_digest
 from heldout.study.execution.executors import Executor, Local, make_executor
 from heldout.study.execution.runs import Task
@@ -38,7 +39,12 @@ class Event:
     seed: int = 0
     error: str = ""
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+        check_at_least(0, done=self.done, failed=self.failed, total=self.total)
 
+
+@checked
 def run_study(
     study: Study,
     *,

@@ -15,6 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from heldout.errors import check_nonempty, checked
 from heldout.study.claims import Judged
 from heldout.study.digest import study_digest
 from heldout.study.results import Results, write_atomically
@@ -29,6 +30,7 @@ class EvidenceError(StudyError):
     """Results that are no evidence, and why."""
 
 
+@checked
 def recording_seeds(study: Study, folder: str | Path = "evidence", count: int | None = None) -> list[int]:
     """The seeds of the next recording of a study, ``count`` of them (default: what the study declares).
 
@@ -52,6 +54,7 @@ def recording_seeds(study: Study, folder: str | Path = "evidence", count: int | 
     return _derived(digest, _times_recorded(_ledger(Path(folder) / f"{study.slug}.json"), digest), number)
 
 
+@checked
 def record(results: Results, folder: str | Path = "evidence", *, note: str = "") -> Path:
     """Appends a recording to the ledger ``<slug>.json`` and returns its path.
 
@@ -88,6 +91,7 @@ def record(results: Results, folder: str | Path = "evidence", *, note: str = "")
     return path
 
 
+@checked
 def load_evidence(path: str | Path) -> dict[str, Any]:
     """The ledger that ``record`` wrote; raises EvidenceError where a file is none."""
     try:
@@ -100,12 +104,14 @@ def load_evidence(path: str | Path) -> dict[str, Any]:
     return evidence
 
 
+@checked
 def is_stale(evidence: str | Path | Mapping[str, Any], study: Study) -> bool:
     """Whether the study or the code that it runs has changed since the newest recording."""
     ledger = evidence if isinstance(evidence, Mapping) else load_evidence(evidence)
     return ledger["recordings"][-1]["digest"] != study_digest(study)
 
 
+@checked
 def changed_verdicts(ledger: Mapping[str, Any]) -> dict[str, list[str]]:
     """Verdicts by claim, oldest first, of the claims whose verdict was not the same in every recording.
 
@@ -114,6 +120,7 @@ def changed_verdicts(ledger: Mapping[str, Any]) -> dict[str, list[str]]:
         >>> changed_verdicts({"recordings": [first, second]})
         {'a beats b': ['inconclusive', 'holds']}
     """
+    check_nonempty(ledger=ledger)
     verdicts: dict[str, list[str]] = {}
     for recording in ledger["recordings"]:
         for claim in recording["claims"]:

@@ -14,9 +14,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from heldout.errors import checked
 from heldout.study.spec import Study, StudyError
 
 
+@checked
 def load_study(source: str | Path | ModuleType) -> Study:
     """The object named ``study`` of a Python file, of a module given by its dotted name, or of a module.
 
@@ -44,6 +46,7 @@ def load_study(source: str | Path | ModuleType) -> Study:
     return study
 
 
+@checked
 def load_file(path: str | Path) -> ModuleType:
     """The module of a Python file, executed once per process; raises StudyError that says what is wrong and where."""
     given, path = path, Path(path).resolve()

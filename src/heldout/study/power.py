@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import math
 
+from heldout.errors import check_at_least, checked
 from heldout.study.claims import Judged
 
 MOST_SEEDS = 200
 POWER = 0.8
 
 
+@checked
 def seeds_needed(claim: Judged, seeds: int, *, most: int = MOST_SEEDS) -> int | None:
     """Returns the least number of seeds that would decide a claim, at least 2; None where not even ``most`` would.
 
@@ -34,6 +36,7 @@ def seeds_needed(claim: Judged, seeds: int, *, most: int = MOST_SEEDS) -> int | 
         >>> seeds_needed(run_study(study, seeds=3).claims[0], seeds=3)
         10
     """
+    check_at_least(1, seeds=seeds, most=most)
     if claim.estimate is None or claim.low is None or claim.high is None:
         raise ValueError(f"the claim {claim.text!r} has no interval: a pilot needs at least 2 seeds")
     # The samples of a correlation are runs, of which every seed brings several.
@@ -42,6 +45,7 @@ def seeds_needed(claim: Judged, seeds: int, *, most: int = MOST_SEEDS) -> int | 
     return None if needed is None else max(2, math.ceil(needed / per_seed))
 
 
+@checked
 def samples_needed(distance: float, low: float, high: float, n: int, *, most: int = MOST_SEEDS) -> int | None:
     """Returns the least number of samples, at least 2, that would decide a mean; None where not even ``most`` would.
 
@@ -55,6 +59,8 @@ def samples_needed(distance: float, low: float, high: float, n: int, *, most: in
         >>> samples_needed(distance=1.0, low=-2.0, high=4.0, n=3)
         14
     """
+    check_at_least(2, n=n)
+    check_at_least(1, most=most)
     if distance <= 0:
         return None
     deviation = (high - low) / 2 * math.sqrt(n) / _student(n)

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from heldout.errors import checked
 from heldout.study.engine import Event
 
 
+@checked
 @contextmanager
 def rich_progress(*, disable: bool = False) -> Iterator[Callable[[Event], None]]:
     """Gives a function for ``run_study(progress=...)`` that draws one bar per study on stderr.

@@ -12,6 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from heldout.errors import check_fields, checked
 from heldout.study.claims import Judged
 from heldout.study.spec import StudyError
 
@@ -58,11 +59,15 @@ class Results:
     environment: dict[str, Any] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
     @property
     def ok(self) -> bool:
         """Whether every run that was asked for is finished."""
         return not self.failed and not self.pending
 
+    @checked
     def metric(self, arm: str, name: str) -> dict[int, float]:
         """Values of a metric by seed, over the finished runs of an arm that report it."""
         runs = self._by_arm().get(arm, [])
@@ -74,6 +79,7 @@ class Results:
         document["heldout"] = self.environment.get("versions", {}).get("heldout")
         return document
 
+    @checked
     def save(self, folder: str | Path) -> Path:
         """Writes ``results.json`` into a folder, whole or not at all, and returns its path."""
         path = Path(folder) / "results.json"
@@ -100,6 +106,7 @@ def environment() -> dict[str, Any]:
     }
 
 
+@checked
 def write_atomically(path: Path, text: str) -> None:
     """Writes a text file so that readers see the old or the new one and never a part; raises StudyError."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")

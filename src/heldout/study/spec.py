@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from heldout.errors import check_fields
 from heldout.study.claims import Claim
 from heldout.study.text import plain_name
 
@@ -82,6 +83,7 @@ class Study:
     needs: Mapping[str, Callable[[], str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not isinstance(self.slug, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.slug):
             raise ValueError(f"slug must be letters, digits, '.', '_' and '-', got {self.slug!r}")
         if not callable(self.run):

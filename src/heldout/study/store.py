@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from heldout.errors import checked
 from heldout.study.execution.runs import Outcome, Task
 from heldout.study.results import environment
 from heldout.study.spec import StudyError, canonical_json
@@ -54,6 +55,7 @@ class Store:
         []
     """
 
+    @checked
     def __init__(self, database: sqlite3.Connection, folder: Path | None, lock: int | None) -> None:
         self.folder = folder
         self._database = database
@@ -61,6 +63,7 @@ class Store:
         self._session: int | None = None
 
     @classmethod
+    @checked
     def open(cls, folder: str | Path | None) -> Store:
         """Opens or creates the store of a folder and locks it.
 
@@ -103,10 +106,12 @@ class Store:
                 os.close(self._lock)
                 self._lock = None
 
+    @checked
     def finished(self, keys: Iterable[str]) -> set[str]:
         """Those of the given keys whose run is finished."""
         return {key for key, status in self._select("key, status", keys) if status == "finished"}
 
+    @checked
     def put(self, slug: str, task: Task, outcome: Outcome) -> None:
         """Keeps the outcome of a run, for good once this returns; a finished run is never replaced.
 
@@ -140,6 +145,7 @@ class Store:
                     self._database.execute("ROLLBACK")
                 raise
 
+    @checked
     def rows(self, keys: Iterable[str]) -> Iterator[tuple[str, dict[str, Any]]]:
         """(key, run) of those of the given keys that the store holds, as dictionaries of the outcome and its status.
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from heldout.errors import checked
+
 # Terminal sequences as a whole: CSI, strings such as OSC up to their end, shorter escapes, and CSI as one C1 code.
 _SEQUENCES = re.compile(
     "\x1b\\[[0-?]*[ -/]*[@-~]|\x1b[\\]PX^_][^\x07\x1b\x9c\n]*(?:\x07|\x1b\\\\|\x9c)"
@@ -15,6 +17,7 @@ _CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u2
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
 
+@checked
 def plain_text(text: str) -> str:
     r"""The text without control characters, terminal sequences and marks of direction; tabs and line ends stay.
 
@@ -30,6 +33,7 @@ def plain_text(text: str) -> str:
     return _SURROGATES.sub("?", text)
 
 
+@checked
 def plain_name(text: str) -> str:
     r"""The text as ``plain_text`` makes it, in one line.
 

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from heldout.errors import require
 from heldout.train.cross_fit import CrossFit, contradicted_labels, cross_fit, label_margins
+from heldout.train.deep_ensemble import deep_ensemble
 from heldout.train.diversify import Hypotheses, dbat, disambiguate, divdis, diversify
 from heldout.train.early_stopping import fit_stopping_early
 from heldout.train.full_batch import full_batch
 from heldout.train.own_loop import Stages, TrainFunction, fit_with
 from heldout.train.ps_kd import ProgressiveSelfDistillation, ps_kd
+from heldout.train.saving import Saved, read_saved, save
 from heldout.train.span_gd import SpanGD, SpanPoints
 from heldout.train.supervised import (
     Fitted,
@@ -49,6 +51,7 @@ __all__ = [
     "LightningMethod",
     "MethodTrainer",
     "ProgressiveSelfDistillation",
+    "Saved",
     "SpanGD",
     "SpanPoints",
     "Stages",
@@ -57,6 +60,7 @@ __all__ = [
     "contradicted_labels",
     "cross_fit",
     "dbat",
+    "deep_ensemble",
     "disambiguate",
     "divdis",
     "diversify",
@@ -75,8 +79,10 @@ __all__ = [
     "pack",
     "problem_of",
     "ps_kd",
+    "read_saved",
     "rollout",
     "router_reward",
+    "save",
     "scaled_optimizer",
     "score",
     "seeded",

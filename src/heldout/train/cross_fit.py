@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import Subset
 
 from heldout.data import all_targets
-from heldout.errors import checked
+from heldout.errors import check_at_least, checked
 from heldout.method import Method, Run, Splits, as_dataset
 from heldout.train.supervised import fit, outputs_of
 
@@ -158,6 +158,7 @@ def contradicted_labels(probabilities: Tensor, labels: Tensor, *, least: int = 1
         >>> contradicted_labels(p, torch.tensor([0, 0, 1, 1, 1])).tolist()
         [False, False, False, False, True]
     """
+    check_at_least(0, least=least)
     if probabilities.ndim != 2 or labels.shape != probabilities.shape[:1] or labels.is_floating_point():
         raise ValueError(
             f"expected probabilities (n, classes) and integer labels (n,), got {tuple(probabilities.shape)} and "

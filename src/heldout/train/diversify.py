@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from heldout.data import all_targets, batches, gather, split_target, to_device
-from heldout.errors import check_fields, checked
+from heldout.errors import check_at_least, check_fields, checked
 from heldout.losses import dbat_disagreement, divdis_mi, prior_match
 from heldout.method import Added, Batch, Method, Run, Splits, device_of, evaluating, forward, why_no_class_labels
 from heldout.nn import MultiHead, inputs_for, split_head
@@ -207,6 +207,7 @@ def divdis(k: int = 2, weight: float = 10.0, prior_weight: float = 10.0, *, unla
         >>> divdis(k=3).name
         'divdis'
     """
+    check_at_least(1, unlabelled_batch=unlabelled_batch)
     if k < 2:
         raise ValueError(f"divdis needs k of at least 2 hypotheses, got {k}")
 
@@ -261,6 +262,7 @@ def dbat(alpha: float = 1.0, *, unlabelled_batch: int = 128) -> Method:
         >>> dbat(alpha=0.5).name
         'dbat'
     """
+    check_at_least(1, unlabelled_batch=unlabelled_batch)
     if not alpha >= 0:
         raise ValueError(f"dbat needs alpha >= 0, got {alpha}")
 

@@ -1,5 +1,6 @@
 """What a model becomes: task vectors, merging and scaling of trained weights, and checkpoints on disk."""
 
+from heldout.weights.averaging import ema, swa, wise_ft_method
 from heldout.weights.blocks import BlockIndex, block_index
 from heldout.weights.checkpoint import Checkpoint, open_checkpoint, save_checkpoint
 from heldout.weights.merging.adapters import adapter_task_vectors
@@ -90,6 +91,7 @@ __all__ = [
     "consensus",
     "dequantize",
     "derive_rule",
+    "ema",
     "fake_quantize",
     "gptq",
     "gptq_quantize",
@@ -118,6 +120,7 @@ __all__ = [
     "save_checkpoint",
     "search_scale",
     "state_norm",
+    "swa",
     "task_arithmetic",
     "task_arithmetic_files",
     "ties",
@@ -125,4 +128,5 @@ __all__ = [
     "update_batch_norm",
     "weights_only",
     "wise_ft",
+    "wise_ft_method",
 ]

@@ -13,6 +13,8 @@ from typing import Any
 
 from torch import nn
 
+from heldout.errors import checked
+
 _NUMBERED = re.compile(r"(.*?)(\d+)")
 _NESTED_LAYER = re.compile(r"\d+\.")  # the parameter of a sequential container inside a layer
 _SMALLEST_STACK = 0.05  # of the tensors of the largest stack: below, it is an accessory and not a tower
@@ -28,6 +30,7 @@ class BlockIndex(dict[str, int | None]):
             and a decoder are stacks of their own.
     """
 
+    @checked
     def __init__(self, names: Iterable[str], stacks: Stacks) -> None:
         super().__init__()
         self.depths: dict[str, int] = {}
@@ -44,6 +47,7 @@ class BlockIndex(dict[str, int | None]):
                 self.depths[name] = depth
 
 
+@checked
 def block_index(model: nn.Module | Mapping[str, Any], blocks: str | Sequence[str] | None = None) -> BlockIndex:
     """Returns the block number of every parameter, counted from 0 at the input; None outside the blocks.
 

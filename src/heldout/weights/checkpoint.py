@@ -19,6 +19,7 @@ from typing import IO
 import torch
 from torch import Tensor, nn
 
+from heldout.errors import checked
 from heldout.weights.header import Entry, header_bytes, read_header
 from heldout.weights.task_vector import State, aliases, state_of
 
@@ -38,6 +39,7 @@ class Checkpoint:
         aliases: further names of tied weights -> the name that is stored.
     """
 
+    @checked
     def __init__(self, path: Path, files: Sequence[Path]) -> None:
         self.path, self.files = path, [file.name for file in files]
         self.entries: dict[str, Entry] = {}
@@ -69,6 +71,7 @@ class Checkpoint:
         self.aliases.update({alias: name for alias, name in notes.items() if name in entries})
         return entries
 
+    @checked
     def read_into(self, name: str, out: Tensor, first: int = 0) -> None:
         """Fills the flat tensor ``out``, of the entry's dtype, with its elements from position ``first`` on."""
         entry = self.entries[name]
@@ -83,6 +86,7 @@ class Checkpoint:
                 raise ValueError(f"{self.path} ended early while reading {name!r}")
             view = view[count:]
 
+    @checked
     def tensor(self, name: str) -> Tensor:
         """Returns one tensor, in memory of its own."""
         entry = self.entries[name]
@@ -102,6 +106,7 @@ class Checkpoint:
         self.close()
 
 
+@checked
 def open_checkpoint(path: str | Path) -> Checkpoint:
     """Opens a checkpoint for reading: safetensors, a transformers folder, or a ``torch.save`` file of tensors.
 
@@ -129,6 +134,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     raise FileNotFoundError(f"{path} holds neither {_INDEX} nor {' nor '.join(_SINGLE_FILES)}")
 
 
+@checked
 def save_checkpoint(model: nn.Module | State, path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
     """Writes the tensors of a model to one safetensors file, whole or not at all.
 

@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from heldout.errors import checked
+
 State = Mapping[str, Tensor]
 Target = TypeVar("Target", nn.Module, dict[str, Tensor])
 
@@ -34,6 +36,7 @@ class TaskVector:
         tensor([0.5000, 1.0000])
     """
 
+    @checked
     def __init__(self, pre: nn.Module | State, ft: nn.Module | State) -> None:
         start, end = state_of(pre), state_of(ft)
         check_same_parameters({"pre": start, "ft": end})
@@ -54,12 +57,14 @@ class TaskVector:
                 self.delta[name] = difference
 
     @classmethod
+    @checked
     def from_delta(cls, delta: Mapping[str, Tensor]) -> TaskVector:
         """Returns the task vector with these differences by parameter name."""
         vector = cls.__new__(cls)
         vector.delta = dict(delta)
         return vector
 
+    @checked
     def apply_to(self, target: Target, scale: float | Mapping[str, float] = 1.0) -> Target:
         """Returns the target with the scaled differences added: a module is changed in place, a state dict copied.
 
@@ -143,6 +148,7 @@ def tied_names(vectors: Sequence[TaskVector]) -> dict[str, str]:
     return {name: first.setdefault(tuple(names[name] for names in tied), name) for name in vectors[0].delta}
 
 
+@checked
 def interpolate(
     pre: nn.Module | State,
     ft: nn.Module | State,

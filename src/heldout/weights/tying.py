@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from heldout.errors import require
+from heldout.errors import checked, require
 from heldout.weights.checkpoint import Checkpoint, Reader, open_checkpoint, pieces
 from heldout.weights.task_vector import check_same_parameters
 
@@ -106,6 +106,7 @@ def stored_twice(checkpoint: Checkpoint) -> dict[str, str]:
     return {alias: name for alias, name in ties(checkpoint).items() if alias in checkpoint.entries}
 
 
+@checked
 def load_checkpoint(path: str | Path) -> dict[str, torch.Tensor]:
     """Returns the state dict in a checkpoint, with tied weights tied again. Reads what ``open_checkpoint`` does.
 

@@ -453,3 +453,17 @@ def test_answers_are_kept_as_they_arrive_even_when_the_caller_is_interrupted(tmp
         found = CachedLM(lm, tmp_path / "answers.db").generate(prompts)
     assert [row[0].text for row in found] == [f"{prompt} 0" for prompt in prompts]
     assert lm.requests == 12
+
+
+def test_three_hundred_prompts_at_once_outlive_dropped_connections(quick):
+    async def drops(number, path, body, request):
+        await asyncio.sleep(0.05)
+        if number % 5 == 0 and number < 300:
+            request.transport.abort()
+        return await echo(number, path, body, request)
+
+    prompts = [f"p{number}" for number in range(300)]
+    with served(drops) as url:
+        lm = EndpointLM("m", url, max_concurrency=300)
+        assert [row[0].text for row in lm.generate(prompts)] == [f"{prompt} 0" for prompt in prompts]
+    assert lm.requests == 360

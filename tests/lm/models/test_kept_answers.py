@@ -8,7 +8,7 @@ from collections import UserDict
 import pytest
 
 from heldout.language_model import taken_options
-from heldout.lm import CachedLM, ScriptedLM
+from heldout.lm import CachedLM, ScriptedLM, TransformersLM, tiny_llama, word_tokenizer
 
 
 def counting():
@@ -74,7 +74,7 @@ def test_more_prompts_than_one_query_holds(tmp_path):
 
 def test_a_model_without_identity_needs_one(tmp_path):
     class Nameless:
-        pass
+        generate = score = None
 
     with pytest.raises(ValueError, match="identity="):
         CachedLM(Nameless(), tmp_path / "answers.db")
@@ -130,3 +130,48 @@ def test_a_file_that_is_no_database_is_named(tmp_path):
     (tmp_path / "answers.db").write_text("not a database, but long enough to look at" * 10)
     with pytest.raises(OSError, match=r"answers\.db as a file of kept answers"):
         CachedLM(counting(), tmp_path / "answers.db")
+
+
+PROMPTS = ["a b c", "c a", "b b b a", "c c", "a", "b c a b"]
+
+
+def local():
+    tokenizer = word_tokenizer(["a b c d e f"])
+    return TransformersLM(tiny_llama(tokenizer, dim=16, layers=1), tokenizer, batch_size=2)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+@pytest.mark.parametrize("method", ["generate", "score"])
+def test_a_local_model_that_is_broken_off_keeps_the_batches_that_ended(tmp_path, monkeypatch, method, error):
+    lm = local()
+    arguments = ([["d"]] * len(PROMPTS),) if method == "score" else ()
+    expected = getattr(lm, method)(PROMPTS, *arguments)
+    cached, whole, asked = CachedLM(lm, tmp_path / "answers.db"), getattr(lm, method), []
+
+    def breaking(prompts, *more, **options):
+        asked.append(list(prompts))
+        if len(asked) == 3:
+            raise error
+        return whole(prompts, *more, **options)
+
+    monkeypatch.setattr(lm, method, breaking)
+    with pytest.raises(error):
+        getattr(cached, method)(PROMPTS, *arguments)
+    assert [len(part) for part in asked] == [2, 2, 2]
+    found = getattr(cached, method)(PROMPTS, *arguments)
+    assert sorted(asked[3]) == sorted(asked[2])
+    assert cached.hits == 4
+    if method == "generate":
+        assert found == expected
+    else:
+        assert [row[0] for row in found] == pytest.approx([row[0] for row in expected], rel=1e-5)
+
+
+def test_samples_of_a_local_models_batches_are_drawn_apart(tmp_path):
+    drawn = CachedLM(local(), tmp_path / "answers.db").generate(["a b", "b a", "c a", "a c"], temperature=5.0)
+    alone = local().generate(["a b", "b a"], temperature=5.0)
+    texts = [row[0].text for row in drawn]
+    assert len(set(texts)) == 4
+    again = CachedLM(local(), tmp_path / "again.db")
+    assert [row[0].text for row in again.generate(["a b", "b a", "c a", "a c"], temperature=5.0)] == texts
+    assert CachedLM(local(), tmp_path / "two.db").generate(["a b", "b a"], temperature=5.0) == alone

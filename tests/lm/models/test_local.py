@@ -195,7 +195,7 @@ def test_options_that_mean_nothing_are_refused(options, message, tokenizer):
 
 def test_prompts_and_choices_are_checked(tokenizer):
     lm = TransformersLM(tiny_llama(tokenizer, dim=16, layers=1), tokenizer)
-    with pytest.raises(TypeError, match="list of prompts"):
+    with pytest.raises(TypeError, match="prompts must be a sequence"):
         lm.generate("w1")
     with pytest.raises(ValueError, match="prompt 1 has no tokens"):
         lm.generate(["w1", ""])
@@ -207,7 +207,7 @@ def test_prompts_and_choices_are_checked(tokenizer):
     ]:
         with pytest.raises(ValueError, match=message):
             lm.score(["w1"], choices)
-    with pytest.raises(TypeError, match="list of continuations"):
+    with pytest.raises(TypeError, match="continuations must be a sequence"):
         lm.score(["w1"], ["w2"])
 
 

@@ -92,9 +92,9 @@ def test_bad_examples_are_refused(tokenizer):
     model = tiny_llama(tokenizer, dim=16, layers=1, context=4)
     with pytest.raises(ValueError, match="example 1 has 6 tokens, more than the model's 4"):
         encode_examples(model, tokenizer, ["a", "a b c a b"])
-    with pytest.raises(ValueError, match="at least one example"):
+    with pytest.raises(ValueError, match=r"examples must not be empty|at least one example"):
         encode_examples(model, tokenizer, [])
-    with pytest.raises(ValueError, match="at least one example"):
+    with pytest.raises(ValueError, match=r"examples must not be empty|at least one example"):
         train_tiny(model, tokenizer, [], steps=1)
     with pytest.raises(ValueError, match="example 0 must be a pair"):
         encode_examples(tiny_bart(tokenizer, dim=16, layers=1), tokenizer, ["a"])

@@ -163,5 +163,5 @@ def test_chat_sends_messages():
 
 
 def test_problems_are_a_list():
-    with pytest.raises(ValueError, match="list of at least one text"):
+    with pytest.raises(TypeError, match="problems must be a sequence of text"):
         run_strategy(FewShot(), ScriptedLM(["1"]), "a?", last_number)

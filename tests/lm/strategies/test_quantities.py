@@ -152,5 +152,5 @@ def test_integers_are_exact_and_the_tolerance_is_relative():
     assert not same_quantity(Quantity(big + 1, ""), Quantity(big, ""), 1e-3)
     assert same_quantity(Quantity(Fraction("1e-30"), ""), Quantity(Fraction("1.0000001e-30"), ""), 1e-6)
     assert not same_quantity(Quantity(Fraction(0), ""), Quantity(Fraction("1e-9"), ""), 1e-6)
-    with pytest.raises(ValueError, match="tolerance must be finite"):
+    with pytest.raises(ValueError, match="tolerance must be"):
         judge_number(float("nan"))

@@ -84,7 +84,7 @@ def test_the_pool_describes_its_models(pool):
 @pytest.mark.parametrize(
     ("entries", "message"),
     [
-        ([], "at least one"),
+        ([], "entries must not be empty"),
         ([PoolModel("a:b", echo)], "without ':'"),
         ([PoolModel(" ", echo)], "without ':'"),
         ([PoolModel("a", echo), PoolModel("A", echo)], "'A' twice"),

@@ -42,7 +42,7 @@ def test_tied_weights_stay_tied_in_wise_ft():
 def test_alpha_outside_the_unit_interval_needs_leave():
     pre, ft = mlp(4, 3), mlp(4, 3)
     for alpha in (-0.1, 1.1, float("nan")):
-        with pytest.raises(ValueError, match=r"alpha must lie in \[0, 1\]"):
+        with pytest.raises(ValueError, match="alpha must"):
             wise_ft(pre, ft, alpha)
     beyond = wise_ft(pre, ft, 2.0, allow_extrapolation=True)
     torch.testing.assert_close(beyond[1].bias, 2 * ft[1].bias - pre[1].bias)

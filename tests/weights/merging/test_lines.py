@@ -68,10 +68,10 @@ def test_a_kept_head_may_differ_from_the_pretrained_one():
         (lambda: lines(stack(1), stack(1), 0.3), "no list of at least 2"),
         (lambda: lines(stack(1), stack(1), 0.3, blocks="h.{}"), "at least 2 blocks, got 1"),
         (lambda: lines(PRE, FT | {"norm.weight": torch.full((4,), float("nan"))}, 0.3), "not finite in 'norm.weight'"),
-        (lambda: lines(PRE, FT, float("nan")), "finite"),
+        (lambda: lines(PRE, FT, float("nan")), "alpha must be a number, got nan"),
         (lambda: lines({"a.lora_A.w": torch.ones(1)}, {"a.lora_A.w": torch.ones(1)}, 0.3), "use lines_lora"),
-        (lambda: lines_merge(PRE, [], beta=0.5), "at least 1"),
-        (lambda: lines_merge(PRE, [FT], beta=0.5, method="tie"), "sum, ties, consensus"),
+        (lambda: lines_merge(PRE, [], beta=0.5), "fts must not be empty"),
+        (lambda: lines_merge(PRE, [FT], beta=0.5, method="tie"), "method must be one of 'sum', 'ties', 'consensus'"),
         (lambda: lines_merge(PRE, [PRE], beta=0.5), "zero"),
         (lambda: lines_merge(PRE, [FT, FT | {"embed.weight": torch.zeros(1, 4)}], beta=0.5), "different shapes"),
     ],
@@ -183,5 +183,5 @@ def test_the_method_says_why_it_cannot_act():
     assert "no list of at least 2" in lines_method().check(flat, pretrained)
     foreign = heldout.Splits(train=data, initial_state=nn.Linear(2, 2).state_dict())
     assert "pre" in lines_method().check(ResNet(), foreign)
-    with pytest.raises(ValueError, match="finite"):
+    with pytest.raises(ValueError, match=r"alpha|finite"):
         lines_method(alpha=float("inf"))

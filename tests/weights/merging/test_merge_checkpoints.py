@@ -229,7 +229,7 @@ def test_a_result_that_the_data_type_cannot_hold_is_refused(tmp_path):
         ({"method": "wise-ft", "alpha": 1.5}, 1, r"alpha must lie in \[0, 1\], got 1.5"),
         ({"method": "lines", "alpha": -0.1}, 1, r"alpha must lie in \[0, 1\], got -0.1"),
         ({"method": "ties", "density": 0.0}, 1, "density must be above 0"),
-        ({"method": "ties", "scale": math.nan}, 1, "scale must be finite"),
+        ({"method": "ties", "scale": math.nan}, 1, "scale must be a number"),
     ],
 )
 def test_wrong_options_are_named(tmp_path, options, count, message):

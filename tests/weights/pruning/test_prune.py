@@ -234,7 +234,7 @@ def test_transformers_models_are_pruned_with_their_tied_embeddings():
 @pytest.mark.parametrize("density", [0.0, -0.1, 1.1, float("nan")])
 def test_density_must_be_a_share(density):
     for function in (lambda: make_mask({"w": torch.ones(3)}, density), lambda: grokking_tickets(density)):
-        with pytest.raises(ValueError, match=r"must lie in \(0, 1\]"):
+        with pytest.raises(ValueError, match=r"density must|must lie in"):
             function()
 
 

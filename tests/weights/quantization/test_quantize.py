@@ -102,8 +102,8 @@ def test_scales_are_kept_in_the_asked_data_type_and_used_as_kept():
     [
         (torch.ones(2, 6), {"group_size": 4}, "group_size must divide the 6 inputs"),
         (torch.ones(2, 6), {"group_size": 0}, "group_size must divide"),
-        (torch.ones(6), {"group_size": 6}, "expected a matrix"),
-        (torch.ones(0, 6), {"group_size": 6}, "expected a matrix"),
+        (torch.ones(6), {"group_size": 6}, "w must have 2 dimensions"),
+        (torch.ones(0, 6), {"group_size": 6}, "w must not be empty"),
         (torch.ones(2, 4), {"group_size": 4, "bits": 9}, "bits must be 1 to 8"),
         (torch.ones(2, 4), {"group_size": 4, "bits": 1, "symmetric": True}, "bits must be 2 to 8"),
         (torch.tensor([[1.0, torch.nan]]), {"group_size": 2}, "NaN"),

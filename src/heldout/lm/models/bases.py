@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from heldout.errors import check_fields, checked
 from heldout.lm.models.trained_once import base_folder, cached_base
 from heldout.measure import token_blocks
 from heldout.tasks import stdlib_code, stdlib_digest
@@ -43,7 +44,11 @@ class LlamaBase:
     learning_rate: float = 4e-3
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        check_fields(self)
 
+
+@checked
 def stdlib_llama(base: LlamaBase | None = None) -> tuple[Any, Any]:
     """Returns a tiny Llama and its tokenizer, trained on the standard library's source code, from the cache or anew.
 

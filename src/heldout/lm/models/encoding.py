@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from heldout.errors import checked
 from heldout.language_model import Prompt
 
 
+@checked
 def ids_of_prompt(prompt: Prompt, tokenizer: Any) -> list[int]:
     """Returns the token ids of a prompt: a text as it is, chat messages through the tokenizer's template.
 

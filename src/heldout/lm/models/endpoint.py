@@ -17,7 +17,7 @@ from typing import Any, Literal
 from urllib.parse import urljoin, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
-from heldout.errors import require
+from heldout.errors import checked, require
 from heldout.language_model import Completion, Prompt
 from heldout.lm.models.endpoint_answers import before_stop, echoed_score, pause_of, reason_of, text_of, usage_in
 from heldout.lm.models.local import check_choices, check_sampling
@@ -88,6 +88,7 @@ class EndpointLM:
         >>> lm.generate(["What is 12 * 9?"], temperature=0.7, n=5)  # doctest: +SKIP
     """
 
+    @checked
     def __init__(
         self,
         model: str,
@@ -127,6 +128,7 @@ class EndpointLM:
         """What answers depend on, as far as the endpoint tells: its address, the model's name and fixed options."""
         return f"endpoint {self.base_url} {self.model} {self.api} {json.dumps(self.extra, sort_keys=True)}"
 
+    @checked
     def generate(
         self,
         prompts: Sequence[Prompt],
@@ -157,6 +159,7 @@ class EndpointLM:
             options["stop"] = list(stop)
         return self._run([(self._complete, (prompt, n, options)) for prompt in prompts], arrived)
 
+    @checked
     def score(
         self,
         prompts: Sequence[Prompt],

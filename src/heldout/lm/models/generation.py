@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from heldout.errors import check_at_least, check_fraction, check_nonempty, check_nonnegative, check_one_row, checked
 from heldout.lm.models.batching import (
     Batching,
     base_of,
@@ -159,6 +160,7 @@ def score_responses(model: Any, prompt: Sequence[int], responses: Sequence[Seque
     return _sums(_precise(out.logits), ids, torch.arange(width, device=model.device) < lengths[:, None])
 
 
+@checked
 @torch.inference_mode()
 def generate_ids(
     model: Any,
@@ -197,6 +199,12 @@ def generate_ids(
         >>> [[len(ids) <= 3 for ids in rows] for rows in generate_ids(model, tokenizer, [[4, 5], [6]], 2, max_tokens=3)]
         [[True, True], [True, True]]
     """
+    check_nonempty(contexts=contexts)
+    check_at_least(1, n=n)
+    check_at_least(1, max_tokens=max_tokens)
+    check_nonnegative(temperature=temperature)
+    check_fraction(top_p=top_p)
+    check_one_row(model, n=n, contexts=len(contexts))
     pad, ends = tokenizer.pad_token_id, end_tokens(model, tokenizer)
     separate = bool(model.config.is_encoder_decoder)
     start = 1 if separate else None

@@ -13,6 +13,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+from heldout.errors import check_at_least, check_fraction, check_nonnegative, checked
 from heldout.language_model import LM, Completion, Prompt
 
 _FIELDS = {field.name for field in fields(Completion)}
@@ -45,6 +46,7 @@ class CachedLM:
         (['4', '4', '4'], 2)
     """
 
+    @checked
     def __init__(self, lm: LM, path: str | Path, *, identity: str | None = None) -> None:
         identity = identity or getattr(lm, "identity", None)
         if not identity:
@@ -56,6 +58,7 @@ class CachedLM:
             file.execute("PRAGMA journal_mode = WAL")
             file.execute("CREATE TABLE IF NOT EXISTS answers (key BLOB PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID")
 
+    @checked
     def generate(
         self,
         prompts: Sequence[Prompt],
@@ -72,9 +75,13 @@ class CachedLM:
 
         Further options, such as top_k, are those of the model.
 
-        Where the model tells of answers as they arrive, each is kept at once, whatever happens to the others. Where it
-        fails half-way and its error says what had ``finished``, that is kept before the error goes on.
+        Where the model tells of answers as they arrive, each is kept at once, whatever happens to the others. A model
+        with a ``batch_size`` that does not tell, as a local one, is asked batch by batch, and each is kept as it ends.
+        Where a model fails half-way and its error says what had ``finished``, that is kept before the error goes on.
         """
+        check_at_least(1, n=n, max_tokens=max_tokens)
+        check_nonnegative(temperature=temperature)
+        check_fraction(top_p=top_p)
         options: dict[str, Any] = {
             "temperature": temperature,
             "top_p": top_p,
@@ -89,9 +96,19 @@ class CachedLM:
             def arrived(number: int, row: list[Completion]) -> None:
                 self._write({keys[missing[number]]: [asdict(completion) for completion in row]})
 
-            told: dict[str, Any] = {"arrived": arrived} if _tells(self.lm.generate) else {}
-            found = self.lm.generate([prompts[i] for i in missing], n, **options, **told)
-            return [[asdict(completion) for completion in row] for row in found]
+            telling: Any = self.lm.generate
+            if _tells(telling):
+                found = telling([prompts[i] for i in missing], n, **options, arrived=arrived)
+                return [[asdict(completion) for completion in row] for row in found]
+            rows: dict[int, list[dict[str, Any]]] = {}
+            parts = _parts(self.lm, missing, prompts, n)
+            for part in parts:
+                # Parts with one seed would draw the same numbers.
+                drawn = seed if len(parts) == 1 else (seed + int.from_bytes(keys[part[0]][:4])) % 2**32
+                found = self.lm.generate([prompts[i] for i in part], n, **{**options, "seed": drawn})
+                rows |= {i: [asdict(each) for each in row] for i, row in zip(part, found, strict=True)}
+                self._write({keys[i]: rows[i] for i in part})
+            return [rows[i] for i in missing]
 
         keys = [_key(self.identity, "generate", prompt, n, kept) for prompt in prompts]
 
@@ -100,6 +117,7 @@ class CachedLM:
 
         return [[Completion(**entry) for entry in row] for row in self._answers(keys, ask, usable)]
 
+    @checked
     def score(self, prompts: Sequence[Prompt], continuations: Sequence[Sequence[str]]) -> list[list[float]]:
         """Returns the log likelihood of each continuation, those that the file has from there; see ``LM``."""
         if len(prompts) != len(continuations):
@@ -111,8 +129,15 @@ class CachedLM:
             def arrived(number: int, row: list[float]) -> None:
                 self._write({keys[missing[number]]: row})
 
-            told: dict[str, Any] = {"arrived": arrived} if _tells(self.lm.score) else {}
-            return self.lm.score([prompts[i] for i in missing], [continuations[i] for i in missing], **told)
+            telling: Any = self.lm.score
+            if _tells(telling):
+                return telling([prompts[i] for i in missing], [continuations[i] for i in missing], arrived=arrived)
+            rows: dict[int, list[float]] = {}
+            for part in _parts(self.lm, missing, prompts, max((len(continuations[i]) for i in missing), default=1)):
+                found = self.lm.score([prompts[i] for i in part], [continuations[i] for i in part])
+                rows |= dict(zip(part, found, strict=True))
+                self._write({keys[i]: rows[i] for i in part})
+            return [rows[i] for i in missing]
 
         def usable(row: Any, number: int) -> bool:
             return (
@@ -175,6 +200,16 @@ class CachedLM:
             raise OSError(f"cannot use {self.path} as a file of kept answers ({error}); move it away") from error
         finally:
             file.close()
+
+
+def _parts(lm: Any, missing: list[int], prompts: Sequence[Prompt], each: int) -> list[list[int]]:
+    """Returns numbers of prompts that are asked together: as many as a batch holds, of similar length."""
+    size = getattr(lm, "batch_size", None)
+    if not isinstance(size, int):
+        return [missing]
+    order = sorted(missing, key=lambda i: len(str(prompts[i])))
+    count = max(1, size // max(1, each))
+    return [order[start : start + count] for start in range(0, len(order), count)]
 
 
 def _key(*parts: Any) -> bytes:

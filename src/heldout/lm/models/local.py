@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from heldout.errors import check_no_own_code
+from heldout.errors import check_no_own_code, check_one_row, checked
 from heldout.language_model import Completion, Prompt
 from heldout.lm.models.batching import base_of
 from heldout.lm.models.encoding import context_of, ids_of_continuation, ids_of_prompt, ids_of_source
@@ -38,7 +38,7 @@ class TransformersLM:
     Args:
         model: causal or sequence-to-sequence, used on the device where it is, in evaluation mode.
         tokenizer: with an end token; without padding token the end token is used in its place.
-        batch_size: completions or continuations at once.
+        batch_size: completions or continuations at once; 1 for RWKV, whose rows of a batch change each other.
 
     Raises:
         ValueError: if the tokenizer has no end token.
@@ -53,7 +53,9 @@ class TransformersLM:
         >>> yes, no = lm.score(["is it ?"], [["yes", "no"]])[0]
     """
 
+    @checked
     def __init__(self, model: Any, tokenizer: Any, *, batch_size: int = 32) -> None:
+        check_one_row(model, batch_size=batch_size)
         if tokenizer.eos_token_id is None:
             raise ValueError("the tokenizer needs an end token (eos_token), where completions stop")
         if batch_size < 1:
@@ -63,6 +65,7 @@ class TransformersLM:
         self.model, self.tokenizer, self.batch_size = model.eval(), tokenizer, batch_size
 
     @classmethod
+    @checked
     def from_pretrained(cls, folder: str | Path, *, device: str | None = None, **options: Any) -> TransformersLM:
         """Returns the model of a transformers folder or name, in the precision of its weights.
 
@@ -96,6 +99,7 @@ class TransformersLM:
         digest.update(b"" if settings is None else settings.to_json_string(use_diff=False).encode())
         return f"transformers {digest.hexdigest()}"
 
+    @checked
     def generate(
         self,
         prompts: Sequence[Prompt],
@@ -160,6 +164,7 @@ class TransformersLM:
                             found[i].append(self._completion(ids, stop, read))
         return found
 
+    @checked
     def score(self, prompts: Sequence[Prompt], continuations: Sequence[Sequence[str]]) -> list[list[float]]:
         """Returns the log likelihood of each continuation, summed over its tokens; see ``LM``.
 

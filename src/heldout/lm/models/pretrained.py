@@ -17,12 +17,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from heldout.errors import checked
 from heldout.lm.models.trained_once import cached_base
 from heldout.sources import SMOL
 
 _VERSION = 1  # raised when the way the model is read changes
 
 
+@checked
 def smollm(*, layers: int | None = None, texts: Iterable[str] | None = None) -> tuple[Any, Any]:
     """Returns SmolLM2-135M-Instruct and its tokenizer, with its chat template.
 
@@ -58,6 +60,7 @@ def smollm(*, layers: int | None = None, texts: Iterable[str] | None = None) -> 
     return (model, tokenizer) if texts is None else cut_vocabulary(model, tokenizer, texts)
 
 
+@checked
 def cut_vocabulary(model: Any, tokenizer: Any, texts: Iterable[str]) -> tuple[Any, Any]:
     """Returns a causal model and its tokenizer with only those tokens that some texts need.
 

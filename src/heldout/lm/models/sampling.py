@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from heldout.errors import checked
 from heldout.language_model import Completion, Prompt
 from heldout.lm.models.local import TransformersLM
 
@@ -24,6 +25,7 @@ class SamplingLM(TransformersLM):
         True
     """
 
+    @checked
     def generate(
         self,
         prompts: Sequence[Prompt],

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from heldout.errors import check_at_least, check_fraction, check_nonnegative, checked
 from heldout.language_model import Completion, Prompt
 
 
@@ -26,6 +27,7 @@ class ScriptedLM:
         '4'
     """
 
+    @checked
     def __init__(
         self,
         answers: Callable[[Any, int], str] | Mapping[str, str] | Sequence[str],
@@ -37,6 +39,7 @@ class ScriptedLM:
         self.calls: list[Prompt] = []
         self.identity = "scripted"
 
+    @checked
     def generate(
         self,
         prompts: Sequence[Prompt],
@@ -49,8 +52,12 @@ class ScriptedLM:
         seed: int = 0,
     ) -> list[list[Completion]]:
         """Returns the scripted answers, cut at stop strings and after ``max_tokens`` words."""
+        check_at_least(1, n=n, max_tokens=max_tokens)
+        check_nonnegative(temperature=temperature)
+        check_fraction(top_p=top_p)
         return [[self._completion(prompt, k, stop, max_tokens) for k in range(n)] for prompt in prompts]
 
+    @checked
     def score(self, prompts: Sequence[Prompt], continuations: Sequence[Sequence[str]]) -> list[list[float]]:
         """Returns the scripted log likelihoods."""
         if self._scores is None:

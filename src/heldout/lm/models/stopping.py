@@ -8,7 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from heldout.errors import check_at_least, check_nonempty, checked
 
+
+@checked
 def stop_at(tokenizer: Any, stop: Sequence[str], prompt_length: int) -> Any:
     """Returns stopping criteria that end each row of a batch when it has written one of the strings.
 
@@ -27,6 +30,8 @@ def stop_at(tokenizer: Any, stop: Sequence[str], prompt_length: int) -> Any:
         >>> stop_at(tokenizer, ["stop"], 0)(ids, None).tolist()
         [True, False]
     """
+    check_nonempty(stop=stop)
+    check_at_least(0, prompt_length=prompt_length)
     from transformers import StoppingCriteria, StoppingCriteriaList
 
     if isinstance(stop, str) or not all(stop):

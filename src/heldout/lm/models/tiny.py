@@ -12,10 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from heldout.errors import check_at_least, check_fraction, check_nonempty, check_nonnegative, checked
+
 Example = str | tuple[str, str]
 _IGNORED = -100
 
 
+@checked
 def word_tokenizer(texts: Iterable[str]) -> Any:
     """Returns a tokenizer with a token for each word of the texts, words being what spaces separate.
 
@@ -31,7 +34,8 @@ def word_tokenizer(texts: Iterable[str]) -> Any:
     return _level_tokenizer(words, split=" ")
 
 
-def character_tokenizer(alphabet: Iterable[str]) -> Any:
+@checked
+def character_tokenizer(alphabet: str | Iterable[str]) -> Any:
     """Returns a tokenizer with a token for each character of the alphabet, and the special tokens of word_tokenizer.
 
     Example:
@@ -42,6 +46,7 @@ def character_tokenizer(alphabet: Iterable[str]) -> Any:
     return _level_tokenizer(sorted({letter for text in alphabet for letter in text}), split="")
 
 
+@checked
 def tiny_llama(
     tokenizer: Any, *, dim: int = 96, layers: int = 3, heads: int = 4, context: int = 256, seed: int = 0
 ) -> Any:
@@ -59,6 +64,7 @@ def tiny_llama(
         >>> model(torch.tensor([[4, 5]])).logits.shape
         torch.Size([1, 2, 6])
     """
+    check_at_least(1, dim=dim, layers=layers, heads=heads, context=context)
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
@@ -75,6 +81,7 @@ def tiny_llama(
     return _seeded(lambda: LlamaForCausalLM(config), seed)
 
 
+@checked
 def tiny_bart(
     tokenizer: Any, *, dim: int = 96, layers: int = 2, heads: int = 4, context: int = 256, seed: int = 0
 ) -> Any:
@@ -89,6 +96,7 @@ def tiny_bart(
         >>> model(torch.tensor([[4, 5]]), labels=torch.tensor([[5, 2]])).logits.shape
         torch.Size([1, 2, 6])
     """
+    check_at_least(1, dim=dim, layers=layers, heads=heads, context=context)
     from transformers import BartConfig, BartForConditionalGeneration
 
     config = BartConfig(
@@ -110,6 +118,7 @@ def tiny_bart(
     return _seeded(lambda: BartForConditionalGeneration(config), seed)
 
 
+@checked
 def train_tiny(
     model: Any,
     tokenizer: Any,
@@ -147,6 +156,12 @@ def train_tiny(
         >>> losses[-1] < 0.1 < losses[0]
         True
     """
+    check_at_least(0, steps=steps)
+    check_at_least(1, batch_size=batch_size)
+    check_nonnegative(lr=lr, weight_decay=weight_decay)
+    check_fraction(warmup=warmup)
+    if not callable(examples):
+        check_nonempty(examples=examples)
     generator = torch.Generator().manual_seed(seed)
     draw = examples if callable(examples) else _shuffler(examples)
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=weight_decay)
@@ -172,6 +187,7 @@ def train_tiny(
     return losses
 
 
+@checked
 def encode_examples(model: Any, tokenizer: Any, examples: Sequence[Example]) -> dict[str, Tensor]:
     """Returns a batch for ``model(**batch)``: ids, attention mask and labels, padded on the right.
 

@@ -16,9 +16,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from heldout.errors import checked
+
 _CHECKSUMS = "checksums.json"
 
 
+@checked
 def cached_base(name: str, recipe: Any, make: Callable[[], tuple[Any, Any]]) -> tuple[Any, Any]:
     """Returns a model in evaluation mode and its tokenizer, read from the cache, or made and kept there.
 
@@ -45,6 +48,7 @@ def cached_base(name: str, recipe: Any, make: Callable[[], tuple[Any, Any]]) -> 
     return model.eval(), AutoTokenizer.from_pretrained(folder)
 
 
+@checked
 def base_folder(name: str, recipe: Any) -> Path:
     """Returns where a base lies, or will: in $HELDOUT_CACHE, $XDG_CACHE_HOME/heldout or ~/.cache/heldout.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from heldout.errors import check_at_least, check_fields, checked
 from heldout.language_model import Completion
 
 
@@ -28,6 +29,10 @@ class Usage:
     tokens: int = 0
     cost: float = 0.0
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+        check_at_least(0, calls=self.calls, prompt_tokens=self.prompt_tokens, tokens=self.tokens)
+
     def __add__(self, other: Usage) -> Usage:
         return Usage(
             self.calls + other.calls,
@@ -37,6 +42,7 @@ class Usage:
         )
 
 
+@checked
 def usage_of(completions: Iterable[Completion]) -> Usage:
     """Returns what completions came to, one call each.
 

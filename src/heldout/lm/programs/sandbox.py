@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Literal, get_args
 
+from heldout.errors import check_fields, checked
+
 Isolation = Literal["auto", "namespaces+landlock+seccomp", "landlock+seccomp", "none"]
 
 _SHOWN = 20_000  # characters of output that are kept
@@ -53,7 +55,11 @@ class PythonResult:
     error: str = ""
     isolation: str = ""
 
+    def __post_init__(self) -> None:
+        check_fields(self)
 
+
+@checked
 def run_python(
     source: str,
     *,
@@ -99,6 +105,7 @@ def run_python(
     return _run(source, None, (), seconds, memory, file_size, disk, isolation)
 
 
+@checked
 def run_tests(
     source: str,
     tests: str,

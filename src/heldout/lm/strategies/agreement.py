@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from heldout.errors import check_at_least, check_fields, check_fraction, check_nonempty, check_nonnegative, checked
 from heldout.language_model import LM, Completion, Prompt
 from heldout.lm.models.encoding import context_of, ids_of_prompt
 from heldout.lm.models.scripted import text_of_prompt
@@ -53,6 +54,9 @@ class Agreement:
     cut: int | None = None
     dropped: int = 0
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
 
 @dataclass(frozen=True)
 class PathVote:
@@ -68,7 +72,11 @@ class PathVote:
     votes: dict[Any, float]
     unparsed: int = 0
 
+    def __post_init__(self) -> None:
+        check_fields(self)
 
+
+@checked
 def sample_paths(
     lm: LM,
     prompts: Sequence[Prompt],
@@ -100,6 +108,9 @@ def sample_paths(
         >>> one.text, two.text
         ('7', 'seven')
     """
+    check_at_least(1, max_tokens=max_tokens)
+    check_nonnegative(temperature=temperature)
+    check_fraction(top_p=top_p)
     if n < 2:
         raise ValueError(f"paths can agree from 2 on, got n={n}")
     if temperature == 0:
@@ -112,6 +123,7 @@ def sample_paths(
     return found
 
 
+@checked
 def self_agreement(
     lm: LM,
     questions: Sequence[str],
@@ -164,6 +176,9 @@ def self_agreement(
         >>> found.answer, found.usage.calls
         ('7', 4)
     """
+    check_at_least(1, max_tokens=max_tokens)
+    check_nonnegative(temperature=temperature)
+    check_fraction(top_p=top_p)
     render = agreement_template(template)
     if demonstrations:
         shown = "\n\n".join(f"{_text(render(q, some))} {answer}" for q, some, answer in demonstrations)
@@ -209,6 +224,7 @@ def self_agreement(
     ]
 
 
+@checked
 def agreement_template(template: str | AgreementTemplate) -> AgreementTemplate:
     """Returns a function (question, paths) -> prompt from a text with the fields ``{question}`` and ``{paths}``.
 
@@ -233,6 +249,7 @@ def agreement_template(template: str | AgreementTemplate) -> AgreementTemplate:
     return render
 
 
+@checked
 def last_sentences(text: str, count: int = 1) -> str:
     """Returns the last sentences of a text; sentences end with ".", "!" or "?" before a space, or with their line.
 
@@ -240,10 +257,12 @@ def last_sentences(text: str, count: int = 1) -> str:
         >>> last_sentences("Tom has 3.5 apples. He eats 1. So 2.5 are left.")
         'So 2.5 are left.'
     """
+    check_at_least(1, count=count)
     sentences = [sentence for sentence in _SENTENCE.split(text.strip()) if sentence]
     return " ".join(sentences[-count:])
 
 
+@checked
 def self_consistency(
     paths: Sequence[str],
     parse: Callable[[str], Hashable | None],
@@ -283,6 +302,7 @@ def self_consistency(
     return PathVote(max(votes, key=lambda answer: votes[answer]) if votes else None, votes, unparsed)
 
 
+@checked
 def semantic_vote(paths: Sequence[str], encoder: Callable[[Sequence[str]], Any], threshold: float = 0.5) -> str:
     """Returns the path that the most paths are similar to, in the embedding of an encoder; of equals, the nearest.
 
@@ -309,6 +329,7 @@ def semantic_vote(paths: Sequence[str], encoder: Callable[[Sequence[str]], Any],
     return paths[int(support.argmax())]
 
 
+@checked
 def character_ngrams(texts: Sequence[str]) -> np.ndarray:
     """Returns TF-IDF vectors ``(texts, dim)`` of character n-grams of 1 to 3 letters, weighted among these texts.
 
@@ -318,6 +339,7 @@ def character_ngrams(texts: Sequence[str]) -> np.ndarray:
         >>> character_ngrams(["a", "a"]).shape
         (2, 5)
     """
+    check_nonempty(texts=texts)
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     return TfidfVectorizer(analyzer="char_wb", ngram_range=(1, 3)).fit_transform(texts).toarray()

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
+from heldout.errors import checked
 from heldout.language_model import LM
 from heldout.lm.programs.sandbox import run_tests
 from heldout.lm.strategies.quantities import final_quantity, same_quantity
@@ -27,6 +28,7 @@ EQUIVALENT = (
 )
 
 
+@checked
 def numbers_in(text: str) -> list[float]:
     """Returns the numbers that are written in digits, in order; "50%" is 0.5 and "1,200" is 1200.
 
@@ -52,6 +54,7 @@ def numbers_in(text: str) -> list[float]:
     return found
 
 
+@checked
 def last_number(text: str) -> float | None:
     """Returns the last number of a text, or None.
 
@@ -63,6 +66,7 @@ def last_number(text: str) -> float | None:
     return found[-1] if found else None
 
 
+@checked
 def after_marker(text: str, marker: str = "answer is") -> str | None:
     """Returns what stands after the last marker, up to the end of its line or sentence; None without marker.
 
@@ -77,6 +81,7 @@ def after_marker(text: str, marker: str = "answer is") -> str | None:
     return re.split(r"[.!?](?:\s|$)", rest)[0].strip()
 
 
+@checked
 def judge_exact(normalise: Callable[[str], str] = normalise_answer) -> Judge:
     """Returns a judge of whether response and reference are the same once normalised.
 
@@ -87,6 +92,7 @@ def judge_exact(normalise: Callable[[str], str] = normalise_answer) -> Judge:
     return lambda prompt, response, reference: normalise(response) == normalise(reference)
 
 
+@checked
 def judge_number(tolerance: float = 1e-6) -> Judge:
     """Returns a judge of whether response and reference give the same number as their answer.
 
@@ -118,6 +124,7 @@ def judge_number(tolerance: float = 1e-6) -> Judge:
     return judge
 
 
+@checked
 def judge_llm(lm: LM, template: str = EQUIVALENT) -> Judge:
     """Returns a judge that asks a language model, whose answer must begin with yes.
 
@@ -147,6 +154,7 @@ def judge_llm(lm: LM, template: str = EQUIVALENT) -> Judge:
     return judge
 
 
+@checked
 def code_blocks(text: str, languages: Sequence[str] = ("python", "python3", "py", "py3")) -> list[str]:
     """Returns the fenced blocks of code in a text that are in one of the languages; if none is, those without a name.
 
@@ -176,6 +184,7 @@ def code_blocks(text: str, languages: Sequence[str] = ("python", "python3", "py"
     return named or [code for language, code in found if not language]
 
 
+@checked
 def judge_python(tests: str | None = None, **options: Any) -> Judge:
     """Returns a judge that runs a response as a Python program and tests what it defines.
 

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from threading import Lock
 
+from heldout.errors import check_at_least, check_fields, check_nonempty, check_nonnegative, checked
 from heldout.language_model import LM
 
 HELPER_PROMPT = """Answer the question in a few words. If you are not sure, give what you know that helps with it; \
@@ -38,6 +39,11 @@ class Reply:
     name: str = ""
     error: str = ""
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+        check_at_least(0, tokens=self.tokens)
+        check_nonnegative(cost=self.cost)
+
 
 @dataclass(frozen=True)
 class PoolModel:
@@ -59,7 +65,11 @@ class PoolModel:
     price: float = 0.0
     descriptor: str = ""
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
     @classmethod
+    @checked
     def of(
         cls,
         name: str,
@@ -89,6 +99,8 @@ class PoolModel:
             >>> ModelPool([model]).route("helper", "Capital of France?").text
             'it is Paris'
         """
+        check_at_least(1, max_tokens=max_tokens)
+        check_nonnegative(temperature=temperature)
         if "{query}" not in prompt:
             raise ValueError("the helper's prompt needs the field {query}")
         if price is None:
@@ -125,7 +137,9 @@ class ModelPool:
         'small: quick'
     """
 
+    @checked
     def __init__(self, entries: Sequence[PoolModel], *, max_concurrency: int = 16) -> None:
+        check_nonempty(entries=entries)
         if not entries:
             raise ValueError("a pool needs at least one model, got none")
         if max_concurrency < 1:
@@ -148,6 +162,7 @@ class ModelPool:
         """Names of the models, in the order given."""
         return [entry.name for entry in self._entries.values()]
 
+    @checked
     def describe(self, line: str = "{name}: {descriptor}") -> str:
         """Returns a line for each model; ``line`` may also hold ``{price}``."""
         return "\n".join(
@@ -157,11 +172,13 @@ class ModelPool:
             for entry in self._entries.values()
         )
 
+    @checked
     def find(self, name: str) -> str | None:
         """Returns the name as the pool has it, or None where there is no such model."""
         entry = self._entries.get(name.strip().casefold())
         return entry.name if entry else None
 
+    @checked
     def route(self, name: str, query: str) -> Reply:
         """Returns the reply of the named model.
 
@@ -170,6 +187,7 @@ class ModelPool:
         """
         return self.route_many([(name, query)])[0]
 
+    @checked
     def route_many(self, requests: Sequence[tuple[str, str]]) -> list[Reply]:
         """Returns the replies to ``(name, query)`` pairs, which are asked at once, in their order.
 

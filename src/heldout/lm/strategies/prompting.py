@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from heldout.errors import check_at_least, check_fields, check_nonempty, checked
 from heldout.language_model import LM
 from heldout.lm.models.encoding import ids_of_prompt
 from heldout.lm.models.usage import Usage, usage_of
@@ -39,6 +40,9 @@ class Skill:
     description: str = ""
     examples: Sequence[str] = ()
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
 
 @dataclass(frozen=True)
 class Composition:
@@ -54,6 +58,9 @@ class Composition:
     steps: Sequence[tuple[str, str]]
     answer: str
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
 
 @dataclass(frozen=True)
 class Solved:
@@ -68,6 +75,10 @@ class Solved:
     answer: Any
     trace: tuple[str, ...]
     usage: Usage
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        check_nonempty(trace=self.trace)
 
     @property
     def output(self) -> str:
@@ -100,13 +111,16 @@ class FewShot:
     separator: str = "\n\n"
 
     def __post_init__(self) -> None:
+        check_fields(self)
         needed(self.template, "problem", "answer")
 
+    @checked
     def text(self, query: str) -> str:
         """Returns the prompt of a query."""
         shown = [filled(self.template, problem=problem, answer=answer) for problem, answer in self.examples]
         return joined(self.separator, self.header, *shown, begun(self.template, query))
 
+    @checked
     def messages(self, query: str) -> list[dict[str, str]]:
         """Returns the prompt as one chat message of the user."""
         return as_message(self.text(query))
@@ -137,14 +151,17 @@ class ChainOfThought:
     separator: str = "\n\n"
 
     def __post_init__(self) -> None:
+        check_fields(self)
         needed(self.template, "problem", "reasoning", "answer")
 
+    @checked
     def text(self, query: str) -> str:
         """Returns the prompt of a query."""
         shown = [filled(self.template, problem=p, reasoning=r, answer=a) for p, r, a in self.examples]
         asked = begun(self.template, query) + ("" if self.examples else self.invitation)
         return joined(self.separator, self.header, *shown, asked)
 
+    @checked
     def messages(self, query: str) -> list[dict[str, str]]:
         """Returns the prompt as one chat message of the user."""
         return as_message(self.text(query))
@@ -179,22 +196,27 @@ class LeastToMost:
     max_subproblems: int = 8
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not self.decompositions:
             raise ValueError("least-to-most needs at least one example of a decomposition")
         if self.max_subproblems < 1:
             raise ValueError(f"max_subproblems must be at least 1, got {self.max_subproblems}")
 
+    @checked
     def text(self, query: str) -> str:
         """Returns the prompt that asks for subproblems."""
         shown = [f"Problem: {problem}\nSubproblems:\n" + "\n".join(parts) for problem, parts in self.decompositions]
         return "\n\n".join([*shown, f"Problem: {query}\nSubproblems:\n"])
 
+    @checked
     def messages(self, query: str) -> list[dict[str, str]]:
         """Returns the prompt that asks for subproblems as one chat message of the user."""
         return as_message(self.text(query))
 
+    @checked
     def following(self, query: str, replies: Sequence[str]) -> str | None:
         """Returns the prompt after some replies, the first of which lists the subproblems; None at the end."""
+        check_nonempty(replies=replies)
         # A reply may run on into a further problem, which is not its own.
         listed = replies[0].split("\n\n")[0].splitlines()
         parts = [line.strip() for line in listed if line.strip()][: self.max_subproblems]
@@ -265,6 +287,7 @@ class SkillPrompt:
     max_tokens: int | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
         needed(self.template, "problem", "steps", "answer")
         if not self.skills and not self.compositions:
             raise ValueError("a skill prompt needs skills or compositions, got neither")
@@ -285,9 +308,11 @@ class SkillPrompt:
                     raise ValueError(
                         f"the composition {composition.problem!r} uses skill {name!r}, which is not listed"
                     )
+        check_at_least(1, max_depth=self.max_depth, max_tokens=self.max_tokens)
         if self.max_tokens is not None and self.tokenizer is None:
             raise ValueError("max_tokens needs a tokenizer, which counts them")
 
+    @checked
     def text(self, query: str) -> str:
         """Returns the prompt of a query."""
         skills = [
@@ -307,6 +332,7 @@ class SkillPrompt:
         text = joined(self.separator, header, *skills, *worked, begun(self.template, query))
         return within_budget(text, self.tokenizer, self.max_tokens)
 
+    @checked
     def steps(self, composition: Composition) -> str:
         """Returns the steps of a composition as the prompt has them."""
         return self.step_separator.join(
@@ -314,11 +340,13 @@ class SkillPrompt:
             for number, (name, text) in enumerate(composition.steps, 1)
         )
 
+    @checked
     def messages(self, query: str) -> list[dict[str, str]]:
         """Returns the prompt as one chat message of the user."""
         return as_message(self.text(query))
 
 
+@checked
 def run_strategy(
     strategy: Strategy | Sequence[Strategy],
     lm: LM,
@@ -354,6 +382,7 @@ def run_strategy(
         >>> solved.answer, solved.usage.calls
         (7.0, 1)
     """
+    check_at_least(1, max_tokens=max_tokens)
     if isinstance(problems, str) or not problems:
         raise ValueError("problems must be a list of at least one text")
     strategies = list(strategy) if isinstance(strategy, Sequence) else [strategy] * len(problems)
@@ -374,6 +403,7 @@ def run_strategy(
     return [Solved(extract(row[-1]), tuple(row), usage) for row, usage in zip(replies, usages, strict=True)]
 
 
+@checked
 def within_budget(text: str, tokenizer: Any, max_tokens: int | None) -> str:
     """Returns a prompt that has at most ``max_tokens`` tokens; None is no limit.
 
@@ -385,6 +415,7 @@ def within_budget(text: str, tokenizer: Any, max_tokens: int | None) -> str:
         >>> within_budget("a b", word_tokenizer(["a b"]), 2)
         'a b'
     """
+    check_at_least(1, max_tokens=max_tokens)
     if max_tokens is None:
         return text
     if tokenizer is None:
@@ -441,6 +472,7 @@ def _following(strategy: Strategy, problem: str, replies: Sequence[str]) -> str 
     return None if follow is None else follow(problem, replies)
 
 
+@checked
 def accuracy_by_group(
     solved: Sequence[Solved], references: Sequence[Any], groups: Sequence[Any]
 ) -> Mapping[Any, float]:

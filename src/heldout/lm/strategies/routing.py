@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from heldout.errors import check_at_least, check_fields, check_nonnegative, checked
 from heldout.language_model import LM
 from heldout.lm.strategies.model_pool import ModelPool, Reply
 
@@ -55,6 +56,7 @@ def blocks_of(text: str) -> list[tuple[str, str]] | None:
     return None if opened else blocks
 
 
+@checked
 def final_answer(text: str) -> str:
     """Returns the content of the last complete answer tag, or an empty text.
 
@@ -66,6 +68,7 @@ def final_answer(text: str) -> str:
     return found[-1].strip() if found else ""
 
 
+@checked
 def search_request(turn: str, pool: ModelPool) -> tuple[str, str] | None:
     """Returns the ``(name, query)`` that a turn asks for last; None without one that can be sent.
 
@@ -86,6 +89,7 @@ def search_request(turn: str, pool: ModelPool) -> tuple[str, str] | None:
     return known, query.strip()
 
 
+@checked
 def format_ok(text: str, names: Sequence[str]) -> bool:
     """Returns whether all that a router wrote, with the replies in it, has the form that is asked for.
 
@@ -147,12 +151,19 @@ class RoutingEpisode:
     calls: list[Reply] = field(default_factory=list)
     turns: int = 0
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+        check_at_least(0, max_turns=self.max_turns, turns=self.turns)
+        check_at_least(1, max_obs_tokens=self.max_obs_tokens)
+
+    @checked
     def __call__(self, turn: str) -> str | None:
         request = self.read(turn)
         if self.finished:
             return None
         return self.hear(self.pool.route(*request) if request else None)
 
+    @checked
     def read(self, turn: str) -> tuple[str, str] | None:
         """Takes a turn, and returns what it asks for, if it asks for something."""
         self.turns += 1
@@ -161,6 +172,7 @@ class RoutingEpisode:
             return None
         return search_request(turn, self.pool)
 
+    @checked
     def hear(self, reply: Reply | None) -> str:
         """Takes the reply to a turn, and returns what the router reads; None stands for a turn without request."""
         if reply is not None:
@@ -222,6 +234,9 @@ class Trace:
     format_ok: bool
     text: str = ""
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
 
 class RoutingAgent:
     """A language model that answers questions with the help of a pool.
@@ -256,6 +271,7 @@ class RoutingAgent:
     Source: arXiv:2506.09033.
     """
 
+    @checked
     def __init__(
         self,
         router: LM,
@@ -270,6 +286,7 @@ class RoutingAgent:
         temperature: float = 0.0,
         seed: int = 0,
     ) -> None:
+        check_nonnegative(temperature=temperature)
         if max_turns < 0 or max_obs_tokens < 1 or max_tokens < 1:
             raise ValueError(
                 "max_turns must be at least 0, max_obs_tokens and max_tokens at least 1, "
@@ -280,10 +297,12 @@ class RoutingAgent:
         self.max_tokens, self.temperature, self.seed = max_tokens, temperature, seed
         routing_prompt("", pool, prompt)
 
+    @checked
     def answer(self, question: str) -> Trace:
         """Returns the answer to a question, and how it came about."""
         return self.answer_many([question])[0]
 
+    @checked
     def answer_many(self, questions: Sequence[str]) -> list[Trace]:
         """Returns a trace for each question; the questions that are open write in one batch and ask at once."""
         prompts = [routing_prompt(question, self.pool, self.prompt, self.line) for question in questions]
@@ -311,6 +330,7 @@ class RoutingAgent:
         return [Trace(e.answer, tuple(e.calls), e.cost, e.format_ok, e.text) for e in episodes]
 
 
+@checked
 def routing_prompt(
     question: str, pool: ModelPool, prompt: str = ROUTING_PROMPT, line: str = "{name}: {descriptor}"
 ) -> str:

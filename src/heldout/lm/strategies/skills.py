@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from heldout.errors import check_fields, check_nonempty, checked
 from heldout.language_model import LM
 from heldout.lm.strategies.prompting import Composition, Skill, filled
 
@@ -31,7 +32,11 @@ class SkillUse:
     name: str
     internal: bool
 
+    def __post_init__(self) -> None:
+        check_fields(self)
 
+
+@checked
 def distill_skills(lm: LM, solved: Sequence[tuple[str, str]], n: int) -> tuple[list[Skill], list[Composition]]:
     """Returns skills that a language model finds in solved problems, and the problems as compositions of them.
 
@@ -78,6 +83,7 @@ def distill_skills(lm: LM, solved: Sequence[tuple[str, str]], n: int) -> tuple[l
     return list(skills.values()), compositions
 
 
+@checked
 def skill_usage(
     output: str, skills: Sequence[Skill], *, mentions: str | Callable[[str], Sequence[str]] = _MENTION
 ) -> list[SkillUse]:
@@ -108,6 +114,7 @@ def skill_usage(
     return list(found.values())
 
 
+@checked
 def internal_activation_rate(outputs: Sequence[str], skills: Sequence[Skill], **options: str) -> float | None:
     """Returns the share of the skills mentioned in outputs that the prompt does not list; None without mention.
 
@@ -115,6 +122,7 @@ def internal_activation_rate(outputs: Sequence[str], skills: Sequence[Skill], **
         >>> internal_activation_rate(["skill Add", "skill Add, skill Root"], [Skill("Add")])
         0.3333333333333333
     """
+    check_nonempty(skills=skills)
     uses = [use for output in outputs for use in skill_usage(output, skills, **options)]
     return sum(use.internal for use in uses) / len(uses) if uses else None
 

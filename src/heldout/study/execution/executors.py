@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from typing import Any, NamedTuple, Protocol
 
+from heldout.errors import checked
 from heldout.study.execution.isolation import kept_generators, limited_threads
 from heldout.study.execution.processes import Processes
 from heldout.study.execution.runs import Outcome, Task, perform
@@ -240,6 +241,7 @@ def _seconds(worker: Worker) -> float:
     return 0.0 if worker.since is None else time.monotonic() - worker.since
 
 
+@checked
 def make_executor(
     on: str = "local", *, workers: int = 1, threads: int = 1, memory_limit: int | None = None
 ) -> Executor:

@@ -30,6 +30,8 @@ from functools import partial
 from types import ModuleType
 from typing import Any, NamedTuple
 
+from heldout.errors import check_at_least, checked
+
 THREAD_VARIABLES = (
     "OMP_NUM_THREADS",
     "MKL_NUM_THREADS",
@@ -62,12 +64,14 @@ def thread_environment(threads: int) -> dict[str, str]:
     return dict.fromkeys(THREAD_VARIABLES, str(threads))
 
 
+@checked
 @contextmanager
 def limited_threads(threads: int) -> Iterator[None]:
     """This many threads of arithmetic inside the block, for loaded libraries and for those that it loads.
 
     A library that is first loaded inside the block keeps that number after it.
     """
+    check_at_least(1, threads=threads)
     from threadpoolctl import threadpool_limits
 
     before = {name: os.environ.get(name) for name in THREAD_VARIABLES}

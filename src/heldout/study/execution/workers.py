@@ -6,6 +6,7 @@ import signal
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+from heldout.errors import checked
 from heldout.study.execution.runs import Cause, Outcome, Task
 from heldout.study.spec import Run
 
@@ -54,6 +55,7 @@ class Workers(Protocol):
     def close(self) -> None: ...
 
 
+@checked
 def exit_text(code: int | None) -> str:
     """How a process ended, in words."""
     if code is None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
-from heldout.errors import checked
+from heldout.errors import check_at_least, checked
 from heldout.lm import ROUTING_PROMPT, ROUTING_STOPS, ModelPool, RoutingEpisode, routing_prompt
 from heldout.measure import exact_match, token_f1
 from heldout.train.reinforcement.grpo import grpo
@@ -82,6 +82,7 @@ def train_router(
 
     Source: arXiv:2506.09033, section 3; hyper-parameters of its published code.
     """
+    check_at_least(1, max_obs_tokens=max_obs_tokens)
     if metric not in ("em", "f1"):
         raise ValueError(f"metric must be 'em' or 'f1', got {metric!r}")
     if not 0 <= alpha <= 1:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from heldout.errors import checked
+from heldout.errors import check_at_least, checked
 from heldout.lm import context_of, ids_of_prompt
 from heldout.method import evaluating
 from heldout.train.tuning.tuned import (
@@ -192,6 +192,7 @@ def pack(rows: Sequence[Encoded], length: int) -> list[Encoded]:
         >>> pack(rows, 3)
         [{'input_ids': [1, 2, 3], 'labels': [-100, 2, -100], 'position_ids': [0, 1, 0]}]
     """
+    check_at_least(1, length=length)
     import bisect
 
     room: list[tuple[int, int]] = []  # (what is left, which pack), sorted

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from heldout.errors import check_fraction, checked
+from heldout.errors import check_at_least, check_fraction, checked
 from heldout.train.supervised import seeded
 
 Log = Callable[[dict[str, float]], None]
@@ -47,6 +47,7 @@ def lora(rank: int = 16, *, alpha: int | None = None, dropout: float = 0.0, modu
         >>> lora(8).lora_alpha
         16
     """
+    check_at_least(1, rank=rank)
     check_fraction(dropout=dropout)
     from peft import LoraConfig
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from heldout.errors import checked
 from heldout.weights.checkpoint import CHUNK, open_checkpoint, pieces
 from heldout.weights.task_vector import State, TaskVector, aliases, state_of, wide
 
@@ -181,6 +182,7 @@ def is_adapter(path: str | Path) -> bool:
     return (Path(path) / _CONFIG).is_file()
 
 
+@checked
 def adapter_task_vectors(base: nn.Module | State, adapters: Sequence[str | Path]) -> list[TaskVector]:
     """Returns the task vector of each LoRA adapter: its change of the base model's weights.
 

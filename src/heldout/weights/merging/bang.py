@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from heldout.data import beta_weight, gather, mix, mixup, soft_labels
+from heldout.errors import checked
 from heldout.losses import soft_cross_entropy
 from heldout.method import Batch, Method, Run, Splits
 from heldout.weights.merging.lines import update_batch_norm
@@ -17,6 +18,7 @@ from heldout.weights.merging.wise_ft import check_alpha
 from heldout.weights.task_vector import interpolate
 
 
+@checked
 def balanced_finetune(smoothing: float = 0.1, mixup_alpha: float = 0.2) -> Method:
     """Trains with label smoothing and Mixup, which keep a classifier from becoming over-confident.
 
@@ -59,6 +61,7 @@ def balanced_finetune(smoothing: float = 0.1, mixup_alpha: float = 0.2) -> Metho
     return Method("balanced_finetune", loss=loss, check=check)
 
 
+@checked
 def bang(alpha: float = 0.5, smoothing: float = 0.1, mixup_alpha: float = 0.2) -> Method:
     """Fine-tunes with label smoothing and Mixup, then averages the weights with the pretrained ones (WiSE-FT).
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from heldout.data import batches, to_device
+from heldout.errors import check_nonempty, checked
 from heldout.method import Method, Run, Splits, forward
 from heldout.weights.blocks import BlockIndex, block_index, find_blocks
 from heldout.weights.checkpoint import open_checkpoint
@@ -27,6 +28,7 @@ Merge = Callable[[Sequence[TaskVector]], TaskVector]
 _MERGES: dict[str, Merge] = {"sum": task_arithmetic, "ties": ties, "consensus": consensus}
 
 
+@checked
 def layer_ramp(
     index: Mapping[str, int | None], alpha: float, beta: float, outside: float | None = None
 ) -> dict[str, float]:
@@ -48,6 +50,7 @@ def layer_ramp(
         >>> layer_ramp({"embed": None, "h.0": 0, "h.1": 1, "h.2": 2}, alpha=0.2, beta=0.8)
         {'embed': 0.2, 'h.0': 0.2, 'h.1': 0.6000000000000001, 'h.2': 1.0}
     """
+    check_nonempty(index=index)
     around = alpha if outside is None else outside
     if not all(map(math.isfinite, (alpha, beta, around))):
         raise ValueError(f"the ramp needs finite factors, got alpha={alpha}, beta={beta}, outside={around}")
@@ -64,6 +67,7 @@ def layer_ramp(
     }
 
 
+@checked
 def lines(
     pre: nn.Module | State,
     ft: nn.Module | State,
@@ -113,6 +117,7 @@ def lines(
     return {name: value.clone() if name in own else edited[name] for name, value in end.items()}
 
 
+@checked
 def lines_lora(
     adapter: nn.Module | State, alpha: float, beta: float | None = None, blocks: str | Sequence[str] | None = None
 ) -> dict[str, Tensor]:
@@ -150,6 +155,7 @@ def lines_lora(
     return result
 
 
+@checked
 def norm_alpha(vectors: Sequence[TaskVector], merged: TaskVector) -> float:
     """Returns ``|sum_t tau_t|_1 / |merged|_1 / T``: the ramp's start for a merge of T tasks (1/T for a plain sum).
 
@@ -162,6 +168,7 @@ def norm_alpha(vectors: Sequence[TaskVector], merged: TaskVector) -> float:
     return task_arithmetic(vectors).l1_norm() / size / len(vectors)
 
 
+@checked
 def lines_merge(
     pre: nn.Module | State,
     fts: Sequence[nn.Module | State],
@@ -195,6 +202,7 @@ def lines_merge(
         >>> lines_merge(pre, [ft, ft], beta=0.5)["h.1.mlp.weight"]
         tensor([[2.]])
     """
+    check_nonempty(fts=fts)
     if not fts:
         raise ValueError("lines_merge needs at least 1 fine-tuned model, got 0")
     merge = _MERGES.get(method) if isinstance(method, str) else method
@@ -207,6 +215,7 @@ def lines_merge(
     return merged.apply_to(dict(state_of(pre)), layer_ramp(index, start, beta))
 
 
+@checked
 def lines_files(
     pre: str | Path,
     ft: str | Path,
@@ -239,6 +248,7 @@ def lines_files(
         stream_checkpoint([start, end], out, lambda name, a, b: torch.lerp(a, b, ramp[name], out=a))
 
 
+@checked
 def update_batch_norm(module: nn.Module, dataset: torch.utils.data.Dataset, batch_size: int = 256) -> nn.Module:
     """Re-estimates the running statistics of every BatchNorm, in place, as averages over the data; returns the module.
 
@@ -272,6 +282,7 @@ def update_batch_norm(module: nn.Module, dataset: torch.utils.data.Dataset, batc
     return module
 
 
+@checked
 def lines_method(alpha: float = 0.3) -> Method:
     """Returns the Method that scales the change since the pretrained state by depth, after training.
 

@@ -15,6 +15,7 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
+from heldout.errors import check_at_least, check_finite, check_nonempty, checked
 from heldout.weights.checkpoint import open_checkpoint
 from heldout.weights.streaming import stream_checkpoint
 from heldout.weights.task_vector import (
@@ -30,6 +31,7 @@ from heldout.weights.task_vector import (
 Candidate = TypeVar("Candidate")
 
 
+@checked
 def task_arithmetic(vectors: Sequence[TaskVector]) -> TaskVector:
     """Returns the sum of the task vectors. Source: arXiv:2212.04089.
 
@@ -39,10 +41,12 @@ def task_arithmetic(vectors: Sequence[TaskVector]) -> TaskVector:
         >>> task_arithmetic(tasks).apply_to(pre, scale=0.5)["weight"]
         tensor([1., 1.])
     """
+    check_nonempty(vectors=vectors)
     _needs(vectors, 1, "task_arithmetic")
     return combine(vectors, [1.0] * len(vectors))
 
 
+@checked
 def ties(vectors: Sequence[TaskVector], density: float = 0.2) -> TaskVector:
     """Returns the TIES merge: trim each task, elect a sign per entry, average the entries that agree with it.
 
@@ -61,6 +65,7 @@ def ties(vectors: Sequence[TaskVector], density: float = 0.2) -> TaskVector:
         >>> ties(tasks, density=1.0).delta["weight"]
         tensor([ 2., -2.,  4.])
     """
+    check_nonempty(vectors=vectors)
     _needs(vectors, 1, "ties")
     if not 0 < density <= 1:
         raise ValueError(f"ties needs 0 < density <= 1, got {density}")
@@ -96,6 +101,7 @@ def _magnitude_threshold(vector: TaskVector, density: float) -> Tensor:
     return magnitudes.kthvalue(len(magnitudes) - kept + 1).values
 
 
+@checked
 def consensus(vectors: Sequence[TaskVector], mask_threshold: float = 0.4, min_tasks: int = 2) -> TaskVector:
     """Returns the sum of the task vectors, kept only where at least ``min_tasks`` tasks use the weight (TALL masks).
 
@@ -112,6 +118,8 @@ def consensus(vectors: Sequence[TaskVector], mask_threshold: float = 0.4, min_ta
         >>> consensus(tasks).delta["weight"]
         tensor([2., 0.])
     """
+    check_nonempty(vectors=vectors)
+    check_at_least(1, min_tasks=min_tasks)
     _needs(vectors, max(min_tasks, 1), "consensus")
     if mask_threshold <= 0:
         raise ValueError(f"consensus needs mask_threshold > 0, got {mask_threshold}")
@@ -136,6 +144,7 @@ def sum_entries(parts: Sequence[Tensor]) -> Tensor:
     return total
 
 
+@checked
 def average(models: Sequence[nn.Module | State], coefficients: Sequence[float] | None = None) -> dict[str, Tensor]:
     """Returns the weighted average of models as a state dict: a soup. Source: arXiv:2203.05482.
 
@@ -150,6 +159,7 @@ def average(models: Sequence[nn.Module | State], coefficients: Sequence[float] |
         >>> average([{"weight": torch.zeros(1)}, {"weight": torch.ones(1)}])
         {'weight': tensor([0.5000])}
     """
+    check_nonempty(models=models)
     _needs(models, 1, "average")
     weights = [1 / len(models)] * len(models) if coefficients is None else list(coefficients)
     if len(weights) != len(models):
@@ -180,6 +190,7 @@ class BestScale(NamedTuple):
     scores: dict[float, float]
 
 
+@checked
 def search_scale(
     candidate: Callable[[float], Candidate], grid: Iterable[float], score: Callable[[Candidate], float]
 ) -> BestScale:
@@ -197,6 +208,7 @@ def search_scale(
         >>> search_scale(lambda scale: scale**2, [0.0, 0.5, 1.0], lambda value: -abs(value - 0.3)).value
         0.5
     """
+    check_finite(grid=grid)
     scores = {float(value): float(score(candidate(value))) for value in grid}
     numbers = {value: result for value, result in scores.items() if not math.isnan(result)}
     if not numbers:
@@ -205,6 +217,7 @@ def search_scale(
     return BestScale(best, numbers[best], scores)
 
 
+@checked
 def task_arithmetic_files(pre: str | Path, fts: Sequence[str | Path], out: str | Path, *, scale: float = 1.0) -> None:
     """Writes ``pre + scale * sum_t (ft_t - pre)`` from checkpoint files to ``out``, in a few MB of memory.
 
@@ -213,6 +226,7 @@ def task_arithmetic_files(pre: str | Path, fts: Sequence[str | Path], out: str |
     Raises:
         ValueError: if the checkpoints differ in names or shapes, are not safe to read, or hold NaN.
     """
+    check_nonempty(fts=fts)
     _needs(fts, 1, "task_arithmetic_files")
     keep = 1.0 - scale * len(fts)
 

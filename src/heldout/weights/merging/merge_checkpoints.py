@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from heldout.errors import check_fields, checked
 from heldout.weights.blocks import BlockIndex, find_blocks
 from heldout.weights.checkpoint import CHUNK, Checkpoint, Reader, open_checkpoint, pieces, write_file, write_folder
 from heldout.weights.merging.adapters import Adapter, is_adapter
@@ -59,7 +60,11 @@ class MergeReport:
     parameters: int
     copied: int
 
+    def __post_init__(self) -> None:
+        check_fields(self)
 
+
+@checked
 def merge_checkpoints(
     base: str | Path,
     finetuned: Sequence[str | Path],

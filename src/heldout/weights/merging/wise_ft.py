@@ -8,9 +8,11 @@ import warnings
 
 from torch import nn
 
+from heldout.errors import checked
 from heldout.weights.task_vector import interpolate
 
 
+@checked
 def wise_ft(
     model_pre: nn.Module, model_ft: nn.Module, alpha: float = 0.5, *, allow_extrapolation: bool = False
 ) -> nn.Module:

@@ -15,16 +15,19 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.utils import parametrize
 
+from heldout.errors import check_at_least, check_nonempty, check_positive, checked
 from heldout.method import Method, Run, Splits, evaluating, forward
 
 ScoreMethod = Literal["magnitude", "random", "snip", "grasp", "synflow"]
 
 
+@checked
 def weights_only(name: str, weight: Tensor) -> bool:
     """Tells whether a parameter is a floating-point weight with at least two axes: no biases, no norms."""
     return weight.ndim >= 2 and weight.is_floating_point()
 
 
+@checked
 def prune_scores(
     model: nn.Module,
     method: ScoreMethod = "magnitude",
@@ -87,6 +90,7 @@ def prune_scores(
     return dict(zip(chosen, scores, strict=True))
 
 
+@checked
 def make_mask(
     scores: Mapping[str, Tensor], density: float, scope: Literal["global", "local"] = "global"
 ) -> dict[str, Tensor]:
@@ -134,10 +138,13 @@ class MaskHandle:
         density: share of the masked tensors' weights that are kept.
     """
 
+    @checked
     def __init__(self, masked: list[tuple[nn.Module, str]], mask: Mapping[str, Tensor]) -> None:
+        check_nonempty(mask=mask)
         self._masked = masked
         self.density = sum(int(m.sum()) for m in mask.values()) / sum(m.numel() for m in mask.values())
 
+    @checked
     def remove(self, bake: bool = True) -> None:
         """Takes the masks off: with ``bake`` pruned weights are zeros, without it they have their hidden values."""
         for module, name in self._masked:
@@ -156,6 +163,7 @@ class _Mask(nn.Module):
         return torch.where(self.mask, weight, 0.0)
 
 
+@checked
 def apply_mask(model: nn.Module, mask: Mapping[str, Tensor]) -> MaskHandle:
     """Puts masks on a model's weights, in place: what is pruned acts as zero in every pass, whatever the optimizer.
 
@@ -198,6 +206,7 @@ def apply_mask(model: nn.Module, mask: Mapping[str, Tensor]) -> MaskHandle:
     return MaskHandle([(module, name) for module, name, _ in places], mask)
 
 
+@checked
 def rewind_ticket(
     model: nn.Module,
     init_state: Mapping[str, Tensor],
@@ -241,6 +250,7 @@ def rewind_ticket(
     return mask
 
 
+@checked
 def state_norm(
     state: Mapping[str, Tensor], p: int = 2, *, include: Callable[[str, Tensor], bool] = weights_only
 ) -> float:
@@ -250,12 +260,14 @@ def state_norm(
         >>> state_norm({"weight": torch.tensor([[3.0, -4.0]]), "bias": torch.ones(1)}, p=1)
         7.0
     """
+    check_at_least(1, p=p)
     norms = [torch.linalg.vector_norm(value.double(), p) for name, value in state.items() if include(name, value)]
     if not norms:
         raise ValueError("the state has no weights whose norm could be taken")
     return torch.linalg.vector_norm(torch.stack(norms), p).item()
 
 
+@checked
 def match_norm(
     state: Mapping[str, Tensor],
     target_norm: float,
@@ -277,6 +289,7 @@ def match_norm(
         >>> match_norm({"weight": torch.tensor([[3.0, -4.0]])}, 10.0)
         {'weight': tensor([[ 6., -8.]])}
     """
+    check_positive(target_norm=target_norm)
     norm = state_norm(state, p, include=include)
     if not (target_norm > 0 and norm > 0 and math.isfinite(target_norm / norm)):
         raise ValueError(f"both norms must be positive and finite, got {target_norm} for a state of norm {norm}")
@@ -284,6 +297,7 @@ def match_norm(
     return {name: value * factor if include(name, value) else value.clone() for name, value in state.items()}
 
 
+@checked
 def grokking_tickets(density: float = 0.4, epochs: int | None = None) -> Method:
     """Trains once, keeps the largest weights, rewinds them to the start, and trains this ticket instead.
 

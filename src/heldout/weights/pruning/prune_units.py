@@ -8,6 +8,8 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
+from heldout.errors import checked
+
 T = TypeVar("T")
 
 
@@ -23,6 +25,7 @@ class PruneCurve(NamedTuple, Generic[T]):
     values: list[T]
 
 
+@checked
 def prune_units(
     model: nn.Module,
     layer_in: str,

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from heldout.errors import check_at_least
+from heldout.errors import check_at_least, check_dimensions, check_fields, check_values, checked
 from heldout.weights.checkpoint import save_checkpoint
 from heldout.weights.quantization.activations import Activations
 from heldout.weights.quantization.block_rules import (
@@ -58,6 +58,9 @@ class Scaling:
     exponent: float
     errors: tuple[float, ...]
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
 
 @dataclass
 class AWQResult:
@@ -77,6 +80,10 @@ class AWQResult:
     clips: dict[str, Tensor] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+    @checked
     def save(self, path: str | Path) -> None:
         """Writes the result to one safetensors file."""
         tensors = {f"scale.{number}": scaling.scale for number, scaling in enumerate(self.scalings)}
@@ -86,6 +93,7 @@ class AWQResult:
         save_checkpoint({**tensors, "empty": torch.zeros(1)}, path, {"awq": json.dumps(facts)})
 
     @classmethod
+    @checked
     def load(cls, path: str | Path) -> AWQResult:
         """Returns the result in a file that ``save`` has written.
 
@@ -107,6 +115,7 @@ class AWQResult:
         return cls(**facts, scalings=scalings, clips=clips)
 
 
+@checked
 def awq_search(
     model: nn.Module,
     calib: Iterable[Tensor | Mapping[str, Any]],
@@ -216,6 +225,7 @@ def _first_output(inputs: BlockInputs, name: str, block: nn.Module) -> Tensor:
     return inputs.run(name, block, on=1)[0]
 
 
+@checked
 def apply_awq(model: nn.Module, result: AWQResult) -> nn.Module:
     """Scales and clips the weights of a model in place; ``rtn`` then quantises them. Returns the model.
 
@@ -246,6 +256,7 @@ def apply_awq(model: nn.Module, result: AWQResult) -> nn.Module:
     return model
 
 
+@checked
 def clip_search(weight: Tensor, moments: Tensor, bits: int, *, symmetric: bool = False) -> Tensor:
     """Returns the largest magnitude ``(out, groups)`` to clip each group of weights to before it is quantised.
 
@@ -263,6 +274,9 @@ def clip_search(weight: Tensor, moments: Tensor, bits: int, *, symmetric: bool =
         >>> clip_search(torch.tensor([[0.1, -0.2, 1.0, 0.3]]), torch.eye(4)[None], bits=2).shape
         torch.Size([1, 1])
     """
+    check_dimensions(2, weight=weight)
+    check_dimensions(3, moments=moments)
+    check_values(weight=weight, moments=moments)
     count, size = moments.shape[:2]
     groups = weight.float().reshape(-1, count, size)
     largest = groups.abs().amax(dim=-1)

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from heldout.errors import check_fields, checked
 from heldout.weights.blocks import find_blocks
 from heldout.weights.quantization.blockwise import first
 from heldout.weights.quantization.quantize import is_linear, linears, weight_of
@@ -41,6 +42,9 @@ class ScaleGroup:
     consumers: tuple[str, ...]
     inspect: str
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
 
 @dataclass(frozen=True)
 class BlockRule:
@@ -55,6 +59,9 @@ class BlockRule:
     groups: tuple[ScaleGroup, ...]
     unclipped: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 Rule = Callable[[Any], BlockRule]
@@ -74,11 +81,13 @@ class ScaledActivation(nn.Module):
 
     scale: Tensor
 
+    @checked
     def __init__(self, activation: nn.Module, scale: Tensor) -> None:
         super().__init__()
         self.activation = activation
         self.register_buffer("scale", scale.clone())
 
+    @checked
     def forward(self, x: Tensor) -> Tensor:
         return self.activation(x) / self.scale.to(x.dtype)
 
@@ -109,6 +118,7 @@ def block_stacks(model: nn.Module, rules: Mapping[type[nn.Module], Rule] | None 
     return [{name: model.get_submodule(name) for name in stack} for stack in names]
 
 
+@checked
 def block_linears(model: nn.Module, rules: Mapping[type[nn.Module], Rule] | None = None) -> dict[str, nn.Module]:
     """Returns the linear layers inside the transformer blocks by name: what AWQ and GPTQ quantise.
 
@@ -119,6 +129,7 @@ def block_linears(model: nn.Module, rules: Mapping[type[nn.Module], Rule] | None
     return {name: module for name, module in linears(model, skip=()).items() if module in inside}
 
 
+@checked
 def derive_rule(
     block: nn.Module, layers: Mapping[str, nn.Module], run: Callable[[], Tensor], *, activations: bool = True
 ) -> BlockRule:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from heldout.errors import check_nonnegative
+from heldout.errors import check_dimensions, check_nonnegative, check_values, checked
 from heldout.weights.quantization.block_rules import Rule, block_linears, block_stacks
 from heldout.weights.quantization.blockwise import BlockInputs, evaluating, watching
 from heldout.weights.quantization.quantize import (
@@ -25,6 +25,7 @@ from heldout.weights.quantization.quantize import (
 )
 
 
+@checked
 def gptq(
     model: nn.Module,
     calib: Iterable[Tensor | Mapping[str, Any]],
@@ -90,6 +91,7 @@ def gptq(
     return quantised
 
 
+@checked
 def gptq_quantize(
     w: Tensor,
     moments: Tensor,
@@ -120,6 +122,8 @@ def gptq_quantize(
         >>> q.q.shape, q.scale.shape
         (torch.Size([4, 8]), torch.Size([4, 1]))
     """
+    check_dimensions(2, w=w, moments=moments)
+    check_values(w=w, moments=moments)
     check_floating_point(w, scale_dtype)
     check_nonnegative(damping=damping)
     rows, columns = w.shape

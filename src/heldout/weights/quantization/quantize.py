@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from heldout.errors import check_at_least, check_dimensions, check_nonempty, checked
+
 _PIECE = 1 << 18  # levels, a multiple of 32
 
 
@@ -44,6 +46,7 @@ class QTensor(NamedTuple):
         return 4 * words + self.scale.nbytes
 
 
+@checked
 def group_quantize(
     w: Tensor, bits: int = 4, group_size: int = 128, *, symmetric: bool = False, scale_dtype: torch.dtype | None = None
 ) -> QTensor:
@@ -71,6 +74,8 @@ def group_quantize(
         >>> tensor.q.tolist(), tensor.scale.tolist(), tensor.zero.tolist()
         ([[0, 1, 2, 3]], [[1.0]], [[0]])
     """
+    check_dimensions(2, w=w)
+    check_nonempty(w=w)
     scale, zero = group_range(w, bits, group_size, symmetric=symmetric, scale_dtype=scale_dtype)
     groups = _grouped(w, group_size)
     q = (groups / scale[..., None].to(groups.dtype)).round_().add_(zero[..., None]).clamp_(0, 2**bits - 1)
@@ -98,6 +103,7 @@ def group_range(
     return scale, (-(low / scale.to(low.dtype)).round()).clamp_(0, 2**bits - 1)
 
 
+@checked
 def dequantize(tensor: QTensor) -> Tensor:
     """Returns the matrix ``(q - zero) * scale``, in the data type of the scales.
 
@@ -110,6 +116,7 @@ def dequantize(tensor: QTensor) -> Tensor:
     return groups.sub_(zero).mul_(tensor.scale[..., None]).reshape(tensor.q.shape)
 
 
+@checked
 def fake_quantize(w: Tensor, bits: int = 4, group_size: int = 128, *, symmetric: bool = False) -> Tensor:
     """Returns ``dequantize(group_quantize(w, ...))`` without making the levels: the weight with its rounding error.
 
@@ -117,12 +124,15 @@ def fake_quantize(w: Tensor, bits: int = 4, group_size: int = 128, *, symmetric:
         >>> fake_quantize(torch.tensor([[0.0, 1.2, 3.0]]), bits=2, group_size=3)
         tensor([[0., 1., 3.]])
     """
+    check_dimensions(2, w=w)
+    check_nonempty(w=w)
     scale, zero = group_range(w, bits, group_size, symmetric=symmetric)
     step, level = scale[..., None], zero[..., None]
     rounded = (_grouped(w, group_size) / step).round_().add_(level).clamp_(0, 2**bits - 1)
     return rounded.sub_(level).mul_(step).view(w.shape)
 
 
+@checked
 def pack_codes(q: Tensor, bits: int) -> Tensor:
     """Returns the levels of each row packed densely into int32 words, the first level in the lowest bits.
 
@@ -146,6 +156,8 @@ def pack_codes(q: Tensor, bits: int) -> Tensor:
         >>> unpack_codes(pack_codes(torch.tensor([[1, 2, 3]], dtype=torch.uint8), bits=4), 4, columns=3).tolist()
         [[1, 2, 3]]
     """
+    check_dimensions(2, q=q)
+    check_nonempty(q=q)
     _check_packing(bits)
     if q.dtype != torch.uint8 or q.dim() != 2:
         raise ValueError(f"expected a uint8 matrix of levels, got {q.dtype} of shape {tuple(q.shape)}")
@@ -163,6 +175,7 @@ def pack_codes(q: Tensor, bits: int) -> Tensor:
     return words if not padding else words[:, : -(-columns * bits // 32)].contiguous()
 
 
+@checked
 def unpack_codes(packed: Tensor, bits: int, columns: int) -> Tensor:
     """Returns the uint8 levels ``(rows, columns)`` that ``pack_codes`` has packed.
 
@@ -174,6 +187,9 @@ def unpack_codes(packed: Tensor, bits: int, columns: int) -> Tensor:
     Raises:
         ValueError: if the shape does not fit ``bits`` and ``columns``.
     """
+    check_dimensions(2, packed=packed)
+    check_nonempty(packed=packed)
+    check_at_least(1, columns=columns)
     _check_packing(bits)
     words = -(-columns * bits // 32)
     if packed.dtype != torch.int32 or packed.shape[1:] != (words,):
@@ -280,6 +296,7 @@ _PACKERS = {2: _pack_2, 3: _pack_3, 4: _pack_4, 8: _pack_8}
 _UNPACKERS = {2: _unpack_2, 3: _unpack_3, 4: _unpack_4, 8: _unpack_8}
 
 
+@checked
 def linears(model: nn.Module, skip: Collection[str] = ("lm_head", "embed")) -> dict[str, nn.Module]:
     """Returns the linear layers (``nn.Linear`` and transformers' ``Conv1D``) by name.
 
@@ -310,6 +327,7 @@ def weight_of(module: nn.Module) -> Tensor:
     return weight.detach().T if type(module).__name__ == "Conv1D" else weight.detach()
 
 
+@checked
 def rtn(
     model: nn.Module,
     bits: int = 4,

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from heldout.errors import check_fields, checked
 from heldout.measure import perplexity
 from heldout.weights.checkpoint import companions, open_checkpoint, save_checkpoint
 from heldout.weights.quantised_files import check_not_quantised
@@ -72,7 +73,11 @@ class QuantizeReport:
     seconds: float
     notes: tuple[str, ...]
 
+    def __post_init__(self) -> None:
+        check_fields(self)
 
+
+@checked
 def quantize_folder(
     folder: str | Path,
     out: str | Path,
