@@ -155,3 +155,11 @@ BAD = [
 def test_what_is_wrong_is_told_in_one_line(write, text, message):
     with pytest.raises(ProblemError, match=message):
         check_problem(load_problem(write(f"{TEXT}\n{text}\n")))
+
+
+def test_no_shift_is_made_of_texts(problem):
+    from heldout.improve.selection import selection_sets
+
+    found, warning = selection_sets(problem, "both")
+    assert list(found) == ["val"]
+    assert "cannot be selected for robustness" in warning

@@ -197,8 +197,10 @@ def _arguments(module: nn.Module, whole: Mapping[str, Tensor]) -> tuple[tuple[An
     if "x" in named:
         return (), named
     if len(parameters) == 1 and not any(p.kind is p.VAR_POSITIONAL for p in parameters.values()):
-        data = require("torch_geometric.data").Data
-        return (data(**whole),), {}
+        require("torch_geometric")
+        from torch_geometric.data import Data
+
+        return (Data(**whole),), {}
     return (whole["x"], whole["edge_index"]), {name: value for name, value in named.items() if name != "edge_index"}
 
 
