@@ -103,7 +103,7 @@ def _build(node: ast.expr, expression: str, own: Mapping[str, Method | Callable[
         raise ValueError(f"method {ast.unparse(node)!r}: {error}") from None
 
 
-def space(expression: str, own: Mapping[str, Method] | None = None) -> Space:
+def space(expression: str, own: Mapping[str, Method | Callable[..., Method]] | None = None) -> Space:
     """Returns what is worth searching of a Method, by ``"method.parameter"``: published values, or a range.
 
     A composition has the parameters of all its parts. What the expression sets is the user's choice, and Methods of
@@ -135,7 +135,9 @@ def space(expression: str, own: Mapping[str, Method] | None = None) -> Space:
     return found
 
 
-def default_settings(expression: str, own: Mapping[str, Method] | None = None) -> dict[str, Any]:
+def default_settings(
+    expression: str, own: Mapping[str, Method | Callable[..., Method]] | None = None
+) -> dict[str, Any]:
     """Returns what the parameters in ``space`` are where nothing is set.
 
     Example:

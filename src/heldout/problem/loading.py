@@ -95,12 +95,8 @@ def load_problem(path: str | Path, *, device: str | None = None) -> Problem:
         asked_kind=names.get("kind"),
         asked_device=device,
         own_methods=dict(names.get("methods", {})),
-        own_train=_function(names, file, "train", "train(model, splits, stages, seed) -> model"),
-        sampler=_function(names, file, "sampler", "sampler(train) -> Sampler") or _always(sampler),
-        patience=names.get("early_stopping"),
-        compiled=names.get("compile", False),
+        **_training(names, file, sampler),
     )
-    _check_training(problem)
     _check_device(problem, device, names)
     if callable(metric):
         problem.measure, problem.asked_metric, problem.asked_maximise = metric, metric.__name__, goal == "max"
@@ -139,12 +135,8 @@ def _language(file: Path, names: Mapping[str, Any], splits: Splits, device: str 
         _with_start(splits, names, file),
         _recipe(names, splits.train),
         asked_device=device,
-        own_train=_function(names, file, "train", "train(model, splits, stages, seed) -> model"),
-        sampler=_function(names, file, "sampler", "sampler(train) -> Sampler"),
-        patience=names.get("early_stopping"),
-        compiled=names.get("compile", False),
+        **_training(names, file),
     )
-    _check_training(problem)
     _check_device(problem, device, names)
     return problem
 
@@ -174,20 +166,21 @@ def _function(names: Mapping[str, Any], file: Path, name: str, form: str) -> Cal
     return value
 
 
-def _check_training(problem: Problem) -> None:
-    if problem.patience is not None and (not isinstance(problem.patience, int) or problem.patience < 1):
-        raise ProblemError(
-            f"{problem.path}: early_stopping must be a number of epochs, at least 1, got {problem.patience!r}"
-        )
-    if problem.compiled and not isinstance(problem.compiled, bool | Mapping):
-        raise ProblemError(f"{problem.path}: compile must be True or a dict of options, got {problem.compiled!r}")
-    if problem.own_train is not None:
-        also: list[str] = [
-            key for key in ("optimizer", "schedule", "augment", "max_grad_norm") if key in problem.given_recipe
-        ]
-        also += [key for key, value in (("sampler", problem.sampler), ("early_stopping", problem.patience)) if value]
+def _training(names: Mapping[str, Any], file: Path, sampler: Sampler | None = None) -> dict[str, Any]:
+    """How the file says that its model is trained, as fields of ``Problem``; ``sampler`` is a DataLoader's."""
+    patience, compiled = names.get("early_stopping"), names.get("compile", False)
+    if patience is not None and (not isinstance(patience, int) or patience < 1):
+        raise ProblemError(f"{file}: early_stopping must be a number of epochs, at least 1, got {patience!r}")
+    if not isinstance(compiled, bool | Mapping):
+        raise ProblemError(f"{file}: compile must be True or a dict of options, got {compiled!r}")
+    train = _function(names, file, "train", "train(model, splits, stages, seed) -> model")
+    own_sampler = _function(names, file, "sampler", "sampler(train) -> Sampler") or _always(sampler)
+    if train is not None:
+        also: list[str] = [key for key in ("optimizer", "schedule", "augment", "max_grad_norm") if key in names]
+        also += [key for key, value in (("sampler", own_sampler), ("early_stopping", patience)) if value]
         if also:
-            raise ProblemError(f"{problem.path}: train() takes the place of heldout.fit: it has to do {also[0]} itself")
+            raise ProblemError(f"{file}: train() takes the place of heldout.fit: it has to do {also[0]} itself")
+    return {"own_train": train, "sampler": own_sampler, "patience": patience, "compiled": compiled}
 
 
 def _with_examples(fields: Mapping[str, Any], length: int | None) -> Splits:
