@@ -64,6 +64,7 @@ ALLOWED = {
         "problem.kind_of(targets=labels that are no integers)",
         "problem.kind_of(targets=one entry less)",
     ],
+    "a curve has gaps where a run diverged": ["study.log_curve(value=NaN)", "study.log_curve(value=inf)"],
     "accuracy is defined on all targets": [
         "problem.Kind.defined(targets=a label of -1)",
         "problem.Kind.defined(targets=labels that are no integers)",
@@ -221,6 +222,7 @@ NOT_COVERED = {
     "it is a Trainer or a Method that trains": {"MethodTrainer", "finish"},
     "its argument is an object of a world, or of files, that its own test makes": {
         "edit_problem", "probe_prompt", "adapter_task_vectors", "quantize_folder", "BlockIndex", "Checkpoint", "Claim",
+        "alike", "answers_of", "flattened", "restored", "text_losses", "methods_table", "read_saved", "save",
     },
 }  # fmt: skip
 

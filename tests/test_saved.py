@@ -14,7 +14,7 @@ from torch import nn
 import heldout
 from heldout import Method
 from heldout.adapt import DRM, ITTA, AdaNPCBN, PseudoLabel, SteerConfig, Stream, Tent
-from heldout.methods import available, on_request, parse
+from heldout.methods import available, parse
 from heldout.nn import LogitEnsemble, split_head
 from heldout.problem import load_problem
 from heldout.saved import Loaded, digest_of, load
@@ -88,7 +88,7 @@ COMBINED = [
     "itta(size='channel',depth=2)", "ghost_batch_norm(ghost_size=4)+tent(lr=0.05)", "pego+t3a", "centre+adanpc(k=3)",
     "centre", "own_tent", "shifted",
 ]  # fmt: skip
-EXPRESSIONS = ["baseline", *(OPTIONS.get(name, name) for name in available() if name not in on_request()), *COMBINED]
+EXPRESSIONS = ["baseline", *(OPTIONS.get(name, name) for name in available()), *COMBINED]
 
 
 @pytest.fixture(scope="module")

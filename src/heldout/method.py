@@ -113,6 +113,7 @@ def _as_datasets(data: Any, name: str) -> Any:
     return as_dataset(data, name)
 
 
+@checked
 def forward(module: Callable[..., Any], inputs: Any) -> Tensor:
     """Returns the model's output tensor for tensor, tuple or dict inputs, taking ``.logits`` of a dataclass output."""
     if isinstance(inputs, Mapping):
@@ -132,20 +133,20 @@ def forward(module: Callable[..., Any], inputs: Any) -> Tensor:
 
 
 @checked
-def device_of(module: nn.Module) -> torch.device:
+def device_of(module: torch.nn.Module) -> torch.device:
     """Returns the device of a module's parameters, the CPU where it has none."""
     return next((p.device for p in module.parameters()), torch.device("cpu"))
 
 
 @checked
-def why_no_class_labels(targets: Tensor) -> str | None:
+def why_no_class_labels(targets: torch.Tensor) -> str | None:
     """Returns why a method that needs class labels cannot use these targets, or None."""
     return "it needs class labels, the targets are real numbers" if targets.is_floating_point() else None
 
 
 @checked
 @contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
+def evaluating(module: torch.nn.Module) -> Iterator[None]:
     """Puts a module and its parts into eval mode inside the block, and each part's own mode back afterwards."""
     training = [part for part in module.modules() if part.training]
     for part in training:

@@ -103,6 +103,7 @@ def _build(node: ast.expr, expression: str, own: Mapping[str, Method | Callable[
         raise ValueError(f"method {ast.unparse(node)!r}: {error}") from None
 
 
+@checked
 def space(expression: str, own: Mapping[str, Method | Callable[..., Method]] | None = None) -> Space:
     """Returns what is worth searching of a Method, by ``"method.parameter"``: published values, or a range.
 
@@ -135,6 +136,7 @@ def space(expression: str, own: Mapping[str, Method | Callable[..., Method]] | N
     return found
 
 
+@checked
 def default_settings(
     expression: str, own: Mapping[str, Method | Callable[..., Method]] | None = None
 ) -> dict[str, Any]:
@@ -151,6 +153,7 @@ def default_settings(
     return found
 
 
+@checked
 def with_settings(expression: str, settings: Mapping[str, Any]) -> str:
     """Returns the expression with parameters set, by ``"method.parameter"`` as in ``space``.
 
@@ -183,4 +186,7 @@ def _parts(expression: str) -> list[tuple[str, ast.Call | None]]:
         name = call.func if call else node
         return [(name.id if isinstance(name, ast.Name) else "", call)]
 
-    return parts(ast.parse(expression.strip(), mode="eval").body)
+    try:
+        return parts(ast.parse(expression.strip(), mode="eval").body)
+    except SyntaxError:
+        raise ValueError(f"cannot read the expression {expression!r}: write it like 'useful + sam(rho=0.1)'") from None

@@ -209,7 +209,7 @@ def test_a_judge_must_return_a_bool():
 
 
 def test_a_language_model_must_generate_texts():
-    with pytest.raises(TypeError, match=r"needs a method generate.*function"):
+    with pytest.raises(TypeError, match=r"lm must be an LM .*function"):
         self_targets(lambda prompts: prompts, PAIRS, always(True))
     with pytest.raises(TypeError, match=r"TransformersLM\(model, tokenizer\)"):
         self_targets(llama()[0], PAIRS, always(True))

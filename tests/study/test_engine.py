@@ -73,7 +73,7 @@ def test_seeds_are_counted_from_the_first_or_given(options, seeds):
         ({"seeds": []}, "seeds must be a count"),
         ({"first_seed": -1}, "seeds must be a count"),
         ({"arms": []}, "arms must be a list"),
-        ({"arms": "x1"}, "arms must be a list"),
+        ({"arms": "x1"}, "arms must be a sequence"),
         ({"workers": 0}, "workers must be at least 1"),
         ({"threads": 0}, "threads must be at least 1"),
         ({"time_limit": 0}, "time_limit must be positive"),
@@ -81,7 +81,7 @@ def test_seeds_are_counted_from_the_first_or_given(options, seeds):
     ],
 )
 def test_wrong_options_are_refused_before_any_run(options, message):
-    with pytest.raises((StudyError, ValueError), match=message):
+    with pytest.raises((StudyError, ValueError, TypeError), match=message):
         run_study(study(), **options)
     assert not calls
 

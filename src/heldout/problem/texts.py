@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset
 
 from heldout.data import gather
+from heldout.errors import checked
 from heldout.lm import TransformersLM
 from heldout.method import Batch, Run, evaluating, forward
 from heldout.nn import inputs_for
@@ -69,6 +70,7 @@ class Texts(Dataset[dict[str, Any]]):
         (tensor([2., 2.]), 5)
     """
 
+    @checked
     def __init__(self, rows: Any, language: Language, *, packed: bool = False) -> None:
         tokenizer, limit = language.tokenizer, language.max_length
         whole = encode_rows(rows, tokenizer, max_length=None if language.truncate else limit)

@@ -70,7 +70,7 @@ def recording() -> Iterator[Record]:
 
 
 @checked
-def log_curve(name: str, step: float, value: float) -> None:
+def log_curve(name: str, step: float, value: Any) -> None:
     """Adds the point (step, value) to a curve of this run; does nothing outside of a run.
 
     ``value`` may be anything that ``float`` takes; a value that is not finite is kept as a gap. A step must be finite.
@@ -78,12 +78,13 @@ def log_curve(name: str, step: float, value: float) -> None:
     Example:
         >>> log_curve("train_loss", 1, 0.25)
     """
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"value of curve {name!r} must be a number, got {value!r}") from None
     record = _current.get()
     if record is None:
         return
-    if not math.isfinite(step):
-        raise ValueError(f"the step of curve {name!r} must be finite, got {step!r}")
-    number = float(value)
     curve = record.curves.setdefault(plain_name(str(name)), Curve())
     curve.add(step if isinstance(step, int) else float(step), number if math.isfinite(number) else None)
 

@@ -8,12 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from heldout.errors import check_at_least, checked
-from heldout.method import Method, Run, forward
-from heldout.nn import inputs_for
+from heldout.method import Method, Run
+from heldout.nn import LogitEnsemble
 from heldout.train.supervised import seeded
 
 SEED_STEP = 7919  # between members
@@ -59,15 +58,7 @@ def deep_ensemble(size: int = 5) -> Method:
 
     def predict(run: Run, module: nn.Module) -> Callable[[Any], Tensor]:
         members = [module, *run.state["deep_ensemble"]]
-
-        def averaged(inputs: Any) -> Tensor:
-            with torch.no_grad():
-                outputs = torch.stack([forward(member, inputs_for(member, inputs)) for member in members])
-            if run.task == "regression":
-                return outputs.mean(0)
-            return outputs.log_softmax(-1).logsumexp(0) - torch.tensor(float(size)).log()
-
-        return averaged
+        return LogitEnsemble(members, mode="logits" if run.task == "regression" else "probabilities").eval()
 
     return Method("deep_ensemble", model=model, predict=predict)
 

@@ -88,7 +88,7 @@ def test_bad_input_is_named():
         cross_task(echo, [task("bare", ("a", ()))], only_input)
     with pytest.raises(ValueError, match="0 texts for 1 prompts"):
         cross_task(lambda prompts: [], [fine], only_input)
-    with pytest.raises(TypeError, match="an LM or a function of prompts, got int"):
+    with pytest.raises(TypeError, match=r"model must be an LM .* or callable, got 3"):
         cross_task(3, [fine], only_input)
 
 

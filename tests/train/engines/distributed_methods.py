@@ -14,7 +14,7 @@ from heldout.methods import parse
 from heldout.train import LightningMethod
 
 warnings.simplefilter("ignore")
-FOLDER, PROCESSES = sys.argv[1], int(os.environ["WORLD_SIZE"])
+FOLDER, PROCESSES = sys.argv[-1], int(os.environ.get("WORLD_SIZE", "1"))
 OWN = {"penalty": Method("penalty", loss=Added(lambda run, batch: 0.1 * batch.logits.square().mean()))}
 METHODS = ["baseline", "sam(rho=0.5)", "sam(rho=0.5)+penalty", "rm3", "divdis", "dbat", "pego(rank=2,reduction='mean')",
            "ps_kd", "drm(estimate='discriminator')"]  # fmt: skip
