@@ -64,6 +64,7 @@ ALLOWED = {
         "problem.kind_of(targets=labels that are no integers)",
         "problem.kind_of(targets=one entry less)",
     ],
+    "it refuses when it is entered": [f"method.evaluating(module={kind})" for kind in ("None", "an object", "text")],
     "a curve has gaps where a run diverged": ["study.log_curve(value=NaN)", "study.log_curve(value=inf)"],
     "accuracy is defined on all targets": [
         "problem.Kind.defined(targets=a label of -1)",

@@ -146,7 +146,7 @@ def why_no_class_labels(targets: torch.Tensor) -> str | None:
 
 @checked
 @contextmanager
-def evaluating(module: torch.nn.Module) -> Iterator[None]:
+def evaluating(module: nn.Module) -> Iterator[None]:
     """Puts a module and its parts into eval mode inside the block, and each part's own mode back afterwards."""
     training = [part for part in module.modules() if part.training]
     for part in training:
