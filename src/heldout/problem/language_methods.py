@@ -6,18 +6,20 @@ They stand under the names of the catalog, in whose place they go where a proble
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from heldout import losses
 from heldout.data import self_targets
 from heldout.lm import TransformersLM
 from heldout.losses import soft_cross_entropy
 from heldout.method import Batch, Method, Run, Splits
 from heldout.problem.texts import Texts, plain, tokens_of
 from heldout.train import ProgressiveSelfDistillation
-from heldout.weights import interpolate, lines_lora, lines_method
+from heldout.weights import lines_lora, lines_method, wise_ft_method
 
 MOST_KEPT = 2**28  # bytes of predictions that ps_kd keeps whole
 RIGHT = 0.5  # an answer whose score is above is right
@@ -35,14 +37,13 @@ def label_smoothing(smoothing: float = 0.1) -> Method:
         >>> label_smoothing(0.2).stages
         ('loss',)
     """
-    if not 0 <= smoothing < 1:
-        raise ValueError(f"smoothing must lie in [0, 1), got {smoothing}")
+    smooth = losses.label_smoothing(smoothing)
 
     def loss(run: Run, batch: Batch) -> Tensor:
         logits, labels, _ = tokens_of(run, batch)
         return F.cross_entropy(logits, labels, label_smoothing=smoothing)
 
-    return Method("label_smoothing", loss=loss, check=_why_weighted)
+    return replace(smooth, loss=loss, check=_why_weighted)
 
 
 def ps_kd(
@@ -135,21 +136,7 @@ def lines(alpha: float = 0.3) -> Method:
         >>> lines(0.5).stages
         ('weights',)
     """
-    whole = lines_method(alpha)
-
-    def weights(run: Run, module: nn.Module) -> nn.Module:
-        if adapted(module):
-            return _with_adapter(module, lines_lora(module, alpha))
-        assert whole.weights is not None
-        return whole.weights(run, module)
-
-    def check(module: nn.Module, splits: Splits) -> str | None:
-        assert whole.check is not None
-        if adapted(module):
-            return _why_not(lambda: lines_lora(module, alpha))
-        return whole.check(module, splits) if splits.initial_state is not None else _NO_START
-
-    return Method("lines", weights=weights, check=check)
+    return _by_start(lines_method(alpha), lambda module: lines_lora(module, alpha))
 
 
 def wise_ft(alpha: float = 0.5) -> Method:
@@ -167,25 +154,7 @@ def wise_ft(alpha: float = 0.5) -> Method:
         >>> wise_ft(0.7).stages
         ('weights',)
     """
-    if not 0 <= alpha <= 1:
-        raise ValueError(f"alpha must lie in [0, 1], got {alpha}")
-
-    def weights(run: Run, module: nn.Module) -> nn.Module:
-        if adapted(module):
-            return _with_adapter(module, lines_lora(module, alpha, 0.0))
-        own = module.state_dict()
-        module.load_state_dict(interpolate({name: run.initial_state[name] for name in own}, own, alpha))
-        return module
-
-    def check(module: nn.Module, splits: Splits) -> str | None:
-        if adapted(module):
-            return _why_not(lambda: lines_lora(module, alpha, 0.0))
-        if splits.initial_state is None:
-            return _NO_START
-        missing = [name for name in module.state_dict() if name not in splits.initial_state]
-        return f"the pretrained state has no {missing[0]}" if missing else None
-
-    return Method("wise_ft", weights=weights, check=check)
+    return _by_start(wise_ft_method(alpha), lambda module: lines_lora(module, alpha, 0.0))
 
 
 def bang(alpha: float = 0.5, smoothing: float = 0.1) -> Method:
@@ -223,6 +192,24 @@ _NO_START = (
 def adapted(module: nn.Module) -> bool:
     """Returns whether a model has LoRA adapters, as peft gives it."""
     return any("lora_B" in name or "lora_embedding_B" in name for name, _ in module.named_parameters())
+
+
+def _by_start(whole: Method, adapter: Callable[[nn.Module], dict[str, Tensor]]) -> Method:
+    """A Method of the change since the start, acting by ``adapter`` on models whose change is an adapter's."""
+
+    def weights(run: Run, module: nn.Module) -> nn.Module:
+        if adapted(module):
+            return _with_adapter(module, adapter(module))
+        assert whole.weights is not None
+        return whole.weights(run, module)
+
+    def check(module: nn.Module, splits: Splits) -> str | None:
+        if adapted(module):
+            return _why_not(lambda: adapter(module))
+        assert whole.check is not None
+        return whole.check(module, splits) if splits.initial_state is not None else _NO_START
+
+    return replace(whole, weights=weights, check=check)
 
 
 def _with_adapter(module: nn.Module, state: dict[str, Tensor]) -> nn.Module:
