@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import itertools
 import math
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from heldout.catalog import named_methods
 from heldout.improve.costs import Costs
-from heldout.improve.plan import Plan
+from heldout.improve.plan import SHARE, Plan
 from heldout.improve.trials import Search
 from heldout.improve.verdict import BASELINE, ranking
 from heldout.methods import parse
 from heldout.problem import Problem, inapplicable
-from heldout.study import Results
+from heldout.study import Event, Results
 
 COMBINED = 3  # of the best methods are combined
 
@@ -26,15 +28,18 @@ def select_finalists(
     """Successive halving, then combinations; returns the candidates worth confirming, best first, every rung, failures.
 
     What is not better than the baseline by its validation score, or by its validation loss where the scores tie, is not
-    worth confirming; the best is, in any case.
+    worth confirming; the best is, in any case. Methods that act after training go first, for they cost least; then the
+    file's own and the plain ones of the catalog, which cost about as much as the baseline.
     """
-    screened = sorted(candidates, key=lambda name: name not in search.after)
-    if not plan.short_epochs:
-        return screened[:1], [], []
+    plain = {*search.problem.own_methods, *(name for name, method in named_methods().items() if method.of is None)}
+    screened = sorted(candidates, key=lambda name: (name not in search.after, name.partition("(")[0] not in plain))
+    if len(candidates) == 1:
+        return screened, [], []
     names = [name for name in screened if not plan.long_epochs or name not in search.after] or screened
-    search.say(f"Screening {len(names)} methods with {plan.short_epochs} epochs, as far as the time goes")
-    first = search.screen([BASELINE, *names], plan.short_epochs, plan.short_seeds)
-    rung = _rank(search, first, names, "screening", plan.short_epochs)
+    epochs = plan.short_epochs or plan.epochs
+    search.say(f"Screening {len(names)} methods with {epochs} epochs, as far as the time goes")
+    first = _screened(search, plan, names, epochs)
+    rung = _rank(search, first, names, "screening", epochs)
     rungs, failed = [rung], list(first.failed)
     ranked, final = _scored(rung), list(rung["candidates"])
     if plan.long_epochs:
@@ -59,10 +64,38 @@ def select_finalists(
     final = [entry for entry in ranking(final, search.step) if entry["gain"] is not None]
     half = search.step / 2
     promising = [e for e in final if e["gain"] > half or (e["gain"] > -half and e["loss_gain"] > 0)]
-    chosen = [entry["method"] for entry in promising or final[:1]]
+    chosen = [entry["method"] for entry in promising or final[:1]] or screened[:1]
     for rung in rungs[1:] or rungs:
         _mark(rung, chosen)
     return chosen, rungs, failed
+
+
+def _screened(search: Search, plan: Plan, names: Sequence[str], epochs: int) -> Results:
+    """The first rung; where the plan cannot pay for all of it, as much as leaves time to confirm the best of them.
+
+    The plan sets aside what a method usually costs; here that is what the dearest of those trained so far has cost.
+    """
+    if plan.screened >= len(names):
+        return search.screen([BASELINE, *names], epochs, plan.short_seeds)
+    begun: dict[tuple[str, int], float] = {}
+    spent: dict[str, float] = {}
+
+    def watch(event: Event) -> None:
+        if event.kind == "started":
+            begun[event.arm, event.seed] = time.monotonic()
+        elif event.kind == "finished":
+            spent[event.arm] = time.monotonic() - begun[event.arm, event.seed]
+        if search.progress is not None:
+            search.progress(event)
+
+    def late() -> bool:
+        if BASELINE not in spent:
+            return time.monotonic() >= search.stop_choosing
+        dearest = max(spent.values())
+        confirmation = plan.seeds * (spent[BASELINE] + dearest) / SHARE / max(1, search.workers)
+        return time.monotonic() >= search.stop - confirmation - dearest
+
+    return search.screen([BASELINE, *names], epochs, plan.short_seeds, deadline=late, progress=watch)
 
 
 def measured_costs(search: Search, plan: Plan, rungs: Sequence[Mapping[str, Any]], plain: float) -> Costs:

@@ -148,7 +148,15 @@ class Search:
             shared_setup=True,
         )
 
-    def screen(self, candidates: Iterable[str] | Mapping[str, Candidate], epochs: int, seeds: int) -> Results:
+    def screen(
+        self,
+        candidates: Iterable[str] | Mapping[str, Candidate],
+        epochs: int,
+        seeds: int,
+        *,
+        deadline: Callable[[], bool] | None = None,
+        progress: Any = None,
+    ) -> Results:
         if not isinstance(candidates, Mapping):
             candidates = {name: Candidate(name) for name in candidates}
         results = run_study(
@@ -158,8 +166,8 @@ class Search:
             first_seed=SCREENING_SEED,
             on=self.executor,
             store=self.store,
-            deadline=self.stop_choosing,
-            progress=self.progress,
+            deadline=deadline or self.stop_choosing,
+            progress=progress or self.progress,
         )
         tell_runs(results, self.on_event)
         return results

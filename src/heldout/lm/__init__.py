@@ -4,7 +4,7 @@ from heldout.language_model import LM, Completion, Prompt
 from heldout.lm.models.bases import LlamaBase, stdlib_llama
 from heldout.lm.models.encoding import context_of, ids_of_prompt
 from heldout.lm.models.endpoint import BudgetError, EndpointError, EndpointLM
-from heldout.lm.models.generation import generate_ids
+from heldout.lm.models.generation import end_tokens, generate_ids
 from heldout.lm.models.kept_answers import CachedLM
 from heldout.lm.models.local import TransformersLM
 from heldout.lm.models.pretrained import cut_vocabulary, smollm
@@ -125,6 +125,7 @@ __all__ = [
     "cut_vocabulary",
     "distill_skills",
     "encode_examples",
+    "end_tokens",
     "final_answer",
     "format_ok",
     "generate_ids",

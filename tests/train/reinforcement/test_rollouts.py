@@ -70,6 +70,15 @@ def test_the_end_token_ends_a_turn_and_is_kept_where_it_ends_the_episode(counter
     assert tokenizer.eos_token_id not in going.completion_ids[:2]
 
 
+def test_every_end_token_of_the_model_is_left_out_before_an_observation(counter, tokenizer, monkeypatch):
+    (turn_end,) = tokenizer("<stop>")["input_ids"]
+    monkeypatch.setattr(counter.generation_config, "eos_token_id", [tokenizer.eos_token_id, turn_end])
+    (episode,) = greedy(counter, tokenizer, ["count :"], [lambda turn: "<stop> more"], max_turns=2, stop=[])
+    assert episode.turns == ["one <stop>", "two <stop>"]
+    assert tokenizer.decode(episode.completion_ids) == "one <stop> more two <stop>"
+    assert episode.action_mask == [1, 0, 0, 1, 1]
+
+
 def test_rollouts_stop_before_the_context_is_full(counter, tokenizer):
     (episode,) = greedy(counter, tokenizer, ["count :"], [lambda turn: "more more more more more"], max_turns=9)
     assert len(episode.prompt_ids) + len(episode.completion_ids) <= 24

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from heldout.errors import check_nonnegative, checked
-from heldout.lm import context_of, generate_ids, ids_of_prompt
+from heldout.lm import context_of, end_tokens, generate_ids, ids_of_prompt
 from heldout.train.supervised import seeded
 
 Environment = Callable[[str], str | None]
@@ -117,7 +117,7 @@ def rollout(
         Episode(ids_of_prompt(prompt, tokenizer), environment=environment)
         for prompt, environment in zip(prompts, environments, strict=True)
     ]
-    context = context_of(model)
+    context, ends = context_of(model), end_tokens(model, tokenizer)
     for number, episode in enumerate(episodes):
         if context is not None and len(episode.prompt_ids) + max_tokens > context:
             raise ValueError(
@@ -142,7 +142,7 @@ def rollout(
                 seen = tokenizer(answer, add_special_tokens=False)["input_ids"][:max_observation_tokens]
                 used = len(episode.prompt_ids) + len(episode.completion_ids) + len(ids) + len(seen)
                 if context is None or used + max_tokens <= context:
-                    ids = ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id else ids
+                    ids = ids[:-1] if ids and ids[-1] in ends else ids
                     episode.observations.append(answer)
                     still.append(i)
                 else:
