@@ -9,6 +9,7 @@ import pytest
 from safetensors.torch import load_file
 
 from heldout.improve import Plan, improve, make_plan, winner_code
+from heldout.improve.search import at_chance
 from heldout.problem import ProblemError, load_problem
 from heldout.study import StudyError
 
@@ -360,3 +361,11 @@ def test_code_of_a_catalog_method_imports_it():
     assert "from heldout.methods import sam, useful" in code
     assert "method = useful() + sam(rho=0.1)" in code
     compile(code, "winner.py", "exec")
+
+
+def test_a_baseline_that_has_not_learned_is_told(file):
+    problem = load_problem(file)
+    name = next(iter(problem.splits.test))
+    assert at_chance(problem, {name: {"score": 0.99}}) == []
+    (warning,) = at_chance(problem, {name: {"score": 0.34}})
+    assert f"no better on {name} than the most frequent class alone" in warning

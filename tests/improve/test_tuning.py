@@ -23,8 +23,9 @@ PLAN = Plan(3, 10, 1, 0, 0, 1, 10, 5, 2, settings=6)
 class Fake:
     """A search whose runs are scored by a function of candidate, epochs and seed: (score, loss), or None for failed."""
 
-    def __init__(self, score, seconds=math.inf):
+    def __init__(self, score, seconds=math.inf, maximise=True):
         self.score, self.ran, self.step, self.left = score, [], 0.01, seconds
+        self.maximise = maximise
         x, y = torch.randn(8, 3), torch.arange(8) % 2
         splits = Splits(train=(x, y), val=(x, y), test={"iid": (x, y)})
         sgd = functools.partial(torch.optim.SGD, lr=0.1, weight_decay=5e-4)
@@ -35,7 +36,7 @@ class Fake:
         pass
 
     def sign(self):
-        return 1.0
+        return 1.0 if self.maximise else -1.0
 
     def screen(self, candidates, epochs, seeds):
         if not isinstance(candidates, dict):
@@ -164,3 +165,44 @@ def test_a_baseline_that_still_improves_is_told():
     assert "still improving at the last epoch" in still_improving(search, PLAN)
     assert search.ran == [(BASELINE, 0), (BASELINE, 0)]
     assert still_improving(Fake(lambda candidate, epochs, seed: (0.5, 1 / epochs)), PLAN) is None
+    flat = Fake(lambda candidate, epochs, seed: (epochs / 20, 1.0))
+    assert still_improving(flat, PLAN) is None  # the loss has to fall, too
+
+
+def test_of_a_metric_to_minimise_less_is_better():
+    def error(candidate, epochs, seed):
+        return 1.0 + abs(math.log10(candidate.rate) - 0.5), 1.0
+
+    settings, rung, _ = tune(Fake(error, maximise=False), PLAN, ["sam"])
+    assert [setting.rate for setting in settings.values()] == pytest.approx([STEP, STEP])
+    best = max(rung["candidates"], key=lambda entry: entry["gain"])
+    assert best["score"] == pytest.approx(1.0)
+    assert rung["baseline"] == pytest.approx(1.5)
+    falling = Fake(lambda candidate, epochs, seed: (10 / epochs, 1 / epochs), maximise=False)
+    assert "still improving at the last epoch" in still_improving(falling, PLAN)
+    rising = Fake(lambda candidate, epochs, seed: (epochs / 20, 1 / epochs), maximise=False)
+    assert still_improving(rising, PLAN) is None
+
+
+def test_what_fails_on_one_seed_has_failed():
+    plan = Plan(3, 10, 1, 0, 0, 2, 10, 5, 2, settings=6)
+
+    def score(candidate, epochs, seed):
+        if candidate.rate > 1 and seed == 1:
+            return None
+        return (-0.1 if candidate.rate > 1 else -0.5, 1.0)
+
+    settings, rung, _ = tune(Fake(score), plan, ["sam"])
+    assert set(settings.values()) == {Setting()}
+    assert all("x" in entry["method"] and entry["score"] == -0.5 for entry in rung["candidates"])
+
+
+def test_learning_rates_end_at_a_hundred_times_the_recipes():
+    trials = Trials(BASELINE, {}, {})
+    for rate in (1.0, STEP, 10.0, 10 * STEP, 100.0):
+        trials.tell(Setting(rate), rate, 1.0)
+    assert trials.following(0.01).rate < 100 * STEP * 0.99
+    trials = Trials(BASELINE, {}, {})
+    for rate in (1.0, STEP, 10.0):
+        trials.tell(Setting(rate), rate, 1.0)
+    assert trials.following(0.01).rate == pytest.approx(10 * STEP)

@@ -79,7 +79,128 @@ def test_a_gain_that_a_better_learning_rate_brings_too_is_no_win():
     assert "helps the recipe as given, +68.5 points" in verdict
     assert verdict.endswith("tune that first.")
     assert found["finalists"][0]["tests"]["iid"]["tuned_gain"] == pytest.approx(-0.001, abs=0.003)
-    assert found["finalists"][0]["tests"]["iid"]["verdict"] == "no difference"
+    assert found["finalists"][0]["tests"]["iid"]["verdict"] == "as tuned"
+
+
+@pytest.mark.parametrize("seeds", [5, 40])
+@pytest.mark.parametrize("given", [0.6, 0.7])
+def test_what_is_shown_to_be_below_the_tuned_baseline_is_not_open(given, seeds):
+    arms = {"baseline": (0.6, 0.6, 0.001), "tuned baseline": (0.8, 0.8, 0.001), "m": (given, given, 0.002)}
+    found, verdict, winner = judged(arms, ["m"], seeds=range(seeds), planned=seeds)
+    assert winner is None
+    assert {entry["verdict"] for entry in found["finalists"][0]["tests"].values()} == {"below tuned"}
+    assert "seeds would decide" not in verdict
+    assert "tuned baseline" in verdict
+
+
+def test_a_method_that_hurts_where_it_was_asked_to_help_is_no_winner():
+    arms = {"baseline": (0.6, 0.6, 0.001), "a": (0.7, 0.2, 0.001), "b": (0.602, 0.65, 0.001)}
+    _, verdict, winner = judged(arms, ["a", "b"])
+    assert winner == "b"
+    assert verdict.startswith("b helps: +5.0 points")
+    _, verdict, winner = judged({name: arms[name] for name in ("baseline", "a")}, ["a"])
+    assert winner is None
+    assert verdict.startswith("No winner: a helps on one side alone: +10.0 points [")
+    assert "it hurts, -40.0 points" in verdict
+    assert judged({name: arms[name] for name in ("baseline", "a")}, ["a"], aim="iid")[2] == "a"
+
+
+def test_another_finalist_that_more_seeds_could_show_to_help_is_told():
+    results = confirmed({"baseline": (0.6, 0.6, 0.001), "a": (0.605, 0.5, 0.001), "bb": (0.6, 0.66, 0.0)})
+    for run in results.runs:
+        if run["arm"] == "bb":
+            for shift in ("test noisy", "test dark"):
+                run["metrics"][shift] += (-0.01, 0.06, -0.08, 0.0, -0.02)[run["seed"]]
+    tests = ["iid", "noisy", "dark"]
+    found = compare(results, ["a", "bb"], tests, maximise=True, metric="accuracy", seeds=5)
+    verdict, winner = sentence(found, tests, "shift", "accuracy")
+    assert winner is None
+    assert verdict.startswith("Not decided: bb: open, +")
+    assert "seeds would decide. a, the best by validation: it hurts, -10.0 points" in verdict
+
+
+@pytest.mark.parametrize(("baseline", "word"), [(0.5, "no difference"), (0.985, "helps")])
+def test_a_gain_too_small_to_matter_is_none(baseline, word):
+    arms = {"baseline": (baseline, baseline, 0.001), "mm": (baseline + 0.006, baseline + 0.006, 0.0012)}
+    found, _, winner = judged(arms, ["mm"])
+    entry = found["finalists"][0]["tests"]["iid"]
+    assert 0 < entry["low"] < entry["high"] < 0.01
+    assert entry["verdict"] == word
+    assert winner == ("mm" if word == "helps" else None)
+
+
+def test_a_shift_on_which_the_winner_hurts_is_told():
+    results = confirmed({"baseline": (0.6, 0.6, 0.001), "m": (0.7, 0.6, 0.001)})
+    for run in results.runs:
+        if run["arm"] == "m":
+            run["metrics"]["test noisy"] += 0.3
+            run["metrics"]["test dark"] -= 0.1
+    found = compare(results, ["m"], ["iid", "noisy", "dark"], maximise=True, metric="accuracy", seeds=5)
+    assert "; it hurts, -10.0 points" in sentence(found, ["iid", "noisy", "dark"], "both", "accuracy")[0]
+
+
+def test_of_a_metric_to_minimise_less_is_better():
+    arms = {"baseline": (0.6, 0.6, 0.001), "worse": (0.7, 0.7, 0.001), "good": (0.5, 0.5, 0.001)}
+    tests = ["iid", "noisy", "dark"]
+    found = compare(confirmed(arms), ["worse", "good"], tests, maximise=False, metric="mse", seeds=5)
+    assert [row["method"] for row in found["finalists"]] == ["good", "worse"]
+    assert [row["tests"]["iid"]["verdict"] for row in found["finalists"]] == ["helps", "hurts"]
+    assert found["finalists"][0]["tests"]["iid"]["gain"] == pytest.approx(0.1, abs=0.01)
+    assert sentence(found, tests, "both", "mse")[1] == "good"
+
+
+def test_finalists_that_come_ranked_stay_so():
+    arms = {"baseline": (0.6, 0.6, 0.001), "a": (0.65, 0.65, 0.001), "b": (0.7, 0.7, 0.001)}
+    options = {"maximise": True, "metric": "accuracy", "seeds": 5}
+    found = compare(confirmed(arms), ["a", "b"], ["iid", "noisy", "dark"], ranked=True, **options)
+    assert [row["method"] for row in found["finalists"]] == ["a", "b"]
+
+
+@pytest.mark.parametrize("arm", ["tuned baseline", "n"])
+def test_an_arm_that_is_not_finished_leaves_no_verdict(arm):
+    arms = dict.fromkeys(("baseline", "tuned baseline", "m", "n"), (0.6, 0.6, 0.001))
+    arms["m"] = (0.9, 0.9, 0.001)
+    results = confirmed(arms)
+    results.runs[:] = [run for run in results.runs if (run["arm"], run["seed"]) != (arm, 4)]
+    tests = ["iid", "noisy", "dark"]
+    found = compare(results, ["m", "n"], tests, maximise=True, metric="accuracy", seeds=5)
+    assert "n" in found["unfinished"]
+    verdict, winner = sentence(found, tests, "both", "accuracy")
+    assert winner is None
+    assert verdict.startswith("No verdict: the confirmation of")
+
+
+def test_hurting_is_told_against_the_recipe_as_given():
+    arms = {"baseline": (0.6, 0.6, 0.001), "tuned baseline": (0.55, 0.55, 0.001), "mm": (0.57, 0.57, 0.002)}
+    entry = judged(arms, ["mm"])[0]["finalists"][0]["tests"]["iid"]
+    assert entry["tuned_low"] > 0
+    assert entry["verdict"] == "hurts"
+
+
+def test_seeds_needed_are_those_of_the_harder_comparison():
+    arms = {"baseline": (0.5, 0.5, 0.0), "tuned baseline": (0.56, 0.56, 0.0), "mm": (0.6, 0.6, 0.06)}
+    entry = judged(arms, ["mm"])[0]["finalists"][0]["tests"]["iid"]
+    alone = judged({name: arms[name] for name in ("baseline", "mm")}, ["mm"])[0]["finalists"][0]["tests"]["iid"]
+    assert entry["verdict"] == "not decided"
+    assert alone["verdict"] == "helps" or entry["seeds_needed"] > alone["seeds_needed"]
+
+
+def test_costs_are_ratios_of_medians():
+    results = confirmed({"baseline": (0.5, 0.5, 0.001), "m": (0.6, 0.6, 0.001)})
+    for run in results.runs:
+        run["metrics"]["training seconds"] = {"m": 3.0, "baseline": 2.0}[run["arm"]] + 50.0 * (run["seed"] == 0)
+        run["metrics"]["inference seconds"] = {"m": 1.0, "baseline": 4.0}[run["arm"]]
+    found = compare(results, ["m"], ["iid", "noisy", "dark"], maximise=True, metric="accuracy", seeds=5)
+    assert found["finalists"][0]["training_cost"] == 1.5
+    assert found["finalists"][0]["inference_cost"] == 0.25
+
+
+def test_another_learning_rate_is_told_in_the_sentence():
+    found, _, _ = judged({"baseline": (0.5, 0.5, 0.001), "m": (0.6, 0.6, 0.001)}, ["m"])
+    found["finalists"][0]["rate"] = 3.1623
+    verdict, winner = sentence(found, ["iid", "noisy", "dark"], "both", "accuracy")
+    assert verdict.startswith("m at 3.16 x the learning rate helps: +10.0 points")
+    assert winner == "m"
 
 
 def test_several_finalists_make_every_interval_wider():

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from heldout.errors import check_has, check_nonempty, checked
-from heldout.improve.verdict import HELPS, HURTS, OPEN, SHIFTED
+from heldout.improve.verdict import BELOW_TUNED, HELPS, HURTS, OPEN, SHIFTED, trained_as
 from heldout.report import Scale, cell, curve_chart, forest, number, render
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def to_markdown(document: Document) -> str:
         tests = [row["tests"][name] for name in names]
         cells = [f"{scale.score(entry['score'])} ({scale.with_interval(entry)}, {word(entry)})" for entry in tests]
         costs = f"{number(row['training_cost'], 3)} × | {number(row['inference_cost'], 3)} ×"
-        lines.append(f"| {cell(row['method'])} | " + " | ".join(cells) + f" | {costs} |")
+        lines.append(f"| {cell(trained_as(row))} | " + " | ".join(cells) + f" | {costs} |")
     lines += ["", "| method | what became of it | |", "|---|---|---|"]
     lines += [f"| {cell(row['method'])} | {row['status']} | {cell(row['detail'])} |" for row in document["methods"]]
     if document.get("note"):
@@ -74,7 +74,7 @@ def print_improvement(document: Document, console: Console) -> None:
     for row in document["finalists"]:
         star = "★ " if row["method"] == document["winner"] else ""
         cost = f"training {number(row['training_cost'], 3)} ×, inference {number(row['inference_cost'], 3)} ×"
-        console.print(f"[bold]{star}{escape(row['method'])}[/]  [dim]{cost}[/]", highlight=False)
+        console.print(f"[bold]{star}{escape(trained_as(row))}[/]  [dim]{cost}[/]", highlight=False)
         table = Table(box=None, header_style="bold", pad_edge=False)
         table.add_column("test set", overflow="fold", min_width=8)
         for heading in ("baseline", "score", "gain", "interval"):
@@ -134,7 +134,7 @@ def exported(document: Document) -> str:
 
 def _sign(entry: Mapping[str, Any]) -> str:
     """The style of the verdict on a gain: shown to help, shown to hurt, or neither."""
-    return {HELPS: "holds", HURTS: "contradicted"}.get(entry["verdict"], "quiet")
+    return {HELPS: "holds", HURTS: "contradicted", BELOW_TUNED: "contradicted"}.get(entry["verdict"], "quiet")
 
 
 def word(entry: Mapping[str, Any]) -> str:
@@ -151,7 +151,7 @@ def word(entry: Mapping[str, Any]) -> str:
 
 def _test_sets(document: Document) -> list[str]:
     names = list(document["test_sets"])
-    return [*names, SHIFTED] if len(names) > 1 else names
+    return [*names, SHIFTED] if len(names) > 2 else names
 
 
 def _baseline_scores(document: Document) -> dict[str, float | None]:
@@ -168,10 +168,10 @@ def _gains(document: Document, scale: Scale) -> Any:
         for finalist in document["finalists"]:
             entry = finalist["tests"][test]
             star = " ★" if finalist["method"] == document["winner"] else ""
-            rows.append(_row(f"{finalist['method']}{star}", test, entry, scale, "", word(entry), _sign(entry)))
+            rows.append(_row(f"{trained_as(finalist)}{star}", test, entry, scale, "", word(entry), _sign(entry)))
             if "tuned_gain" in entry:
                 rows.append(
-                    _row(f"{finalist['method']} over the tuned baseline", test, entry, scale, "tuned_", "", "quiet")
+                    _row(f"{trained_as(finalist)} over the tuned baseline", test, entry, scale, "tuned_", "", "quiet")
                 )
     unit = f", {scale.points}" if scale.points else ""
     return forest(rows, title=f"gain in {document['metric']['name']} over the baseline{unit}; to the right is better")

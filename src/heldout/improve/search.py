@@ -25,6 +25,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from heldout.data import predict_all
 from heldout.errors import checked
 from heldout.improve.costs import Costs
 from heldout.improve.events import tell_verdict
@@ -37,6 +40,7 @@ from heldout.improve.trials import Candidate, Say, Search
 from heldout.improve.tuning import Setting, described, still_improving, tune
 from heldout.improve.verdict import BASELINE, TUNED, accounted, compare, resolution, sentence
 from heldout.improve.winner import write_winner
+from heldout.method import as_dataset
 from heldout.methods import available, on_request, parse
 from heldout.problem import Problem, ProblemError, check_problem, inapplicable, load_problem
 from heldout.report import OnEvent, curve_values, ignore, telling
@@ -149,7 +153,7 @@ def improve(
             "out": str(folder),
         }
         if plan is None:
-            found, rungs, failed = _nothing(search, budget, per_epoch)
+            found, rungs, failed = _nothing(search, budget, per_epoch, budget - search.left() / max(1, search.workers))
         else:
             found, rungs, failed = _searched(search, plan, candidates, combine, seeds, per_epoch, screen_only, document)
     reasons = {run["arm"]: run["error"] for run in failed}
@@ -242,6 +246,9 @@ def _confirmed(
         seeds=plan.seeds,
         ranked=leaves_out(search.problem, search.aim),  # a confirmation leaves no domain out
     )
+    for row in found["finalists"]:
+        row["rate"] = settings[of[row["method"]]].rate
+    document["warnings"] += at_chance(search.problem, found["baseline"]["tests"])
     verdict, winner = sentence(found, tests, search.aim, metric)
     complete = not confirmed.pending and not found["unfinished"]
     document["curves"] = curve_values(confirmed.runs)
@@ -271,6 +278,24 @@ def _advice(search: Search, plan: Plan, setting: Setting) -> list[str]:
     return said
 
 
+def at_chance(problem: Problem, scores: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Returns a warning where the baseline's accuracy on the given test data is that of the most frequent class."""
+    name, dataset = next(iter(problem.splits.test.items()))
+    score = scores[name]["score"]
+    if problem.metric != "accuracy" or score is None:
+        return []
+    _, targets = predict_all(lambda inputs: torch.zeros(1), as_dataset(dataset))
+    if targets.ndim != 1:
+        return []
+    share = float(targets.unique(return_counts=True)[1].max()) / len(targets)
+    if score > share + 2 * math.sqrt(share * (1 - share) / len(targets)):
+        return []
+    return [
+        f"the baseline answers no better on {name} than the most frequent class alone ({100 * share:.1f} %): it has "
+        "hardly learned, and a gain over it may be a better start, not better generalization"
+    ]
+
+
 def _empty(search: Search) -> dict[str, Any]:
     tests = {name: {"score": None} for name in search.problem.splits.test}
     baseline = {"method": BASELINE, "validation": None, "tests": tests, "seeds": 0}
@@ -278,15 +303,15 @@ def _empty(search: Search) -> dict[str, Any]:
 
 
 def _nothing(
-    search: Search, budget: float, per_epoch: float
+    search: Search, budget: float, per_epoch: float, spent: float
 ) -> tuple[dict[str, Any], list[dict[str, Any]], list[dict[str, Any]]]:
     epochs = search.problem.epochs
-    least = least_seconds(epochs, per_epoch, search.workers)
+    least = spent + least_seconds(epochs, per_epoch, search.workers)
     verdict = (
         f"No verdict: {epochs} epochs take about {epochs * per_epoch:.0f} s a run, and a verdict needs the baseline "
-        f"and a method on {FEWEST_SEEDS} fresh seeds, at least {math.ceil(least)} s; the budget is {budget:.0f} s. "
-        f"Nothing was tried. Give --budget {math.ceil(least / 60 + 0.5)}m or more, or --screen-only for a ranking "
-        "without proof."
+        f"and a method on {FEWEST_SEEDS} fresh seeds, at least {math.ceil(least)} s with the {spent:.0f} s that "
+        f"loading and timing took; the budget is {budget:.0f} s. Nothing was tried. Give "
+        f"--budget {math.ceil(least / 60 + 0.5)}m or more, or --screen-only for a ranking without proof."
     )
     return {**_empty(search), "verdict": verdict, "complete": False}, [], []
 
@@ -339,8 +364,12 @@ def _plan(
         raise ProblemError(f"{search.problem.path}: the baseline itself does not train: {probe.failed[0]['error']}")
     if not probe.runs:
         raise ProblemError(f"the budget of {budget:g} s ended before the baseline could be timed")
-    measured = probe.runs[0]["metrics"]  # by the epoch: a first run also loads libraries
-    per_epoch = max(measured["seconds per epoch"] + measured["inference seconds"] / epochs, 1e-4)
+    runs = probe.runs
+    if search.problem.own_train is not None:  # nothing tells its epochs apart, and a first run also loads libraries
+        runs = search.screen([BASELINE], half, 2).runs or runs
+    per_epoch = min(
+        max(run["metrics"]["seconds per epoch"] + run["metrics"]["inference seconds"] / epochs, 1e-4) for run in runs
+    )
     pairs = min(len(candidates), COMBINED)
     combinations = sum(math.comb(pairs, size) for size in range(2, combine + 1))
     affordable = SHARE * (search.stop - time.monotonic()) * max(1, search.workers) / per_epoch

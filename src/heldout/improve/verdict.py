@@ -2,8 +2,9 @@
 
 A verdict needs a confirmation that is finished, on at least three fresh seeds, with the training that the user's recipe
 says. Intervals are adjusted for the number of finalists (Bonferroni). A method *helps* where its whole interval lies
-above zero against the recipe as given and, where better settings were found for it, against the tuned recipe. A
-gain of a few examples that is the same on every seed has an interval without width, which proves nothing.
+above zero against the recipe as given and, where better settings were found for it, against the tuned recipe; not where
+all of it is too small to matter, and not where the gain is of a few examples, the same on every seed: an interval
+without width proves nothing. The winner helps where that was asked for and hurts nowhere that was asked for.
 """
 
 from __future__ import annotations
@@ -17,14 +18,16 @@ import numpy as np
 from heldout.errors import check_at_least, check_nonempty, checked
 from heldout.improve.plan import FEWEST_SEEDS
 from heldout.report import Scale, number
-from heldout.statistics import interval, ratio_of_means
+from heldout.statistics import interval
 from heldout.study import Results, samples_needed
 
 BASELINE, TUNED = "baseline", "tuned baseline"
 SHIFTED = "mean of shifts"
 SETTINGS = "settings"  # the rung whose candidates are a method under several of them
 HELPS, HURTS, SAME, OPEN = "helps", "hurts", "no difference", "not decided"
+AS_TUNED, BELOW_TUNED = "as tuned", "below tuned"  # better than the recipe as given, but not than the tuned baseline
 NO_DIFFERENCE = {"accuracy": 0.01}  # what counts as none; of other metrics, a hundredth of the baseline's score
+COUNTED = ("accuracy", "balanced_accuracy", "macro_f1")  # metrics that one example moves by a step
 
 
 @checked
@@ -124,12 +127,11 @@ def _row(
             tuned = gains[TUNED]
             entry |= {"tuned_gain": tuned.estimate, "tuned_low": tuned.low, "tuned_high": tuned.high}
         entry["no_difference"] = no_difference(metric, entry["baseline"])
-        entry["verdict"], entry["seeds_needed"] = _word(entry, len(seeds))
+        entry["verdict"], entry["seeds_needed"] = _word(entry, metric, len(seeds))
         row["tests"][test] = entry
-    for cost in ("training", "inference"):
-        row[f"{cost}_cost"] = float(
-            ratio_of_means(values(name, f"{cost} seconds"), values(BASELINE, f"{cost} seconds"))
-        )
+    for cost in ("training", "inference"):  # medians: one run beside another job must not decide
+        own_seconds, plain = (np.median(values(arm, f"{cost} seconds")) for arm in (name, BASELINE))
+        row[f"{cost}_cost"] = float(own_seconds / plain) if plain > 0 else 1.0
     return row
 
 
@@ -138,26 +140,35 @@ def no_difference(metric: str, baseline: float) -> float:
     return NO_DIFFERENCE.get(metric, 0.01 * abs(baseline))
 
 
-def _word(entry: Mapping[str, Any], seeds: int) -> tuple[str, int | None]:
+def _negligible(metric: str, baseline: float) -> float:
+    """A gain up to this is none worth announcing: what counts as none, and a tenth of the errors of an accuracy."""
+    least = no_difference(metric, baseline)
+    return min(least, 0.1 * max(0.0, 1 - baseline)) if metric == "accuracy" else least
+
+
+def _word(entry: Mapping[str, Any], metric: str, seeds: int) -> tuple[str, int | None]:
     """The word for a gain, and about how many seeds would decide it where it is open."""
     parts = [("gain", "low", "high")] + ([("tuned_gain", "tuned_low", "tuned_high")] if "tuned_gain" in entry else [])
     found = [tuple(float(entry[key]) for key in keys) for keys in parts]
-    rounding = 1e-9 * max(1.0, abs(entry["baseline"]))
-    if all(high - low <= rounding and abs(gain) <= entry["no_difference"] for gain, low, high in found):
+    rounding, none = 1e-9 * max(1.0, abs(entry["baseline"])), entry["no_difference"]
+    if all(high - low <= rounding and abs(gain) <= none for gain, low, high in found):
         return SAME, None  # the same few examples on each seed: an interval without width proves nothing
     if all(low > rounding for _, low, _ in found):
-        return HELPS, None
+        small = _negligible(metric, entry["baseline"])
+        return (SAME if all(high <= small for _, _, high in found) else HELPS), None
     if found[0][2] < -rounding:
         return HURTS, None
-    if found[0][1] > rounding and max(map(abs, found[-1][1:])) <= entry["no_difference"]:
-        return SAME, None  # the tuned baseline gains as much
-    if all(max(abs(low), abs(high)) <= entry["no_difference"] for _, low, high in found):
+    if len(found) > 1 and found[1][2] < -rounding:
+        return BELOW_TUNED, None
+    if found[0][1] > rounding and max(map(abs, found[-1][1:])) <= none:
+        return AS_TUNED, None
+    if all(max(abs(low), abs(high)) <= none for _, low, high in found):
         return SAME, None
     needed = 0
     for gain, low, high in found:
         if low > 0:
             continue
-        distance = max(abs(gain), entry["no_difference"] - abs(gain))
+        distance = max(abs(gain), none - abs(gain))
         number = samples_needed(distance, low, high, seeds)
         if number is None:
             return OPEN, None
@@ -168,62 +179,109 @@ def _word(entry: Mapping[str, Any], seeds: int) -> tuple[str, int | None]:
 def sentence(found: Mapping[str, Any], tests: Sequence[str], aim: str, metric: str) -> tuple[str, str | None]:
     """Returns the verdict in words, and the winner: of the finalists that are shown to help, the best by validation.
 
-    Intervals are adjusted for the number of finalists, so that any of them may be told to help.
+    Intervals are adjusted for the number of finalists, so that any of them may be told to help. What hurts where it was
+    asked to help is no winner. Without one, the finalist told of is the best by validation, or another one that more
+    seeds could still show to help.
     """
     rows = found["finalists"]
     if found["unfinished"] or not rows:
         names = ", ".join(found["unfinished"])
         return f"No verdict: the confirmation of {names} is not finished. Run the same command again to go on.", None
-    proven = [row for row in rows if _wanted(_helps(row, tests), aim, tests)]
-    best = (proven or rows)[0]
-    given, shifted = best["tests"][tests[0]], best["tests"].get(SHIFTED)
-    name, amount, helps = best["method"], amounts(metric), _helps(best, tests)
+    proven = [row for row in rows if _wanted(row, tests, aim)]
     if proven:
-        where = [
-            f"{_gained(entry, amount)} on {title}"
-            for entry, title, ok in ((given, tests[0], helps["iid"]), (shifted, "shifted data", helps["shift"]))
-            if ok
-        ]
-        rest = [
-            f"{_other(entry, amount)} on {title}"
-            for entry, title, ok in ((given, tests[0], helps["iid"]), (shifted, "shifted data", helps["shift"]))
-            if entry is not None and not ok
-        ]
-        return f"{name} helps: {', '.join(where)}" + (f"; {', '.join(rest)}" if rest else "") + ".", name
-    looked_at = [(given, tests[0])] if aim != "shift" or not shifted else []
-    looked_at += [(shifted, "shifted data")] if shifted and aim != "iid" else []
-    for entry, title in looked_at:
-        if "tuned_low" in entry and entry["low"] > 0:
+        return _won(proven[0], tests, amounts(metric)), proven[0]["method"]
+    mixed = [row for row in rows if aim == "both" and any(entry["verdict"] == HELPS for entry, _ in _asked(row, tests))]
+    if mixed:
+        told = _told(_asked(mixed[0], tests), amounts(metric))
+        return f"No winner: {trained_as(mixed[0])} helps on one side alone: {told}. --for decides which counts.", None
+    return _undecided(rows, tests, aim, amounts(metric)), None
+
+
+def _won(row: Mapping[str, Any], tests: Sequence[str], amount: amounts) -> str:
+    asked = _asked(row, tests)
+    where = [f"{_gained(entry, amount)} on {title}" for entry, title in asked if entry["verdict"] == HELPS]
+    rest = [f"{_other(entry, amount)} on {title}" for entry, title in asked if entry["verdict"] != HELPS]
+    rest += [f"{_other(entry, amount)} on {title}" for entry, title in _single(row, tests) if entry["verdict"] == HURTS]
+    return f"{trained_as(row)} helps: {', '.join(where)}" + (f"; {'; '.join(rest)}" if rest else "") + "."
+
+
+def _undecided(rows: Sequence[Mapping[str, Any]], tests: Sequence[str], aim: str, amount: amounts) -> str:
+    """The sentence where nothing is shown to help."""
+    best = rows[0]
+    for entry, title in _asked(best, tests, aim):
+        if "tuned_low" in entry and entry["low"] > 0 and entry["verdict"] != OPEN:
             return (
-                f"{name} helps the recipe as given, {amount(entry)} on {title}, but not beyond the tuned "
-                f"baseline ({amount(entry, 'tuned_')}): tune that first.",
-                None,
+                f"{trained_as(best)} helps the recipe as given, {amount(entry)} on {title}, but not beyond the tuned "
+                f"baseline ({amount(entry, 'tuned_')}): tune that first."
             )
-    told = "; ".join(f"{_other(entry, amount)} on {title}" for entry, title in looked_at)
-    if numbers := [entry["seeds_needed"] for entry, _ in looked_at if entry["verdict"] == OPEN]:
+    told = _told(_asked(best, tests, aim), amount)
+    apart = [each for each in _single(best, tests) if each[0]["verdict"] in (HELPS, HURTS)] if aim != "iid" else []
+    first = f"{trained_as(best)}, the best by validation: {told}" + (f" ({_told(apart, amount)})" if apart else "")
+    for row in rows:
+        open_ones = [entry for entry, _ in _asked(row, tests, aim) if entry["verdict"] == OPEN]
+        if not open_ones or (row is not best and not any(map(_promising, open_ones))):
+            continue
+        numbers = [entry["seeds_needed"] for entry in open_ones]
         seeds = "more than 200" if None in numbers else f"about {max(numbers)}"
-        return f"Not decided: {name}, the best by validation: {told}. {seeds.capitalize()} seeds would decide.", None
-    return f"No method is shown to help: {name}, the best by validation: {told}.", None
+        if row is best:
+            return f"Not decided: {first}. {seeds.capitalize()} seeds would decide."
+        told = _told(_asked(row, tests, aim), amount)
+        return f"Not decided: {trained_as(row)}: {told}. {seeds.capitalize()} seeds would decide. {first}."
+    return f"No method is shown to help: {first}."
 
 
-def _helps(row: Mapping[str, Any], tests: Sequence[str]) -> dict[str, bool]:
+def trained_as(row: Mapping[str, Any]) -> str:
+    """Returns the name of a finalist, and its learning rate where that is not the recipe's.
+
+    Example:
+        >>> trained_as({"method": "swa", "rate": 3.162})
+        'swa at 3.16 x the learning rate'
+    """
+    rate = row.get("rate", 1.0)
+    return row["method"] + (f" at {rate:.3g} x the learning rate" if rate != 1.0 else "")
+
+
+def _single(row: Mapping[str, Any], tests: Sequence[str]) -> list[tuple[Mapping[str, Any], str]]:
+    """The gains on each shifted test set, where there are several."""
+    return [(row["tests"][name], name) for name in tests[1:]] if len(tests) > 2 else []
+
+
+def _promising(entry: Mapping[str, Any]) -> bool:
+    """Whether a gain that is open would matter if it is what it seems, and can be decided."""
+    gains = [entry["gain"], entry.get("tuned_gain", entry["gain"])]
+    return entry["seeds_needed"] is not None and min(gains) > entry["no_difference"]
+
+
+def _asked(row: Mapping[str, Any], tests: Sequence[str], aim: str = "both") -> list[tuple[Mapping[str, Any], str]]:
+    """The gains on what was asked for, the given and the shifted data, with what they are called."""
     shifted = row["tests"].get(SHIFTED)
-    return {"iid": row["tests"][tests[0]]["verdict"] == HELPS, "shift": bool(shifted and shifted["verdict"] == HELPS)}
+    found = [(row["tests"][tests[0]], tests[0])] if aim != "shift" or not shifted else []
+    return found + ([(shifted, "shifted data")] if shifted and aim != "iid" else [])
 
 
-def _wanted(helps: Mapping[str, bool], aim: str, tests: Sequence[str]) -> bool:
-    return any(helps.values()) if aim == "both" else helps[aim if len(tests) > 1 else "iid"]
+def _wanted(row: Mapping[str, Any], tests: Sequence[str], aim: str) -> bool:
+    words = [entry["verdict"] for entry, _ in _asked(row, tests, aim)]
+    return HELPS in words and HURTS not in words
 
 
-def _gained(entry: Mapping[str, Any], amount: Any) -> str:
+def _told(entries: Sequence[tuple[Mapping[str, Any], str]], amount: amounts) -> str:
+    return "; ".join(f"{_other(entry, amount)} on {title}" for entry, title in entries)
+
+
+def _gained(entry: Mapping[str, Any], amount: amounts) -> str:
     """A gain over the recipe as given, and over the tuned one where there is one."""
     tuned = f" ({amount(entry, 'tuned_')} over the tuned baseline)" if "tuned_gain" in entry else ""
     return amount(entry) + tuned
 
 
-def _other(entry: Mapping[str, Any], amount: Any) -> str:
+def _other(entry: Mapping[str, Any], amount: amounts) -> str:
+    if entry["verdict"] == HELPS:
+        return _gained(entry, amount)
     if entry["verdict"] == HURTS:
         return f"it hurts, {amount(entry)}"
+    if entry["verdict"] in (AS_TUNED, BELOW_TUNED):
+        less = "no more than" if entry["verdict"] == AS_TUNED else "less than"
+        return f"{less} the tuned baseline, {amount(entry, 'tuned_')}"
     if entry["verdict"] == SAME:
         return f"no difference beyond {amount.size(entry['no_difference'])}"
     return f"open, {amount(entry)}"
@@ -298,13 +356,13 @@ def accounted(
 
 
 def resolution(sizes: Sequence[int], metric: str) -> float:
-    """Returns the difference in validation score that ranks nothing: two examples, for an accuracy.
+    """Returns the difference in validation score that ranks nothing: two examples, where examples are counted.
 
     Example:
         >>> resolution([150, 150], "accuracy")
         0.006666666666666667
     """
-    return 2.0 / sum(sizes) if metric == "accuracy" else 0.0
+    return 2.0 / sum(sizes) if metric in COUNTED else 0.0
 
 
 def ranking(entries: list[dict[str, Any]], step: float) -> list[dict[str, Any]]:

@@ -7,22 +7,24 @@ World A: Fashion-MNIST at 14 x 14 (digits in the smoke profile), two classes, 25
 agrees with the label for 0.9, 0.8 and 0.1 of three domains. The target is an even mixture without domain numbers. In A1
 a background tint shows the domain, in A2 (``blind``) nothing does. Exact ceilings: following each domain's colour
 86.7 % (A1); without the domain the shape decides, 75 % (A2), so that more than that in A2 would be a leak. World B:
-the same images turned by 0, 15, 30, 45 and 60 degrees, target 75 degrees, ten classes.
+the same images turned by 0, 15, 30, 45 and 60 degrees, target 75 degrees, ten classes, so that the source is not the
+target. Both have 5,000 images a domain and 501 steps of 30 images a domain.
 
 ``uniform`` and all ``drm`` arms take their predictions from one trained network and differ in how they weigh its heads.
 ``oracle`` takes each example's true domain head; ``discriminator`` weighs by a domain classifier of the features,
 ``prototype`` and ``prototype-cosine`` by the distance from the mean feature of each domain;
 ``routed_right`` is the share of examples whose heaviest head is that of their domain. gamma 0.5, 1 and 5, and steering
-by the combined and by each head's own label at rates 2e-4 and 2e-3, were compared on development seeds. In A, source
-and target are the same mixture, drawn twice.
+by the combined and by each head's own label at rates 2e-4 and 2e-3, were compared on development seeds of a smaller
+world, and left as they were. In A, source and target are the same mixture, drawn twice: the claim about the source asks
+something of its own in B and on drawings only.
 
 ``drawings``: real pictures, 12 kinds of things in four drawing styles; three styles are the sources, the fourth the
 target (another for each seed in turn, with things that training never shows). A hidden layer and the heads are trained
 on what EfficientNet-Lite0 with ImageNet weights makes of the pictures at 96 x 96. Here p(y|x) is the same in every
 domain, so that the paper expects less. Steering was compared at rates 5e-5, 2e-4 and 2e-3 there.
 
-Deviations: 1,000 images a domain in A and 500 in B, 190 steps, where the paper's sets have thousands; prototypes are
-means over the training set at the end, not over the last 50 batches; the pretrained encoder of ``drawings`` is frozen.
+Deviations: B turns pictures of clothes, for there are not 30,000 digits at hand; prototypes are means over the training
+set at the end, not over the last 50 batches; the pretrained encoder of ``drawings`` is frozen.
 """
 
 from __future__ import annotations
@@ -38,40 +40,28 @@ import heldout
 from heldout.adapt import DRM, SteerConfig, domain_means, drm, prototype_gap
 from heldout.data import batches
 from heldout.measure import adaptivity_gap
-from heldout.nn import cached_features, efficientnet_lite0, mlp, small_cnn
+from heldout.nn import mlp, small_cnn
 from heldout.sources import ENET, STYLE, TAGS, missing
 from heldout.study import Study, at_least, at_most, better, higher_is_better, lower_is_better
 from heldout.tasks import (
-    Drawings,
     coloured_conflict,
     digits,
     domains,
-    drawings,
+    drawing_features,
     fashion_mnist,
     split_drawings,
     stratified_split,
 )
 
-SIZES = {"smoke": (600, 300, 1), "laptop": (3000, 1500, 4)}  # training and test images over all domains, epochs
+SIZES = {"smoke": (120, 60, 1), "laptop": (5000, 1000, 3)}  # training and test images of a domain, epochs
 ANGLES = (0, 15, 30, 45, 60, 75)
 DRAWING_EPOCHS = 12
-
-
-@functools.lru_cache(maxsize=2)
-def drawing_features(size: int) -> tuple[Drawings, Tensor]:
-    """The drawings, and their features ``(n, 1280)`` before the head of EfficientNet-Lite0."""
-    pictures = drawings(size=size)
-    if size < 96:  # the smoke profile: the first things of each class
-        rank = F.one_hot(pictures.labels).cumsum(0).gather(1, pictures.labels.unsqueeze(1)).squeeze(1)
-        kept = torch.isin(pictures.things, pictures.things[(rank <= 5) & (pictures.domains == 0)])
-        images, labels, styles, things = (column[kept] for column in pictures[:4])
-        pictures = Drawings(images, labels, styles, things, pictures.classes, pictures.names)
-    return pictures, cached_features(efficientnet_lite0()[:-2], pictures.images)
+OF_DOMAIN = 30  # images of a domain in a batch, on average
 
 
 @functools.lru_cache(maxsize=8)
 def drawing_world(seed: int, profile: str) -> tuple[heldout.Splits, Tensor]:
-    pictures, features = drawing_features(64 if profile == "smoke" else 96)
+    pictures, features = drawing_features(64, things=5) if profile == "smoke" else drawing_features()
     train, source, target = split_drawings(pictures, held_out=seed % 4, seed=seed)
     tests = {name: (features[part], pictures.labels[part]) for name, part in (("source", source), ("target", target))}
     _, numbers = pictures.domains[train].unique(return_inverse=True)
@@ -79,14 +69,15 @@ def drawing_world(seed: int, profile: str) -> tuple[heldout.Splits, Tensor]:
     return heldout.Splits(train=(features[train], pictures.labels[train]), test=tests, domains=numbers), nowhere
 
 
-@functools.lru_cache(maxsize=8)
+@functools.lru_cache(maxsize=2)
 def world(name: str, seed: int, profile: str) -> tuple[heldout.Splits, Tensor]:
     """Splits with tests "source" and "target", and the domain of each target example (-1: none of the sources)."""
     if name == "drawings":
         return drawing_world(seed, profile)
     images, labels = digits() if profile == "smoke" else fashion_mnist()
     size, test, _ = SIZES[profile]
-    train_part, test_part = stratified_split(labels, (size, 2 * test if name == "rotation" else test), seed=seed)
+    count = len(ANGLES) if name == "rotation" else 3
+    train_part, test_part = stratified_split(labels, (count * size, count * test), seed=seed)
     if profile != "smoke":
         images = F.avg_pool2d(images, 2)
     if name == "rotation":
@@ -104,17 +95,18 @@ def world(name: str, seed: int, profile: str) -> tuple[heldout.Splits, Tensor]:
     return heldout.Splits(train=(x, y), test=tests, domains=d), target_d
 
 
-@functools.lru_cache(maxsize=8)
+@functools.lru_cache(maxsize=4)
 def trained(method: str, name: str, seed: int, profile: str) -> Any:
     splits, _ = world(name, seed, profile)
     network = functools.partial(small_cnn, splits.train[0][0].shape[0], 10 if name == "rotation" else 2, (8, 16, 32))
-    epochs = SIZES[profile][2]
+    epochs, sources = SIZES[profile][2], len(splits.domains.unique())  # type: ignore[union-attr]
     if name == "drawings":
         network = functools.partial(mlp, 1280, 12, (128,), dropout=0.5)
         epochs = min(DRAWING_EPOCHS, 12 * epochs)
     optimizer = functools.partial(torch.optim.Adam, lr=1e-3 if name == "drawings" else 2e-3)
     chosen = None if method == "erm" else drm(estimate="discriminator" if name in ("tint", "drawings") else "entropy")
-    return heldout.fit(network, splits, chosen, epochs=epochs, batch_size=64, optimizer=optimizer, seed=seed)
+    batch_size = 64 if name == "drawings" else OF_DOMAIN * sources
+    return heldout.fit(network, splits, chosen, epochs=epochs, batch_size=batch_size, optimizer=optimizer, seed=seed)
 
 
 def predict(adapter: DRM, model: nn.Module, dataset: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -169,7 +161,7 @@ def arms() -> dict[str, dict[str, Any]]:
     chosen = {name: weighing | {"world": "tint"} for name, weighing in weighings.items()}
     for name in ("erm", "uniform", "drm"):
         chosen[f"{name}-blind"] = weighings[name] | {"world": "blind"}
-    for name in ("erm", "drm", "drm-argmin"):
+    for name in ("erm", "uniform", "drm", "drm-argmin", "drm-steered"):
         chosen[f"{name}-rotation"] = weighings[name] | {"world": "rotation"}
     for name in ("erm", "uniform", "drm", "drm-argmin", "drm-steered", "discriminator", "prototype"):
         chosen[f"drawings-{name}"] = weighings[name] | {"world": "drawings"}
@@ -201,7 +193,10 @@ study = Study(
         better("discriminator", than="drm", on="target_accuracy"),
         better("prototype", than="drm", on="target_accuracy"),
         better("drm-rotation", than="erm-rotation", on="target_accuracy", margin=-0.005),
+        better("drm-rotation", than="erm-rotation", on="source_accuracy", margin=-0.005),
         better("drm-rotation", than="drm-argmin-rotation", on="target_accuracy"),
+        better("drm-rotation", than="uniform-rotation", on="target_accuracy"),
+        better("drm-steered-rotation", than="drm-rotation", on="target_accuracy", margin=0.005),
         better("drm-steered", than="drm", on="target_accuracy", margin=0.005),
         better("drawings-drm", than="drawings-erm", on="target_accuracy", margin=-0.005),
         better("drawings-drm", than="drawings-uniform", on="target_accuracy"),
@@ -213,5 +208,5 @@ study = Study(
         at_least("discriminator", on="routed_right", value=0.8, text="the domain can be read from the tint"),
         at_most("drm-blind", on="target_accuracy", value=0.75, text="no gain where the domain cannot be seen"),
     ],
-    seeds={"smoke": 1, "laptop": 5},
+    seeds={"smoke": 1, "laptop": 12},
 )

@@ -12,6 +12,7 @@ from heldout.tasks.images.biases import (
 from heldout.tasks.images.coloured_conflict import coloured_conflict
 from heldout.tasks.images.domains import domains, leave_one_domain_out, rotation_sequence
 from heldout.tasks.images.dominoes import Dominoes, dominoes
+from heldout.tasks.images.drawing_features import drawing_features, first_drawings
 from heldout.tasks.images.drawings import (
     DRAWING_CLASSES,
     DRAWING_STYLES,
@@ -220,6 +221,7 @@ __all__ = [
     "domains",
     "dominoes",
     "draw_experts",
+    "drawing_features",
     "drawing_tags",
     "drawings",
     "edit_problem",
@@ -228,6 +230,7 @@ __all__ = [
     "expert_fact_words",
     "fashion_mnist",
     "film_reviews",
+    "first_drawings",
     "fixed_tables",
     "grid_policy",
     "imbalance",

@@ -9,32 +9,44 @@ from tests.weights.families import family, inputs
 from tests.weights.quantization.test_awq import Block, network, outputs
 
 
-def plain(w, moments, bits, size, damping=0.01):
+def plain(w, moments, bits, size, order, damping=0.01):
     """Optimal brain quantisation in a fixed order: after each column, the inverse of what remains, anew."""
-    w, hessian = w.double().clone(), moments.double() + damping * moments.diagonal().mean() * torch.eye(len(moments))
-    out = torch.empty_like(w)
-    for column in range(w.shape[1]):
-        if column % size == 0:
-            low, high = w[:, column : column + size].aminmax(dim=1)
+    given, w = w.double(), w.double().clone()
+    hessian = moments.double() + damping * moments.diagonal().mean() * torch.eye(len(moments))
+    out, left = torch.empty_like(w), list(range(w.shape[1]))
+    if order == "activation":
+        left.sort(key=lambda column: -float(moments[column, column]))
+    while left:
+        column, start = left[0], left[0] // size * size
+        if order == "activation" or column == start:
+            low, high = (given if order == "activation" else w)[:, start : start + size].aminmax(dim=1)
             low, high = low.clamp(max=0), high.clamp(min=0)
             scale = (high - low).clamp(min=1e-5) / (2**bits - 1)
             zero = (-(low / scale).round()).clamp(0, 2**bits - 1)
         level = ((w[:, column] / scale).round() + zero).clamp(0, 2**bits - 1)
         out[:, column] = (level - zero) * scale
-        inverse = torch.linalg.inv(hessian[column:, column:])
+        inverse = torch.linalg.inv(hessian[left][:, left])
         error = (w[:, column] - out[:, column]) / inverse[0, 0]
-        w[:, column:] -= error[:, None] * inverse[0]
+        w[:, left] -= error[:, None] * inverse[0]
+        left = left[1:]
     return out
 
 
+@pytest.mark.parametrize("order", ["activation", "natural"])
 @pytest.mark.parametrize("size", [4, 12])
-def test_it_equals_the_plain_algorithm(size):
+def test_it_equals_the_plain_algorithm(size, order):
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(60, 12, generator=generator, dtype=torch.float64) @ torch.randn(
         12, 12, generator=generator, dtype=torch.float64
     )
     w, moments = torch.randn(5, 12, generator=generator, dtype=torch.float64), x.T @ x / 60
-    torch.testing.assert_close(dequantize(gptq_quantize(w, moments, 3, size)), plain(w, moments, 3, size))
+    found = dequantize(gptq_quantize(w, moments, 3, size, order=order))
+    torch.testing.assert_close(found, plain(w, moments, 3, size, order))
+
+
+def test_an_unknown_order_is_named():
+    with pytest.raises(ValueError, match="order"):
+        gptq_quantize(torch.ones(2, 4), torch.eye(4), 4, 4, order="random")
 
 
 def test_correlated_inputs_lose_less_than_by_rounding():

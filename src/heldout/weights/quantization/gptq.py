@@ -6,13 +6,14 @@ the best correction of the others is known in closed form. Source: arXiv:2210.17
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from heldout.errors import check_dimensions, check_nonnegative, check_values, checked
+from heldout.errors import check_dimensions, check_nonnegative, check_one_of, check_values, checked
 from heldout.weights.quantization.block_rules import Rule, block_linears, block_stacks
 from heldout.weights.quantization.blockwise import BlockInputs, evaluating, watching
 from heldout.weights.quantization.quantize import (
@@ -24,6 +25,8 @@ from heldout.weights.quantization.quantize import (
     weight_of,
 )
 
+Order = Literal["activation", "natural"]
+
 
 @checked
 def gptq(
@@ -34,6 +37,7 @@ def gptq(
     *,
     symmetric: bool = False,
     damping: float = 0.01,
+    order: Order = "activation",
     rules: Mapping[type[nn.Module], Rule] | None = None,
     scale_dtype: torch.dtype | None = None,
 ) -> dict[str, QTensor]:
@@ -41,13 +45,14 @@ def gptq(
 
     Blocks are visited in order, each on the output of the *quantised* blocks before it (a decoder reads what the
     encoder made before it was quantised); the layers of one block are rounded at once, on the inputs that they have
-    before. Columns go in their natural order, and a group's scale is that of its weights when their turn comes.
+    before.
 
     Args:
         model: see ``awq_search``.
         calib: batches of calibration data, as for ``awq_search``.
         bits, group_size, symmetric, scale_dtype: see ``group_quantize``.
         damping: added to the diagonal of H, as a fraction of its mean.
+        order: see ``gptq_quantize``.
         rules: which blocks there are, as for ``awq_search``.
 
     Raises:
@@ -69,6 +74,7 @@ def gptq(
         True
     """
     check_nonnegative(damping=damping)
+    check_one_of(get_args(Order), order=order)
     stacks = block_stacks(model, rules)
     layers = block_linears(model, rules)
     check_layers(layers, group_size)
@@ -84,7 +90,7 @@ def gptq(
                 weight = weight_of(module)
                 quantised[layer] = gptq_quantize(
                     weight, moments[layer], bits, group_size, symmetric=symmetric, damping=damping,
-                    scale_dtype=scale_dtype,
+                    order=order, scale_dtype=scale_dtype,
                 )  # fmt: skip
                 weight.copy_(dequantize(quantised[layer]))
             inputs.hidden = inputs.run(name, block)
@@ -100,6 +106,7 @@ def gptq_quantize(
     *,
     symmetric: bool = False,
     damping: float = 0.01,
+    order: Order = "activation",
     scale_dtype: torch.dtype | None = None,
 ) -> QTensor:
     """Returns one weight matrix quantised so that its outputs change little.
@@ -109,6 +116,10 @@ def gptq_quantize(
         moments: second moments of the inputs ``(in, in)``, up to a factor.
         bits, group_size, symmetric, scale_dtype: see ``group_quantize``.
         damping: added to the diagonal of the moments, as a fraction of its mean.
+        order: "activation" rounds the columns of the largest inputs first, while most others are there to make up for
+            them, with the scales of the given weights ("act-order" with static groups in the paper's code); "natural"
+            is the paper's algorithm: from left to right, and a group's scale is that of its weights when their turn
+            comes.
 
     Raises:
         ValueError: as ``group_quantize``, if the moments are not positive semi-definite, or ``damping`` is negative.
@@ -126,35 +137,45 @@ def gptq_quantize(
     check_values(w=w, moments=moments)
     check_floating_point(w, scale_dtype)
     check_nonnegative(damping=damping)
+    check_one_of(get_args(Order), order=order)
     rows, columns = w.shape
     size = columns if group_size == -1 else group_size
-    hessian = moments.double().clone()
-    diagonal = hessian.diagonal()
+    importance = moments.diagonal()
+    columns_in_turn = (
+        importance.argsort(descending=True, stable=True) if order == "activation" else torch.arange(columns)
+    ).to(w.device)
+    hessian = moments.double()[columns_in_turn][:, columns_in_turn]
+    turns, diagonal = columns_in_turn.tolist(), hessian.diagonal()
     dead = diagonal == 0
     diagonal[dead] = 1
-    weight = w.double().masked_fill(dead, 0)
+    weight = w.double()[:, columns_in_turn].masked_fill(dead, 0)
     diagonal.add_(damping * diagonal.mean())
     factor, failed = torch.linalg.cholesky_ex(hessian)
     if int(failed):
         raise ValueError("the second moments of the inputs are not positive definite; use more calibration data")
     inverse = torch.linalg.cholesky(torch.cholesky_inverse(factor), upper=True)
-    q = torch.empty(w.shape, dtype=torch.uint8, device=w.device)
     dtype = scale_dtype or w.dtype
-    scale = torch.empty(rows, columns // size, dtype=dtype, device=w.device)
-    zero = torch.empty(rows, columns // size, dtype=torch.double, device=w.device)
-    for group, start in enumerate(range(0, columns, size)):
+    ranges = functools.partial(group_range, bits=bits, group_size=size, symmetric=symmetric, scale_dtype=dtype)
+    if order == "activation":
+        scale, zero = ranges(w)
+    else:
+        scale = torch.empty(rows, columns // size, dtype=dtype, device=w.device)
+        zero = torch.empty_like(scale)
+    q = torch.empty(w.shape, dtype=torch.uint8, device=w.device)
+    for start in range(0, columns, size):
         end = start + size
-        current = weight[:, start:end].to(w.dtype)
-        parts = group_range(current, bits, size, symmetric=symmetric, scale_dtype=dtype)
-        scale[:, group], zero[:, group] = (part[:, 0] for part in parts)
-        step, level_of_zero = scale[:, group].double(), zero[:, group]
+        if order == "natural":
+            found = ranges(weight[:, start:end].to(w.dtype))
+            scale[:, start // size], zero[:, start // size] = (part[:, 0] for part in found)
         errors = torch.empty(rows, size, dtype=torch.double, device=w.device)
-        for column in range(start, end):
-            level = ((weight[:, column] / step).round() + level_of_zero).clamp_(0, 2**bits - 1)
+        for turn in range(start, end):
+            column = turns[turn]
+            step, level_of_zero = scale[:, column // size].double(), zero[:, column // size].double()
+            level = ((weight[:, turn] / step).round() + level_of_zero).clamp_(0, 2**bits - 1)
             q[:, column] = level.to(torch.uint8)
-            error = (weight[:, column] - (level - level_of_zero) * step) / inverse[column, column]
-            weight[:, column:end] -= error[:, None] * inverse[column, column:end]
-            errors[:, column - start] = error
+            error = (weight[:, turn] - (level - level_of_zero) * step) / inverse[turn, turn]
+            weight[:, turn:end] -= error[:, None] * inverse[turn, turn:end]
+            errors[:, turn - start] = error
         weight[:, end:] -= errors @ inverse[start:end, end:]
     return QTensor(q, scale, None if symmetric else zero.to(torch.uint8), bits, group_size)
 
