@@ -30,10 +30,10 @@ from heldout.train.supervised import (
 
 if TYPE_CHECKING:
     from heldout.train.boosted_estimators import GradientBoostedNetworkClassifier, GradientBoostedNetworkRegressor
+    from heldout.train.boosting import boost_head, boosted_network, gb_nn
     from heldout.train.boosting_losses import BinomialLoss, BoostingLoss, ObjectiveLoss, SoftmaxLoss, SquaredLoss
     from heldout.train.engines.lightning import LightningMethod
     from heldout.train.engines.transformers import MethodTrainer
-    from heldout.train.boosting import boost_head, boosted_network, gb_nn
     from heldout.train.reinforcement.grpo import grpo
     from heldout.train.reinforcement.rewards import CostReward, format_reward, router_reward
     from heldout.train.reinforcement.rollouts import Environment, Episode, rollout
