@@ -47,11 +47,10 @@ from heldout.tasks import Table, drawing_features, split_drawings, split_table, 
 from heldout.train import GradientBoostedNetworkClassifier, GradientBoostedNetworkRegressor
 
 UNITS = {"smoke": 8, "laptop": 100}
-SETS = {
-    "smoke": ("wine", "diabetes"),
-    "laptop": ("breast_cancer", "wine", "digits", "digits_parity", "diabetes", "friedman"),
-}
 REAL_UNITS = {"smoke": 8, "laptop": 48}
+ITERATIONS = {"smoke": 10, "laptop": 500}
+CLASSES, REALS = ("breast_cancer", "wine", "digits", "digits_parity"), ("diabetes", "friedman")
+SETS = {"smoke": ("wine", "diabetes"), "laptop": CLASSES + REALS}
 GRIDS: dict[str, list[dict[str, Any]]] = {
     "boosted": [{"learning_rate": rate} for rate in (0.1, 0.05, 0.5, 1.0)],
     "adam": [{"learning_rate_init": rate, "alpha": alpha} for rate in (1e-3, 1e-2) for alpha in (1e-4, 1.0)],
