@@ -2,7 +2,8 @@
 
 The loop is the algorithm as its paper has it: for each group an MLPRegressor with L-BFGS is fitted to the residuals of
 half of the rows, and added by Newton's step. Same units, learning rate and rows; ours must take at most LIMIT of its
-processor time over the three tables, and end at most SLACK above its training loss. The trees are shown for their time and test error.
+processor time over the three tables, and end at most SLACK above its training loss. The trees are shown for their time
+and their test error.
 
     python benchmarks/gb_nn.py [--units 50] [--json]
 """
