@@ -15,7 +15,13 @@ from numpy.typing import NDArray
 from scipy.special import expit, log_softmax
 from torch import Tensor
 
-from heldout.errors import checked
+from heldout.errors import (
+    check_at_least,
+    check_finite,
+    check_labels,
+    check_same_length,
+    checked,
+)
 
 Array = NDArray[Any]
 
@@ -54,6 +60,7 @@ class SquaredLoss:
 
     @checked
     def negative_gradient(self, outputs: Array, targets: Array) -> Array:
+        check_same_length(outputs=outputs, targets=targets)
         return np.asarray(targets - outputs, float)
 
     @checked
@@ -80,6 +87,7 @@ class BinomialLoss:
 
     @checked
     def negative_gradient(self, outputs: Array, targets: Array) -> Array:
+        check_same_length(outputs=outputs, targets=targets)
         return np.asarray(2 * targets * expit(-2 * targets * outputs), float)
 
     @checked
@@ -103,6 +111,7 @@ class SoftmaxLoss:
 
     @checked
     def __init__(self, classes: int, *, prior: bool = False) -> None:
+        check_at_least(2, classes=classes)
         self.classes, self.prior = classes, prior
 
     @checked
@@ -118,6 +127,8 @@ class SoftmaxLoss:
 
     @checked
     def negative_gradient(self, outputs: Array, targets: Array) -> Array:
+        check_same_length(outputs=outputs, targets=targets)
+        check_labels(self.classes, targets=targets)
         residuals = -np.exp(log_softmax(np.asarray(outputs, float), axis=1))
         residuals[np.arange(len(targets)), targets] += 1
         return np.asarray(residuals, float)
@@ -147,6 +158,7 @@ class ObjectiveLoss:
 
     @checked
     def __init__(self, objective: Callable[[Tensor, Any], Tensor], outputs: int, *, like: Tensor | None = None) -> None:
+        check_at_least(1, outputs=outputs)
         self.objective, self.outputs = objective, outputs
         self.like = torch.zeros((), dtype=torch.float64) if like is None else like.new_zeros(())
         if self.like.dtype in (torch.float16, torch.bfloat16):
@@ -168,6 +180,8 @@ class ObjectiveLoss:
 
     @checked
     def newton_step(self, outputs: Array, targets: Any, direction: Array) -> float:
+        check_finite(outputs=outputs, direction=direction)
+        check_same_length(outputs=outputs, targets=targets, direction=direction)
         step = torch.zeros_like(self.like, requires_grad=True)
         start, along = (torch.from_numpy(part).to(self.like) for part in (outputs, direction))
         (slope,) = torch.autograd.grad(self._loss(start + step * along, targets), step, create_graph=True)
