@@ -1,5 +1,6 @@
 """What the model is: blocks and architectures."""
 
+from heldout.nn.anytime import ACTIVATIONS, AnytimeMLP
 from heldout.nn.efficientnet import MobileBlock, Standardise, cached_features, efficientnet_lite0
 from heldout.nn.ensemble import LogitEnsemble
 from heldout.nn.features import Encoder, inputs_for, split_head, why_no_head
@@ -30,7 +31,9 @@ from heldout.nn.vit import VisionTransformer, tiny_vit
 from heldout.nn.zoo import PatchCNN, mlp, small_cnn
 
 __all__ = [
+    "ACTIVATIONS",
     "AffineChain",
+    "AnytimeMLP",
     "DomainHeads",
     "Encoder",
     "GhostBatchNorm1d",

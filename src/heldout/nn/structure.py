@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from heldout.errors import checked
+from heldout.nn.anytime import AnytimeMLP
 from heldout.nn.ghost_batch_norm import (
     GhostBatchNorm1d,
     GhostBatchNorm2d,
@@ -25,8 +26,8 @@ _GHOSTS = (GhostBatchNorm1d, GhostBatchNorm2d, GhostBatchNorm3d)
 def structure_of(module: nn.Module) -> dict[str, list[Any]]:
     """Returns ``[class name, settings]`` of every part of a module by its name, as JSON takes it.
 
-    Settings are told of the parts that heldout's own Methods put in: ``nn.Linear``, ``nn.Identity``, ghost batch norm
-    and ``MultiHead``; they are None for all others.
+    Settings are told of the parts that heldout's own Methods put in: ``nn.Linear``, ``nn.Identity``, ``AnytimeMLP``,
+    ghost batch norm and ``MultiHead``; they are None for all others.
 
     Example:
         >>> structure_of(nn.Sequential(nn.Linear(2, 3, bias=False), nn.ReLU()))["0"]
@@ -84,6 +85,14 @@ def _settings(part: nn.Module) -> dict[str, Any] | None:
         return {"in_features": part.in_features, "out_features": part.out_features, "bias": bias}
     if type(part) is nn.Identity:
         return {}
+    if type(part) is AnytimeMLP:
+        return {
+            "in_features": part.hidden.in_features,
+            "out_features": part.output.out_features,
+            "groups": part.groups,
+            "units_per_group": part.units_per_group,
+            "activation": part.activation,
+        }
     if isinstance(part, _GHOSTS):
         return {"ghost_size": part.ghost_size}
     if type(part) is MultiHead and all(type(head) is nn.Linear for head in part.heads.heads):
@@ -97,5 +106,6 @@ def _settings(part: nn.Module) -> dict[str, Any] | None:
 _BUILDERS: dict[str, Callable[[nn.Module, dict[str, Any]], nn.Module]] = {
     "Linear": lambda part, settings: nn.Linear(**settings),
     "Identity": lambda part, settings: nn.Identity(),
+    "AnytimeMLP": lambda part, settings: AnytimeMLP(**settings),
     **{kind.__qualname__: lambda part, settings: convert_ghost_batchnorm(part, **settings) for kind in _GHOSTS},
 }

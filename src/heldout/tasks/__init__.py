@@ -130,6 +130,7 @@ from heldout.tasks.vectors.modular import ArithmeticSplit, corrupt_labels, modul
 from heldout.tasks.vectors.points import LShape, l_shape
 from heldout.tasks.vectors.slabs import SlabData, TwoBlockImages, slabs, two_block_images
 from heldout.tasks.vectors.spurious_votes import SpuriousVotes, Votes, exact_accuracy
+from heldout.tasks.vectors.tables import TABLES, Table, split_table, table
 from heldout.tasks.vectors.teacher_student import TeacherStudent, teacher_student
 from heldout.tasks.vectors.xor import XorData, xor_clusters
 
@@ -168,6 +169,7 @@ __all__ = [
     "SHIFTS",
     "STYLES",
     "SYMBOLS",
+    "TABLES",
     "TEST_NAMES",
     "TEST_WORDINGS",
     "UNABLE",
@@ -200,6 +202,7 @@ __all__ = [
     "SimulatedExpert",
     "SlabData",
     "SpuriousVotes",
+    "Table",
     "TeacherStudent",
     "TwoBlockImages",
     "Votes",
@@ -271,12 +274,14 @@ __all__ = [
     "slabs",
     "split_by_group",
     "split_drawings",
+    "split_table",
     "stdlib_code",
     "stdlib_digest",
     "stdlib_docstrings",
     "stratified_split",
     "style_domains",
     "styled",
+    "table",
     "task_split",
     "teacher_student",
     "two_block_images",

@@ -29,6 +29,9 @@ from heldout.train.supervised import (
 )
 
 if TYPE_CHECKING:
+    from heldout.train.boosted_estimators import GradientBoostedNetworkClassifier, GradientBoostedNetworkRegressor
+    from heldout.train.boosting import boost_head, boosted_network, gb_nn
+    from heldout.train.boosting_losses import BinomialLoss, BoostingLoss, ObjectiveLoss, SoftmaxLoss, SquaredLoss
     from heldout.train.engines.lightning import LightningMethod
     from heldout.train.engines.transformers import MethodTrainer
     from heldout.train.reinforcement.grpo import grpo
@@ -42,21 +45,30 @@ if TYPE_CHECKING:
     from heldout.train.winsorized import winsorized_backward
 
 __all__ = [
+    "BinomialLoss",
+    "BoostingLoss",
     "CostReward",
     "CrossFit",
     "Environment",
     "Episode",
     "Fitted",
+    "GradientBoostedNetworkClassifier",
+    "GradientBoostedNetworkRegressor",
     "Hypotheses",
     "LightningMethod",
     "MethodTrainer",
+    "ObjectiveLoss",
     "ProgressiveSelfDistillation",
     "Saved",
+    "SoftmaxLoss",
     "SpanGD",
     "SpanPoints",
+    "SquaredLoss",
     "Stages",
     "TrainFunction",
     "Tuned",
+    "boost_head",
+    "boosted_network",
     "contradicted_labels",
     "cross_fit",
     "dbat",
@@ -72,6 +84,7 @@ __all__ = [
     "fit_with",
     "format_reward",
     "full_batch",
+    "gb_nn",
     "grpo",
     "label_margins",
     "lora",
@@ -95,6 +108,16 @@ __all__ = [
 ]
 
 _LATER = {
+    "BinomialLoss": "heldout.train.boosting_losses",
+    "BoostingLoss": "heldout.train.boosting_losses",
+    "GradientBoostedNetworkClassifier": "heldout.train.boosted_estimators",
+    "GradientBoostedNetworkRegressor": "heldout.train.boosted_estimators",
+    "ObjectiveLoss": "heldout.train.boosting_losses",
+    "SoftmaxLoss": "heldout.train.boosting_losses",
+    "SquaredLoss": "heldout.train.boosting_losses",
+    "boost_head": "heldout.train.boosting",
+    "boosted_network": "heldout.train.boosting",
+    "gb_nn": "heldout.train.boosting",
     "tune_last_layers": "heldout.train.tuning.last_layers",
     "CostReward": "heldout.train.reinforcement.rewards",
     "Environment": "heldout.train.reinforcement.rollouts",
