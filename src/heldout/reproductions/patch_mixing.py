@@ -54,7 +54,7 @@ FRACTIONS, LEVELS = (0.25, 0.5, 0.75), (0.2, 0.4)
 SIZES = {"smoke": (128, 60), "laptop": (3000, 1000)}  # training and test images
 DRAWING_SIZES = {"smoke": (48, 24), "laptop": (600, 300)}
 EPOCHS = {"cnn": 12, "vit": 16, "enet": 3}
-BATCH = {"cnn": 128, "vit": 128, "enet": 24}
+BATCH = {"cnn": 64, "vit": 64, "enet": 24}
 GRIDS = {"cnn": 7, "vit": 7, "enet": 8}
 
 
