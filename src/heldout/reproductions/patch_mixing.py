@@ -65,12 +65,12 @@ Examples = tuple[Tensor, Tensor]
 @functools.lru_cache(maxsize=2)
 def world(real: bool, seed: int, profile: str) -> tuple[Examples, Examples, dict[str, Tensor]]:
     """Training images with labels, test images with labels, and the test images occluded, by metric."""
+    kinds: list[Any] = [clipart_sprites(size=32)] if real else list(OCCLUDERS)
     if real:
-        train, test, kinds = *drawing_parts(seed, profile), [clipart_sprites(size=32)]
+        train, test = drawing_parts(seed, profile)
     else:
         images, labels = fashion_mnist(part="train" if profile == "laptop" else "test")
         train, test = ((images[p], labels[p]) for p in stratified_split(labels, SIZES[profile], seed=seed))
-        kinds = list(OCCLUDERS)
     generator, occluded = torch.Generator().manual_seed(seed), {}
     for level in LEVELS:
         parts = zip(kinds, test[0].chunk(len(kinds)), strict=True)
@@ -124,7 +124,8 @@ def method_of(name: str, grid: int) -> Method:
         return patchdrop(grid)
     always = CutMix(label_smoothing=SMOOTHING)
     recipe = MixingChoice([Mixup(alpha=0.8, label_smoothing=SMOOTHING), always, patch])
-    return mixing_method({"cutmix": cut, "cutmix-always": always, "patchmix": patch, "recipe": recipe}[name], name)
+    mixings: dict[str, Any] = {"cutmix": cut, "cutmix-always": always, "patchmix": patch, "recipe": recipe}
+    return mixing_method(mixings[name], name)
 
 
 def optimizer_of(kind: str) -> Any:

@@ -89,7 +89,7 @@ def _sprite(content: bytes, size: int) -> np.ndarray | None:
         return None
     if pixels is None or not (pixels[..., 3] > 127).any():
         return None
-    rows, columns = ((pixels[..., 3] > 127).any(axis).nonzero()[0] for axis in (1, 0))
+    rows, columns = (np.flatnonzero((pixels[..., 3] > 127).any(axis=axis)) for axis in (1, 0))
     cut = torch.from_numpy(pixels[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]).permute(2, 0, 1).float() / 255
     if not _LEAST_VISIBLE <= float((cut[3] > 0.5).float().mean()) <= _MOST_VISIBLE:
         return None
