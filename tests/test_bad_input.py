@@ -216,8 +216,8 @@ def test_an_example_that_calls_a_method_is_recorded_with_its_object():
 # Not covered, with the reason.
 NOT_COVERED = {
     "it needs a data package": {
-        "choice_questions", "clipart_sprites", "drawing_tags", "drawings", "fashion_mnist", "film_reviews", "open_questions",
-        "question_tasks", "real_texts", "smollm", "cut_vocabulary",
+        "choice_questions", "clipart_sprites", "drawing_tags", "drawings", "fashion_mnist", "film_reviews",
+        "open_questions", "question_tasks", "real_texts", "smollm", "cut_vocabulary",
     },
     "it trains a base for minutes": {"stdlib_llama", "cached_base"},
     "it is a Trainer or a Method that trains": {"MethodTrainer", "finish"},
