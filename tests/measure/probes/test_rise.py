@@ -85,6 +85,23 @@ def test_it_does_not_depend_on_the_batch_size_and_leaves_the_model_as_it_was():
     torch.testing.assert_close(many, few, rtol=0.2, atol=0.1)
 
 
+def test_masks_are_smooth_shifted_within_a_cell_and_see_a_share_p_everywhere():
+    seen = []
+
+    def model(images):
+        seen.append(images[:, 0].clone())
+        return images.sum((2, 3))
+
+    rise(model, torch.ones(1, 14, 21), 0, n_masks=4000, cells=2, p=0.7, generator=generator(3))
+    masks = torch.cat(seen)
+    assert len(masks) == 4000
+    assert (masks.mean(0) - 0.7).abs().max() < 0.04
+    between = ((masks > 0.01) & (masks < 0.99)).double().mean(0)  # unshifted, a corner would only be seen or not
+    assert between.min() > 0.1
+    assert masks.min() >= 0
+    assert masks.max() <= 1 + 1e-6
+
+
 def test_patch_selectivity_is_the_difference_of_two_means():
     saliency = torch.tensor([[1.0, 2.0], [3.0, 10.0]])
     mask = torch.tensor([[False, True], [False, True]])

@@ -77,6 +77,17 @@ def test_a_sprite_keeps_its_shape_on_images_that_are_no_squares():
     assert min(largest) == pytest.approx(1.0, abs=0.15)
 
 
+def test_objects_are_turned_every_way():
+    bar = torch.zeros(1, 4, 32, 32)
+    bar[:, :3], bar[:, 3, 13:19, 1:31] = 1.0, 1.0
+    angles = []
+    for each in occluders(bar, 0.02)(torch.zeros(120, 1, 64, 64), 0)[:, 0] > 0:
+        y, x = (part - part.mean() for part in each.nonzero().double().T)
+        angles.append(float(torch.atan2(2 * (x * y).mean(), (x * x).mean() - (y * y).mean())) / 2)
+    quarters = torch.tensor(angles).div(math.pi / 4).floor().long().unique()
+    assert len(quarters) == 4
+
+
 def test_bad_input_is_refused_by_name():
     images = torch.rand(2, 3, 8, 8)
     for call, name in (
