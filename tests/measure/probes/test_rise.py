@@ -98,6 +98,8 @@ def test_masks_are_smooth_shifted_within_a_cell_and_see_a_share_p_everywhere():
     assert (masks.mean(0) - 0.7).abs().max() < 0.04
     between = ((masks > 0.01) & (masks < 0.99)).double().mean(0)  # unshifted, a corner would only be seen or not
     assert between.min() > 0.1
+    for one, other in ((masks[:, 0], masks[:, 1]), (masks[:, :, 0], masks[:, :, 1])):  # alike where unshifted
+        assert float((one != other).any(1).double().mean()) > 0.2
     assert masks.min() >= 0
     assert masks.max() <= 1 + 1e-6
 
