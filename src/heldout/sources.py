@@ -340,6 +340,19 @@ FASHION = Source(
     "heldout.tasks.fashion_mnist",
 )  # fmt: skip
 
+CLIP = Source(
+    "CLIP",
+    "8,121 drawings without background by hundreds of authors, in 22 folders (openclipart)",
+    (
+        Package(
+            "apt", "openclipart-svg", "", "/usr/share/openclipart/svg/decorations/flourish_one_vertical_01.svg"
+        ),
+    ),
+    "public domain",
+    25,
+    "heldout.tasks.clipart_sprites",
+)  # fmt: skip
+
 SMOL = Source(
     "SMOL",
     "SmolLM2-135M-Instruct, a pretrained language model, with its tokenizer and chat template",
@@ -364,4 +377,4 @@ QA = Source(
     "heldout.tasks.choice_questions",
 )
 
-SOURCES: list[Source] = [STYLE, TAGS, ENET, FASHION, SMOL, QA]
+SOURCES: list[Source] = [STYLE, TAGS, CLIP, ENET, FASHION, SMOL, QA]

@@ -1,6 +1,7 @@
 """What the model sees: select, reweight, mix, clean, augment and synthesize a training set."""
 
 from heldout.data.balancing import balanced_sampling, class_counts, why_balanced
+from heldout.data.image_mixing import CutMix, Mixing, MixingChoice, Mixup, blend_targets, derangement
 from heldout.data.indexed import IndexedDataset
 from heldout.data.instructions import DEFINITION, FULL, NO_INSTRUCTION, PROMPT, encode_instruction
 from heldout.data.loading import (
@@ -14,6 +15,7 @@ from heldout.data.loading import (
     to_device,
 )
 from heldout.data.mixing import Mixed, beta_weight, mix, mixup, permutation, soft_labels
+from heldout.data.patch_mixing import PatchMix, patch_cells, patch_mask
 from heldout.data.prismatic import Clusters, PrismaticSynthesizer, SynthesisRound, sparse_select, spherical_kmeans
 from heldout.data.self_targets import RESTATE, TARGET_SOURCES, SelfTargets, self_targets
 from heldout.data.skic import skic_traces
@@ -47,8 +49,13 @@ __all__ = [
     "TARGET_SOURCES",
     "VERBALIZER_KINDS",
     "Clusters",
+    "CutMix",
     "IndexedDataset",
     "Mixed",
+    "Mixing",
+    "MixingChoice",
+    "Mixup",
+    "PatchMix",
     "PrismaticSynthesizer",
     "SelfTargets",
     "SynthesisRound",
@@ -59,13 +66,17 @@ __all__ = [
     "balanced_sampling",
     "batches",
     "beta_weight",
+    "blend_targets",
     "class_counts",
+    "derangement",
     "early_output_clusters",
     "emphasised_instruction",
     "encode_instruction",
     "gather",
     "mix",
     "mixup",
+    "patch_cells",
+    "patch_mask",
     "permutation",
     "predict_all",
     "randomize_verbalizers",

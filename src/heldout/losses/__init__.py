@@ -2,6 +2,7 @@
 
 from heldout.losses.consistency import LearnedConsistency, gradient_alignment_loss, gradient_distance
 from heldout.losses.diversity import dbat_disagreement, divdis_mi, prior_match
+from heldout.losses.image_mixing import cutmix, mixing_method
 from heldout.losses.imbalance import (
     class_balanced,
     class_balanced_weights,
@@ -12,12 +13,14 @@ from heldout.losses.knn import knn_nll, knn_training
 from heldout.losses.label_smoothing import label_smoothing
 from heldout.losses.mixup import mixup_method
 from heldout.losses.orthogonal import orthogonal_group_loss, overlap, pego
+from heldout.losses.patch_mixing import patch_mixing
 from heldout.losses.soft_targets import soft_cross_entropy
 
 __all__ = [
     "LearnedConsistency",
     "class_balanced",
     "class_balanced_weights",
+    "cutmix",
     "dbat_disagreement",
     "divdis_mi",
     "gradient_alignment_loss",
@@ -27,9 +30,11 @@ __all__ = [
     "label_smoothing",
     "logit_adjusted_cross_entropy",
     "logit_adjustment",
+    "mixing_method",
     "mixup_method",
     "orthogonal_group_loss",
     "overlap",
+    "patch_mixing",
     "pego",
     "prior_match",
     "soft_cross_entropy",

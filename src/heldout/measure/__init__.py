@@ -76,6 +76,13 @@ from heldout.measure.probes.coherence import Coherence, CoherenceTracker, gradie
 from heldout.measure.probes.cross_task import CrossTask, TaskScore, best_constant, beyond_constant, cross_task
 from heldout.measure.probes.frozen import FrozenSubspace, frozen_subspace
 from heldout.measure.probes.gradients import GradientSums, gradient_features, gradient_sums, per_example_grads
+from heldout.measure.probes.patch_selectivity import (
+    occlusion_accuracy,
+    patch_drop_curve,
+    patch_replacement_curve,
+    patch_shuffle_curve,
+    shuffle_patches,
+)
 from heldout.measure.probes.perplexity import perplexity, token_blocks
 from heldout.measure.probes.reliance import (
     Reliance,
@@ -84,6 +91,7 @@ from heldout.measure.probes.reliance import (
     randomize_features,
     randomized_feature_score,
 )
+from heldout.measure.probes.rise import contrastive_rise, patch_selectivity, rise
 from heldout.measure.probes.robustness import pgd, universal_perturbation
 from heldout.measure.probes.scylla import (
     Scylla,
@@ -143,6 +151,7 @@ __all__ = [
     "class_margin",
     "classification_difficulty",
     "confidence_gap",
+    "contrastive_rise",
     "correction_table",
     "cost_frontier",
     "cross_task",
@@ -183,10 +192,15 @@ __all__ = [
     "neuron_scores",
     "nll",
     "normalise_answer",
+    "occlusion_accuracy",
     "optimal_ridge",
     "optimal_stopping_time",
     "overfitting_report",
     "participation_ratio",
+    "patch_drop_curve",
+    "patch_replacement_curve",
+    "patch_selectivity",
+    "patch_shuffle_curve",
     "per_example_grads",
     "perplexity",
     "pgd",
@@ -198,9 +212,11 @@ __all__ = [
     "rbf_kernel",
     "reliability_table",
     "required_inductive_bias",
+    "rise",
     "risk_coverage_curve",
     "rouge_l",
     "sharpness",
+    "shuffle_patches",
     "spectral_learning_curve",
     "steps_to",
     "subspace_bound",

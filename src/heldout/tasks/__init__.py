@@ -9,6 +9,7 @@ from heldout.tasks.images.biases import (
     label_noise,
     stratified_split,
 )
+from heldout.tasks.images.clipart import CLIPART_FOLDERS, clipart_sprites
 from heldout.tasks.images.coloured_conflict import coloured_conflict
 from heldout.tasks.images.domains import domains, leave_one_domain_out, rotation_sequence
 from heldout.tasks.images.dominoes import Dominoes, dominoes
@@ -24,6 +25,7 @@ from heldout.tasks.images.drawings import (
 )
 from heldout.tasks.images.grey import digits, fashion_mnist
 from heldout.tasks.images.multicolour import multicolour, paint_patches, patch_colours
+from heldout.tasks.images.occluders import OCCLUDERS, occluders
 from heldout.tasks.images.patches import two_feature_patches
 from heldout.tasks.images.shifts import SHIFTS, rotate, shifted
 from heldout.tasks.images.styles import STYLES, style_domains, styled
@@ -139,6 +141,7 @@ __all__ = [
     "ANSWER_FORMS",
     "CATEGORIES",
     "CHAIN",
+    "CLIPART_FOLDERS",
     "DRAWING_CLASSES",
     "DRAWING_STYLES",
     "EXPERT_NAMES",
@@ -157,6 +160,7 @@ __all__ = [
     "MOVES",
     "NEGATIVE_WORDS",
     "NUMBER_WORDS",
+    "OCCLUDERS",
     "OPINION_CLASSES",
     "OTHER_WORDED_TEMPLATES",
     "PEOPLE",
@@ -214,6 +218,7 @@ __all__ = [
     "chain_fact",
     "chain_problem",
     "choice_questions",
+    "clipart_sprites",
     "colour_bias",
     "coloured_conflict",
     "colourise",
@@ -252,6 +257,7 @@ __all__ = [
     "multicolour",
     "neutral_text",
     "noisy_maths_solutions",
+    "occluders",
     "open_questions",
     "opinion_words",
     "opinions",
