@@ -13,15 +13,20 @@ from heldout.losses.label_smoothing import label_smoothing
 from heldout.losses.mixup import mixup_method
 from heldout.losses.orthogonal import orthogonal_group_loss, overlap, pego
 from heldout.losses.soft_targets import soft_cross_entropy
+from heldout.losses.weak_labels import ConfidenceLoss, ProductLoss, as_weak_probs, harden
 
 __all__ = [
+    "ConfidenceLoss",
     "LearnedConsistency",
+    "ProductLoss",
+    "as_weak_probs",
     "class_balanced",
     "class_balanced_weights",
     "dbat_disagreement",
     "divdis_mi",
     "gradient_alignment_loss",
     "gradient_distance",
+    "harden",
     "knn_nll",
     "knn_training",
     "label_smoothing",

@@ -18,6 +18,7 @@ from heldout.train.saving import Saved, read_saved, save
 from heldout.train.span_gd import SpanGD, SpanPoints
 from heldout.train.supervised import (
     Fitted,
+    Recipe,
     finish,
     fit,
     outputs_of,
@@ -35,10 +36,21 @@ if TYPE_CHECKING:
     from heldout.train.reinforcement.rewards import CostReward, format_reward, router_reward
     from heldout.train.reinforcement.rollouts import Environment, Episode, rollout
     from heldout.train.reinforcement.router import train_router
+    from heldout.train.soft_labels import (
+        Relabelled,
+        check_disjoint,
+        class_probabilities,
+        disjoint_splits,
+        fit_soft_labels,
+        label_with,
+        reads_progress,
+        relabelled,
+    )
     from heldout.train.tuning.dpo import dpo
     from heldout.train.tuning.last_layers import tune_last_layers
     from heldout.train.tuning.sft import encode_rows, pack, sft, weighted_nll
     from heldout.train.tuning.tuned import Tuned, lora
+    from heldout.train.weak_to_strong import WeakToStrongResult, weak_to_strong
     from heldout.train.winsorized import winsorized_backward
 
 __all__ = [
@@ -51,35 +63,45 @@ __all__ = [
     "LightningMethod",
     "MethodTrainer",
     "ProgressiveSelfDistillation",
+    "Recipe",
+    "Relabelled",
     "Saved",
     "SpanGD",
     "SpanPoints",
     "Stages",
     "TrainFunction",
     "Tuned",
+    "WeakToStrongResult",
+    "check_disjoint",
+    "class_probabilities",
     "contradicted_labels",
     "cross_fit",
     "dbat",
     "deep_ensemble",
     "disambiguate",
+    "disjoint_splits",
     "divdis",
     "diversify",
     "dpo",
     "encode_rows",
     "finish",
     "fit",
+    "fit_soft_labels",
     "fit_stopping_early",
     "fit_with",
     "format_reward",
     "full_batch",
     "grpo",
     "label_margins",
+    "label_with",
     "lora",
     "outputs_of",
     "pack",
     "problem_of",
     "ps_kd",
     "read_saved",
+    "reads_progress",
+    "relabelled",
     "rollout",
     "router_reward",
     "save",
@@ -90,11 +112,22 @@ __all__ = [
     "squared_error",
     "train_router",
     "tune_last_layers",
+    "weak_to_strong",
     "weighted_nll",
     "winsorized_backward",
 ]
 
 _LATER = {
+    "Relabelled": "heldout.train.soft_labels",
+    "check_disjoint": "heldout.train.soft_labels",
+    "class_probabilities": "heldout.train.soft_labels",
+    "disjoint_splits": "heldout.train.soft_labels",
+    "fit_soft_labels": "heldout.train.soft_labels",
+    "label_with": "heldout.train.soft_labels",
+    "reads_progress": "heldout.train.soft_labels",
+    "relabelled": "heldout.train.soft_labels",
+    "WeakToStrongResult": "heldout.train.weak_to_strong",
+    "weak_to_strong": "heldout.train.weak_to_strong",
     "tune_last_layers": "heldout.train.tuning.last_layers",
     "CostReward": "heldout.train.reinforcement.rewards",
     "Environment": "heldout.train.reinforcement.rollouts",
