@@ -24,9 +24,6 @@ from heldout.sources import MINI, WORD, SourceError, cache_folder
 _FEATURES_VERSION = 1  # raised when what is kept changes
 _WORD_TOKENIZER = "tokenizers/l2_supercat_tokenizer_config.json"
 _WORD_TOKENIZER_SHA256 = "93248f2a9ec36c7b35f700a033d5f36228aae48db61aee31007fa49062cdeb68"
-    "tokenizers/l2_supercat_tokenizer_config.json",
-    "93248f2a9ec36c7b35f700a033d5f36228aae48db61aee31007fa49062cdeb68",
-)
 
 
 @checked
