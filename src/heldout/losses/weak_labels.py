@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from heldout.data import soft_labels
-from heldout.errors import check_dimensions, check_fraction, check_nonnegative, check_same_length, checked
+from heldout.errors import check_dimensions, check_fraction, check_labels, check_nonnegative, check_same_length, checked
 from heldout.losses.soft_targets import soft_cross_entropy
 
 _TEMPERATURES = (1.0, 0.3, 0.1, 0.03)  # the shares of soft predictions become those of hard ones
@@ -161,6 +161,7 @@ def as_weak_probs(logits: Tensor, weak_probs: Tensor) -> Tensor:
     check_dimensions(2, logits=logits)
     check_same_length(logits=logits, weak_probs=weak_probs)
     if not weak_probs.is_floating_point() and weak_probs.ndim == 1:
+        check_labels(logits.shape[1], weak_probs=weak_probs)
         warnings.warn("weak_probs are class indices, which are made one-hot: soft weak labels say more", stacklevel=3)
         weak_probs = soft_labels(weak_probs.long(), logits.shape[1])
     if weak_probs.shape != logits.shape or not len(logits):

@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from heldout.train.tuning.last_layers import tune_last_layers
     from heldout.train.tuning.sft import encode_rows, pack, sft, weighted_nll
     from heldout.train.tuning.tuned import Tuned, lora
-    from heldout.train.weak_to_strong import WeakToStrongResult, weak_to_strong
+    from heldout.train.weak_supervision import WeakToStrongResult, weak_to_strong
     from heldout.train.winsorized import winsorized_backward
 
 __all__ = [
@@ -126,8 +126,8 @@ _LATER = {
     "label_with": "heldout.train.soft_labels",
     "reads_progress": "heldout.train.soft_labels",
     "relabelled": "heldout.train.soft_labels",
-    "WeakToStrongResult": "heldout.train.weak_to_strong",
-    "weak_to_strong": "heldout.train.weak_to_strong",
+    "WeakToStrongResult": "heldout.train.weak_supervision",
+    "weak_to_strong": "heldout.train.weak_supervision",
     "tune_last_layers": "heldout.train.tuning.last_layers",
     "CostReward": "heldout.train.reinforcement.rewards",
     "Environment": "heldout.train.reinforcement.rollouts",
