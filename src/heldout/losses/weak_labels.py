@@ -16,8 +16,8 @@ from heldout.data import soft_labels
 from heldout.errors import check_dimensions, check_fraction, check_labels, check_nonnegative, check_same_length, checked
 from heldout.losses.soft_targets import soft_cross_entropy
 
-_TEMPERATURES = (1.0, 0.3, 0.1, 0.03)  # the shares of soft predictions become those of hard ones
-_STEPS = 12  # at each temperature
+_TEMPERATURES = (0.3, 0.1, 0.03, 0.01, 0.003)  # the shares of soft predictions become those of hard ones
+_STEPS = 6  # at each temperature
 
 
 class ConfidenceLoss(nn.Module):
@@ -184,7 +184,7 @@ def harden(logits: Tensor, weak_probs: Tensor | None = None) -> Tensor:
     Two classes: as many examples as the mean weak probability of class 1 says (rounded) are put into class 1, the most
     probable first; of equals, the first. More classes: the largest of ``logits + b``, where the offsets ``b`` are moved
     by ``log(wanted share / present share)`` again and again, over ever sharper predictions; shares are then met but for
-    about one example a class.
+    one or two examples a class, where no two examples are equal.
 
     Args:
         logits: ``(batch, classes)``.
@@ -211,6 +211,7 @@ def harden(logits: Tensor, weak_probs: Tensor | None = None) -> Tensor:
         rank[order] = torch.arange(len(order), device=order.device)
         return (rank < (wanted[1] * len(order)).round()).long()
     scores = scores.float().log_softmax(1)
+    scores = scores / scores.std().clamp(min=1e-6)
     least = torch.finfo(torch.float32).tiny
     wanted_log = wanted.float().clamp(min=least).log()
     offsets = torch.zeros_like(wanted_log)
