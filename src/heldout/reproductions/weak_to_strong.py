@@ -29,6 +29,7 @@ in ``fashion``. Generative fine-tuning on the task's texts is left out.
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -143,10 +144,8 @@ def fashion(profile: str) -> Cell:
 
 def fresh_head(net: nn.Sequential) -> nn.Sequential:
     """A copy of a pretrained CNN with a new last layer."""
-    import copy
-
     own = copy.deepcopy(net)
-    own.head.reset_parameters()  # type: ignore[union-attr]
+    own.head.reset_parameters()  # type: ignore[operator]
     return own
 
 
@@ -184,7 +183,7 @@ def drawn(profile: str) -> Cell:
     net, size = efficientnet_lite0(), images.shape[2]
     inputs = {
         "weak": F.avg_pool2d(images / 255, size // 6).flatten(1),
-        "mid": cached_features(nn.Sequential(*net[:6], nn.AdaptiveAvgPool2d(1), nn.Flatten()), images),
+        "mid": cached_features(nn.Sequential(*list(net)[:6], nn.AdaptiveAvgPool2d(1), nn.Flatten()), images),
         "strong": cached_features(net[:-2], images),
     }
     classes = len(pictures.classes)
@@ -240,7 +239,7 @@ def learned(name: str, seed: int, profile: str, student: str, teacher: str, loss
 
     fitted = fit_soft_labels(build, (inputs[part], targets), LOSSES[loss], seed=seed, on_epoch=look, **options)
     said = [class_probabilities(fitted.module, (inputs[each], labels[each])) for each in (part_b, test)]
-    return Learned(*said, max(accuracies))
+    return Learned(said[0], said[1], max(accuracies))
 
 
 def run(arm: dict[str, Any], seed: int, profile: str) -> dict[str, float]:

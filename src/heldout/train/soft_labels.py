@@ -78,7 +78,7 @@ def _places(dataset: Any) -> tuple[Any, Tensor]:
     positions = sample_ids(dataset, base)
     if isinstance(base, TensorDataset) and base.tensors[0].ndim and base.tensors[0].stride(0) > 0:
         rows = base.tensors[0]
-        start, within = divmod(rows.storage_offset(), rows.stride(0))
+        start, within = divmod(int(rows.storage_offset()), rows.stride(0))
         return (rows.untyped_storage().data_ptr(), rows.stride(0), within, rows.dtype), positions + start
     return id(base), positions
 
@@ -225,13 +225,13 @@ def fit_soft_labels(
         targets.ndim == 2 and bool((targets >= 0).all()) and bool(((targets.sum(1) - 1).abs() < 1e-2).all())
     ):
         raise ValueError("the targets of data must be class probabilities (n, classes), each row summing to 1")
-    loss = loss or (soft_cross_entropy if soft else F.cross_entropy)
-    if not reads_progress(loss):
-        return fit(model, dataset, loss=loss, **recipe)
+    objective: Callable[..., Tensor] = loss or (soft_cross_entropy if soft else F.cross_entropy)
+    if not reads_progress(objective):
+        return fit(model, dataset, loss=objective, **recipe)
 
     def stage(run: Run, batch: Batch) -> Tensor:
         taken = run.step * run.batch_size / (run.epochs * len(run.train_set))
-        return loss(batch.logits, batch.targets, progress=min(1.0, taken))
+        return objective(batch.logits, batch.targets, progress=min(1.0, taken))
 
     return fit(model, dataset, Method("soft_labels", loss=stage), **recipe)
 

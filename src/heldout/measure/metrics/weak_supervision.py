@@ -87,8 +87,8 @@ def gap_recovered_interval(
     code = sum(right.cpu().long() << place for place, right in enumerate(named.values()))
     counts = np.bincount(code, minlength=8)  # type: ignore[arg-type]
     patterns = np.array([[pattern >> place & 1 for place in range(3)] for pattern in range(8)])
-    accuracies = counts @ patterns / len(weak)
-    estimate = performance_gap_recovered(*map(float, accuracies), min_gap)
+    weak_mean, student_mean, ceiling_mean = (counts @ patterns / len(weak)).tolist()
+    estimate = performance_gap_recovered(weak_mean, student_mean, ceiling_mean, min_gap)
     drawn = np.random.default_rng(seed).multinomial(len(weak), counts / len(weak), RESAMPLES) @ patterns / len(weak)
     kept = drawn[drawn[:, 2] - drawn[:, 0] >= min_gap]
     if math.isnan(estimate) or 2 * len(kept) < RESAMPLES:
