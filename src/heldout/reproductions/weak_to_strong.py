@@ -145,7 +145,7 @@ def fashion(profile: str) -> Cell:
 def fresh_head(net: nn.Sequential) -> nn.Sequential:
     """A copy of a pretrained CNN with a new last layer."""
     own = copy.deepcopy(net)
-    own.head.reset_parameters()  # type: ignore[operator]
+    own.head.reset_parameters()  # type: ignore[operator, union-attr]
     return own
 
 
