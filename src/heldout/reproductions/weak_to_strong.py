@@ -128,10 +128,9 @@ def fashion(profile: str) -> Cell:
     nets = {name: pretrained(images[unlabelled], widths, 10, 1 if smoke else 3) for name, widths in WIDTHS.items()}
     images, labels = images[rest], labels[rest]
     tune = recipe(1 if smoke else 5, 3e-3)
-    weak = functools.partial(nn.Sequential, nn.AvgPool2d(2), mlp(49, 10, (64,)))
     return Cell(
         {
-            "weak": Role(images, weak, recipe(2 if smoke else 40, 3e-3)),
+            "weak": Role(images, small_pixels, recipe(2 if smoke else 40, 3e-3)),
             "mid": Role(images, functools.partial(fresh_head, nets["mid"]), tune),
             "strong": Role(images, functools.partial(fresh_head, nets["strong"]), tune),
             "random": Role(images, functools.partial(small_cnn, 1, 10, WIDTHS["strong"]), tune),
@@ -141,6 +140,11 @@ def fashion(profile: str) -> Cell:
         torch.arange(len(labels)),
         PARTS[profile],
     )
+
+
+def small_pixels() -> nn.Sequential:
+    """An MLP on 7 x 7 pixels."""
+    return nn.Sequential(nn.AvgPool2d(2), mlp(49, 10, (64,)))
 
 
 def fresh_head(net: nn.Sequential) -> nn.Sequential:
@@ -211,7 +215,7 @@ def parts(name: str, seed: int, profile: str) -> list[Tensor]:
 
 
 @functools.lru_cache(maxsize=64)
-def learned(name: str, seed: int, profile: str, student: str, teacher: str, loss: str = "ce") -> Learned:
+def learned(name: str, seed: int, profile: str, student: str, teacher: str, loss: str) -> Learned:
     """A model of a cell, trained on what a teacher says: ``truth``, ``weak``, ``hard``, ``noise`` or ``mid``."""
     roles, labels, *_ = cell(name, profile)
     part_a, part_b, test = parts(name, seed, profile)
@@ -221,9 +225,9 @@ def learned(name: str, seed: int, profile: str, student: str, teacher: str, loss
     else:
         part, targets = part_b, labels[part_b]
         if teacher == "mid":
-            targets = learned(name, seed, profile, "mid", "weak").part_b
+            targets = learned(name, seed, profile, "mid", "weak", "ce").part_b
         elif teacher != "truth":
-            weak = learned(name, seed, profile, "weak", "truth").part_b
+            weak = learned(name, seed, profile, "weak", "truth", "ce").part_b
             rate = (weak.argmax(1) != targets).double().mean().item()
             noisy = label_noise(targets, rate, weak.shape[1], seed=seed)[0]
             targets = {"weak": weak, "hard": weak.argmax(1), "noise": noisy}[teacher]
@@ -246,13 +250,13 @@ def learned(name: str, seed: int, profile: str, student: str, teacher: str, loss
 def run(arm: dict[str, Any], seed: int, profile: str) -> dict[str, float]:
     where = (arm["cell"], seed, profile)
     truth = cell(arm["cell"], profile).labels[parts(*where)[2]]
-    weak = learned(*where, "weak", "truth")
+    weak = learned(*where, "weak", "truth", "ce")
     student = learned(*where, arm["student"], arm["teacher"], arm["loss"])
     found = supervisor_agreement(student.test, weak.test, truth)
     metrics = {"accuracy": found["student_accuracy"], "oracle_accuracy": student.oracle}
     if arm["teacher"] == "truth":
         return metrics
-    ceiling = learned(*where, "strong" if arm["student"] == "random" else arm["student"], "truth")
+    ceiling = learned(*where, "strong" if arm["student"] == "random" else arm["student"], "truth", "ce")
     best = (ceiling.test.argmax(1) == truth).double().mean().item()
     return metrics | {
         "pgr": performance_gap_recovered(found["weak_accuracy"], found["student_accuracy"], best, min_gap=1e-9),
