@@ -195,7 +195,7 @@ def drawn(profile: str) -> Cell:
     roles = {name: probe(features, classes, profile, EPOCHS[name]) for name, features in inputs.items()}
     scratch = functools.partial(small_cnn, 3, classes, (16, 32, 64))
     roles["random"] = Role(
-        F.avg_pool2d(images / 255, size // 24), scratch, recipe(1 if profile == "smoke" else 20, 3e-3)
+        F.avg_pool2d(images / 255, size // 24), scratch, recipe(1 if profile == "smoke" else 10, 3e-3)
     )
     return Cell(roles, labels, pictures.things[kept], (0.3, 0.4, 0.3))
 
