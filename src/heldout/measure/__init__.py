@@ -72,6 +72,11 @@ from heldout.measure.metrics.ensembles import (
 )
 from heldout.measure.metrics.sweet_spot import SweetSpot, sweet_spot
 from heldout.measure.metrics.text import exact_match, normalise_answer, rouge_l, token_f1
+from heldout.measure.metrics.weak_supervision import (
+    gap_recovered_interval,
+    performance_gap_recovered,
+    supervisor_agreement,
+)
 from heldout.measure.probes.coherence import Coherence, CoherenceTracker, gradient_coherence
 from heldout.measure.probes.cross_task import CrossTask, TaskScore, best_constant, beyond_constant, cross_task
 from heldout.measure.probes.frozen import FrozenSubspace, frozen_subspace
@@ -168,6 +173,7 @@ __all__ = [
     "first_word",
     "frozen_subspace",
     "g_vendi",
+    "gap_recovered_interval",
     "generalization_difficulty",
     "gradient_coherence",
     "gradient_features",
@@ -202,6 +208,7 @@ __all__ = [
     "patch_selectivity",
     "patch_shuffle_curve",
     "per_example_grads",
+    "performance_gap_recovered",
     "perplexity",
     "pgd",
     "pomdp_difficulty",
@@ -220,6 +227,7 @@ __all__ = [
     "spectral_learning_curve",
     "steps_to",
     "subspace_bound",
+    "supervisor_agreement",
     "sweet_spot",
     "task_difficulty",
     "token_blocks",

@@ -18,6 +18,7 @@ from heldout.train.saving import Saved, read_saved, save
 from heldout.train.span_gd import SpanGD, SpanPoints
 from heldout.train.supervised import (
     Fitted,
+    Recipe,
     finish,
     fit,
     outputs_of,
@@ -38,10 +39,21 @@ if TYPE_CHECKING:
     from heldout.train.reinforcement.rewards import CostReward, format_reward, router_reward
     from heldout.train.reinforcement.rollouts import Environment, Episode, rollout
     from heldout.train.reinforcement.router import train_router
+    from heldout.train.soft_labels import (
+        Relabelled,
+        check_disjoint,
+        class_probabilities,
+        disjoint_splits,
+        fit_soft_labels,
+        label_with,
+        reads_progress,
+        relabelled,
+    )
     from heldout.train.tuning.dpo import dpo
     from heldout.train.tuning.last_layers import tune_last_layers
     from heldout.train.tuning.sft import encode_rows, pack, sft, weighted_nll
     from heldout.train.tuning.tuned import Tuned, lora
+    from heldout.train.weak_supervision import WeakToStrongResult, weak_to_strong
     from heldout.train.winsorized import winsorized_backward
 
 __all__ = [
@@ -59,6 +71,8 @@ __all__ = [
     "MethodTrainer",
     "ObjectiveLoss",
     "ProgressiveSelfDistillation",
+    "Recipe",
+    "Relabelled",
     "Saved",
     "SoftmaxLoss",
     "SpanGD",
@@ -67,19 +81,24 @@ __all__ = [
     "Stages",
     "TrainFunction",
     "Tuned",
+    "WeakToStrongResult",
     "boost_head",
     "boosted_network",
+    "check_disjoint",
+    "class_probabilities",
     "contradicted_labels",
     "cross_fit",
     "dbat",
     "deep_ensemble",
     "disambiguate",
+    "disjoint_splits",
     "divdis",
     "diversify",
     "dpo",
     "encode_rows",
     "finish",
     "fit",
+    "fit_soft_labels",
     "fit_stopping_early",
     "fit_with",
     "format_reward",
@@ -87,12 +106,15 @@ __all__ = [
     "gb_nn",
     "grpo",
     "label_margins",
+    "label_with",
     "lora",
     "outputs_of",
     "pack",
     "problem_of",
     "ps_kd",
     "read_saved",
+    "reads_progress",
+    "relabelled",
     "rollout",
     "router_reward",
     "save",
@@ -103,6 +125,7 @@ __all__ = [
     "squared_error",
     "train_router",
     "tune_last_layers",
+    "weak_to_strong",
     "weighted_nll",
     "winsorized_backward",
 ]
@@ -118,6 +141,16 @@ _LATER = {
     "boost_head": "heldout.train.boosting",
     "boosted_network": "heldout.train.boosting",
     "gb_nn": "heldout.train.boosting",
+    "Relabelled": "heldout.train.soft_labels",
+    "check_disjoint": "heldout.train.soft_labels",
+    "class_probabilities": "heldout.train.soft_labels",
+    "disjoint_splits": "heldout.train.soft_labels",
+    "fit_soft_labels": "heldout.train.soft_labels",
+    "label_with": "heldout.train.soft_labels",
+    "reads_progress": "heldout.train.soft_labels",
+    "relabelled": "heldout.train.soft_labels",
+    "WeakToStrongResult": "heldout.train.weak_supervision",
+    "weak_to_strong": "heldout.train.weak_supervision",
     "tune_last_layers": "heldout.train.tuning.last_layers",
     "CostReward": "heldout.train.reinforcement.rewards",
     "Environment": "heldout.train.reinforcement.rollouts",
