@@ -58,7 +58,7 @@ class _Boosted(BaseEstimator):  # type: ignore[misc]
         self.module_, self.train_losses_ = boosted_network(features, targets, loss, seed=seed, **options)
         self.n_iter_ = self.module_.groups
         with torch.no_grad():
-            self.module_.output.weight *= scale
+            self.module_.output.weight *= scale  # type: ignore[misc]
             self.module_.biases *= scale
 
     def _rows(self, X: Any) -> Tensor:

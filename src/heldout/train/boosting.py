@@ -236,18 +236,18 @@ def boost_head(
     mean, scale = features.double().mean(0), features.double().std(0, correction=0)
     scale = torch.where(scale > 1e-12, scale, torch.ones_like(scale))
     standard = (features.double() - mean) / scale
-    if loss is None:
-        if targets.is_floating_point():
-            loss, targets = SquaredLoss(), targets.double().reshape(len(targets), -1).cpu().numpy()
-        else:
-            check_dimensions(1, targets=targets)
-            loss, targets = SoftmaxLoss(int(targets.max()) + 1), targets.cpu().numpy()
-    elif not isinstance(loss, ObjectiveLoss):
-        targets = targets.cpu().numpy()
-    network, _ = boosted_network(standard, targets, loss, **options)
+    known: Any = targets
+    if loss is None and targets.is_floating_point():
+        loss, known = SquaredLoss(), targets.double().reshape(len(targets), -1)
+    elif loss is None:
+        check_dimensions(1, targets=targets)
+        loss = SoftmaxLoss(int(targets.max()) + 1)
+    if not isinstance(loss, ObjectiveLoss):
+        known = known.cpu().numpy()
+    network, _ = boosted_network(standard, known, loss, **options)
     with torch.no_grad():
-        network.hidden.weight /= scale
-        network.hidden.bias -= network.hidden.weight @ mean
+        network.hidden.weight.div_(scale)
+        network.hidden.bias.sub_(network.hidden.weight @ mean)
     return network.to(features)
 
 
