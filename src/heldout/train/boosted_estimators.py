@@ -59,7 +59,7 @@ class _Boosted(BaseEstimator):  # type: ignore[misc]
         self.n_iter_ = self.module_.groups
         with torch.no_grad():
             self.module_.output.weight *= scale  # type: ignore[misc]
-            self.module_.biases *= scale
+            self.module_.biases *= scale  # type: ignore[misc]
 
     def _rows(self, X: Any) -> Tensor:
         check_is_fitted(self, "module_")
