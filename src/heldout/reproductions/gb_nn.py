@@ -9,20 +9,25 @@ first function; four fifths of the rows to train on, half of the digits. ``drawi
 EfficientNet-Lite0 with ImageNet weights sees them, twelve kinds of things; three styles are the source, a fourth, with
 things that the source never shows, is the target: the paper's deep network whose head is replaced.
 
-Arms. All networks have 100 sigmoid units. Each arm has the best of four settings on a fourth of the training rows, and
-is fitted to all of them then: the learning rate for boosting, learning rate and weight decay for Adam, weight decay for
-L-BFGS. ``mlp`` is whichever of Adam and L-BFGS validates better, which makes eight settings. ``gb-nn`` is the paper's:
-one unit a step, half of the rows, Newton's step. Half of the units are switched off for ``half_loss`` (points of
-accuracy) and ``half_rise`` (percent of a regression's error): the last ones of a boosted network, those of the smallest
-outgoing weights of an ordinary one. Errors of regressions are in percent of the targets' standard deviation.
-``writers`` is the accuracy on the second half of the digits of who learns on the first: other writers.
+Arms. All networks have 100 sigmoid units, 48 on drawings. Each arm has the best of four settings on a fourth of the
+training rows, and is fitted to all of them then: the learning rate for boosting, learning rate and weight decay for
+Adam, weight decay for L-BFGS. ``mlp`` is whichever of Adam and L-BFGS validates better, which makes eight settings.
+``gb-nn`` is the paper's: one unit a step (on drawings four), half of the rows, Newton's step. Half of the units
+are switched off for ``half_loss`` (points of accuracy) and ``half_rise`` (percent of a regression's error): the last
+ones of a boosted network, those of the smallest outgoing weights of an ordinary one, whose mean contribution on the
+training rows is added to its bias. ``fixed step`` is about classification: for the squared error Newton's step is 1.
+Targets of regressions are standardised, and their errors in percent of the standard deviation. ``writers`` is the
+accuracy on the second half of the digits of who learns on the first: other writers.
 
-Deviations. A validation part in place of three-fold cross-validation; no average rank over the paper's 30 tables. That
-an ordinary network loses three times as much is judged as a difference, 1 point and 4 percent: some losses are gains.
+Deviations. A validation part (on drawings of other things) in place of three-fold cross-validation; no arm trained by
+SGD; no average rank over the paper's 30 tables: "better on half of them" is to be read off table by table. That an
+ordinary network loses three times as much is judged as a difference, 1 point and 4 percent: some losses are gains. The
+covariate shift of Friedman's function is left out.
 """
 
 from __future__ import annotations
 
+import copy
 import functools
 import warnings
 from collections.abc import Callable, Mapping
@@ -31,6 +36,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.special import expit
 
 from heldout.sources import ENET, STYLE, TAGS, missing
 from heldout.study import (
@@ -53,6 +59,7 @@ CLASSES, REALS = ("breast_cancer", "wine", "digits", "digits_parity"), ("diabete
 SETS = {"smoke": ("wine", "diabetes"), "laptop": CLASSES + REALS}
 GRIDS: dict[str, list[dict[str, Any]]] = {
     "boosted": [{"learning_rate": rate} for rate in (0.1, 0.05, 0.5, 1.0)],
+    "fixed": [{"learning_rate": rate} for rate in (1.0, 0.3, 3.0, 10.0)],  # Newton's step is up to the classes' number
     "adam": [{"learning_rate_init": rate, "alpha": alpha} for rate in (1e-3, 1e-2) for alpha in (1e-4, 1.0)],
     "lbfgs": [{"alpha": alpha} for alpha in (1e-4, 1e-2, 1.0, 10.0)],
     "trees": [{"learning_rate": rate, "max_leaf_nodes": leaves} for rate in (0.1, 0.03) for leaves in (31, 8)],
@@ -66,7 +73,7 @@ def estimator(kind: str, options: Mapping[str, Any], task: str, units: int, iter
     from sklearn.neural_network import MLPClassifier, MLPRegressor
 
     number = int(task == "regression")
-    if kind == "boosted":
+    if kind in ("boosted", "fixed"):
         boosted = (GradientBoostedNetworkClassifier, GradientBoostedNetworkRegressor)[number]
         return boosted(units, max_iter=min(200, iterations), random_state=seed, **options)
     if kind == "trees":
@@ -90,7 +97,7 @@ def error(predicted: NDArray[Any], rows: Table, spread: float) -> float:
 def validated(kind: str, options: frozenset[tuple[str, Any]], name: str, seed: int, profile: str) -> tuple[float, int]:
     """The lowest validation error over the settings of a kind of estimator, and the number of that setting."""
     train = world(name, seed, profile)[0]
-    fit_on, validate = split_table(train, 0.25, seed=seed)
+    fit_on, validate = drawing_parts(seed, profile) if name == "drawings" else split_table(train, 0.25, seed=seed)
     units = (REAL_UNITS if name == "drawings" else UNITS)[profile]
     found = []
     for setting in GRIDS[kind][: 1 if profile == "smoke" else None]:
@@ -110,23 +117,36 @@ def fitted(arm: Mapping[str, Any], name: str, seed: int, profile: str) -> Any:
     return estimator(kind, chosen, train.task, units, ITERATIONS[profile], seed).fit(train.features, train.targets)
 
 
-def halved(model: Any) -> Callable[[NDArray[Any]], NDArray[Any]] | None:
-    """Predictions of half of the hidden units: the first of a boosted network, the heaviest of an ordinary one."""
+def halved(model: Any, seen: NDArray[Any]) -> Callable[[NDArray[Any]], NDArray[Any]] | None:
+    """Predictions of half of the hidden units: the first of a boosted network, the heaviest of an ordinary one.
+
+    What the units that go contribute on the training rows on average stays, in the bias.
+    """
     if hasattr(model, "module_"):
         return functools.partial(model.predict, groups=model.module_.groups // 2)
     if not hasattr(model, "coefs_"):
         return None
-    first, last = model.coefs_
+    half, (first, last), (shift, bias) = copy.deepcopy(model), model.coefs_, model.intercepts_
     weight = np.linalg.norm(last, axis=1)
-    kept = weight >= np.median(weight)
+    gone = np.argsort(weight, kind="stable")[: len(weight) // 2]
+    height = expit(seen @ first + shift).mean(0)
+    half.coefs_[1] = last.copy()
+    half.coefs_[1][gone] = 0
+    half.intercepts_[1] = bias + height[gone] @ last[gone]
+    return half.predict
 
-    def predict(features: NDArray[Any]) -> NDArray[Any]:
-        model.coefs_ = [first, last * kept[:, None]]
-        predicted = model.predict(features)
-        model.coefs_ = [first, last]
-        return np.asarray(predicted)
 
-    return predict
+@functools.lru_cache(maxsize=4)
+def drawing_parts(seed: int, profile: str) -> tuple[Table, Table]:
+    """The training drawings in two: a fourth of their things, in all three styles, validate."""
+    pictures = drawing_features(64, things=5)[0] if profile == "smoke" else drawing_features()[0]
+    rows = split_drawings(pictures, held_out=seed % 4, seed=seed)[0]
+    train, things = world("drawings", seed, profile)[0], pictures.things[rows]
+    kinds = np.random.default_rng(seed).permutation(things.unique().numpy())
+    apart = np.isin(things.numpy(), kinds[: len(kinds) // 4])
+    return Table(train.features[~apart], train.targets[~apart], train.task), Table(
+        train.features[apart], train.targets[apart], train.task
+    )
 
 
 @functools.lru_cache(maxsize=16)
@@ -141,7 +161,11 @@ def world(name: str, seed: int, profile: str) -> list[Table]:
         which = split_drawings(pictures, held_out=seed % 4, seed=seed)
         parts = [features[part].double().numpy() for part in which], [pictures.labels[part].numpy() for part in which]
     else:
-        return list(split_table(table(name, seed=seed), 0.5 if name.startswith("digits") else 0.2, seed=seed))
+        train, test = split_table(table(name, seed=seed), 0.5 if name.startswith("digits") else 0.2, seed=seed)
+        if train.task == "classification":
+            return [train, test]
+        mean, deviation = train.targets.mean(), train.targets.std()
+        return [each._replace(targets=(each.targets - mean) / deviation) for each in (train, test)]
     centre, scale = parts[0][0].mean(0), parts[0][0].std(0) + 1e-6
     return [Table((x - centre) / scale, y, "classification") for x, y in zip(*parts, strict=True)]
 
@@ -156,7 +180,7 @@ def table_run(arm: Mapping[str, Any], seed: int, profile: str) -> dict[str, floa
         found = error(model.predict(test.features), test, spread)
         classes = test.task == "classification"
         metrics[f"{'accuracy' if classes else 'error'}_{name}"] = 100 - found if classes else found
-        if (half := halved(model)) is not None:
+        if (half := halved(model, train.features)) is not None:
             rest = error(half(test.features), test, spread)
             halves[test.task].append(rest - found if classes else 100 * (rest / found - 1))
         if hasattr(model, "train_losses_"):
@@ -176,11 +200,11 @@ def table_run(arm: Mapping[str, Any], seed: int, profile: str) -> dict[str, floa
 
 
 def drawing_run(arm: Mapping[str, Any], seed: int, profile: str) -> dict[str, float]:
-    model, (_, source, target) = fitted(arm, "drawings", seed, profile), world("drawings", seed, profile)
+    model, (train, source, target) = fitted(arm, "drawings", seed, profile), world("drawings", seed, profile)
     found = error(model.predict(target.features), target, 1.0)
     metrics = {"target_accuracy": 100 - found}
     metrics["source_accuracy"] = 100 - error(model.predict(source.features), source, 1.0)
-    if (half := halved(model)) is not None:
+    if (half := halved(model, train.features)) is not None:
         metrics["target_half_loss"] = error(half(target.features), target, 1.0) - found
     return metrics
 
@@ -210,7 +234,7 @@ study = Study(
         "gb-nn": boosted(),
         "four units": boosted(units_per_step=4),
         "all rows": boosted(subsample=1.0),
-        "fixed step": boosted(step="fixed"),
+        "fixed step": boosted(step="fixed") | {"kinds": ["fixed"]},
         "adam": {"kinds": ["adam"]},
         "lbfgs": {"kinds": ["lbfgs"]},
         "mlp": {"kinds": ["adam", "lbfgs"]},
@@ -242,7 +266,6 @@ study = Study(
         at_most("gb-nn", on="half_rise", value=2.0),
         better("gb-nn", than="mlp", on="half_loss", margin=1.0),
         better("gb-nn", than="mlp", on="half_rise", margin=4.0),
-        at_least("gb-nn", on="falling", value=95.0),
         better("gb-nn", than="fixed step", on="accuracy"),
         better("gb-nn", than="trees", on="accuracy", margin=-1.0),
         better("drawings-gb-nn", than="drawings-mlp", on="target_accuracy", margin=-1.0),
@@ -250,6 +273,7 @@ study = Study(
         at_most("drawings-gb-nn", on="target_half_loss", value=0.5),
         better("drawings-gb-nn", than="drawings-mlp", on="target_half_loss", margin=1.0),
     ],
-    seeds={"smoke": 1, "laptop": 8},
+    checks=[at_least("gb-nn", on="falling", value=95.0, text="the training loss falls with 95 % of the steps")],
+    seeds={"smoke": 1, "laptop": 6},
     shared_setup=True,
 )

@@ -24,6 +24,7 @@ from heldout.errors import (
     check_at_least,
     check_dimensions,
     check_finite,
+    check_nonempty,
     check_nonnegative,
     check_one_of,
     check_same_length,
@@ -32,6 +33,7 @@ from heldout.errors import (
 from heldout.method import Method, Run, Splits, as_dataset, evaluating, forward
 from heldout.nn import ACTIVATIONS, AnytimeMLP, inputs_for, split_head
 from heldout.train.boosting_losses import BoostingLoss, ObjectiveLoss, SoftmaxLoss, SquaredLoss
+from heldout.train.supervised import seeded
 
 Array = NDArray[Any]
 
@@ -97,7 +99,9 @@ def boosted_network(
         (11, True, tensor(True))
     """
     check_dimensions(2, features=features)
-    check_finite(features=features)
+    check_nonempty(features=features)
+    check_finite(features=features, targets=targets)
+    check_same_length(features=features, targets=targets)
     _check_options(total_units, units_per_step, learning_rate, subsample, activation, max_iter, l2)
     check_one_of(get_args(Step), step=step)
     x = features.detach().double().cpu().numpy()
@@ -120,13 +124,15 @@ def boosted_network(
         weights.append(length * w)
         biases.append(length * b)
         losses.append(loss.value(outputs, targets))
-    network = AnytimeMLP(x.shape[1], outputs.shape[1], groups, units_per_step, activation).double()
+    with seeded(seed):  # torch's own initial weights, which are replaced
+        network = AnytimeMLP(x.shape[1], outputs.shape[1], groups, units_per_step, activation).double()
     with torch.no_grad():
         network.hidden.weight.copy_(torch.from_numpy(np.concatenate(hidden)))
         network.hidden.bias.copy_(torch.from_numpy(np.concatenate(shifts)))
         network.output.weight.copy_(torch.from_numpy(np.concatenate(weights).T))
         network.biases.copy_(torch.from_numpy(np.stack(biases)))
-    return network.to(features.device, features.dtype), losses
+    dtype = features.dtype if features.is_floating_point() else torch.get_default_dtype()
+    return network.to(features.device, dtype), losses
 
 
 def _guarded(loss: BoostingLoss, outputs: Array, targets: Any, direction: Array, length: float, before: float) -> float:
@@ -209,7 +215,8 @@ def boost_head(
         options: of ``boosted_network``.
 
     Returns:
-        a module on the features as they are: that they are standardised for the training is undone in its weights.
+        a module on the features as they are: that they are standardised for the training is undone in its weights. In
+        float32 a column whose mean is far larger than its deviation costs digits.
 
     Raises:
         ValueError: targets of no such kind, or options of ``boosted_network`` out of range.
@@ -248,7 +255,7 @@ def boost_head(
     with torch.no_grad():
         network.hidden.weight.div_(scale)
         network.hidden.bias.sub_(network.hidden.weight @ mean)
-    return network.to(features)
+    return network.to(features) if features.is_floating_point() else network.float()
 
 
 @checked
@@ -288,7 +295,7 @@ def gb_nn(
     _check_options(total_units, units_per_step, learning_rate, subsample, activation, 1, l2)
 
     def weights(run: Run, module: nn.Module) -> nn.Module:
-        inputs, _ = gather(run.splits.train, torch.arange(2))
+        inputs, _ = gather(run.splits.train, torch.arange(min(2, len(run.splits.train))))  # type: ignore[arg-type]
         encoder, head = split_head(module, inputs_for(module, inputs))
         new = boost_head(
             encoder,

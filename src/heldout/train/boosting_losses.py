@@ -17,6 +17,7 @@ from torch import Tensor
 
 from heldout.errors import (
     check_at_least,
+    check_dimensions,
     check_finite,
     check_labels,
     check_same_length,
@@ -24,6 +25,7 @@ from heldout.errors import (
 )
 
 Array = NDArray[Any]
+CONSTANT_STEPS = 5
 
 
 class BoostingLoss(Protocol):
@@ -52,10 +54,12 @@ class SquaredLoss:
 
     @checked
     def initial(self, targets: Array) -> Array:
+        check_dimensions(2, targets=targets)
         return np.asarray(targets, float).mean(0)
 
     @checked
     def value(self, outputs: Array, targets: Array) -> float:
+        check_same_length(outputs=outputs, targets=targets)
         return float(((outputs - targets) ** 2).mean() / 2)
 
     @checked
@@ -78,6 +82,9 @@ class BinomialLoss:
 
     @checked
     def initial(self, targets: Array) -> Array:
+        check_dimensions(2, targets=targets)
+        if not np.isin(targets, (-1, 1)).all():
+            raise ValueError("targets of the binomial loss must be -1 or 1")
         mean = np.asarray(targets, float).mean(0).clip(-1 + 1e-12, 1 - 1e-12)
         return 0.5 * np.log((1 + mean) / (1 - mean))
 
@@ -123,6 +130,8 @@ class SoftmaxLoss:
 
     @checked
     def value(self, outputs: Array, targets: Array) -> float:
+        check_labels(self.classes, targets=targets)
+        check_same_length(outputs=outputs, targets=targets)
         return float(-log_softmax(outputs, axis=1)[np.arange(len(targets)), targets].mean())
 
     @checked
@@ -142,7 +151,10 @@ class SoftmaxLoss:
 
 
 class ObjectiveLoss:
-    """Any differentiable objective of outputs and targets, its derivatives by autograd; it starts from zeros.
+    """Any differentiable objective of outputs and targets, its derivatives by autograd.
+
+    It starts from the best constant, which Newton's method finds from zeros, one output after the other. Its step is by
+    the whole second derivative along a direction, where ``SoftmaxLoss`` has the paper's diagonal.
 
     Args:
         objective: ``(outputs, targets) -> scalar``, a mean over examples, as ``torch.nn.functional.cross_entropy``.
@@ -166,7 +178,15 @@ class ObjectiveLoss:
 
     @checked
     def initial(self, targets: Any) -> Array:
-        return np.zeros(self.outputs)
+        start = np.zeros((len(targets), self.outputs))
+        for _ in range(CONSTANT_STEPS):
+            for output in range(self.outputs):
+                slope = self.negative_gradient(start, targets)[:, output].mean()
+                along = np.zeros_like(start)
+                along[:, output] = slope
+                if abs(slope) > 1e-9:
+                    start = start + self.newton_step(start, targets, along) * along
+        return start[0]
 
     @checked
     def value(self, outputs: Array, targets: Any) -> float:
@@ -187,7 +207,7 @@ class ObjectiveLoss:
         (slope,) = torch.autograd.grad(self._loss(start + step * along, targets), step, create_graph=True)
         curvature = torch.autograd.grad(slope, step)[0] if slope.requires_grad else torch.zeros(())
         if curvature <= 1e-12 and -slope.detach() > 1e-6:
-            return 1.0  # a loss of straight lines, as the absolute error
+            return 1.0  # a loss of straight lines, as the absolute error, or one that bends down here
         return _ratio(-float(slope.detach()), float(curvature))
 
     def _loss(self, outputs: Tensor, targets: Any) -> Tensor:
