@@ -171,3 +171,13 @@ def test_what_cannot_be_is_told_in_one_line(load, text, message):
     with pytest.raises(ProblemError, match=message) as told:
         load(text)
     assert "\n" not in str(told.value)
+
+
+def test_plain_trainings_of_a_method_follow_the_files_sampler(load):
+    sampler = "def sampler(train): return WeightedRandomSampler([float(t == 0) for t in sets[0][1]], 60)\n"
+    fitted = load(FILE + sampler + "epochs = 30\n").fit(parse("deep_ensemble(size=3)"), seed=0)
+    members = [fitted.module, *fitted.run.state["deep_ensemble"]]
+    assert len({member[0].weight[0, 0].item() for member in members}) == 3
+    inputs = torch.randn(200, 4, generator=torch.Generator().manual_seed(1))
+    for member in members:  # only class 0 was ever drawn
+        assert (member(inputs).argmax(1) == 0).float().mean() > 0.9

@@ -4,10 +4,11 @@ import functools
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
-from heldout import Splits, fit
-from heldout.train import deep_ensemble
+from heldout import Method, Splits, fit
+from heldout.train import deep_ensemble, fit_stopping_early
 
 X = torch.randn(24, 3, generator=torch.Generator().manual_seed(0))
 Y = torch.arange(24) % 2
@@ -49,3 +50,22 @@ def test_a_pretrained_start_is_shared():
 def test_an_ensemble_has_at_least_two_members():
     with pytest.raises(ValueError, match="size"):
         deep_ensemble(1)
+
+
+def test_members_differ_from_the_start_whatever_data_stage_there_is():
+    still = {**RECIPE, "optimizer": functools.partial(torch.optim.SGD, lr=1e-9)}
+    given = Method("given", data=lambda run, train_set: train_set)
+    fitted = fit(net, (X, Y), given + deep_ensemble(3), **still)
+    weights = [member[0].weight for member in (fitted.module, *fitted.run.state["deep_ensemble"])]
+    assert all((weights[i] - weights[j]).abs().mean() > 0.1 for i in range(3) for j in range(i))
+
+
+def test_every_member_stops_early_and_keeps_its_best_epoch():
+    splits = Splits(train=(X, Y), val=(X, 1 - Y))  # what is learnt is wrong: the first epoch is the best
+    recipe = {**RECIPE, "epochs": 20}
+    stopped = fit_stopping_early(net, splits, deep_ensemble(3), patience=1, **recipe)
+    members = [stopped.module, *stopped.run.state["deep_ensemble"]]
+    long = fit(net, splits, deep_ensemble(3), **recipe)
+    for member, trained_on in zip(members, [long.module, *long.run.state["deep_ensemble"]], strict=True):
+        kept, last = (F.cross_entropy(each(X), 1 - Y) for each in (member, trained_on))
+        assert kept < last

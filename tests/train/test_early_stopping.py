@@ -82,3 +82,27 @@ def test_every_epoch_is_told_even_the_last():
 def test_what_cannot_be_stopped_is_refused(change, error, message):
     with pytest.raises(error, match=message):
         fit_stopping_early(**{"model": model, "data": SPLITS, "patience": 2, **RECIPE, **change})
+
+
+@pytest.mark.parametrize("name", ["ema(decay=0.9)", "swa(start=0.0)"])
+def test_an_average_of_weights_is_that_of_the_epoch_that_is_kept(name):
+    watched = fit_stopping_early(model, SPLITS, parse(name), patience=3, **RECIPE)
+    losses = [entry["validation_loss"] for entry in watched.history]
+    best = losses.index(min(losses)) + 1
+    assert best < len(losses)
+
+    class EndedError(Exception):
+        pass
+
+    runs, method = [], parse(name)
+
+    def end(entry):
+        if entry["epoch"] == best:
+            raise EndedError
+
+    keep = heldout.Method("keep", optimizer=lambda run, optimizer: runs.append(run) or optimizer)
+    with pytest.raises(EndedError):
+        fit(model, SPLITS, keep + method, on_epoch=end, **RECIPE)
+    expected = method.weights(runs[0], runs[0].module)
+    for one, other in zip(watched.module.parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(one, other)

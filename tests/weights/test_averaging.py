@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from heldout import Splits, fit
+from heldout import Method, Splits, fit
 from heldout.optim import sam
-from heldout.weights import ema, swa, wise_ft_method
+from heldout.weights import ema, grokking_tickets, lines_method, swa, wise_ft_method
 
 X, Y = torch.randn(12, 3, generator=torch.Generator().manual_seed(0)), torch.arange(12) % 2
 SGD = functools.partial(torch.optim.SGD, lr=0.5)
@@ -100,3 +100,61 @@ def test_bad_parameters_are_named():
     for make in (lambda: ema(1.0), lambda: swa(start=1.5), lambda: swa(rate=0.0), lambda: wise_ft_method(2.0)):
         with pytest.raises(ValueError, match=r"decay|start|rate|alpha"):
             make()
+
+
+@pytest.mark.parametrize("average", [ema(0.5), swa(0.25)])
+@pytest.mark.parametrize("after", [lines_method(0.3), wise_ft_method(0.3)])
+def test_what_changes_weights_after_training_acts_on_the_average_in_either_order(average, after):
+    torch.manual_seed(3)
+    layers = [nn.Sequential(nn.Linear(3, 3), nn.Tanh()) for _ in range(2)]
+    splits = Splits(train=(X, Y), initial_state=nn.Sequential(*layers, nn.Linear(3, 2)).state_dict())
+
+    def weights(method):
+        torch.manual_seed(3)
+        module = nn.Sequential(*(nn.Sequential(nn.Linear(3, 3), nn.Tanh()) for _ in range(2)), nn.Linear(3, 2))
+        module.load_state_dict(splits.initial_state)
+        return fit(module, splits, method, epochs=4, seed=0, optimizer=SGD).module[0][0].weight
+
+    start, alone = splits.initial_state["0.0.weight"], weights(average)
+    expected = start + 0.3 * (alone - start)
+    torch.testing.assert_close(weights(after + average), expected)
+    torch.testing.assert_close(weights(average + after), expected)
+    assert (after + average).name == f"{after.name}+{average.name}"
+
+
+@pytest.mark.parametrize("average", [ema(0.5), swa(0.25)])
+def test_tickets_compose_with_an_average_in_either_order(average):
+    found = [trained(method) for method in (grokking_tickets(0.5) + average, average + grokking_tickets(0.5))]
+    torch.testing.assert_close(*found)
+    assert (found[0] == 0).sum() == 3
+
+
+def test_two_averages_are_refused():
+    for make in (lambda: ema() + swa(), lambda: (sam() + ema()) + sam() + swa()):
+        with pytest.raises(ValueError, match="both replace the weights by an average"):
+            make()
+
+
+def test_the_average_of_half_precision_is_in_single_precision():
+    seen = []
+
+    def optimizer(run, base):
+        base.register_step_post_hook(lambda *_: seen.append(run.module.weight.detach().double().clone()))
+        return base
+
+    method = ema(0.999, warm_up=False) + Method("record", optimizer=optimizer)
+    module = linear().bfloat16()
+    expected = module.weight.detach().double()
+    half = fit(module, (X.bfloat16(), Y), method, epochs=200, seed=0, batch_size=12, optimizer=SGD).module.weight
+    for each in seen:
+        expected = 0.999 * expected + 0.001 * each
+    assert half.dtype == torch.bfloat16
+    torch.testing.assert_close(half.double(), expected, rtol=0.005, atol=1e-3)
+
+
+@pytest.mark.parametrize("method", [ema(0.5), swa(0.25), wise_ft_method()])
+def test_a_last_batch_of_one_example_is_left_out_of_the_statistics(method):
+    module = nn.Sequential(linear(), nn.BatchNorm1d(2))
+    splits = Splits(train=(X[:9], Y[:9]), initial_state={"0.weight": torch.ones(2, 3)})
+    layer, norm = fit(module, splits, method, epochs=2, seed=0, batch_size=8).module
+    torch.testing.assert_close(norm.running_mean, layer(X[:8]).mean(0))

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset, Sampler
 
 from heldout.data import all_targets, batches, gather
 from heldout.errors import ProblemError, check_fields, check_positive, checked
-from heldout.method import Method, Splits, Task, evaluating, forward
+from heldout.method import Method, Run, Splits, Task, evaluating, forward
 from heldout.nn import inputs_for
 from heldout.problem.kinds import Kind, kind_of
 from heldout.train import (
@@ -191,7 +191,7 @@ class Problem:
         if rate != 1.0:
             recipe["optimizer"] = scaled_optimizer(recipe.get("optimizer"), rate)
         if self.sampler is not None:
-            own = Method("sampler", data=lambda run, train_set: _seeded_sampler(self.sampler, train_set, run.seed))
+            own = Method("sampler", data=self._by_sampler)
             method = own if method is None else (own + method).renamed(method.name)
         if self.patience is None:
             return fit(model, self.splits, method, seed=seed, **recipe)
@@ -215,6 +215,15 @@ class Problem:
             each = fitted.seconds / recipe["epochs"]
             fitted.history = [{"epoch": float(epoch), "seconds": each} for epoch in range(1, recipe["epochs"] + 1)]
         return fitted
+
+    def _by_sampler(self, run: Run, train_set: Any) -> Sampler:
+        """The file's sampler as a data stage; plain trainings that a Method asks for follow it, too."""
+        run.train_plain = partial(self._train_plain, run, run.train_plain)
+        return _seeded_sampler(self.sampler, train_set, run.seed)
+
+    def _train_plain(self, run: Run, whole: Any, dataset: Any, epochs: int) -> tuple[nn.Module, list[float]]:
+        given = dataset is run.splits.train
+        return whole(_seeded_sampler(self.sampler, dataset, run.seed) if given else dataset, epochs)
 
     def _compiled_model(self, seed: int) -> nn.Module:
         module = self.model(seed)

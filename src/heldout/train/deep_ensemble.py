@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from heldout.errors import check_at_least, checked
 from heldout.method import Method, Run
 from heldout.nn import LogitEnsemble
+from heldout.train.plain import untrained
 from heldout.train.supervised import seeded
 
 SEED_STEP = 7919  # between members
@@ -43,16 +44,17 @@ def deep_ensemble(size: int = 5) -> Method:
     check_at_least(2, size=size)
 
     def model(run: Run, module: nn.Module) -> nn.Module:
-        own = {name: value.clone() for name, value in module.state_dict().items()}
+        start = untrained(run, module)
+        own = {name: value.clone() for name, value in start.state_dict().items()}
         seed, members = run.seed, []
         for number in range(1, size):
             run.seed = seed + SEED_STEP * number
             if run.splits.initial_state is None:
                 with seeded(run.seed):
-                    _start_anew(module)
+                    _start_anew(start)
             members.append(run.train_plain(run.splits.train, run.epochs)[0].eval())
         run.seed = seed
-        module.load_state_dict(own)
+        start.load_state_dict(own)
         run.state["deep_ensemble"] = members
         return module
 

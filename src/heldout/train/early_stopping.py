@@ -5,15 +5,19 @@ Source: Prechelt, "Early Stopping - But When?" (1998), the criterion UP with str
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.data import Sampler
 
 from heldout.errors import check_at_least, checked
 from heldout.method import Method, Run, Splits
+from heldout.train.plain import PlainTraining, untrained
 from heldout.train.supervised import BASELINE, Fitted, finish, fit, outputs_of, score, seeded
 
 
@@ -22,27 +26,39 @@ class _StoppedError(Exception):
 
 
 class _Watch:
-    """Looks at the validation loss after each epoch, and keeps the weights of the best one."""
+    """Looks at the validation loss after each epoch, and keeps the weights of the best one.
+
+    What follows the weights through training (an average of them) is kept with them: whatever a Method's state holds
+    that has a ``snapshot()``, which returns the function that puts it back.
+    """
 
     def __init__(self, patience: int, validation_loss: Callable[[Any], float]) -> None:
         self.patience, self.validation_loss = patience, validation_loss
         self.run: Run | None = None
         self.best, self.best_epoch = float("inf"), 0
         self.state: dict[str, Tensor] = {}
+        self.followers: list[Callable[[], None]] = []
         self.history: list[dict[str, float]] = []
 
-    def method(self) -> Method:
-        return Method("early_stopping", optimizer=self._meet, weights=self._restore)
+    def around(self, method: Method) -> Method:
+        """Returns the method for a run that is watched: its last stages act on the weights that are kept."""
 
-    def _meet(self, run: Run, optimizer: Any) -> Any:
-        self.run = run
-        return optimizer
+        def optimizer(run: Run, base: Any) -> Any:
+            self.run = run
+            return method.optimizer(run, base) if method.optimizer else base
 
-    def _restore(self, run: Run, module: Any) -> Any:
+        def weights(run: Run, module: Any) -> Any:
+            self._restore(module)
+            return method.weights(run, module) if method.weights else module
+
+        return replace(method, optimizer=optimizer, weights=weights)
+
+    def _restore(self, module: Any) -> None:
         if not self.state:
             raise FloatingPointError("the validation loss is not finite after any epoch")
         module.load_state_dict(self.state)
-        return module
+        for put_back in self.followers:
+            put_back()
 
     def __call__(self, entry: dict[str, float]) -> None:
         assert self.run is not None
@@ -53,6 +69,8 @@ class _Watch:
         if loss < self.best:
             self.best, self.best_epoch = loss, int(entry["epoch"])
             self.state = {name: value.detach().clone() for name, value in module.state_dict().items()}
+            following = [each for each in self.run.state.values() if callable(getattr(each, "snapshot", None))]
+            self.followers = [each.snapshot() for each in following]
         elif entry["epoch"] - self.best_epoch >= self.patience:
             raise _StoppedError
 
@@ -72,7 +90,8 @@ def fit_stopping_early(
     """Trains as ``fit`` does, up to ``epochs``, and returns the model of the epoch with the lowest validation loss.
 
     Training ends after ``patience`` epochs without a lower one; the schedule is that of all epochs. Each entry of the
-    history holds ``validation_loss``. The weights and predict stages of the Method act on the model that is kept.
+    history holds ``validation_loss``. The weights and predict stages of the Method act on the model that is kept; an
+    average of weights is that of its epoch. A plain training that the Method asks for stops early, too.
 
     Args:
         model: as for ``fit``.
@@ -99,7 +118,33 @@ def fit_stopping_early(
     check_at_least(1, patience=patience)
     method, started = method or BASELINE, time.perf_counter()
     watch = _Watch(patience, validation_loss or _default_loss(data, recipe.get("loss")))
-    watched = (watch.method() + method).renamed(method.name)
+
+    def plain(run: Run, whole: PlainTraining, dataset: Any, epochs: int) -> tuple[nn.Module, list[float]]:
+        """The recipe without a method, as ``Run.train_plain``; of a few epochs only, none is looked for."""
+        if epochs != run.epochs:
+            return whole(dataset, epochs)
+        order = Method("order", data=lambda *_: dataset) if isinstance(dataset, Sampler) else None
+        splits = run.splits
+        if order is None and dataset is not splits.train:
+            splits = replace(splits, train=dataset, domains=None, groups=None)
+        alone = fit_stopping_early(
+            untrained(run, run.module),
+            splits,
+            order,
+            patience=patience,
+            validation_loss=watch.validation_loss,
+            seed=run.seed,
+            **recipe,
+        )
+        return alone.module, [entry.get("train_error", entry["loss"]) for entry in alone.history]
+
+    def first(run: Run, train_set: Any) -> Any:
+        run.train_plain = functools.partial(plain, run, run.train_plain)
+        return method.data(run, train_set) if method.data else train_set
+
+    watched = watch.around(method)
+    if method.data or method.model:  # the stages that may ask for a plain training
+        watched = replace(watched, data=first)
 
     def after_epoch(entry: dict[str, float]) -> None:
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import tempfile
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -97,15 +98,17 @@ class MethodTrainer(Trainer):
         )
         untrained = copy.deepcopy(model) if self.method.data else model
 
-        def train_plain(dataset: Any, epochs: int) -> tuple[nn.Module, list[float]]:
+        def train_plain(untrained: nn.Module, dataset: Any, epochs: int) -> tuple[nn.Module, list[float]]:
             with tempfile.TemporaryDirectory() as folder:
-                brief = dataclasses.replace(args, output_dir=folder, save_strategy="no", eval_strategy="no")
+                brief = dataclasses.replace(
+                    args, output_dir=folder, save_strategy="no", eval_strategy="no", seed=run.seed
+                )
                 plain = MethodTrainer(copy.deepcopy(untrained), brief, train_dataset=dataset, **kwargs)
                 plain.add_callback(_stop_after(epochs))
                 plain.train()
             return plain._run.module.to(run.device), plain.training_errors
 
-        run.train_plain = train_plain
+        run.train_plain = functools.partial(train_plain, untrained)
         return run
 
     def _signature(self) -> set[str]:

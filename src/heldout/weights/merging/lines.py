@@ -253,7 +253,7 @@ def update_batch_norm(module: nn.Module, dataset: torch.utils.data.Dataset, batc
     """Re-estimates the running statistics of every BatchNorm, in place, as averages over the data; returns the module.
 
     Needed after any edit of the weights of a BatchNorm network. One forward pass over the data; does nothing to a
-    network without BatchNorm statistics.
+    network without BatchNorm statistics. A last batch of a single example is left out, since it has no statistics.
 
     Args:
         module: the network.
@@ -265,6 +265,8 @@ def update_batch_norm(module: nn.Module, dataset: torch.utils.data.Dataset, batc
         return module
     momenta, modes = [norm.momentum for norm in norms], [part.training for part in module.modules()]
     device = next(module.parameters()).device
+    count = len(dataset)  # type: ignore[arg-type]
+    order = torch.arange(count - 1 if count > 1 and count % batch_size == 1 else count)
     module.eval()
     for norm in norms:
         norm.reset_running_stats()
@@ -272,7 +274,7 @@ def update_batch_norm(module: nn.Module, dataset: torch.utils.data.Dataset, batc
         norm.train()
     try:
         with torch.no_grad():
-            for inputs, _, _ in batches(dataset, batch_size):
+            for inputs, _, _ in batches(dataset, batch_size, order):
                 forward(module, to_device(inputs, device))
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
