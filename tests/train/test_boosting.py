@@ -9,7 +9,15 @@ from torch import nn
 
 import heldout
 from heldout.nn import AnytimeMLP
-from heldout.train import SoftmaxLoss, SquaredLoss, boost_head, boosted_network, gb_nn
+from heldout.train import (
+    BinomialLoss,
+    ObjectiveLoss,
+    SoftmaxLoss,
+    SquaredLoss,
+    boost_head,
+    boosted_network,
+    gb_nn,
+)
 from heldout.train.boosting import _fit_group
 
 
@@ -212,3 +220,33 @@ def test_features_that_are_not_finite_are_named():
         boosted_network(x, y.numpy(), SoftmaxLoss(3), total_units=2)
     with pytest.raises(ValueError, match="features"):
         boost_head(nn.Identity(), (x, y), total_units=2)
+
+
+def test_steps_that_diverge_are_an_error():
+    x, _ = table()
+    with pytest.raises(FloatingPointError, match="smaller learning_rate"):
+        boosted_network(x, x[:, :1].numpy(), SquaredLoss(), total_units=60, step="fixed", learning_rate=10.0)
+
+
+def test_targets_far_from_zero_start_from_the_best_constant():
+    x, _ = table()
+    head = boost_head(
+        nn.Identity(), (x, 100 + x[:, :1]), ObjectiveLoss(F.mse_loss, 1), total_units=4, learning_rate=0.1
+    )
+    assert abs(float((head(x) - 100 - x[:, :1]).mean())) < 0.1
+
+
+@pytest.mark.parametrize("loss", [SquaredLoss(), BinomialLoss()])
+def test_targets_of_another_shape_or_kind_are_named(loss):
+    x, y = table(classes=2)
+    for targets in (y.numpy(), np.full((80, 1), 0.5) if isinstance(loss, BinomialLoss) else np.full((80, 1), np.nan)):
+        with pytest.raises(ValueError, match="targets"):
+            boosted_network(x, targets, loss, total_units=2)
+
+
+def test_integer_features_and_torchs_random_state():
+    x = torch.arange(40).reshape(20, 2) % 7
+    state = torch.get_rng_state()
+    network, _ = boosted_network(x, np.arange(20) % 2, SoftmaxLoss(2), total_units=2)
+    assert network.hidden.weight.dtype == torch.float32
+    assert torch.equal(torch.get_rng_state(), state)

@@ -102,7 +102,11 @@ def validated(kind: str, options: frozenset[tuple[str, Any]], name: str, seed: i
     found = []
     for setting in GRIDS[kind][: 1 if profile == "smoke" else None]:
         model = estimator(kind, {**setting, **dict(options)}, train.task, units, ITERATIONS[profile], seed)
-        predicted = model.fit(fit_on.features, fit_on.targets).predict(validate.features)
+        try:
+            predicted = model.fit(fit_on.features, fit_on.targets).predict(validate.features)
+        except FloatingPointError:  # too long steps
+            found.append(float("inf"))
+            continue
         found.append(error(predicted, validate, float(train.targets.std())))
     return min(found), found.index(min(found))
 

@@ -10,9 +10,9 @@ them are grey; ``shuffled_*``: tiles in random order; ``occluded_*``: that perce
 textures, which no arm has seen in training. ``replaced_gain``: ``replaced_50`` less that of the plain network of the
 same kind; ``shuffle_drop``: ``clean`` less the mean of ``shuffled_2`` and ``shuffled_4``.
 
-``drawings``: EfficientNet-Lite0 with ImageNet weights, those of its first three stages kept, on drawings of 12 kinds of things
-in three styles at 64 x 64 (8 x 8 patches): first its head alone, on plain images in every arm, then the rest; tested on
-other things in those styles. What occludes them are sprites of openclipart: games, instruments and signs.
+``drawings``: EfficientNet-Lite0 with ImageNet weights, those of its first three stages kept, on drawings of 12 kinds of
+things in three styles at 64 x 64 (8 x 8 patches): first its head alone, on plain images in every arm, then the rest;
+tested on other things in those styles. What occludes them are sprites of openclipart: games, instruments and signs.
 
 Arms. All targets are smoothed by 0.1, the plain arms' too. ``cutmix`` mixes half of the batches, ``cutmix-always`` all
 (the two settings of its paper; the better one of each seed is compared); ``patchmix`` all, up to 0.7 of the patches;

@@ -39,6 +39,7 @@ Array = NDArray[Any]
 
 Step = Literal["guarded", "newton", "fixed"]
 HALVINGS = 30
+LARGEST = 1e12  # output of a network that is still learning
 _TOLERANCE = 1e-5  # of the gradient, where L-BFGS ends
 _ACT: dict[str, tuple[Callable[[Array], Array], Callable[[Array], Array]]] = {
     # the activation, in place, and its derivative in terms of its value
@@ -87,8 +88,9 @@ def boosted_network(
         seed: of the initial weights and the rows.
 
     Raises:
-        ValueError: an option out of range, ``units_per_step`` that does not divide ``total_units``, or features that
-            are not finite.
+        ValueError: an option out of range, ``units_per_step`` that does not divide ``total_units``, or features or
+            targets that are not finite.
+        FloatingPointError: outputs that diverge, as they can with fixed steps.
 
     Source: arXiv:1909.12098, algorithm 1.
 
@@ -124,6 +126,8 @@ def boosted_network(
         weights.append(length * w)
         biases.append(length * b)
         losses.append(loss.value(outputs, targets))
+        if not np.isfinite(losses[-1]) or np.abs(outputs).max() > LARGEST:
+            raise FloatingPointError(f"the outputs diverge after {len(hidden)} groups: take a smaller learning_rate")
     with seeded(seed):  # torch's own initial weights, which are replaced
         network = AnytimeMLP(x.shape[1], outputs.shape[1], groups, units_per_step, activation).double()
     with torch.no_grad():
