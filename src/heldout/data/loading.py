@@ -122,7 +122,12 @@ class _Chunks(Dataset):
 
 
 def is_tensor_data(dataset: Dataset) -> bool:
-    """Whether the data set is a ``TensorDataset`` or an index view of one."""
+    """Returns whether the data set is a ``TensorDataset`` or an index view of one.
+
+    Example:
+        >>> is_tensor_data(TensorDataset(torch.zeros(2, 3))), is_tensor_data([1, 2])
+        (True, False)
+    """
     while isinstance(dataset, Subset):
         dataset = dataset.dataset
     return isinstance(dataset, TensorDataset)

@@ -30,9 +30,9 @@ from heldout.train.supervised import (
 )
 
 if TYPE_CHECKING:
-    from heldout.train.boosted_estimators import GradientBoostedNetworkClassifier, GradientBoostedNetworkRegressor
-    from heldout.train.boosting import boost_head, boosted_network, gb_nn
-    from heldout.train.boosting_losses import BinomialLoss, BoostingLoss, ObjectiveLoss, SoftmaxLoss, SquaredLoss
+    from heldout.train.boosting.estimators import GradientBoostedNetworkClassifier, GradientBoostedNetworkRegressor
+    from heldout.train.boosting.losses import BinomialLoss, BoostingLoss, ObjectiveLoss, SoftmaxLoss, SquaredLoss
+    from heldout.train.boosting.network import boost_head, boosted_network, gb_nn
     from heldout.train.engines.lightning import LightningMethod
     from heldout.train.engines.transformers import MethodTrainer
     from heldout.train.reinforcement.grpo import grpo
@@ -131,16 +131,16 @@ __all__ = [
 ]
 
 _LATER = {
-    "BinomialLoss": "heldout.train.boosting_losses",
-    "BoostingLoss": "heldout.train.boosting_losses",
-    "GradientBoostedNetworkClassifier": "heldout.train.boosted_estimators",
-    "GradientBoostedNetworkRegressor": "heldout.train.boosted_estimators",
-    "ObjectiveLoss": "heldout.train.boosting_losses",
-    "SoftmaxLoss": "heldout.train.boosting_losses",
-    "SquaredLoss": "heldout.train.boosting_losses",
-    "boost_head": "heldout.train.boosting",
-    "boosted_network": "heldout.train.boosting",
-    "gb_nn": "heldout.train.boosting",
+    "BinomialLoss": "heldout.train.boosting.losses",
+    "BoostingLoss": "heldout.train.boosting.losses",
+    "GradientBoostedNetworkClassifier": "heldout.train.boosting.estimators",
+    "GradientBoostedNetworkRegressor": "heldout.train.boosting.estimators",
+    "ObjectiveLoss": "heldout.train.boosting.losses",
+    "SoftmaxLoss": "heldout.train.boosting.losses",
+    "SquaredLoss": "heldout.train.boosting.losses",
+    "boost_head": "heldout.train.boosting.network",
+    "boosted_network": "heldout.train.boosting.network",
+    "gb_nn": "heldout.train.boosting.network",
     "Relabelled": "heldout.train.soft_labels",
     "check_disjoint": "heldout.train.soft_labels",
     "class_probabilities": "heldout.train.soft_labels",

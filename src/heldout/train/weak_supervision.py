@@ -17,7 +17,14 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from heldout.data import all_targets, gather, predict_all, soft_labels
-from heldout.errors import check_between, check_class_labels, check_nonempty, check_positive, checked
+from heldout.errors import (
+    check_between,
+    check_class_labels,
+    check_fields,
+    check_nonempty,
+    check_positive,
+    checked,
+)
 from heldout.losses import soft_cross_entropy
 from heldout.measure import gap_recovered_interval, supervisor_agreement
 from heldout.method import as_dataset, evaluating, forward
@@ -58,6 +65,9 @@ class WeakToStrongResult:
     student: nn.Module | None = None
     ceiling: nn.Module | None = None
     histories: dict[str, History] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 @checked

@@ -32,7 +32,7 @@ from heldout.errors import (
 )
 from heldout.method import Method, Run, Splits, as_dataset, evaluating, forward
 from heldout.nn import ACTIVATIONS, AnytimeMLP, inputs_for, split_head
-from heldout.train.boosting_losses import BoostingLoss, ObjectiveLoss, SoftmaxLoss, SquaredLoss
+from heldout.train.boosting.losses import BoostingLoss, ObjectiveLoss, SoftmaxLoss, SquaredLoss
 from heldout.train.supervised import seeded
 
 Array = NDArray[Any]
@@ -106,6 +106,7 @@ def boosted_network(
     check_same_length(features=features, targets=targets)
     _check_options(total_units, units_per_step, learning_rate, subsample, activation, max_iter, l2)
     check_one_of(get_args(Step), step=step)
+    check_at_least(0, seed=seed)
     x = features.detach().double().cpu().numpy()
     rng = np.random.default_rng(seed)
     outputs = np.tile(loss.initial(targets), (len(x), 1))

@@ -19,8 +19,8 @@ from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_dat
 from torch import Tensor, nn
 
 from heldout.errors import check_at_least, checked
-from heldout.train.boosting import Step, boosted_network
-from heldout.train.boosting_losses import BinomialLoss, BoostingLoss, SoftmaxLoss, SquaredLoss
+from heldout.train.boosting.losses import BinomialLoss, BoostingLoss, SoftmaxLoss, SquaredLoss
+from heldout.train.boosting.network import Step, boosted_network
 
 Array = NDArray[Any]
 

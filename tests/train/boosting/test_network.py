@@ -18,7 +18,7 @@ from heldout.train import (
     boosted_network,
     gb_nn,
 )
-from heldout.train.boosting import _fit_group
+from heldout.train.boosting.network import _fit_group
 
 
 def table(n=80, dim=4, classes=3, seed=0):

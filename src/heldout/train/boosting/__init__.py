@@ -1,0 +1,1 @@
+"""Networks that grow: gradient boosting, its losses, and estimators for scikit-learn."""
