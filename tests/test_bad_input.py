@@ -274,4 +274,5 @@ def test_nearly_every_public_name_is_covered():
         names += sum(not needs_no_call(each) for each in public(room).values())
         missing |= {(room, name) for name in not_covered(room, recorded(room))}
     assert {name for _, name in missing} <= {name for each in NOT_COVERED.values() for name in each}
-    assert len(missing) <= 0.05 * names, f"{len(missing)} of {names}"
+    here = [name for _, name in missing if name not in NOT_COVERED["it needs a data package"]]
+    assert len(here) <= 0.05 * names, f"{len(here)} of {names}"

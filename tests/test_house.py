@@ -40,7 +40,6 @@ REACHED_BY = {
     "cli/test_verbs.py": ["cli/options.py", "cli/output.py", "cli/studies.py"],
     "evals/test_run.py": ["evals/protocol.py", "evals/report.py"],
     "improve/test_search.py": ["improve/trials.py"],
-    "train/test_deep_ensemble.py": ["train/plain.py"],
     "lm/models/test_bases.py": ["lm/models/trained_once.py"],
     "lm/models/test_kept_answers.py": ["language_model.py", "lm/models/scripted.py", "lm/models/usage.py"],
     "lm/models/test_local.py": ["lm/models/encoding.py", "lm/models/generation.py", "lm/models/stopping.py"],
