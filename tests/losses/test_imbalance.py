@@ -63,3 +63,16 @@ def test_equal_classes_are_refused():
     for method in (logit_adjustment(), class_balanced()):
         with pytest.raises(ValueError, match="classes of unequal size"):
             fit(nn.Linear(2, 2), data, method)
+
+
+def test_half_precision_counts_more_examples_than_it_can_write():
+    loss = logit_adjusted_cross_entropy(torch.zeros(2, 2).half(), torch.tensor([0, 1]), torch.tensor([70000, 100]))
+    whole = logit_adjusted_cross_entropy(torch.zeros(2, 2), torch.tensor([0, 1]), torch.tensor([70000, 100]))
+    assert loss.dtype == torch.float16
+    assert abs(float(loss) - float(whole)) < 1e-2
+
+
+def test_the_strength_of_the_adjustment_counts():
+    counts, logits, targets = torch.tensor([9, 1]), torch.zeros(1, 2), torch.tensor([1])
+    expected = torch.nn.functional.cross_entropy(torch.tensor([[0.9, 0.1]]).log() * 2.0, targets)
+    assert torch.isclose(logit_adjusted_cross_entropy(logits, targets, counts, tau=2.0), expected)

@@ -92,7 +92,7 @@ def test_rows_shared_with_the_training_set_are_a_warning(write):
     text = GOOD.replace("return heldout.Splits(train=pair(40)", "same = pair(40); return heldout.Splits(train=same")
     text = text.replace('"iid": pair(20)', '"iid": (same[0][:7], same[1][:7])')
     assert check_problem(load_problem(write(text))) == [
-        "test['iid'] shares 7 of its 7 rows with train: its score will look too good"
+        "test['iid'] shares 7 of its 7 different rows with train: its score will look too good"
     ]
 
 

@@ -181,3 +181,37 @@ def test_plain_trainings_of_a_method_follow_the_files_sampler(load):
     inputs = torch.randn(200, 4, generator=torch.Generator().manual_seed(1))
     for member in members:  # only class 0 was ever drawn
         assert (member(inputs).argmax(1) == 0).float().mean() > 0.9
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("def sampler(train):\n    return 3\n", r"sampler\(train\) must return a torch Sampler, got int"),
+        ("def sampler():\n    return 3\n", r"mine.py: sampler must be a function sampler\(train\) -> Sampler"),
+        (
+            "def train(model, splits):\n    return model\n",
+            r"train must be a function train\(model, splits, stages, seed\)",
+        ),
+    ],
+)
+def test_functions_of_another_form_are_named(load, text, message):
+    with pytest.raises(ProblemError, match=message.replace("mine.py: ", "")):
+        load(FILE + text).fit(None, seed=0)
+
+
+def test_a_bare_stream_is_read_for_an_epoch(load):
+    stream = """
+class Stream(torch.utils.data.IterableDataset):
+    def __iter__(self):
+        x, y = sets[0]
+        yield from zip(x, y)
+
+
+def data():
+    return dict(train=Stream(), val=sets[1], test={"iid": sets[1]})
+
+
+epoch_length = 20
+"""
+    problem = load(FILE + stream)
+    assert len(problem.splits.train) == 20

@@ -53,8 +53,8 @@ def logit_adjusted_cross_entropy(logits: Tensor, targets: Tensor, counts: Tensor
     check_length(logits.shape[1], counts=counts)
     check_labels(logits.shape[1], targets=targets)
     check_nonnegative(counts=counts, tau=tau)
-    known = counts.clamp(min=1).to(logits.device, logits.dtype)
-    return F.cross_entropy(logits + tau * (known / known.sum()).log(), targets)
+    known = counts.clamp(min=1).to(logits.device, torch.promote_types(logits.dtype, torch.float32))
+    return F.cross_entropy(logits + (tau * (known / known.sum()).log()).to(logits.dtype), targets)
 
 
 @checked

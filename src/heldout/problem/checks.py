@@ -128,7 +128,9 @@ def _shared_rows(rows: dict[str, set[bytes]]) -> list[str]:
     for name, own in rows.items():
         shared = len(own & rows["train"])
         if name != "train" and shared:
-            found.append(f"{name} shares {shared} of its {len(own)} rows with train: its score will look too good")
+            found.append(
+                f"{name} shares {shared} of its {len(own)} different rows with train: its score will look too good"
+            )
     return found
 
 

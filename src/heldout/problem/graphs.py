@@ -220,7 +220,7 @@ def holds_graphs(train: Any) -> bool:
         return True
     try:
         return is_graph(train[0])
-    except (KeyError, IndexError, TypeError):
+    except (KeyError, IndexError, TypeError, NotImplementedError):  # a stream has no rows by number
         return False
 
 

@@ -25,6 +25,7 @@ may be graphs of PyTorch Geometric, too; see ``heldout.problem.graphs``.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -163,6 +164,12 @@ def _function(names: Mapping[str, Any], file: Path, name: str, form: str) -> Cal
     value = names.get(name)
     if value is not None and not callable(value):
         raise ProblemError(f"{file}: {name} must be a function, {form}, got {type(value).__name__}")
+    if value is not None:
+        arguments = form[: form.index(")")].split(", ")
+        try:
+            inspect.signature(value).bind(*arguments)
+        except TypeError as error:
+            raise ProblemError(f"{file}: {name} must be a function {form}: {error}") from None
     return value
 
 

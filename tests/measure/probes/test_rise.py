@@ -134,3 +134,13 @@ def test_bad_input_is_refused_by_name():
     ):
         with pytest.raises((ValueError, TypeError), match=name):
             call()
+
+
+def test_sums_are_those_of_single_precision_at_least():
+    constant = lambda x: torch.full((len(x), 2), 100.0, dtype=x.dtype)  # noqa: E731
+    found = rise(constant, torch.ones(1, 8, 8).half(), 0, cells=4, n_masks=2000)
+    assert torch.allclose(found.float(), torch.full((8, 8), 100.0), rtol=1e-3)
+    with pytest.raises(TypeError, match="image must be floating point"):
+        rise(constant, torch.ones(1, 8, 8, dtype=torch.uint8), 0, cells=4)
+    with pytest.raises(ValueError, match="n_masks"):
+        rise(constant, torch.ones(1, 8, 8), 0, cells=4, n_masks=1, p=0.1)

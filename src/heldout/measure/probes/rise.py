@@ -157,6 +157,8 @@ def _saliency(
 ) -> Tensor:
     check_dimensions(3, image=image)
     check_finite(image=image)
+    if not image.is_floating_point():
+        raise TypeError(f"image must be floating point, got {image.dtype}: image.float() / 255")
     check_at_least(1, n_masks=n_masks, cells=cells, batch_size=batch_size)
     if not 0 < p < 1:
         raise ValueError(f"p must lie between 0 and 1, got {p}")
@@ -164,17 +166,19 @@ def _saliency(
     if cells > min(height, width):
         raise ValueError(f"cells must be at most the size of the image, {height} x {width} pixels, got {cells}")
     generator = torch.Generator().manual_seed(0) if generator is None else generator
-    weighted = image.new_zeros(height, width)
-    seen = image.new_zeros(height, width)
+    weighted = image.new_zeros(height, width, dtype=torch.promote_types(image.dtype, torch.float32))
+    seen = torch.zeros_like(weighted)
     mode = evaluating(model) if isinstance(model, nn.Module) else nullcontext()
     with mode, torch.no_grad():
         for count in [batch_size] * (n_masks // batch_size) + [n_masks % batch_size] * (n_masks % batch_size > 0):
-            masks = _masks(count, cells, p, height, width, generator).to(image)
-            scores = forward(model, image * masks.unsqueeze(1))
+            masks = _masks(count, cells, p, height, width, generator).to(weighted)
+            scores = forward(model, image * masks.unsqueeze(1).to(image))
             check_finite(scores=scores)
             check_labels(scores.shape[1], target=target)
             weighted += torch.einsum("n,nhw->hw", score(scores).to(masks), masks)
             seen += masks.sum(0)
+    if not bool((seen > 0).all()):
+        raise ValueError(f"n_masks must be more: {n_masks} masks leave some pixels covered in all of them")
     return weighted / seen
 
 
