@@ -369,3 +369,39 @@ def test_a_baseline_that_has_not_learned_is_told(file):
     assert at_chance(problem, {name: {"score": 0.99}}) == []
     (warning,) = at_chance(problem, {name: {"score": 0.34}})
     assert f"no better on {name} than the most frequent class alone" in warning
+
+
+@pytest.mark.parametrize(
+    ("form", "direct"),
+    [
+        ("heldout.Splits(train=(x, y), val=(x, y), test={'iid': (x, y)})", True),
+        ("heldout.Splits(train=TensorDataset(x, y), val=(x, y), test={'iid': (x, y)})", True),
+        ("heldout.Splits(train=(x.numpy(), y.numpy()), val=(x, y), test={'iid': (x, y)})", False),
+        ("dict(train=(x.numpy(), y.numpy()), val=(x, y), test={'iid': (x, y)})", False),
+    ],
+)
+def test_the_code_of_a_winner_trains_it_on_data_of_any_form(tmp_path, monkeypatch, form, direct):
+    text = f"""
+import heldout, torch
+from torch.utils.data import TensorDataset
+
+epochs = 1
+
+
+def model():
+    return torch.nn.Sequential(torch.nn.Linear(4, 5), torch.nn.ReLU(), torch.nn.Linear(5, 2))
+
+
+def data():
+    x, y = torch.randn(20, 4), torch.arange(20) % 2
+    return {form}
+"""
+    (tmp_path / "wanted.py").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    code = winner_code({"winner": "t3a", "plan": {"epochs": 1}}, load_problem(tmp_path / "wanted.py"))
+    assert ("heldout.fit(wanted.model" in code) is direct
+    names = {}
+    exec(compile(code, "winner.py", "exec"), names)
+    assert names["fitted"].module is not None
+    sys.modules.pop("wanted", None)

@@ -32,8 +32,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
-from torch.utils.data import DataLoader, Sampler
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
 from heldout.errors import ProblemError, checked
 from heldout.method import Splits
@@ -96,6 +96,7 @@ def load_problem(path: str | Path, *, device: str | None = None) -> Problem:
         asked_kind=names.get("kind"),
         asked_device=device,
         own_methods=dict(names.get("methods", {})),
+        converted=isinstance(given, Mapping) or graphs is not None or not _for_fit(fields["train"]),
         **_training(names, file, sampler),
     )
     _check_device(problem, device, names)
@@ -112,6 +113,13 @@ def load_problem(path: str | Path, *, device: str | None = None) -> Problem:
 def example_path(name: str) -> Path:
     """Returns the file of a built-in example."""
     return Path(__file__).parents[1] / "examples" / f"{name}.py"
+
+
+def _for_fit(train: Any) -> bool:
+    """Whether ``heldout.fit`` takes a training set as the file gives it."""
+    if isinstance(train, tuple | list) and len(train):  # a pair of tensors, or a list of examples
+        return isinstance(train[0], Tensor | tuple | list | Mapping)
+    return isinstance(train, Dataset) and not isinstance(train, IterableDataset)
 
 
 def _with_start(splits: Splits, names: Mapping[str, Any], file: Path) -> Splits:

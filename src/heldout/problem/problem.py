@@ -50,6 +50,7 @@ class Problem:
         sampler: ``(train) -> Sampler`` that each epoch follows; None is every example once.
         patience: epochs of early stopping; None is none.
         compiled: whether the model is compiled, or the options of ``torch.nn.Module.compile``.
+        converted: the file's data are of another form than ``heldout.fit`` takes.
     """
 
     path: Path
@@ -66,6 +67,7 @@ class Problem:
     sampler: Callable[[Any], Sampler] | None = None
     patience: int | None = None
     compiled: bool | Mapping[str, Any] = False
+    converted: bool = False
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -134,6 +136,8 @@ class Problem:
         """Whether ``heldout.fit`` takes the model, the data and the loss as the file gives them."""
         same_loss = self.recipe.get("loss") is self.given_recipe.get("loss")
         if self.recipe_device is not None or self.own_train or self.sampler or self.patience or self.compiled:
+            return False
+        if self.converted:
             return False
         return same_loss and not self.kind.one_logit and self.splits.train is self.given.train
 
