@@ -274,7 +274,7 @@ class Problem:
 
 def _seeded_sampler(make: Any, train_set: Any, seed: int) -> Sampler:
     """The file's sampler, as new: nothing of an earlier run is in its randomness."""
-    sampler = copy.copy(make(train_set))
+    sampler: Any = copy.copy(make(train_set))
     if not isinstance(sampler, Sampler):
         raise ProblemError(f"sampler(train) must return a torch Sampler, got {type(sampler).__name__}")
     if isinstance(getattr(sampler, "generator", None), torch.Generator):
