@@ -274,9 +274,10 @@ class Problem:
 
 def _seeded_sampler(make: Any, train_set: Any, seed: int) -> Sampler:
     """The file's sampler, as new: nothing of an earlier run is in its randomness."""
-    sampler: Any = copy.copy(make(train_set))
-    if not isinstance(sampler, Sampler):
-        raise ProblemError(f"sampler(train) must return a torch Sampler, got {type(sampler).__name__}")
+    made = make(train_set)
+    if not isinstance(made, Sampler):
+        raise ProblemError(f"sampler(train) must return a torch Sampler, got {type(made).__name__}")
+    sampler: Any = copy.copy(made)
     if isinstance(getattr(sampler, "generator", None), torch.Generator):
         sampler.generator = torch.Generator().manual_seed(seed)
     return sampler
