@@ -15,12 +15,13 @@ import argparse
 import json
 import os
 import random
-import sqlite3
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+
+from kill_study import check_no_orphans, finished
 
 METHODS, LR = 6, 0.01
 FILE = f"""
@@ -80,23 +81,6 @@ def start(file: Path, out: Path, workers: int) -> subprocess.Popen:
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
 
 
-def finished(out: Path) -> dict[str, tuple]:
-    """Finished runs in the database as it lies there, by key."""
-    path = out / "study.sqlite"
-    if not path.exists() or not path.stat().st_size:
-        return {}
-    database = sqlite3.connect(path)
-    try:
-        rows = database.execute("SELECT key, parameters, seed, metrics, curves, time FROM runs WHERE status='finished'")
-        return {key: tuple(rest) for key, *rest in rows}
-    except sqlite3.OperationalError as error:
-        if "no such table" not in str(error):  # killed before the tables were there
-            raise
-        return {}
-    finally:
-        database.close()
-
-
 def trainings(rows: dict[str, tuple]) -> set[Training]:
     """What the finished runs trained, as the file's methods log it; the baseline logs nothing."""
     found = set()
@@ -111,18 +95,6 @@ def logged(out: Path) -> list[Training]:
     path = out / "log"
     lines = path.read_text().splitlines() if path.exists() else []
     return [(name, int(seed), int(epochs), rate) for name, seed, epochs, rate in map(str.split, lines)]
-
-
-def outlived_by(file: Path) -> list[str]:
-    mark, found = f"HELDOUT_KILL_LOG={file.parent}".encode(), []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                if mark in (entry / "environ").read_bytes():
-                    found.append(entry.name)
-            except OSError:
-                continue
-    return found
 
 
 def main() -> int:
@@ -152,14 +124,13 @@ def main() -> int:
                     process.kill()
                     printed, _ = process.communicate()
                     kills += 1
-                deadline = time.monotonic() + 30
-                while left := outlived_by(file):
-                    assert time.monotonic() < deadline, f"processes outlive the killed search: {left}"
-                    time.sleep(0.02)
+                check_no_orphans(file, "local")
                 kept = finished(out)
                 assert before.items() <= kept.items(), "a finished training was lost or changed"
                 again = trainings(before) & set(logged(out)[seen:])
                 assert not again, f"finished trainings were repeated: {again}"
+                told = {each for each in trainings(kept) if each[0].startswith("told_")}  # the baseline logs nothing
+                assert told <= set(logged(out)), "the log and the database tell of different trainings"
                 at_kill.append(len(kept))
                 if process.returncode == 0:
                     finalists, plan = json.loads(printed)

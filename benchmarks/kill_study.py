@@ -104,7 +104,7 @@ def run_campaign(on: str, kills: int, seed: int, folder: Path) -> Campaign:
                 process.kill()
                 process.wait()
                 done += 1
-            _check_no_orphans(file, on)
+            check_no_orphans(file, on)
             before, kept = kept, _finished(out)
             assert before.items() <= kept.items(), "a finished run was lost or changed"
             repeated = {(base, run_seed) for base, run_seed, *_ in before.values()} & set(_log(out)[len(log) :])
@@ -157,14 +157,19 @@ def _log(out: Path) -> list[tuple[int, int]]:
 
 
 def _finished(out: Path) -> dict[str, tuple]:
-    """Finished runs in the database as it lies there, by key."""
+    """Finished runs by key, each with its arm's base first."""
+    return {key: (json.loads(parameters)["base"], *rest) for key, (parameters, *rest) in finished(out).items()}
+
+
+def finished(out: Path) -> dict[str, tuple]:
+    """Finished runs in the database as it lies there, by key: parameters, seed, metrics, curves and time."""
     path = out / "study.sqlite"
     if not path.exists() or not path.stat().st_size:
         return {}
     database = sqlite3.connect(path)
     try:
         rows = database.execute("SELECT key, parameters, seed, metrics, curves, time FROM runs WHERE status='finished'")
-        return {key: (json.loads(parameters)["base"], *rest) for key, parameters, *rest in rows}
+        return {key: tuple(rest) for key, *rest in rows}
     except sqlite3.OperationalError as error:
         if "no such table" not in str(error):  # killed before the tables were there
             raise
@@ -173,14 +178,14 @@ def _finished(out: Path) -> dict[str, tuple]:
         database.close()
 
 
-def _check_no_orphans(file: Path, on: str) -> None:
+def check_no_orphans(file: Path, on: str) -> None:
     deadline = time.monotonic() + (60.0 if on == "ray" else 30.0)
-    while orphans := _descendants(file, on):
+    while orphans := descendants(file, on):
         assert time.monotonic() < deadline, f"processes outlive the killed study: {orphans}"
         time.sleep(0.02)
 
 
-def _descendants(file: Path, on: str) -> list[str]:
+def descendants(file: Path, on: str) -> list[str]:
     """The study and its workers: processes whose environment names this campaign's folder, but for Ray's daemons."""
     mark, found = f"HELDOUT_KILL_LOG={file.parent}".encode(), []
     for entry in Path("/proc").iterdir():

@@ -105,6 +105,14 @@ def test_a_method_that_hurts_where_it_was_asked_to_help_is_no_winner():
     assert judged({name: arms[name] for name in ("baseline", "a")}, ["a"], aim="iid")[2] == "a"
 
 
+def test_what_is_below_the_tuned_baseline_where_it_was_asked_to_help_is_no_winner():
+    arms = {"baseline": (0.6, 0.6, 0.001), "tuned baseline": (0.8, 0.6, 0.001), "m": (0.7, 0.7, 0.001)}
+    _, verdict, winner = judged(arms, ["m"])
+    assert winner is None
+    assert verdict.startswith("No winner: m helps on one side alone: less than the tuned baseline, -10.0 points [")
+    assert judged(arms, ["m"], aim="shift")[2] == "m"
+
+
 def test_another_finalist_that_more_seeds_could_show_to_help_is_told():
     results = confirmed({"baseline": (0.6, 0.6, 0.001), "a": (0.605, 0.5, 0.001), "bb": (0.6, 0.66, 0.0)})
     for run in results.runs:

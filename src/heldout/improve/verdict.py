@@ -180,8 +180,8 @@ def sentence(found: Mapping[str, Any], tests: Sequence[str], aim: str, metric: s
     """Returns the verdict in words, and the winner: of the finalists that are shown to help, the best by validation.
 
     Intervals are adjusted for the number of finalists, so that any of them may be told to help. What hurts where it was
-    asked to help is no winner. Without one, the finalist told of is the best by validation, or another one that more
-    seeds could still show to help.
+    asked to help, or is below the tuned baseline there, is no winner. Without one, the finalist told of is the best by
+    validation, or another one that more seeds could still show to help.
     """
     rows = found["finalists"]
     if found["unfinished"] or not rows:
@@ -261,7 +261,7 @@ def _asked(row: Mapping[str, Any], tests: Sequence[str], aim: str = "both") -> l
 
 def _wanted(row: Mapping[str, Any], tests: Sequence[str], aim: str) -> bool:
     words = [entry["verdict"] for entry, _ in _asked(row, tests, aim)]
-    return HELPS in words and HURTS not in words
+    return HELPS in words and HURTS not in words and BELOW_TUNED not in words
 
 
 def _told(entries: Sequence[tuple[Mapping[str, Any], str]], amount: amounts) -> str:

@@ -1,1 +1,1 @@
-"""Networks that grow: gradient boosting, its losses, and estimators for scikit-learn."""
+"""What grows as it learns? Networks by gradient boosting, their losses, and estimators for scikit-learn."""
