@@ -105,12 +105,21 @@ def test_a_method_that_hurts_where_it_was_asked_to_help_is_no_winner():
     assert judged({name: arms[name] for name in ("baseline", "a")}, ["a"], aim="iid")[2] == "a"
 
 
-def test_what_is_below_the_tuned_baseline_where_it_was_asked_to_help_is_no_winner():
+def test_a_winner_that_is_below_the_tuned_baseline_elsewhere_says_so():
     arms = {"baseline": (0.6, 0.6, 0.001), "tuned baseline": (0.8, 0.6, 0.001), "m": (0.7, 0.7, 0.001)}
     _, verdict, winner = judged(arms, ["m"])
-    assert winner is None
-    assert verdict.startswith("No winner: m helps on one side alone: less than the tuned baseline, -10.0 points [")
-    assert judged(arms, ["m"], aim="shift")[2] == "m"
+    assert winner == "m"
+    assert "; less than the tuned baseline, -10.0 points [" in verdict
+
+
+def test_a_loss_too_small_to_matter_stops_no_winner():
+    arms = {"baseline": (0.6, 0.6, 0.001), "mm": (0.594, 0.8, 0.0012)}
+    found, verdict, winner = judged(arms, ["mm"])
+    entry = found["finalists"][0]["tests"]["iid"]
+    assert -0.01 < entry["low"] < entry["high"] < 0
+    assert entry["verdict"] == "no difference"
+    assert winner == "mm"
+    assert "no difference beyond 1 point on iid" in verdict
 
 
 def test_another_finalist_that_more_seeds_could_show_to_help_is_told():

@@ -141,7 +141,7 @@ def no_difference(metric: str, baseline: float) -> float:
 
 
 def _negligible(metric: str, baseline: float) -> float:
-    """A gain up to this is none worth announcing: what counts as none, and a tenth of the errors of an accuracy."""
+    """A gain or a loss up to this is none worth telling: what counts as none, and a tenth of the errors of an accuracy."""
     least = no_difference(metric, baseline)
     return min(least, 0.1 * max(0.0, 1 - baseline)) if metric == "accuracy" else least
 
@@ -153,11 +153,11 @@ def _word(entry: Mapping[str, Any], metric: str, seeds: int) -> tuple[str, int |
     rounding, none = 1e-9 * max(1.0, abs(entry["baseline"])), entry["no_difference"]
     if all(high - low <= rounding and abs(gain) <= none for gain, low, high in found):
         return SAME, None  # the same few examples on each seed: an interval without width proves nothing
+    small = _negligible(metric, entry["baseline"])
     if all(low > rounding for _, low, _ in found):
-        small = _negligible(metric, entry["baseline"])
         return (SAME if all(high <= small for _, _, high in found) else HELPS), None
     if found[0][2] < -rounding:
-        return HURTS, None
+        return (SAME if found[0][1] >= -small else HURTS), None
     if len(found) > 1 and found[1][2] < -rounding:
         return BELOW_TUNED, None
     if found[0][1] > rounding and max(map(abs, found[-1][1:])) <= none:
@@ -179,9 +179,9 @@ def _word(entry: Mapping[str, Any], metric: str, seeds: int) -> tuple[str, int |
 def sentence(found: Mapping[str, Any], tests: Sequence[str], aim: str, metric: str) -> tuple[str, str | None]:
     """Returns the verdict in words, and the winner: of the finalists that are shown to help, the best by validation.
 
-    Intervals are adjusted for the number of finalists, so that any of them may be told to help. What hurts where it was
-    asked to help, or is below the tuned baseline there, is no winner. Without one, the finalist told of is the best by
-    validation, or another one that more seeds could still show to help.
+    Intervals are adjusted for the number of finalists, so that any of them may be told to help. What hurts the recipe
+    as given where it was asked to help is no winner. Without one, the finalist told of is the best by validation, or
+    another one that more seeds could still show to help.
     """
     rows = found["finalists"]
     if found["unfinished"] or not rows:
@@ -261,7 +261,7 @@ def _asked(row: Mapping[str, Any], tests: Sequence[str], aim: str = "both") -> l
 
 def _wanted(row: Mapping[str, Any], tests: Sequence[str], aim: str) -> bool:
     words = [entry["verdict"] for entry, _ in _asked(row, tests, aim)]
-    return HELPS in words and HURTS not in words and BELOW_TUNED not in words
+    return HELPS in words and HURTS not in words
 
 
 def _told(entries: Sequence[tuple[Mapping[str, Any], str]], amount: amounts) -> str:
