@@ -141,7 +141,7 @@ def no_difference(metric: str, baseline: float) -> float:
 
 
 def _negligible(metric: str, baseline: float) -> float:
-    """A gain or a loss up to this is none worth telling: what counts as none, and a tenth of the errors of an accuracy."""
+    """A change up to this is none worth telling: what counts as none, and a tenth of the errors of an accuracy."""
     least = no_difference(metric, baseline)
     return min(least, 0.1 * max(0.0, 1 - baseline)) if metric == "accuracy" else least
 
