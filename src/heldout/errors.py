@@ -374,6 +374,21 @@ def check_tensors(**named: Any) -> None:
                 raise TypeError(f"{name} must be tensors, got {type(part).__name__}: {made}")
 
 
+def check_no_frame(**named: Any) -> None:
+    """Refuses a table where examples are asked for, and says how inputs and target are told apart.
+
+    Example:
+        >>> import pandas as pd
+        >>> check_no_frame(train=pd.DataFrame({"x": [1.0], "y": [0]}))
+        Traceback (most recent call last):
+        TypeError: train must be examples, got a DataFrame: heldout.problem.as_examples((train[columns], train[target]))
+    """
+    for name, value in named.items():
+        if hasattr(value, "columns") and hasattr(value, "iloc"):
+            made = f"heldout.problem.as_examples(({name}[columns], {name}[target]))"
+            raise TypeError(f"{name} must be examples, got a {type(value).__name__}: {made}")
+
+
 def check_same_length(**named: Any) -> None:
     """Refuses arguments of which one has more entries than another.
 

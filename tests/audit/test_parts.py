@@ -19,7 +19,7 @@ from heldout.cli import app
 from heldout.methods import parse
 from heldout.nn import mlp
 from heldout.problem import Problem, ProblemError, inapplicable, load_problem
-from heldout.report import number
+from heldout.report import number, terminal
 from heldout.tasks import digits, label_noise
 from heldout.weights import save_checkpoint
 from tests.problem.language_file import TEXT
@@ -306,14 +306,29 @@ def test_a_model_that_learned_nothing_is_told_before_all_else(tmp_path):
     assert "learning rate" in document["findings"][0]["remedy"]
 
 
-def test_validation_loss_that_still_falls_says_train_longer(tmp_path):
+def test_a_model_that_is_clearly_worse_after_half_of_the_epochs_is_to_be_trained_longer(tmp_path):
     slow = "optimizer = lambda module: torch.optim.SGD(module.parameters(), lr=0.02)\nschedule = 'constant'"
     (tmp_path / "line.py").write_text(REGRESSION.replace("epochs = 3", f"epochs = 10\n{slow}"))
     document = audit(tmp_path / "line.py", out=tmp_path / "out")
-    found = next(entry for entry in document["findings"] if entry["name"] == "training is not over")
-    losses = [entry["val_loss"] for entry in document["curve"]]
-    assert found["value"] == pytest.approx((losses[7] - losses[9]) / losses[7])
+    found = next(entry for entry in document["findings"] if entry["name"] == "gain from the last epochs")
+    scores = [entry["val_score"] for entry in document["curve"]]
+    assert found["value"] == pytest.approx(scores[4] - scores[9])  # a constant schedule: half of it is its first half
+    assert found["severity"] in ("notable", "serious")
     assert found["remedy"] == "train longer: epochs = 20"
+
+
+def test_half_of_the_epochs_is_trained_under_a_schedule_of_its_own(tmp_path):
+    (tmp_path / "line.py").write_text(REGRESSION.replace("epochs = 3", "epochs = 10\nschedule = 'cosine'"))
+    document = audit(tmp_path / "line.py", out=tmp_path / "out")
+    found = next(entry for entry in document["findings"] if entry["name"] == "gain from the last epochs")
+    scores = [entry["val_score"] for entry in document["curve"]]
+    assert abs(found["value"] - (scores[4] - scores[9])) > 1e-6
+
+
+def test_one_epoch_has_no_half(tmp_path):
+    (tmp_path / "line.py").write_text(REGRESSION.replace("epochs = 3", "epochs = 1"))
+    document = audit(tmp_path / "line.py", out=tmp_path / "out")
+    assert {"part": "half of the epochs", "reason": "one epoch has no half"} in document["not_applicable"]
 
 
 @pytest.mark.parametrize(
@@ -346,3 +361,12 @@ def test_graphs_are_audited(tmp_path, text):
     document = audit(tmp_path / "graphs.py", out=tmp_path / "out")
     assert document["summary"]
     assert {entry["part"] for entry in document["skipped"]} <= {"gradient coherence", "diversity of the training set"}
+
+
+def test_a_report_in_a_file_has_no_blanks_at_the_ends_of_lines(tmp_path, monkeypatch, capsys):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    (tmp_path / "line.py").write_text(REGRESSION)
+    print_audit(audit(tmp_path / "line.py", out=tmp_path / "out"), terminal())
+    shown = capsys.readouterr().out.splitlines()
+    assert shown
+    assert [line for line in shown if line != line.rstrip()] == []

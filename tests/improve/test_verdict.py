@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from heldout.improve.verdict import accounted, compare, ranking, resolution, sentence
+from heldout.improve.verdict import accounted, compare, ranking, sentence
+from heldout.problem import resolution
 from heldout.study import Results
 
 SEEDS = range(5)

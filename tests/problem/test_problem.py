@@ -141,3 +141,18 @@ def test_the_built_in_examples_are_good(name):
     assert check_problem(problem) == []
     assert next(iter(problem.splits.test)) == "iid"
     assert isinstance(problem.model(0), torch.nn.Module)
+
+
+def test_methods_of_one_class_say_so_where_an_example_has_several_labels(tmp_path):
+    (tmp_path / "labels.py").write_text(
+        "import torch\n"
+        "def model(): return torch.nn.Linear(3, 4)\n"
+        "def data():\n"
+        "    x = torch.randn(60, 3, generator=torch.Generator().manual_seed(0))\n"
+        "    y = (torch.cat([x, -x[:, :1]], 1) > 0).float()\n"
+        "    return {'train': (x[:40], y[:40]), 'val': (x[40:50], y[40:50]), 'test': {'iid': (x[50:], y[50:])}}\n"
+    )
+    problem = load_problem(tmp_path / "labels.py")
+    assert inapplicable(problem, parse("ps_kd", {})) == (
+        "it needs one class for each example, here an example has several labels"
+    )

@@ -95,6 +95,19 @@ def test_a_loop_that_leaves_a_stage_out_is_refused(train, method, rate, left_out
         fit_with(train, model, SPLITS, method, epochs=1, rate=rate)
 
 
+def test_a_loop_of_plain_steps_is_told_what_an_optimizer_that_evaluates_twice_needs():
+    def plain(model, splits, stages, seed):
+        optimizer = stages.optimizer(SGD(model.parameters()))
+        for inputs, targets, index in stages.batches():
+            optimizer.zero_grad()
+            stages.loss(inputs, targets, index).backward()
+            optimizer.step()
+        return model
+
+    with pytest.raises(ValueError, match=r"must call stages.step\(optimizer, inputs, targets, index\)"):
+        fit_with(plain, model, SPLITS, parse("sam"), epochs=1)
+
+
 def test_what_a_method_does_not_have_need_not_be_called():
     trained = fit_with(without_loss, model, SPLITS, parse("lines(alpha=0.5)"), epochs=1)
     assert trained.evaluate(SPLITS.val)["accuracy"] > 0.3

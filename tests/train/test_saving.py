@@ -104,3 +104,14 @@ def test_it_is_said_why_a_model_is_not_exported(tmp_path):
     odd = heldout.fit(lambda: Odd(3, 2), DATA, epochs=1)
     assert why_not_exported(odd, tmp_path / "odd.pt2").startswith("torch.export cannot take it: ")
     assert not (tmp_path / "odd.pt2").exists()
+
+
+class Counting(nn.Linear):
+    def forward(self, x):
+        return super().forward(x) + torch.zeros(int((x[:, 0] > 0).sum()) + 1, 1).sum()
+
+
+def test_a_failing_export_prints_nothing(tmp_path, capfd):
+    fitted = heldout.fit(lambda: Counting(3, 2), DATA, epochs=1)
+    assert why_not_exported(fitted, tmp_path / "odd.pt2").startswith("torch.export cannot take it: ")
+    assert capfd.readouterr() == ("", "")

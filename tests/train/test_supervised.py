@@ -1,5 +1,6 @@
 from functools import partial
 
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
@@ -376,3 +377,9 @@ def plainly(labels=LABELS, **options):
 def test_what_fit_cannot_use_is_told_by_name(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+def test_a_frame_is_refused_with_what_makes_examples_of_it():
+    frame = pd.DataFrame({"x": [0.0, 1.0], "y": [0, 1]})
+    with pytest.raises(TypeError, match=r"train must be examples, got a DataFrame: heldout.problem.as_examples"):
+        fit(nn.Linear(1, 2), frame)

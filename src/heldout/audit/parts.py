@@ -33,6 +33,7 @@ from heldout.measure import (
     vendi_score,
 )
 from heldout.nn import inputs_for, split_head
+from heldout.problem import no_difference, resolution, undertrained
 from heldout.report import number
 from heldout.statistics import Interval, newcombe, wilson
 from heldout.train import contradicted_labels, cross_fit, fit
@@ -377,14 +378,40 @@ def _curve(work: Audit) -> None:
     limits = Threshold(0.05, 0.25, "a twentieth and a quarter of the lowest loss")
     remedy = f"stop at epoch {best + 1}, or regularise"
     work.finding("rise of the validation loss", rise, reading, limits=limits, methods=("ps_kd", "sam"), remedy=remedy)
-    last = max(1, len(losses) // 5)
-    if len(losses) > last and best >= len(losses) - last:
-        before = min(losses[:-last])
-        fall = (before - losses[best]) / before if before > 0 else 0.0
-        reading = f"share by which the validation loss still fell in the last {last} of {len(losses)} epochs"
-        limits = Threshold(0.05, 0.2, "a model whose loss falls by a twentieth, or a fifth, is not trained to the end")
-        remedy = f"train longer: epochs = {2 * len(losses)}"
-        work.finding("training is not over", fall, reading, limits=limits, remedy=remedy)
+
+
+def _half_trained(work: Audit) -> None:
+    """Whether half of the epochs, as a training of its own, is clearly worse: by the same rule as ``improve``."""
+    curve, epochs = work.document["curve"], work.problem.epochs
+    half = max(1, round(epochs / 2))
+    if not curve:
+        raise NotApplicableError("weights were given: only the file's own recipe tells what fewer epochs do")
+    if half == epochs:
+        raise NotApplicableError("one epoch has no half")
+    if (left := work.deadline - time.monotonic()) < sum(entry["seconds"] for entry in curve[:half]):
+        raise ValueError(f"the {left:.0f} s that are left of the budget do not allow a training of half the epochs")
+    recipe = {**work.problem.recipe, "epochs": half}
+    fitted = fit(work.problem.model(work.seed), work.problem.splits, seed=work.seed, **recipe)
+    sets = work.problem.validation_sets()
+    pairs = [work.problem.outputs(fitted.module, data) for data in sets.values()]
+    scores, losses = (
+        [sum(found) / len(found), curve[-1][name]]
+        for found, name in (
+            ([metric_of(work.problem, *pair) for pair in pairs], "val_score"),
+            ([work.problem.kind.loss(*pair) for pair in pairs], "val_loss"),
+        )
+    )
+    metric, step = work.problem.metric, resolution([len(data) for data in sets.values()], work.problem.metric)  # type: ignore[arg-type]
+    over = not undertrained(metric, scores, losses, maximise=work.problem.maximise, resolution=step)
+    gain, least = work.sign * (scores[1] - scores[0]), max(2 * step, no_difference(metric, scores[1]))
+    reading = (
+        f"what the second half of the {epochs} epochs adds to {metric} on validation data, both trained to the end of "
+        f"their own schedule, for one seed"
+        + ("; the validation loss does not fall with it" if over and gain > least else "")
+    )
+    limits = None if over else Threshold(least, 5 * least, "what counts as a difference, and five times as much")
+    remedy = f"train longer: epochs = {2 * epochs}"
+    work.finding("gain from the last epochs", gain, reading, limits=limits, remedy=remedy)
 
 
 def _more_data(work: Audit) -> None:
@@ -424,6 +451,7 @@ PARTS: tuple[tuple[str, Callable[[Audit], None], bool], ...] = (
     ("classes and groups", _classes, True),
     ("memorization", _memorization, False),
     ("training curve", _curve, False),
+    ("half of the epochs", _half_trained, False),
     ("worst examples", worst_examples, False),
     ("sharpness", _sharpness, False),
     ("gradient coherence", _coherence, False),

@@ -73,7 +73,7 @@ def print_audit(document: Document, console: Console) -> None:
         below += [f"Remedy: {escape(entry['remedy'])}."] if entry["remedy"] else []
         below += [f"Try it: {escape(entry['command'])}"] if entry["command"] else []
         for line in (each for each in below if each not in said):
-            console.print(Padding(line, (0, 0, 0, 2)), highlight=False)
+            console.print(Padding(line, (0, 0, 0, 2), expand=False), highlight=False)
         said.update(below)
     for entry in document["skipped"]:
         console.print(f"[yellow]not done: {escape(entry['part'])}: {escape(entry['reason'])}[/]", highlight=False)

@@ -36,11 +36,11 @@ from heldout.improve.selection import AIMS, leaves_out, selection_sets
 from heldout.improve.sharing import acts_after_training
 from heldout.improve.trials import Candidate, Say, Search
 from heldout.improve.tuning import Setting, described, still_improving, tune
-from heldout.improve.verdict import BASELINE, TUNED, accounted, compare, resolution, sentence
+from heldout.improve.verdict import BASELINE, TUNED, accounted, compare, sentence
 from heldout.improve.winner import write_winner
 from heldout.method import as_dataset
 from heldout.methods import available, on_request, parse
-from heldout.problem import Problem, ProblemError, check_problem, inapplicable, load_problem
+from heldout.problem import Problem, ProblemError, check_problem, inapplicable, load_problem, resolution
 from heldout.report import OnEvent, curve_values, ignore, telling
 from heldout.study import (
     Store,

@@ -20,9 +20,9 @@ import torch
 
 from heldout.improve.plan import Plan
 from heldout.improve.trials import Candidate, Search
-from heldout.improve.verdict import BASELINE, SETTINGS, no_difference
+from heldout.improve.verdict import BASELINE, SETTINGS
 from heldout.methods import Space, default_settings, space, with_settings
-from heldout.problem import Problem
+from heldout.problem import Problem, undertrained
 from heldout.report import Scale
 from heldout.study import Results
 from heldout.train import scaled_optimizer
@@ -210,9 +210,7 @@ def still_improving(search: Search, plan: Plan) -> str | None:
         [float(np.mean(list(each.metric(BASELINE, name).values()) or [math.nan])) for each in found]
         for name in ("validation", "validation loss")
     )
-    gain = search.sign() * (scores[1] - scores[0])
-    least = max(2 * search.step, no_difference(search.problem.metric, scores[1]))
-    if not (gain > least and losses[1] < 0.98 * losses[0]):
+    if not undertrained(search.problem.metric, scores, losses, maximise=search.sign() > 0, resolution=search.step):
         return None
     scale = Scale(search.problem.metric)
     return (

@@ -17,6 +17,7 @@ import numpy as np
 
 from heldout.errors import check_at_least, check_nonempty, checked
 from heldout.improve.plan import FEWEST_SEEDS
+from heldout.problem import no_difference
 from heldout.report import Scale, number
 from heldout.statistics import interval
 from heldout.study import Results, samples_needed
@@ -26,8 +27,6 @@ SHIFTED = "mean of shifts"
 SETTINGS = "settings"  # the rung whose candidates are a method under several of them
 HELPS, HURTS, SAME, OPEN = "helps", "hurts", "no difference", "not decided"
 AS_TUNED, BELOW_TUNED = "as tuned", "below tuned"  # better than the recipe as given, but not than the tuned baseline
-NO_DIFFERENCE = {"accuracy": 0.01}  # what counts as none; of other metrics, a hundredth of the baseline's score
-COUNTED = ("accuracy", "balanced_accuracy", "macro_f1")  # metrics that one example moves by a step
 
 
 @checked
@@ -133,11 +132,6 @@ def _row(
         own_seconds, plain = (np.median(values(arm, f"{cost} seconds")) for arm in (name, BASELINE))
         row[f"{cost}_cost"] = float(own_seconds / plain) if plain > 0 else 1.0
     return row
-
-
-def no_difference(metric: str, baseline: float) -> float:
-    """Returns the size of a gain that counts as none: a point of accuracy, else a hundredth of the baseline's score."""
-    return NO_DIFFERENCE.get(metric, 0.01 * abs(baseline))
 
 
 def _negligible(metric: str, baseline: float) -> float:
@@ -353,16 +347,6 @@ def accounted(
             status, detail = "not tried", "the budget did not allow it"
         rows.append({"method": name, "status": status, "detail": detail})
     return rows
-
-
-def resolution(sizes: Sequence[int], metric: str) -> float:
-    """Returns the difference in validation score that ranks nothing: two examples, where examples are counted.
-
-    Example:
-        >>> resolution([150, 150], "accuracy")
-        0.006666666666666667
-    """
-    return 2.0 / sum(sizes) if metric in COUNTED else 0.0
 
 
 def ranking(entries: list[dict[str, Any]], step: float) -> list[dict[str, Any]]:

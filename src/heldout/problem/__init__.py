@@ -2,6 +2,7 @@
 
 from heldout.errors import ProblemError
 from heldout.problem.checks import check_problem, inapplicable
+from heldout.problem.differences import no_difference, resolution, undertrained
 from heldout.problem.inputs import as_examples
 from heldout.problem.kinds import KINDS, Kind, kind_of
 from heldout.problem.loading import EXAMPLES, example_path, load_problem
@@ -21,5 +22,8 @@ __all__ = [
     "inapplicable",
     "kind_of",
     "load_problem",
+    "no_difference",
+    "resolution",
     "text_losses",
+    "undertrained",
 ]

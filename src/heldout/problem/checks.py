@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from heldout.data import batches, predict_all
 from heldout.errors import ProblemError, checked
-from heldout.method import Method, forward
+from heldout.method import Method, forward, why_no_class_labels
 from heldout.nn import inputs_for
 from heldout.problem.language import LanguageProblem
 from heldout.problem.problem import Problem, bytes_of, named_validation, tensors_of
@@ -140,6 +140,8 @@ def inapplicable(problem: Problem, method: Method) -> str | None:
     if isinstance(problem, LanguageProblem) and (reason := problem.kind.refusal(method)):
         return reason
     reason = method.check(problem.model(0), problem.splits) if method.check else None
+    if problem.kind.name == "multi-label" and reason == why_no_class_labels(torch.zeros(1)):
+        reason = "it needs one class for each example, here an example has several labels"
     if reason is None and "data" in method.stages and problem.sampler is not None:
         reason = "it chooses the training examples, and the file's own sampler does"
     if isinstance(problem, LanguageProblem):

@@ -23,6 +23,7 @@ from heldout.data import batches, sample_ids, to_device
 from heldout.errors import check_at_least, check_labels, check_positive, check_same_length, checked
 from heldout.method import Batch, Method, Run, Splits
 from heldout.nn import inputs_for
+from heldout.optim import SAM
 from heldout.train.supervised import BASELINE, Fitted, Objective, Recipe, finish, objective, prepare, seeded
 
 TrainFunction = Callable[[nn.Module, Splits, "Stages", int], nn.Module]
@@ -124,6 +125,8 @@ class Stages:
         self._used.add("optimizer")
         if self._method.optimizer:
             optimizer = self._method.optimizer(self._run, optimizer)
+        if isinstance(optimizer, SAM):
+            optimizer.register_step_pre_hook(_check_closure)
         optimizer.register_step_post_hook(self._stepped)
         return optimizer
 
@@ -183,6 +186,14 @@ class Stages:
             "epochs": "stages.batches() or stages.start_epoch()",
         }
         return [text for name, text in calls.items() if name in needed - self._used]
+
+
+def _check_closure(optimizer: Optimizer, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+    if not any(given is not None for given in (*args[1:], *named.values())):  # args[0] is the optimizer
+        raise ValueError(
+            "this Method's optimizer evaluates the loss twice in a step: the loop must call "
+            "stages.step(optimizer, inputs, targets, index), or optimizer.step with a closure"
+        )
 
 
 class _StoppedError(Exception):

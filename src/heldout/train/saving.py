@@ -5,10 +5,13 @@ Rooms that only saving needs are loaded when something is saved, so that ``fit``
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import logging
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -170,6 +173,18 @@ class _Plain(nn.Module):
         return forward(self.module, inputs if self.names is None else dict(zip(self.names, inputs, strict=True)))
 
 
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Keeps what a failing export prints and logs (graphs of hundreds of lines) off the terminal."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logging.disable(before)
+
+
 @checked
 def why_not_exported(fitted: Fitted, file: str | Path) -> str:
     """Writes the model by ``torch.export`` with batches of any size, and returns "", or why that was not possible.
@@ -194,7 +209,7 @@ def why_not_exported(fitted: Fitted, file: str | Path) -> str:
         if not all(isinstance(part, Tensor) for part in given):
             raise TypeError("its inputs are not tensors")
         batch = torch.export.Dim("batch", min=1)
-        with torch.no_grad():
+        with torch.no_grad(), _silent():
             program = torch.export.export(plain, given, dynamic_shapes=(tuple({0: batch} for _ in given),))
         torch.export.save(program, file)
         answers = torch.export.load(file).module()

@@ -27,6 +27,7 @@ from heldout.errors import (
     check_between,
     check_class_labels,
     check_error_is_meant,
+    check_no_frame,
     check_nonempty,
     check_same_length,
     check_scored,
@@ -430,6 +431,7 @@ def problem_of(module: nn.Module, dataset: Dataset) -> tuple[Task, int | None]:
             classes, fewer than two classes.
     """
     check_tensors(train=dataset if isinstance(dataset, tuple) else ())
+    check_no_frame(train=dataset)
     if len(dataset) == 0:  # type: ignore[arg-type]
         raise ValueError("the training set is empty")
     inputs, _ = gather(dataset, torch.arange(min(2, len(dataset))))  # type: ignore[arg-type]
