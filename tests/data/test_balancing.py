@@ -49,3 +49,12 @@ def test_it_trains_and_stands_first():
 def test_it_says_where_there_is_nothing_to_balance(labels, reason):
     assert reason in why_balanced(nn.Linear(4, 3), Splits(train=data(labels)))
     assert why_balanced(nn.Linear(4, 3), Splits(train=data())) is None
+
+
+def test_classes_without_examples_count_for_nothing():
+    assert "equal (2 to 2" in why_balanced(nn.Linear(4, 4), Splits(train=data(torch.tensor([0, 0, 3, 3]))))
+    method, run = balanced_sampling(), lambda: None
+    run.splits, run.generator = Splits(train=data(torch.tensor([0] * 6 + [3] * 2))), torch.Generator().manual_seed(0)
+    sampler = method.data(run, run.splits.train)
+    assert sampler.weights.tolist() == pytest.approx([1 / 6] * 6 + [1 / 2] * 2)
+    assert sampler.replacement

@@ -5,8 +5,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from heldout import fit
+from heldout import Splits, fit
 from heldout.losses import class_balanced, class_balanced_weights, logit_adjusted_cross_entropy, logit_adjustment
+from heldout.method import Batch
 
 COUNTS = torch.tensor([80, 15, 5])
 
@@ -76,3 +77,20 @@ def test_the_strength_of_the_adjustment_counts():
     counts, logits, targets = torch.tensor([9, 1]), torch.zeros(1, 2), torch.tensor([1])
     expected = torch.nn.functional.cross_entropy(torch.tensor([[0.9, 0.1]]).log() * 2.0, targets)
     assert torch.isclose(logit_adjusted_cross_entropy(logits, targets, counts, tau=2.0), expected)
+
+
+@pytest.mark.parametrize("name", ["class_balanced", "logit_adjustment"])
+def test_the_methods_count_the_training_set_as_the_data_stages_left_it(name):
+    given = (torch.randn(12, 2, generator=torch.Generator().manual_seed(0)), torch.tensor([0] * 8 + [1] * 4))
+    module, run = nn.Linear(2, 2), lambda: None
+    run.state, run.num_classes, run.train_set = {}, 2, Splits(train=(given[0][:9], given[1][:9])).train
+    batch = Batch(module, given[0], given[1], torch.arange(12))
+    counts, losses = torch.tensor([8, 1]), F.cross_entropy(batch.logits, given[1], reduction="none")
+    weights = class_balanced_weights(counts, 0.9)[given[1]]
+    expected = {
+        "class_balanced": (weights * losses).mean(),
+        "logit_adjustment": logit_adjusted_cross_entropy(batch.logits, given[1], counts, tau=1.0),
+    }[name]
+    method = {"class_balanced": class_balanced(beta=0.9), "logit_adjustment": logit_adjustment(tau=1.0)}[name]
+    for _ in range(2):  # what was counted once is used again
+        torch.testing.assert_close(method.loss(run, batch), expected)

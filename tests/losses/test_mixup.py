@@ -67,3 +67,13 @@ def test_inputs_that_cannot_be_mixed_are_refused():
             mixup_method())  # fmt: skip
     with pytest.raises(ValueError, match="alpha"):
         mixup_method(-1.0)
+
+
+def test_a_second_evaluation_of_a_regression_is_of_the_same_mixture():
+    module, run, method, targets = nn.Linear(3, 2), Record(None), mixup_method(1.0), torch.randn(6, 2)
+    batch = Batch(module, X, targets, torch.arange(6))
+    first = method.loss(run, batch)
+    run.evaluation = 1
+    torch.testing.assert_close(method.loss(run, batch), first)
+    run.evaluation = -1  # the next step
+    assert method.loss(run, batch) != first

@@ -90,11 +90,12 @@ def test_equal_predictions_are_balanced_too():
     assert harden(torch.zeros(10, 2), torch.tensor([[0.7, 0.3]]).repeat(10, 1)).tolist() == [1] * 3 + [0] * 7
 
 
+@pytest.mark.parametrize("scale", [1.0, 100.0])  # 100: predictions of great confidence
 @pytest.mark.parametrize("seed", range(4))
-def test_more_classes_are_balanced_but_for_one_example_a_class(seed):
+def test_more_classes_are_balanced_to_whole_examples(seed, scale):
     logits, weak = batch(128, classes=5, seed=seed)
-    shares = harden(logits, weak).bincount(minlength=5) / 128
-    assert (shares - weak.mean(0)).abs().max() <= 2 / 128
+    shares = harden(scale * logits, weak).bincount(minlength=5) / 128
+    assert (shares - weak.mean(0)).abs().max() < 1 / 128
     assert (logits.argmax(1).bincount(minlength=5) / 128 - weak.mean(0)).abs().max() > 0.1  # it was not so before
 
 
@@ -103,7 +104,27 @@ def test_more_classes_keep_the_order_within_a_pair_of_classes():
     hard = harden(logits, weak)
     for a, b in ((0, 1), (1, 2), (0, 2)):
         gap = (logits[:, a] - logits[:, b]).detach()
-        assert gap[hard == a].min() >= gap[hard == b].max() - 1e-4
+        assert gap[hard == a].min() >= gap[hard == b].max()
+
+
+def test_more_classes_are_the_most_likely_of_all_ways_with_these_shares():
+    logits, weak = batch(6, classes=3, seed=5)
+    hard, scores = harden(logits, weak), logits.log_softmax(1)
+    counts = hard.bincount(minlength=3)
+    ways = torch.cartesian_prod(*[torch.arange(3)] * 6)
+    ways = ways[[torch.equal(way.bincount(minlength=3), counts) for way in ways]]
+    likelihoods = torch.stack([scores[torch.arange(6), way].sum() for way in ways])
+    assert torch.equal(ways[likelihoods.argmax()], hard)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_logits_that_are_no_numbers_are_refused(bad):
+    logits, weak = batch(8)
+    logits = logits.detach().clone()
+    logits[3, 1] = bad
+    for call in (harden, lambda *both: harden(both[0]), ProductLoss(), lambda *both: ConfidenceLoss()(*both, 0.0)):
+        with pytest.raises(ValueError, match="logits must be finite"):
+            call(logits, weak)
 
 
 def test_a_class_that_the_supervisor_never_gives_is_not_predicted():

@@ -35,3 +35,11 @@ def test_an_optimizer_without_decay_and_a_negative_value_are_refused():
         weight_decay().optimizer(None, torch.optim.LBFGS(nn.Linear(1, 1).parameters()))
     with pytest.raises(ValueError, match="value"):
         weight_decay(-0.1)
+
+
+def test_groups_without_a_decay_are_passed_over():
+    module = nn.Linear(3, 2)
+    base = torch.optim.SGD([{"params": [module.weight]}, {"params": [module.bias]}], lr=0.1)
+    del base.param_groups[1]["weight_decay"]
+    assert weight_decay(0.3).optimizer(None, base) is base
+    assert [group.get("weight_decay") for group in base.param_groups] == [0.3, None]

@@ -69,3 +69,7 @@ def test_every_member_stops_early_and_keeps_its_best_epoch():
     for member, trained_on in zip(members, [long.module, *long.run.state["deep_ensemble"]], strict=True):
         kept, last = (F.cross_entropy(each(X), 1 - Y) for each in (member, trained_on))
         assert kept < last
+
+
+def test_the_run_keeps_its_own_seed():
+    assert fit(net, (X, Y), deep_ensemble(3), **RECIPE).run.seed == RECIPE["seed"]

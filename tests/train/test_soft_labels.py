@@ -109,6 +109,9 @@ def test_shared_examples_are_found_in_views_and_slices():
         check_disjoint(a=(X[:30], Y[:30]), b=(X[20:], Y[20:]))
     with pytest.raises(ValueError, match="share 50"):
         check_disjoint(a=base, b=(X, Y.clone()))
+    with pytest.raises(ValueError, match=r"a and b must be disjoint, they share 5 examples"):
+        check_disjoint(a=(X[::2], Y[::2]), b=(X[:10], Y[:10]))
+    check_disjoint(a=(X[::2], Y[::2]), b=(X[1::2], Y[1::2]))
     check_disjoint(a=(X[:25], Y[:25]), b=(X[25:], Y[25:]), c=Rows())
 
 

@@ -10,14 +10,20 @@ import warnings
 from typing import Literal
 
 import torch
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from heldout.data import soft_labels
-from heldout.errors import check_dimensions, check_fraction, check_labels, check_nonnegative, check_same_length, checked
+from heldout.errors import (
+    check_dimensions,
+    check_finite,
+    check_fraction,
+    check_labels,
+    check_nonnegative,
+    check_same_length,
+    checked,
+)
 from heldout.losses.soft_targets import soft_cross_entropy
-
-_TEMPERATURES = (0.3, 0.1, 0.03, 0.01, 0.003)  # the shares of soft predictions become those of hard ones
-_STEPS = 6  # at each temperature
 
 
 class ConfidenceLoss(nn.Module):
@@ -152,13 +158,15 @@ def as_weak_probs(logits: Tensor, weak_probs: Tensor) -> Tensor:
         weak_probs: ``(batch, classes)``, or class indices ``(batch,)``.
 
     Raises:
-        ValueError: another shape, an empty batch, a negative entry, or a row that does not sum to 1.
+        ValueError: another shape, an empty batch, NaN or infinite logits, a negative entry, or a row that does not sum
+            to 1.
 
     Example:
         >>> as_weak_probs(torch.zeros(1, 2), torch.tensor([[0.25, 0.75]]))
         tensor([[0.2500, 0.7500]])
     """
     check_dimensions(2, logits=logits)
+    check_finite(logits=logits)
     check_same_length(logits=logits, weak_probs=weak_probs)
     if not weak_probs.is_floating_point() and weak_probs.ndim == 1:
         check_labels(logits.shape[1], weak_probs=weak_probs)
@@ -181,17 +189,17 @@ def as_weak_probs(logits: Tensor, weak_probs: Tensor) -> Tensor:
 def harden(logits: Tensor, weak_probs: Tensor | None = None) -> Tensor:
     """Returns a class for each example, int64 ``(batch,)``: the most probable, or balanced as weak labels are.
 
-    Two classes: as many examples as the mean weak probability of class 1 says (rounded) are put into class 1, the most
-    probable first; of equals, the first. More classes: the largest of ``logits + b``, where the offsets ``b`` are moved
-    by ``log(wanted share / present share)`` again and again, over ever sharper predictions; shares are then met but for
-    one or two examples a class, where no two examples are equal.
+    Two classes: as many examples as the mean weak probability of class 1 says (rounded) are put into class 1, the
+    most probable first; of equals, the first. More classes: the wanted shares in whole examples, and of all such ways
+    the one of the greatest likelihood, an assignment problem (the largest of ``logits + b`` for some offsets ``b`` of
+    classes). It is solved on the CPU: about 1 ms for 128 examples, a tenth of a second for 1,000.
 
     Args:
         logits: ``(batch, classes)``.
         weak_probs: ``(batch, classes)``; None: the most probable class.
 
     Raises:
-        ValueError: shapes that differ, weak labels that are no probabilities.
+        ValueError: shapes that differ, weak labels that are no probabilities, NaN or infinite logits.
 
     Example:
         >>> logits = torch.tensor([[0.0, 3.0], [0.0, 2.0], [0.0, 1.0]])
@@ -201,6 +209,7 @@ def harden(logits: Tensor, weak_probs: Tensor | None = None) -> Tensor:
     Source: arXiv:2312.09390, appendix A.4, for two classes; deviation: for more, the paper takes the most probable.
     """
     check_dimensions(2, logits=logits)
+    check_finite(logits=logits)
     scores = logits.detach()
     if weak_probs is None:
         return scores.argmax(1)
@@ -210,13 +219,17 @@ def harden(logits: Tensor, weak_probs: Tensor | None = None) -> Tensor:
         rank = torch.empty_like(order)
         rank[order] = torch.arange(len(order), device=order.device)
         return (rank < (wanted[1] * len(order)).round()).long()
-    scores = scores.float().log_softmax(1)
-    scores = scores / scores.std().clamp(min=1e-6)
-    least = torch.finfo(torch.float32).tiny
-    wanted_log = wanted.float().clamp(min=least).log()
-    offsets = torch.zeros_like(wanted_log)
-    for temperature in _TEMPERATURES:
-        for _ in range(_STEPS):
-            present = ((scores + offsets) / temperature).softmax(1).mean(0).clamp(min=least)
-            offsets = offsets + temperature * (wanted_log - present.log())
-    return (scores + offsets).argmax(1)
+    counts = _whole_counts(wanted.double() * len(scores))
+    places = torch.arange(logits.shape[1]).repeat_interleave(counts)
+    cost = -scores.double().log_softmax(1).cpu()[:, places]
+    chosen = linear_sum_assignment(cost.numpy())[1]  # rows come back in their order
+    return places[torch.from_numpy(chosen)].to(logits.device)
+
+
+def _whole_counts(wanted: Tensor) -> Tensor:
+    """Whole numbers with the sum of the wanted ones: rounded down, and one more where the most was lost."""
+    wanted = wanted.cpu()
+    counts = wanted.floor().long()
+    left = round(float(wanted.sum())) - int(counts.sum())
+    counts[(wanted - counts).argsort(descending=True, stable=True)[:left]] += 1
+    return counts

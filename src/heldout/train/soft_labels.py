@@ -78,8 +78,8 @@ def _places(dataset: Any) -> tuple[Any, Tensor]:
     positions = sample_ids(dataset, base)
     if isinstance(base, TensorDataset) and base.tensors[0].ndim and base.tensors[0].stride(0) > 0:
         rows = base.tensors[0]
-        start, within = divmod(int(rows.storage_offset()), rows.stride(0))
-        return (rows.untyped_storage().data_ptr(), rows.stride(0), within, rows.dtype), positions + start
+        starts = int(rows.storage_offset()) + rows.stride(0) * positions
+        return (rows.untyped_storage().data_ptr(), rows.dtype), starts
     return id(base), positions
 
 

@@ -144,12 +144,11 @@ def text_features(
     check_nonempty(texts=texts)
     check_at_least(1, max_length=max_length, batch_size=batch_size)
     check_one_of(("mean", "last"), pool=pool)
-    texts = list(texts)
-    key = _key(model, tokenizer, [_FEATURES_VERSION, texts, pool, normalise, max_length])
+    encoded = tokenizer(list(texts), truncation=True, max_length=max_length)["input_ids"]
+    key = _key(model, [_FEATURES_VERSION, encoded, pool, normalise])
     path = Path(folder or cache_folder() / "features") / f"{key}.pt"
     if path.is_file():
         return torch.load(path, weights_only=True)
-    encoded = tokenizer(texts, truncation=True, max_length=max_length)["input_ids"]
     order = sorted(range(len(texts)), key=lambda number: len(encoded[number]))
     found: dict[int, Tensor] = {}
     with evaluating(model), torch.no_grad():
@@ -179,12 +178,11 @@ def text_features(
     return features
 
 
-def _key(model: Any, tokenizer: Any, options: list[Any]) -> str:
+def _key(model: Any, options: list[Any]) -> str:
+    """Digest of the weights, the configuration and the token ids: not of a tokenizer, whose state a call changes."""
     digest = hashlib.sha256(json.dumps(options).encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     digest.update(model.config.to_json_string(use_diff=False).encode())
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    digest.update((backend.to_str() if backend else repr(sorted(tokenizer.get_vocab().items()))).encode())
     return digest.hexdigest()[:32]
