@@ -370,3 +370,70 @@ def test_a_report_in_a_file_has_no_blanks_at_the_ends_of_lines(tmp_path, monkeyp
     shown = capsys.readouterr().out.splitlines()
     assert shown
     assert [line for line in shown if line != line.rstrip()] == []
+
+
+OWN = """
+import torch, heldout
+
+generator = torch.Generator().manual_seed(0)
+x = torch.randn(120, 3, generator=generator)
+y = x @ torch.tensor([[1.0], [-2.0], [0.5]])
+
+
+def model():
+    return torch.nn.Linear(3, 1)
+
+
+def data():
+    return heldout.Splits(train=(x[:60], y[:60]), val=(x[60:90], y[60:90]), test={"iid": (x[90:], y[90:])})
+
+
+epochs = 4
+"""
+LOOP = """
+
+def train(model, splits, stages, seed):
+    optimizer = stages.optimizer(torch.optim.SGD(model.parameters(), lr=RATE))
+    for _ in range(stages.epochs):
+        for batch in stages.batches():
+            stages.step(optimizer, *batch)
+    return model
+"""
+
+
+def test_a_loop_of_the_files_own_is_what_is_audited(tmp_path):
+    found = {}
+    for rate in (0.0, 0.1):
+        (file := tmp_path / f"own_{len(found)}.py").write_text(OWN + LOOP.replace("RATE", str(rate)))
+        document = audit(file, out=tmp_path / "out")
+        assert len(document["curve"]) == 4
+        assert {"part": "learning curve", "reason": "the file's own loop, sampler or early stopping is of the whole "
+                "training set"} in document["not_applicable"]  # fmt: skip
+        found[rate] = document["curve"][-1]["val_score"]
+    assert found[0.1] < 0.5 * found[0.0]
+
+
+def test_a_loop_that_does_not_tell_of_its_epochs_is_measured_at_its_end(tmp_path):
+    loop = LOOP.replace(
+        "stages.batches()", "[(stages.train_set.tensors[0], stages.train_set.tensors[1], torch.arange(60))]"
+    )
+    loop = loop.replace(
+        "stages.step(optimizer, *batch)", "(model(batch[0]) - batch[1]).square().mean().backward()"
+    ).replace("RATE", "0.1")
+    (tmp_path / "own.py").write_text(OWN + loop)
+    document = audit(tmp_path / "own.py", out=tmp_path / "out")
+    assert [entry["epoch"] for entry in document["curve"]] == [4.0]
+    assert "training curve" in {entry["part"] for entry in document["not_applicable"]}
+
+
+def test_early_stopping_of_the_file_is_obeyed(tmp_path):
+    fast = "optimizer = lambda module: torch.optim.SGD(module.parameters(), lr=3.0)"
+    (tmp_path / "own.py").write_text(OWN + f"early_stopping = 1\nepochs = 30\n{fast}\n")
+    document = audit(tmp_path / "own.py", out=tmp_path / "out")
+    assert len(document["curve"]) < 30
+
+
+def test_an_unknown_device_is_told(tmp_path):
+    (tmp_path / "own.py").write_text(OWN)
+    with pytest.raises(ProblemError, match="no device 'elsewhere' here"):
+        audit(tmp_path / "own.py", out=tmp_path / "out", device="elsewhere")

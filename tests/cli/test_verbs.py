@@ -141,13 +141,17 @@ def test_an_interrupt_keeps_what_is_finished_and_exits_with_130(study, tmp_path)
     import signal
     import time
 
-    slow = STUDY.replace("    print(", "    __import__('time').sleep(0.4)\n    print(")
+    began = tmp_path / "began"
+    slow = STUDY.replace(
+        "    print(", f"    print('.', file=open({str(began)!r}, 'a'))\n    __import__('time').sleep(0.4)\n    print("
+    )
     study.write_text(slow.replace('"laptop": 4', '"laptop": 20'))
     process = subprocess.Popen(
         [sys.executable, "-m", "heldout", "run", str(study), "--out", str(tmp_path / "out")],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    time.sleep(4)
+    while (began.stat().st_size if began.exists() else 0) < 8 and process.poll() is None:  # four runs have begun
+        time.sleep(0.1)
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130, stderr

@@ -15,12 +15,11 @@ from heldout.audit.parts import PARTS
 from heldout.audit.report import to_html
 from heldout.audit.work import Audit, NotApplicableError, metric_of
 from heldout.errors import checked
-from heldout.method import Method, Run
+from heldout.method import Method, Run, device_of
 from heldout.problem import EXAMPLES, Problem, ProblemError, check_problem, load_problem
 from heldout.report import LogEvent, OnEvent, ignore, telling
 from heldout.saved import Loaded, load
 from heldout.study import environment, write_atomically
-from heldout.train import fit
 from heldout.weights import load_checkpoint
 
 Say = Callable[[str], None]
@@ -34,6 +33,7 @@ def audit(
     budget: float = 180.0,
     seed: int = 0,
     out: str | Path | None = None,
+    device: str | None = None,
     say: Say = lambda text: None,
     on_event: OnEvent = ignore,
 ) -> dict[str, Any]:
@@ -50,6 +50,7 @@ def audit(
         budget: seconds; parts for which no time is left are listed under "skipped".
         seed: of training and of the examples that are looked at.
         out: folder of the report; default ``heldout-runs/audit-NAME``.
+        device: where to train and measure, or "auto"; default: what the file says.
         say: told what is being done.
         on_event: called with a ``heldout.report.LogEvent`` for every phase, epoch and finding, and at the end.
 
@@ -57,7 +58,7 @@ def audit(
         ProblemError: the file or the weights cannot be used.
     """
     started = time.monotonic()
-    problem = load_problem(file)
+    problem = load_problem(file, device=device)
     warnings = check_problem(problem)
     if not problem.splits.test:
         raise ProblemError(f"{problem.path}: audit needs at least one test set in Splits(test=...)")
@@ -144,7 +145,10 @@ def _trained(problem: Problem, seed: int, on_event: OnEvent) -> tuple[nn.Module,
         on_event(LogEvent("curve", "training", step=int(entry["epoch"]), values=values))
 
     method = Method("baseline", model=watch)
-    fitted = fit(problem.model(seed), problem.splits, method, seed=seed, on_epoch=measure, **problem.recipe)
+    fitted = problem.fit(method, seed=seed, on_epoch=measure)
+    if not curve:  # a loop of the file's own that does not tell of its epochs
+        modules[:1] = [fitted.module]
+        measure({"epoch": float(problem.epochs), "seconds": fitted.seconds})
     return fitted.module, curve
 
 
@@ -167,7 +171,7 @@ def _loaded(problem: Problem, weights: str | Path) -> nn.Module:
         raise ProblemError(
             f"the weights {weights} do not fit the model: {str(error).splitlines()[-1].strip()}"
         ) from error
-    return module.eval()
+    return module.to(problem.recipe_device or device_of(module)).eval()
 
 
 def _write(document: dict[str, Any], folder: Path) -> None:

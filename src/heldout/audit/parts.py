@@ -365,6 +365,8 @@ def _curve(work: Audit) -> None:
     curve = work.document["curve"]
     if not curve:
         raise NotApplicableError("weights were given, so there is no training curve to read")
+    if len(curve) == 1:
+        raise NotApplicableError("one epoch is no curve, nor is a loop that does not call stages.batches()")
     losses = [entry["val_loss"] for entry in curve]
     best = min(range(len(losses)), key=losses.__getitem__)
     fits = next((i + 1 for i, e in enumerate(curve) if e.get("train_error", 1.0) <= 0.005), None)
@@ -388,18 +390,18 @@ def _half_trained(work: Audit) -> None:
         raise NotApplicableError("weights were given: only the file's own recipe tells what fewer epochs do")
     if half == epochs:
         raise NotApplicableError("one epoch has no half")
-    if (left := work.deadline - time.monotonic()) < sum(entry["seconds"] for entry in curve[:half]):
+    spent = sum(entry["seconds"] for entry in curve)
+    if (left := work.deadline - time.monotonic()) < spent * half / epochs:
         raise ValueError(f"the {left:.0f} s that are left of the budget do not allow a training of half the epochs")
-    recipe = {**work.problem.recipe, "epochs": half}
-    fitted = fit(work.problem.model(work.seed), work.problem.splits, seed=work.seed, **recipe)
-    sets = work.problem.validation_sets()
-    pairs = [work.problem.outputs(fitted.module, data) for data in sets.values()]
+    fitted = work.problem.fit(None, seed=work.seed, epochs=half)
+    sets = named_validation(work.problem)
+    trained = [
+        [work.problem.outputs(fitted, data) for data in sets.values()],
+        [work.of(name) for name in sets],
+    ]
     scores, losses = (
-        [sum(found) / len(found), curve[-1][name]]
-        for found, name in (
-            ([metric_of(work.problem, *pair) for pair in pairs], "val_score"),
-            ([work.problem.kind.loss(*pair) for pair in pairs], "val_loss"),
-        )
+        [sum(measure(*pair) for pair in pairs) / len(pairs) for pairs in trained]
+        for measure in (functools.partial(metric_of, work.problem), work.problem.kind.loss)
     )
     metric, step = work.problem.metric, resolution([len(data) for data in sets.values()], work.problem.metric)  # type: ignore[arg-type]
     over = not undertrained(metric, scores, losses, maximise=work.problem.maximise, resolution=step)
@@ -419,6 +421,8 @@ def _more_data(work: Audit) -> None:
     curve = work.document["curve"]
     if not curve:
         raise NotApplicableError("weights were given: only the file's own recipe tells what it does with less data")
+    if work.problem.own_train or work.problem.sampler or work.problem.patience:
+        raise NotApplicableError("the file's own loop, sampler or early stopping is of the whole training set")
     train, size = work.problem.splits.train, len(work.problem.splits.train)  # type: ignore[arg-type]
     spent, left = sum(entry["seconds"] for entry in curve), work.deadline - time.monotonic()
     if left < spent * sum(LESS_DATA):

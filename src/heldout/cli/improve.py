@@ -98,6 +98,10 @@ def audit(
     ] = None,
     budget: Annotated[str, typer.Option(help="Wall-clock time, such as 90s, 3m.")] = "3m",
     seed: Annotated[int, typer.Option(min=0, help="Of training, and of the examples that are looked at.")] = 0,
+    device: Annotated[
+        str | None,
+        typer.Option(help="Where to train and measure, such as cuda, or auto; default: what the file says."),
+    ] = None,
     threads: Threads = 1,
     out: Out = None,
     log: Log = None,
@@ -115,6 +119,7 @@ def audit(
             budget=seconds(budget),
             seed=seed,
             out=out,
+            device=device,
             say=say_step,
             on_event=_event_log(log, out, "audit", file),
         )

@@ -185,20 +185,31 @@ class Problem:
         return module
 
     @checked
-    def fit(self, method: Method | None, *, seed: int, epochs: int | None = None, rate: float = 1.0) -> Fitted:
-        """Trains the model under a Method with the user's recipe, its learning rate multiplied by ``rate``."""
+    def fit(
+        self,
+        method: Method | None,
+        *,
+        seed: int,
+        epochs: int | None = None,
+        rate: float = 1.0,
+        on_epoch: Callable[[dict[str, float]], None] | None = None,
+    ) -> Fitted:
+        """Trains the model under a Method with the user's recipe, its learning rate multiplied by ``rate``.
+
+        ``on_epoch`` is called with each new entry of the history.
+        """
         check_positive(rate=rate)
         recipe = {**self.recipe, "epochs": epochs or self.epochs}
         model: Any = partial(self._compiled_model, seed) if self.compiled else self.model(seed)
         if self.own_train is not None:
-            return self._fit_by_own_loop(model, method, recipe, seed, rate)
+            return self._fit_by_own_loop(model, method, recipe, seed, rate, on_epoch)
         if rate != 1.0:
             recipe["optimizer"] = scaled_optimizer(recipe.get("optimizer"), rate)
         if self.sampler is not None:
             own = Method("sampler", data=self._by_sampler)
             method = own if method is None else (own + method).renamed(method.name)
         if self.patience is None:
-            return fit(model, self.splits, method, seed=seed, **recipe)
+            return fit(model, self.splits, method, seed=seed, on_epoch=on_epoch, **recipe)
         return fit_stopping_early(
             model,
             self.splits,
@@ -206,15 +217,16 @@ class Problem:
             patience=self.patience,
             validation_loss=self._validation_loss,
             seed=seed,
+            on_epoch=on_epoch,
             **recipe,
         )
 
     def _fit_by_own_loop(
-        self, model: Any, method: Method | None, recipe: dict[str, Any], seed: int, rate: float
+        self, model: Any, method: Method | None, recipe: dict[str, Any], seed: int, rate: float, on_epoch: Any
     ) -> Fitted:
         assert self.own_train is not None
         given = {key: recipe[key] for key in ("epochs", "batch_size", "loss", "device") if key in recipe}
-        fitted = fit_with(self.own_train, model, self.splits, method, rate=rate, seed=seed, **given)
+        fitted = fit_with(self.own_train, model, self.splits, method, rate=rate, seed=seed, on_epoch=on_epoch, **given)
         if not fitted.history:  # the loop says nothing of its epochs
             each = fitted.seconds / recipe["epochs"]
             fitted.history = [{"epoch": float(epoch), "seconds": each} for epoch in range(1, recipe["epochs"] + 1)]

@@ -52,7 +52,13 @@ class Stages:
     """
 
     def __init__(
-        self, run: Run, train_set: Any, method: Method, rate: float = 1.0, stop_after: int | None = None
+        self,
+        run: Run,
+        train_set: Any,
+        method: Method,
+        rate: float = 1.0,
+        stop_after: int | None = None,
+        on_epoch: Callable[[dict[str, float]], None] | None = None,
     ) -> None:
         self.name, self.epochs, self.batch_size, self.device = method.name, run.epochs, run.batch_size, run.device
         self._run, self._method, self._rate = run, method, rate
@@ -61,7 +67,7 @@ class Stages:
         run.train_set = self._data
         run.evaluation = -1
         self.history: list[dict[str, float]] = []
-        self._stop_after, self._seen = stop_after, _Seen(run.device)
+        self._stop_after, self._on_epoch, self._seen = stop_after, on_epoch, _Seen(run.device)
         self._ids = sample_ids(self._data, run.splits.train)
         self._order = torch.Generator().manual_seed(run.seed)
         self._used: set[str] = set()
@@ -95,6 +101,8 @@ class Stages:
     def _end_epoch(self) -> None:
         if self.history:
             self.history[-1] |= self._seen.entry()
+            if self._on_epoch is not None:
+                self._on_epoch(self.history[-1])
 
     @checked
     def batches(self, batch_size: int | None = None) -> Iterator[tuple[Any, Tensor, Tensor]]:
@@ -236,6 +244,7 @@ def fit_with(
     rate: float = 1.0,
     seed: int = 0,
     device: torch.device | str | None = None,
+    on_epoch: Callable[[dict[str, float]], None] | None = None,
 ) -> Fitted:
     """Trains a copy of a model by a loop of your own, with a Method's stages handed in.
 
@@ -276,7 +285,7 @@ def fit_with(
     with seeded(seed):
         recipe = Recipe(epochs=epochs, batch_size=batch_size, loss=loss)
         run, train_set = _prepare(train, model, data, method, recipe, seed, device, rate)
-        stages = Stages(run, train_set, method, rate)
+        stages = Stages(run, train_set, method, rate, on_epoch=on_epoch)
         run.module = _trained(train, run, stages)
         if unused := stages.unused():
             raise ValueError(f"train leaves out a part of {method.name}: it must call {', '.join(unused)}")
