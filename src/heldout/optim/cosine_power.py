@@ -208,19 +208,19 @@ def cosine_power(power: float = 2.0, *, min_lr: float = 1e-8, warmup_epochs: int
 
 
 class _Progress:
-    """How many epochs, a real number, of a run are over: asked once before each optimizer step."""
+    """How many epochs, a real number, of a run are over; the same however often it is asked during a step."""
 
     def __init__(self, run: Run) -> None:
-        self.run, self.epoch, self.steps = run, 0, 0
+        self.run, self.epoch, self.first_step = run, 0, 0
         self.length = max(1, math.ceil(len(run.train_set) / run.batch_size))
         if len(run.train_set) % run.batch_size == 1 and self.length > 1:  # fit leaves out a last batch of one
             self.length -= 1
 
     def __call__(self) -> float:
-        epoch = max(self.run.epoch, 1)
+        epoch, step = max(self.run.epoch, 1), self.run.step
         if epoch != self.epoch:
-            self.length = self.steps or self.length
-            self.epoch, self.steps = epoch, 0
-        within = min(self.steps / self.length, 1.0)
-        self.steps += 1
+            if self.epoch:
+                self.length = max(step - self.first_step, 1)
+            self.epoch, self.first_step = epoch, step
+        within = min((step - self.first_step) / self.length, 1.0)
         return min(epoch - 1 + within, float(self.run.epochs))
