@@ -128,7 +128,10 @@ def test_the_network_of_a_genotype_has_its_edges_with_weights_in_its_norms():
 
 
 def test_a_search_space_of_ones_own():
-    own = {"linear": lambda c, s, affine: nn.Conv2d(c, c, 1, s), "pool": lambda c, s, affine: nn.MaxPool2d(s, s, 0, ceil_mode=True)}  # fmt: skip
+    own = {
+        "linear": lambda c, s, affine: nn.Conv2d(c, c, 1, s),
+        "pool": lambda c, s, affine: nn.MaxPool2d(s, s, 0, ceil_mode=True),
+    }
     net = SearchNetwork(5, own, in_channels=1, channels=4, layers=3, nodes=1)
     assert {edge.primitive for edge in net.genotype().normal} <= set(own)
     built = build_from_genotype(net.genotype(), 5, in_channels=1, channels=4, layers=3, primitives=own)
@@ -136,7 +139,7 @@ def test_a_search_space_of_ones_own():
 
 
 def test_errors_name_what_is_wrong():
-    with pytest.raises(ValueError, match="primitives must be names.*'conv'"):
+    with pytest.raises(ValueError, match=r"primitives must be names.*'conv'"):
         SearchNetwork(5, ["conv"])
     with pytest.raises(ValueError, match="primitives must hold another"):
         SearchNetwork(5, ["none"])
