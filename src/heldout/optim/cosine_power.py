@@ -103,7 +103,7 @@ class CosinePowerAnnealingLR(LRScheduler):
         self.epochs, self.min_lr, self.power, self.warmup_epochs = epochs, min_lr, power, warmup_epochs
         super().__init__(optimizer, last_epoch)
 
-    def get_lr(self) -> list[float]:
+    def get_lr(self) -> list[float | Tensor]:
         """Returns the learning rate of each group for the epoch that comes next."""
         share = _share_of_epoch(min(self.last_epoch + 1, self.epochs), self.epochs, self.power, self.warmup_epochs)
         return [self.min_lr + (float(peak) - self.min_lr) * share for peak in self.base_lrs]

@@ -171,7 +171,8 @@ def architecture_entropy(model: nn.Module) -> float:
     entropies = []
     for module in model.modules():
         own = module._parameters.get("alphas")
-        if own is not None and id(own) in wanted and hasattr(module, "entropy"):
+        entropy = getattr(module, "entropy", None)
+        if own is not None and id(own) in wanted and callable(entropy):
             wanted.discard(id(own))  # shared alphas count once
-            entropies.append(module.entropy())
+            entropies.append(entropy())
     return torch.stack(entropies).double().mean().item()
