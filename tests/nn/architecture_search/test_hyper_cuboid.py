@@ -147,6 +147,34 @@ def test_a_node_that_nothing_leads_to_has_no_features():
     assert second is None
 
 
+def test_the_best_module_that_features_arrive_at_is_computed():
+    """Nothing leads to width 3 at first: what goes on from there is the best into width 3 by its weight alone."""
+
+    def make(layer, source, target, op):
+        return linear(layer, source, target, op) if layer != "a" or target == 2 else None
+
+    grid = HyperCuboid(AXES, make)
+    with torch.no_grad():
+        grid.alphas[1] = -20.0
+        grid.alphas[1, 1] = 0.0
+    for skip in (True, False):
+        grid.skip = skip
+        called = []
+        hooks = [op.register_forward_hook(lambda *_, n=n, c=called: c.append(n)) for n, op in grid.ops.items()]
+        assert [tuple(each.shape) for each in grid(inputs())] == [(4, 2), (4, 3)]
+        assert not [name for name in called if name.startswith("1_1")]
+        for hook in hooks:
+            hook.remove()
+
+
+def test_a_path_of_alphas_that_are_not_finite_is_refused():
+    grid = cuboid()
+    with torch.no_grad():
+        grid.alphas[0, 0, 0, 0] = float("nan")
+    with pytest.raises(ValueError, match="alphas must be finite"):
+        grid.best_path()
+
+
 def test_no_path_is_told():
     def broken(layer, source, target, op):
         return linear(layer, source, target, op) if (source, target) == ((2, 3) if layer == "a" else (2, 2)) else None

@@ -153,3 +153,15 @@ def test_errors_name_what_is_wrong():
         MixedOp([nn.Linear(4, 3), nn.Linear(4, 2)])(X.float())
     with pytest.raises(ValueError, match="no architecture parameters"):
         architecture_parameters(nn.Linear(2, 2))
+    bare = nn.Linear(2, 2)
+    bare.alphas = nn.Parameter(torch.zeros(2))
+    with pytest.raises(ValueError, match="model must have a module with alphas and entropy"):
+        architecture_entropy(bare)
+
+
+def test_half_precision_and_autocast_pass():
+    op = mixed().bfloat16()
+    assert op(X.bfloat16()).dtype == torch.bfloat16
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = mixed().float()(X.float())
+    assert torch.allclose(found.float(), mixed().float()(X.float()), atol=0.05)

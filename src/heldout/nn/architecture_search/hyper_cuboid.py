@@ -64,6 +64,7 @@ class HyperCuboid(nn.Module):
     """
 
     there: Tensor  # bool, of the shape of the weights: which modules the grid has
+    reached: Tensor  # bool, the same: those that features can arrive at
 
     @checked
     def __init__(
@@ -101,6 +102,11 @@ class HyperCuboid(nn.Module):
             raise ValueError("make_op must give a module at every step, got None for all of one")
         self.alphas = nn.Parameter(torch.zeros(there.shape))
         self.register_buffer("there", there, persistent=False)
+        reached, nodes = there.clone(), torch.ones(len(self.nodes), dtype=torch.bool)
+        for edges in reached:
+            edges &= nodes.view(-1, 1, 1)
+            nodes = edges.any(2).any(0)
+        self.register_buffer("reached", reached, persistent=False)
 
     def weights(self) -> Tensor:
         """Returns the softmax of each step over its modules, ``(steps, nodes, nodes, choices)``: from, to, choice."""
@@ -147,11 +153,11 @@ class HyperCuboid(nn.Module):
     def _computed(self) -> list[Any]:
         """Which modules a forward computes, as nested lists: one wait for the device."""
         if not self.skip:
-            return self.there.tolist()
-        weights = self.weights()
+            return self.reached.tolist()
+        weights = self.weights() * self.reached
         few = self.there.flatten(1).sum(1).view(-1, 1, 1, 1)
         into = weights.amax((1, 3), keepdim=True)
-        return (self.there & ((weights > 1 / few**2) | (weights == into))).tolist()
+        return (self.reached & ((weights > 1 / few**2) | (weights == into))).tolist()
 
     @checked
     def best_path(self, strategy: Strategy = "longest") -> tuple[PathStep, ...]:
@@ -162,8 +168,10 @@ class HyperCuboid(nn.Module):
                 leaves the node where the path stands; "greedy_from_end": the same from the last step back.
 
         Raises:
-            ValueError: no path leads through all steps.
+            ValueError: no path leads through all steps, or alphas that are not finite.
         """
+        if not self.alphas.isfinite().all():
+            raise ValueError("alphas must be finite")
         table = self.weights().detach().masked_fill(~self.there, -torch.inf).double().cpu()
         best, choice = table.max(3)  # (steps, sources, targets)
         if strategy == "longest":

@@ -161,7 +161,7 @@ def architecture_entropy(model: nn.Module) -> float:
     """Returns the mean normalised entropy of a model's architecture weights: 1 at the start, 0 when all is decided.
 
     Raises:
-        ValueError: the model has no architecture parameters.
+        ValueError: the model has no architecture parameters, or no module that knows their entropy.
 
     Example:
         >>> architecture_entropy(MixedOp([nn.Linear(3, 2), nn.Linear(3, 2)]))
@@ -175,4 +175,6 @@ def architecture_entropy(model: nn.Module) -> float:
         if own is not None and id(own) in wanted and callable(entropy):
             wanted.discard(id(own))  # shared alphas count once
             entropies.append(entropy())
+    if not entropies:
+        raise ValueError("model must have a module with alphas and entropy(), such as MixedOp, it has alphas alone")
     return torch.stack(entropies).double().mean().item()
