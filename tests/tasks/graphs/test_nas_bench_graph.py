@@ -113,6 +113,8 @@ def test_what_is_no_whole_pickle_is_refused(content):
         ({}, "must hold a dict"),
         ({"a": {}}, "must hold valid_perf"),
         ({123: {"perf": 1.0}}, "must hold valid_perf"),
+        ({123: table()[123], "a": {}}, "must hold valid_perf"),
+        (table(perf=[0.5]), "must hold valid_perf"),
         ({9123: table()[123]}, "below 9"),
         ({1234567: table()[123]}, "five digits"),
         (table(perf=float("nan")), "not finite"),
@@ -121,6 +123,11 @@ def test_what_is_no_whole_pickle_is_refused(content):
 def test_other_tables_are_refused(tmp_path, changed, said):
     with pytest.raises(ValueError, match=said):
         nas_bench_graph("cora", written(tmp_path, pickle.dumps(changed)))
+
+
+def test_a_folder_without_the_file_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"folder must hold cora\.bench"):
+        nas_bench_graph("cora", tmp_path)
 
 
 def test_other_data_sets_are_refused_and_a_missing_package_is_told(monkeypatch):

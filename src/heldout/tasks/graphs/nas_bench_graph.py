@@ -69,24 +69,40 @@ def nas_bench_graph(dataset: str = "cora", folder: str | Path | None = None) -> 
             whose files' digests are checked.
 
     Raises:
-        ValueError: another data set; a file that holds something else than dicts of numbers.
+        ValueError: another data set; a folder without its file; a file that holds something else than dicts of
+            numbers.
         SourceError: the package is not installed, or its file is another one; the message has the command.
+
+    Source: arXiv:2206.09166.
+
+    Example:
+        >>> import tempfile
+        >>> entry = {"valid_perf": 0.7, "perf": 0.8, "latency": 0.01, "para": 1.5}
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = Path(folder, "cora.bench").write_bytes(pickle.dumps({88876: entry}))
+        ...     found = nas_bench_graph("cora", folder)
+        >>> [GRAPH_OPERATIONS[each] for each in found.operations[0]]
+        ['skip', 'skip', 'fc', 'graph']
     """
     check_one_of(GRAPH_DATASETS, dataset=dataset)
     path = (NAS.files()[0].parent if folder is None else Path(folder)) / f"{dataset}.bench"
+    if folder is not None and not path.is_file():
+        raise ValueError(f"folder must hold {path.name}, {folder} does not")
     content = path.read_bytes()
     if folder is None and hashlib.sha256(content).hexdigest() != _SHA256[dataset]:
         raise SourceError(f"{path} is not that of the source NAS (its SHA-256 is another): run {NAS.command()}")
     table = read_numbers(content)
     if not isinstance(table, dict) or not table:
         raise ValueError(f"{path} must hold a dict of architectures, got {type(table).__name__}")
-    rows, found = [], []
-    for code in sorted(table):
-        entry = table[code]
-        if not isinstance(code, int) or not isinstance(entry, dict) or not set(_COLUMNS) <= set(entry):
+    for code, entry in table.items():
+        if (
+            not isinstance(code, int)
+            or not isinstance(entry, dict)
+            or not all(isinstance(entry.get(name), int | float) for name in _COLUMNS)
+        ):
             raise ValueError(f"{path} must hold {', '.join(_COLUMNS)} for each architecture, at {code!r} it does not")
-        rows.append([float(entry[name]) for name in _COLUMNS])
-        found.append(_architecture(code))
+    rows = [[float(table[code][name]) for name in _COLUMNS] for code in sorted(table)]
+    found = [_architecture(code) for code in sorted(table)]
     numbers = torch.tensor(rows, dtype=torch.float64)
     if not numbers.isfinite().all():
         raise ValueError(f"{path} holds numbers that are not finite")
