@@ -298,7 +298,13 @@ def test_a_model_without_trainable_parameters_cannot_be_trained():
     assert cosine_power().check(nn.Linear(3, 2), heldout.Splits(train=DATA)) is None
 
 
-def test_the_method_wraps_a_bare_sam_without_replacing_it():
-    base = SAM(torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=0.1))
-    run = type("Run", (), {"train_set": range(16), "batch_size": 16, "epochs": 2, "epoch": 1, "step": 0})()
-    assert cosine_power().optimizer(run, base) is base
+def test_the_method_wraps_a_bare_sam_without_replacing_it_and_is_followed_by_its_two_calls():
+    p = nn.Parameter(torch.ones(1))
+    base = SAM(torch.optim.SGD([p], lr=0.2))
+    run = type("Run", (), {"train_set": range(16), "batch_size": 16, "epochs": 2, "epoch": 2, "step": 1})()
+    assert cosine_power(1, min_lr=0.0).optimizer(run, base) is base
+    for step in (base.first_step, base.second_step):
+        p.grad = torch.ones(1)
+        step()
+    assert p.item() == pytest.approx(1 - 0.1)  # half of the run is over
+    assert base.param_groups[0]["lr"] == 0.2
