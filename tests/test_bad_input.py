@@ -122,6 +122,8 @@ ALLOWED = {
         "method.why_no_class_labels(targets=a label of -1)",
         "method.why_no_class_labels(targets=labels that are no integers)",
     ],
+    "no connection passes nothing on, whatever comes": ["nn.Zero.forward(inputs=NaN)"],
+    "-1 is torch's word for a scheduler that starts": ["optim.CosinePowerAnnealingLR(last_epoch=-1)"],
     "words are shifted to either side": ["data.shifted_words(by=-1)"],
     "Lightning counts": ["train.LightningMethod.on_train_batch_start(batch_idx=-1)"],
     "-1 is the whole row": [

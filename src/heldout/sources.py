@@ -405,4 +405,18 @@ WORD = Source(
     "heldout.lm.word_vectors",
 )  # fmt: skip
 
-SOURCES: list[Source] = [STYLE, TAGS, CLIP, ENET, FASHION, SMOL, QA, MINI, WORD]
+NAS = Source(
+    "NAS",
+    "26,206 architectures of graph networks, trained and measured on eight graph data sets (NAS-Bench-Graph)",
+    (
+        Package(
+            "pip", "nas-bench-graph", "1.4.0", "nas_bench_graph/light/cora.bench",
+            "5e69b2f9bb08d8927d9ffd4921f8494a3cea349c9c3a461334cb9dc9e11701a8",
+        ),
+    ),
+    "Apache-2.0",
+    6.2,
+    "heldout.tasks.nas_bench_graph",
+)  # fmt: skip
+
+SOURCES: list[Source] = [STYLE, TAGS, CLIP, ENET, FASHION, SMOL, QA, MINI, WORD, NAS]

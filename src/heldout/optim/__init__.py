@@ -1,5 +1,6 @@
 """How a model moves: optimizers and schedules."""
 
+from heldout.optim.cosine_power import CosinePowerAnnealingLR, cosine_power, cosine_power_annealing
 from heldout.optim.large_batch import adapt_regime, scale_lr
 from heldout.optim.rolling_median import M3, RM3, rm3, rolling_median
 from heldout.optim.sam import SAM, sam
@@ -10,7 +11,10 @@ __all__ = [
     "M3",
     "RM3",
     "SAM",
+    "CosinePowerAnnealingLR",
     "adapt_regime",
+    "cosine_power",
+    "cosine_power_annealing",
     "rm3",
     "rolling_median",
     "sam",

@@ -1,6 +1,14 @@
 """Where methods are tried: worlds, data whose distribution shift is known and adjustable."""
 
 from heldout.tasks.control.gridworld import GRID, MOVES, GridPolicy, grid_policy
+from heldout.tasks.graphs.nas_bench_graph import (
+    GRAPH_DATASETS,
+    GRAPH_LINKS,
+    GRAPH_OPERATIONS,
+    GraphBenchmark,
+    nas_bench_graph,
+    read_numbers,
+)
 from heldout.tasks.images.biases import (
     biased_attribute,
     colour_bias,
@@ -148,6 +156,9 @@ __all__ = [
     "EXPERT_WORDINGS",
     "FIXED_NAMES",
     "FUNCTION_NAMES",
+    "GRAPH_DATASETS",
+    "GRAPH_LINKS",
+    "GRAPH_OPERATIONS",
     "GRID",
     "HELD_OUT_FAMILIES",
     "LARGER_WORDED_RANGE",
@@ -189,6 +200,7 @@ __all__ = [
     "Drawings",
     "ExpertFacts",
     "FactQuestion",
+    "GraphBenchmark",
     "GridPolicy",
     "Instance",
     "InstructionExample",
@@ -255,6 +267,7 @@ __all__ = [
     "meaning",
     "modular",
     "multicolour",
+    "nas_bench_graph",
     "neutral_text",
     "noisy_maths_solutions",
     "occluders",
@@ -264,6 +277,7 @@ __all__ = [
     "paint_patches",
     "patch_colours",
     "question_tasks",
+    "read_numbers",
     "read_problem",
     "real_texts",
     "reasoning_path",

@@ -30,6 +30,7 @@ from heldout.train.supervised import (
 )
 
 if TYPE_CHECKING:
+    from heldout.train.architecture_search import DifferentiableSearch
     from heldout.train.boosting.estimators import GradientBoostedNetworkClassifier, GradientBoostedNetworkRegressor
     from heldout.train.boosting.losses import BinomialLoss, BoostingLoss, ObjectiveLoss, SoftmaxLoss, SquaredLoss
     from heldout.train.boosting.network import boost_head, boosted_network, gb_nn
@@ -61,6 +62,7 @@ __all__ = [
     "BoostingLoss",
     "CostReward",
     "CrossFit",
+    "DifferentiableSearch",
     "Environment",
     "Episode",
     "Fitted",
@@ -131,6 +133,7 @@ __all__ = [
 ]
 
 _LATER = {
+    "DifferentiableSearch": "heldout.train.architecture_search",
     "BinomialLoss": "heldout.train.boosting.losses",
     "BoostingLoss": "heldout.train.boosting.losses",
     "GradientBoostedNetworkClassifier": "heldout.train.boosting.estimators",

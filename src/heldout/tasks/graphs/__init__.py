@@ -1,0 +1,1 @@
+"""Graphs: what measured architectures reach on graph data sets."""
