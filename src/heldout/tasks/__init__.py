@@ -1,5 +1,6 @@
 """Where methods are tried: worlds, data whose distribution shift is known and adjustable."""
 
+from heldout.tasks.clinical.glaucoma import VISUAL_FIELD_POINTS, GlaucomaMaps, glaucoma_maps
 from heldout.tasks.control.gridworld import GRID, MOVES, GridPolicy, grid_policy
 from heldout.tasks.images.biases import (
     biased_attribute,
@@ -177,6 +178,7 @@ __all__ = [
     "TEST_NAMES",
     "TEST_WORDINGS",
     "UNABLE",
+    "VISUAL_FIELD_POINTS",
     "WORDED_RANGE",
     "WORDED_STYLES",
     "WORDED_TEMPLATES",
@@ -189,6 +191,7 @@ __all__ = [
     "Drawings",
     "ExpertFacts",
     "FactQuestion",
+    "GlaucomaMaps",
     "GridPolicy",
     "Instance",
     "InstructionExample",
@@ -240,6 +243,7 @@ __all__ = [
     "film_reviews",
     "first_drawings",
     "fixed_tables",
+    "glaucoma_maps",
     "grid_policy",
     "imbalance",
     "l_shape",
