@@ -10,12 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from heldout.errors import check_finite, check_nonempty, checked
+from heldout.errors import check_finite, check_fraction, check_nonempty, checked
 
 _SHIFT = 0.125  # of an image's side
 _NOISE = {"weak": 0.1, "strong": 0.3}  # standard deviations of each feature
 _DROPPED = 0.3  # of the features of a vector, in the strong view
-_CUT = 0.5  # side of the square that is cut out of an image, of the image's
 
 
 @checked
@@ -41,17 +40,19 @@ def weak_view(inputs: Tensor, generator: torch.Generator) -> Tensor:
 
 
 @checked
-def strong_view(inputs: Tensor, generator: torch.Generator) -> Tensor:
+def strong_view(inputs: Tensor, generator: torch.Generator, *, cut: float = 0.5) -> Tensor:
     """Returns inputs changed a lot: more than a label survives for certain, but most do.
 
     Args:
         inputs: images ``(batch, channels, height, width)``: moved as in ``weak_view``, their contrast scaled by 0.5 to
-            1.5, with noise of 0.3 deviations, and a square of half their side replaced by the mean; or
-            ``(batch, ...)``: noise of 0.3 deviations, and 0.3 of the features replaced by their mean in the batch.
+            1.5, with noise of 0.3 deviations, and a square replaced by the mean; or ``(batch, ...)``: noise of 0.3
+            deviations, and 0.3 of the features replaced by their mean in the batch.
         generator: on the CPU.
+        cut: side of the square, as a share of an image's, in [0, 1]; 0 where the class may lie in a small place.
 
     Raises:
         TypeError: inputs that are no tensor of real numbers.
+        ValueError: ``cut`` outside of [0, 1], inputs that are not finite.
 
     Source: arXiv:2001.07685, section 2.3 (a list of strong changes, then Cutout).
 
@@ -61,6 +62,7 @@ def strong_view(inputs: Tensor, generator: torch.Generator) -> Tensor:
         tensor(True)
     """
     _check(inputs)
+    check_fraction(cut=cut)
     if inputs.ndim != 4:
         kept = torch.rand(inputs.shape, generator=generator).to(inputs.device) >= _DROPPED
         return torch.where(kept, _noisy(inputs, "strong", generator), inputs.mean(0, keepdim=True))
@@ -72,7 +74,7 @@ def strong_view(inputs: Tensor, generator: torch.Generator) -> Tensor:
     images = images + _NOISE["strong"] * images.std((1, 2, 3), keepdim=True, correction=0) * noise
     inside = torch.ones(len(images), *images.shape[2:], dtype=torch.bool, device=images.device)
     for axis, size in ((1, images.shape[2]), (2, images.shape[3])):
-        side = max(1, round(_CUT * size))
+        side = round(cut * size)
         first = torch.randint(1 - side // 2, size - side // 2, (len(images), 1), generator=generator)
         line = torch.arange(size)
         along = ((line >= first) & (line < first + side)).to(images.device)

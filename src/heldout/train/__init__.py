@@ -44,7 +44,13 @@ if TYPE_CHECKING:
     from heldout.train.semi_supervised.loop import StepLog
     from heldout.train.semi_supervised.methods import fixmatch, mean_teacher, pseudo_labels, pseudo_supervisor
     from heldout.train.semi_supervised.pseudo_supervisor import PseudoSupervisor, supervisor_reward
-    from heldout.train.semi_supervised.unlabelled_losses import FixMatch, MeanTeacher, PseudoLabelLoss, SemiSupervised, UnlabelledLoss
+    from heldout.train.semi_supervised.unlabelled_losses import (
+        FixMatch,
+        MeanTeacher,
+        PseudoLabelLoss,
+        SemiSupervised,
+        UnlabelledLoss,
+    )
     from heldout.train.soft_labels import (
         Relabelled,
         check_disjoint,

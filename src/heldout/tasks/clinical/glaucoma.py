@@ -111,7 +111,9 @@ def _devices(hospitals: Tensor, shift: float) -> Tensor:
         drawn = torch.rand(4, generator=torch.Generator().manual_seed(hospital))
         signs = torch.where(torch.rand(4, generator=torch.Generator().manual_seed(hospital + 1000)) < 0.5, -1.0, 1.0)
         by = shift * (0.5 + 0.5 * drawn) * signs * (hospital != 0)
-        found[hospital] = torch.stack([1 + 0.3 * by[0], 0.08 * (1 + 0.5 * by[1]), 0.25 + 0.08 * by[2], 0.5 + 0.2 * by[3]])
+        found[hospital] = torch.stack(
+            [1 + 0.3 * by[0], 0.08 * (1 + 0.5 * by[1]), 0.25 + 0.08 * by[2], 0.5 + 0.2 * by[3]]
+        )
     return torch.stack([found[hospital] for hospital in hospitals.tolist()])
 
 

@@ -139,7 +139,7 @@ class MeanTeacher:
     model.
 
     Args:
-        decay: of the average, in [0, 1).
+        decay: of the average, in [0, 1); less at first, 1 - 1 / (t + 1) at step t, so that the start is forgotten.
         weight: of this loss beside that of the labelled batch.
         view: ``(inputs, generator) -> inputs``, a random change that leaves the class as it is.
 
@@ -166,7 +166,11 @@ class MeanTeacher:
 
     def _teacher(self, module: nn.Module) -> AveragedModel:
         if self._averaged is None:
-            self._averaged = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(self.decay))
+
+            def average(means: Any, now: Any, count: Any) -> None:
+                get_ema_multi_avg_fn(min(self.decay, 1 - 1 / (int(count) + 1)))(means, now, count)
+
+            self._averaged = AveragedModel(module, multi_avg_fn=average)
             self._averaged.update_parameters(module)  # the first one copies
             self._averaged.requires_grad_(False)
         return self._averaged
@@ -203,6 +207,8 @@ class SemiSupervised:
             a transformers classifier as well. Trained in place.
         loss: ``PseudoLabelLoss``, ``FixMatch``, ``MeanTeacher``, or one's own.
         optimizer: as for ``heldout.fit``, or an optimizer. Default: AdamW with learning rate 1e-3.
+        augment: ``(inputs, generator) -> inputs`` on labelled batches, such as ``heldout.data.weak_view``, which is a
+            part of FixMatch and Mean Teacher where they are published.
         seed: of the random views.
 
     Attributes:
@@ -226,10 +232,11 @@ class SemiSupervised:
         loss: UnlabelledLoss,
         *,
         optimizer: OptimizerFactory | Optimizer | None = None,
+        augment: View | None = None,
         seed: int = 0,
     ) -> None:
         check_between(0, 2**63 - 1, seed=seed)
-        self.predictor, self.loss = predictor, loss
+        self.predictor, self.loss, self.augment = predictor, loss, augment
         self._optimizer = optimizer if isinstance(optimizer, Optimizer) else make_optimizer(optimizer, predictor)
         self._generator = torch.Generator().manual_seed(seed)
 
@@ -256,7 +263,8 @@ class SemiSupervised:
             like = None
             if labelled is not None:
                 like, labels = labelled_batch(self.predictor, labelled)
-                logits = logits_of(self.predictor, like)
+                seen = like if self.augment is None else self.augment(like, self._generator)
+                logits = logits_of(self.predictor, seen)
                 check_in_classes(labels, logits.shape[1], "labels")
                 total = F.cross_entropy(logits, labels)
                 found.setdefault("labelled_loss", total.item())
