@@ -17,9 +17,10 @@ draws its unlabelled examples from the other hospital, or from shifted pictures.
 probability of the true label of an unlabelled example at the end, ``policy_gain`` that less the one at the start,
 ``zero_rewards`` the share of proposals that earned nothing, ``sex_gap`` the difference of the AUC between the sexes.
 
-Settings. By development seeds, on patients (pictures) that no other part has: for each semi-supervised arm the
-threshold (or the weight, or the policy's learning rate) of ``GRID`` that is best. Nothing is chosen by a test set, and
-the last model counts.
+Settings. ``GRID`` is what is searched of each semi-supervised arm, on patients (pictures) that no other part has
+(``choice``). So far one development seed of ``glaucoma`` has been searched, and of it neither the thresholds of
+``fixmatch`` with its present views nor weights of ``mean-teacher`` below 1; ``fashion`` has not. Nothing is chosen by a
+test set, and the last model counts.
 
 Deviations. Synthetic patients and one task: the paper's data may not be passed on. Small networks with GroupNorm, so
 that no statistics of validation examples matter. The unlabelled batch has 24 examples; all share one reward. Mono- and
@@ -53,13 +54,13 @@ SIZES = {  # labelled, validation, unlabelled, to choose settings on, to test on
 }
 RATE = 1e-3
 GRID = {
-    "pseudo-labels": ("threshold", (0.6, 0.8, 0.9, 0.95, 0.99)),
+    "pseudo-labels": ("threshold", (0.5, 0.6, 0.8, 0.9, 0.95, 0.99)),
     "fixmatch": ("threshold", (0.6, 0.8, 0.9, 0.95, 0.99)),
-    "mean-teacher": ("weight", (1.0, 3.0, 10.0, 30.0, 100.0)),
+    "mean-teacher": ("weight", (0.1, 0.3, 1.0, 3.0, 10.0, 30.0)),
     "supervisor": ("policy_rate", (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)),
 }
 CHOSEN: dict[str, dict[str, float]] = {
-    "glaucoma": {"pseudo-labels": 0.9, "fixmatch": 0.9, "mean-teacher": 10.0, "supervisor": 1e-3},
+    "glaucoma": {"pseudo-labels": 0.6, "fixmatch": 0.95, "mean-teacher": 1.0, "supervisor": 1e-3},
     "fashion": {"pseudo-labels": 0.9, "fixmatch": 0.9, "mean-teacher": 10.0, "supervisor": 1e-3},
 }
 

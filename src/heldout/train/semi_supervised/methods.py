@@ -142,7 +142,7 @@ def pseudo_labels(threshold: float = 0.95, weight: float = 1.0, *, unlabelled_ba
 
 @checked
 def fixmatch(threshold: float = 0.95, weight: float = 1.0, *, unlabelled_batch: int = 64) -> Method:
-    """Returns the Method that adds the loss of strongly changed unlabelled inputs under the label of weakly changed ones.
+    """Returns the Method that adds the loss of strongly changed inputs under the labels of weakly changed ones.
 
     For images and vectors of real numbers, whose random changes are ``heldout.data.weak_view`` and ``strong_view``.
 
