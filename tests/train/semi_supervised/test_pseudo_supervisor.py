@@ -132,6 +132,13 @@ def test_the_policys_step_is_a_naive_reinforce_step_in_evaluation_mode():
     assert all(part.training for part in policy.modules())
 
 
+@pytest.mark.parametrize(("reward", "returns"), [("exp_relu", [1, 0, 3.5, 3]), ("delta", [1.875, 1.75, 3.5, 3])])
+def test_a_reward_of_zero_ends_the_sum_where_harm_earns_nothing(reward, returns):
+    found = made(window=4, discount=0.5, reward=reward)._advantages([1.0, 0.0, 2.0, 3.0])
+    expected = torch.tensor(returns, dtype=torch.float64)
+    torch.testing.assert_close(found, (expected - expected.mean()) / expected.std(correction=0))
+
+
 def test_modes_and_batch_norm_statistics_do_not_meet_validation_data():
     predictor, policy = network().train(), network(1).train()
     trainer = made(predictor, policy)
