@@ -30,6 +30,7 @@ def pseudo_supervisor(
     held_out: float = 0.3,
     window: int = 25,
     policy_lr: float = 1e-3,
+    proposal_lr: float = 1e-4,
     *,
     discount: float = 0.9,
     unlabelled_batch: int = 16,
@@ -46,6 +47,7 @@ def pseudo_supervisor(
         held_out: share of the training set that rewards, in (0, 1); the classes are as frequent in it.
         window: proposals between two steps of the policy, at least 2.
         policy_lr: learning rate of AdamW for the policy, which begins as a copy of the model.
+        proposal_lr: learning rate of Adam without momentum for the steps on proposed labels.
         discount: of later rewards, in [0, 1].
         unlabelled_batch: unlabelled examples per step.
         reward_batch: held-out examples per reward.
@@ -61,7 +63,7 @@ def pseudo_supervisor(
     """
     check_between(0.01, 0.99, held_out=held_out)
     check_at_least(2, window=window)
-    check_positive(policy_lr=policy_lr)
+    check_positive(policy_lr=policy_lr, proposal_lr=proposal_lr)
     check_fraction(discount=discount)
     check_at_least(1, unlabelled_batch=unlabelled_batch, reward_batch=reward_batch)
 
@@ -80,27 +82,19 @@ def pseudo_supervisor(
             window=window,
             discount=discount,
             optimizer=base,
+            proposal_optimizer=partial(torch.optim.Adam, lr=proposal_lr, betas=(0.0, 0.999)),
             policy_optimizer=partial(torch.optim.AdamW, lr=policy_lr),
             seed=run.seed,
         )
         run.state["pseudo_supervisor"] = supervisor
         unlabelled = UnlabelledBatches(run, unlabelled_batch)
         order = torch.Generator().manual_seed(run.seed)
-        under_way = False
 
         def after(*_: Any) -> None:
-            nonlocal under_way
-            if under_way:  # the step on proposed labels is one of this optimizer, too
-                return
-            under_way, counted = True, (run.step, run.evaluation)
-            try:
-                supervisor.policy.to(device_of(run.module))
-                chosen = torch.randperm(len(rewarding), generator=order)[:reward_batch]
-                inputs, labels = gather(rewarding, chosen)
-                inputs = inputs_for(run.module, inputs)
-                supervisor.step(None, unlabelled.next_batch(run), _batch(inputs, labels))
-            finally:
-                under_way, (run.step, run.evaluation) = False, counted
+            supervisor.policy.to(device_of(run.module))
+            chosen = torch.randperm(len(rewarding), generator=order)[:reward_batch]
+            inputs, labels = gather(rewarding, chosen)
+            supervisor.step(None, unlabelled.next_batch(run), _batch(inputs_for(run.module, inputs), labels))
 
         base.register_step_post_hook(after)
         return base

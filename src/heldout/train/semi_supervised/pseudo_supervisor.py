@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -101,10 +102,16 @@ class PseudoSupervisor:
         baseline: "normalize": rewards of a window less their mean, divided by their standard deviation; "ema": less a
             moving average over windows. Where nothing is left the policy takes no step.
         entropy_bonus: weight of the policy's mean entropy, which keeps it from settling early.
-        optimizer: of the predictor, as for ``heldout.fit``, or an optimizer. Default: AdamW with learning rate 1e-3.
+        optimizer: of the predictor on labelled batches, as for ``heldout.fit``, or an optimizer. Default: AdamW with
+            learning rate 1e-3.
+        proposal_optimizer: of the predictor on proposed labels. Default: Adam with learning rate 1e-4 and betas
+            (0.0, 0.999): with momentum a step is mostly that of earlier batches, and its reward hardly tells good
+            labels from bad ones. The published code has one optimizer for both, AdamW with betas (0.0, 0.1) and 4e-5
+            for pretrained networks: give the same optimizer twice.
         policy_optimizer: of the policy. Default: AdamW with learning rate 1e-3 and betas (0.9, 0.999); the published
-            code has 1e-4 and the unusual betas (0.0, 0.1).
-        seed: of the drawn labels.
+            code has 1e-4 and betas (0.0, 0.1).
+        augment: ``(inputs, generator) -> inputs`` on labelled batches, such as ``heldout.data.weak_view``.
+        seed: of the drawn labels and of the augmentation.
 
     Raises:
         ValueError: options out of range; at a step: outputs of predictor and policy for other classes, labels outside
@@ -112,12 +119,13 @@ class PseudoSupervisor:
 
     Source: arXiv:2308.13411, section 4.
 
-    deviation: networks give logits, and the number of their outputs says whether the task is binary. Validation losses
-    are those of evaluation mode, so that neither dropout nor statistics of BatchNorm meet validation data; the policy
-    is in evaluation mode both when it draws and when it learns, so that its gradient is that of what was drawn
-    (statistics of its BatchNorm stay as given: ``heldout.weights.update_batch_norm`` makes them). Windows count
-    proposals, across epochs. A window of equal rewards is skipped, where the code divides by zero. More than two
-    classes are drawn from the softmax, an extension of the paper.
+    deviation: a step on proposed labels may have an optimizer of its own. Networks give logits, and the number of their
+    outputs says whether the task is binary. Validation losses are those of evaluation mode, so that neither dropout nor
+    statistics of BatchNorm meet validation data; the policy is in evaluation mode both when it draws and when it
+    learns, so that its gradient is that of what was drawn (statistics of its BatchNorm stay as given:
+    ``heldout.weights.update_batch_norm`` makes them). Windows count proposals, across epochs. A window of equal rewards
+    is skipped, where the code divides by zero. More than two classes are drawn from the softmax, an extension of the
+    paper.
 
     Example:
         >>> x = torch.randn(300, 2, generator=torch.Generator().manual_seed(0))
@@ -144,7 +152,9 @@ class PseudoSupervisor:
         baseline: Literal["normalize", "ema"] = "normalize",
         entropy_bonus: float = 0.0,
         optimizer: OptimizerFactory | Optimizer | None = None,
+        proposal_optimizer: OptimizerFactory | Optimizer | None = None,
         policy_optimizer: OptimizerFactory | None = None,
+        augment: Callable[[Any, torch.Generator], Any] | None = None,
         seed: int = 0,
     ) -> None:
         check_positive(reward_scale=reward_scale)
@@ -159,10 +169,17 @@ class PseudoSupervisor:
         self.predictor, self.policy = predictor, policy
         self.reward_scale, self.window, self.discount = reward_scale, window, discount
         self.reward, self.baseline, self.entropy_bonus = reward, baseline, entropy_bonus
-        self._optimizer = optimizer if isinstance(optimizer, Optimizer) else make_optimizer(optimizer, predictor)
+        if proposal_optimizer is None:
+            proposal_optimizer = partial(torch.optim.Adam, lr=1e-4, betas=(0.0, 0.999))
+        self._optimizer, self._proposal_optimizer = (
+            each if isinstance(each, Optimizer) else make_optimizer(each, predictor)
+            for each in (optimizer, proposal_optimizer)
+        )
         learns = any(each.requires_grad for each in policy.parameters())
         self._policy_optimizer = make_optimizer(policy_optimizer, policy) if learns else None
+        self.augment = augment
         self._generator = torch.Generator().manual_seed(seed)
+        self._views = torch.Generator().manual_seed((seed + 1) % 2**63)
         self._pool: list[_Proposal] = []
         self._average: float | None = None
         self._same_classes = False
@@ -179,16 +196,16 @@ class PseudoSupervisor:
         if labelled is None and unlabelled is None:
             raise ValueError("labelled or unlabelled must be a batch, got None for both")
         if unlabelled is None:
-            return StepLog(labelled_loss=self._learn(*labelled_batch(self.predictor, labelled)))
+            return StepLog(labelled_loss=self._learn_labelled(labelled))
         if validation is None:
             raise ValueError("validation must be a labelled batch where there is an unlabelled one, got None")
         val_inputs, val_labels = labelled_batch(self.predictor, validation)
         inputs = unlabelled_batch(unlabelled, val_inputs)
         self._check_same_classes(inputs, val_inputs)
         proposed = self.propose(inputs)
-        loss = None if labelled is None else self._learn(*labelled_batch(self.predictor, labelled))
+        loss = None if labelled is None else self._learn_labelled(labelled)
         before = self._validation_loss(val_inputs, val_labels)
-        own_loss = self._learn(inputs, proposed)
+        own_loss = self._learn(inputs, proposed, self._proposal_optimizer)
         after = self._validation_loss(val_inputs, val_labels)
         reward = supervisor_reward(before, after, scale=self.reward_scale, kind=self.reward)
         self._pool.append(_Proposal(inputs, proposed, reward))
@@ -247,13 +264,18 @@ class PseudoSupervisor:
             raise ValueError("policy must give finite logits, got others: lower the learning rate of policy_optimizer")
         return logits
 
-    def _learn(self, inputs: Any, labels: Tensor) -> float:
+    def _learn_labelled(self, batch: Any) -> float:
+        inputs, labels = labelled_batch(self.predictor, batch)
+        seen = inputs if self.augment is None else self.augment(inputs, self._views)
+        return self._learn(seen, labels, self._optimizer)
+
+    def _learn(self, inputs: Any, labels: Tensor, optimizer: Optimizer) -> float:
         """One step of the predictor; returns its loss before it."""
         losses: list[float] = []
         labels = to_device(labels, device_of(self.predictor))
 
         def closure() -> Tensor:
-            self._optimizer.zero_grad()
+            optimizer.zero_grad()
             logits = logits_of(self.predictor, inputs)
             check_in_classes(labels, logits.shape[1], "labels")
             loss = F.cross_entropy(logits, labels)
@@ -264,7 +286,7 @@ class PseudoSupervisor:
             return loss
 
         with torch.enable_grad():
-            self._optimizer.step(closure)  # type: ignore[arg-type]  # torch types the closure as () -> float
+            optimizer.step(closure)  # type: ignore[arg-type]  # torch types the closure as () -> float
         return losses[0]
 
     def _validation_loss(self, inputs: Any, labels: Tensor) -> float:
