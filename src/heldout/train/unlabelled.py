@@ -41,7 +41,7 @@ class UnlabelledBatches:
         check_at_least(1, batch_size=batch_size)
         self.dataset: Any = run.splits.unlabeled
         self.like, _ = gather(run.splits.train, torch.arange(1))
-        self.batch_size = min(batch_size, len(self.dataset))
+        self.batch_size = min(batch_size, len(self.dataset))  # type: ignore[arg-type]
         self.generator = torch.Generator().manual_seed(run.seed)
         self.order = torch.empty(0, dtype=torch.long)
         self.batch: Any = None
