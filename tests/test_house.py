@@ -28,7 +28,7 @@ ROOMS = [name for name in ORDER if (SOURCE / name).is_dir() and name not in ("ex
 # Split, but renaming what their halves share would change statements that recorded studies execute.
 SPLIT_LATELY = [
     "measure/datasets/required_bias.py", "measure/probes/gradients.py",
-    "tasks/images/biases.py", "tasks/images/domains.py",
+    "tasks/images/biases.py", "tasks/images/domains.py", "train/diversify.py",
 ]  # fmt: skip
 # Sources without a test file of their own name, by the tests that reach them: this list may only become shorter.
 # (No test loads examples/fashion.py yet: its pictures come in a package of the system.)

@@ -1,4 +1,5 @@
 import functools
+import importlib
 import math
 import sys
 import types
@@ -269,9 +270,11 @@ def test_every_head_of_divdis_fits_the_labels():
 def test_both_evaluations_of_a_sam_step_see_the_same_unlabelled_batch(monkeypatch):
     from heldout.optim import sam
 
-    module = sys.modules[dbat.__module__]
-    drawn, draw = [], module._Unlabelled.draw
-    monkeypatch.setattr(module._Unlabelled, "draw", lambda self, run: (drawn.append(draw(self, run)), drawn[-1])[1])
+    module = importlib.import_module("heldout.train.unlabelled")
+    drawn, draw = [], module.UnlabelledBatches.draw
+    monkeypatch.setattr(
+        module.UnlabelledBatches, "draw", lambda self, run: (drawn.append(draw(self, run)), drawn[-1])[1]
+    )
     heldout.fit(network, splits(0.5), dbat(unlabelled_batch=32) + sam(), epochs=1, optimizer=ADAM)
     assert len(drawn) == 8
     assert all(drawn[i] is drawn[i + 1] for i in range(0, 8, 2))

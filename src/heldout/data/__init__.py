@@ -19,6 +19,7 @@ from heldout.data.mixing import Mixed, beta_weight, mix, mixup, permutation, sof
 from heldout.data.patch_mixing import PatchMix, patch_cells, patch_mask
 from heldout.data.prismatic import Clusters, PrismaticSynthesizer, SynthesisRound, sparse_select, spherical_kmeans
 from heldout.data.self_targets import RESTATE, TARGET_SOURCES, SelfTargets, self_targets
+from heldout.data.semi_supervised import InputsOnly, SemiSupervisedSplit, semi_supervised_split
 from heldout.data.skic import skic_traces
 from heldout.data.useful import (
     early_output_clusters,
@@ -39,6 +40,7 @@ from heldout.data.verbalizers import (
     verbalizer_instruction,
     verbalizer_sets,
 )
+from heldout.data.views import strong_view, weak_view
 
 __all__ = [
     "DEFINITION",
@@ -52,6 +54,7 @@ __all__ = [
     "Clusters",
     "CutMix",
     "IndexedDataset",
+    "InputsOnly",
     "Mixed",
     "Mixing",
     "MixingChoice",
@@ -59,6 +62,7 @@ __all__ = [
     "PatchMix",
     "PrismaticSynthesizer",
     "SelfTargets",
+    "SemiSupervisedSplit",
     "SynthesisRound",
     "Verbalizer",
     "VerbalizerKind",
@@ -84,6 +88,7 @@ __all__ = [
     "randomize_verbalizers",
     "sample_ids",
     "self_targets",
+    "semi_supervised_split",
     "separating_epoch",
     "shifted_words",
     "skic_traces",
@@ -91,6 +96,7 @@ __all__ = [
     "sparse_select",
     "spherical_kmeans",
     "split_target",
+    "strong_view",
     "to_device",
     "upsample",
     "upsample_sampler",
@@ -98,5 +104,6 @@ __all__ = [
     "useful_split",
     "verbalizer_instruction",
     "verbalizer_sets",
+    "weak_view",
     "why_balanced",
 ]

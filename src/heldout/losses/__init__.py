@@ -14,6 +14,7 @@ from heldout.losses.label_smoothing import label_smoothing
 from heldout.losses.mixup import mixup_method
 from heldout.losses.orthogonal import orthogonal_group_loss, overlap, pego
 from heldout.losses.patch_mixing import patch_mixing
+from heldout.losses.pseudo_labels import confident_cross_entropy
 from heldout.losses.soft_targets import soft_cross_entropy
 from heldout.losses.weak_labels import ConfidenceLoss, ProductLoss, as_weak_probs, harden
 
@@ -24,6 +25,7 @@ __all__ = [
     "as_weak_probs",
     "class_balanced",
     "class_balanced_weights",
+    "confident_cross_entropy",
     "cutmix",
     "dbat_disagreement",
     "divdis_mi",

@@ -70,6 +70,7 @@ from heldout.measure.metrics.ensembles import (
     correction_table,
     ensemble_logits,
 )
+from heldout.measure.metrics.subgroup_auc import SubgroupAUC, subgroup_auc
 from heldout.measure.metrics.sweet_spot import SweetSpot, sweet_spot
 from heldout.measure.metrics.text import exact_match, normalise_answer, rouge_l, token_f1
 from heldout.measure.metrics.weak_supervision import (
@@ -139,6 +140,7 @@ __all__ = [
     "ScyllaReport",
     "ScyllaScore",
     "Sharpness",
+    "SubgroupAUC",
     "SweetSpot",
     "TaskScore",
     "VerbalizerManipulation",
@@ -226,6 +228,7 @@ __all__ = [
     "shuffle_patches",
     "spectral_learning_curve",
     "steps_to",
+    "subgroup_auc",
     "subspace_bound",
     "supervisor_agreement",
     "sweet_spot",

@@ -1,5 +1,6 @@
 """Where methods are tried: worlds, data whose distribution shift is known and adjustable."""
 
+from heldout.tasks.clinical.glaucoma import VISUAL_FIELD_POINTS, GlaucomaMaps, glaucoma_maps
 from heldout.tasks.control.gridworld import GRID, MOVES, GridPolicy, grid_policy
 from heldout.tasks.graphs.nas_bench_graph import (
     GRAPH_DATASETS,
@@ -188,6 +189,7 @@ __all__ = [
     "TEST_NAMES",
     "TEST_WORDINGS",
     "UNABLE",
+    "VISUAL_FIELD_POINTS",
     "WORDED_RANGE",
     "WORDED_STYLES",
     "WORDED_TEMPLATES",
@@ -201,6 +203,7 @@ __all__ = [
     "ExpertFacts",
     "FactQuestion",
     "GraphBenchmark",
+    "GlaucomaMaps",
     "GridPolicy",
     "Instance",
     "InstructionExample",
@@ -252,6 +255,7 @@ __all__ = [
     "film_reviews",
     "first_drawings",
     "fixed_tables",
+    "glaucoma_maps",
     "grid_policy",
     "imbalance",
     "l_shape",

@@ -28,6 +28,7 @@ from heldout.train.supervised import (
     seeded,
     squared_error,
 )
+from heldout.train.unlabelled import UnlabelledBatches, inputs_like, why_no_unlabelled
 
 if TYPE_CHECKING:
     from heldout.train.architecture_search import DifferentiableSearch
@@ -37,9 +38,20 @@ if TYPE_CHECKING:
     from heldout.train.engines.lightning import LightningMethod
     from heldout.train.engines.transformers import MethodTrainer
     from heldout.train.reinforcement.grpo import grpo
+    from heldout.train.reinforcement.policy_gradient import discounted_returns, normalize_rewards, reinforce_loss
     from heldout.train.reinforcement.rewards import CostReward, format_reward, router_reward
     from heldout.train.reinforcement.rollouts import Environment, Episode, rollout
     from heldout.train.reinforcement.router import train_router
+    from heldout.train.semi_supervised.loop import StepLog
+    from heldout.train.semi_supervised.methods import fixmatch, mean_teacher, pseudo_labels, pseudo_supervisor
+    from heldout.train.semi_supervised.pseudo_supervisor import PseudoSupervisor, supervisor_reward
+    from heldout.train.semi_supervised.unlabelled_losses import (
+        FixMatch,
+        MeanTeacher,
+        PseudoLabelLoss,
+        SemiSupervised,
+        UnlabelledLoss,
+    )
     from heldout.train.soft_labels import (
         Relabelled,
         check_disjoint,
@@ -66,23 +78,31 @@ __all__ = [
     "Environment",
     "Episode",
     "Fitted",
+    "FixMatch",
     "GradientBoostedNetworkClassifier",
     "GradientBoostedNetworkRegressor",
     "Hypotheses",
     "LightningMethod",
+    "MeanTeacher",
     "MethodTrainer",
     "ObjectiveLoss",
     "ProgressiveSelfDistillation",
+    "PseudoLabelLoss",
+    "PseudoSupervisor",
     "Recipe",
     "Relabelled",
     "Saved",
+    "SemiSupervised",
     "SoftmaxLoss",
     "SpanGD",
     "SpanPoints",
     "SquaredLoss",
     "Stages",
+    "StepLog",
     "TrainFunction",
     "Tuned",
+    "UnlabelledBatches",
+    "UnlabelledLoss",
     "WeakToStrongResult",
     "boost_head",
     "boosted_network",
@@ -93,6 +113,7 @@ __all__ = [
     "dbat",
     "deep_ensemble",
     "disambiguate",
+    "discounted_returns",
     "disjoint_splits",
     "divdis",
     "diversify",
@@ -103,19 +124,26 @@ __all__ = [
     "fit_soft_labels",
     "fit_stopping_early",
     "fit_with",
+    "fixmatch",
     "format_reward",
     "full_batch",
     "gb_nn",
     "grpo",
+    "inputs_like",
     "label_margins",
     "label_with",
     "lora",
+    "mean_teacher",
+    "normalize_rewards",
     "outputs_of",
     "pack",
     "problem_of",
     "ps_kd",
+    "pseudo_labels",
+    "pseudo_supervisor",
     "read_saved",
     "reads_progress",
+    "reinforce_loss",
     "relabelled",
     "rollout",
     "router_reward",
@@ -125,10 +153,12 @@ __all__ = [
     "seeded",
     "sft",
     "squared_error",
+    "supervisor_reward",
     "train_router",
     "tune_last_layers",
     "weak_to_strong",
     "weighted_nll",
+    "why_no_unlabelled",
     "winsorized_backward",
 ]
 
@@ -173,6 +203,21 @@ _LATER = {
     "train_router": "heldout.train.reinforcement.router",
     "weighted_nll": "heldout.train.tuning.sft",
     "winsorized_backward": "heldout.train.winsorized",
+    "StepLog": "heldout.train.semi_supervised.loop",
+    "fixmatch": "heldout.train.semi_supervised.methods",
+    "mean_teacher": "heldout.train.semi_supervised.methods",
+    "pseudo_labels": "heldout.train.semi_supervised.methods",
+    "pseudo_supervisor": "heldout.train.semi_supervised.methods",
+    "PseudoSupervisor": "heldout.train.semi_supervised.pseudo_supervisor",
+    "supervisor_reward": "heldout.train.semi_supervised.pseudo_supervisor",
+    "FixMatch": "heldout.train.semi_supervised.unlabelled_losses",
+    "MeanTeacher": "heldout.train.semi_supervised.unlabelled_losses",
+    "PseudoLabelLoss": "heldout.train.semi_supervised.unlabelled_losses",
+    "SemiSupervised": "heldout.train.semi_supervised.unlabelled_losses",
+    "UnlabelledLoss": "heldout.train.semi_supervised.unlabelled_losses",
+    "discounted_returns": "heldout.train.reinforcement.policy_gradient",
+    "normalize_rewards": "heldout.train.reinforcement.policy_gradient",
+    "reinforce_loss": "heldout.train.reinforcement.policy_gradient",
 }
 _ENGINES = {"LightningMethod": "lightning", "MethodTrainer": "transformers"}
 

@@ -21,9 +21,10 @@ from torch import Tensor, nn
 from heldout.data import all_targets, batches, gather, split_target, to_device
 from heldout.errors import check_at_least, check_fields, checked
 from heldout.losses import dbat_disagreement, divdis_mi, prior_match
-from heldout.method import Added, Batch, Method, Run, Splits, device_of, evaluating, forward, why_no_class_labels
+from heldout.method import Added, Batch, Method, Run, Splits, device_of, evaluating, forward
 from heldout.nn import MultiHead, inputs_for, split_head
 from heldout.train.supervised import OptimizerFactory, make_optimizer, seeded
+from heldout.train.unlabelled import UnlabelledBatches, _like, why_no_unlabelled
 
 Diversity = Literal["divdis", "dbat"] | Callable[[Tensor], Tensor]
 
@@ -216,7 +217,7 @@ def divdis(k: int = 2, weight: float = 10.0, prior_weight: float = 10.0, *, unla
         network, models = _with_heads(module, inputs_for(module, inputs), k)
         counts = all_targets(run.splits.train).bincount(minlength=run.num_classes or 0)
         prior = (counts / counts.sum()).to(run.device)
-        run.state["divdis"] = network, models, prior, _Unlabelled(run, unlabelled_batch)
+        run.state["divdis"] = network, models, prior, UnlabelledBatches(run, unlabelled_batch)
         return network
 
     def loss(run: Run, batch: Batch) -> Tensor:
@@ -268,7 +269,7 @@ def dbat(alpha: float = 1.0, *, unlabelled_batch: int = 128) -> Method:
 
     def model(run: Run, module: nn.Module) -> nn.Module:
         first = run.train_plain(run.splits.train, run.epochs)[0]  # now: later, the module has seen a batch
-        run.state["dbat"] = first.eval().requires_grad_(False), _Unlabelled(run, unlabelled_batch)
+        run.state["dbat"] = first.eval().requires_grad_(False), UnlabelledBatches(run, unlabelled_batch)
         return module
 
     def penalty(run: Run, batch: Batch) -> Tensor:
@@ -316,26 +317,6 @@ class _Stacked(nn.Module):
 
     def forward(self, *inputs: Any, **named_inputs: Any) -> Tensor:
         return torch.stack([forward(model, named_inputs or inputs) for model in self.models], dim=1)
-
-
-class _Unlabelled:
-    """Random batches of a run's unlabelled data; every evaluation of one step gets the same."""
-
-    def __init__(self, run: Run, batch_size: int) -> None:
-        self.dataset: Any = run.splits.unlabeled
-        self.like, _ = gather(run.splits.train, torch.arange(1))
-        self.batch_size = min(batch_size, len(self.dataset))  # type: ignore[arg-type]
-        self.generator = torch.Generator().manual_seed(run.seed)
-        self.order = torch.empty(0, dtype=torch.long)
-        self.batch: Any = None
-
-    def draw(self, run: Run) -> Any:
-        if self.batch is None or run.evaluation == 0:
-            if len(self.order) < self.batch_size:
-                self.order = torch.randperm(len(self.dataset), generator=self.generator)
-            positions, self.order = self.order[: self.batch_size], self.order[self.batch_size :]
-            self.batch = inputs_for(run.module, _inputs_at(self.dataset, positions, self.like))
-        return self.batch
 
 
 def _with_heads(module: nn.Module, example: Any, k: int) -> tuple[_OneOfHeads, list[Callable[[], nn.Module]]]:
@@ -435,38 +416,6 @@ def _endless(batches: Iterable[Any]) -> Iterator[Any]:
         yield from batches
 
 
-def _like(batch: Any, inputs: Any) -> Any:
-    """The inputs of an unlabelled batch, in the form of labelled inputs: what comes behind them is left out.
-
-    Raises ValueError where the form or the shape of an example differs.
-    """
-    if isinstance(inputs, Mapping):
-        if not isinstance(batch, Mapping) or not set(inputs) <= set(batch):
-            raise ValueError(f"unlabelled examples must be dicts with {', '.join(map(str, inputs))} like labelled ones")
-        return {name: _like(batch[name], inputs[name]) for name in inputs}
-    if isinstance(inputs, tuple):
-        if not isinstance(batch, tuple | list) or len(batch) < len(inputs):
-            raise ValueError(f"unlabelled examples must have {len(inputs)} inputs like labelled ones")
-        return tuple(_like(value, other) for value, other in zip(batch, inputs, strict=False))
-    if isinstance(batch, tuple | list):
-        batch = batch[0] if len(batch) else None
-    if not isinstance(batch, Tensor) or not isinstance(inputs, Tensor):
-        raise ValueError(f"unlabelled examples must be tensors, got {type(batch).__name__}")
-    if batch.shape[1:] != inputs.shape[1:]:
-        raise ValueError(
-            f"an unlabelled example has the shape {tuple(batch.shape[1:])}, a labelled one {tuple(inputs.shape[1:])}"
-        )
-    return batch
-
-
-def _inputs_at(dataset: Any, positions: Tensor, like: Any) -> Any:
-    if isinstance(dataset, Tensor):
-        return _like(dataset[positions], like)
-    fetch_many = getattr(dataset, "__getitems__", None)
-    items = fetch_many(positions.tolist()) if fetch_many else [dataset[i] for i in positions.tolist()]
-    return _like(torch.utils.data.default_collate(items), like)
-
-
 def _checked_batches(module: nn.Module, labelled: Iterable[Any], unlabelled: Iterable[Any]) -> tuple[Any, int]:
     for name, data in (("labelled", labelled), ("unlabelled", unlabelled)):
         if iter(data) is data:
@@ -514,20 +463,9 @@ def _best_on_validation(network: nn.Module, run: Run) -> int:
 
 
 def _why_not(module: nn.Module, splits: Splits) -> str | None:
-    inputs, targets = gather(splits.train, torch.arange(1))
-    if reason := why_no_class_labels(targets):
-        return reason
-    if splits.unlabeled is None:
-        return "it needs unlabelled inputs of the target distribution in Splits(unlabeled=...)"
-    if not len(splits.unlabeled):  # type: ignore[arg-type]
-        return "the unlabelled data in Splits(unlabeled=...) is empty"
-    if not splits.val:
+    if (reason := why_no_unlabelled(splits)) is None and not splits.val:
         return "it chooses among hypotheses by validation data, which Splits(val=...) must hold"
-    try:
-        _inputs_at(splits.unlabeled, torch.arange(1), inputs)
-    except ValueError as error:
-        return str(error)
-    return None
+    return reason
 
 
 def _start(model_or_factory: nn.Module | Callable[[], nn.Module], device: torch.device | str | None) -> nn.Module:
