@@ -20,6 +20,7 @@ from heldout.data.patch_mixing import PatchMix, patch_cells, patch_mask
 from heldout.data.prismatic import Clusters, PrismaticSynthesizer, SynthesisRound, sparse_select, spherical_kmeans
 from heldout.data.self_targets import RESTATE, TARGET_SOURCES, SelfTargets, self_targets
 from heldout.data.skic import skic_traces
+from heldout.data.triplets import TripletKind, sample_triplets
 from heldout.data.useful import (
     early_output_clusters,
     separating_epoch,
@@ -60,6 +61,7 @@ __all__ = [
     "PrismaticSynthesizer",
     "SelfTargets",
     "SynthesisRound",
+    "TripletKind",
     "Verbalizer",
     "VerbalizerKind",
     "VerbalizerTemplate",
@@ -83,6 +85,7 @@ __all__ = [
     "predict_all",
     "randomize_verbalizers",
     "sample_ids",
+    "sample_triplets",
     "self_targets",
     "separating_epoch",
     "shifted_words",

@@ -52,6 +52,7 @@ from heldout.measure.dynamics.overfitting import (
 from heldout.measure.dynamics.trajectory import DiffusionFit, WeightDistance
 from heldout.measure.metrics.adaptivity import adaptivity_gap
 from heldout.measure.metrics.agreement import AgreementPoint, agreement_curve, agreement_point
+from heldout.measure.metrics.alignment import check_triplets, dissimilarities, odd_one_out, rsa, uncertainty_alignment
 from heldout.measure.metrics.calibration import (
     ReliabilityBin,
     aurc,
@@ -153,6 +154,7 @@ __all__ = [
     "best_constant",
     "beyond_constant",
     "brier",
+    "check_triplets",
     "class_margin",
     "classification_difficulty",
     "confidence_gap",
@@ -162,6 +164,7 @@ __all__ = [
     "cross_task",
     "delay",
     "discrete_log_order",
+    "dissimilarities",
     "divergences",
     "eaurc",
     "ensemble_logits",
@@ -199,6 +202,7 @@ __all__ = [
     "nll",
     "normalise_answer",
     "occlusion_accuracy",
+    "odd_one_out",
     "optimal_ridge",
     "optimal_stopping_time",
     "overfitting_report",
@@ -222,6 +226,7 @@ __all__ = [
     "rise",
     "risk_coverage_curve",
     "rouge_l",
+    "rsa",
     "sharpness",
     "shuffle_patches",
     "spectral_learning_curve",
@@ -232,6 +237,7 @@ __all__ = [
     "task_difficulty",
     "token_blocks",
     "token_f1",
+    "uncertainty_alignment",
     "universal_perturbation",
     "vendi_score",
 ]

@@ -1,5 +1,6 @@
 """How a model moves: optimizers and schedules."""
 
+from heldout.optim.decay_to_init import DecayToInit, l2_sp
 from heldout.optim.large_batch import adapt_regime, scale_lr
 from heldout.optim.rolling_median import M3, RM3, rm3, rolling_median
 from heldout.optim.sam import SAM, sam
@@ -10,7 +11,9 @@ __all__ = [
     "M3",
     "RM3",
     "SAM",
+    "DecayToInit",
     "adapt_regime",
+    "l2_sp",
     "rm3",
     "rolling_median",
     "sam",

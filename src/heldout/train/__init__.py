@@ -30,6 +30,15 @@ from heldout.train.supervised import (
 )
 
 if TYPE_CHECKING:
+    from heldout.train.align import (
+        AffineTransform,
+        Aligned,
+        embed_images,
+        fit_similarity_transform,
+        pooled_features,
+        soft_align,
+        tune_similarity_transform,
+    )
     from heldout.train.boosting.estimators import GradientBoostedNetworkClassifier, GradientBoostedNetworkRegressor
     from heldout.train.boosting.losses import BinomialLoss, BoostingLoss, ObjectiveLoss, SoftmaxLoss, SquaredLoss
     from heldout.train.boosting.network import boost_head, boosted_network, gb_nn
@@ -57,6 +66,8 @@ if TYPE_CHECKING:
     from heldout.train.winsorized import winsorized_backward
 
 __all__ = [
+    "AffineTransform",
+    "Aligned",
     "BinomialLoss",
     "BoostingLoss",
     "CostReward",
@@ -95,9 +106,11 @@ __all__ = [
     "divdis",
     "diversify",
     "dpo",
+    "embed_images",
     "encode_rows",
     "finish",
     "fit",
+    "fit_similarity_transform",
     "fit_soft_labels",
     "fit_stopping_early",
     "fit_with",
@@ -110,6 +123,7 @@ __all__ = [
     "lora",
     "outputs_of",
     "pack",
+    "pooled_features",
     "problem_of",
     "ps_kd",
     "read_saved",
@@ -122,15 +136,24 @@ __all__ = [
     "score",
     "seeded",
     "sft",
+    "soft_align",
     "squared_error",
     "train_router",
     "tune_last_layers",
+    "tune_similarity_transform",
     "weak_to_strong",
     "weighted_nll",
     "winsorized_backward",
 ]
 
 _LATER = {
+    "AffineTransform": "heldout.train.align",
+    "Aligned": "heldout.train.align",
+    "embed_images": "heldout.train.align",
+    "fit_similarity_transform": "heldout.train.align",
+    "pooled_features": "heldout.train.align",
+    "soft_align": "heldout.train.align",
+    "tune_similarity_transform": "heldout.train.align",
     "BinomialLoss": "heldout.train.boosting.losses",
     "BoostingLoss": "heldout.train.boosting.losses",
     "GradientBoostedNetworkClassifier": "heldout.train.boosting.estimators",
