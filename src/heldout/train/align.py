@@ -107,9 +107,9 @@ def fit_similarity_transform(
 
     Minimises the mean cross-entropy of the responses and ``softmax(s / temperature)``, with the similarities ``s_ij =
     x'_i . x'_j`` of ``x' = W x + b``, plus ``lam * ||W - (mean of diag W) I||_F^2``: near a scaled identity the map
-    keeps what the features know and judges were not asked about. Full batches, L-BFGS in float64, from the identity at the
-    scale where the similarities of a triplet differ by about one temperature, features centred. It is not convex in W,
-    of which similarities are quadratic; no randomness. Bound by one product ``(items, dim) x (dim, dim)`` and
+    keeps what the features know and judges were not asked about. Full batches, L-BFGS in float64, from the identity at
+    the scale where the similarities of a triplet differ by about one temperature, features centred. It is not convex in
+    W, of which similarities are quadratic; no randomness. Bound by one product ``(judged items, dim) x (dim, dim)`` and
     the similarities of each triplet, forwards and backwards, about 1.3 times an iteration.
 
     Args:
@@ -142,9 +142,9 @@ def fit_similarity_transform(
     check_nonnegative(lam=lam)
     check_positive(temperature=temperature, tol=tol)
     check_at_least(1, max_steps=max_steps)
-    x = features.detach().double()
-    q = _responses(len(x), triplets, responses).to(x.device)
-    triplets = triplets.to(x.device)
+    q = _responses(len(features), triplets, responses).to(features.device)
+    judged, triplets = triplets.to(features.device).unique(return_inverse=True)
+    x = features.detach()[judged].double()
     centred = x - x.mean(0)
     spread = pair_similarities(centred[triplets])
     scale = (spread - spread.mean(1, keepdim=True)).square().mean().sqrt() / temperature

@@ -58,17 +58,17 @@ def shape_hierarchy(
 ) -> ShapeItems:
     """Returns items of some basic classes, ``per_class`` of each in order of the classes.
 
-    A class is an outline (four harmonics of a radius, the same for each seed), drawn in a random colour, turned by up to
-    0.3 radians, at a random size, with noise. Its kind is shown by two small parts only, whose shade differs from
-    the body's by ``part_contrast``: wheels below, leaves above, windows inside, ears at the sides. The style "outline"
-    draws lines on white instead of filled bodies on dark grounds.
+    A class is an outline (four harmonics of a radius, the same for each seed), drawn in a random colour, turned by up
+    to 0.3 radians, at a random size, with noise. Its kind is shown by two small grey parts only: wheels below, leaves
+    above, windows inside, ears at the sides. The style "outline" draws lines on white instead of filled bodies on dark
+    grounds.
 
     Args:
         classes: basic classes, 0 up to ``len(SHAPE_KINDS) * classes_per_kind - 1``.
         per_class: items of each.
         classes_per_kind: class c is of kind ``c // classes_per_kind``.
         style: how all are drawn.
-        part_contrast: in [0, 1]; 0 hides the kinds.
+        part_contrast: how much the parts cover what lies behind, in [0, 1]; 0 hides the kinds.
         size: height and width in pixels, at least 16.
         seed: of colours, poses, sizes and noise.
 
@@ -93,20 +93,18 @@ def shape_hierarchy(
     label = torch.as_tensor(list(classes)).repeat_interleave(per_class)
     n = len(label)
     hue, turn, scale = (torch.rand(n, generator=generator) for _ in range(3))
-    turn, scale = 0.6 * (turn - 0.5), 0.8 + 0.25 * scale
-    body, line, part = _masks(label, label // classes_per_kind, turn, scale, size)
+    turn, scale = 0.6 * (turn - 0.5), 0.95 + 0.25 * scale
+    body, line, part = _masks(label, label // classes_per_kind, classes_per_kind, turn, scale, size)
     colour = _hues(hue)[:, :, None, None]
     if style == "filled":
         ground = 0.25 * torch.rand(n, 1, 1, 1, generator=generator)
-        images = ground + (colour - ground) * body
-        shade = images * (1 - part_contrast) + (0.5 * part_contrast) * (1 - colour)
+        images, shade = ground + (colour - ground) * body, 0.9
     else:
-        images = 1 - (1 - 0.5 * colour) * line
-        shade = images * (1 - part_contrast) + part_contrast * (1 - (1 - 0.5 * colour))
-    images = torch.lerp(images, shade, part)
+        images, shade = 1 - (1 - 0.5 * colour) * line, 0.2
+    images = images + part_contrast * part * (shade - images)
     images = images + 0.05 * torch.randn(images.shape, generator=generator)
     angle = 2 * math.pi * hue
-    features = torch.stack([angle.cos(), angle.sin(), turn / 0.3, (scale - 0.925) / 0.125], 1)
+    features = torch.stack([angle.cos(), angle.sin(), turn / 0.3, (scale - 1.075) / 0.125], 1)
     return ShapeItems(images.clamp(0, 1), label, label // classes_per_kind, features)
 
 
@@ -168,10 +166,12 @@ def judged_choices(similarity: Tensor, triplets: Tensor, *, temperature: float =
     return (torch.stack(pairs, 1) / temperature).softmax(1)
 
 
-def _masks(label: Tensor, kind: Tensor, turn: Tensor, scale: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
+def _masks(
+    label: Tensor, kind: Tensor, classes_per_kind: int, turn: Tensor, scale: Tensor, size: int
+) -> tuple[Tensor, Tensor, Tensor]:
     """Soft masks ``(n, 1, size, size)`` of the bodies, of their outlines, and of the parts."""
     shapes = torch.Generator().manual_seed(20240906)
-    amplitude = torch.randn(int(label.max()) + 1, _HARMONICS, 2, generator=shapes)  # the first classes stay the same
+    amplitude = torch.randn(len(SHAPE_KINDS) * classes_per_kind, _HARMONICS, 2, generator=shapes)
     amplitude = 0.12 * amplitude / torch.arange(2, _HARMONICS + 2).sqrt()[:, None]
     axis = (torch.arange(size) + 0.5) / size * 2 - 1
     y, x = torch.meshgrid(axis, axis, indexing="ij")
@@ -179,7 +179,7 @@ def _masks(label: Tensor, kind: Tensor, turn: Tensor, scale: Tensor, size: int) 
     cos, sin = turn.cos()[:, None, None], turn.sin()[:, None, None]
     x, y = (x * cos + y * sin) / scale[:, None, None], (y * cos - x * sin) / scale[:, None, None]
     angle, radius = torch.atan2(y, x), (x.square() + y.square()).sqrt()
-    edge = torch.full_like(radius, 0.55)
+    edge = torch.full_like(radius, 0.62)
     for number in range(_HARMONICS):
         wave = (number + 2) * angle
         first, second = amplitude[label, number].T[:, :, None, None]

@@ -7,7 +7,9 @@ human judgements of similarity; nobody was asked.
 
 from __future__ import annotations
 
+import hashlib
 import math
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,9 +18,11 @@ import torch
 from torch import Tensor
 
 from heldout.errors import check_dimensions, check_labels, check_nonempty, checked
+from heldout.sources import TAGS, cache_folder
 from heldout.tasks.images.drawings import drawing_tags
 
-KEYWORD_LANGUAGES = ("de", "en", "es", "fi", "fr", "hu", "it", "ja", "ko", "nl", "pl", "pt", "ru", "sv", "uk", "zh")
+_VERSION = 1  # raised when the way of comparing changes
+KEYWORD_LANGUAGES = ("de", "en", "es", "fr", "it", "ja", "ko", "pl", "pt", "ru", "sv", "zh")
 
 
 @checked
@@ -40,16 +44,19 @@ def keyword_similarity(keywords: Sequence[Sequence[str]]) -> Tensor:
                 [0.1200, 1.0000, 0.0000],
                 [0.0000, 0.0000, 1.0000]])
     """
+    from scipy import sparse
+
     check_nonempty(keywords=keywords)
     words = [{word.lower() for keyword in each for word in keyword.split()} for each in keywords]
     counts = Counter(word for each in words for word in each)
     number = {word: position for position, word in enumerate(sorted(counts))}
-    table = torch.zeros(len(words), max(1, len(number)))
+    table = sparse.lil_array((len(words), max(1, len(number))))
     for row, each in enumerate(words):
         for word in each:
             table[row, number[word]] = math.log(len(words) / counts[word])
-    table = torch.nn.functional.normalize(table, dim=1)
-    return table @ table.T
+    found = torch.from_numpy((table.tocsr() @ table.tocsr().T).toarray()).float()
+    length = found.diagonal().sqrt().clamp(min=1e-12)
+    return found / length[:, None] / length[None]
 
 
 @checked
@@ -57,6 +64,8 @@ def keyword_judges(
     names: Sequence[str], languages: Sequence[str] = KEYWORD_LANGUAGES, *, folder: str | Path | None = None
 ) -> dict[str, Tensor]:
     """Returns each judge's similarities of the things, ``(things, things)``, by language.
+
+    Read and compared once, a few seconds a language, and then kept in ``heldout.sources.cache_folder()``.
 
     Args:
         names: as in ``Drawings.names``; Unicode must know all of them.
@@ -73,12 +82,22 @@ def keyword_judges(
         torch.Size([2, 2])
     """
     check_nonempty(names=names, languages=languages)
+    (archive,) = TAGS.files(folder)
+    digest = hashlib.sha256(archive.read_bytes()).hexdigest()
+    key = hashlib.sha256(repr((_VERSION, digest, list(names), list(languages))).encode()).hexdigest()[:32]
+    path = cache_folder() / "keyword_judges" / f"{key}.pt"
+    if path.is_file():
+        return torch.load(path, weights_only=True)
     found = {}
     for language in languages:
         tags = drawing_tags(names, language=language, folder=folder)
         if unknown := [name for name in names if name not in tags]:
             raise ValueError(f"names must be known to Unicode, got {unknown[0]!r}")
         found[language] = keyword_similarity([(*tags[name].keywords, tags[name].label) for name in names])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(f".{os.getpid()}")
+    torch.save(found, partial)
+    partial.replace(path)
     return found
 
 
