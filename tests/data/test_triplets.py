@@ -71,7 +71,8 @@ def test_seeds_reproduce():
 
 
 @pytest.mark.parametrize(
-    ("clusters", "kind"), [([0, 1, 2], "border"), ([0, 0, 0], "border"), ([0, 0, 1, 1], "within"), ([0, 0, 1], "between")]
+    ("clusters", "kind"),
+    [([0, 1, 2], "border"), ([0, 0, 0], "border"), ([0, 0, 1, 1], "within"), ([0, 0, 1], "between")],
 )
 def test_where_no_triplet_is_possible_it_says_so(clusters, kind):
     with pytest.raises(ValueError, match="clusters need"):

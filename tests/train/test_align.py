@@ -208,9 +208,7 @@ def test_triplets_are_all_seen_before_one_comes_again():
 def test_it_decays_to_the_initial_weights_and_not_to_zero():
     model = network()
     free, near, far = (aligned(model, weight_decay=value, steps=60) for value in (0.0, 5.0, 50.0))
-    moved = [
-        (each.module.body[0].weight - model.body[0].weight).norm().item() for each in (free, near, far)
-    ]
+    moved = [(each.module.body[0].weight - model.body[0].weight).norm().item() for each in (free, near, far)]
     assert moved[0] > moved[1] > moved[2]
     assert moved[2] < 0.3 * moved[0]
 
@@ -295,7 +293,12 @@ def test_bad_input_is_refused():
             warnings.simplefilter("ignore")
             call()
     with pytest.raises(TypeError, match="pass embed"):
-        pooled_features(nn.Module.__new__(type("M", (nn.Module,), {"forward": lambda self, x: None, "__call__": lambda self, x: None})), X)
+        pooled_features(
+            nn.Module.__new__(
+                type("M", (nn.Module,), {"forward": lambda self, x: None, "__call__": lambda self, x: None})
+            ),
+            X,
+        )
 
 
 def test_a_loss_that_is_not_finite_ends_it():

@@ -6,23 +6,23 @@ learning and a shift of style gain too. Source: arXiv:2409.06509 (Muttenthaler e
 
 World. ``shapes``: 4 kinds (shown by two faint parts) of 10 classes (outline), drawn at 20 x 20. The base is a CNN that
 learned 28 classes, the teacher a larger one that learned those of three of the kinds, and to tell the parts that are
-seen, from other and more pictures. The other 12 classes are for the test. The judges' choices are known: softmax of shared kind, shared class and hue; each of 8,000
-triplets of 60 objects has five answers. ``drawings``: real drawings of 1,300 things in four styles (a fourth one is
-unseen, in turn); base and teacher are EfficientNet-Lite0 at 64 x 64, of which the last convolution (0.41 M) is trained.
-Judges are the writers of Unicode's keywords in twelve languages, each language a vote: that stands in for human
-judgements, nobody was asked, and the judges of ``shapes`` are simulated. Groups and subgroups are Unicode's; subgroups
-of things are held out for the test, others to choose the ridge by.
+seen, from other and more pictures. The other 12 classes are for the test. Judges are simulated: softmax of shared kind,
+shared class and hue; each of 8,000 triplets of 60 objects has five answers. ``drawings``: real drawings of things in
+four styles (one of them unseen, in turn); base and teacher are EfficientNet-Lite0 at 64 x 64, of which the last
+convolution (0.41 M) is trained. Judges are the writers of Unicode's keywords in twelve languages, each language a vote:
+that stands in for human judgements, nobody was asked. Groups and subgroups are Unicode's; subgroups of things are held
+out for the test, others to choose the ridge by.
 
-``coarse``: triplets with two items of a kind and one of another; ``boundary``: of a kind, two of one class; ``fine``: of
-one class; share with the judges' first choice, by the cosine of centred embeddings, on held-out classes. ``uncertainty``:
-rank correlation of entropies. ``one_shot``, ``five_shot``: ridge classifiers of held-out classes; ``style``: those of
-five_shot (``shapes``: of the 16 classes), tested in the unseen style; ``known``: classes that were trained on.
+``coarse``: triplets with two items of a kind and one of another; ``boundary``: of a kind, two of one class; ``fine``:
+of one class; share with the judges' first choice, by the cosine of centred embeddings, on held-out classes.
+``uncertainty``: rank correlation of entropies. ``one_shot``, ``five_shot``: ridge classifiers of held-out classes;
+``style``: those of five_shot (``shapes``: of the 28 classes), tested in the unseen style; ``known``: trained classes.
 
-Arms. ``base``; ``aligned``: the published settings (Jensen-Shannon divergence, inner products of 1,024 numbers over 100,
-decay of 1 to the initial weights, Adam, warm-up and cosine) but for steps and learning rate; ``kl`` divergence;
-``unaligned``: the same with the teacher at the scale and shift that explain judges best; ``hard``: transform and student
-learn first choices; ``uniform`` triplets; ``no-decay``; ``zero-decay``, ordinary weight decay of 1; ``direct``: the
-student learns the judges' triplets. Learning rates and the strength of the ridge: one search for all.
+Arms. ``base``; ``aligned``: the published settings (Jensen-Shannon divergence, inner products of 1,024 numbers over
+100, decay of 1 to the initial weights, Adam, warm-up and cosine) but for steps and learning rate; ``kl`` divergence;
+``unaligned``: the same with the teacher at the scale and shift that explain judges best; ``hard``: transform and
+student learn first choices; ``uniform`` triplets; ``no-decay``; ``zero-decay``, ordinary weight decay of 1; ``direct``:
+the student learns the judges' triplets. One learning rate a cell for all; the ridge is chosen by validation.
 
 Deviations. Small models, few steps; the real student trains one layer; the teacher of ``drawings`` is 128 principal
 components; uncertainty is the answers' share, no Bayesian embedding (VICE) is fitted.
@@ -118,7 +118,9 @@ def adam(rate: float, decay: float = 0.0) -> Callable[..., torch.optim.Optimizer
     return functools.partial(torch.optim.AdamW if decay else torch.optim.Adam, lr=rate, weight_decay=decay)
 
 
-shape_world: Callable[..., Any] = functools.partial(shape_hierarchy, classes_per_kind=PER_KIND, part_contrast=0.3, size=20)
+shape_world: Callable[..., Any] = functools.partial(
+    shape_hierarchy, classes_per_kind=PER_KIND, part_contrast=0.3, size=20
+)
 
 
 def fitted_cnn(

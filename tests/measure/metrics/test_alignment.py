@@ -17,6 +17,7 @@ TRIPLETS = sample_triplets(torch.zeros(12).long(), 60, "uniform")
 def naive_odd(z, triplets, normalize):
     found = []
     for a, b, c in triplets.tolist():
+
         def alike(i, j):
             dot = float(z[i] @ z[j])
             return dot / float(z[i].norm() * z[j].norm()) if normalize else dot

@@ -60,8 +60,7 @@ def shape_hierarchy(
 
     A class is an outline (four harmonics of a radius, the same for each seed), drawn in a random colour, turned by up
     to 0.3 radians, at a random size, with noise. Its kind is shown by two small grey parts only: wheels below, leaves
-    above, windows inside, ears at the sides. The style "outline" draws lines on white instead of filled bodies on dark
-    grounds.
+    above, windows inside, ears at the sides. The style "outline" draws lines instead of filled bodies.
 
     Args:
         classes: basic classes, 0 up to ``len(SHAPE_KINDS) * classes_per_kind - 1``.
@@ -96,12 +95,9 @@ def shape_hierarchy(
     turn, scale = 0.6 * (turn - 0.5), 0.95 + 0.25 * scale
     body, line, part = _masks(label, label // classes_per_kind, classes_per_kind, turn, scale, size)
     colour = _hues(hue)[:, :, None, None]
-    if style == "filled":
-        ground = 0.25 * torch.rand(n, 1, 1, 1, generator=generator)
-        images, shade = ground + (colour - ground) * body, 0.9
-    else:
-        images, shade = 1 - (1 - 0.5 * colour) * line, 0.2
-    images = images + part_contrast * part * (shade - images)
+    ground = 0.25 * torch.rand(n, 1, 1, 1, generator=generator)
+    images = ground + (colour - ground) * (body if style == "filled" else line)
+    images = images + part_contrast * part * (0.9 - images)
     images = images + 0.05 * torch.randn(images.shape, generator=generator)
     angle = 2 * math.pi * hue
     features = torch.stack([angle.cos(), angle.sin(), turn / 0.3, (scale - 1.075) / 0.125], 1)
