@@ -29,7 +29,8 @@ def test_each_kind_has_that_many_clusters_and_three_items(kind, wanted):
 def test_whatever_the_clusters_uniform_triplets_are_of_three_items(clusters, seed):
     found = sample_triplets(torch.tensor(clusters), 30, "uniform", seed=seed)
     assert all(len(set(row)) == 3 for row in found.tolist())
-    assert found.min() >= 0 and found.max() < len(clusters)
+    assert found.min() >= 0
+    assert found.max() < len(clusters)
 
 
 def test_uniform_draws_every_triplet_equally_often():

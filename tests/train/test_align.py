@@ -2,7 +2,6 @@
 
 import copy
 import functools
-import warnings
 
 import pytest
 import torch
@@ -45,11 +44,11 @@ def naive_objective(weight, bias, x, triplets, q, lam, temperature):
 @pytest.mark.parametrize(("lam", "temperature"), [(0.05, 1.0), (0.3, 2.0)])
 def test_it_is_a_stationary_point_of_the_papers_objective(lam, temperature):
     few = TRIPLETS[:150]
-    found = fit_similarity_transform(X.double(), few, Q[:150], lam, temperature=temperature, tol=1e-6, max_steps=500)
+    found = fit_similarity_transform(X.double(), few, Q[:150], lam, temperature=temperature, tol=1e-5, max_steps=500)
     weight, bias = found.weight.clone().requires_grad_(), found.bias.clone().requires_grad_()
     value = naive_objective(weight, bias, X.double(), few, Q[:150].double(), lam, temperature)
     for gradient in torch.autograd.grad(value, (weight, bias)):
-        assert gradient.abs().max() < 1e-5
+        assert gradient.abs().max() < 1e-4
     with torch.no_grad():
         plain = naive_objective(weight, bias, X.double(), few, Q[:150].double(), 0.0, temperature)
         assert found.nll == pytest.approx(plain.item(), abs=1e-9)
@@ -156,7 +155,8 @@ def test_the_student_learns_the_choices_and_the_model_given_stays():
     model = network()
     before = copy.deepcopy(model.state_dict())
     found = aligned(model)
-    assert model.training and all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert model.training
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert not found.module.training
     assert sum(found.history[-10:]) < 0.35 * sum(found.history[:10])
     z = found.head(embed_images(found.module, X)).detach()
@@ -222,8 +222,10 @@ def test_the_rate_warms_up_and_falls_to_zero():
             return super().step(closure)
 
     aligned(optimizer=lambda p: Watched(p, lr=1.0), steps=40, warmup=0.25, tau=1e4)
-    assert rates[0] == pytest.approx(1 / 11) and max(rates) == rates[10] == 1.0
-    assert rates[:11] == sorted(rates[:11]) and rates[10:] == sorted(rates[10:], reverse=True)
+    assert rates[0] == pytest.approx(1 / 11)
+    assert max(rates) == rates[10] == 1.0
+    assert rates[:11] == sorted(rates[:11])
+    assert rates[10:] == sorted(rates[10:], reverse=True)
     assert rates[-1] < 0.01
 
 
@@ -274,7 +276,8 @@ def test_embeddings_are_in_order_and_in_evaluation_mode():
     model.train()
     before = model.body[1].running_mean.clone()
     embed_images(model, X)
-    assert model.training and torch.equal(model.body[1].running_mean, before)
+    assert model.training
+    assert torch.equal(model.body[1].running_mean, before)
 
 
 def test_bad_input_is_refused():
@@ -289,16 +292,15 @@ def test_bad_input_is_refused():
         "one vector": lambda: soft_align(nn.Unflatten(1, (2, 3)), X, TRIPLETS, Q),
         "lams": lambda: tune_similarity_transform(X, TRIPLETS, Q, TRIPLETS, Q, ()),
     }.items():
-        with warnings.catch_warnings(), pytest.raises(ValueError, match=name):
-            warnings.simplefilter("ignore")
+        with pytest.raises(ValueError, match=name):
             call()
     with pytest.raises(TypeError, match="pass embed"):
-        pooled_features(
-            nn.Module.__new__(
-                type("M", (nn.Module,), {"forward": lambda self, x: None, "__call__": lambda self, x: None})
-            ),
-            X,
-        )
+        pooled_features(Strings(), X)
+
+
+class Strings(nn.Module):
+    def forward(self, x):
+        return ["no tensor"]
 
 
 def test_a_loss_that_is_not_finite_ends_it():

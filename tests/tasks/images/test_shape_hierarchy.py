@@ -10,7 +10,8 @@ def test_items_come_by_class_and_kind_and_a_seed_gives_the_same():
     items = shape_hierarchy([3, 13, 39], 4, classes_per_kind=10, seed=1)
     assert items.images.shape == (12, 3, 28, 28)
     assert items.kinds.tolist() == [0] * 4 + [1] * 4 + [3] * 4
-    assert 0 <= items.images.min() and items.images.max() <= 1
+    assert items.images.min() >= 0
+    assert items.images.max() <= 1
     assert torch.equal(items.images, shape_hierarchy([3, 13, 39], 4, classes_per_kind=10, seed=1).images)
     assert not torch.equal(items.images, shape_hierarchy([3, 13, 39], 4, classes_per_kind=10, seed=2).images)
 
@@ -33,7 +34,9 @@ def test_only_parts_tell_the_kind(style):
     assert (change > 0.05).double().mean() < 0.12
     rows = (change * torch.arange(28)[:, None]).sum((1, 2)) / change.sum((1, 2))
     assert SHAPE_KINDS == ("wheels", "leaves", "windows", "ears")
-    assert rows[0] > 18 and rows[1] < 9 and 11 < rows[2] < 16 and 11 < rows[3] < 16
+    assert rows[0] > 18
+    assert rows[1] < 9
+    assert (rows[2:] - 13.5).abs().max() < 2.5
 
 
 def test_judges_add_up_kind_class_and_features_and_choose_by_softmax():

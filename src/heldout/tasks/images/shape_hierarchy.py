@@ -60,7 +60,7 @@ def shape_hierarchy(
 
     A class is an outline (four harmonics of a radius, the same for each seed), drawn in a random colour, turned by up
     to 0.3 radians, at a random size, with noise. Its kind is shown by two small grey parts only: wheels below, leaves
-    above, windows inside, ears at the sides. The style "outline" draws lines instead of filled bodies.
+    above, windows inside, ears at the sides. The style "outline" draws bright lines around faint bodies.
 
     Args:
         classes: basic classes, 0 up to ``len(SHAPE_KINDS) * classes_per_kind - 1``.
@@ -96,7 +96,7 @@ def shape_hierarchy(
     body, line, part = _masks(label, label // classes_per_kind, classes_per_kind, turn, scale, size)
     colour = _hues(hue)[:, :, None, None]
     ground = 0.25 * torch.rand(n, 1, 1, 1, generator=generator)
-    images = ground + (colour - ground) * (body if style == "filled" else line)
+    images = ground + (colour - ground) * (body if style == "filled" else torch.maximum(line, 0.4 * body))
     images = images + part_contrast * part * (0.9 - images)
     images = images + 0.05 * torch.randn(images.shape, generator=generator)
     angle = 2 * math.pi * hue
