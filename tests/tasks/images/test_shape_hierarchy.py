@@ -25,10 +25,10 @@ def test_a_class_has_the_same_outline_whatever_else_is_drawn():
     assert (outlines[0] - outlines[1]).abs().max() > 0.1
 
 
-@pytest.mark.parametrize("style", ["filled", "outline"])
-def test_only_parts_tell_the_kind(style):
+@pytest.mark.parametrize("outline", [0.0, 1.0])
+def test_only_parts_tell_the_kind(outline):
     """Item by item the same picture but for the parts, which vanish without contrast."""
-    shown, hidden = (shape_hierarchy(range(4), 8, classes_per_kind=1, style=style, part_contrast=c) for c in (0.8, 0.0))
+    shown, hidden = (shape_hierarchy(range(4), 8, classes_per_kind=1, outline=outline, part_contrast=c) for c in (0.8, 0.0))
     change = (shown.images - hidden.images).abs().mean(1).view(4, 8, 28, 28).mean(1)
     assert [float((each > 0.05).double().mean()) > 0.01 for each in change] == [True] * 4
     assert (change > 0.05).double().mean() < 0.12
@@ -53,7 +53,7 @@ def test_bad_options_are_refused():
     for name, call in {
         "classes": lambda: shape_hierarchy([24], 1),
         "empty": lambda: shape_hierarchy([], 1),
-        "style": lambda: shape_hierarchy([0], 1, style="sketch"),
+        "outline": lambda: shape_hierarchy([0], 1, outline=1.5),
         "part_contrast": lambda: shape_hierarchy([0], 1, part_contrast=2.0),
         "size": lambda: shape_hierarchy([0], 1, size=8),
         "basic": lambda: judged_similarity(torch.zeros(2).long(), torch.zeros(2).long(), torch.ones(2, 1), basic=-1.0),

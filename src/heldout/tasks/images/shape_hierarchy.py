@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,6 +27,8 @@ from heldout.errors import (
 
 SHAPE_KINDS = ("wheels", "leaves", "windows", "ears")
 _HARMONICS = 4
+# Of the two parts of each kind: how far aside and how low they are, width, height, and whether they are square.
+_PARTS = ((0.3, 0.62, 1.0, 1.0, 0), (0.2, -0.66, 0.7, 1.6, 0), (0.18, 0.0, 1.0, 1.0, 1), (0.64, 0.0, 1.6, 0.7, 0))
 
 
 class ShapeItems(NamedTuple):
@@ -37,12 +39,14 @@ class ShapeItems(NamedTuple):
         classes: basic class, int64 ``(n,)``.
         kinds: superordinate, number in ``SHAPE_KINDS``: ``classes // classes_per_kind``.
         features: hue as a point on the circle, pose and size, ``(n, 4)``: what tells items of a class apart.
+        parts: what the kind's two parts look like, ``(n, 5)``: how far aside and how low, width, height, square or not.
     """
 
     images: Tensor
     classes: Tensor
     kinds: Tensor
     features: Tensor
+    parts: Tensor
 
 
 @checked
@@ -51,7 +55,7 @@ def shape_hierarchy(
     per_class: int,
     *,
     classes_per_kind: int = 6,
-    style: Literal["filled", "outline"] = "filled",
+    outline: float = 0.0,
     part_contrast: float = 0.5,
     size: int = 28,
     seed: int = 0,
@@ -60,13 +64,13 @@ def shape_hierarchy(
 
     A class is an outline (four harmonics of a radius, the same for each seed), drawn in a random colour, turned by up
     to 0.3 radians, at a random size, with noise. Its kind is shown by two small grey parts only: wheels below, leaves
-    above, windows inside, ears at the sides. The style "outline" draws bright lines around faint bodies.
+    above, windows inside, ears at the sides. Another style draws bright lines around fainter bodies.
 
     Args:
         classes: basic classes, 0 up to ``len(SHAPE_KINDS) * classes_per_kind - 1``.
         per_class: items of each.
         classes_per_kind: class c is of kind ``c // classes_per_kind``.
-        style: how all are drawn.
+        outline: style, from 0 (filled) to 1 (lines around bodies of less than half the brightness).
         part_contrast: how much the parts cover what lies behind, in [0, 1]; 0 hides the kinds.
         size: height and width in pixels, at least 16.
         seed: of colours, poses, sizes and noise.
@@ -81,13 +85,11 @@ def shape_hierarchy(
     """
     check_at_least(1, per_class=per_class, classes_per_kind=classes_per_kind)
     check_at_least(16, size=size)
-    check_between(0, 1, part_contrast=part_contrast)
+    check_between(0, 1, part_contrast=part_contrast, outline=outline)
     check_between(0, 2**63 - 1, seed=seed)
     if not classes:
         raise ValueError("classes must not be empty")
     check_labels(len(SHAPE_KINDS) * classes_per_kind, classes=list(classes))
-    if style not in ("filled", "outline"):
-        raise ValueError(f'style must be "filled" or "outline", got {style!r}')
     generator = torch.Generator().manual_seed(seed)
     label = torch.as_tensor(list(classes)).repeat_interleave(per_class)
     n = len(label)
@@ -96,12 +98,13 @@ def shape_hierarchy(
     body, line, part = _masks(label, label // classes_per_kind, classes_per_kind, turn, scale, size)
     colour = _hues(hue)[:, :, None, None]
     ground = 0.25 * torch.rand(n, 1, 1, 1, generator=generator)
-    images = ground + (colour - ground) * (body if style == "filled" else torch.maximum(line, 0.4 * body))
+    images = ground + (colour - ground) * torch.lerp(body, torch.maximum(line, 0.4 * body), outline)
     images = images + part_contrast * part * (0.9 - images)
     images = images + 0.05 * torch.randn(images.shape, generator=generator)
     angle = 2 * math.pi * hue
     features = torch.stack([angle.cos(), angle.sin(), turn / 0.3, (scale - 1.075) / 0.125], 1)
-    return ShapeItems(images.clamp(0, 1), label, label // classes_per_kind, features)
+    kinds = label // classes_per_kind
+    return ShapeItems(images.clamp(0, 1), label, kinds, features, torch.tensor(_PARTS)[kinds])
 
 
 @checked
@@ -183,21 +186,11 @@ def _masks(
     sharp = size * 0.5
     body = ((edge - radius) * sharp).sigmoid()
     line = ((0.05 - (edge - radius).abs()) * sharp).sigmoid()
-    places = torch.tensor(
-        [
-            [[-0.3, 0.62], [0.3, 0.62]],
-            [[-0.2, -0.66], [0.2, -0.66]],
-            [[-0.18, 0.0], [0.18, 0.0]],
-            [[-0.64, 0], [0.64, 0]],
-        ]
-    )
-    stretch = torch.tensor([[1.0, 1.0], [0.7, 1.6], [1.0, 1.0], [1.6, 0.7]])  # round, upright, square, lying
+    aside, low, width, height, square = torch.tensor(_PARTS)[kind].T[:, :, None, None]
     part = torch.zeros_like(body)
-    for side in range(2):
-        dx = (x - places[kind, side, 0][:, None, None]) / stretch[kind, 0][:, None, None]
-        dy = (y - places[kind, side, 1][:, None, None]) / stretch[kind, 1][:, None, None]
-        square = torch.maximum(dx.abs(), dy.abs()) * 1.1
-        distance = torch.where((kind == 2)[:, None, None], square, (dx.square() + dy.square()).sqrt())
+    for side in (-1, 1):
+        dx, dy = (x - side * aside) / width, (y - low) / height
+        distance = torch.where(square > 0, torch.maximum(dx.abs(), dy.abs()) * 1.1, (dx.square() + dy.square()).sqrt())
         part = torch.maximum(part, ((0.15 - distance) * sharp).sigmoid())
     return body[:, None], line[:, None], part[:, None]
 
