@@ -28,7 +28,9 @@ def test_a_class_has_the_same_outline_whatever_else_is_drawn():
 @pytest.mark.parametrize("outline", [0.0, 1.0])
 def test_only_parts_tell_the_kind(outline):
     """Item by item the same picture but for the parts, which vanish without contrast."""
-    shown, hidden = (shape_hierarchy(range(4), 8, classes_per_kind=1, outline=outline, part_contrast=c) for c in (0.8, 0.0))
+    shown, hidden = (
+        shape_hierarchy(range(4), 8, classes_per_kind=1, outline=outline, part_contrast=c) for c in (0.8, 0.0)
+    )
     change = (shown.images - hidden.images).abs().mean(1).view(4, 8, 28, 28).mean(1)
     assert [float((each > 0.05).double().mean()) > 0.01 for each in change] == [True] * 4
     assert (change > 0.05).double().mean() < 0.12
