@@ -114,6 +114,8 @@ def test_the_ridge_is_chosen_by_other_items():
         losses[lam] = -(clean[1] * each.choices(x, other + 30).log()).sum(1).mean().item()
     assert found.lam == min(losses, key=losses.get)
     assert found.nll == pytest.approx(losses[found.lam], rel=1e-3)
+    with pytest.warns(UserWarning, match="best of lams, 0.03, has not converged"):
+        tune_similarity_transform(x, same, clean[0], other + 30, clean[1], (0.03,), max_steps=1)
     with pytest.warns(UserWarning, match="edge"):
         tune_similarity_transform(x, same, clean[0], other + 30, clean[1], (1.0, 1e3, 1e4))
 

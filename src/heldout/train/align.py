@@ -211,7 +211,7 @@ def tune_similarity_transform(
     """Returns the transform of the lam that explains the validation triplets best, fitted on the others.
 
     The items of the validation triplets should be other items, best of other kinds: for what new items the map is good
-    is what lam decides. Warns where the best lam is the smallest or the largest of several.
+    is what lam decides. Warns where the best lam is the smallest or the largest of several, or its fit not converged.
 
     Args:
         features: of all items, ``(items, dim)``.
@@ -238,12 +238,16 @@ def tune_similarity_transform(
     wanted = _responses(len(features), val_triplets, val_responses, "val_")
     best: AffineTransform | None = None
     for lam in lams:
-        found = fit_similarity_transform(features, triplets, responses, lam, **options)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="fit_similarity_transform has not converged")
+            found = fit_similarity_transform(features, triplets, responses, lam, **options)
         logits = pair_similarities(found(features.double())[val_triplets]) / found.temperature
         nll = soft_cross_entropy(logits, wanted.to(logits)).item()
         if best is None or nll < best.nll:
             best = AffineTransform(found.weight, found.bias, found.temperature, lam, nll, found.steps, found.converged)
     assert best is not None
+    if not best.converged:
+        warnings.warn(f"the fit of the best of lams, {best.lam:g}, has not converged: raise max_steps", stacklevel=3)
     if len(lams) > 2 and best.lam in (min(lams), max(lams)):
         warnings.warn(f"the best of lams is at their edge, {best.lam:g}: try others beyond it", stacklevel=3)
     return best
