@@ -21,6 +21,7 @@ from heldout.data.prismatic import Clusters, PrismaticSynthesizer, SynthesisRoun
 from heldout.data.self_targets import RESTATE, TARGET_SOURCES, SelfTargets, self_targets
 from heldout.data.semi_supervised import InputsOnly, SemiSupervisedSplit, semi_supervised_split
 from heldout.data.skic import skic_traces
+from heldout.data.triplets import TripletKind, sample_triplets
 from heldout.data.useful import (
     early_output_clusters,
     separating_epoch,
@@ -64,6 +65,7 @@ __all__ = [
     "SelfTargets",
     "SemiSupervisedSplit",
     "SynthesisRound",
+    "TripletKind",
     "Verbalizer",
     "VerbalizerKind",
     "VerbalizerTemplate",
@@ -87,6 +89,7 @@ __all__ = [
     "predict_all",
     "randomize_verbalizers",
     "sample_ids",
+    "sample_triplets",
     "self_targets",
     "semi_supervised_split",
     "separating_epoch",

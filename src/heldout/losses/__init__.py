@@ -16,6 +16,7 @@ from heldout.losses.orthogonal import orthogonal_group_loss, overlap, pego
 from heldout.losses.patch_mixing import patch_mixing
 from heldout.losses.pseudo_labels import confident_cross_entropy
 from heldout.losses.soft_targets import soft_cross_entropy
+from heldout.losses.triplets import check_choices, pair_similarities, triplet_soft
 from heldout.losses.weak_labels import ConfidenceLoss, ProductLoss, as_weak_probs, harden
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "LearnedConsistency",
     "ProductLoss",
     "as_weak_probs",
+    "check_choices",
     "class_balanced",
     "class_balanced_weights",
     "confident_cross_entropy",
@@ -41,8 +43,10 @@ __all__ = [
     "mixup_method",
     "orthogonal_group_loss",
     "overlap",
+    "pair_similarities",
     "patch_mixing",
     "pego",
     "prior_match",
     "soft_cross_entropy",
+    "triplet_soft",
 ]

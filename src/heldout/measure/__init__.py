@@ -52,6 +52,7 @@ from heldout.measure.dynamics.overfitting import (
 from heldout.measure.dynamics.trajectory import DiffusionFit, WeightDistance
 from heldout.measure.metrics.adaptivity import adaptivity_gap
 from heldout.measure.metrics.agreement import AgreementPoint, agreement_curve, agreement_point
+from heldout.measure.metrics.alignment import check_triplets, dissimilarities, odd_one_out, rsa, uncertainty_alignment
 from heldout.measure.metrics.calibration import (
     ReliabilityBin,
     aurc,
@@ -155,6 +156,7 @@ __all__ = [
     "best_constant",
     "beyond_constant",
     "brier",
+    "check_triplets",
     "class_margin",
     "classification_difficulty",
     "confidence_gap",
@@ -164,6 +166,7 @@ __all__ = [
     "cross_task",
     "delay",
     "discrete_log_order",
+    "dissimilarities",
     "divergences",
     "eaurc",
     "ensemble_logits",
@@ -201,6 +204,7 @@ __all__ = [
     "nll",
     "normalise_answer",
     "occlusion_accuracy",
+    "odd_one_out",
     "optimal_ridge",
     "optimal_stopping_time",
     "overfitting_report",
@@ -224,6 +228,7 @@ __all__ = [
     "rise",
     "risk_coverage_curve",
     "rouge_l",
+    "rsa",
     "sharpness",
     "shuffle_patches",
     "spectral_learning_curve",
@@ -235,6 +240,7 @@ __all__ = [
     "task_difficulty",
     "token_blocks",
     "token_f1",
+    "uncertainty_alignment",
     "universal_perturbation",
     "vendi_score",
 ]

@@ -36,6 +36,13 @@ from heldout.tasks.images.grey import digits, fashion_mnist
 from heldout.tasks.images.multicolour import multicolour, paint_patches, patch_colours
 from heldout.tasks.images.occluders import OCCLUDERS, occluders
 from heldout.tasks.images.patches import two_feature_patches
+from heldout.tasks.images.shape_hierarchy import (
+    SHAPE_KINDS,
+    ShapeItems,
+    judged_choices,
+    judged_similarity,
+    shape_hierarchy,
+)
 from heldout.tasks.images.shifts import SHIFTS, rotate, shifted
 from heldout.tasks.images.styles import STYLES, style_domains, styled
 from heldout.tasks.language.code import stdlib_code, stdlib_digest, stdlib_docstrings
@@ -48,6 +55,12 @@ from heldout.tasks.language.instruction_world import (
     run_program,
 )
 from heldout.tasks.language.instructions import Instance, InstructionExample, InstructionTask, task_split
+from heldout.tasks.language.keyword_judges import (
+    KEYWORD_LANGUAGES,
+    judges_choices,
+    keyword_judges,
+    keyword_similarity,
+)
 from heldout.tasks.language.opinions import NEGATIVE_WORDS, OPINION_CLASSES, POSITIVE_WORDS, opinion_words, opinions
 from heldout.tasks.language.question_tasks import QUESTION_CATEGORIES, OptionInstance, question_tasks
 from heldout.tasks.language.questions import (
@@ -162,6 +175,7 @@ __all__ = [
     "GRAPH_OPERATIONS",
     "GRID",
     "HELD_OUT_FAMILIES",
+    "KEYWORD_LANGUAGES",
     "LARGER_WORDED_RANGE",
     "LIST_LEVELS",
     "MATHS_FAMILIES",
@@ -182,6 +196,7 @@ __all__ = [
     "REASONING_KINDS",
     "RELATIONS",
     "RETENTION_SKILLS",
+    "SHAPE_KINDS",
     "SHIFTS",
     "STYLES",
     "SYMBOLS",
@@ -218,6 +233,7 @@ __all__ = [
     "Program",
     "QuestionSet",
     "ReasoningQuestion",
+    "ShapeItems",
     "SimulatedExpert",
     "SlabData",
     "SpuriousVotes",
@@ -258,6 +274,11 @@ __all__ = [
     "glaucoma_maps",
     "grid_policy",
     "imbalance",
+    "judged_choices",
+    "judged_similarity",
+    "judges_choices",
+    "keyword_judges",
+    "keyword_similarity",
     "l_shape",
     "label_noise",
     "leave_one_domain_out",
@@ -294,6 +315,7 @@ __all__ = [
     "rotation_sequence",
     "run_program",
     "sample_problem",
+    "shape_hierarchy",
     "shifted",
     "slabs",
     "split_by_group",

@@ -32,6 +32,15 @@ from heldout.train.unlabelled import UnlabelledBatches, inputs_like, why_no_unla
 
 if TYPE_CHECKING:
     from heldout.train.architecture_search import DifferentiableSearch
+    from heldout.train.align import (
+        AffineTransform,
+        Aligned,
+        embed_images,
+        fit_similarity_transform,
+        pooled_features,
+        soft_align,
+        tune_similarity_transform,
+    )
     from heldout.train.boosting.estimators import GradientBoostedNetworkClassifier, GradientBoostedNetworkRegressor
     from heldout.train.boosting.losses import BinomialLoss, BoostingLoss, ObjectiveLoss, SoftmaxLoss, SquaredLoss
     from heldout.train.boosting.network import boost_head, boosted_network, gb_nn
@@ -70,6 +79,8 @@ if TYPE_CHECKING:
     from heldout.train.winsorized import winsorized_backward
 
 __all__ = [
+    "AffineTransform",
+    "Aligned",
     "BinomialLoss",
     "BoostingLoss",
     "CostReward",
@@ -118,9 +129,11 @@ __all__ = [
     "divdis",
     "diversify",
     "dpo",
+    "embed_images",
     "encode_rows",
     "finish",
     "fit",
+    "fit_similarity_transform",
     "fit_soft_labels",
     "fit_stopping_early",
     "fit_with",
@@ -137,6 +150,7 @@ __all__ = [
     "normalize_rewards",
     "outputs_of",
     "pack",
+    "pooled_features",
     "problem_of",
     "ps_kd",
     "pseudo_labels",
@@ -152,10 +166,12 @@ __all__ = [
     "score",
     "seeded",
     "sft",
+    "soft_align",
     "squared_error",
     "supervisor_reward",
     "train_router",
     "tune_last_layers",
+    "tune_similarity_transform",
     "weak_to_strong",
     "weighted_nll",
     "why_no_unlabelled",
@@ -164,6 +180,13 @@ __all__ = [
 
 _LATER = {
     "DifferentiableSearch": "heldout.train.architecture_search",
+    "AffineTransform": "heldout.train.align",
+    "Aligned": "heldout.train.align",
+    "embed_images": "heldout.train.align",
+    "fit_similarity_transform": "heldout.train.align",
+    "pooled_features": "heldout.train.align",
+    "soft_align": "heldout.train.align",
+    "tune_similarity_transform": "heldout.train.align",
     "BinomialLoss": "heldout.train.boosting.losses",
     "BoostingLoss": "heldout.train.boosting.losses",
     "GradientBoostedNetworkClassifier": "heldout.train.boosting.estimators",
