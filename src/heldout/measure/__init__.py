@@ -110,6 +110,7 @@ from heldout.measure.probes.scylla import (
 )
 from heldout.measure.probes.sharpness import Sharpness, sharpness
 from heldout.measure.probes.verbalizer import VerbalizerManipulation, VerbalizerReport, VerbalizerScore, first_word
+from heldout.measure.probes.video import clip_starts, video_accuracy, video_scores
 
 generalization_difficulty = classification_difficulty  # under the name of the paper
 
@@ -155,6 +156,7 @@ __all__ = [
     "brier",
     "class_margin",
     "classification_difficulty",
+    "clip_starts",
     "confidence_gap",
     "contrastive_rise",
     "correction_table",
@@ -234,4 +236,6 @@ __all__ = [
     "token_f1",
     "universal_perturbation",
     "vendi_score",
+    "video_accuracy",
+    "video_scores",
 ]

@@ -135,6 +135,9 @@ from heldout.tasks.vectors.spurious_votes import SpuriousVotes, Votes, exact_acc
 from heldout.tasks.vectors.tables import TABLES, Table, split_table, table
 from heldout.tasks.vectors.teacher_student import TeacherStudent, teacher_student
 from heldout.tasks.vectors.xor import XorData, xor_clusters
+from heldout.tasks.video.moving import MOTIONS, MovingClips, forwards_and_backwards, moving_clips
+from heldout.tasks.video.moving_shapes import GROUND_TEXTURES, MOVING_SHAPES, moving_shapes
+from heldout.tasks.video.real_scenes import cut_out, photo_crops, photographs
 
 __all__ = [
     "ALL_MATHS_FRAMES",
@@ -149,6 +152,7 @@ __all__ = [
     "FIXED_NAMES",
     "FUNCTION_NAMES",
     "GRID",
+    "GROUND_TEXTURES",
     "HELD_OUT_FAMILIES",
     "LARGER_WORDED_RANGE",
     "LIST_LEVELS",
@@ -157,7 +161,9 @@ __all__ = [
     "MATHS_NAMES",
     "MATHS_TEST_FRAMES",
     "MATHS_THINGS",
+    "MOTIONS",
     "MOVES",
+    "MOVING_SHAPES",
     "NEGATIVE_WORDS",
     "NUMBER_WORDS",
     "OCCLUDERS",
@@ -198,6 +204,7 @@ __all__ = [
     "ListTask",
     "MathsFamily",
     "MathsProblem",
+    "MovingClips",
     "OpenQuestion",
     "OptionInstance",
     "Program",
@@ -225,6 +232,7 @@ __all__ = [
     "compose_problem",
     "corrupt_labels",
     "covering_exemplars",
+    "cut_out",
     "digits",
     "domains",
     "dominoes",
@@ -240,6 +248,7 @@ __all__ = [
     "film_reviews",
     "first_drawings",
     "fixed_tables",
+    "forwards_and_backwards",
     "grid_policy",
     "imbalance",
     "l_shape",
@@ -254,6 +263,8 @@ __all__ = [
     "maths_words",
     "meaning",
     "modular",
+    "moving_clips",
+    "moving_shapes",
     "multicolour",
     "neutral_text",
     "noisy_maths_solutions",
@@ -263,6 +274,8 @@ __all__ = [
     "opinions",
     "paint_patches",
     "patch_colours",
+    "photo_crops",
+    "photographs",
     "question_tasks",
     "read_problem",
     "real_texts",
