@@ -92,7 +92,7 @@ class FrameAverage(nn.Module):
     @checked
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.training = model, model.training
 
     @checked
     def forward(self, clips: Tensor) -> Tensor:

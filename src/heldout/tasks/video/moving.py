@@ -27,8 +27,8 @@ from heldout.errors import (
 from heldout.tasks.seeds import Seed, generator_of
 
 MOTIONS = ("left", "right", "up", "down", "clockwise", "counter-clockwise", "grow", "shrink")
-_STEP, _TURN, _GROWTH = (0.04, 0.07), (12.0, 20.0), (1.05, 1.08)  # each frame: of the image's side; degrees; factor
-_DIAMETER = (0.35, 0.5)  # of the image's side, at the middle of the clip
+_STEP, _TURN, _GROWTH = (0.06, 0.1), (20.0, 30.0), (1.08, 1.12)  # each frame: of the image's side; degrees; factor
+_DIAMETER = (0.4, 0.55)  # of the image's side, at the middle of the clip
 
 
 class MovingClips(NamedTuple):
@@ -51,8 +51,8 @@ def moving_clips(
 ) -> Tensor:
     """Returns clips ``(n, 3, frames, height, width)`` in [0, 1]: each sprite moves over its ground.
 
-    At speed 1 a frame is 4 to 7 % of the image's side further than the one before, 12 to 20 degrees, or 5 to 8 %
-    larger. What leaves on one side comes in on the other. Sprites have a random turn, place and size, 35 to 50 % of the
+    At speed 1 a frame is 6 to 10 % of the image's side further than the one before, 20 to 30 degrees, or 8 to 12 %
+    larger. What leaves on one side comes in on the other. Sprites have a random turn, place and size, 40 to 55 % of the
     shorter side before they grow or shrink.
 
     Args:

@@ -15,7 +15,7 @@ from heldout.tasks.video.moving import MOTIONS, MovingClips, moving_clips
 MOVING_SHAPES = ("triangle", "L", "T", "half disc", "arrow", "hook", "wedge", "flag")
 GROUND_TEXTURES = ("stripes", "clouds", "checks", "rings")
 _SIDE = 32  # pixels of a drawn sprite
-_BRIGHTEST = 0.6  # of a ground
+_BRIGHTEST = 0.4  # of a ground
 
 
 @checked
