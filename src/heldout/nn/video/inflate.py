@@ -56,6 +56,7 @@ class TemporalInsert(nn.Module):
 
     @checked
     def forward(self, images: Tensor) -> Tensor:
+        check_dimensions(4, images=images)
         over_space = self.spatial(images)
         if len(images) % self.frames:
             raise ValueError(f"images must be the frames of whole clips of {self.frames}, got {len(images)}")

@@ -40,7 +40,7 @@ class TemporalConv3d(nn.Conv3d):
         groups, bias: as of ``nn.Conv3d``.
 
     Raises:
-        ValueError: an even kernel, or a number below 1.
+        ValueError: an even kernel, or a number below 1; in the forward pass, other than 5 dimensions.
 
     Example:
         >>> conv = TemporalConv3d(2, 2, 3)
@@ -62,6 +62,7 @@ class TemporalConv3d(nn.Conv3d):
 
     @checked
     def forward(self, input: Tensor) -> Tensor:
+        check_dimensions(5, input=input)
         step = self.stride[1]
         seen = input if step == 1 else input[..., ::step, ::step]
         found = F.conv2d(
