@@ -223,10 +223,10 @@ def inflate_2d(
             raise ValueError(f"{argument} must hold convolutions, got none")
     temporal = [layer for layer in ours if _over_time_alone(layer.module)]
     over_space = [layer for layer in ours if not _over_time_alone(layer.module)]
-    keys = [[_key(layer.module) for layer in layers] for layers in (theirs, over_space)]
+    source_keys, target_keys = ([_key(layer.module) for layer in layers] for layers in (theirs, over_space))
     pairs = [
         (theirs[block.a + k], over_space[block.b + k])
-        for block in difflib.SequenceMatcher(None, *keys, autojunk=False).get_matching_blocks()
+        for block in difflib.SequenceMatcher(None, source_keys, target_keys, autojunk=False).get_matching_blocks()
         for k in range(block.size)
     ]
     if not pairs:
@@ -250,7 +250,8 @@ def inflate_2d(
 
 def _layers(model: nn.Module, convolution: type, size: tuple[int, ...]) -> list[_Layer]:
     """Convolutions, linear layers and what normalises them, in the order in which they run; else of registration."""
-    parts = {n: m for n, m in model.named_modules() if isinstance(m, (convolution, nn.Linear, *_NORMS))}
+    kinds = (convolution, nn.Linear, *_NORMS)
+    parts: dict[str, nn.Module] = {name: part for name, part in model.named_modules() if isinstance(part, kinds)}
     names = _order(model, parts, convolution, size)
     found: list[_Layer] = []
     for name in names:
@@ -296,7 +297,9 @@ def _over_time_alone(module: nn.Module) -> bool:
 
 def _copied(source: _Layer, target: _Layer, temporal_init: str) -> list[str]:
     """Copies a layer's weights; returns the names of what has no partner."""
-    theirs, ours, left = source.module, target.module, []
+    theirs: Any = source.module
+    ours: Any = target.module
+    left = []
     weight = theirs.weight
     if isinstance(ours, nn.Conv3d):
         weight = weight.squeeze(2) if isinstance(theirs, nn.Conv3d) else weight
@@ -307,17 +310,17 @@ def _copied(source: _Layer, target: _Layer, temporal_init: str) -> list[str]:
         else:
             ours.weight.copy_(weight.unsqueeze(2).expand_as(ours.weight) / time)
     else:
-        ours.weight.copy_(weight)  # type: ignore[operator, arg-type]
+        ours.weight.copy_(weight)
     if ours.bias is not None and theirs.bias is not None:
-        ours.bias.copy_(theirs.bias)  # type: ignore[operator, arg-type]
+        ours.bias.copy_(theirs.bias)
     elif ours.bias is not None:
-        ours.bias.zero_()  # type: ignore[operator]
+        ours.bias.zero_()
     elif theirs.bias is not None:
         left.append(f"model2d.{source.name}.bias")
     if source.norm is not None and target.norm is not None:
-        target.norm.load_state_dict(source.norm.state_dict())
-        target.norm.eps = source.norm.eps
-        target.norm.momentum = source.norm.momentum
+        norm: Any = target.norm
+        norm.load_state_dict(source.norm.state_dict())
+        norm.eps, norm.momentum = source.norm.eps, source.norm.momentum
     elif source.norm is not None or target.norm is not None:
         left.append(f"the BatchNorm of model2d.{source.name} or model3d.{target.name}")
     return left

@@ -66,7 +66,11 @@ class TemporalConv3d(nn.Conv3d):
         step = self.stride[1]
         seen = input if step == 1 else input[..., ::step, ::step]
         found = F.conv2d(
-            seen.flatten(3), self.weight.squeeze(4), self.bias, padding=(self.padding[0], 0), groups=self.groups
+            seen.flatten(3),
+            self.weight.squeeze(4),
+            self.bias,
+            padding=(self.kernel_size[0] // 2, 0),
+            groups=self.groups,
         )
         return found.unflatten(3, seen.shape[3:])
 
