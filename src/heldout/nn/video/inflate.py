@@ -250,7 +250,7 @@ def inflate_2d(
 
 def _layers(model: nn.Module, convolution: type, size: tuple[int, ...]) -> list[_Layer]:
     """Convolutions, linear layers and what normalises them, in the order in which they run; else of registration."""
-    kinds = (convolution, nn.Linear, *_NORMS)
+    kinds: Any = (convolution, nn.Linear, *_NORMS)
     parts: dict[str, nn.Module] = {name: part for name, part in model.named_modules() if isinstance(part, kinds)}
     names = _order(model, parts, convolution, size)
     found: list[_Layer] = []
