@@ -112,6 +112,7 @@ from heldout.measure.probes.scylla import (
 )
 from heldout.measure.probes.sharpness import Sharpness, sharpness
 from heldout.measure.probes.verbalizer import VerbalizerManipulation, VerbalizerReport, VerbalizerScore, first_word
+from heldout.measure.probes.video import clip_starts, video_accuracy, video_scores
 
 generalization_difficulty = classification_difficulty  # under the name of the paper
 
@@ -159,6 +160,7 @@ __all__ = [
     "check_triplets",
     "class_margin",
     "classification_difficulty",
+    "clip_starts",
     "confidence_gap",
     "contrastive_rise",
     "correction_table",
@@ -243,4 +245,6 @@ __all__ = [
     "uncertainty_alignment",
     "universal_perturbation",
     "vendi_score",
+    "video_accuracy",
+    "video_scores",
 ]

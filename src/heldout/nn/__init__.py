@@ -50,11 +50,25 @@ from heldout.nn.modular import ModularMLP, PowerActivation, TokenSumMLP
 from heldout.nn.staged import AffineChain, StagedModel, find_stages, staged_as, stages_of
 from heldout.nn.structure import rebuilt, structure_of
 from heldout.nn.two_layer import TwoLayerReLU
+from heldout.nn.video.inflate import FrameAverage, TemporalInsert, add_temporal, inflate_2d
+from heldout.nn.video.pseudo_3d import (
+    P3D_VARIANTS,
+    P3DBasicBlock,
+    P3DBottleneck,
+    P3DResNet,
+    P3DUnit,
+    TemporalConv3d,
+    factorize_conv3d,
+    p3d63,
+    p3d131,
+    p3d199,
+)
 from heldout.nn.vit import VisionTransformer, tiny_vit
 from heldout.nn.zoo import PatchCNN, mlp, small_cnn
 
 __all__ = [
     "ACTIVATIONS",
+    "P3D_VARIANTS",
     "PRIMITIVES",
     "RESIZABLE_PRIMITIVES",
     "AffineChain",
@@ -62,6 +76,7 @@ __all__ = [
     "DomainHeads",
     "Encoder",
     "FactorizedReduce",
+    "FrameAverage",
     "Genotype",
     "GenotypeEdge",
     "GhostBatchNorm1d",
@@ -77,6 +92,10 @@ __all__ = [
     "ModularMLP",
     "MultiChannelNetwork",
     "MultiHead",
+    "P3DBasicBlock",
+    "P3DBottleneck",
+    "P3DResNet",
+    "P3DUnit",
     "PatchCNN",
     "PathStep",
     "PowerActivation",
@@ -87,10 +106,13 @@ __all__ = [
     "StagedModel",
     "Standardise",
     "Targets",
+    "TemporalConv3d",
+    "TemporalInsert",
     "TokenSumMLP",
     "TwoLayerReLU",
     "VisionTransformer",
     "Zero",
+    "add_temporal",
     "architecture_entropy",
     "architecture_parameters",
     "build_from_genotype",
@@ -100,8 +122,10 @@ __all__ = [
     "draw_mix",
     "efficientnet_lite0",
     "extract_edges",
+    "factorize_conv3d",
     "find_stages",
     "ghost_batch_norm",
+    "inflate_2d",
     "inject_lora_group",
     "inputs_for",
     "merge_lora_groups",
@@ -109,6 +133,9 @@ __all__ = [
     "mixing_coefficients",
     "mlp",
     "normalised_entropy",
+    "p3d63",
+    "p3d131",
+    "p3d199",
     "query_and_value",
     "rebuilt",
     "revert_ghost_batchnorm",

@@ -157,6 +157,9 @@ from heldout.tasks.vectors.spurious_votes import SpuriousVotes, Votes, exact_acc
 from heldout.tasks.vectors.tables import TABLES, Table, split_table, table
 from heldout.tasks.vectors.teacher_student import TeacherStudent, teacher_student
 from heldout.tasks.vectors.xor import XorData, xor_clusters
+from heldout.tasks.video.moving import MOTIONS, MovingClips, forwards_and_backwards, moving_clips
+from heldout.tasks.video.moving_shapes import GROUND_TEXTURES, MOVING_SHAPES, moving_shapes
+from heldout.tasks.video.real_scenes import cut_out, photo_crops, photographs
 
 __all__ = [
     "ALL_MATHS_FRAMES",
@@ -174,6 +177,7 @@ __all__ = [
     "GRAPH_LINKS",
     "GRAPH_OPERATIONS",
     "GRID",
+    "GROUND_TEXTURES",
     "HELD_OUT_FAMILIES",
     "KEYWORD_LANGUAGES",
     "LARGER_WORDED_RANGE",
@@ -183,7 +187,9 @@ __all__ = [
     "MATHS_NAMES",
     "MATHS_TEST_FRAMES",
     "MATHS_THINGS",
+    "MOTIONS",
     "MOVES",
+    "MOVING_SHAPES",
     "NEGATIVE_WORDS",
     "NUMBER_WORDS",
     "OCCLUDERS",
@@ -217,8 +223,8 @@ __all__ = [
     "Drawings",
     "ExpertFacts",
     "FactQuestion",
-    "GraphBenchmark",
     "GlaucomaMaps",
+    "GraphBenchmark",
     "GridPolicy",
     "Instance",
     "InstructionExample",
@@ -228,6 +234,7 @@ __all__ = [
     "ListTask",
     "MathsFamily",
     "MathsProblem",
+    "MovingClips",
     "OpenQuestion",
     "OptionInstance",
     "Program",
@@ -256,6 +263,7 @@ __all__ = [
     "compose_problem",
     "corrupt_labels",
     "covering_exemplars",
+    "cut_out",
     "digits",
     "domains",
     "dominoes",
@@ -271,6 +279,7 @@ __all__ = [
     "film_reviews",
     "first_drawings",
     "fixed_tables",
+    "forwards_and_backwards",
     "glaucoma_maps",
     "grid_policy",
     "imbalance",
@@ -291,6 +300,8 @@ __all__ = [
     "maths_words",
     "meaning",
     "modular",
+    "moving_clips",
+    "moving_shapes",
     "multicolour",
     "nas_bench_graph",
     "neutral_text",
@@ -301,6 +312,8 @@ __all__ = [
     "opinions",
     "paint_patches",
     "patch_colours",
+    "photo_crops",
+    "photographs",
     "question_tasks",
     "read_numbers",
     "read_problem",

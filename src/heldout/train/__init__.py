@@ -31,7 +31,6 @@ from heldout.train.supervised import (
 from heldout.train.unlabelled import UnlabelledBatches, inputs_like, why_no_unlabelled
 
 if TYPE_CHECKING:
-    from heldout.train.architecture_search import DifferentiableSearch
     from heldout.train.align import (
         AffineTransform,
         Aligned,
@@ -41,6 +40,7 @@ if TYPE_CHECKING:
         soft_align,
         tune_similarity_transform,
     )
+    from heldout.train.architecture_search import DifferentiableSearch
     from heldout.train.boosting.estimators import GradientBoostedNetworkClassifier, GradientBoostedNetworkRegressor
     from heldout.train.boosting.losses import BinomialLoss, BoostingLoss, ObjectiveLoss, SoftmaxLoss, SquaredLoss
     from heldout.train.boosting.network import boost_head, boosted_network, gb_nn
