@@ -173,6 +173,8 @@ def evidence(slug: str) -> dict[str, Any] | None:
 def outdated() -> list[str]:
     """Returns the systems whose newest recording is of an earlier version of their study: ``evidence/outdated.txt``.
 
+    Those whose study has not been recorded at all are among them.
+
     The tests hold the list to the truth in both directions: it names every such system and no other.
     """
     text = _evidence_file("outdated.txt")
