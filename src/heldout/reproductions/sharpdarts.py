@@ -71,7 +71,7 @@ BATCH, SEARCH_LR, RETRAIN_LR = 100, 0.1, 0.1
 
 FASHION_SIZES = {"smoke": (96, 60, 60), "laptop": (1000, 1000, 4000)}
 FASHION_EPOCHS, FASHION_BATCH = {"smoke": 1, "laptop": 10}, 48
-RATES = {"smoke": (0.1,), "laptop": (0.03, 0.1, 0.3)}
+RATES = {"smoke": (0.1,), "laptop": (0.1, 0.3, 1.0)}
 SCHEDULES = {"cosine": 1.0, "exponential": None, "power-2": 2.0, "power-10": 10.0}
 EXPONENTIAL_END = 1e-2  # of the peak
 BLOCK_WIDTHS = {"sharp": (16, 32, 64), "sep": (22, 44, 92)}
