@@ -15,8 +15,8 @@ all; ``pseudo-labels``, ``fixmatch`` and ``mean-teacher``; ``supervisor``; ``ran
 at equal probabilities. Of ``glaucoma`` alone: ``paper``, with the optimizers and the window of the published code;
 ``momentum``, whose steps on proposed labels have the momentum of Adam; ``undiscounted``, rewarded by the change of the
 validation loss itself, each proposal by its own; ``supervisor-elsewhere``, with unlabelled examples of the other
-hospital. Labelled batches are moved by some pixels in every arm. ``policy_accuracy`` is the mean probability of the true
-label of an unlabelled example at the end, ``policy_gain`` that less the one at the start, ``zero_rewards`` the share of
+hospital. Labelled batches are moved by some pixels in every arm. ``policy_accuracy`` is the mean probability of the
+true label of an unlabelled example at the end, ``policy_gain`` that less the one at the start, ``zero_rewards`` the share of
 proposals that earned nothing, ``sex_gap`` the difference of the AUC between the sexes.
 
 Settings. ``GRID`` is to be searched on patients (pictures) that no other part has (``choice``), on development seeds.
@@ -24,11 +24,11 @@ Of it seed 1000 of ``glaucoma`` has been looked at in a few places, ``fashion`` 
 set, and the last model counts.
 
 Deviations. Synthetic patients and one task: the paper's data may not be passed on. Small networks with GroupNorm, so
-that no statistics of validation examples matter, and from scratch: the paper's are pretrained. 600 steps; the unlabelled
-batch has 24 examples, which share one reward, and a reward is that of 50 validation examples. Steps on proposed labels
-have an optimizer of their own, Adam without momentum: with momentum their reward does not tell how many labels were
-right (``momentum``). No claim about other pictures in ``fashion``: its unlabelled ones are of one kind. Mono- and
-polychromatic cells with expert probabilities are left out: their licence allows no commercial use.
+that no statistics of validation examples matter, and from scratch: the paper's are pretrained. 600 steps; the
+unlabelled batch has 24 examples, which share one reward, and a reward is that of 50 validation examples. Steps on
+proposed labels have an optimizer of their own, Adam without momentum: with momentum their reward does not tell how many
+labels were right (``momentum``). No claim about other pictures in ``fashion``: its unlabelled ones are of one kind.
+Mono- and polychromatic cells with expert probabilities are left out: their licence allows no commercial use.
 """
 
 from __future__ import annotations
