@@ -16,8 +16,8 @@ at equal probabilities. Of ``glaucoma`` alone: ``paper``, with the optimizers an
 ``momentum``, whose steps on proposed labels have the momentum of Adam; ``undiscounted``, rewarded by the change of the
 validation loss itself, each proposal by its own; ``supervisor-elsewhere``, with unlabelled examples of the other
 hospital. Labelled batches are moved by some pixels in every arm. ``policy_accuracy`` is the mean probability of the
-true label of an unlabelled example at the end, ``policy_gain`` that less the one at the start, ``zero_rewards`` the share of
-proposals that earned nothing, ``sex_gap`` the difference of the AUC between the sexes.
+true label of an unlabelled example at the end, ``policy_gain`` that less the one at the start, ``zero_rewards`` the
+share of proposals that earned nothing, ``sex_gap`` the difference of the AUC between the sexes.
 
 Settings. ``GRID`` is to be searched on patients (pictures) that no other part has (``choice``), on development seeds.
 Of it seed 1000 of ``glaucoma`` has been looked at in a few places, ``fashion`` not at all. Nothing is chosen by a test
