@@ -28,9 +28,10 @@ teacher at the scale and shift that explain judges best; ``hard``: the first cho
 ``uniform`` triplets; ``no-decay``; ``zero-decay``: ordinary weight decay as strong; ``direct``: the student learns the
 judges' triplets.
 
-Deviations. Small models, few steps, a larger learning rate for that, one a cell for all arms: in ``shapes`` the best for
-``aligned`` and ``hard`` of 3e-4, 1e-3, 3e-3 and (``aligned``) 1e-2 by ``validation`` on a development seed, to
-``unaligned`` as good as 1e-3; in ``drawings`` not searched. Decay times the sum of the learning rates is the published 1.5, so that over few steps it
+Deviations. Small models, few steps, a larger learning rate for that, one a cell for all arms: in ``shapes`` the best
+for ``aligned`` and ``hard`` of 3e-4, 1e-3, 3e-3 and (``aligned``) 1e-2 by ``validation`` on a development seed, for
+``unaligned`` as good as 1e-3; in ``drawings`` not searched.
+Decay times the sum of the learning rates is the published 1.5, so that over few steps it
 pulls as strongly. The faint parts are as visible as it takes for the teacher to read them (development seeds): what it
 does not know no linear map brings out. The real student trains one layer. Teachers are 64 principal components;
 uncertainty is the answers' share, no Bayesian embedding (VICE) is fitted.
