@@ -270,7 +270,7 @@ def test_every_head_of_divdis_fits_the_labels():
 def test_both_evaluations_of_a_sam_step_see_the_same_unlabelled_batch(monkeypatch):
     from heldout.optim import sam
 
-    module = importlib.import_module("heldout.train.unlabelled")
+    module = importlib.import_module("heldout.train.semi_supervised.unlabelled")
     drawn, draw = [], module.UnlabelledBatches.draw
     monkeypatch.setattr(
         module.UnlabelledBatches, "draw", lambda self, run: (drawn.append(draw(self, run)), drawn[-1])[1]

@@ -15,6 +15,7 @@ from heldout.train.full_batch import full_batch
 from heldout.train.own_loop import Stages, TrainFunction, fit_with
 from heldout.train.ps_kd import ProgressiveSelfDistillation, ps_kd
 from heldout.train.saving import Saved, read_saved, save
+from heldout.train.semi_supervised.unlabelled import UnlabelledBatches, inputs_like, why_no_unlabelled
 from heldout.train.span_gd import SpanGD, SpanPoints
 from heldout.train.supervised import (
     Fitted,
@@ -28,7 +29,6 @@ from heldout.train.supervised import (
     seeded,
     squared_error,
 )
-from heldout.train.unlabelled import UnlabelledBatches, inputs_like, why_no_unlabelled
 
 if TYPE_CHECKING:
     from heldout.train.align import (

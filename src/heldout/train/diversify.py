@@ -23,8 +23,8 @@ from heldout.errors import check_at_least, check_fields, checked
 from heldout.losses import dbat_disagreement, divdis_mi, prior_match
 from heldout.method import Added, Batch, Method, Run, Splits, device_of, evaluating, forward
 from heldout.nn import MultiHead, inputs_for, split_head
+from heldout.train.semi_supervised.unlabelled import UnlabelledBatches, _like, why_no_unlabelled
 from heldout.train.supervised import OptimizerFactory, make_optimizer, seeded
-from heldout.train.unlabelled import UnlabelledBatches, _like, why_no_unlabelled
 
 Diversity = Literal["divdis", "dbat"] | Callable[[Tensor], Tensor]
 

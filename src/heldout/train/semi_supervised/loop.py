@@ -13,7 +13,7 @@ from heldout.data import TARGET_KEYS, split_target, to_device
 from heldout.errors import check_at_least, check_class_labels, check_fields, checked
 from heldout.method import device_of, forward
 from heldout.nn import inputs_for
-from heldout.train.unlabelled import inputs_like
+from heldout.train.semi_supervised.unlabelled import inputs_like
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,9 @@ from heldout.errors import check_at_least, check_between, check_fraction, check_
 from heldout.method import Added, Batch, Method, Run, Splits, device_of
 from heldout.nn import inputs_for
 from heldout.train.semi_supervised.pseudo_supervisor import PseudoSupervisor
+from heldout.train.semi_supervised.unlabelled import UnlabelledBatches, why_no_unlabelled
 from heldout.train.semi_supervised.unlabelled_losses import FixMatch, MeanTeacher, PseudoLabelLoss, UnlabelledLoss
 from heldout.train.soft_labels import disjoint_splits
-from heldout.train.unlabelled import UnlabelledBatches, why_no_unlabelled
 from heldout.weights import update_batch_norm
 
 _FEWEST = 8  # labelled examples, of which some are held out
