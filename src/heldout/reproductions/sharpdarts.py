@@ -27,9 +27,9 @@ Max-W with 0.3); the rate of retraining, one for all paths, by the one made by h
 rate in the search is 0.1 for both weightings, not searched. An exponential rate falls to a hundredth of its peak.
 
 Deviations: tiny grid and data, 8 x 8 pixels, no cutout, no AutoAugment, 10 epochs of search for 120; rates fall at
-every step, not once an epoch. The cell space of DARTS is not searched here, nor Fashion-MNIST: no time. The grid of peak
-rates was extended at both ends, for all arms alike, where a choice lay at its edge on development seed 1000, with test
-accuracies printed beside; the rate of retraining was chosen at 12 epochs.
+every step, not once an epoch. The cell space of DARTS is not searched here, nor Fashion-MNIST: no time. The grid of
+peak rates was extended at both ends, for all arms alike, where a choice lay at its edge on development seed 1000, with
+test accuracies printed beside; the rate of retraining was chosen at 12 epochs.
 """
 
 from __future__ import annotations
