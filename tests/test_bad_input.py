@@ -66,7 +66,7 @@ ALLOWED = {
         "data.is_tensor_data(dataset=None)",
         "data.is_tensor_data(dataset=an object)",
     ],
-    "its shape alone is read": ["losses.as_weak_probs(logits=NaN)"],
+    "its form alone is read": ["train.inputs_like(inputs=NaN)"],
     "no difference is taken on average: NaN": ["losses.LearnedConsistency.forward(difference=empty)"],
     "a memory learns new classes": ["nn.KNNMemory.add(y=a label of 10**6)"],
     "classes are told apart by equality, whatever their values": [
@@ -78,6 +78,7 @@ ALLOWED = {
         "measure.class_margin(y=a label of 10**6)",
         "measure.class_margin(y=labels that are no integers)",
         "data.early_output_clusters(labels=a label of 10**6)",
+        "tasks.judged_similarity(classes=a label of 10**6)",
     ],
     "a problem is whatever the solver takes": ["data.skic_traces(problems=text in it)"],
     "called for every batch: NaN is passed on": [

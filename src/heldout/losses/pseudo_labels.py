@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from heldout.errors import check_dimensions, check_fraction, check_nonempty, checked
+from heldout.errors import check_dimensions, check_fraction, check_nonempty, check_values, checked
 
 
 @checked
@@ -24,7 +24,7 @@ def confident_cross_entropy(logits: Tensor, guesses: Tensor, threshold: float = 
         threshold: least probability of a label that is learnt, in [0, 1]; 0 takes all.
 
     Raises:
-        ValueError: no example, shapes that differ, a threshold outside of [0, 1].
+        ValueError: no example, shapes that differ, NaN among the guesses, a threshold outside of [0, 1].
 
     Source: arXiv:2001.07685, eq. 4.
 
@@ -40,6 +40,7 @@ def confident_cross_entropy(logits: Tensor, guesses: Tensor, threshold: float = 
     check_fraction(threshold=threshold)
     if guesses.shape != logits.shape:
         raise ValueError(f"guesses must have the shape of logits, {tuple(logits.shape)}, got {tuple(guesses.shape)}")
+    check_values(guesses=guesses)
     confidence, labels = guesses.detach().float().softmax(1).max(1)
     losses = F.cross_entropy(logits.float(), labels, reduction="none")
     return (losses * (confidence >= threshold)).mean()

@@ -76,7 +76,7 @@ class AffineTransform:
             raise ValueError(f"weight must be (dim, dim) for bias (dim,), got {tuple(self.weight.shape)}")
         check_values(weight=self.weight, bias=self.bias)
         check_positive(temperature=self.temperature)
-        check_nonnegative(lam=self.lam)
+        check_nonnegative(lam=self.lam, steps=self.steps)
 
     @checked
     def __call__(self, features: Tensor) -> Tensor:
