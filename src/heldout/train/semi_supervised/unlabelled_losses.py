@@ -21,6 +21,7 @@ from heldout.losses import confident_cross_entropy
 from heldout.method import evaluating
 from heldout.train.semi_supervised.loop import (
     StepLog,
+    check_batches,
     check_in_classes,
     fit_batches,
     labelled_batch,
@@ -253,6 +254,7 @@ class SemiSupervised:
             ValueError: neither batch, or labels outside of the classes.
             FloatingPointError: the loss is not finite.
         """
+        check_batches(labelled=labelled, unlabelled=unlabelled)
         if labelled is None and unlabelled is None:
             raise ValueError("labelled or unlabelled must be a batch, got None for both")
         found: dict[str, float] = {}
