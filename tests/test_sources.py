@@ -6,9 +6,21 @@ import json
 import sys
 
 import pytest
+import torch
 
 from heldout import sources
-from heldout.sources import ENET, FASHION, SOURCES, STYLE, Package, Source, SourceError, find_source, missing
+from heldout.sources import (
+    ENET,
+    FASHION,
+    SOURCES,
+    STYLE,
+    Package,
+    Source,
+    SourceError,
+    computed_once,
+    find_source,
+    missing,
+)
 
 
 class Done:
@@ -105,3 +117,17 @@ def test_the_command_line_lists_them_as_json(capsys):
     assert {row["id"] for row in json.loads(result.stdout)} == {source.id for source in SOURCES}
     assert CliRunner().invoke(app, ["data", "--install", "nothing"]).exit_code == 2
     assert "STYLE" in CliRunner().invoke(app, ["data"]).stdout
+
+
+def test_what_was_computed_once_is_read_again_and_never_half_written(tmp_path):
+    path = tmp_path / "made" / "a.pt"
+
+    def fails():
+        raise RuntimeError("stopped")
+
+    with pytest.raises(RuntimeError, match="stopped"):
+        computed_once(path, fails)
+    assert not path.exists()
+    assert torch.equal(computed_once(path, lambda: {"a": torch.ones(2)})["a"], torch.ones(2))
+    assert torch.equal(computed_once(path, fails)["a"], torch.ones(2))
+    assert [file.name for file in path.parent.iterdir()] == ["a.pt"]

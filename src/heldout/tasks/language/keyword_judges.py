@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor
 
 from heldout.errors import check_dimensions, check_labels, check_nonempty, checked
-from heldout.sources import TAGS, cache_folder
+from heldout.sources import TAGS, cache_folder, computed_once
 from heldout.tasks.images.drawings import drawing_tags
 
 _VERSION = 1  # raised when the way of comparing changes
@@ -86,18 +85,16 @@ def keyword_judges(
     digest = hashlib.sha256(archive.read_bytes()).hexdigest()
     key = hashlib.sha256(repr((_VERSION, digest, list(names), list(languages))).encode()).hexdigest()[:32]
     path = cache_folder() / "keyword_judges" / f"{key}.pt"
-    if path.is_file():
-        return torch.load(path, weights_only=True)
+    return computed_once(path, lambda: _judges(names, languages, folder))
+
+
+def _judges(names: Sequence[str], languages: Sequence[str], folder: str | Path | None) -> dict[str, Tensor]:
     found = {}
     for language in languages:
         tags = drawing_tags(names, language=language, folder=folder)
         if unknown := [name for name in names if name not in tags]:
             raise ValueError(f"names must be known to Unicode, got {unknown[0]!r}")
         found[language] = keyword_similarity([(*tags[name].keywords, tags[name].label) for name in names])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}")
-    torch.save(found, partial)
-    partial.replace(path)
     return found
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Protocol
 
@@ -137,21 +137,6 @@ def logits_of(module: nn.Module, inputs: Any) -> Tensor:
     """
     outputs = class_logits(forward(module, inputs_for(module, inputs)))
     return outputs.to(torch.promote_types(outputs.dtype, torch.float32))
-
-
-def check_batches(**named: Any) -> None:
-    """Refuses batches that hold nothing; None is no batch.
-
-    Example:
-        >>> check_batches(labelled=None, unlabelled=())
-        Traceback (most recent call last):
-        ValueError: unlabelled must be a batch of examples, got an empty one
-    """
-    for name, batch in named.items():
-        if isinstance(batch, Sized) and (len(batch) == 0 or (isinstance(batch, Tensor) and not batch.numel())):
-            raise ValueError(f"{name} must be a batch of examples, got an empty one")
-        if isinstance(batch, tuple | list) and len(batch) == 1 and name != "unlabelled":
-            raise ValueError(f"{name} must be inputs and labels, got one entry")
 
 
 @checked

@@ -20,6 +20,7 @@ from heldout.errors import (
     check_at_least,
     check_between,
     check_fraction,
+    check_nonempty,
     check_nonnegative,
     check_one_of,
     check_positive,
@@ -29,7 +30,6 @@ from heldout.method import device_of, evaluating
 from heldout.train.reinforcement.policy_gradient import discounted_returns, normalize_rewards, reinforce_loss
 from heldout.train.semi_supervised.loop import (
     StepLog,
-    check_batches,
     check_in_classes,
     fit_batches,
     labelled_batch,
@@ -194,7 +194,7 @@ class PseudoSupervisor:
             unlabelled: a batch of inputs, what comes behind them is left out; None where there is none.
             validation: a labelled batch that the predictor is not trained on; needed with an unlabelled one.
         """
-        check_batches(labelled=labelled, unlabelled=unlabelled, validation=validation)
+        check_nonempty(labelled=labelled, unlabelled=unlabelled, validation=validation)
         if labelled is None and unlabelled is None:
             raise ValueError("labelled or unlabelled must be a batch, got None for both")
         if unlabelled is None:

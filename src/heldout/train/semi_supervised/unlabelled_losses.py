@@ -16,12 +16,11 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from heldout.data import strong_view, weak_view
-from heldout.errors import check_between, check_fraction, check_nonnegative, checked
+from heldout.errors import check_between, check_fraction, check_nonempty, check_nonnegative, checked
 from heldout.losses import confident_cross_entropy
 from heldout.method import evaluating
 from heldout.train.semi_supervised.loop import (
     StepLog,
-    check_batches,
     check_in_classes,
     fit_batches,
     labelled_batch,
@@ -254,7 +253,7 @@ class SemiSupervised:
             ValueError: neither batch, or labels outside of the classes.
             FloatingPointError: the loss is not finite.
         """
-        check_batches(labelled=labelled, unlabelled=unlabelled)
+        check_nonempty(labelled=labelled, unlabelled=unlabelled)
         if labelled is None and unlabelled is None:
             raise ValueError("labelled or unlabelled must be a batch, got None for both")
         found: dict[str, float] = {}
