@@ -437,3 +437,12 @@ def test_an_unknown_device_is_told(tmp_path):
     (tmp_path / "own.py").write_text(OWN)
     with pytest.raises(ProblemError, match="no device 'elsewhere' here"):
         audit(tmp_path / "own.py", out=tmp_path / "out", device="elsewhere")
+
+
+def test_labels_are_not_judged_by_a_training_that_is_not_the_files(tmp_path):
+    classes = OWN.replace("y = x @ torch.tensor([[1.0], [-2.0], [0.5]])", "y = (x[:, 0] > 0).long()")
+    (tmp_path / "own.py").write_text(classes.replace("Linear(3, 1)", "Linear(3, 2)") + LOOP.replace("RATE", "0.1"))
+    document = audit(tmp_path / "own.py", out=tmp_path / "out")
+    reasons = {entry["part"]: entry["reason"] for entry in document["not_applicable"]}
+    assert reasons["suspicious labels"].endswith("the file has a loop of its own")
+    assert document["skipped"] == []
