@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.optim import Optimizer
 
-from heldout.errors import check_positive, check_tensors, checked
+from heldout.errors import check_nonnegative, check_positive, check_tensors, checked
 from heldout.method import device_of
 from heldout.nn import architecture_entropy, architecture_parameters, inputs_for
 
@@ -83,6 +83,7 @@ class DifferentiableSearch:
         max_grad_norm: float | None = 5.0,
     ) -> None:
         check_positive(arch_lr=arch_lr, max_grad_norm=max_grad_norm)
+        check_nonnegative(arch_weight_decay=arch_weight_decay)
         found = {id(p) for p in architecture_parameters(model)}
         named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         self._arch: dict[str, Tensor] = {name: p for name, p in named if id(p) in found}

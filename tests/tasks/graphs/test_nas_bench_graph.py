@@ -54,7 +54,7 @@ class Called:
         np.arange(3),
         np.dtype("f8"),
         torch.zeros(1),
-        print,
+        len,
         {"a": [1, {"b": Called(os.getcwd, ())}]},
     ],
 )

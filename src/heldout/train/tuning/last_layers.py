@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from heldout.errors import checked
+from heldout.errors import check_nonnegative, checked
 
 _IGNORED = -100
 
@@ -57,6 +57,7 @@ def tune_last_layers(
         >>> tuned.model.layers[1] is model.model.layers[1], tuned.model.layers[2] is model.model.layers[2]
         (True, False)
     """
+    check_nonnegative(lr=lr, weight_decay=weight_decay)
     inner: Any = getattr(model, "model", None)
     if not isinstance(getattr(inner, "layers", None), nn.ModuleList) or not hasattr(inner, "norm"):
         raise ValueError("the model needs its blocks in model.model.layers and its last norm in model.model.norm")

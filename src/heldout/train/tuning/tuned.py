@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from heldout.errors import check_at_least, check_fraction, checked
+from heldout.errors import check_at_least, check_between, check_fraction, checked
 from heldout.train.supervised import seeded
 
 Log = Callable[[dict[str, float]], None]
@@ -126,7 +126,7 @@ def arguments(
     ``options`` are the trainer's own and win over everything else.
 
     Raises:
-        ValueError: steps, epochs or batch_size that are not positive, a rate that is negative, or NaN for any.
+        ValueError: steps, epochs or batch_size that are not positive, a rate or seed that is negative, or NaN for any.
     """
     if steps is not None and not (0 < steps < float("inf") and steps == int(steps)):
         raise ValueError(f"steps must be a whole number of at least 1, or None, got {steps!r}")
@@ -137,6 +137,7 @@ def arguments(
     for name, value in (("lr", lr), ("warmup", warmup), ("weight_decay", weight_decay)):
         if not 0 <= value < float("inf"):
             raise ValueError(f"{name} must be finite and not negative, got {value!r}")
+    check_between(0, 2**32 - 1, seed=seed)
     chosen: dict[str, Any] = {
         "output_dir": folder,
         "max_steps": -1 if steps is None else steps,
