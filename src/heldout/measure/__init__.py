@@ -71,6 +71,7 @@ from heldout.measure.metrics.ensembles import (
     correction_table,
     ensemble_logits,
 )
+from heldout.measure.metrics.rank_transfer import RankTransfer, rank_transfer
 from heldout.measure.metrics.subgroup_auc import SubgroupAUC, subgroup_auc
 from heldout.measure.metrics.sweet_spot import SweetSpot, sweet_spot
 from heldout.measure.metrics.text import exact_match, normalise_answer, rouge_l, token_f1
@@ -135,6 +136,7 @@ __all__ = [
     "NeuronAlignment",
     "OptimalRidge",
     "OverfitReport",
+    "RankTransfer",
     "ReliabilityBin",
     "Reliance",
     "Score",
@@ -224,6 +226,7 @@ __all__ = [
     "probe_prompt",
     "randomize_features",
     "randomized_feature_score",
+    "rank_transfer",
     "rbf_kernel",
     "reliability_table",
     "required_inductive_bias",

@@ -35,6 +35,16 @@ from heldout.nn.ghost_batch_norm import (
     ghost_batch_norm,
     revert_ghost_batchnorm,
 )
+from heldout.nn.graphs.graph_program import (
+    GRAPH_OPERATORS,
+    Program,
+    format_program,
+    parse_program,
+    run_graph_program,
+)
+from heldout.nn.graphs.graph_readout import GraphReadout
+from heldout.nn.graphs.graph_spec import GraphEdge, GraphSpec
+from heldout.nn.graphs.program_grammar import FoundGraph, Grammar, enumerate_programs
 from heldout.nn.heads import DomainHeads, MultiHead
 from heldout.nn.knn_memory import KNNMemory
 from heldout.nn.lora_group import (
@@ -68,6 +78,7 @@ from heldout.nn.zoo import PatchCNN, mlp, small_cnn
 
 __all__ = [
     "ACTIVATIONS",
+    "GRAPH_OPERATORS",
     "P3D_VARIANTS",
     "PRIMITIVES",
     "RESIZABLE_PRIMITIVES",
@@ -76,12 +87,17 @@ __all__ = [
     "DomainHeads",
     "Encoder",
     "FactorizedReduce",
+    "FoundGraph",
     "FrameAverage",
     "Genotype",
     "GenotypeEdge",
     "GhostBatchNorm1d",
     "GhostBatchNorm2d",
     "GhostBatchNorm3d",
+    "Grammar",
+    "GraphEdge",
+    "GraphReadout",
+    "GraphSpec",
     "HyperCuboid",
     "KNNMemory",
     "LoRAGroup",
@@ -99,6 +115,7 @@ __all__ = [
     "PatchCNN",
     "PathStep",
     "PowerActivation",
+    "Program",
     "ResizablePool",
     "SearchCell",
     "SearchNetwork",
@@ -121,9 +138,11 @@ __all__ = [
     "convert_ghost_batchnorm",
     "draw_mix",
     "efficientnet_lite0",
+    "enumerate_programs",
     "extract_edges",
     "factorize_conv3d",
     "find_stages",
+    "format_program",
     "ghost_batch_norm",
     "inflate_2d",
     "inject_lora_group",
@@ -136,9 +155,11 @@ __all__ = [
     "p3d63",
     "p3d131",
     "p3d199",
+    "parse_program",
     "query_and_value",
     "rebuilt",
     "revert_ghost_batchnorm",
+    "run_graph_program",
     "small_cnn",
     "split_head",
     "staged_as",

@@ -117,6 +117,7 @@ from heldout.tasks.reasoning.maths_families import (
     sample_problem,
     write_problem,
 )
+from heldout.tasks.reasoning.panels import PANEL_RULES, RowPanels, row_panels
 from heldout.tasks.reasoning.reasoning_formats import (
     ANSWER_FORMS,
     NUMBER_WORDS,
@@ -195,6 +196,7 @@ __all__ = [
     "OCCLUDERS",
     "OPINION_CLASSES",
     "OTHER_WORDED_TEMPLATES",
+    "PANEL_RULES",
     "PEOPLE",
     "POSITIVE_WORDS",
     "QUESTION_CATEGORIES",
@@ -240,6 +242,7 @@ __all__ = [
     "Program",
     "QuestionSet",
     "ReasoningQuestion",
+    "RowPanels",
     "ShapeItems",
     "SimulatedExpert",
     "SlabData",
@@ -326,6 +329,7 @@ __all__ = [
     "retention_example",
     "rotate",
     "rotation_sequence",
+    "row_panels",
     "run_program",
     "sample_problem",
     "shape_hierarchy",

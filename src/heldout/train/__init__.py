@@ -13,6 +13,8 @@ from heldout.train.diversify import Hypotheses, dbat, disambiguate, divdis, dive
 from heldout.train.early_stopping import fit_stopping_early
 from heldout.train.full_batch import full_batch
 from heldout.train.own_loop import Stages, TrainFunction, fit_with
+from heldout.train.population.abstraction import Abstracted, abstract_subtrees
+from heldout.train.population.evolve import Evolution, Structure, evolve_structures
 from heldout.train.ps_kd import ProgressiveSelfDistillation, ps_kd
 from heldout.train.saving import Saved, read_saved, save
 from heldout.train.semi_supervised.unlabelled import UnlabelledBatches, inputs_like, why_no_unlabelled
@@ -76,6 +78,7 @@ if TYPE_CHECKING:
     from heldout.train.winsorized import winsorized_backward
 
 __all__ = [
+    "Abstracted",
     "AffineTransform",
     "Aligned",
     "BinomialLoss",
@@ -85,6 +88,7 @@ __all__ = [
     "DifferentiableSearch",
     "Environment",
     "Episode",
+    "Evolution",
     "Fitted",
     "FixMatch",
     "GradientBoostedNetworkClassifier",
@@ -107,11 +111,13 @@ __all__ = [
     "SquaredLoss",
     "Stages",
     "StepLog",
+    "Structure",
     "TrainFunction",
     "Tuned",
     "UnlabelledBatches",
     "UnlabelledLoss",
     "WeakToStrongResult",
+    "abstract_subtrees",
     "boost_head",
     "boosted_network",
     "check_disjoint",
@@ -128,6 +134,7 @@ __all__ = [
     "dpo",
     "embed_images",
     "encode_rows",
+    "evolve_structures",
     "finish",
     "fit",
     "fit_similarity_transform",

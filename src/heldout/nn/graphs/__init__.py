@@ -1,0 +1,1 @@
+"""What a model over a small graph is: the graph, the programs that write it, the readout that it shapes."""
