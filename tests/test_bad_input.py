@@ -57,6 +57,7 @@ ALLOWED = {
         for argument in RECIPE
         for value in ("NaN", "None", "an object", "text", "-1", "1.5", "0", "inf", "empty")
     ],
+    "a grammar may have no abstractions": ["nn.Grammar.uniform(abstractions=empty)"],
     "without a gap there is no share of it: NaN, with a warning": [
         "measure.gap_recovered_interval(min_gap=2)",
         "train.weak_to_strong(min_gap=2)",

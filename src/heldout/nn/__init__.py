@@ -37,7 +37,7 @@ from heldout.nn.ghost_batch_norm import (
 )
 from heldout.nn.graphs.graph_program import (
     GRAPH_OPERATORS,
-    Program,
+    GraphProgram,
     format_program,
     parse_program,
     run_graph_program,
@@ -96,6 +96,7 @@ __all__ = [
     "GhostBatchNorm3d",
     "Grammar",
     "GraphEdge",
+    "GraphProgram",
     "GraphReadout",
     "GraphSpec",
     "HyperCuboid",
@@ -115,7 +116,6 @@ __all__ = [
     "PatchCNN",
     "PathStep",
     "PowerActivation",
-    "Program",
     "ResizablePool",
     "SearchCell",
     "SearchNetwork",

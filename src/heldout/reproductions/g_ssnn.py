@@ -9,23 +9,28 @@ not better (0.63 against 0.67).
 
 World. ``panels``: 3 x 3 coloured shapes as in Raven's matrices; is the colour of each row constant, or does it follow
 another rule? 128 panels to train on, 1,000 to test on. ``fashion``, the real cell: Fashion-MNIST, ten classes, 128
-images to train on, 2,000 to test on. Both with the same convolutions, to 128 features, and 16 epochs of batches of 8.
+images to train on, 2,000 to test on. Both with the same convolutions, to 128 features, and batches of 8.
 
-Arms. ``linear``, the paper's baseline: a linear readout, other seeds. ``graphs``: random connected graphs of 2 to 6 nodes
-with up to 3 edges more than a tree, no two alike, one seed each. ``mlp``: a readout of the size, depth and dropout of the
-graph network without a graph, other seeds: what is true of it as well is not due to structure. ``repeated``: 4 of the
-graphs with 5 seeds each; ``between_share`` is the share of the variance of their test accuracy that lies between graphs.
-``no-messages`` (chunks meet in the mean only) and ``whole`` (every element has all features): ablations of ``graphs``.
-``evolved``: the published search (programs, abstraction, three generations, the best half kept by training accuracy).
-``chosen`` is the test accuracy of the quarter that trains best, for ``linear`` and ``mlp`` the mean over all.
+Arms. ``linear``, the paper's baseline: a linear readout, other seeds. ``graphs``: random connected graphs of 2 to 6
+nodes with up to 3 edges more than a tree, no two alike, one seed each. ``mlp``: a readout of the size, depth and
+dropout of the graph network without a graph, other seeds: what is true of it as well is not due to structure.
+``repeated``: 4 graphs with 4 seeds each; ``between_share`` is the share of the variance of test accuracy that lies
+between graphs. ``no-messages`` (chunks meet in the mean only) and ``whole`` (every element has all features): ablations
+of ``graphs``. ``evolved``: the published search (programs, abstraction, three generations, the best half kept by
+training accuracy). ``chosen`` is the test accuracy of the quarter that trains best, for ``linear`` and ``mlp`` the mean
+over all.
 
-Settings. The rate of Adam, of 1e-4, 3e-4, 1e-3 and 3e-3, is the one whose mean training accuracy is nearest to that of
-the paper's logs, 0.95 for the plain network and 0.80 for graphs; for ``mlp``, the control, as for graphs. Chosen on
-development seeds 1000 and 1001 (SEARCHED below), without a look at the test accuracy.
+Settings. How strongly structure shows depends on how far training has come, so each arm is taken where the paper's logs
+have it: a training accuracy of 0.95 for the plain network, of 0.80 for graphs; for ``mlp``, the control, as for graphs.
+The rate of Adam is the one nearest to that, of 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, up to the one that trains best:
+training accuracies of 0.95, 0.86 and 0.84 (linear, mlp, graphs) in ``panels`` and 0.94, 0.76 and 0.81 in ``fashion``, on
+development seeds 1000 and 1001. The number of epochs, 28 for the paper's 16, and the panels' noise (with which the
+plain network is about as bad at the test as in the logs) were set before any rank correlation of graphs was looked at
+but those of seed 1000 with 16 epochs, where graphs were at 0.68.
 
-Deviations. Convolutions for a vision transformer, panels of 36 pixels for 128, 128 features for 512, no plateau schedule,
-cross-entropy in place of a sigmoid for each class; random graphs in place of the first generations of the search, which
-at this size finds about six graphs before its abstractions make programs short.
+Deviations. Convolutions for a vision transformer, panels of 36 pixels for 128, 128 features for 512, no plateau
+schedule, cross-entropy in place of a sigmoid for each class; random graphs in place of the first generations of the
+search, which at this size finds about six graphs before its abstractions make programs short.
 """
 
 from __future__ import annotations
@@ -50,26 +55,18 @@ from heldout.tasks import fashion_mnist, row_panels, stratified_split
 from heldout.train import evolve_structures, seeded
 
 DIM, DEPTH, DROPOUT, BATCH = 128, 3, 0.3, 8
-NOISE = 0.3
-EPOCHS = {"smoke": 1, "laptop": 16}
+NOISE = 0.2
+EPOCHS = {"smoke": 1, "laptop": 28}
 SIZES = {"smoke": (32, 40), "laptop": (128, 1000)}
 FASHION_SIZES = {"smoke": (32, 40), "laptop": (128, 2000)}
 COUNTS = {  # trained networks
-    "smoke": {"linear": 4, "mlp": 4, "graphs": 4, "no-messages": 4, "whole": 4, "graphs of repeated": 2, "seeds": 2},
-    "laptop": {
-        "linear": 20,
-        "mlp": 20,
-        "graphs": 24,
-        "no-messages": 12,
-        "whole": 12,
-        "graphs of repeated": 4,
-        "seeds": 5,
-    },
+    "smoke": {"linear": 4, "mlp": 4, "graphs": 4, "no-messages": 4, "whole": 4, "repeated": 2, "seeds": 2},
+    "laptop": {"linear": 16, "mlp": 16, "graphs": 20, "no-messages": 10, "whole": 10, "repeated": 4, "seeds": 4},
 }
 SEARCH = {"smoke": (4, 2, 1, 1000), "laptop": (12, 6, 3, 30_000)}  # population, kept, generations, steps of enumeration
 RATES = {
-    "panels": {"linear": 3e-4, "mlp": 3e-4, "graphs": 3e-4},
-    "fashion": {"linear": 3e-4, "mlp": 3e-4, "graphs": 3e-4},
+    "panels": {"linear": 1e-4, "mlp": 1e-4, "graphs": 2e-4},
+    "fashion": {"linear": 5e-4, "mlp": 5e-4, "graphs": 2e-4},
 }
 Examples = tuple[Tensor, Tensor]
 
@@ -185,7 +182,7 @@ def run(arm: dict[str, Any], seed: int, profile: str) -> dict[str, float]:
     if name == "repeated":
         groups = [
             [score(functools.partial(shaped, graph), 100 * i + k) for k in range(counts["seeds"])]
-            for i, graph in enumerate(random_graphs(counts["graphs of repeated"], seed))
+            for i, graph in enumerate(random_graphs(counts["repeated"], seed))
         ]
         share = between_share([[each["test"] for each in group] for group in groups])
         return summary([each for group in groups for each in group], choose=True) | {"between_share": share}

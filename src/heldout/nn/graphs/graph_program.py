@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from heldout.errors import check_at_least, checked, short
 from heldout.nn.graphs.graph_spec import GraphEdge, GraphSpec
 
-Program = str | tuple[Any, ...]
+GraphProgram = str | tuple[Any, ...]
 
 # Operators and how many programs each takes; it acts first, then they.
 GRAPH_OPERATORS = {
@@ -46,7 +46,7 @@ class GraphState(NamedTuple):
 
 
 @checked
-def parse_program(text: str) -> Program:
+def parse_program(text: str) -> GraphProgram:
     """Returns a program as nested tuples, an operator without arguments as its name.
 
     Raises:
@@ -74,7 +74,7 @@ def parse_program(text: str) -> Program:
 
 
 @checked
-def format_program(program: Program) -> str:
+def format_program(program: GraphProgram) -> str:
     """Returns a program as text, which ``parse_program`` reads.
 
     Example:
@@ -87,7 +87,7 @@ def format_program(program: Program) -> str:
 
 
 @checked
-def run_graph_program(program: Program, max_conn: int = 10) -> GraphSpec:
+def run_graph_program(program: GraphProgram, max_conn: int = 10) -> GraphSpec:
     """Returns the graph that a program writes, beginning with one node, the cursor on it at port 0.
 
     Each operator acts, then the program f (g, h, k, l) that it takes: ``identity`` ends; ``next_port`` and
@@ -121,7 +121,7 @@ def run_graph_program(program: Program, max_conn: int = 10) -> GraphSpec:
 
 
 @checked
-def check_program(program: Program) -> None:
+def check_program(program: GraphProgram) -> None:
     """Refuses a program with an unknown operator or a wrong number of arguments.
 
     Example:
@@ -190,12 +190,12 @@ def advance(state: GraphState, agenda: Agenda, max_conn: int) -> tuple[GraphStat
     return state, agenda
 
 
-def has_hole(term: Program) -> bool:
+def has_hole(term: GraphProgram) -> bool:
     """Returns whether something of a program is still open."""
     return term == HOLE or (isinstance(term, tuple) and any(has_hole(part) for part in term))
 
 
-def evaluated(term: Program, rest: Agenda) -> Agenda:
+def evaluated(term: GraphProgram, rest: Agenda) -> Agenda:
     """Returns what is left to do when a hole that was to be run is filled."""
     return ((_EVAL, term), rest)
 

@@ -94,13 +94,14 @@ class GraphReadout(nn.Module):
         check_dimensions(2, features=features)
         if features.shape[1] != self.dim:
             raise ValueError(f"features must have {self.dim} columns, got shape {tuple(features.shape)}")
-        elements = features[:, self.chunk] + self.code.to(features.dtype)
+        tiled = features.index_select(1, self.chunk.flatten()).unflatten(1, self.chunk.shape)
+        elements = tiled + self.code.to(features.dtype)
         nodes, edges = elements.split([len(self.graph.nodes), len(self.graph.edges)], dim=1)
         edges = edges.repeat(1, 2, 1)  # one for each direction
         for layer in self.layers:
             nodes = F.dropout(nodes, self.dropout, self.training)
             if self.messages:
-                sent = F.relu(nodes[:, self.source] + F.dropout(edges, self.dropout, self.training))
+                sent = F.relu(nodes.index_select(1, self.source) + F.dropout(edges, self.dropout, self.training))
                 nodes = nodes.index_add(1, self.target, sent)
             nodes = layer(nodes)
         return self.head(nodes.mean(1))

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from heldout.errors import check_at_least, check_has, checked
+from heldout.errors import check_at_least, check_fields, check_has, checked
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -51,9 +51,10 @@ class GraphSpec:
     max_conn: int = 10
 
     def __post_init__(self) -> None:
-        check_at_least(1, max_conn=self.max_conn)
         object.__setattr__(self, "nodes", tuple(self.nodes))
         object.__setattr__(self, "edges", tuple(GraphEdge(*edge) for edge in self.edges))
+        check_fields(self)
+        check_at_least(1, max_conn=self.max_conn)
         if len(self.nodes) < 2:
             raise ValueError(f"nodes must be at least 2, got {len(self.nodes)}")
         if sorted([*self.nodes, *(edge.order for edge in self.edges)]) != list(range(self.elements)):
@@ -77,6 +78,7 @@ class GraphSpec:
         return len(self.nodes) + len(self.edges)
 
     @classmethod
+    @checked
     def from_networkx(cls, graph: nx.Graph, max_conn: int = 10) -> GraphSpec:
         """Returns a graph of networkx: nodes get the first order ids, edges the next, at their first free port.
 
@@ -94,6 +96,7 @@ class GraphSpec:
         return cls._numbered(len(number), ((number[edge[0]], number[edge[1]]) for edge in graph.edges), max_conn)
 
     @classmethod
+    @checked
     def from_pyg(cls, data: Any, max_conn: int = 10) -> GraphSpec:
         """Returns the graph of a ``torch_geometric.data.Data``; both directions of an edge are one.
 

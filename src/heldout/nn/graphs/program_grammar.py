@@ -13,14 +13,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from heldout.errors import check_at_least, check_finite, check_positive, checked, short
+from heldout.errors import check_at_least, check_fields, check_finite, check_nonempty, check_positive, checked, short
 from heldout.nn.graphs.graph_program import (
     GRAPH_OPERATORS,
     HOLE,
     SKIP,
     Agenda,
+    GraphProgram,
     GraphState,
-    Program,
     advance,
     evaluated,
     has_hole,
@@ -49,11 +49,12 @@ class Grammar:
     """
 
     log_probabilities: Mapping[str, float]
-    abstractions: Mapping[str, Program] = field(default_factory=dict)
+    abstractions: Mapping[str, GraphProgram] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "log_probabilities", dict(self.log_probabilities))
         object.__setattr__(self, "abstractions", dict(self.abstractions))
+        check_fields(self)
         check_finite(log_probabilities=list(self.log_probabilities.values()))
         if any(value > 0 for value in self.log_probabilities.values()):
             raise ValueError("log_probabilities must not be above 0")
@@ -70,7 +71,8 @@ class Grammar:
             raise ValueError("log_probabilities must hold something that takes no argument, such as identity")
 
     @classmethod
-    def uniform(cls, abstractions: Mapping[str, Program] | None = None) -> Grammar:
+    @checked
+    def uniform(cls, abstractions: Mapping[str, GraphProgram] | None = None) -> Grammar:
         """Returns the grammar in which all operators and abstractions are equally likely.
 
         Example:
@@ -80,10 +82,11 @@ class Grammar:
         names = [*GRAPH_OPERATORS, *(abstractions or {})]
         return cls(dict.fromkeys(names, -math.log(len(names))), abstractions or {})
 
+    @checked
     def refit(
         self,
-        programs: Iterable[Program],
-        abstractions: Mapping[str, Program] | None = None,
+        programs: Iterable[GraphProgram],
+        abstractions: Mapping[str, GraphProgram] | None = None,
         *,
         prior: float = 1.0,
     ) -> Grammar:
@@ -105,27 +108,34 @@ class Grammar:
         check_positive(prior=prior)
         bodies = {**self.abstractions, **(abstractions or {})}
         names = [*GRAPH_OPERATORS, *bodies]
+        programs = list(programs)
+        check_nonempty(programs=programs)
         counts = Counter(name for program in programs for name in symbols(program))
         if unknown := [name for name in counts if name not in names]:
             raise ValueError(f"programs must be made of operators and abstractions, got {short(unknown[0])}")
         total = sum(counts.values()) + prior * len(names)
         return Grammar({name: math.log((counts[name] + prior) / total) for name in names}, bodies)
 
+    @checked
     def arity(self, name: str) -> int:
         """Returns how many programs an operator or abstraction takes."""
         if name in GRAPH_OPERATORS:
             return GRAPH_OPERATORS[name]
         return sum(each.startswith("$") for each in symbols(self.abstractions[name]))
 
-    def log_likelihood(self, program: Program) -> float:
+    @checked
+    def log_likelihood(self, program: GraphProgram) -> float:
         """Returns the sum of the log probabilities of a program's operators and abstractions."""
         return sum(self.log_probabilities[name] for name in symbols(program))
 
-    def expand(self, program: Program) -> Program:
+    @checked
+    def expand(self, program: GraphProgram) -> GraphProgram:
         """Returns the program with the bodies of its abstractions in their places: of plain operators alone."""
         name, *arguments = program if isinstance(program, tuple) else (program,)
         given = [self.expand(argument) for argument in arguments]
         if name not in self.abstractions:
+            if name not in GRAPH_OPERATORS and name != HOLE and not str(name).startswith("$"):
+                raise ValueError(f"program must be made of operators and abstractions, got {short(name)}")
             return (name, *given) if given else name
         if len(given) != self.arity(name):
             raise ValueError(f"{name} takes {self.arity(name)} arguments, got {len(given)}")
@@ -141,7 +151,7 @@ class FoundGraph(NamedTuple):
         graph: that it writes.
     """
 
-    program: Program
+    program: GraphProgram
     log_likelihood: float
     graph: GraphSpec
 
@@ -280,7 +290,7 @@ class _Shapes:
         return True
 
 
-def symbols(program: Program) -> list[str]:
+def symbols(program: GraphProgram) -> list[str]:
     """Returns the names in a program, from left to right."""
     found: list[str] = []
     left: list[Any] = [program]
@@ -293,19 +303,19 @@ def symbols(program: Program) -> list[str]:
     return found
 
 
-def _opened(grammar: Grammar, name: str) -> Program:
+def _opened(grammar: Grammar, name: str) -> GraphProgram:
     """An operator or the body of an abstraction, with holes for what it takes."""
     body = grammar.expand((name, *[HOLE] * grammar.arity(name)))
     return body[0] if isinstance(body, tuple) and len(body) == 1 else body
 
 
-def _put_in(body: Program, terms: Mapping[str, Program]) -> Program:
+def _put_in(body: GraphProgram, terms: Mapping[str, GraphProgram]) -> GraphProgram:
     if isinstance(body, tuple):
         return tuple(_put_in(part, terms) for part in body)
     return terms.get(body, body)
 
 
-def _fill_first(term: Program, filling: Program) -> Program:
+def _fill_first(term: GraphProgram, filling: GraphProgram) -> GraphProgram:
     if term == HOLE:
         return filling
     parts = list(term)
@@ -314,9 +324,9 @@ def _fill_first(term: Program, filling: Program) -> Program:
     return tuple(parts)
 
 
-def _written(chosen: Any, grammar: Grammar) -> Program:
+def _written(chosen: Any, grammar: Grammar) -> GraphProgram:
     """The program whose names were chosen in this order, the last one first in the linked list."""
-    stack: list[Program] = []
+    stack: list[GraphProgram] = []
     while chosen is not None:  # from right to left: what a name takes is already there
         name, chosen = chosen
         arity = grammar.arity(name)

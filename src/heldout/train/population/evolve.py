@@ -15,7 +15,7 @@ from typing import Any
 from torch import nn
 
 from heldout.errors import check_at_least, check_finite, checked
-from heldout.nn import FoundGraph, Grammar, GraphSpec, Program, enumerate_programs, format_program, parse_program
+from heldout.nn import FoundGraph, Grammar, GraphProgram, GraphSpec, enumerate_programs, format_program, parse_program
 from heldout.train.population.abstraction import abstract_subtrees
 from heldout.train.supervised import seeded
 
@@ -33,7 +33,7 @@ class Structure:
     """
 
     generation: int
-    program: Program
+    program: GraphProgram
     graph: GraphSpec
     scores: dict[str, float]
     kept: bool = True
@@ -171,7 +171,7 @@ def _train(
         on_structure(structure)
 
 
-def _learned(grammar: Grammar, programs: list[Program], abstract: bool) -> Grammar:
+def _learned(grammar: Grammar, programs: list[GraphProgram], abstract: bool) -> Grammar:
     """The grammar of the next generation: programs are those that are kept."""
     if not abstract:
         return grammar.refit(programs)
