@@ -49,7 +49,7 @@ def test_seeds_are_those_of_the_structures_number():
     drawn = []
 
     def fit(model, seed):
-        drawn.append((seed, float(model.head.weight[0, 0]), float(torch.rand(()))))
+        drawn.append((seed, model.head.weight[0, 0].item(), float(torch.rand(()))))
         return {"train": 0.0}
 
     before = torch.random.get_rng_state()
@@ -59,7 +59,7 @@ def test_seeds_are_those_of_the_structures_number():
     assert len({each[1:] for each in drawn}) == 6
     first = next(iter(evolve_structures(readout, fit, **FAST | {"generations": 1}, seed=40).structures))
     torch.manual_seed(40)
-    assert float(readout(first.graph).head.weight[0, 0]) == drawn[0][1]
+    assert readout(first.graph).head.weight[0, 0].item() == drawn[0][1]
 
 
 def test_a_search_that_was_stopped_goes_on_and_ends_the_same(tmp_path):
