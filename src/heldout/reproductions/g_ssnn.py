@@ -14,7 +14,7 @@ images to train on, 2,000 to test on. Both with the same convolutions, to 128 fe
 Arms. ``linear``, the paper's baseline: a linear readout, other seeds. ``graphs``: random connected graphs of 2 to 6
 nodes with up to 3 edges more than a tree, no two alike, one seed each. ``mlp``: a readout of the size, depth and
 dropout of the graph network without a graph, other seeds: what is true of it as well is not due to structure.
-``repeated``: 4 graphs with 4 seeds each; ``between_share`` is the share of the variance of test accuracy that lies
+``repeated``: 4 graphs with 3 seeds each; ``between_share`` is the share of the variance of test accuracy that lies
 between graphs. ``no-messages`` (chunks meet in the mean only) and ``whole`` (every element has all features): ablations
 of ``graphs``. ``evolved``: the published search (programs, abstraction, three generations, the best half kept by
 training accuracy). ``chosen`` is the test accuracy of the quarter that trains best, for ``linear`` and ``mlp`` the mean
@@ -61,7 +61,7 @@ SIZES = {"smoke": (32, 40), "laptop": (128, 1000)}
 FASHION_SIZES = {"smoke": (32, 40), "laptop": (128, 2000)}
 COUNTS = {  # trained networks
     "smoke": {"linear": 4, "mlp": 4, "graphs": 4, "no-messages": 4, "whole": 4, "repeated": 2, "seeds": 2},
-    "laptop": {"linear": 16, "mlp": 16, "graphs": 20, "no-messages": 10, "whole": 10, "repeated": 4, "seeds": 4},
+    "laptop": {"linear": 14, "mlp": 14, "graphs": 16, "no-messages": 8, "whole": 8, "repeated": 4, "seeds": 3},
 }
 SEARCH = {"smoke": (4, 2, 1, 1000), "laptop": (12, 6, 3, 30_000)}  # population, kept, generations, steps of enumeration
 RATES = {
@@ -246,5 +246,5 @@ study = Study(
         *(at_least(f"{cell}-{name}", on="train_accuracy", value=0.6) for cell in PARTS for name in ("graphs", "mlp")),
         at_least("panels-linear", on="test_accuracy", value=0.55),
     ],
-    seeds={"smoke": 1, "laptop": 6},
+    seeds={"smoke": 1, "laptop": 5},
 )  # fmt: skip
