@@ -3,39 +3,44 @@
 Claim. A policy that draws labels for unlabelled examples and is rewarded where a training step on them lowers the
 validation loss makes a better glaucoma classifier than the labelled examples alone and than semi-supervised methods.
 Source: arXiv:2308.13411 (Luo et al., ICCV 2023). What it leaves out is asked here as well: the validation labels teach
-the policy, so is that better than to train on them?
+the policy, so is that better than to train on them? And does the policy learn at all?
 
 World. ``glaucoma``: synthetic maps of the nerve fibre layer, 60 labelled, 100 to validate on, 1,500 unlabelled and
 1,000 to test on, of one hospital; ``unseen_auc`` is that on 1,000 patients of another, with another device and fewer
 ill. ``fashion``: Fashion-MNIST at 14 x 14, ten classes, 100 labelled, 150 to validate on, 1,500 unlabelled and 2,000 to
-test on; ``shifted_accuracy`` is that on the same pictures turned by up to 27 degrees, with noise.
+test on.
 
 Arms. ``labelled``; ``control``, trained on labelled and validation examples together; ``oracle``, the true labels of
 all; ``pseudo-labels``, ``fixmatch`` and ``mean-teacher``; ``supervisor``; ``random``, the same with a policy that stays
-at equal probabilities. Of ``glaucoma`` alone: ``paper``, with the optimizers and the window of the published code;
-``momentum``, whose steps on proposed labels have the momentum of Adam; ``undiscounted``, rewarded by the change of the
-validation loss itself, each proposal by its own; ``supervisor-elsewhere``, with unlabelled examples of the other
-hospital. Labelled batches are moved by some pixels in every arm. ``policy_accuracy`` is the mean probability of the
-true label of an unlabelled example at the end, ``policy_gain`` that less the one at the start, ``zero_rewards`` the
-share of proposals that earned nothing, ``sex_gap`` the difference of the AUC between the sexes.
+at equal probabilities. ``bold`` is the supervisor whose policy learns most: its steps on proposed labels are as large
+as those on labels, its reward is the change of the validation loss itself, each proposal's by its own; ``bold-random``
+is that without a policy. Of ``glaucoma`` alone: ``bold-momentum``, whose steps on proposed labels have the momentum of
+Adam; ``paper``, with the optimizers and the window of the published code; ``elsewhere``, the supervisor with unlabelled
+examples of the other hospital. Labelled batches are moved by some pixels in every arm. ``policy_accuracy`` is the mean
+probability of the true label of an unlabelled example at the end, ``policy_gain`` that less the one at the start,
+``zero_rewards`` the share of proposals that earned nothing, ``sex_gap`` the difference of the AUC between the sexes.
 
-Settings. ``GRID`` is to be searched on patients (pictures) that no other part has (``choice``), on development seeds.
-It has not been yet: seed 1000 of ``glaucoma`` has been looked at in a few places, where ``labelled`` was the better the
-higher its rate, up to 1e-2, and ``fashion`` not at all. The values in ``CHOSEN`` are guesses until then. Nothing is
-chosen by a test set, and the last model counts.
+Settings. Searched on seeds 1000 and 1001, by the mean AUC (accuracy) on 1,000 patients (2,000 pictures) that no other
+part has: of every arm first its learning rate out of 1e-4, 3e-4, 1e-3, 3e-3, 1e-2 and 3e-2, from 1e-3 on to the better
+neighbour until both are worse, then in the same way its one other value: the threshold out of 0.5, 0.6, 0.8, 0.95 and
+0.99, the weight out of 0.3, 1, 3, 10 and 30, the rate of the proposals out of 1e-5, 3e-5, 1e-4, 3e-4 and 1e-3. What
+came out is in ``CHOSEN``, none at an edge. The other supervisors take over its values. Of ``bold`` the gain of the
+policy was looked at, in both cells: the policy's rate is 3e-3 out of 3e-4, 1e-3, 3e-3 and 1e-2. In ``glaucoma``
+windows of 5 were worse there, rewards of 100 examples no better, and steps on proposals of 3e-4 and 3e-3 worse; with
+the reward and the discount of the paper the best rate of the policy was 1e-3, out of 3e-4, 1e-3 and 3e-3, which the
+supervisor has. Nothing is chosen by a test set, and the last model counts.
 
 Deviations. Synthetic patients and one task: the paper's data may not be passed on. Small networks with GroupNorm, so
-that no statistics of validation examples matter, and from scratch: the paper's are pretrained. 600 steps; the
+that no statistics of validation examples matter, and from scratch: the paper's are pretrained. 1,000 steps; the
 unlabelled batch has 24 examples, which share one reward, and a reward is that of 50 validation examples. Steps on
 proposed labels have an optimizer of their own, Adam without momentum: with momentum their reward does not tell how many
-labels were right (``momentum``). No claim about other pictures in ``fashion``: its unlabelled ones are of one kind.
-Mono- and polychromatic cells with expert probabilities are left out: their licence allows no commercial use.
+labels were right (``bold-momentum``). No claim about other pictures in ``fashion``: its unlabelled ones are of one
+kind. Mono- and polychromatic cells with expert probabilities are left out: their licence allows no commercial use.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -68,21 +73,21 @@ SIZES = {  # labelled, validation, unlabelled, to choose settings on, to test on
 CHOSEN: dict[str, dict[str, dict[str, float]]] = {
     "glaucoma": {
         "labelled": {"rate": 1e-3},
-        "control": {"rate": 1e-3},
-        "oracle": {"rate": 1e-3},
-        "pseudo-labels": {"rate": 1e-3, "threshold": 0.8},
-        "fixmatch": {"rate": 1e-3, "threshold": 0.8},
-        "mean-teacher": {"rate": 1e-3, "weight": 3.0},
-        "supervisor": {"rate": 1e-3, "proposal_rate": 1e-4},
+        "control": {"rate": 3e-3},
+        "oracle": {"rate": 3e-3},
+        "pseudo-labels": {"rate": 3e-3, "threshold": 0.6},
+        "fixmatch": {"rate": 3e-3, "threshold": 0.8},
+        "mean-teacher": {"rate": 3e-3, "weight": 1.0},
+        "supervisor": {"rate": 3e-3, "proposal_rate": 3e-5},
     },
     "fashion": {
-        "labelled": {"rate": 1e-3},
+        "labelled": {"rate": 3e-4},
         "control": {"rate": 1e-3},
         "oracle": {"rate": 1e-3},
         "pseudo-labels": {"rate": 1e-3, "threshold": 0.8},
-        "fixmatch": {"rate": 1e-3, "threshold": 0.8},
-        "mean-teacher": {"rate": 1e-3, "weight": 3.0},
-        "supervisor": {"rate": 1e-3, "proposal_rate": 1e-4},
+        "fixmatch": {"rate": 3e-3, "threshold": 0.8},
+        "mean-teacher": {"rate": 1e-2, "weight": 10.0},
+        "supervisor": {"rate": 1e-3, "proposal_rate": 3e-5},
     },
 }
 BOLD = {"rate": 1e-3, "proposal_rate": 1e-3, "policy_rate": 3e-3, "reward": "delta", "discount": 0.0}
@@ -146,9 +151,20 @@ def trained(arm: dict[str, Any], seed: int, profile: str) -> tuple[nn.Module, di
     found, steps = world(arm["cell"], seed, profile), STEPS[profile]
     classes = 2 if arm["cell"] == "glaucoma" else 10
     build = functools.partial(network, classes, found["test"][0].shape[-1])
-    if (kind := arm["kind"]) in PLAIN:
-        size = LABELLED + UNLABELLED if kind == "oracle" else LABELLED
-        return supervised(build, [found[part] for part in PLAIN[kind]], arm["rate"], size, steps, seed), {}
+    if arm["kind"] in PLAIN:
+        size = LABELLED + UNLABELLED if arm["kind"] == "oracle" else LABELLED
+        examples = tuple(map(torch.cat, zip(*(found[part] for part in PLAIN[arm["kind"]]), strict=True)))
+        fitted = heldout.fit(
+            build,
+            examples,
+            epochs=max(1, round(steps * size / len(examples[1]))),  # as many steps as on labels in the other arms
+            batch_size=size,
+            optimizer=functools.partial(ADAM, lr=arm["rate"]),
+            schedule="constant",
+            augment=weak_view,
+            seed=seed,
+        )
+        return fitted.module, {}
     with seeded(seed):
         predictor, policy = build(), build()
     inputs, truth = found[arm.get("unlabelled", "unlabelled")]
@@ -208,23 +224,6 @@ def unlabelled_loss(arm: dict[str, Any]) -> PseudoLabelLoss | FixMatch | MeanTea
         return MeanTeacher(0.99, arm["weight"])
     cut = 0.0 if arm["cell"] == "glaucoma" else 0.5  # an arc is small
     return FixMatch(arm["threshold"], strong=functools.partial(strong_view, cut=cut))
-
-
-def supervised(
-    build: Callable[[], nn.Module], parts: list[Examples], rate: float, size: int, steps: int, seed: int
-) -> nn.Module:
-    """Plain training for as many steps as the other arms take on labelled batches."""
-    inputs, labels = (torch.cat(columns) for columns in zip(*parts, strict=True))
-    return heldout.fit(
-        build,
-        (inputs, labels),
-        epochs=max(1, round(steps * size / len(labels))),
-        batch_size=size,
-        optimizer=functools.partial(ADAM, lr=rate),
-        schedule="constant",
-        augment=weak_view,
-        seed=seed,
-    ).module
 
 
 def judged(module: nn.Module, part: Examples, groups: Tensor | None = None) -> tuple[float, float]:
