@@ -14,28 +14,30 @@ Arms. ``labelled``; ``control``, trained on labelled and validation examples tog
 all; ``pseudo-labels``, ``fixmatch`` and ``mean-teacher``; ``supervisor``; ``random``, the same with a policy that stays
 at equal probabilities. ``bold`` is the supervisor whose policy learns most: its steps on proposed labels are as large
 as those on labels, its reward is the change of the validation loss itself, each proposal's by its own; ``bold-random``
-is that without a policy. Of ``glaucoma`` alone: ``bold-momentum``, whose steps on proposed labels have the momentum of
-Adam; ``paper``, with the optimizers and the window of the published code; ``elsewhere``, the supervisor with unlabelled
-examples of the other hospital. Labelled batches are moved by some pixels in every arm. ``policy_accuracy`` is the mean
-probability of the true label of an unlabelled example at the end, ``policy_gain`` that less the one at the start,
-``zero_rewards`` the share of proposals that earned nothing, ``sex_gap`` the difference of the AUC between the sexes.
+is that without a policy. Of ``glaucoma`` alone: ``paper``, with the optimizers and the window of the published code;
+``elsewhere``, the supervisor with unlabelled examples of the other hospital. Of ``fashion`` alone: ``bold-momentum``,
+whose steps on proposed labels have the momentum of Adam. Labelled batches are moved by some pixels in every arm.
+``policy_accuracy`` is the mean probability of the true label of an unlabelled example at the end, ``policy_gain`` that
+less the one at the start, ``zero_rewards`` the share of proposals that earned nothing, ``sex_gap`` the difference of
+the AUC between the sexes.
 
 Settings. Searched on seeds 1000 and 1001, by the mean AUC (accuracy) on 1,000 patients (2,000 pictures) that no other
 part has: of every arm first its learning rate out of 1e-4, 3e-4, 1e-3, 3e-3, 1e-2 and 3e-2, from 1e-3 on to the better
 neighbour until both are worse, then in the same way its one other value: the threshold out of 0.5, 0.6, 0.8, 0.95 and
 0.99, the weight out of 0.3, 1, 3, 10 and 30, the rate of the proposals out of 1e-5, 3e-5, 1e-4, 3e-4 and 1e-3. What
 came out is in ``CHOSEN``, none at an edge. The other supervisors take over its values. Of ``bold`` the gain of the
-policy was looked at, in both cells: the policy's rate is 3e-3 out of 3e-4, 1e-3, 3e-3 and 1e-2. In ``glaucoma``
-windows of 5 were worse there, rewards of 100 examples no better, and steps on proposals of 3e-4 and 3e-3 worse; with
-the reward and the discount of the paper the best rate of the policy was 1e-3, out of 3e-4, 1e-3 and 3e-3, which the
-supervisor has. Nothing is chosen by a test set, and the last model counts.
+policy was looked at, in both cells: the policy's rate is 3e-3 out of 3e-4, 1e-3, 3e-3 and 1e-2. In ``glaucoma`` windows
+of 5 were worse there, rewards of 100 examples no better, and steps on proposals of 3e-4 and 3e-3 worse; with the reward
+and the discount of the paper the best rate of the policy was 1e-3, out of 3e-4, 1e-3 and 3e-3, which the supervisor
+has. Nothing is chosen by a test set, and the last model counts.
 
 Deviations. Synthetic patients and one task: the paper's data may not be passed on. Small networks with GroupNorm, so
 that no statistics of validation examples matter, and from scratch: the paper's are pretrained. 1,000 steps; the
 unlabelled batch has 24 examples, which share one reward, and a reward is that of 50 validation examples. Steps on
-proposed labels have an optimizer of their own, Adam without momentum: with momentum their reward does not tell how many
-labels were right (``bold-momentum``). No claim about other pictures in ``fashion``: its unlabelled ones are of one
-kind. Mono- and polychromatic cells with expert probabilities are left out: their licence allows no commercial use.
+proposed labels have an optimizer of their own, Adam without momentum, lest their reward be that of earlier proposals:
+whether that matters is the last claim, which is not the paper's. No claim about other pictures in ``fashion``: its
+unlabelled ones are of one kind. Mono- and polychromatic cells with expert probabilities are left out: their licence
+allows no commercial use.
 """
 
 from __future__ import annotations
@@ -266,7 +268,7 @@ def claims_of(cell: str, near: str) -> list[Any]:
     ]
 
 
-ARMS = arms_of("glaucoma") | arms_of("fashion", "bold-momentum", "paper", "elsewhere")
+ARMS = arms_of("glaucoma", "bold-momentum") | arms_of("fashion", "paper", "elsewhere")
 METRICS = {
     **dict.fromkeys(("auc", "unseen_auc", "accuracy", "policy_accuracy", "policy_gain"), higher_is_better),
     **dict.fromkeys(("zero_rewards", "sex_gap"), lower_is_better),
@@ -285,10 +287,11 @@ study = Study(
         *claims_of("glaucoma", "auc"),
         better("glaucoma-elsewhere", than="glaucoma-labelled", on="unseen_auc", margin=0.01),
         *claims_of("fashion", "accuracy"),
+        better("fashion-bold", than="fashion-bold-momentum", on="policy_gain"),
     ],
     checks=[
         better(f"{cell}-oracle", than=f"{cell}-labelled", on=near, margin=0.02, text=f"{cell}: labels are missed")
         for cell, near in (("glaucoma", "auc"), ("fashion", "accuracy"))
     ],
-    seeds={"smoke": 1, "laptop": 5},
+    seeds={"smoke": 1, "laptop": 8},
 )
