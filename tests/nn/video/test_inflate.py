@@ -35,8 +35,9 @@ def trained_statistics(net, inputs):
     with torch.no_grad():
         for part in net.modules():
             if isinstance(part, nn.BatchNorm2d | nn.BatchNorm3d):
-                part.weight.uniform_(0.5, 1.5)
-                part.bias.uniform_(-0.3, 0.3)
+                for value, low, high in ((part.weight, 0.5, 1.5), (part.bias, -0.3, 0.3)):
+                    if value is not None:
+                        value.uniform_(low, high)
         net.train()
         for _ in range(20):
             net(inputs)
@@ -403,22 +404,27 @@ def test_eps_and_momentum_of_batchnorm_are_copied():
     assert [(three[k].eps, three[k].momentum) for k in (1, 4)] == [(1e-3, 0.3), (1e-5, 0.1)]
 
 
-@pytest.mark.parametrize("source", [{}, {"affine": False}, {"track_running_stats": False}])
-@pytest.mark.parametrize("target", [{}, {"affine": False}, {"track_running_stats": False}])
-def test_batchnorm_without_weights_or_statistics_is_copied_as_far_as_it_goes(source, target):
-    two = trained_statistics(plain_net(nn.Conv2d, nn.BatchNorm2d, True), images(8, 3, 9, 9))
-    two[4] = nn.BatchNorm2d(5, **source).eval()
-    three = plain_net(nn.Conv3d, nn.BatchNorm3d, True, **target).eval()
-    nn.init.constant_(three[1].weight, 7.0)
-    with warnings.catch_warnings(record=True) as told:
+@pytest.mark.parametrize(
+    ("source", "target", "told"),
+    [
+        ({}, {"affine": False}, ["bias", "weight"]),
+        ({"affine": False}, {}, []),
+        ({"affine": False}, {"affine": False}, []),
+        ({}, {"track_running_stats": False}, ["num_batches_tracked", "running_mean", "running_var"]),
+        ({"track_running_stats": False}, {}, ["num_batches_tracked", "running_mean", "running_var"]),
+        ({"track_running_stats": False}, {"track_running_stats": False}, []),
+    ],
+)
+def test_of_batchnorm_what_only_one_has_is_told(source, target, told):
+    two = trained_statistics(plain_net(nn.Conv2d, nn.BatchNorm2d, True, **source), images(8, 3, 9, 9))
+    three = trained_statistics(plain_net(nn.Conv3d, nn.BatchNorm3d, True, **target), images(8, 3, 2, 9, 9))
+    with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
-        inflate_2d(two, three, "identity")
-    assert [str(each.message).rpartition(": ")[2] for each in told] == {
-        (False, False): [], (True, False): ["weight"], (False, True): ["running_var"],
-    }.get((source.get("affine", True) != target.get("affine", True),
-           source.get("track_running_stats", True) != target.get("track_running_stats", True)), ["weight"])  # fmt: skip
+        inflate_2d(two, three.eval(), "identity")
+    names = [f"the BatchNorm of model2d.3: {name}" for name in told]
+    assert [str(each.message).partition("shape: ")[2] for each in warned] == ([", ".join(names)] if told else [])
     x = images(2, 3, 9, 9, seed=4)
-    if "track_running_stats" not in target and "track_running_stats" not in source:
+    if not told and "track_running_stats" not in source:
         torch.testing.assert_close(three(static(x, 3))[:, :, 1], two(x), rtol=1e-4, atol=1e-5)
 
 
@@ -428,7 +434,7 @@ def test_batchnorm_without_weights_or_statistics_is_copied_as_far_as_it_goes(sou
 )
 def test_batchnorm_of_t_without_weights_or_statistics_is_started(variant, options):
     unit = P3DUnit(3, 4, variant)
-    unit.temporal_norm = nn.BatchNorm3d(4, **options)
+    unit.temporal_norm = nn.BatchNorm3d(4, eps=0.1, **options)
     two = trained_statistics(nn.Sequential(nn.Conv2d(3, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4), nn.ReLU()),
                              images(8, 3, 9, 9))  # fmt: skip
     quiet(inflate_2d, two, nn.Sequential(unit).eval(), "identity")
@@ -497,4 +503,5 @@ def test_other_normalisation_and_single_parameters_are_copied_or_told():
     dense = nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 4, 3), nn.ReLU(), nn.BatchNorm2d(4))
     trained_statistics(dense, images(8, 3, 9, 9))
     before = nn.Sequential(nn.BatchNorm3d(3), nn.Conv3d(3, 4, (1, 3, 3)), nn.ReLU(), nn.BatchNorm3d(4)).eval()
-    torch.testing.assert_close(quiet(inflate_2d, dense, before)(static(x, 3))[:, :, 1], dense(x))
+    for three in (before, nn.SyncBatchNorm.convert_sync_batchnorm(before)):
+        torch.testing.assert_close(quiet(inflate_2d, dense, three)(static(x, 3))[:, :, 1], dense(x))

@@ -198,17 +198,17 @@ def inflate_2d(
     of torchvision, timm or transformers. A k x k kernel becomes 1 x k x k, 1 x 1 becomes 1 x 1 x 1, BatchNorm follows
     its convolution; linear layers, other normalisation and single parameters are copied. A kernel of t x k x k gets the
     2-D one t times, divided by t (with "identity" once, in the middle). What has no partner stays as it is and is told
-    in a warning. Of BatchNorm behind a ``P3DUnit``, or behind T alone, where S has none of its own, it becomes that of
-    S; else it becomes neutral.
+    in a warning. BatchNorm behind a whole ``P3DUnit``, or the only one behind S and T, is taken for that of S; where
+    S has its own, it becomes neutral.
 
     Args:
         model2d: with the weights, such as a 2-D ResNet trained on single frames: of ``nn.Conv2d``, or of ``nn.Conv3d``
             over one frame, as ``P3DResNet(variants=["2D"])``.
         model3d: such as ``P3DResNet``; any network of ``nn.Conv3d``.
         temporal_init: of the convolutions over time alone, and of their BatchNorm. "he": random, as published.
-            "identity": in eval mode the network answers on a clip of equal frames as the 2-D one does (A: T passes on
-            each frame; B and C: T is silent, its BatchNorm's weight is 0). "zero": T is silent in all; of A nothing is
-            left but the input that is added.
+            "identity": in eval mode, where BatchNorm keeps statistics, the network answers on a clip of equal frames as
+            the 2-D one does (A: T passes on each frame; B and C: T is silent, its BatchNorm's weight is 0). "zero": T
+            is silent in all; of A nothing is left but the input that is added.
         seed: of random T.
 
     Raises:
@@ -398,6 +398,8 @@ def _own_copied(theirs: Any, ours: Any, name: str) -> list[str]:
         ours.reset_parameters()
         ours.eps, ours.momentum = theirs.eps, theirs.momentum
     source, target = _own(theirs), _own(ours)
+    if isinstance(ours, _NORMS):
+        source = {name: value for name, value in target.items() if name in ("weight", "bias")} | source  # 1 and 0
     for key in source.keys() & target.keys():
         target[key].copy_(source[key].reshape(target[key].shape))
     return [f"{name}: {key}" for key in sorted(source.keys() ^ target.keys())]
