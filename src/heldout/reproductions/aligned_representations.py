@@ -82,7 +82,7 @@ ARMS = ("base", "aligned", "unaligned", "hard", "uniform", "no-decay", "zero-dec
 PER_KIND, CONTRAST = 10, 0.4
 KNOWN, NOVEL, VALIDATION = ([c for c in range(40) if c % 10 in part] for part in (range(7), (7, 8, 9), (5, 6)))
 LEARNING_RATES = {  # of each arm the best by ``validation``
-    "shapes": dict.fromkeys(ARMS, 3e-3) | {"zero-decay": 1e-4, "direct": 3e-5},
+    "shapes": dict.fromkeys(ARMS, 3e-3) | {"zero-decay": 1e-5, "direct": 3e-5},
     "drawings": dict.fromkeys(ARMS, 1e-3) | {"no-decay": 3e-4, "zero-decay": 3e-2, "direct": 3e-3},
 }
 STEPS = {"shapes": 120, "drawings": 60}
