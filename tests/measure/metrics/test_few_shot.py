@@ -38,9 +38,9 @@ def test_the_draws_show_so_many_of_each_class_and_ask_the_rest():
     scores = []
     for draw in range(3):
         order = torch.randperm(40, generator=torch.Generator().manual_seed(11 + draw)).tolist()
-        shown = [[i for i in order if y[i] == c][:2] for c in range(4)]
-        support = torch.tensor([i for i in order if i in sum(shown, [])])
-        asked = torch.tensor([i for i in range(40) if i not in support])
+        shown = {i for c in range(4) for i in [i for i in order if y[i] == c][:2]}
+        support = torch.tensor([i for i in order if i in shown])
+        asked = torch.tensor([i for i in range(40) if i not in shown])
         scores.append(by_hand(z, y, support, asked, 0.5))
     found = few_shot_accuracy(z, y, 2, pool=rows, query=rows, alpha=0.5, draws=3, seed=11)
     assert found == pytest.approx(sum(scores) / 3)
