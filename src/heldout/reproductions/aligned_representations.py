@@ -333,6 +333,6 @@ study = Study(
     | {"validation": lower_is_better},
     needs=dict.fromkeys([f"drawings-{arm}" for arm in ARMS], functools.partial(missing, [STYLE, TAGS, ENET])),
     claims=[*claims_of("shapes"), *claims_of("drawings")],
-    seeds={"smoke": 1, "laptop": 5},
+    seeds={"smoke": 1, "laptop": 10},
     shared_setup=True,
 )
