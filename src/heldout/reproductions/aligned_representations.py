@@ -93,7 +93,8 @@ STEPS = {"shapes": 120, "drawings": 60}
 BATCH, CLUSTERS = 32, {"shapes": 20, "drawings": 40}
 DIMS = {"smoke": 16, "laptop": 64}  # principal components of a teacher
 JUDGED, SYNTHETIC, ASKED = 8000, 30000, 1500  # triplets
-PULL = 1.5  # published: decay to the initial weights times the sum of all learning rates
+# Decay to the initial weights times the sum of all learning rates, published; over two steps it would overshoot.
+PULL = {"smoke": 0.1, "laptop": 1.5}
 LAMS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 ALPHAS = {"smoke": (1.0,), "laptop": (1e-3, 1e-2, 1e-1, 1.0, 10.0)}
 DRAWS = {"smoke": 1, "laptop": 10}  # of the shown pictures; fewer to choose the strength
@@ -118,8 +119,9 @@ def adam(rate: float, decay: float = 0.0) -> Callable[..., torch.optim.Optimizer
 def teacher_features(features: Tensor, train: Tensor, dims: int) -> Tensor:
     """Principal components of standardised features, so scaled that the squared length is 1 in the mean."""
     scaled = (features - features[train].mean(0)) / features[train].std(0).clamp(min=1e-3)
-    _, axes = torch.linalg.eigh(scaled[train].T @ scaled[train])  # ascending
-    found = scaled @ axes[:, -dims:]
+    seen = scaled[train].double()  # in float32 the solver may fail where there are fewer pictures than features
+    _, axes = torch.linalg.eigh(seen.T @ seen)  # ascending
+    found = scaled @ axes[:, -dims:].to(scaled)
     return found / found[train].square().sum(1).mean().sqrt()
 
 
@@ -175,7 +177,7 @@ class Pictures(NamedTuple):
 @functools.lru_cache(maxsize=1)
 def pictured(profile: str) -> Pictures:
     laptop = profile == "laptop"
-    pictures = drawings(label="subgroup", size=64)
+    pictures = drawings(label="subgroup", size=64 if laptop else 32)
     tags = drawing_tags(pictures.names)
     groups = [tags[name].group for name in pictures.names]
     kinds = torch.tensor([GROUPS.index(each) if each in GROUPS else -1 for each in groups])
@@ -237,7 +239,7 @@ def student(name: str, arm: str, seed: int, profile: str) -> Tensor:
         return embed_images(cell.base, cell.inputs)
     triplets, targets = targeted(name, arm, seed, profile)
     steps, rate = STEPS[name] if profile == "laptop" else 2, LEARNING_RATES[name][arm]
-    decay = PULL / (rate * steps / 2)  # warm-up and cosine: half the largest rate in the mean
+    decay = PULL[profile] / (rate * steps / 2)  # warm-up and cosine: half the largest rate in the mean
     aligned = soft_align(
         cell.base,
         cell.inputs,
