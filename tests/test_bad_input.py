@@ -80,6 +80,8 @@ ALLOWED = {
         "measure.class_margin(y=labels that are no integers)",
         "data.early_output_clusters(labels=a label of 10**6)",
         "tasks.judged_similarity(classes=a label of 10**6)",
+        "measure.few_shot_accuracy(y=a label of 10**6)",
+        "measure.ridge_probe(y=a label of 10**6)",
     ],
     "a problem is whatever the solver takes": ["data.skic_traces(problems=text in it)"],
     "called for every batch: NaN is passed on": [

@@ -71,6 +71,7 @@ from heldout.measure.metrics.ensembles import (
     correction_table,
     ensemble_logits,
 )
+from heldout.measure.metrics.few_shot import few_shot_accuracy, ridge_probe
 from heldout.measure.metrics.rank_transfer import RankTransfer, rank_transfer
 from heldout.measure.metrics.subgroup_auc import SubgroupAUC, subgroup_auc
 from heldout.measure.metrics.sweet_spot import SweetSpot, sweet_spot
@@ -177,6 +178,7 @@ __all__ = [
     "exact_match",
     "expected_calibration_error",
     "feature_reliance",
+    "few_shot_accuracy",
     "fewshot_difficulty",
     "first_learned",
     "first_word",
@@ -230,6 +232,7 @@ __all__ = [
     "rbf_kernel",
     "reliability_table",
     "required_inductive_bias",
+    "ridge_probe",
     "rise",
     "risk_coverage_curve",
     "rouge_l",

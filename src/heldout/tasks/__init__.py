@@ -36,15 +36,29 @@ from heldout.tasks.images.grey import digits, fashion_mnist
 from heldout.tasks.images.multicolour import multicolour, paint_patches, patch_colours
 from heldout.tasks.images.occluders import OCCLUDERS, occluders
 from heldout.tasks.images.patches import two_feature_patches
-from heldout.tasks.images.shape_hierarchy import (
+from heldout.tasks.images.shifts import SHIFTS, rotate, shifted
+from heldout.tasks.images.styles import STYLES, style_domains, styled
+from heldout.tasks.judged.judged_pictures import (
+    JUDGED_LEVELS,
+    JudgedPictures,
+    judged_drawings,
+    judged_shapes,
+    judged_triplets,
+    level_triplets,
+)
+from heldout.tasks.judged.keyword_judges import (
+    KEYWORD_LANGUAGES,
+    judges_choices,
+    keyword_judges,
+    keyword_similarity,
+)
+from heldout.tasks.judged.shape_hierarchy import (
     SHAPE_KINDS,
     ShapeItems,
     judged_choices,
     judged_similarity,
     shape_hierarchy,
 )
-from heldout.tasks.images.shifts import SHIFTS, rotate, shifted
-from heldout.tasks.images.styles import STYLES, style_domains, styled
 from heldout.tasks.language.code import stdlib_code, stdlib_digest, stdlib_docstrings
 from heldout.tasks.language.instruction_world import (
     CATEGORIES,
@@ -55,12 +69,6 @@ from heldout.tasks.language.instruction_world import (
     run_program,
 )
 from heldout.tasks.language.instructions import Instance, InstructionExample, InstructionTask, task_split
-from heldout.tasks.language.keyword_judges import (
-    KEYWORD_LANGUAGES,
-    judges_choices,
-    keyword_judges,
-    keyword_similarity,
-)
 from heldout.tasks.language.opinions import NEGATIVE_WORDS, OPINION_CLASSES, POSITIVE_WORDS, opinion_words, opinions
 from heldout.tasks.language.question_tasks import QUESTION_CATEGORIES, OptionInstance, question_tasks
 from heldout.tasks.language.questions import (
@@ -180,6 +188,7 @@ __all__ = [
     "GRID",
     "GROUND_TEXTURES",
     "HELD_OUT_FAMILIES",
+    "JUDGED_LEVELS",
     "KEYWORD_LANGUAGES",
     "LARGER_WORDED_RANGE",
     "LIST_LEVELS",
@@ -232,6 +241,7 @@ __all__ = [
     "InstructionExample",
     "InstructionTask",
     "InstructionWorld",
+    "JudgedPictures",
     "LShape",
     "ListTask",
     "MathsFamily",
@@ -287,13 +297,17 @@ __all__ = [
     "grid_policy",
     "imbalance",
     "judged_choices",
+    "judged_drawings",
+    "judged_shapes",
     "judged_similarity",
+    "judged_triplets",
     "judges_choices",
     "keyword_judges",
     "keyword_similarity",
     "l_shape",
     "label_noise",
     "leave_one_domain_out",
+    "level_triplets",
     "lexicon",
     "list_facts",
     "list_levels",

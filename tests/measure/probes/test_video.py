@@ -12,6 +12,7 @@ def test_clips_lie_evenly_from_the_first_frame_to_the_last():
     assert clip_starts(16, 16, 4) == [0, 0, 0, 0]
     assert clip_starts(19, 16, 1) == [1]
     assert clip_starts(17, 16, 3) == [0, 0, 1]
+    assert clip_starts(10, 8, 4) == [0, 1, 1, 2]
     for arguments, word in (((15, 16, 2), "length"), ((20, 0, 2), "frames"), ((20, 4, 0), "n_clips")):
         with pytest.raises(ValueError, match=word):
             clip_starts(*arguments)
@@ -48,6 +49,15 @@ def test_probabilities_not_logits_are_averaged_over_the_clips_of_each_video():
         each = [net(video[None, :, s : s + 4]).softmax(1)[0] for s in starts]
         torch.testing.assert_close(score, torch.stack(each).mean(0))
     assert not scores.requires_grad
+
+
+def test_a_model_gets_clips_in_its_own_data_type_and_its_scores_are_added_in_single_precision():
+    net, given = Net().eval(), videos(10, 4)
+    wanted = video_scores(net, given, frames=4, n_clips=3)
+    for dtype, seen in ((torch.bfloat16, torch.float32), (torch.float64, torch.float64)):
+        scores = video_scores(net.to(dtype), given, frames=4, n_clips=3)
+        assert scores.dtype == seen
+        torch.testing.assert_close(scores.float(), wanted, rtol=0.1, atol=0.03)
 
 
 def test_three_squares_lie_along_the_longer_side():

@@ -6,16 +6,21 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import ResNetConfig, ResNetForImageClassification
+from transformers import (
+    MobileNetV2Config,
+    MobileNetV2ForImageClassification,
+    ResNetConfig,
+    ResNetForImageClassification,
+)
 
 from heldout.nn import (
     FrameAverage,
     P3DResNet,
     P3DUnit,
-    TemporalConv3d,
     TemporalInsert,
     add_temporal,
     efficientnet_lite0,
+    factorize_conv3d,
     inflate_2d,
 )
 from heldout.train import seeded
@@ -30,8 +35,9 @@ def trained_statistics(net, inputs):
     with torch.no_grad():
         for part in net.modules():
             if isinstance(part, nn.BatchNorm2d | nn.BatchNorm3d):
-                part.weight.uniform_(0.5, 1.5)
-                part.bias.uniform_(-0.3, 0.3)
+                for value, low, high in ((part.weight, 0.5, 1.5), (part.bias, -0.3, 0.3)):
+                    if value is not None:
+                        value.uniform_(low, high)
         net.train()
         for _ in range(20):
             net(inputs)
@@ -214,7 +220,7 @@ def test_frames_are_averaged_clip_by_clip(resnet):
 @pytest.mark.parametrize("groups", [1, 2, 4])
 def test_an_insert_is_the_composition_of_its_convolutions_within_each_clip(variant, groups):
     with seeded(0):
-        insert = TemporalInsert(nn.Conv2d(4, 8, 5, 2, 2, groups=groups), variant)
+        insert = TemporalInsert(nn.Conv2d(4, 8, 5, (2, 1), 2, groups=groups), variant)
     x = images(2, 4, 3, 9, 9) - 0.5
     insert.frames = 3
     got = insert(x.transpose(1, 2).flatten(0, 1)).unflatten(0, (2, 3)).transpose(1, 2)
@@ -222,11 +228,11 @@ def test_an_insert_is_the_composition_of_its_convolutions_within_each_clip(varia
     def s(clips):
         return torch.stack([insert.spatial(clips[:, :, k]) for k in range(3)], dim=2)
 
-    def t(clips, stride=1):
-        weight = insert.temporal.weight
-        return F.conv3d(clips, weight, None, (1, stride, stride), (1, 0, 0), groups=groups)
+    def t(clips, stride=(1, 1)):
+        weight = insert.temporal.weight.unsqueeze(4)
+        return F.conv3d(clips, weight, None, (1, *stride), (1, 0, 0), groups=groups)
 
-    wanted = {"A": lambda: t(s(x)), "B": lambda: s(x) + t(x, 2), "C": lambda: s(x) + t(s(x))}[variant]()
+    wanted = {"A": lambda: t(s(x)), "B": lambda: s(x) + t(x, (2, 1)), "C": lambda: s(x) + t(s(x))}[variant]()
     torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
 
 
@@ -253,7 +259,8 @@ def test_a_network_with_convolutions_over_time_put_in_begins_with_its_own_answer
 def test_depthwise_networks_get_depthwise_convolutions_over_time():
     net = efficientnet_lite0(num_classes=3, pretrained=False)[:5].eval()
     video, clips = add_temporal(net, "AC"), images(1, 3, 3, 32, 32)
-    assert [part.groups for part in video.modules() if isinstance(part, TemporalConv3d)] == [32, 96, 144, 144, 240]
+    inserts = [part for part in video.modules() if isinstance(part, TemporalInsert)]
+    assert [insert.temporal.groups for insert in inserts] == [32, 96, 144, 144, 240]
     frames = net(clips.transpose(1, 2).flatten(0, 1)).unflatten(0, (1, 3)).mean(1)
     torch.testing.assert_close(video(clips), frames, rtol=1e-4, atol=1e-4)
     assert not video.training
@@ -261,6 +268,63 @@ def test_depthwise_networks_get_depthwise_convolutions_over_time():
     net.eval()
     with pytest.raises(ValueError, match="variant B needs padding of half the kernel"):
         add_temporal(net, "B")(clips)
+
+
+def random_inserts(model, variants="ABC", **options):
+    return add_temporal(model, variants, temporal_init="he", **options)
+
+
+def test_convolutions_over_time_see_the_frames_of_their_own_clip(resnet):
+    net, clips = random_inserts(resnet), images(2, 3, 5, 32, 32)
+    alone = torch.cat([net(clip.unsqueeze(0)) for clip in clips])
+    torch.testing.assert_close(net(clips), alone, rtol=1e-4, atol=1e-5)
+    assert (net(clips) - net(clips.flip(2))).abs().max() > 1e-4
+
+
+def test_the_seed_draws_t_and_the_modes_of_the_convolutions_stay(resnet):
+    weights = [random_inserts(resnet, seed=seed).model.layer1[0].conv2.temporal.weight for seed in (1, 1, 2)]
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+    state = torch.get_rng_state()
+    net = ResNet2D()
+    net.layer1.eval()
+    torch.set_rng_state(state)
+    video = add_temporal(net)
+    assert torch.equal(torch.get_rng_state(), state)
+    modes = [part.temporal.training for part in video.modules() if isinstance(part, TemporalInsert)]
+    assert modes == [False, False, True]
+
+
+def test_a_convolution_that_is_used_twice_gets_one_over_time_that_is_used_twice():
+    first, shared = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+    net = nn.ModuleDict({"first": first, "a": shared, "b": nn.Sequential(shared)})
+    for names in (None, ["b.0"]):
+        video = add_temporal(net, "AC", names=names).model
+        assert isinstance(video["a"], TemporalInsert)
+        assert video["a"] is video["b"][0]
+        assert type(video["first"]) is nn.Conv2d
+    assert net["a"] is shared
+    single = add_temporal(shared, names=[""])
+    assert isinstance(single.model, TemporalInsert)
+
+
+def test_a_video_network_can_lie_channels_last(resnet):
+    net, clips = random_inserts(resnet, "AB"), images(2, 3, 5, 32, 32)
+    wanted = net(clips)
+    torch.testing.assert_close(net.to(memory_format=torch.channels_last)(clips), wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_what_a_network_asks_of_its_convolutions_is_answered():
+    """tf_padding reads stride, kernel and dilation of each convolution."""
+    config = MobileNetV2Config(image_size=32, depth_multiplier=0.25, tf_padding=True, num_labels=3)
+    with seeded(0):
+        net = MobileNetV2ForImageClassification(config).eval()
+    clips, video = images(2, 3, 3, 32, 32), add_temporal(net, "AC")
+    torch.testing.assert_close(video(clips), FrameAverage(net)(clips), rtol=1e-4, atol=1e-5)
+    conv = nn.Conv2d(4, 6, (3, 5), (2, 1), (1, 2), (1, 2), groups=2)
+    insert = TemporalInsert(conv, "A")
+    for name in ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups"):
+        assert getattr(insert, name) == getattr(conv, name)
 
 
 def test_he_and_names_and_what_cannot_be_done(resnet):
@@ -297,3 +361,147 @@ def test_units_are_told_from_other_convolutions_over_time(resnet):
     x = images(2, 3, 9, 9, seed=4)
     torch.testing.assert_close(inflate_2d(two, three, "identity")(static(x))[:, :, 2], two(x), rtol=1e-4, atol=1e-5)
     assert not any(isinstance(part, P3DUnit) for part in three.modules())
+
+
+def quiet(function, *arguments):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        return function(*arguments)
+
+
+def plain_net(convolution, norm, bias, **options):
+    """Convolution, BatchNorm and ReLU twice; in the second, BatchNorm has other options."""
+    return nn.Sequential(
+        convolution(3, 4, 3, padding=1, bias=bias), norm(4, eps=1e-3, momentum=0.3), nn.ReLU(),
+        convolution(4, 5, 3, padding=1, bias=bias), norm(5, **options), nn.ReLU(),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("variant", ["A", "B", "C"])
+@pytest.mark.parametrize("form", ["inner", "plain", "norm", "relu"])
+@pytest.mark.parametrize("bias", [False, True])
+def test_batchnorm_behind_a_unit_is_that_of_s_or_neutral(variant, form, bias):
+    with seeded(0):
+        two = trained_statistics(plain_net(nn.Conv2d, nn.BatchNorm2d, bias), images(8, 3, 9, 9))
+        three = factorize_conv3d(plain_net(nn.Conv3d, nn.BatchNorm3d, bias), variant, form=form)
+        trained_statistics(three, images(8, 3, 4, 9, 9))
+    x = images(2, 3, 9, 9, seed=4)
+    normed = form in ("norm", "relu") or (form == "inner" and variant != "B")
+    if bias and normed:
+        with pytest.warns(UserWarning, match=r"model2d\.0\.bias"):  # units whose S is normalised have none
+            inflate_2d(two, three, "identity")
+        three[0].spatial_norm.running_mean -= two[0].bias.detach()
+        three[3].spatial_norm.running_mean -= two[3].bias.detach()
+    else:
+        quiet(inflate_2d, two, three, "identity")
+    torch.testing.assert_close(three(static(x, 4))[:, :, 1], two(x), rtol=1e-4, atol=1e-5)
+    assert (three[0].spatial_norm if normed else three[1]).momentum == 0.3
+
+
+def test_eps_and_momentum_of_batchnorm_are_copied():
+    two = trained_statistics(plain_net(nn.Conv2d, nn.BatchNorm2d, True), images(8, 3, 9, 9))
+    three = quiet(inflate_2d, two, plain_net(nn.Conv3d, nn.BatchNorm3d, True))
+    assert [(three[k].eps, three[k].momentum) for k in (1, 4)] == [(1e-3, 0.3), (1e-5, 0.1)]
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "told"),
+    [
+        ({}, {"affine": False}, ["bias", "weight"]),
+        ({"affine": False}, {}, []),
+        ({"affine": False}, {"affine": False}, []),
+        ({}, {"track_running_stats": False}, ["num_batches_tracked", "running_mean", "running_var"]),
+        ({"track_running_stats": False}, {}, ["num_batches_tracked", "running_mean", "running_var"]),
+        ({"track_running_stats": False}, {"track_running_stats": False}, []),
+    ],
+)
+def test_of_batchnorm_what_only_one_has_is_told(source, target, told):
+    two = trained_statistics(plain_net(nn.Conv2d, nn.BatchNorm2d, True, **source), images(8, 3, 9, 9))
+    three = trained_statistics(plain_net(nn.Conv3d, nn.BatchNorm3d, True, **target), images(8, 3, 2, 9, 9))
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        inflate_2d(two, three.eval(), "identity")
+    names = [f"the BatchNorm of model2d.3: {name}" for name in told]
+    assert [str(each.message).partition("shape: ")[2] for each in warned] == ([", ".join(names)] if told else [])
+    x = images(2, 3, 9, 9, seed=4)
+    if not told and "track_running_stats" not in source:
+        torch.testing.assert_close(three(static(x, 3))[:, :, 1], two(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("variant", ["A", "B", "C"])
+@pytest.mark.parametrize(
+    "options", [{"affine": False}, {"track_running_stats": False}, {"affine": False, "track_running_stats": False}]
+)
+def test_batchnorm_of_t_without_weights_or_statistics_is_started(variant, options):
+    unit = P3DUnit(3, 4, variant)
+    unit.temporal_norm = nn.BatchNorm3d(4, eps=0.1, **options)
+    two = trained_statistics(nn.Sequential(nn.Conv2d(3, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4), nn.ReLU()),
+                             images(8, 3, 9, 9))  # fmt: skip
+    quiet(inflate_2d, two, nn.Sequential(unit).eval(), "identity")
+    x = images(2, 3, 9, 9, seed=4)
+    if variant != "A" or "track_running_stats" not in options:
+        torch.testing.assert_close(unit(static(x, 4))[:, :, 1], two(x), rtol=1e-4, atol=1e-5)
+
+
+def test_the_only_batchnorm_behind_s_and_t_of_ones_own_is_that_of_s():
+    with seeded(0):
+        two = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU())
+        three = nn.Sequential(
+            nn.Conv3d(3, 4, (1, 3, 3), bias=False), nn.Conv3d(4, 4, (3, 1, 1), padding=(1, 0, 0)),
+            nn.BatchNorm3d(4), nn.ReLU(),
+        )  # fmt: skip
+        trained_statistics(two, images(8, 3, 9, 9))
+        trained_statistics(three, images(8, 3, 2, 9, 9))
+    x = images(2, 3, 9, 9, seed=4)
+    answer = quiet(inflate_2d, two, three, "identity")(static(x))
+    torch.testing.assert_close(answer[:, :, 2], two(x), rtol=1e-4, atol=1e-5)
+
+
+def test_t_cannot_pass_on_other_channels_than_it_gets():
+    two = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
+    three = nn.Sequential(nn.Conv3d(3, 4, (1, 3, 3)), nn.Conv3d(4, 2, (3, 1, 1)))
+    before = three[0].weight.clone()
+    with pytest.raises(ValueError, match=r"temporal_init must not be 'identity' where model3d\.1 has 4 channels in"):
+        inflate_2d(two, three, "identity")
+    assert torch.equal(three[0].weight, before)
+    quiet(inflate_2d, two, three, "he")
+
+
+class Scaled(nn.Module):
+    """A convolution, GroupNorm, a scale of its own, a PReLU, and a LayerNorm before the head."""
+
+    def __init__(self, dims, scale=6):
+        super().__init__()
+        self.conv = [nn.Conv2d, nn.Conv3d][dims - 2](3, 6, (1,) * (dims - 2) + (3, 3), bias=False)
+        self.group, self.active, self.layer, self.head = (
+            nn.GroupNorm(2, 6),
+            nn.PReLU(6),
+            nn.LayerNorm(6),
+            nn.Linear(6, 4),
+        )
+        self.gamma = nn.Parameter(torch.ones(scale, *(1,) * dims))
+        with torch.no_grad():
+            for parameter in self.parameters():
+                parameter.add_(torch.rand(parameter.shape))
+
+    def forward(self, x):
+        maps = self.active(self.gamma[:6] * self.group(self.conv(x)))
+        return self.head(self.layer(maps.flatten(2).mean(2)))
+
+
+def test_other_normalisation_and_single_parameters_are_copied_or_told():
+    with seeded(0):
+        two, three, other = Scaled(2), Scaled(3), Scaled(3, scale=7)
+    x = images(2, 3, 9, 9)
+    torch.testing.assert_close(quiet(inflate_2d, two, three)(static(x)), two(x))
+    mine = nn.Sequential(other)
+    with pytest.warns(UserWarning, match=r"no partner of its shape: model2d\.0, model3d\.0$"):
+        inflate_2d(nn.Sequential(two), mine)
+    assert torch.equal(other.active.weight, two.active.weight)
+    with pytest.warns(UserWarning, match=r"no partner of its shape: model2d, model3d$"):
+        inflate_2d(two, other)
+    dense = nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 4, 3), nn.ReLU(), nn.BatchNorm2d(4))
+    trained_statistics(dense, images(8, 3, 9, 9))
+    before = nn.Sequential(nn.BatchNorm3d(3), nn.Conv3d(3, 4, (1, 3, 3)), nn.ReLU(), nn.BatchNorm3d(4)).eval()
+    for three in (before, nn.SyncBatchNorm.convert_sync_batchnorm(before)):
+        torch.testing.assert_close(quiet(inflate_2d, dense, three)(static(x, 3))[:, :, 1], dense(x))

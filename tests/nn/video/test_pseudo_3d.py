@@ -217,6 +217,10 @@ def test_clips_of_another_form_are_refused():
         net(torch.zeros(2, 3, 3, 32, 32))
     with pytest.raises(ValueError, match="3 channels"):
         net(torch.zeros(2, 1, 8, 32, 32))
+    with pytest.raises(ValueError, match="clips must not be empty"):
+        net(torch.zeros(0, 3, 8, 32, 32))
+    with pytest.raises(TypeError, match="clips must be floating point"):
+        net(torch.zeros(2, 3, 8, 32, 32, dtype=torch.uint8))
     for variants in ("ABD", ["A", "AB"], "", []):
         with pytest.raises(ValueError, match="variants"):
             P3DResNet((1,), 2, variants=variants)
@@ -271,3 +275,47 @@ def test_a_convolution_by_itself_becomes_a_unit_and_torchs_random_state_stays():
     after = torch.get_rng_state()
     factorize_conv3d(conv)
     assert torch.equal(torch.get_rng_state(), after)
+
+
+def test_the_stem_ends_in_relu_and_dropout_comes_before_the_head():
+    net, x = shaken(P3DResNet((1,), 3, width=4, dropout=1.0)), clips(2, 3, 16, 32, 32)
+    maps = net.stages(net.stem_pool(F.relu(net.stem_norm(net.stem(x)))))
+    torch.testing.assert_close(net(x), net.head(maps.mean((2, 3, 4))))
+    torch.testing.assert_close(net.train()(x), net.head.bias.expand(2, -1))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"padding": 0}, {"padding_mode": "replicate"}, {"padding": 2, "dilation": 2},
+        {"padding": "same", "dilation": 2}, {"stride": (1, 2, 1)}, {"stride": 2}, {"groups": 2},
+    ],
+)  # fmt: skip
+def test_other_convolutions_have_no_unit_of_their_shape(options):
+    net = nn.Sequential(nn.Conv3d(2, 2, 3, padding=1), nn.Conv3d(2, 2, 3, **({"padding": 1} | options)))
+    factorize_conv3d(net)
+    assert [type(part) for part in net] == [P3DUnit, nn.Conv3d]
+
+
+@pytest.mark.parametrize(
+    ("variant", "form", "biases"),
+    [
+        ("A", "inner", (False, True)), ("B", "inner", (True, True)), ("C", "inner", (False, True)),
+        ("A", "plain", (True, True)), ("A", "norm", (False, False)), ("A", "relu", (False, False)),
+    ],
+)  # fmt: skip
+def test_convolutions_have_a_bias_where_no_batchnorm_follows(variant, form, biases):
+    unit = P3DUnit(2, 3, variant, form=form, bias=True)
+    assert (unit.spatial.bias is not None, unit.temporal.bias is not None) == biases
+
+
+def test_units_learn_also_where_the_convolution_was_frozen():
+    unit = factorize_conv3d(nn.Conv3d(2, 2, 3, padding=1).requires_grad_(False))
+    assert all(p.requires_grad for p in unit.parameters())
+
+
+def test_a_convolution_that_is_used_twice_becomes_one_unit():
+    conv = nn.Conv3d(2, 2, 3, padding=1)
+    net = factorize_conv3d(nn.ModuleDict({"a": conv, "b": nn.Sequential(nn.ReLU(), conv)}))
+    assert isinstance(net["a"], P3DUnit)
+    assert net["a"] is net["b"][1]

@@ -22,6 +22,14 @@ def test_motions_and_shapes_are_as_frequent_as_each_other_and_independent():
     assert moving.clips.max() <= 1
 
 
+@pytest.mark.parametrize("count", [5, 12, 33, 70])
+def test_each_factor_is_balanced_up_to_one_clip_at_every_count(count):
+    moving = moving_shapes(count, shapes=MOVING_SHAPES[:3], size=8, frames=2, seed=1)
+    for values, kinds in ((moving.motions, 8), (moving.labels, 3)):
+        found = values.bincount(minlength=kinds)
+        assert found.max() - found.min() <= 1
+
+
 def test_no_shape_looks_like_another_or_like_itself_turned():
     stencils = torch.stack([_stencil(shape) for shape in MOVING_SHAPES])
     assert ((stencils > 0.5).flatten(1).float().mean(1) > 0.12).all()

@@ -17,6 +17,7 @@ from heldout.errors import (
     checked,
 )
 from heldout.method import evaluating, forward
+from heldout.nn import inputs_for
 
 Model = nn.Module | Callable[[Tensor], Any]
 
@@ -54,7 +55,8 @@ def video_scores(
 
     Args:
         model: from clips ``(batch, channels, frames, h, w)`` to logits ``(batch, classes)`` or an output with
-            ``.logits``; a module is put in eval mode for the call. Sees all clips of one video at once.
+            ``.logits``; a module is put in eval mode for the call and gets clips in its data type. Sees all clips of a
+            video at once.
         videos: each ``(channels, length, height, width)``; lengths may differ. Or one tensor ``(videos, ...)``.
         frames: of a clip.
         n_clips: of each video, evenly spread: 20 in the paper.
@@ -75,15 +77,17 @@ def video_scores(
     if not len(videos):
         raise ValueError("videos must not be empty")
     found = []
-    with evaluating(model if isinstance(model, nn.Module) else nn.Identity()), torch.no_grad():
+    module = model if isinstance(model, nn.Module) else nn.Identity()
+    with evaluating(module), torch.no_grad():
         for video in videos:
             check_dimensions(4, videos=video)
             check_finite(videos=video)
             if video.shape[1] < frames:
                 raise ValueError(f"videos must have at least {frames} frames, got one of {video.shape[1]}")
             clips = torch.stack([video[:, at : at + frames] for at in clip_starts(video.shape[1], frames, n_clips)])
-            scores = forward(model, clips if crop is None else _three_places(clips, crop)).softmax(1)
-            found.append(scores.mean(0))
+            given = inputs_for(module, clips if crop is None else _three_places(clips, crop))
+            logits = forward(model, given)
+            found.append(logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(1).mean(0))
     probabilities = torch.stack(found)
     if not probabilities.isfinite().all():
         raise ValueError("the model must return finite logits, got NaN or infinity")

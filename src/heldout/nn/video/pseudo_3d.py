@@ -263,8 +263,9 @@ class P3DResNet(nn.Module):
         dropout: before the linear layer.
 
     Raises:
-        ValueError: an unknown variant, no layers, a number out of range; in the forward pass, clips of another number
-            of channels or of too few frames for the pooling.
+        ValueError: an unknown variant, no layers, a number out of range; in the forward pass, no clips, or clips of
+            another number of channels or of too few frames for the pooling.
+        TypeError: in the forward pass, clips of integers.
 
     Source: arXiv:1711.10305, section 3.3 and the network definition that was published with it.
 
@@ -349,6 +350,9 @@ class P3DResNet(nn.Module):
     @checked
     def forward(self, clips: Tensor) -> Tensor:
         check_dimensions(5, clips=clips)
+        check_nonempty(clips=clips)
+        if not clips.is_floating_point():
+            raise TypeError(f"clips must be floating point, got {clips.dtype}: clips.float() / 255")
         if clips.shape[1] != self.in_channels:
             raise ValueError(f"clips must have {self.in_channels} channels, got shape {tuple(clips.shape)}")
         if clips.shape[2] < self.least_frames:
@@ -416,7 +420,8 @@ def factorize_conv3d(
 
     Replaced are dense ``nn.Conv3d`` of kernel (3, 3, 3), padding 1 and stride 1 in time; all others stay. The module is
     changed in place, but for one that is itself such a convolution. The units begin with random weights: a trained
-    3 x 3 x 3 kernel has no exact factors in general. They lie where the convolutions lay (device, data type, mode).
+    3 x 3 x 3 kernel has no exact factors in general; they learn, also where the convolution was frozen. They lie where
+    the convolutions lay (device, data type, mode). One that is used twice becomes one unit that is used twice.
 
     Args:
         module: the user's own 3-D network.
@@ -435,28 +440,24 @@ def factorize_conv3d(
         torch.Size([8, 3, 3, 1, 1])
     """
     check_between(0, 2**63 - 1, seed=seed)
-    found = {name: part for name, part in module.named_modules() if _is_full(part)}
+    found = {name: part for name, part in module.named_modules(remove_duplicate=False) if _is_full(part)}
     if not found:
         raise ValueError(
             "module must hold an nn.Conv3d of kernel (3, 3, 3), padding 1, stride 1 in time and one group, got none"
         )
+    units: dict[int, P3DUnit] = {}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for name, part in found.items():
-            unit = P3DUnit(
-                part.in_channels,
-                part.out_channels,
-                variant,
-                stride=part.stride[1],
-                form=form,
-                bias=part.bias is not None,
-            )
-            unit.to(part.weight.device, part.weight.dtype).train(part.training)
-            unit.requires_grad_(part.weight.requires_grad)
-            if name:
-                module.set_submodule(name, unit)
-            else:
-                module = unit
+            if id(part) not in units:
+                bias = part.bias is not None
+                unit = P3DUnit(
+                    part.in_channels, part.out_channels, variant, stride=part.stride[1], form=form, bias=bias
+                )
+                units[id(part)] = unit.to(part.weight.device, part.weight.dtype).train(part.training)
+            if not name:
+                return units[id(part)]
+            module.set_submodule(name, units[id(part)])
     return module
 
 

@@ -11,12 +11,14 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from heldout.errors import check_at_least, check_fraction, check_labels, check_nonempty, checked
 from heldout.tasks.seeds import Seed, generator_of
 
 VISUAL_FIELD_POINTS = 52
+_VESSELS = 4
 _SUPERIOR, _INFERIOR = math.radians(75), math.radians(-75)  # the two bundles, where the layer is thickest
 
 
@@ -59,9 +61,11 @@ def glaucoma_maps(
     """Returns patients of some hospitals: maps with two thick bundles, of which glaucoma thins an arc.
 
     The profile around the disc has two humps, whose heights and places differ from person to person and shrink with
-    age. Glaucoma takes away a share of the layer along an arc that begins in one of them. A vessel's shadow, narrow and
-    not so deep, may lie anywhere in anybody. Hospitals differ in the gain and the noise of their device, the size of
-    the disc and how frequent glaucoma is; hospital 0 is the reference, where half of the patients have it.
+    age. Glaucoma takes away a share of the layer along an arc that begins near one of them and bends. In anybody four
+    vessels, straight and narrow, may throw shadows anywhere, and the layer seems thicker here and thinner there. Few
+    labelled patients do not tell the one from the other.
+    Hospitals differ in the gain and the noise of their device, the size of the disc and how frequent glaucoma is;
+    hospital 0 is the reference, where half of the patients have it.
 
     Args:
         n: patients, at least 2.
@@ -95,12 +99,14 @@ def glaucoma_maps(
     age = (60 + 4 * labels + 11 * torch.randn(n, generator=generator)).clamp(30, 95)
     sex = torch.randint(0, 2, (n,), generator=generator)
     upper = torch.rand(n, generator=generator) < 0.4
-    severity = labels * (0.2 + 0.7 * torch.rand(n, generator=generator))
-    angle = torch.where(upper, _SUPERIOR, _INFERIOR) + math.radians(15) * torch.randn(n, generator=generator)
-    width = torch.deg2rad(12 + 14 * torch.rand(n, generator=generator))
+    severity = labels * (0.6 + 0.35 * torch.rand(n, generator=generator))
+    angle = torch.where(upper, _SUPERIOR, _INFERIOR) + math.radians(30) * torch.randn(n, generator=generator)
+    width = torch.deg2rad(8 + 12 * torch.rand(n, generator=generator))
     patients = _Patients(labels, severity, angle, width)
     maps = _thickness(patients, age, sex, disc, size, generator)
-    maps = maps * gain[:, None, None] + noise[:, None, None] * torch.randn(maps.shape, generator=generator)
+    coarse = F.interpolate(torch.randn(n, 1, 6, 6, generator=generator), (size, size), mode="bicubic").squeeze(1)
+    maps = maps * (gain[:, None, None] + 0.1 * coarse)
+    maps = maps + noise[:, None, None] * torch.randn(maps.shape, generator=generator)
     return GlaucomaMaps(maps.unsqueeze(1), labels, where, age, sex, _visual_field(patients, generator), severity)
 
 
@@ -131,16 +137,19 @@ def _thickness(
     radius, theta = (x**2 + y**2).sqrt(), torch.atan2(y, x)
     profile = torch.full_like(radius, 0.3)
     for centre in (_SUPERIOR, _INFERIOR):
-        profile = profile + (0.7 + person(0.07)) * torch.exp(5 * (torch.cos(theta - centre - person(0.1)) - 1))
+        profile = profile + (0.7 + person(0.2)) * torch.exp(5 * (torch.cos(theta - centre - person(0.25)) - 1))
     edge = disc[:, None, None] * (1 + person(0.08))
     beyond = (radius - edge).clamp(min=0)
     thickness = profile * torch.exp(-beyond / 0.8) * torch.sigmoid((radius - edge) / 0.04)
     thickness = thickness * (1 - 0.004 * (age - 60) + 0.02 * sex)[:, None, None] * (1 + person(0.06))
     bend = 0.5 * torch.sign(patients.angle)[:, None, None]  # arcs run to the side where the fovea is
     lost = _along(theta + bend * beyond, patients.angle, patients.width)
-    shadow = _along(theta, math.pi * (2 * torch.rand(n, generator=generator) - 1), torch.full((n,), math.radians(4)))
-    depth = 0.3 * torch.rand(n, generator=generator)
-    return thickness * (1 - patients.severity[:, None, None] * lost) * (1 - depth[:, None, None] * shadow)
+    kept = 1 - patients.severity[:, None, None] * lost
+    for _ in range(_VESSELS):
+        where = math.pi * (2 * torch.rand(n, generator=generator) - 1)
+        shadow = _along(theta, where, torch.deg2rad(4 + 4 * torch.rand(n, generator=generator)))
+        kept = kept * (1 - 0.6 * torch.rand(n, 1, 1, generator=generator) * shadow)
+    return thickness * kept
 
 
 def _visual_field(patients: _Patients, generator: torch.Generator) -> Tensor:

@@ -29,6 +29,7 @@ from heldout.tasks.seeds import Seed, generator_of
 MOTIONS = ("left", "right", "up", "down", "clockwise", "counter-clockwise", "grow", "shrink")
 _STEP, _TURN, _GROWTH = (0.06, 0.1), (20.0, 30.0), (1.08, 1.12)  # each frame: of the image's side; degrees; factor
 _DIAMETER = (0.4, 0.55)  # of the image's side, at the middle of the clip
+_LARGEST = 1.5  # of the image's side, to which a thing may grow
 
 
 class MovingClips(NamedTuple):
@@ -64,7 +65,8 @@ def moving_clips(
         seed: of place, turn, size and speed.
 
     Raises:
-        ValueError: sprites, grounds or motions of another form or length, frames below 1, speed not positive.
+        ValueError: sprites, grounds or motions of another form or length, frames below 1, speed not positive, or so
+            many frames at such a speed that sprites could grow to more than 1.5 of the shorter side.
 
     Example:
         >>> sprites, grounds = torch.ones(2, 4, 8, 8), torch.zeros(2, 3, 16, 16)
@@ -79,6 +81,11 @@ def moving_clips(
     check_labels(len(MOTIONS), motions=motions)
     check_at_least(1, frames=frames)
     check_positive(speed=speed)
+    if (largest := _DIAMETER[1] * _GROWTH[1] ** min(speed * (frames - 1) / 2, 99.0)) > _LARGEST:
+        raise ValueError(
+            f"frames and speed must let things grow to at most {_LARGEST} of the image's side, got {frames} and "
+            f"{speed:g}, at which they grow to {largest:.1f}"
+        )
     if sprites.shape[1] != 4 or grounds.shape[1] != 3:
         raise ValueError(
             f"sprites must have 4 channels and grounds 3, got {tuple(sprites.shape)} and {tuple(grounds.shape)}"

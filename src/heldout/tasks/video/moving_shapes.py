@@ -31,8 +31,9 @@ def moving_shapes(
 ) -> MovingClips:
     """Returns clips of one shape each that moves over a still texture, as ``moving_clips`` says.
 
-    Shapes, motions and textures are as frequent as each other, up to one clip, and independent; colours are random. No
-    shape looks the same after a turn by less than a whole one.
+    Motions are as frequent as each other, up to one clip, and so are shapes and textures. They are independent: whole
+    rounds hold each combination once, what is left over is dealt at random. Colours are random. No shape looks the same
+    after a turn by less than a whole one.
 
     Args:
         count: of clips.
@@ -59,9 +60,15 @@ def moving_shapes(
     for ground in grounds:
         check_one_of(GROUND_TEXTURES, grounds=ground)
     generator = generator_of(seed)
-    dealt = torch.arange(count)[torch.randperm(count, generator=generator)]
-    motions, labels = dealt % len(MOTIONS), dealt // len(MOTIONS) % len(shapes)
-    textures = dealt // (len(MOTIONS) * len(shapes)) % len(grounds)
+    order = torch.randperm(count, generator=generator)
+    left = count % (len(MOTIONS) * len(shapes) * len(grounds))
+    rounds = torch.arange(count - left)
+
+    def dealt(kinds: int, every: int) -> Tensor:
+        return torch.cat([rounds // every, torch.randperm(left, generator=generator)])[order] % kinds
+
+    motions, labels = dealt(len(MOTIONS), 1), dealt(len(shapes), len(MOTIONS))
+    textures = dealt(len(grounds), len(MOTIONS) * len(shapes))
     stencils = torch.stack([_stencil(shape) for shape in shapes])[labels].unsqueeze(1)
     colour = torch.rand(count, 3, 1, 1, generator=generator)
     colour = colour / colour.amax(1, keepdim=True)  # at full brightness, which no ground has

@@ -107,7 +107,9 @@ class PseudoSupervisor:
             learning rate 1e-3.
         proposal_optimizer: of the predictor on proposed labels. Default: Adam with learning rate 1e-4 and betas
             (0.0, 0.999): with momentum a step is mostly that of earlier batches, and its reward hardly tells good
-            labels from bad ones. The published code has one optimizer for both, AdamW with betas (0.0, 0.1) and 4e-5
+            labels from bad ones. Its rate decides between two things: small steps hardly move the validation loss, and
+            the policy learns nothing from that; large ones teach the predictor the labels of a policy that knows
+            little yet. The published code has one optimizer for both, AdamW with betas (0.0, 0.1) and 4e-5
             for pretrained networks: give the same optimizer twice.
         policy_optimizer: of the policy. Default: AdamW with learning rate 1e-3 and betas (0.9, 0.999); the published
             code has 1e-4 and betas (0.0, 0.1).

@@ -46,7 +46,7 @@ def test_bad_input_is_refused():
 
 @pytest.mark.skipif(bool(missing([STYLE, TAGS])), reason="the packages are not there")
 def test_writers_find_a_dog_and_a_wolf_more_alike_than_a_pizza(tmp_path, monkeypatch):
-    monkeypatch.setattr("heldout.tasks.language.keyword_judges.cache_folder", lambda: tmp_path)
+    monkeypatch.setattr("heldout.tasks.judged.keyword_judges.cache_folder", lambda: tmp_path)
     judges = keyword_judges(["dog-face", "wolf", "pizza"], ["en"])
     assert list(judges) == ["en"]
     assert judges_choices(judges, torch.tensor([[0, 1, 2]]))[0, 0] == 1.0

@@ -1,0 +1,78 @@
+"""Few-shot probes: against ridge regression by hand, and what is shown is never asked."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from heldout.measure import few_shot_accuracy, ridge_probe
+
+
+def drawn(classes: int, each: int, spread: float, seed: int = 0) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    centres = torch.randn(classes, 8, generator=generator)
+    y = torch.arange(classes).repeat_interleave(each)
+    return centres[y] + spread * torch.randn(len(y), 8, generator=generator), y
+
+
+def by_hand(z: Tensor, y: Tensor, support: Tensor, query: Tensor, alpha: float) -> float:
+    """One against the rest, targets -1 and 1, an intercept that is not penalised."""
+    x, wanted = z[support].double(), 2.0 * (y[support][:, None] == y[support].unique()[None]).double() - 1
+    centre, shift = x.mean(0), wanted.mean(0)
+    ridge = (x - centre).T @ (x - centre) + alpha * torch.eye(x.shape[1]).double()
+    weight = torch.linalg.solve(ridge, (x - centre).T @ (wanted - shift))
+    guess = y[support].unique()[((z[query].double() - centre) @ weight + shift).argmax(1)]
+    return float((guess == y[query]).double().mean())
+
+
+@pytest.mark.parametrize("alpha", [0.01, 1.0, 100.0])
+def test_it_is_ridge_regression_on_one_against_the_rest(alpha):
+    z, y = drawn(5, 12, 2.0)
+    y = 3 * y + 7  # labels need not begin at 0
+    order = torch.randperm(60, generator=torch.Generator().manual_seed(1))
+    assert ridge_probe(z, y, order[:20], order[20:], alpha=alpha) == by_hand(z, y, order[:20], order[20:], alpha)
+
+
+def test_the_draws_show_so_many_of_each_class_and_ask_the_rest():
+    z, y = drawn(4, 10, 1.0)
+    rows = torch.arange(40)
+    scores = []
+    for draw in range(3):
+        order = torch.randperm(40, generator=torch.Generator().manual_seed(11 + draw)).tolist()
+        shown = {i for c in range(4) for i in [i for i in order if y[i] == c][:2]}
+        support = torch.tensor([i for i in order if i in shown])
+        asked = torch.tensor([i for i in range(40) if i not in shown])
+        scores.append(by_hand(z, y, support, asked, 0.5))
+    found = few_shot_accuracy(z, y, 2, pool=rows, query=rows, alpha=0.5, draws=3, seed=11)
+    assert found == pytest.approx(sum(scores) / 3)
+    assert 0.3 < found < 1
+
+
+def test_other_pictures_of_a_shown_thing_are_not_asked():
+    """Each thing has two pictures that are the same: asked about, they would make a memory look like knowledge."""
+    y = torch.tensor([0, 1, 0, 1]).repeat_interleave(2)
+    z = torch.eye(4).repeat_interleave(2, 0)
+    rows, things = torch.arange(8), torch.arange(4).repeat_interleave(2)
+    known = few_shot_accuracy(z, y, 1, pool=rows, query=rows, things=things, draws=20)
+    assert few_shot_accuracy(z, y, 1, pool=rows, query=rows, draws=20) > known + 0.1
+
+
+def test_classes_that_are_not_shown_are_not_asked():
+    z, y = drawn(3, 6, 0.01)
+    assert few_shot_accuracy(z, y, 2, pool=torch.arange(12), query=torch.arange(18)) == 1.0
+
+
+def test_bad_input_is_refused():
+    z, y = drawn(3, 6, 0.1)
+    rows = torch.arange(18)
+    with pytest.raises(ValueError, match="support"):
+        ridge_probe(z, y, torch.arange(6), rows)
+    with pytest.raises(ValueError, match="query"):
+        ridge_probe(z, y, rows, rows + 1)
+    with pytest.raises(ValueError, match="alpha"):
+        ridge_probe(z, y, rows, rows, alpha=0.0)
+    with pytest.raises(ValueError, match="shots"):
+        few_shot_accuracy(z, y, 0, pool=rows, query=rows)
+    with pytest.raises(ValueError, match="things"):
+        few_shot_accuracy(z, y, 1, pool=rows, query=rows, things=rows[1:])
+    with pytest.raises(ValueError, match="query must hold things"):
+        few_shot_accuracy(z, y, 6, pool=rows, query=rows)
