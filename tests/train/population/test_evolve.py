@@ -140,6 +140,12 @@ def test_names_of_operators_that_are_there_are_not_given_again():
     assert len(found.grammar.abstractions) > 1
 
 
+def test_bounds_of_graphs_are_those_of_the_search():
+    found = evolve_structures(readout, oldest_first, **FAST | {"generations": 1}, max_elements=6, max_conn=4)
+    assert max(each.graph.elements for each in found.structures) <= 6
+    assert {each.graph.max_conn for each in found.structures} == {4}
+
+
 def test_paths_that_cannot_serve_are_refused_before_anything_is_trained(tmp_path):
     def fit(model, seed):
         pytest.fail("trained")
