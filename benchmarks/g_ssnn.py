@@ -21,7 +21,7 @@ BATCH, DIM, REPEATS, LIMIT = 32, 256, 40, 1.1
 def peer(readout: GraphReadout, convs: list[GINEConv], features: torch.Tensor) -> torch.Tensor:
     """The same outputs by way of GINEConv on one graph of ``BATCH`` parts."""
     count, size = len(readout.graph.nodes), len(features)
-    elements = features[:, readout.chunk] + readout.code
+    elements = features[:, readout.chunk] + readout.codes
     nodes = elements[:, :count].flatten(0, 1)
     edges = elements[:, count:].repeat(1, 2, 1).flatten(0, 1)
     shift = torch.arange(size)[:, None] * count

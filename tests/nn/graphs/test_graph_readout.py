@@ -61,7 +61,7 @@ def test_a_layer_is_gine_of_torch_geometric():
     torch.manual_seed(1)
     readout = GraphReadout(nx.petersen_graph(), 28, 2, depth=1).eval()
     x = torch.randn(1, 28)
-    elements = (x[:, readout.chunk] + readout.code)[0]
+    elements = (x[:, readout.chunk] + readout.codes)[0]
     nodes, edges = elements[:10], elements[10:].repeat(2, 1)
     conv = geometric.nn.GINEConv(readout.layers[0])
     index = torch.stack([readout.source, readout.target])
@@ -132,7 +132,7 @@ def test_dropout_acts_on_nodes_and_on_edges_in_training_only():
 
 
 def test_codes_of_all_elements_differ():
-    code = GraphReadout(nx.complete_graph(5), 32, 1).code
+    code = GraphReadout(nx.complete_graph(5), 32, 1).codes
     assert torch.cdist(code, code).fill_diagonal_(1).min() > 0.1
 
 
@@ -183,3 +183,20 @@ def test_features_of_another_form_are_refused():
         GraphReadout("a graph", 28, 2)
     with pytest.raises(ValueError, match="connect all"):
         GraphReadout(nx.empty_graph(3), 28, 2)
+
+
+def test_mixed_precision_gives_the_outputs_of_full_precision():
+    torch.manual_seed(6)
+    readout, x = GraphReadout(GRAPH, 28, 2).eval(), torch.randn(3, 28)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = readout(x)
+    assert mixed.dtype == torch.bfloat16
+    torch.testing.assert_close(mixed.float(), readout(x), rtol=0.05, atol=0.3)
+
+
+def test_it_can_be_exported():
+    readout, x = GraphReadout(GRAPH, 28, 2).eval(), torch.randn(3, 28)
+    batch = torch.export.Dim("batch")
+    exported = torch.export.export(readout, (x,), dynamic_shapes={"features": {0: batch}}).module()
+    x = torch.randn(7, 28)
+    torch.testing.assert_close(exported(x), readout(x))

@@ -1,5 +1,8 @@
+from types import SimpleNamespace
+
 import networkx as nx
 import pytest
+import torch
 
 from heldout.nn import GraphEdge, GraphSpec
 from heldout.nn.graphs.graph_spec import connected
@@ -63,3 +66,20 @@ def test_what_is_no_graph_object_is_refused_by_name():
         GraphSpec.from_networkx(3)
     with pytest.raises(TypeError, match="data must have num_nodes"):
         GraphSpec.from_pyg(3)
+
+
+@pytest.mark.parametrize(
+    ("index", "what"),
+    [
+        (None, "integer edge_index"),
+        (torch.tensor([[0.0], [1.0]]), "integer edge_index"),
+        (torch.tensor([[0, 1], [1, 0], [1, 1]]), "integer edge_index of shape"),
+        (torch.tensor([0, 1]), "integer edge_index of shape"),
+        (torch.tensor([[0, 1], [1, 2]]), "nodes from 0 to 1"),
+        (torch.tensor([[0], [-1]]), "nodes from 0 to 1"),
+        (torch.zeros(2, 0, dtype=torch.long), "connect all"),
+    ],
+)
+def test_an_edge_index_of_another_form_is_refused(index, what):
+    with pytest.raises(ValueError, match=what):
+        GraphSpec.from_pyg(SimpleNamespace(num_nodes=2, edge_index=index))

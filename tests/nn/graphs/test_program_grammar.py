@@ -8,6 +8,7 @@ from heldout.nn import GRAPH_OPERATORS, Grammar, GraphSpec, enumerate_programs, 
 from heldout.nn.graphs.program_grammar import symbols
 
 GROW = {"grow": ("next_port", ("add", ("connect", "$0")))}
+STEPS = 3000
 START = {**GROW, "start": ("push", ("grow", "$0"))}
 
 
@@ -62,15 +63,22 @@ def test_the_first_program_of_each_graph_is_the_likeliest_of_all():
         assert grammar.log_likelihood(each.program) == pytest.approx(likelihood)
 
 
-def test_what_is_not_run_is_filled_and_counted():
-    # nothing but the conditional can end on another branch: push add connect only
-    names = ("identity", "push", "add", "connect", "if_positions_equal")
-    grammar = Grammar(dict.fromkeys(names, -math.log(5)) | {"if_positions_equal": -0.01})
-    for each in enumerate_programs(
-        grammar, 3, max_size=40, known=[run_graph_program("(push (add (connect identity)))")]
-    ):
-        assert run_graph_program(each.program) == each.graph
+@pytest.mark.parametrize("runs", ["same", "different"])
+def test_what_is_not_run_is_filled_and_counted(runs):
+    # only the conditional pushes, so every program leaves one of its branches out
+    other = "identity" if runs == "same" else ("push", ("add", "identity"))
+    body = ("if_positions_equal", "identity", other, ("push", "$0"), ("push", "$1"), "$2")
+    weights = {"identity": -2.0, "add": -1.0, "connect": -1.5, "next_port": -1.6, "choose": -0.3}
+    grammar = Grammar(weights, {"choose": body})
+    found = list(enumerate_programs(grammar, 2, max_size=8, max_steps=STEPS))
+    assert found
+    for each in found:
+        assert run_graph_program(grammar.expand(each.program)) == each.graph
         assert grammar.log_likelihood(each.program) == pytest.approx(each.log_likelihood)
+    every = list(enumerate_programs(grammar, 1, distinct=False, max_size=8, max_steps=STEPS))
+    assert found[0].log_likelihood == pytest.approx(every[0].log_likelihood)
+    skipped = found[0].program[1 if runs == "different" else 2]
+    assert skipped == "identity"
 
 
 def test_no_two_graphs_are_alike_and_known_ones_do_not_come():
@@ -90,9 +98,6 @@ def test_programs_with_abstractions_run_as_their_bodies_do():
         assert grammar.log_likelihood(each.program) == pytest.approx(each.log_likelihood)
         assert set(symbols(grammar.expand(each.program))) <= set(GRAPH_OPERATORS)
     assert any("grow" in symbols(each.program) for each in enumerate_programs(grammar, 12))
-
-
-STEPS = 3000
 
 
 def test_an_abstraction_may_close_a_program():
@@ -124,7 +129,7 @@ def test_a_fit_counts_with_a_prior():
         "next_port", ("add", ("connect", ("next_port", ("add", ("connect", "identity"))))),
     )  # fmt: skip
     sharper = grammar.refit([("grow", "identity")], prior=0.01)
-    assert sharper.log_probabilities["grow"] > fitted.log_probabilities["grow"]
+    assert math.exp(sharper.log_probabilities["grow"]) == pytest.approx(1.01 / (2 + 0.01 * 11))
 
 
 @pytest.mark.parametrize(
@@ -137,6 +142,21 @@ def test_a_fit_counts_with_a_prior():
         (lambda: Grammar.uniform({"a": ("push", "$1")}), r"\$0, \$1"),
         (lambda: Grammar.uniform({"a": ("func", "$0", "$0")}), r"\$0, \$1"),
         (lambda: Grammar.uniform({"push": "identity"}), "names of their own"),
+        (lambda: Grammar.uniform({"a": ("fly", "$0")}), "got 'fly'"),
+        (lambda: Grammar.uniform({"a": ("push", "identity", "$0")}), "push takes 1 arguments, got 2"),
+        (lambda: Grammar.uniform({"a": ("push", ("b",)), "b": ("push", "$0")}), "b takes 1 arguments, got 0"),
+        (lambda: Grammar.uniform({"a": ("$0", "identity")}), r"got '\$0'"),
+        (lambda: Grammar.uniform({"a": ("push", "?")}), r"\?"),
+        (lambda: Grammar.uniform({"a": ("push", 3)}), "abstractions"),
+        (lambda: Grammar.uniform({"a b": ("push", "$0")}), "names without blanks"),
+        (lambda: Grammar.uniform({"?": ("push", "$0")}), "names without blanks"),
+        (lambda: Grammar.uniform({"a": ("push", ("b", "$0")), "b": ("a", "$0")}), "circle, got 'a', 'b'"),
+        (lambda: Grammar.uniform({"a": ("push", "$0")}).refit(["identity"], {"a": ("pop", "$0")}), "'a' with another"),
+        (lambda: Grammar.uniform().refit([("push", "identity", "identity")]), "push takes 1 arguments, got 2"),
+        (lambda: Grammar.uniform().arity("fly"), "got 'fly'"),
+        (lambda: Grammar.uniform().log_likelihood(("fly", "identity")), "got 'fly'"),
+        (lambda: Grammar({"identity": -1.0}).log_likelihood(("push", "identity")), "probability, got 'push'"),
+        (lambda: Grammar.uniform().expand(("push", "identity", "identity")), "push takes 1 arguments, got 2"),
         (lambda: Grammar.uniform().refit([("fly", "identity")]), "got 'fly'"),
         (lambda: Grammar.uniform().refit(["identity"], prior=0), "prior must be positive"),
         (lambda: Grammar.uniform(GROW).expand(("grow", "identity", "identity")), "grow takes 1 arguments, got 2"),
@@ -155,3 +175,18 @@ def test_known_graphs_may_be_any():
     first = next(enumerate_programs(Grammar.uniform(START), 1, known=known))
     assert len(first.graph.nodes) >= 3
     assert not any(nx.is_isomorphic(first.graph.to_networkx(), each.to_networkx()) for each in known)
+
+
+def test_a_longer_likelier_way_does_not_hide_a_shorter_one_that_fits():
+    pad = {"pad": ("push", ("add", ("connect", ("next_port", "$0"))))}
+    weights = dict.fromkeys(("identity", "add", "push", "connect", "next_port"), -0.1) | {"pad": -9.0}
+    grammar = Grammar(weights, pad)  # the pad is four operators in one, and much less likely than they
+    found = {len(each.graph.nodes) for each in enumerate_programs(grammar, 10_000, max_size=5)}
+    every = {len(each.graph.nodes) for each in enumerate_programs(grammar, 10_000, distinct=False, max_size=5)}
+    assert found == every == {2, 3, 4, 5}
+
+
+def test_the_size_of_programs_does_not_bound_their_graphs():
+    grammar = Grammar.uniform({"pair": ("push", ("add", ("connect", "identity")))})
+    (found,) = enumerate_programs(grammar, 5, max_size=1)
+    assert (found.program, found.graph.elements) == ("pair", 3)

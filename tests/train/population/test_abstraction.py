@@ -121,6 +121,8 @@ def test_bounds_and_names():
         (lambda: abstract_subtrees([]), "programs must not be empty"),
         (lambda: abstract_subtrees([("a", 3)]), "names or tuples"),
         (lambda: abstract_subtrees([()]), "names or tuples"),
+        (lambda: abstract_subtrees([("a", "$0")]), "do not begin with"),
+        (lambda: abstract_subtrees([("a", ("abstraction2", "x"))]), "'abstraction2': raise first"),
         (lambda: abstract_subtrees(["x"], rounds=-1), "rounds must be at least 0"),
         (lambda: abstract_subtrees(["x"], max_size=0), "max_size must be at least 1"),
         (lambda: abstract_subtrees(["x"], max_arity=-1), "max_arity must be at least 0"),

@@ -119,7 +119,48 @@ def test_bad_settings_are_refused(change, what):
         evolve_structures(readout, edges_less_nodes, **FAST | change)
 
 
+def oldest_first(model, seed):
+    return {"train": -float(seed)}
+
+
+def test_kept_programs_are_written_with_the_new_operators_so_that_none_is_made_twice():
+    found = evolve_structures(readout, oldest_first, 6, 4, 4, max_steps=6000)
+    bodies = [found.grammar.expand(body) for body in found.grammar.abstractions.values()]
+    assert bodies
+    assert len(set(bodies)) == len(bodies)
+    for each in found.population():
+        assert run_graph_program(found.grammar.expand(each.program)) == each.graph
+    assert any("abstraction" in str(each.program) for each in found.structures if each.generation == 0)
+
+
+def test_names_of_operators_that_are_there_are_not_given_again():
+    grammar = Grammar.uniform({"abstraction1": ("push", ("next_port", ("add", ("connect", "$0"))))})
+    found = evolve_structures(readout, oldest_first, 6, 4, 2, grammar=grammar, max_steps=3000)
+    assert found.grammar.abstractions["abstraction1"] == grammar.abstractions["abstraction1"]
+    assert len(found.grammar.abstractions) > 1
+
+
+def test_bounds_of_graphs_are_those_of_the_search():
+    found = evolve_structures(readout, oldest_first, **FAST | {"generations": 1}, max_elements=6, max_conn=4)
+    assert max(each.graph.elements for each in found.structures) <= 6
+    assert {each.graph.max_conn for each in found.structures} == {4}
+
+
+def test_paths_that_cannot_serve_are_refused_before_anything_is_trained(tmp_path):
+    def fit(model, seed):
+        pytest.fail("trained")
+
+    with pytest.raises(ValueError, match="path must lie in a folder"):
+        evolve_structures(readout, fit, **FAST, path=tmp_path / "none" / "search.json")
+    for text in ("no JSON", "{", "[]"):
+        (tmp_path / "search.json").write_text(text)
+        with pytest.raises(ValueError, match="path must be a file of a search"):
+            evolve_structures(readout, fit, **FAST, path=tmp_path / "search.json")
+
+
 def test_bad_scores_are_refused():
+    with pytest.raises(ValueError, match="fit's test must be finite"):
+        evolve_structures(readout, lambda *_: {"train": 1.0, "test": float("inf")}, **FAST)
     with pytest.raises(ValueError, match="fit's train must be finite"):
         evolve_structures(readout, lambda *_: {"train": float("nan")}, **FAST)
     with pytest.raises(ValueError, match="fit must return a mapping"):

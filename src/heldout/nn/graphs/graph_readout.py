@@ -51,7 +51,7 @@ class GraphReadout(nn.Module):
     source: Tensor
     target: Tensor
     chunk: Tensor
-    code: Tensor
+    codes: Tensor
 
     @checked
     def __init__(
@@ -85,7 +85,7 @@ class GraphReadout(nn.Module):
         self.register_buffer("target", torch.cat([seconds, firsts]), persistent=False)
         chunks = chunk_positions(dim, graph.elements) if split else torch.arange(dim).expand(graph.elements, dim)
         self.register_buffer("chunk", chunks[orders], persistent=False)
-        self.register_buffer("code", _code(orders, ports, dim, temperature), persistent=False)
+        self.register_buffer("codes", _codes(orders, ports, dim, temperature), persistent=False)
         self.layers = nn.ModuleList(nn.Linear(dim, dim) for _ in range(depth))
         self.head = nn.Linear(dim, out)
 
@@ -95,14 +95,14 @@ class GraphReadout(nn.Module):
         if features.shape[1] != self.dim:
             raise ValueError(f"features must have {self.dim} columns, got shape {tuple(features.shape)}")
         tiled = features.index_select(1, self.chunk.flatten()).unflatten(1, self.chunk.shape)
-        elements = tiled + self.code.to(features.dtype)
+        elements = tiled + self.codes.to(features.dtype)
         nodes, edges = elements.split([len(self.graph.nodes), len(self.graph.edges)], dim=1)
         edges = edges.repeat(1, 2, 1)  # one for each direction
         for layer in self.layers:
             nodes = F.dropout(nodes, self.dropout, self.training)
             if self.messages:
                 sent = F.relu(nodes.index_select(1, self.source) + F.dropout(edges, self.dropout, self.training))
-                nodes = nodes.index_add(1, self.target, sent)
+                nodes = nodes.index_add(1, self.target, sent.to(nodes.dtype))  # autocast mixes types
             nodes = layer(nodes)
         return self.head(nodes.mean(1))
 
@@ -147,7 +147,7 @@ def chunk_positions(dim: int, elements: int) -> Tensor:
     return starts[:, None] + torch.arange(dim) % sizes[:, None]
 
 
-def _code(orders: list[int], ports: list[int], dim: int, temperature: float) -> Tensor:
+def _codes(orders: list[int], ports: list[int], dim: int, temperature: float) -> Tensor:
     """Sines and cosines of order and port, ``(elements, dim)``."""
     quarter = dim // 4
     rates = temperature ** -(torch.arange(quarter) / max(quarter - 1, 1))

@@ -6,7 +6,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from heldout.errors import check_at_least, check_fields, check_has, checked
+import torch
+from torch import Tensor
+
+from heldout.errors import check_at_least, check_fields, check_has, checked, short
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -103,9 +106,23 @@ class GraphSpec:
         Args:
             data: with ``num_nodes`` and ``edge_index`` ``(2, edges)``; loops are left out.
             max_conn: as of ``GraphSpec``; more if the edges need it.
+
+        Raises:
+            TypeError: something without these two.
+            ValueError: an ``edge_index`` that is not ``(2, edges)`` of node numbers, or no graph of ``GraphSpec``.
         """
         check_has("num_nodes", "edge_index", data=data)
-        return cls._numbered(int(data.num_nodes), map(tuple, data.edge_index.t().tolist()), max_conn)
+        index, count = data.edge_index, int(data.num_nodes or 0)
+        if (
+            not isinstance(index, Tensor)
+            or index.dim() != 2
+            or len(index) != 2
+            or index.dtype not in (torch.int32, torch.int64)
+        ):
+            raise ValueError(f"data must have an integer edge_index of shape (2, edges), got {short(index)}")
+        if index.numel() and not 0 <= int(index.min()) <= int(index.max()) < count:
+            raise ValueError(f"data must have an edge_index with nodes from 0 to {count - 1}, got {short(index)}")
+        return cls._numbered(count, map(tuple, index.t().tolist()), max_conn)
 
     @classmethod
     def _numbered(cls, count: int, pairs: Iterable[Any], max_conn: int) -> GraphSpec:

@@ -36,11 +36,11 @@ class Grammar:
     Args:
         log_probabilities: of each operator and abstraction; at least one of them takes no argument.
         abstractions: bodies of further operators by their names: programs in which ``"$0"``, ``"$1"``, ... stand for
-            what they take, each once and in this order; bodies may use each other.
+            what they take, each once and in this order; bodies may use each other, not in a circle.
 
     Raises:
-        ValueError: probabilities that are not finite or above 1, a name without a body, a body of another form, or
-            nothing that ends a program.
+        ValueError: probabilities that are not finite or above 1, a name without a body or with blanks, brackets, ``$``
+            or ``?``, a body of another form, or nothing that ends a program.
 
     Example:
         >>> grammar = Grammar.uniform({"grow": ("push", ("add", ("connect", "$0")))})
@@ -59,11 +59,20 @@ class Grammar:
         if any(value > 0 for value in self.log_probabilities.values()):
             raise ValueError("log_probabilities must not be above 0")
         for name, body in self.abstractions.items():
+            if not name or any(each.isspace() or each in "()$?" for each in name):
+                raise ValueError(f"abstractions must have names without blanks, brackets, $ and ?, got {name!r}")
+            if not all(isinstance(each, str) for each in symbols(body)):
+                raise ValueError(f"abstractions must have bodies of names and tuples, got {short(body)}")
             found = [each for each in symbols(body) if each.startswith("$")]
             if found != [f"${i}" for i in range(len(found))]:
                 raise ValueError(f"abstractions must hold $0, $1, ... once each and in order, got {short(body)}")
             if name in GRAPH_OPERATORS:
                 raise ValueError(f"abstractions must have names of their own, got {name!r}")
+        for body in self.abstractions.values():
+            if HOLE in symbols(body):
+                raise ValueError(f"abstractions must not hold {HOLE}, got {short(body)}")
+            self._check(body, body=True)
+        _check_no_circle(self.abstractions)
         for name in self.log_probabilities:
             if name not in GRAPH_OPERATORS and name not in self.abstractions:
                 raise ValueError(f"log_probabilities must be of operators and abstractions, got {short(name)}")
@@ -97,6 +106,9 @@ class Grammar:
             abstractions: further ones, beside those that the grammar has.
             prior: how often each was seen before, above 0, so that none becomes impossible.
 
+        Raises:
+            ValueError: no program, one that the grammar cannot write, or another body for a name that is there.
+
         deviation: the published code fits by inside-outside, which for programs that have one reading is counting, and
         limits how far two probabilities differ; here the prior does.
 
@@ -107,39 +119,72 @@ class Grammar:
         """
         check_positive(prior=prior)
         bodies = {**self.abstractions, **(abstractions or {})}
+        if changed := [name for name, body in self.abstractions.items() if bodies[name] != body]:
+            raise ValueError(f"abstractions must have names of their own, got {changed[0]!r} with another body")
         names = [*GRAPH_OPERATORS, *bodies]
         programs = list(programs)
         check_nonempty(programs=programs)
+        wider = Grammar.uniform(bodies)
+        for program in programs:
+            wider._check(program)
         counts = Counter(name for program in programs for name in symbols(program))
-        if unknown := [name for name in counts if name not in names]:
-            raise ValueError(f"programs must be made of operators and abstractions, got {short(unknown[0])}")
         total = sum(counts.values()) + prior * len(names)
         return Grammar({name: math.log((counts[name] + prior) / total) for name in names}, bodies)
 
     @checked
     def arity(self, name: str) -> int:
-        """Returns how many programs an operator or abstraction takes."""
+        """Returns how many programs an operator or abstraction takes.
+
+        Raises:
+            ValueError: a name that is neither.
+        """
         if name in GRAPH_OPERATORS:
             return GRAPH_OPERATORS[name]
+        if name not in self.abstractions:
+            raise ValueError(f"name must be of an operator or abstraction, got {short(name)}")
         return sum(each.startswith("$") for each in symbols(self.abstractions[name]))
 
     @checked
     def log_likelihood(self, program: GraphProgram) -> float:
-        """Returns the sum of the log probabilities of a program's operators and abstractions."""
+        """Returns the sum of the log probabilities of a program's operators and abstractions.
+
+        Raises:
+            ValueError: a program with a name that the grammar gives no probability, or a wrong number of arguments.
+        """
+        self._check(program)
+        if unknown := [name for name in symbols(program) if name not in self.log_probabilities]:
+            raise ValueError(f"program must be made of what has a probability, got {unknown[0]!r}")
         return sum(self.log_probabilities[name] for name in symbols(program))
 
     @checked
     def expand(self, program: GraphProgram) -> GraphProgram:
-        """Returns the program with the bodies of its abstractions in their places: of plain operators alone."""
+        """Returns the program with the bodies of its abstractions in their places: of plain operators alone.
+
+        Raises:
+            ValueError: an unknown name or a wrong number of arguments.
+        """
         name, *arguments = program if isinstance(program, tuple) else (program,)
         given = [self.expand(argument) for argument in arguments]
+        self._check_name(name, len(given), open_=True)
         if name not in self.abstractions:
-            if name not in GRAPH_OPERATORS and name != HOLE and not str(name).startswith("$"):
-                raise ValueError(f"program must be made of operators and abstractions, got {short(name)}")
             return (name, *given) if given else name
-        if len(given) != self.arity(name):
-            raise ValueError(f"{name} takes {self.arity(name)} arguments, got {len(given)}")
         return _put_in(self.expand(self.abstractions[name]), {f"${i}": term for i, term in enumerate(given)})
+
+    def _check(self, program: GraphProgram, *, body: bool = False) -> None:
+        left: list[Any] = [program]
+        while left:
+            term = left.pop()
+            name, *arguments = term if isinstance(term, tuple) and term else (term,)
+            self._check_name(name, len(arguments), open_=body)
+            left += arguments
+
+    def _check_name(self, name: Any, given: int, *, open_: bool) -> None:
+        if open_ and isinstance(name, str) and not given and (name == HOLE or name.startswith("$")):
+            return
+        if not isinstance(name, str) or (name not in GRAPH_OPERATORS and name not in self.abstractions):
+            raise ValueError(f"program must be made of operators and abstractions, got {short(name)}")
+        if given != self.arity(name):
+            raise ValueError(f"{name} takes {self.arity(name)} arguments, got {given}")
 
 
 class FoundGraph(NamedTuple):
@@ -172,8 +217,8 @@ def enumerate_programs(
     """Yields programs whose graphs are connected and of at least two nodes, the likeliest first.
 
     Programs are filled in the order in which they run. With ``distinct``, of two unfinished programs that have done the
-    same and have the same left to do only the likelier goes on, for whatever they become the graphs are the same: that
-    finds the same graphs as trying all programs, some thousand times faster.
+    same and have the same left to do only the likelier goes on, unless it is longer (``max_size``), for whatever they
+    become the graphs are the same: that finds the same graphs as trying all programs, some thousand times faster.
 
     Args:
         grammar: of the programs.
@@ -183,7 +228,7 @@ def enumerate_programs(
         known: graphs that are not new.
         max_conn: ports of a node.
         max_size: operators and abstractions of a program.
-        max_elements: nodes and edges of a graph; None: as many as there are.
+        max_elements: nodes and edges of a graph, also of what is undone on the way to it; None: as many as there are.
         max_steps: unfinished programs that are looked at, after which the search ends.
         timeout: seconds after which it ends; None: none, so that the same call finds the same on every machine.
 
@@ -200,9 +245,7 @@ def enumerate_programs(
         check_at_least(3, max_elements=max_elements)
     if timeout is not None:
         check_positive(timeout=timeout)
-    return _enumerate(
-        grammar, limit, distinct, list(known), max_conn, max_size, max_elements or max_size, max_steps, timeout
-    )
+    return _enumerate(grammar, limit, distinct, list(known), max_conn, max_size, max_elements, max_steps, timeout)
 
 
 def _enumerate(
@@ -212,7 +255,7 @@ def _enumerate(
     known: list[GraphSpec],
     max_conn: int,
     max_size: int,
-    max_elements: int,
+    max_elements: int | None,
     max_steps: int,
     timeout: float | None,
 ) -> Iterator[FoundGraph]:
@@ -222,7 +265,8 @@ def _enumerate(
         for name, log_probability in grammar.log_probabilities.items()
     ]
     cheapest, closing = min((cost, name) for cost, name, arity, _ in choices if arity == 0)
-    best: dict[Any, float] = {}  # the least cost at which something was done and something is left
+    most = math.inf if max_elements is None else max_elements
+    best: dict[Any, list[tuple[float, int]]] = {}  # what was done and is left: costs and sizes, none worse in both
     shapes = _Shapes(known)
     count = 0  # breaks ties in the order of entering
     # (least cost of the whole, tie, cost so far, holes, size, what was chosen, state, what is left to do)
@@ -243,8 +287,8 @@ def _enumerate(
             if found == limit:
                 return
             continue
-        if distinct and best.get((state, agenda), math.inf) < cost:
-            continue
+        if distinct and size and (cost, size) not in best[state, agenda]:
+            continue  # a better way was found since
         (what, *inside), rest = agenda
         for price, name, arity, body in choices:
             if what == SKIP:  # not run: of its holes the first is filled, the rest waits
@@ -259,13 +303,13 @@ def _enumerate(
                 for _ in range(filled):
                     path = (closing, path)
                 now, left = advance(now, left[1], max_conn)
-            if length + open_ > max_size or len(now.nodes) + len(now.edges) > max_elements:
+            if length + open_ > max_size or len(now.nodes) + len(now.edges) > most:
                 continue
             if distinct:
-                key = (now, left)
-                if best.get(key, math.inf) <= sofar:
+                ways = best.setdefault((now, left), [])
+                if any(other <= sofar and shorter <= length for other, shorter in ways):
                     continue
-                best[key] = sofar
+                ways[:] = [(sofar, length), *(way for way in ways if way[0] < sofar or way[1] < length)]
             count += 1
             heapq.heappush(heap, (sofar + open_ * cheapest, count, sofar, open_, length, path, now, left))
 
@@ -301,6 +345,16 @@ def symbols(program: GraphProgram) -> list[str]:
         else:
             found.append(term)
     return found
+
+
+def _check_no_circle(abstractions: Mapping[str, GraphProgram]) -> None:
+    left = dict(abstractions)
+    while left:
+        ready = [name for name, body in left.items() if not any(each in left for each in symbols(body))]
+        if not ready:
+            raise ValueError(f"abstractions must not use each other in a circle, got {', '.join(map(repr, left))}")
+        for name in ready:
+            del left[name]
 
 
 def _opened(grammar: Grammar, name: str) -> GraphProgram:

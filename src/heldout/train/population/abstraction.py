@@ -52,7 +52,7 @@ def abstract_subtrees(
         first: that number.
 
     Raises:
-        ValueError: no program, numbers out of range.
+        ValueError: no program, a name that begins with ``$`` or that an operator would get, numbers out of range.
 
     deviation: Stitch may also use an argument twice, and searches with bounds; here each argument stands once, and all
     parts of the given size are counted.
@@ -68,6 +68,9 @@ def abstract_subtrees(
     check_at_least(1, max_size=max_size)
     check_at_least(0, rounds=rounds, max_arity=max_arity, first=first)
     current, bodies = [_frozen(program) for program in programs], dict[str, Term]()
+    used = {part for program in current for part in _names(program)}
+    if taken := sorted(used & {f"{prefix}{number}" for number in range(first, first + rounds)}):
+        raise ValueError(f"programs must not use the names of new operators, got {taken[0]!r}: raise first")
     for number in range(first, first + rounds):
         body = _most_saving(current, max_arity, max_size)
         if body is None:
@@ -154,6 +157,10 @@ def _subterms(term: Term) -> list[Term]:
     return found
 
 
+def _names(term: Term) -> set[str]:
+    return {part[0] if isinstance(part, tuple) else part for part in _subterms(term)}
+
+
 def _size(term: Term) -> int:
     """Symbols; what stands for an argument counts nothing."""
     if isinstance(term, tuple):
@@ -163,6 +170,8 @@ def _size(term: Term) -> int:
 
 def _frozen(term: Any) -> Term:
     if isinstance(term, str):
+        if term.startswith("$"):
+            raise ValueError(f"programs must have names that do not begin with $, got {term!r}")
         return term
     if isinstance(term, tuple | list) and term and isinstance(term[0], str):
         return tuple(_frozen(part) for part in term)

@@ -26,7 +26,7 @@ class Structure:
 
     Attributes:
         generation: in which it was found, from 0.
-        program: that writes its graph, with the abstractions of that time.
+        program: that writes its graph, with the abstractions that were there when it was last kept.
         graph: that shapes its network.
         scores: what ``fit`` said.
         kept: whether it is still in the population.
@@ -79,8 +79,9 @@ def evolve_structures(
     """Searches for graphs whose networks train well, and returns all that it tried.
 
     In each generation the likeliest programs with new graphs fill the population up; a network is trained for each;
-    the ``keep`` best by ``select`` stay; what their programs share becomes operators (``abstract_subtrees``), and the
-    probabilities of all operators follow their programs. Graphs that were tried before do not come again.
+    the ``keep`` best by ``select`` stay; what their programs share becomes operators (``abstract_subtrees``), with
+    which they are written anew, and the probabilities of all operators follow them. Graphs that were tried before
+    do not come again.
 
     Args:
         make_model: makes the network of a graph, such as ``nn.Sequential(encoder(), GraphReadout(graph, ...))``.
@@ -99,8 +100,8 @@ def evolve_structures(
         on_structure: is told each.
 
     Raises:
-        ValueError: numbers out of range, no score of that name, a score that is not finite, no graph at all, or a file
-            of a search with other settings.
+        ValueError: numbers out of range, no score of that name, a score that is not finite, no graph at all, a path
+            in a folder that is not there, or a file that is not of a search with these settings.
 
     Example:
         >>> from heldout.nn import GraphReadout
@@ -121,6 +122,8 @@ def evolve_structures(
         "grammar": _grammar_json(grammar or Grammar.uniform()),
     }  # fmt: skip
     state = Evolution(grammar=grammar or Grammar.uniform())
+    if path is not None and not Path(path).parent.is_dir():
+        raise ValueError(f"path must lie in a folder that is there, got {path}")
     if path is not None and Path(path).exists():
         state = _read(Path(path), settings)
     while state.generations < generations:
@@ -143,7 +146,7 @@ def evolve_structures(
             raise ValueError("max_steps must suffice for a first graph, got none: raise it")
         best = {id(each) for each in state.population(select)[:keep]}
         state.structures = [replace(each, kept=id(each) in best) for each in state.structures]
-        state.grammar = _learned(state.grammar, [each.program for each in state.population(select)], abstract)
+        _learn(state, abstract)
         state.generations += 1
         _write(path, state, settings)
     return state
@@ -164,19 +167,25 @@ def _train(
     if not isinstance(scores, Mapping) or select not in scores:
         raise ValueError(f"fit must return a mapping with {select!r}, got {scores!r}")
     named = {name: float(value) for name, value in scores.items()}
-    check_finite(**{f"fit's {select}": named[select]})
+    check_finite(**{f"fit's {name}": value for name, value in named.items()})
     structure = Structure(state.generations, candidate.program, candidate.graph, named)
     state.structures.append(structure)
     if on_structure is not None:
         on_structure(structure)
 
 
-def _learned(grammar: Grammar, programs: list[GraphProgram], abstract: bool) -> Grammar:
-    """The grammar of the next generation: programs are those that are kept."""
-    if not abstract:
-        return grammar.refit(programs)
-    found = abstract_subtrees(programs, first=len(grammar.abstractions))
-    return grammar.refit(found.programs, found.abstractions)
+def _learn(state: Evolution, abstract: bool) -> None:
+    """Gives the next generation its grammar, and the kept ones their programs in it."""
+    kept = [place for place, each in enumerate(state.structures) if each.kept]
+    programs, bodies = [state.structures[place].program for place in kept], dict[str, GraphProgram]()
+    if abstract:
+        first = 0  # behind all that bear this name
+        while any(f"abstraction{number}" in state.grammar.abstractions for number in range(first, first + 3)):
+            first += 1
+        programs, bodies = abstract_subtrees(programs, rounds=3, prefix="abstraction", first=first)
+    state.grammar = state.grammar.refit(programs, bodies)
+    for place, program in zip(kept, programs, strict=True):
+        state.structures[place] = replace(state.structures[place], program=program)
 
 
 def _grammar_json(grammar: Grammar) -> dict[str, Any]:
@@ -200,7 +209,10 @@ def _write(path: str | Path | None, state: Evolution, settings: dict[str, Any]) 
 
 
 def _read(path: Path, settings: dict[str, Any]) -> Evolution:
-    document = json.loads(path.read_text())
+    try:
+        document = json.loads(path.read_text())
+    except ValueError:
+        document = None
     if not isinstance(document, dict) or document.get("settings") != json.loads(json.dumps(settings)):
         raise ValueError(f"path must be a file of a search with the same settings, got {path}")
     bodies = {name: parse_program(text) for name, text in document["grammar"]["abstractions"].items()}
