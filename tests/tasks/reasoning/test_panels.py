@@ -63,6 +63,16 @@ def test_sizes_and_shapes_are_seen():
     assert len({round(each, 2) for each in largest}) == 5
 
 
+def test_labels_come_in_random_order_on_random_grounds():
+    panels = row_panels(200, size=37, noise=0.0, seed=8)  # the last row and column lie behind the cells
+    assert 40 < panels.labels[::2].sum() < 60  # of 100, neither all nor none
+    corner, right, bottom = (panels.images[:, 0, i, j] for i, j in ((36, 36), (0, 36), (36, 0)))
+    assert corner.std() > 0.1
+    assert (corner - right).std() > 0.05
+    assert (corner - bottom).std() > 0.05
+    assert abs(torch.corrcoef(torch.stack([corner, panels.labels.float()]))[0, 1]) < 0.25
+
+
 def test_seeds_noise_and_range():
     first, again, other = (row_panels(8, seed=seed) for seed in (5, 5, 6))
     assert torch.equal(first.images, again.images)
