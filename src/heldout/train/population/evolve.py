@@ -103,6 +103,8 @@ def evolve_structures(
         ValueError: numbers out of range, no score of that name, a score that is not finite, no graph at all, a path
             in a folder that is not there, or a file that is not of a search with these settings.
 
+    deviation: the published search has Stitch make the operators; ``abstract_subtrees`` does here.
+
     Example:
         >>> from heldout.nn import GraphReadout
         >>> def fit(model, seed):
