@@ -30,8 +30,8 @@ but those of seed 1000 with 16 epochs, where graphs were at 0.68.
 
 Deviations. Convolutions for a vision transformer, panels of 36 pixels for 128, 128 features for 512, no plateau
 schedule, cross-entropy in place of a sigmoid for each class; 14 seeds and 16 graphs in each of five worlds for 20 and
-24 in one; random graphs in place of the first generations of the
-search, which at this size finds about six graphs before its abstractions make programs short.
+24 in one; random graphs in place of the first generations of the search, which at this size finds about six graphs
+before its abstractions make programs short.
 """
 
 from __future__ import annotations
