@@ -42,6 +42,19 @@ def document(metric="accuracy", finalists=2, scale=1.0):
     }  # fmt: skip
 
 
+def test_the_tuned_baseline_is_shown_with_its_scores():
+    found = document()
+    assert "tuned baseline |" not in to_markdown(found)
+    found["tuned"] = {"validation": 0.93, "tests": {name: {"score": 0.765} for name in TESTS}}
+    assert "| tuned baseline | 76.5 % | 76.5 % |" in to_markdown(found)
+    page = to_html(found)
+    assert '<th scope="col">tuned baseline</th>' in page
+    assert "93.0 %" in page
+    console = Console(record=True, width=100, file=StringIO())
+    print_improvement(found, console)
+    assert any("over tuned" in line and "76.5 %" in line for line in console.export_text().splitlines())
+
+
 @pytest.mark.parametrize("width", [80, 100])
 @pytest.mark.parametrize(("metric", "scale"), [("accuracy", 1.0), ("mse", 1.0), ("my_own_metric", 1.2345e-05)])
 def test_every_number_is_read_at_80_columns(metric, scale, width):

@@ -45,6 +45,14 @@ def test_an_open_gain_is_not_called_nothing_and_says_how_many_seeds_would_decide
     assert "seeds would decide" in verdict
 
 
+def test_what_is_open_against_the_tuned_baseline_alone_says_so():
+    arms = {"baseline": (0.6, 0.6, 0.001), "tuned baseline": (0.7, 0.7, 0.15), "m": (0.72, 0.72, 0.001)}
+    _, verdict, winner = judged(arms, ["m"], aim="iid")
+    assert winner is None
+    assert verdict.startswith("Not decided: m, the best by validation: open, +12.0 points [")
+    assert "over the tuned baseline) on" in verdict
+
+
 def test_no_difference_needs_an_interval_within_a_point():
     _, verdict, winner = judged({"baseline": (0.9, 0.5, 0.001), "m": (0.9, 0.5, 0.002)}, ["m"])
     assert winner is None

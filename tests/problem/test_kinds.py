@@ -37,6 +37,8 @@ WRONG = [
     ((3, 3), LABELS * 2, "multi-label", "other values"),
     ((3, 4), LABELS, "multi-label", r"\(batch, 4\) and \(batch, 3\)"),
     ((5, 3), torch.tensor([0.5, 1, 1, 0, 0]), "classification", "real numbers"),
+    ((5, 3), torch.tensor([0.0, 1, 2, 0, 0]), None, r"one real number: .* integers \(targets.long\(\)\)"),
+    ((5, 2), torch.tensor([0.0, 1, 1, 0, 0]), None, r"gives 2 values for an example"),
     ((5, 3), ZEROS_AND_ONES, "ranking", "kind must be one of .* got 'ranking'"),
 ]
 # fmt: on

@@ -156,10 +156,10 @@ def _calibration(work: Audit) -> None:
     worst = max(table, key=lambda name: table[name]["ece"])
     for name in dict.fromkeys([work.given, worst]):
         chance = table[name]["chance"]
-        why = "0.05 and 0.15"
+        why = "above 0.05 probabilities mislead, above 0.15 badly"
         if chance > 0.05:
-            why = f"chance alone reaches {number(chance, 2)} with {len(work.of(name)[1])} examples; beyond 0.15 too"
-        limits = Threshold(max(0.05, chance), max(0.15, chance), f"{why} make probabilities hard to trust")
+            why = f"chance alone reaches {number(chance, 2)} with {len(work.of(name)[1])} examples; above 0.15 is bad"
+        limits = Threshold(max(0.05, chance), max(0.15, chance), why)
         work.finding(
             f"calibration error on {name}",
             table[name]["ece"],

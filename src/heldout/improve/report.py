@@ -26,6 +26,7 @@ def to_html(document: Document) -> str:
         environment=document["environment"],
         test_sets=tests,
         baseline_scores=_baseline_scores(document),
+        tuned_scores=_baseline_scores(document, "tuned"),
         gains=_gains(document, scale) if document["finalists"] else None,
         curves=_curves(document),
         tried=_tried(document["methods"]),
@@ -44,8 +45,10 @@ def to_markdown(document: Document) -> str:
         "| method | " + " | ".join(map(cell, names)) + " | training | inference |",
         "|---" * (len(names) + 3) + "|",
     ]
-    baseline = _baseline_scores(document)
+    baseline, tuned = _baseline_scores(document), _baseline_scores(document, "tuned")
     lines.append("| baseline | " + " | ".join(scale.score(baseline[name]) for name in names) + " | 1 × | 1 × |")
+    if tuned:
+        lines.append("| tuned baseline | " + " | ".join(scale.score(tuned[name]) for name in names) + " | | |")
     for row in document["finalists"]:
         tests = [row["tests"][name] for name in names]
         cells = [f"{scale.score(entry['score'])} ({scale.with_interval(entry)}, {word(entry)})" for entry in tests]
@@ -70,7 +73,7 @@ def print_improvement(document: Document, console: Console) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    scale = Scale(document["metric"]["name"])
+    scale, tuned = Scale(document["metric"]["name"]), _baseline_scores(document, "tuned")
     for row in document["finalists"]:
         star = "★ " if row["method"] == document["winner"] else ""
         cost = f"training {number(row['training_cost'], 3)} ×, inference {number(row['inference_cost'], 3)} ×"
@@ -91,7 +94,8 @@ def print_improvement(document: Document, console: Console) -> None:
             if "tuned_gain" in entry:
                 between = f"{scale.gain(entry['tuned_low'])} to {scale.gain(entry['tuned_high'])}"
                 gained = scale.gain(entry["tuned_gain"])
-                table.add_row("[dim]  over tuned[/]", "", "", f"[dim]{gained}[/]", f"[dim]{between}[/]")
+                score = scale.score(tuned[test]) if test in tuned else ""
+                table.add_row("[dim]  over tuned[/]", f"[dim]{score}[/]", "", f"[dim]{gained}[/]", f"[dim]{between}[/]")
         console.print(table)
         console.print()
     by_status: dict[str, list[str]] = {}
@@ -154,8 +158,11 @@ def _test_sets(document: Document) -> list[str]:
     return [*names, SHIFTED] if len(names) > 2 else names
 
 
-def _baseline_scores(document: Document) -> dict[str, float | None]:
-    scores = {name: entry["score"] for name, entry in document["baseline"]["tests"].items()}
+def _baseline_scores(document: Document, which: str = "baseline") -> dict[str, float | None]:
+    """Scores of the recipe as given, or of the "tuned" one; empty where that was not trained."""
+    if not document.get(which):
+        return {}
+    scores = {name: entry["score"] for name, entry in document[which]["tests"].items()}
     shifted = [scores[name] for name in document["test_sets"][1:]]
     scores[SHIFTED] = sum(shifted) / len(shifted) if shifted and None not in shifted else None
     return scores

@@ -278,7 +278,7 @@ def _other(entry: Mapping[str, Any], amount: amounts) -> str:
         return f"{less} the tuned baseline, {amount(entry, 'tuned_')}"
     if entry["verdict"] == SAME:
         return f"no difference beyond {amount.size(entry['no_difference'])}"
-    return f"open, {amount(entry)}"
+    return f"open, {_gained(entry, amount)}"
 
 
 class amounts:  # noqa: N801 - called like a function
