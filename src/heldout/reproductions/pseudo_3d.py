@@ -42,7 +42,7 @@ import heldout
 from heldout.data import predict_all
 from heldout.errors import install_line
 from heldout.method import evaluating
-from heldout.nn import FrameAverage, P3DResNet, P3DUnit, add_temporal, efficientnet_lite0, inflate_2d
+from heldout.nn import FrameAverage, MobileBlock, P3DResNet, P3DUnit, add_temporal, efficientnet_lite0, inflate_2d
 from heldout.sources import ENET, STYLE, TAGS, missing
 from heldout.study import Study, at_least, at_most, better, cheaper, equivalent, higher_is_better, lower_is_better
 from heldout.tasks import (
@@ -61,19 +61,19 @@ from heldout.tasks import (
     split_drawings,
 )
 
-SHAPES = len(MOVING_SHAPES) // 2
-SIZES = {"smoke": (32, 16), "laptop": (1280, 128)}  # training and test clips
+SEEN = ("wedge", "hook", "L")
+SIZES = {"smoke": (32, 16), "laptop": (7500, 384)}  # training and test clips
 FEW = {"smoke": 16, "laptop": 200}
-DRAWN = {"smoke": (16, 8), "laptop": (128, 96)}
-EPOCHS = {"shapes": 3, "few": 8, "frames": 6, "drawings": 5}
-RATE = {"shapes": 3e-3, "drawings": 1e-3}
+DRAWN = {"smoke": (16, 8), "laptop": (1500, 256)}
+EPOCHS = {"shapes": 1, "few": 20, "drawings": 1}
+BATCH = {"shapes": 16, "few": 8, "drawings": 8}
 VARIANTS = {"frames": ["2D"], "full": ["3D"], "a": ["A"], "b": ["B"], "c": ["C"], "mixed": ["A", "B", "C"]}
 SHIFTS: dict[str, dict[str, Any]] = {
     "iid": {},
     "speed_1.5": {"speed": 1.5},
     "speed_2": {"speed": 2.0},
     "ground": {"grounds": GROUND_TEXTURES[2:]},
-    "shape": {"shapes": MOVING_SHAPES[SHAPES:]},
+    "shape": {"shapes": [shape for shape in MOVING_SHAPES if shape not in SEEN]},
 }
 
 
@@ -90,19 +90,19 @@ class TwoHeads(nn.Module):
         return (motion.unsqueeze(2) + thing.unsqueeze(1)).flatten(1)
 
 
-@functools.lru_cache(maxsize=2)
+@functools.lru_cache(maxsize=1)
 def shapes(seed: int, profile: str) -> dict[str, MovingClips]:
-    """``train``, ``frames`` (of which a 2-D network sees single ones), and a test set by shift."""
+    """``train``, and a test set by shift."""
     generator = torch.Generator().manual_seed(seed)
     train, test = SIZES[profile]
-    draw = functools.partial(moving_shapes, size=24, seed=generator)
-    found = {"train": draw(train), "frames": draw(train)}
-    return found | {name: forwards_and_backwards(draw(test, **options)) for name, options in SHIFTS.items()}
+    draw = functools.partial(moving_shapes, size=24, frames=5, seed=generator)
+    found = {name: forwards_and_backwards(draw(test, **({"shapes": SEEN} | shift))) for name, shift in SHIFTS.items()}
+    return found | {"train": draw(train, shapes=SEEN)}
 
 
-@functools.lru_cache(maxsize=2)
+@functools.lru_cache(maxsize=1)
 def drawn(seed: int, profile: str) -> dict[str, MovingClips]:
-    """``train``, ``iid`` (other things) and ``target`` (other things in another style, over another photograph)."""
+    """``train``, ``iid`` (other things) and ``target`` (those things in another style, over another photograph)."""
     pictures, photos = drawings(size=32), list(photographs().values())
     parts = split_drawings(pictures, held_out=seed % 4, seed=seed)
     generator = torch.Generator().manual_seed(seed)
@@ -112,10 +112,10 @@ def drawn(seed: int, profile: str) -> dict[str, MovingClips]:
         ("train", "iid", "target"), parts, (train, test, test), (here, here, 1 - here), strict=True
     ):
         chosen = part[torch.randperm(len(part), generator=generator)[:count]]
-        motions = torch.arange(count) % 4  # left, right, up, down
-        grounds = photo_crops(photos[photo], count, size=32, seed=generator)
+        motions = torch.arange(len(chosen)) % 4  # left, right, up, down
+        grounds = photo_crops(photos[photo], len(chosen), size=32, seed=generator)
         sprites = cut_out(pictures.images[chosen].float() / 255)
-        clips = moving_clips(sprites, grounds, motions, frames=6, seed=generator)
+        clips = moving_clips(sprites, grounds, motions, frames=4, seed=generator)
         found[name] = MovingClips(clips, motions, pictures.labels[chosen])
     return found | {name: forwards_and_backwards(found[name]) for name in ("iid", "target")}
 
@@ -124,14 +124,14 @@ def pairs(moving: MovingClips, things: int) -> tuple[Tensor, Tensor]:
     return moving.clips, moving.motions * things + moving.labels
 
 
-def network(variants: list[str], outputs: int = len(MOTIONS) + SHAPES) -> P3DResNet:
-    """16-32-64 channels, a basic block each; the stem makes 8 x 8 of 24 x 24 pixels, time is not pooled."""
+def network(variants: list[str], outputs: int = len(MOTIONS) + len(SEEN)) -> P3DResNet:
+    """Two basic blocks of 16 channels and one of 32; the stem makes 8 x 8 of 24 x 24 pixels, time is not pooled."""
     return P3DResNet(
-        (1, 1, 1),
+        (2, 1),
         outputs,
         width=16,
         variants=variants,
-        frames=8,
+        frames=5,
         temporal_pool=False,
         stem_stride=3,
         stem_kernel=5,
@@ -141,41 +141,51 @@ def network(variants: list[str], outputs: int = len(MOTIONS) + SHAPES) -> P3DRes
     )
 
 
-def trained(net: Any, data: tuple[Tensor, Tensor], epochs: int, rate: float, seed: int) -> nn.Module:
-    adam = functools.partial(torch.optim.Adam, lr=rate)
-    return heldout.fit(net, data, epochs=epochs, batch_size=8, optimizer=adam, seed=seed).module
+def warm_up_and_cosine(optimizer: torch.optim.Optimizer, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
+    return torch.optim.lr_scheduler.OneCycleLR(optimizer, optimizer.defaults["lr"], total_steps=steps, pct_start=0.1)
 
 
-@functools.lru_cache(maxsize=2)
-def frame_network(seed: int, profile: str) -> nn.Module:
-    """A 2-D network that names the shapes in single frames, one at random of each clip and epoch."""
-    clips, _, labels = shapes(seed, profile)["frames"]
-    epochs = EPOCHS["frames"] if profile == "laptop" else 1
-    at = torch.randint(clips.shape[2], (epochs, len(clips)), generator=torch.Generator().manual_seed(seed))
-    images = torch.cat([clips[torch.arange(len(clips)), :, each].unsqueeze(2) for each in at])
-    build = functools.partial(network, ["2D"], SHAPES)
-    return trained(build, (images, labels.repeat(epochs)), 1, RATE["shapes"], seed)
+def trained(net: Any, data: tuple[Tensor, Tensor], epochs: int, batch: int, rate: float, seed: int) -> nn.Module:
+    fitted = heldout.fit(
+        net,
+        data,
+        epochs=epochs,
+        batch_size=batch,
+        optimizer=functools.partial(torch.optim.Adam, lr=rate, fused=True),
+        schedule=warm_up_and_cosine,
+        seed=seed,
+    )
+    return fitted.module
 
 
-def few_network(start: str, seed: int, profile: str) -> nn.Module:
+def few_network(start: str, rate: float, seed: int, profile: str) -> nn.Module:
+    """Its spatial parts from a 2-D network that names the shapes in one frame of each clip behind the few."""
     net = network(VARIANTS["mixed"])
-    if start != "random":
+    if start == "init":
+        clips, _, labels = (part[FEW[profile] :] for part in shapes(seed, profile)["train"])
+        at = torch.randint(clips.shape[2], (len(clips),), generator=torch.Generator().manual_seed(seed))
+        frames = clips[torch.arange(len(clips)), :, at].unsqueeze(2)
+        flat = trained(functools.partial(network, ["2D"], len(SEEN)), (frames, labels), 1, BATCH["shapes"], rate, seed)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # its head names shapes alone, that of two tasks stays new
-            inflate_2d(frame_network(seed, profile), net, "identity" if start == "identity" else "he", seed=seed)
+            inflate_2d(flat, net, "he", seed=seed)
     return TwoHeads(net)
 
 
 def drawing_network(start: str, seed: int) -> nn.Module:
-    """EfficientNet-Lite0 up to its third stage, and what looks over time."""
+    """EfficientNet-Lite0 up to its third stage, and what looks over time behind the last convolution of each block."""
     whole = efficientnet_lite0(pretrained=start != "random", seed=seed)
     parts = OrderedDict(list(whole.named_children())[:5])
     parts |= {"pool": nn.AdaptiveAvgPool2d(1), "flatten": nn.Flatten()}
     parts["head"] = nn.Linear(40, len(MOTIONS) + len(DRAWING_CLASSES))
     net = nn.Sequential(parts).train()
-    if start == "frames":
-        return TwoHeads(FrameAverage(net))
-    return TwoHeads(add_temporal(net, "AC", temporal_init="he" if start == "he" else "identity", seed=seed))
+    for part in net.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            part.momentum = 0.1  # that of the package is made for long training
+    blocks = [(name, block) for name, block in net.named_modules() if isinstance(block, MobileBlock)]
+    names = [f"{name}.body.{len(block.body) - 2}" for name, block in blocks]
+    video = FrameAverage(net) if start == "frames" else add_temporal(net, temporal_init="he", names=names, seed=seed)
+    return TwoHeads(video).to(memory_format=torch.channels_last)
 
 
 def judged(module: nn.Module, moving: MovingClips, things: int) -> dict[str, float]:
@@ -202,7 +212,7 @@ def cost(name: str) -> dict[str, float]:
 
     net, full = network(VARIANTS[name]), network(VARIANTS["full"])
     with evaluating(net), torch.no_grad(), FlopCounterMode(display=False) as counter:
-        net(torch.zeros(1, 3, 8, 24, 24))
+        net(torch.zeros(1, 3, 5, 24, 24))
     return {
         "middle_share": middle(net) / middle(full),
         "parameters": float(sum(p.numel() for p in net.parameters())),
@@ -211,18 +221,18 @@ def cost(name: str) -> dict[str, float]:
 
 
 def run(arm: dict[str, Any], seed: int, profile: str) -> dict[str, float]:
-    cell, start, laptop = arm["cell"], arm["start"], profile == "laptop"
-    epochs = EPOCHS[cell] if laptop else 1
-    things = len(DRAWING_CLASSES) if cell == "drawings" else SHAPES
+    cell, start, rate = arm["cell"], arm["start"], arm["rate"]
+    things = len(DRAWING_CLASSES) if cell == "drawings" else len(SEEN)
     world = drawn(seed, profile) if cell == "drawings" else shapes(seed, profile)
     build: dict[str, Any] = {
         "shapes": lambda: TwoHeads(network(VARIANTS[start])),
-        "few": lambda: few_network(start, seed, profile),
+        "few": lambda: few_network(start, rate, seed, profile),
         "drawings": lambda: drawing_network(start, seed),
     }
     count = FEW[profile] if cell == "few" else len(world["train"].clips)
     data = pairs(MovingClips(*(part[:count] for part in world["train"])), things)
-    module = trained(build[cell], data, epochs, RATE["drawings" if cell == "drawings" else "shapes"], seed)
+    epochs = EPOCHS[cell] if profile == "laptop" else 1
+    module = trained(build[cell], data, epochs, BATCH[cell], rate, seed)
     metrics = judged(module, world["iid"], things)
     if cell == "drawings":
         return metrics | {f"target_{name}": value for name, value in judged(module, world["target"], things).items()}
@@ -242,15 +252,15 @@ def why_not_here() -> str:
     return missing([STYLE, TAGS, ENET])
 
 
-STARTS = {
-    "shapes": list(VARIANTS),
-    "few": ["random", "init", "identity"],
-    "drawings": ["random", "imagenet", "he", "frames"],
+RATES = {
+    "shapes": dict.fromkeys(VARIANTS, 1e-2),
+    "few": {"random": 1e-2, "init": 1e-2},
+    "drawings": {"random": 1e-2, "imagenet": 1e-2, "frames": 1e-2},
 }
 ARMS = {
-    start if cell == "shapes" else f"{cell}-{start}": {"cell": cell, "start": start}
-    for cell, starts in STARTS.items()
-    for start in starts
+    start if cell == "shapes" else f"{cell}-{start}": {"cell": cell, "start": start, "rate": rate}
+    for cell, rates in RATES.items()
+    for start, rate in rates.items()
 }
 SHIFTED = [f"{shift}_{kind}" for shift in list(SHIFTS)[1:] for kind in ("motion", "drop")]
 REAL = [f"target_{name}" for name in ("motion", "appearance", "direction")]
