@@ -28,8 +28,8 @@ from heldout.tasks.seeds import Seed, generator_of
 
 MOTIONS = ("left", "right", "up", "down", "clockwise", "counter-clockwise", "grow", "shrink")
 _STEP, _TURN, _GROWTH = (0.06, 0.1), (20.0, 30.0), (1.08, 1.12)  # each frame: of the image's side; degrees; factor
-_DIAMETER = (0.4, 0.55)  # of the image's side, at the middle of the clip
-_LARGEST = 1.5  # of the image's side, to which a thing may grow
+_DIAMETER = (0.55, 0.7)  # of the image's side, at the middle of the clip
+_LARGEST = 2.0  # of the image's side, to which a thing may grow
 
 
 class MovingClips(NamedTuple):
@@ -53,7 +53,7 @@ def moving_clips(
     """Returns clips ``(n, 3, frames, height, width)`` in [0, 1]: each sprite moves over its ground.
 
     At speed 1 a frame is 6 to 10 % of the image's side further than the one before, 20 to 30 degrees, or 8 to 12 %
-    larger. What leaves on one side comes in on the other. Sprites have a random turn, place and size, 40 to 55 % of the
+    larger. What leaves on one side comes in on the other. Sprites have a random turn, place and size, 55 to 70 % of the
     shorter side before they grow or shrink.
 
     Args:
@@ -66,7 +66,7 @@ def moving_clips(
 
     Raises:
         ValueError: sprites, grounds or motions of another form or length, frames below 1, speed not positive, or so
-            many frames at such a speed that sprites could grow to more than 1.5 of the shorter side.
+            many frames at such a speed that sprites could grow to more than twice the shorter side.
 
     Example:
         >>> sprites, grounds = torch.ones(2, 4, 8, 8), torch.zeros(2, 3, 16, 16)
@@ -83,7 +83,7 @@ def moving_clips(
     check_positive(speed=speed)
     if (largest := _DIAMETER[1] * _GROWTH[1] ** min(speed * (frames - 1) / 2, 99.0)) > _LARGEST:
         raise ValueError(
-            f"frames and speed must let things grow to at most {_LARGEST} of the image's side, got {frames} and "
+            f"frames and speed must let things grow to at most {_LARGEST:g} x the image's side, got {frames} and "
             f"{speed:g}, at which they grow to {largest:.1f}"
         )
     if sprites.shape[1] != 4 or grounds.shape[1] != 3:
