@@ -175,7 +175,7 @@ def drawing_network(start: str, seed: int) -> nn.Module:
     blocks = [(name, block) for name, block in net.named_modules() if isinstance(block, MobileBlock)]
     names = [f"{name}.body.{len(block.body) - 2}" for name, block in blocks]
     video = FrameAverage(net) if start == "frames" else add_temporal(net, temporal_init="he", names=names, seed=seed)
-    return TwoHeads(video).to(memory_format=torch.channels_last)
+    return TwoHeads(video).to(memory_format=torch.channels_last)  # type: ignore[no-any-return, call-overload]
 
 
 def judged(module: nn.Module, moving: MovingClips, things: int) -> dict[str, float]:
