@@ -64,9 +64,8 @@ def readme(text: str) -> str:
     before, rest = text.split(START)
     text = f"{before}{START}\n{summary()}\n{END}{rest.split(END)[1]}"
     text = re.sub(r"\d+ of \d+ systems are built", f"{built} of {total} systems are built", text)
-    text = re.sub(
-        r"\(\d+ of them without recorded evidence yet\)", f"({unrecorded} of them without recorded evidence yet)", text
-    )
+    told = f"{unrecorded} of them without recorded evidence yet" if unrecorded else "all with recorded evidence"
+    text = re.sub(r"\((\d+ of them without recorded evidence yet|all with recorded evidence)\)", f"({told})", text)
     planned = f"{total - built} of the {total} systems in the catalog are planned"
     return re.sub(r"\d+ of the \d+ systems in the catalog are planned", planned, text)
 
