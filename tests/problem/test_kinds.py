@@ -55,6 +55,15 @@ def test_what_fits_no_kind_is_told(shape, targets, asked, message):
         kind_of(torch.zeros(shape), targets, asked)
 
 
+def test_an_own_loss_may_take_several_outputs_for_one_whole_number():
+    def pinball(outputs, targets):
+        wrong = targets[:, None] - outputs
+        return torch.maximum(wrong, -wrong).mean()
+
+    counts = torch.tensor([0.0, 3, 2, 7, 1])
+    assert kind_of(torch.zeros(5, 3), counts, loss=pinball).name == "regression"
+
+
 @pytest.mark.parametrize("said", [{"loss": nn.MSELoss()}, {"loss": F.l1_loss}, {"metric": "mae"}])
 def test_a_real_loss_or_metric_says_that_zeros_and_ones_are_numbers(said):
     assert kind_of(torch.zeros(5, 1), ZEROS_AND_ONES.float(), **said).name == "regression"

@@ -158,7 +158,8 @@ def _calibration(work: Audit) -> None:
         chance = table[name]["chance"]
         why = "above 0.05 probabilities mislead, above 0.15 badly"
         if chance > 0.05:
-            why = f"chance alone reaches {number(chance, 2)} with {len(work.of(name)[1])} examples; above 0.15 is bad"
+            bad = number(max(0.15, chance), 2)
+            why = f"chance alone reaches {number(chance, 2)} with {len(work.of(name)[1])} examples; above {bad} is bad"
         limits = Threshold(max(0.05, chance), max(0.15, chance), why)
         work.finding(
             f"calibration error on {name}",

@@ -276,7 +276,7 @@ def kind_of(
         return Kind("binary", shape, 2, targets.dtype, target)
     if name == "regression":
         whole = targets.is_floating_point() and bool((targets == targets.round()).all())
-        if asked is None and whole and len(shape) == 1 and shape[0] > 1 and target in ((), (1,)):
+        if asked is None and loss is None and whole and len(shape) == 1 and shape[0] > 1 and target in ((), (1,)):
             raise ValueError(
                 f"the model gives {shape[0]} values for an example, the target is one real number: if targets are "
                 "classes, give them as integers (targets.long())"
