@@ -43,8 +43,9 @@ def test_every_method_trains_or_says_why_not(load, text):
         else:
             assert "real number" not in reason, name
             assert len(reason) > 20, name
-    assert {"sam", "rm3", *LANGUAGE_METHODS} <= applied
-    assert not {"tent", "t3a", "itta", "adanpc", "drm", "divdis", "dbat", "pego", "useful"} & applied
+    assert {"sam", "rm3", *LANGUAGE_METHODS} - ({"pego"} if ADAPTERS in text else set()) <= applied
+    assert ("pego" in applied) is (ADAPTERS not in text)
+    assert not {"tent", "t3a", "itta", "adanpc", "drm", "divdis", "dbat", "useful"} & applied
 
 
 def test_methods_with_arguments_and_compositions_take_the_form_for_texts(load):
@@ -131,3 +132,22 @@ def test_bad_settings_are_refused():
     for name, setting in (("wise_ft", {"alpha": 2}), ("label_smoothing", {"smoothing": 1}), ("ps_kd", {"alpha_T": 3})):
         with pytest.raises(ValueError, match=next(iter(setting))):
             LANGUAGE_METHODS[name](**setting)
+
+
+def test_pego_changes_query_and_value_alone_and_leaves_a_plain_model(load):
+    problem = load()
+    fitted = problem.fit(parse("pego(lam=0.01, rank=2, size=2)", problem.own_methods), seed=0, epochs=1)
+    start = problem.splits.initial_state
+    found = fitted.module.state_dict()
+    assert found.keys() == start.keys()
+    changed = {name for name, value in found.items() if not torch.equal(value, start[name])}
+    assert changed
+    assert all("q_proj" in name or "v_proj" in name for name in changed)
+    assert all(parameter.requires_grad for parameter in fitted.module.parameters())
+
+
+def test_pego_says_what_it_lacks(load):
+    whole, adapters = load(), load(ADAPTERS)
+    pego = LANGUAGE_METHODS["pego"]
+    assert "adapters already" in inapplicable(adapters, pego())
+    assert "rank must be at most" in inapplicable(whole, pego(rank=1000))

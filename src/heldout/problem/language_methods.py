@@ -17,6 +17,7 @@ from heldout.data import self_targets
 from heldout.lm import TransformersLM
 from heldout.losses import soft_cross_entropy
 from heldout.method import Batch, Method, Run, Splits
+from heldout.nn import inject_lora_group, query_and_value
 from heldout.problem.texts import Texts, plain, tokens_of
 from heldout.train import ProgressiveSelfDistillation
 from heldout.weights import lines_lora, lines_method, wise_ft_method
@@ -173,6 +174,49 @@ def bang(alpha: float = 0.5, smoothing: float = 0.1) -> Method:
     return (label_smoothing(smoothing) + wise_ft(alpha)).renamed("bang")
 
 
+def pego(lam: float = 1e-3, rank: int = 4, size: int = 4, *, preserve: float = 1.0, diversify: float = 1.0) -> Method:
+    """Returns the Method that trains groups of orthogonal low-rank adapters on query and value, merged at the end.
+
+    Everything else is frozen, the output layer too; the model must start from its pretrained weights and have no
+    adapters of its own. Adapters want a larger learning rate than whole weights, about ten times.
+
+    Args:
+        lam: weight of the penalty; 0 with ``size=1`` is plain LoRA.
+        rank: of each adapter.
+        size: adapters in each group.
+        preserve: weight of the orthogonality to the pretrained weights.
+        diversify: weight of the orthogonality of the adapters.
+
+    Raises:
+        ValueError: a negative ``lam``, ``rank`` or ``size`` below 1.
+
+    Source: arXiv:2407.15085. Deviation: the paper's models classify images.
+
+    Example:
+        >>> pego(rank=2).stages
+        ('model', 'loss', 'weights')
+    """
+    whole = losses.pego(lam, rank, size, preserve=preserve, diversify=diversify)
+
+    def model(run: Run, module: nn.Module) -> nn.Module:
+        trainable = [name for name, parameter in module.named_parameters() if parameter.requires_grad]
+        run.state["pego"] = inject_lora_group(module, rank=rank, size=size, generator=run.generator), trainable
+        return module
+
+    def check(module: nn.Module, splits: Splits) -> str | None:
+        if adapted(module):
+            return "the model has adapters already, and this method brings its own: give the model without them"
+        if splits.initial_state is None:
+            return _NO_START
+        found = [part for name, part in module.named_modules() if query_and_value(name, part)]
+        if not found:
+            return "it adapts query and value projections, and the model has none that is called so"
+        narrow = min(min(part.weight.shape) for part in found)
+        return None if rank <= narrow else f"its rank must be at most {narrow}, the smaller side of a projection"
+
+    return replace(whole, model=model, check=check)
+
+
 LANGUAGE_METHODS: dict[str, Callable[..., Method]] = {
     "s3ft": s3ft,
     "lines": lines,
@@ -180,6 +224,7 @@ LANGUAGE_METHODS: dict[str, Callable[..., Method]] = {
     "bang": bang,
     "label_smoothing": label_smoothing,
     "ps_kd": ps_kd,
+    "pego": pego,
 }
 """What has a form of its own for language models, by the name that it is asked for under."""
 
