@@ -8,7 +8,9 @@ import torch
 from heldout import Splits
 from heldout.improve import made_shifts
 from heldout.improve.selection import LEFT_OUT, leaves_out, leaving_out, selection_sets
-from heldout.problem import Problem
+from heldout.lm import word_tokenizer
+from heldout.problem import Problem, Texts
+from heldout.problem.texts import Language
 from heldout.tasks import digits
 
 
@@ -116,3 +118,37 @@ def test_texts_get_typos_and_are_truncated():
     assert made["made: typos"][3]["labels"] == 1
     plain = made_shifts(torch.utils.data.TensorDataset(tokens, torch.zeros(50)), avoid=["typos"])
     assert plain == {}
+
+
+def test_prompts_of_texts_get_typos_and_lower_case_and_keep_their_completions():
+    prompt = "Question: Which ANIMAL, of these, lives under water?\nAnswer:"
+    words = word_tokenizer([prompt, prompt.lower(), "a Fish"])
+    texts = Texts([{"prompt": prompt, "completion": "a Fish"}] * 60, Language(words))
+    made = made_shifts(texts, avoid=["iid"])
+    assert list(made) == ["made: typos", "made: lower case"]
+    for each in made.values():
+        assert {row["completion"] for row in each.rows} == {"a Fish"}
+    assert made["made: lower case"].rows[0]["prompt"] == "question which animal of these lives under water?\nanswer:"
+    typos = [row["prompt"] for row in made["made: typos"].rows]
+    assert all(sorted(each) == sorted(prompt) for each in typos)
+    wrong = sum(a != b for each in typos for a, b in zip(each.split(), prompt.split(), strict=True))
+    assert abs(wrong / (60 * 7) - 0.1) < 0.06  # seven words of four letters and more
+    half = made_shifts(torch.utils.data.Subset(texts, [3, 4]), avoid=["typos"])
+    assert [(name, len(each)) for name, each in half.items()] == [("made: lower case", 2)]
+
+
+def test_texts_without_prompts_and_prompts_that_grow_too_long_stay():
+    words = word_tokenizer(["one two three"])
+    assert made_shifts(Texts(["one two three"] * 4, Language(words)), avoid=[]) == {}
+    texts = Texts([("one two", "three")] * 4, Language(words, max_length=4))
+    assert texts.with_prompts(lambda prompt: f"{prompt} {prompt}").rows == texts.rows
+    assert texts.with_prompts(lambda prompt: "two").rows == [("two", "three")] * 4
+    said = Texts([{"messages": [{"role": "user", "content": "One"}, {"role": "assistant", "content": "Two"}]}], chat())
+    changed = said.with_prompts(str.lower).rows[0]["messages"]
+    assert [each["content"] for each in changed] == ["one", "Two"]
+
+
+def chat() -> Language:
+    words = word_tokenizer(["One Two one two"])
+    words.chat_template = "{% for m in messages %}{{ m.content }} {% endfor %}"
+    return Language(words)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -12,7 +13,7 @@ from torch.utils.data import Dataset, Subset, TensorDataset
 
 from heldout.data import gather
 from heldout.errors import checked
-from heldout.problem import Problem
+from heldout.problem import Problem, Texts
 from heldout.tasks import SHIFTS
 
 AIMS = ("iid", "shift", "both")
@@ -21,7 +22,7 @@ MOST_MADE = 3
 LARGEST = 20_000  # examples of which shifts are made
 FEWEST_DOMAINS = 3  # with fewer, leaving one out leaves no domains to learn from
 LEFT_OUT = "left-out domain"
-TYPOS, KEPT = 0.1, 0.5  # share of tokens that are replaced, and of each text that truncation keeps
+TYPOS, KEPT = 0.1, 0.5  # share of tokens or words with a typo, and of each text that truncation keeps
 
 
 def selection_sets(problem: Problem, aim: str) -> tuple[dict[str, Dataset], str | None]:
@@ -31,7 +32,8 @@ def selection_sets(problem: Problem, aim: str) -> tuple[dict[str, Dataset], str 
     a clean validation set cannot rank methods by what they do under shift. With three training domains or more, each
     seed of the search leaves one of them out of training and scores on it (``leaving_out``; what is returned is the
     first). Otherwise shifts are made of the validation set, of kinds that no test set is named after: images in [0, 1]
-    get three of ``heldout.tasks.SHIFTS``; vectors noise, and missing columns; token ids typos, and truncation.
+    get three of ``heldout.tasks.SHIFTS``; vectors noise, and missing columns; token ids typos, and truncation; prompts
+    of a language model typos, and lower case without punctuation.
 
     Args:
         problem: the user's problem.
@@ -46,8 +48,7 @@ def selection_sets(problem: Problem, aim: str) -> tuple[dict[str, Dataset], str 
         made: dict[str, Dataset] = {LEFT_OUT: leaving_out(problem, 0)[1]}
         text = f"methods are selected on training domains, each left out of training in turn: {better}"
     else:
-        # a text that is cut has lost the tokens that count
-        made = {} if problem.kind.name == "language" else made_shifts(dataset, list(problem.splits.test))
+        made = made_shifts(dataset, list(problem.splits.test))
         text = f"methods are selected on {', '.join(made)}, made from the validation data: {better}"
     if not made:
         return given, (
@@ -95,7 +96,7 @@ def made_shifts(dataset: Any, avoid: list[str], *, seed: int = 0) -> dict[str, D
 
     Args:
         dataset: with inputs ``(channels, height, width)`` in [0, 1], ``(features,)`` or int64 token ids ``(tokens,)``,
-            also as "input_ids" of a dict with an "attention_mask".
+            also as "input_ids" of a dict with an "attention_mask"; or texts with prompts.
         avoid: names of shifts that are not made.
         seed: of the noise.
 
@@ -104,13 +105,17 @@ def made_shifts(dataset: Any, avoid: list[str], *, seed: int = 0) -> dict[str, D
         >>> list(made_shifts(vectors, avoid=["noise"]))
         ['made: missing columns']
     """
-    inputs, targets = gather(dataset, torch.arange(min(len(dataset), LARGEST)))
     taken = [name.lower().replace(" ", "_") for name in avoid]
 
     def free(kind: str) -> bool:
         return not any(kind in name or name in kind for name in taken)
 
     generator = torch.Generator().manual_seed(seed)
+    if (texts := _texts(dataset)) is not None:
+        changes = {"typos": lambda prompt: _misspelt(prompt, generator), "lower case": _lower_case}
+        shifted = {kind: texts.with_prompts(change) for kind, change in changes.items() if free(kind)}
+        return {f"made: {kind}": each for kind, each in shifted.items() if each is not None}
+    inputs, targets = gather(dataset, torch.arange(min(len(dataset), LARGEST)))
     tokens = inputs.get("input_ids") if isinstance(inputs, Mapping) else inputs
     if isinstance(tokens, Tensor) and tokens.dtype in (torch.int64, torch.int32) and tokens.ndim == 2:
         rest = inputs if isinstance(inputs, Mapping) else {}
@@ -136,6 +141,34 @@ def made_shifts(dataset: Any, avoid: list[str], *, seed: int = 0) -> dict[str, D
         made = {"noise": inputs + 0.5 * noise, "missing columns": holes}
         return {f"made: {kind}": TensorDataset(copy, targets) for kind, copy in made.items() if free(kind)}
     return {}
+
+
+def _texts(dataset: Any) -> Texts | None:
+    """The texts that a data set is made of, at most ``LARGEST``, or None."""
+    places = range(min(len(dataset), LARGEST))
+    while isinstance(dataset, Subset):
+        places, dataset = [dataset.indices[place] for place in places], dataset.dataset  # type: ignore[assignment]
+    if not isinstance(dataset, Texts):
+        return None
+    return dataset.with_rows([dataset.rows[int(place)] for place in places])
+
+
+def _misspelt(text: str, generator: torch.Generator) -> str:
+    """In a tenth of the words of four letters and more, two neighbouring inner letters change places."""
+
+    def swapped(found: re.Match[str]) -> str:
+        word = found[0]
+        if float(torch.rand((), generator=generator)) >= TYPOS:
+            return word
+        at = int(torch.randint(1, len(word) - 2, (), generator=generator))
+        return word[:at] + word[at + 1] + word[at] + word[at + 2 :]
+
+    return re.sub(r"[^\W\d_]{4,}", swapped, text)
+
+
+def _lower_case(text: str) -> str:
+    """Small letters, and no mark behind a word but at the end of a line."""
+    return re.sub(r"(?<=\w)[,;:.!?]+(?= )", "", text.lower())
 
 
 def _typos(tokens: Tensor, mask: Tensor | None, generator: torch.Generator) -> Tensor:

@@ -90,6 +90,22 @@ class Texts(Dataset[dict[str, Any]]):
         """Returns other rows under the same options."""
         return Texts(rows, self.language, packed=self.packed)
 
+    def with_prompts(self, change: Callable[[str], str]) -> Texts | None:
+        """Returns the rows with other prompts (of messages, what users say); None where a row has no prompt.
+
+        A row that would become too long stays as it is.
+        """
+        if self.pairs is None:
+            return None
+        rows = [_with_prompt(row, change) for row in self.rows]
+        if (limit := self.language.max_length) is not None:
+            encoded = encode_rows(rows, self.language.tokenizer)
+            rows = [
+                new if len(each["input_ids"]) <= limit else old
+                for old, new, each in zip(self.rows, rows, encoded, strict=True)
+            ]
+        return self.with_rows(rows)
+
     @property
     def tokens(self) -> int:
         """How many tokens count."""
@@ -288,6 +304,22 @@ def _unwrapped(dataset: Any) -> tuple[Any, Tensor]:
     while isinstance(dataset, Subset):
         places, dataset = torch.as_tensor(dataset.indices)[places], dataset.dataset
     return dataset, places
+
+
+def _with_prompt(row: Any, change: Callable[[str], str]) -> Any:
+    """A row with another prompt; its completion stays."""
+    if not isinstance(row, Mapping):
+        return (_changed(row[0], change), row[1])
+    if row.get("messages") is not None:
+        messages = list(row["messages"])
+        return {**row, "messages": [*_changed(messages[:-1], change), messages[-1]]}
+    return {**row, "prompt": _changed(row["prompt"], change)}
+
+
+def _changed(prompt: Any, change: Callable[[str], str]) -> Any:
+    if isinstance(prompt, str):
+        return change(prompt)
+    return [{**each, "content": change(each["content"])} if each["role"] == "user" else each for each in prompt]
 
 
 def _pair(row: Any) -> tuple[Any, str] | None:
