@@ -157,9 +157,13 @@ def test_what_is_wrong_is_told_in_one_line(write, text, message):
         check_problem(load_problem(write(f"{TEXT}\n{text}\n")))
 
 
-def test_no_shift_is_made_of_texts(problem):
+def test_shifts_are_made_of_prompts_and_of_nothing_else(problem, write):
     from heldout.improve.selection import selection_sets
 
     found, warning = selection_sets(problem, "both")
+    assert list(found) == ["val", "made: typos", "made: lower case"]
+    assert "made from the validation data" in warning
+    plain = load_problem(write(f"{TEXT}\nrows = lambda *a: ['the red cat .', 'the dog .']\n"))
+    found, warning = selection_sets(plain, "both")
     assert list(found) == ["val"]
     assert "cannot be selected for robustness" in warning
