@@ -64,6 +64,7 @@ def test_regressions_of_one_and_several_targets_keep_their_shape():
     assert one.score(X, y) > 0.5
     two = GradientBoostedNetworkRegressor(10).fit(X, np.stack([y, -y], 1))
     assert two.predict(X).shape == (len(y), 2)
+    assert GradientBoostedNetworkRegressor(2).fit(X, y[:, None]).predict(X).shape == (len(y), 1)
     assert np.isclose(one.train_losses_[-1], ((one.predict(X) - y) ** 2).mean() / 2)
 
 
@@ -74,6 +75,17 @@ def test_units_are_cut_by_whole_groups():
         model.to_module(4)
     with pytest.raises(ValueError, match="groups"):
         model.predict(X, groups=3)
+
+
+def test_the_network_is_that_of_the_fit_whatever_parameters_are_set_later():
+    X, y = wine()
+    model = GradientBoostedNetworkClassifier(6, 3).fit(X, y)
+    assert model.n_iter_ == 2
+    model.set_params(total_units=20, units_per_step=4)
+    assert model.to_module()[0].out_features == 6
+    assert model.to_module(3)[0].out_features == 3
+    with pytest.raises(ValueError, match="units_per_step, 3, got 4"):
+        model.to_module(4)
 
 
 def test_one_class_is_refused():

@@ -18,6 +18,7 @@ from heldout.train import (
     boosted_network,
     gb_nn,
 )
+from heldout.train.boosting import network
 from heldout.train.boosting.network import _fit_group
 
 
@@ -251,3 +252,39 @@ def test_integer_features_and_torchs_random_state():
     network, _ = boosted_network(x, np.arange(20) % 2, SoftmaxLoss(2), total_units=2)
     assert network.hidden.weight.dtype == torch.float32
     assert torch.equal(torch.get_rng_state(), state)
+
+
+class Rising(SquaredLoss):
+    """A loss that every step raises."""
+
+    def value(self, outputs, targets):
+        self.asked = getattr(self, "asked", 0) + 1
+        return float(self.asked)
+
+
+def test_a_guarded_step_that_never_helps_is_left_out():
+    x, _ = table()
+    grown, _ = boosted_network(x, x[:, :1].numpy() ** 2, Rising(), total_units=3)
+    assert torch.equal(grown(x), (x[:, :1] ** 2).mean().expand(len(x), 1))
+
+
+def test_each_group_sees_a_part_of_the_rows_and_each_row_once(monkeypatch):
+    x, y = table()
+    seen = []
+    fit = network._fit_group
+    monkeypatch.setattr(network, "_fit_group", lambda rows, *rest: (seen.append(rows), fit(rows, *rest))[1])
+    boosted_network(x, y.numpy(), SoftmaxLoss(3), total_units=2, subsample=0.9)
+    assert [len(np.unique(rows, axis=0)) for rows in seen] == [72, 72]
+    assert not np.array_equal(*seen)
+
+
+def test_the_method_grows_another_head_with_another_seed():
+    x, y = table()
+    base = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)).requires_grad_(False)
+    base[2].requires_grad_(True)
+    heads = []
+    for seed in (1, 1, 2):
+        fitted = heldout.fit(copy.deepcopy(base), (x.float(), y), gb_nn(4), epochs=1, seed=seed)
+        heads.append(fitted.module[2].hidden.weight)
+    assert torch.equal(heads[0], heads[1])
+    assert not torch.equal(heads[0], heads[2])

@@ -87,10 +87,10 @@ class _Boosted(BaseEstimator):  # type: ignore[misc]
             NotFittedError: before ``fit``.
         """
         check_is_fitted(self, "module_")
-        groups, rest = divmod(self.total_units if units is None else units, self.units_per_step)
-        if rest:
-            raise ValueError(f"units must be a multiple of units_per_step, {self.units_per_step}, got {units}")
-        return self.module_.truncated(groups).float()
+        step = self.module_.units_per_group  # the parameters may have been set since
+        if units is not None and units % step:
+            raise ValueError(f"units must be a multiple of units_per_step, {step}, got {units}")
+        return self.module_.truncated(None if units is None else units // step).float()
 
 
 class GradientBoostedNetworkClassifier(ClassifierMixin, _Boosted):  # type: ignore[misc]
