@@ -63,6 +63,7 @@ from heldout.measure.metrics.calibration import (
     reliability_table,
     risk_coverage_curve,
 )
+from heldout.measure.metrics.contamination import divergences, min_k_probability
 from heldout.measure.metrics.cost_frontier import CostFrontier, cost_frontier
 from heldout.measure.metrics.ensembles import (
     CorrectionTable,
@@ -106,9 +107,7 @@ from heldout.measure.probes.scylla import (
     Scylla,
     ScyllaReport,
     ScyllaScore,
-    divergences,
     matched_ood,
-    min_k_probability,
     probe_inputs,
     probe_prompt,
 )

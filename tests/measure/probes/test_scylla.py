@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from heldout.lm import ScriptedLM
-from heldout.measure import Scylla, ScyllaReport, ScyllaScore, divergences, matched_ood, min_k_probability, probe_inputs
+from heldout.measure import Scylla, ScyllaReport, ScyllaScore, matched_ood, probe_inputs
 from heldout.tasks import list_tasks
 
 TASKS = list_tasks()
@@ -182,22 +182,3 @@ def test_examples_are_the_first_inputs_and_are_not_tested():
     assert seen[:4] == [[*rows[:2], row] for row in rows[2:]]
     assert not {number for row in seen[4:] for numbers in row for number in numbers} & {x for row in rows for x in row}
     assert len(report.rows[0].right_id) == 4
-
-
-def test_divergences_are_zero_for_equal_samples_symmetric_and_bounded():
-    rng = np.random.default_rng(0)
-    a, b = rng.normal(size=60), rng.normal(3, 0.5, size=60)
-    assert divergences(a, a) == (0, 0)
-    assert divergences(a, b)[1] == pytest.approx(divergences(b, a)[1])
-    assert 0.3 < divergences(a, b)[1] <= np.log(2)
-    assert divergences(a, b, normalise=False)[0] != pytest.approx(divergences(a, b)[0])
-    with pytest.raises(ValueError, match="two different"):
-        divergences([1.0, 1.0], a)
-
-
-def test_min_k_is_the_geometric_mean_of_the_least_likely():
-    values = np.log([0.5, 0.1, 0.4, 0.9, 0.2])
-    assert min_k_probability(values, 40) == pytest.approx((0.1 * 0.2) ** 0.5)
-    assert min_k_probability(values, 100) == pytest.approx(np.exp(values.mean()))
-    with pytest.raises(ValueError, match=r"needs tokens|log_probabilities must not be empty"):
-        min_k_probability([])

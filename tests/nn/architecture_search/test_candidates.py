@@ -96,3 +96,7 @@ def test_even_kernels_and_widths_below_one_are_refused(make):
         make(4, 0)
     with pytest.raises(ValueError, match="inputs"):
         make(4, 4)(torch.zeros(4, 4, 4))
+
+
+def test_a_factorized_reduction_may_have_an_odd_width():
+    assert FactorizedReduce(4, 7)(torch.zeros(2, 4, 6, 6)).shape == (2, 7, 3, 3)

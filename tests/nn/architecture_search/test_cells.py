@@ -156,3 +156,10 @@ def test_errors_name_what_is_wrong():
         Genotype(edges[:1], edges[:1])
     with pytest.raises(ValueError, match="primitives must hold those of the genotype, 'skip_connect'"):
         build_from_genotype(Genotype(edges, edges), 5, primitives={"a": lambda c, s, affine: nn.Identity()})
+
+
+def test_an_edge_on_which_none_is_strong_is_a_weak_edge():
+    alphas = torch.tensor([[0.0, 1.0, 1.0], [0.0, 1.0, 1.0], [9.0, 5.0, 0.0], [0.0, 2.0, 1.0], [0.0, 1.0, 2.0]])
+    edges = extract_edges(alphas, ["none", "a", "b"], nodes=2)
+    assert [edge.source for edge in edges[2:]] == [1, 2]
+    assert [edge.primitive for edge in edges[2:]] == ["a", "b"]
