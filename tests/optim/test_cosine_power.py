@@ -174,6 +174,12 @@ def test_the_method_sets_the_rate_of_every_step_whatever_the_recipe_schedules(po
     assert torch.allclose(found, continuous(power, 16, low=0.01), atol=1e-12)  # 50 examples: 4 steps of 16, 16, 16, 2
 
 
+def test_the_first_epoch_does_not_count_a_last_batch_of_one_which_fit_leaves_out(monkeypatch):
+    monkeypatch.setitem(globals(), "DATA", tuple(part[:49] for part in DATA))
+    found, _ = seen(cosine_power(2, min_lr=0.0), epochs=2)
+    assert torch.allclose(found, continuous(2, 6), atol=1e-12)
+
+
 def test_with_power_one_the_method_trains_as_cosine_annealing_does():
     plain = heldout.fit(MODEL, DATA, optimizer=functools.partial(torch.optim.SGD, lr=0.2), epochs=3, batch_size=16)
     _, own = seen(cosine_power(1, min_lr=0.0), epochs=3, schedule="constant")

@@ -175,6 +175,8 @@ def test_weights_and_alphas_are_moved_by_their_own_optimizers_and_data():
     assert moved == {"0.alphas"}
     assert [len(group["params"]) for group in search.optimizer.param_groups] == [8]
     assert search.arch_optimizer.defaults["betas"] == (0.5, 0.999)
+    assert search.arch_optimizer.defaults["weight_decay"] == 1e-3
+    assert search_of(TwoNumbers(), arch_weight_decay=0.5).arch_optimizer.defaults["weight_decay"] == 0.5
 
 
 def test_both_ends_of_the_difference_drop_out_the_same_units():
