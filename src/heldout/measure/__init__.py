@@ -50,6 +50,12 @@ from heldout.measure.dynamics.overfitting import (
     overfitting_report,
 )
 from heldout.measure.dynamics.trajectory import DiffusionFit, WeightDistance
+from heldout.measure.mechanisms.activation_patching import Site, activation_patch, all_sites
+from heldout.measure.mechanisms.induction import attention_patterns, induction_score, prefix_matching
+from heldout.measure.mechanisms.linear_probe import hidden_states, linear_probe
+from heldout.measure.mechanisms.logit_lens import LogitLens, logit_lens, mean_reciprocal_rank
+from heldout.measure.mechanisms.residual import ResidualStream, residual_stream, run_from_layer
+from heldout.measure.mechanisms.routing import RoutingRecorder
 from heldout.measure.metrics.adaptivity import adaptivity_gap
 from heldout.measure.metrics.agreement import AgreementPoint, agreement_curve, agreement_point
 from heldout.measure.metrics.alignment import check_triplets, dissimilarities, odd_one_out, rsa, uncertainty_alignment
@@ -133,17 +139,21 @@ __all__ = [
     "FrozenSubspace",
     "GradientSums",
     "LearningCurve",
+    "LogitLens",
     "NeuronAlignment",
     "OptimalRidge",
     "OverfitReport",
     "RankTransfer",
     "ReliabilityBin",
     "Reliance",
+    "ResidualStream",
+    "RoutingRecorder",
     "Score",
     "Scylla",
     "ScyllaReport",
     "ScyllaScore",
     "Sharpness",
+    "Site",
     "SubgroupAUC",
     "SweetSpot",
     "TaskScore",
@@ -151,9 +161,12 @@ __all__ = [
     "VerbalizerReport",
     "VerbalizerScore",
     "WeightDistance",
+    "activation_patch",
     "adaptivity_gap",
     "agreement_curve",
     "agreement_point",
+    "all_sites",
+    "attention_patterns",
     "aurc",
     "balance_temperatures",
     "best_constant",
@@ -190,6 +203,8 @@ __all__ = [
     "gradient_sums",
     "gram",
     "gram_cholesky",
+    "hidden_states",
+    "induction_score",
     "inductive_bias",
     "intrinsic_dimension",
     "kernel_error_law",
@@ -197,9 +212,12 @@ __all__ = [
     "kernel_inductive_bias",
     "knn_distances",
     "linear_agreement",
+    "linear_probe",
+    "logit_lens",
     "marchenko_pastur",
     "matched_ood",
     "mdp_difficulty",
+    "mean_reciprocal_rank",
     "memorization_phase",
     "min_k_probability",
     "model_error_samples",
@@ -223,6 +241,7 @@ __all__ = [
     "perplexity",
     "pgd",
     "pomdp_difficulty",
+    "prefix_matching",
     "probe_inputs",
     "probe_prompt",
     "randomize_features",
@@ -231,11 +250,13 @@ __all__ = [
     "rbf_kernel",
     "reliability_table",
     "required_inductive_bias",
+    "residual_stream",
     "ridge_probe",
     "rise",
     "risk_coverage_curve",
     "rouge_l",
     "rsa",
+    "run_from_layer",
     "sharpness",
     "shuffle_patches",
     "spectral_learning_curve",

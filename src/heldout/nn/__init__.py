@@ -47,6 +47,8 @@ from heldout.nn.graphs.graph_spec import GraphEdge, GraphSpec
 from heldout.nn.graphs.program_grammar import FoundGraph, Grammar, enumerate_programs
 from heldout.nn.heads import DomainHeads, MultiHead
 from heldout.nn.knn_memory import KNNMemory
+from heldout.nn.language.decoder import DecoderParts, decoder_parts
+from heldout.nn.language.share_layers import share_layers
 from heldout.nn.lora_group import (
     LoRAGroup,
     Targets,
@@ -84,6 +86,7 @@ __all__ = [
     "RESIZABLE_PRIMITIVES",
     "AffineChain",
     "AnytimeMLP",
+    "DecoderParts",
     "DomainHeads",
     "Encoder",
     "FactorizedReduce",
@@ -136,6 +139,7 @@ __all__ = [
     "build_from_path",
     "cached_features",
     "convert_ghost_batchnorm",
+    "decoder_parts",
     "draw_mix",
     "efficientnet_lite0",
     "enumerate_programs",
@@ -160,6 +164,7 @@ __all__ = [
     "rebuilt",
     "revert_ghost_batchnorm",
     "run_graph_program",
+    "share_layers",
     "small_cnn",
     "split_head",
     "staged_as",

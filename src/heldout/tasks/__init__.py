@@ -105,6 +105,15 @@ from heldout.tasks.reasoning.expert_facts import (
     draw_experts,
     expert_fact_words,
 )
+from heldout.tasks.reasoning.fact_inferences import (
+    FactWorld,
+    TokenRows,
+    comparison_facts,
+    composition_facts,
+    fact_compositions,
+    fact_leaks,
+    majority_answer,
+)
 from heldout.tasks.reasoning.list_tasks import LIST_LEVELS, ListTask, list_levels, list_tasks
 from heldout.tasks.reasoning.maths_families import (
     ALL_MATHS_FRAMES,
@@ -234,6 +243,7 @@ __all__ = [
     "Drawings",
     "ExpertFacts",
     "FactQuestion",
+    "FactWorld",
     "GlaucomaMaps",
     "GraphBenchmark",
     "GridPolicy",
@@ -259,6 +269,7 @@ __all__ = [
     "SpuriousVotes",
     "Table",
     "TeacherStudent",
+    "TokenRows",
     "TwoBlockImages",
     "Votes",
     "WordedProblem",
@@ -273,7 +284,9 @@ __all__ = [
     "colour_bias",
     "coloured_conflict",
     "colourise",
+    "comparison_facts",
     "compose_problem",
+    "composition_facts",
     "corrupt_labels",
     "covering_exemplars",
     "cut_out",
@@ -288,6 +301,8 @@ __all__ = [
     "entries_of",
     "exact_accuracy",
     "expert_fact_words",
+    "fact_compositions",
+    "fact_leaks",
     "fashion_mnist",
     "film_reviews",
     "first_drawings",
@@ -312,6 +327,7 @@ __all__ = [
     "list_facts",
     "list_levels",
     "list_tasks",
+    "majority_answer",
     "maths_family",
     "maths_solution",
     "maths_words",

@@ -31,6 +31,7 @@ from heldout.train.supervised import (
     seeded,
     squared_error,
 )
+from heldout.train.token_training import answer_accuracy, train_tokens
 
 if TYPE_CHECKING:
     from heldout.train.alignment.similarity_transform import (
@@ -118,6 +119,7 @@ __all__ = [
     "UnlabelledLoss",
     "WeakToStrongResult",
     "abstract_subtrees",
+    "answer_accuracy",
     "boost_head",
     "boosted_network",
     "check_disjoint",
@@ -174,6 +176,7 @@ __all__ = [
     "squared_error",
     "supervisor_reward",
     "train_router",
+    "train_tokens",
     "tune_last_layers",
     "tune_similarity_transform",
     "weak_to_strong",

@@ -1,0 +1,1 @@
+"""Where in the network is the answer computed? Probes into any transformers decoder, which leave it as it was."""
