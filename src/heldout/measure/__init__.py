@@ -12,6 +12,7 @@ from heldout.measure.datasets.difficulty import (
 from heldout.measure.datasets.dimension import Dimension, class_margin, intrinsic_dimension, knn_distances
 from heldout.measure.datasets.g_vendi import g_vendi
 from heldout.measure.datasets.gram import gram, gram_cholesky, rbf_kernel
+from heldout.measure.datasets.repetition import Repetition, repetition
 from heldout.measure.datasets.required_bias import (
     BiasEstimate,
     ErrorLaw,
@@ -63,6 +64,7 @@ from heldout.measure.metrics.calibration import (
     reliability_table,
     risk_coverage_curve,
 )
+from heldout.measure.metrics.composition import CompositionReport, composition_report
 from heldout.measure.metrics.cost_frontier import CostFrontier, cost_frontier
 from heldout.measure.metrics.ensembles import (
     CorrectionTable,
@@ -73,6 +75,7 @@ from heldout.measure.metrics.ensembles import (
 )
 from heldout.measure.metrics.few_shot import few_shot_accuracy, ridge_probe
 from heldout.measure.metrics.rank_transfer import RankTransfer, rank_transfer
+from heldout.measure.metrics.sequences import match_by_length, sequences_match
 from heldout.measure.metrics.subgroup_auc import SubgroupAUC, subgroup_auc
 from heldout.measure.metrics.sweet_spot import SweetSpot, sweet_spot
 from heldout.measure.metrics.text import exact_match, normalise_answer, rouge_l, token_f1
@@ -124,6 +127,7 @@ __all__ = [
     "ClassificationDifficulty",
     "Coherence",
     "CoherenceTracker",
+    "CompositionReport",
     "CorrectionTable",
     "CostFrontier",
     "CrossTask",
@@ -140,6 +144,7 @@ __all__ = [
     "RankTransfer",
     "ReliabilityBin",
     "Reliance",
+    "Repetition",
     "Score",
     "Scylla",
     "ScyllaReport",
@@ -164,6 +169,7 @@ __all__ = [
     "class_margin",
     "classification_difficulty",
     "clip_starts",
+    "composition_report",
     "confidence_gap",
     "contrastive_rise",
     "correction_table",
@@ -199,6 +205,7 @@ __all__ = [
     "knn_distances",
     "linear_agreement",
     "marchenko_pastur",
+    "match_by_length",
     "matched_ood",
     "mdp_difficulty",
     "memorization_phase",
@@ -231,12 +238,14 @@ __all__ = [
     "rank_transfer",
     "rbf_kernel",
     "reliability_table",
+    "repetition",
     "required_inductive_bias",
     "ridge_probe",
     "rise",
     "risk_coverage_curve",
     "rouge_l",
     "rsa",
+    "sequences_match",
     "sharpness",
     "shuffle_patches",
     "spectral_learning_curve",

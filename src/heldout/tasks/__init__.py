@@ -2,6 +2,9 @@
 
 from heldout.tasks.clinical.glaucoma import VISUAL_FIELD_POINTS, GlaucomaMaps, glaucoma_maps
 from heldout.tasks.control.gridworld import GRID, MOVES, GridPolicy, grid_policy
+from heldout.tasks.grammars.scan import SCAN_PRIMITIVES, ScanGrammar, mini_scan
+from heldout.tasks.grammars.sentence_forms import SentenceForms
+from heldout.tasks.grammars.string_edits import EDIT_FUNCTIONS, StringEdits
 from heldout.tasks.graphs.nas_bench_graph import (
     GRAPH_DATASETS,
     GRAPH_LINKS,
@@ -178,6 +181,7 @@ __all__ = [
     "CLIPART_FOLDERS",
     "DRAWING_CLASSES",
     "DRAWING_STYLES",
+    "EDIT_FUNCTIONS",
     "EXPERT_NAMES",
     "EXPERT_WORDINGS",
     "FIXED_NAMES",
@@ -213,6 +217,7 @@ __all__ = [
     "REASONING_KINDS",
     "RELATIONS",
     "RETENTION_SKILLS",
+    "SCAN_PRIMITIVES",
     "SHAPE_KINDS",
     "SHIFTS",
     "STYLES",
@@ -253,10 +258,13 @@ __all__ = [
     "QuestionSet",
     "ReasoningQuestion",
     "RowPanels",
+    "ScanGrammar",
+    "SentenceForms",
     "ShapeItems",
     "SimulatedExpert",
     "SlabData",
     "SpuriousVotes",
+    "StringEdits",
     "Table",
     "TeacherStudent",
     "TwoBlockImages",
@@ -316,6 +324,7 @@ __all__ = [
     "maths_solution",
     "maths_words",
     "meaning",
+    "mini_scan",
     "modular",
     "moving_clips",
     "moving_shapes",
