@@ -23,7 +23,7 @@ def test_no_held_out_combination_is_trained_on_and_each_value_is(seed, factors, 
     except ValueError as error:
         assert "held_out must be at most" in str(error)  # noqa: PT017
         return
-    train, test = values[split.train], values[split.test]
+    train, test = values[split.train.numpy()], values[split.test.numpy()]
     held_out = {tuple(row) for row in test.tolist()}
     assert len(held_out) == number
     assert not held_out & {tuple(row) for row in train.tolist()}

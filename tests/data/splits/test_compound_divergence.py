@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from heldout.data import chernoff_divergence, mcd_split, ngrams, split_divergences
+from heldout.data.splits.compound_divergence import _Counts
 from heldout.tasks import ScanGrammar
 
 PAIRS = ScanGrammar().sample(800, seed=0)
@@ -49,19 +50,34 @@ def test_mcd_keeps_atoms_alike_and_compounds_further_apart_than_any_of_100_rando
     assert len(split.test) == 160
     found = split_divergences(PAIRS, *split, ngrams(1), ngrams(2))
     assert found.atoms <= 0.02
-    random = []
+    counts, random = _Counts.of(PAIRS, ngrams(2), "compounds"), []
     for seed in range(100):
-        order = torch.from_numpy(np.random.default_rng(seed).permutation(len(PAIRS)))
-        random.append(split_divergences(PAIRS, order[160:], order[:160], ngrams(1), ngrams(2)).compounds)
+        order = np.random.default_rng(seed).permutation(len(PAIRS))
+        random.append(chernoff_divergence(counts.sum(order[160:]).tolist(), counts.sum(order[:160]).tolist(), 0.1))
     assert found.compounds > 5 * max(random)
 
 
-def test_a_wider_limit_leaves_room_for_more_and_the_seed_decides():
-    close = mcd_split(PAIRS, ngrams(1), ngrams(2), atom_limit=0.01)
-    wide = mcd_split(PAIRS, ngrams(1), ngrams(2), atom_limit=0.2)
-    compounds = [split_divergences(PAIRS, *split, ngrams(1), ngrams(2)).compounds for split in (close, wide)]
-    assert compounds[1] > 1.5 * compounds[0]
-    assert torch.equal(close.test, mcd_split(PAIRS, ngrams(1), ngrams(2), atom_limit=0.01).test)
+def test_the_limit_on_atoms_is_kept_and_the_seed_decides_the_rest():
+    pairs, splits = PAIRS[:300], []
+    for limit in (0.005, 0.05):
+        splits.append(mcd_split(pairs, ngrams(1), ngrams(2), atom_limit=limit))
+        assert split_divergences(pairs, *splits[-1], ngrams(1), ngrams(2)).atoms <= limit
+    assert torch.equal(splits[0].test, mcd_split(pairs, ngrams(1), ngrams(2), atom_limit=0.005).test)
+    assert not torch.equal(splits[0].test, mcd_split(pairs, ngrams(1), ngrams(2), atom_limit=0.005, seed=1).test)
+
+
+def test_the_gain_of_moving_one_example_is_the_change_of_the_divergence():
+    train, test = torch.arange(20), torch.arange(20, 40)
+    counts = _Counts.of(PAIRS[:40], ngrams(2), "compounds")
+    held_out = np.arange(40) >= 20
+    gains = counts.moved(counts.sum(~held_out), counts.sum(held_out), held_out, 0.1)
+    before = split_divergences(PAIRS[:40], train, test, ngrams(1), ngrams(2)).compounds
+    for position in range(40):
+        moved = held_out.copy()
+        moved[position] = not moved[position]
+        sides = (torch.from_numpy(np.flatnonzero(mask)) for mask in (~moved, moved))
+        after = split_divergences(PAIRS[:40], *sides, ngrams(1), ngrams(2)).compounds
+        assert gains[position] == pytest.approx(after - before, abs=1e-9)
 
 
 def test_compounds_of_targets_can_be_kept_apart():

@@ -15,7 +15,8 @@ def test_each_number_comes_once():
 def test_each_order_is_equally_likely():
     counts = Counter(tuple(lazily_shuffled(3, random.Random(seed))) for seed in range(6000))
     assert len(counts) == 6
-    assert max(counts.values()) < 1200 and min(counts.values()) > 800
+    assert max(counts.values()) < 1200
+    assert min(counts.values()) > 800
 
 
 def test_few_numbers_of_very_many_cost_nothing():

@@ -9,12 +9,14 @@ FORMS = {
     "the cat ran": "* cat ( x_1 ) AND run . agent ( x_2 , x_1 )",
     "a cat was seen by Emma": "cat ( x_1 ) AND see . agent ( x_3 , Emma ) AND see . theme ( x_3 , x_1 )",
     "Emma gave a cake to Liam":
-        "give . agent ( x_1 , Emma ) AND give . theme ( x_1 , x_3 ) AND give . recipient ( x_1 , Liam ) AND cake ( x_3 )",
+        "give . agent ( x_1 , Emma ) AND give . theme ( x_1 , x_3 ) AND give . recipient ( x_1 , Liam ) "
+        "AND cake ( x_3 )",
     "Emma gave Liam the cake":
-        "give . agent ( x_1 , Emma ) AND give . theme ( x_1 , x_4 ) AND give . recipient ( x_1 , Liam ) AND * cake ( x_4 )",
+        "give . agent ( x_1 , Emma ) AND give . theme ( x_1 , x_4 ) AND give . recipient ( x_1 , Liam ) "
+        "AND * cake ( x_4 )",
     "Ava said that Noah ate a cake on the table":
-        "say . agent ( x_1 , Ava ) AND say . ccomp ( x_1 , x_4 ) AND eat . agent ( x_4 , Noah ) AND eat . theme ( x_4 , x_6 ) "
-        "AND cake ( x_6 ) AND cake . nmod . on ( x_6 , x_9 ) AND * table ( x_9 )",
+        "say . agent ( x_1 , Ava ) AND say . ccomp ( x_1 , x_4 ) AND eat . agent ( x_4 , Noah ) "
+        "AND eat . theme ( x_4 , x_6 ) AND cake ( x_6 ) AND cake . nmod . on ( x_6 , x_9 ) AND * table ( x_9 )",
 }  # fmt: skip
 
 
@@ -48,12 +50,12 @@ def test_a_word_alone_has_the_form_that_the_interpreter_gives_it():
         forms.primitive("saw")
 
 
-@pytest.mark.parametrize("source", ["", "cat slept", "Emma", "Emma saw", "Emma slept Liam", "Emma gave Liam", "saw Emma",
-                                    "Emma was seen", "Ava said that", "a cat on Emma slept", "the Emma ran"])  # fmt: skip
+@pytest.mark.parametrize(
+    "source",
+    ["", "cat slept", "Emma saw", "Emma slept Liam", "Emma gave Liam", "saw Emma", "Emma was seen", "Ava said that",
+     "a cat on Emma slept", "the Emma ran"],
+)  # fmt: skip
 def test_what_is_no_sentence_is_refused(source):
-    if source == "Emma":
-        assert SentenceForms().interpret(source) == ("Emma",)
-        return
     with pytest.raises(ValueError, match="source"):
         SentenceForms().interpret(source)
 
@@ -65,4 +67,4 @@ def test_unusable_words_are_refused_by_name():
     with pytest.raises(ValueError, match="nesting"):
         SentenceForms(nesting=1.5)
     with pytest.raises(ValueError, match="n must be at most"):
-        SentenceForms(nouns=["cat"], names=["Emma"], depth=0).sample(5000)
+        SentenceForms(nouns=["cat"], names=["Emma"], depth=0).sample(400)

@@ -155,7 +155,7 @@ def novelty_curriculum(start: float = 0.2, end: float = 0.8) -> Method:
         if train_set is not run.splits.train and not isinstance(train_set, Subset):
             raise TypeError("novelty_curriculum orders the training set as given: write it without that method")
         size = len(positions)
-        steps = max(1, run.epochs * (size // run.batch_size))
+        steps = run.epochs * run.state.get("steps_per_epoch", math.ceil(size / run.batch_size))
         curriculum = NoveltyCurriculum(
             train_set, start, end, total_steps=steps, draws=size, batch_size=run.batch_size, seed=run.seed
         )

@@ -229,11 +229,16 @@ class _Counts:
         return common.sum() / _common(train.sum(), test.sum(), alpha) - affinity / _common(*sides, alpha)
 
 
+_Swap = tuple[NDArray, NDArray]  # positions that leave training, and those that enter it
+
+
 class _Search:
     def __init__(self, atoms: _Counts, compounds: _Counts, held_out: NDArray, limit: float) -> None:
         self.atoms, self.compounds, self.held_out, self.limit = atoms, compounds, held_out, limit
         self.sides = [(counts.sum(~held_out), counts.sum(held_out)) for counts in (atoms, compounds)]
         self.now = self._measured(self.sides)
+        by_compound = compounds.matrix.tocsc()
+        self.starts, self.examples = by_compound.indptr, by_compound.indices
         self.block = max(_CANDIDATES, int(held_out.sum()) // 4)
 
     def swap(self) -> bool:
@@ -252,11 +257,9 @@ class _Search:
                 for i in range(len(out))
                 for j in range(len(back))
             ]
-        best, chosen = self.now, None
-        for out, back in tried:
-            found = self._measured(self._swapped(out, back))
-            if self._is_better(found, best):
-                best, chosen = found, (out, back)
+        best, chosen = self._best(tried)
+        if chosen is None and self.block <= _CANDIDATES:
+            best, chosen = self._best(self._whole_compounds(gains))
         if chosen is None:
             if self.block <= _CANDIDATES:
                 return False
@@ -265,6 +268,28 @@ class _Search:
         self.sides, self.now = self._swapped(*chosen), best
         self.held_out[chosen[0]], self.held_out[chosen[1]] = True, False
         return True
+
+    def _best(self, tried: Sequence[_Swap]) -> tuple[Divergences, _Swap | None]:
+        best, chosen = self.now, None
+        for swap in tried:
+            found = self._measured(self._swapped(*swap))
+            if self._is_better(found, best):
+                best, chosen = found, swap
+        return best, chosen
+
+    def _whole_compounds(self, gains: Sequence[NDArray]) -> list[_Swap]:
+        """Swaps that leave training without a compound: nothing is gained before its last example goes."""
+        train, test = self.sides[1]
+        worth = np.where(train > 0, test / np.maximum(train, 1), -np.inf)
+        found = []
+        for compound in _largest(worth, _CANDIDATES):
+            holders = self.examples[self.starts[compound] : self.starts[compound + 1]]
+            out = holders[~self.held_out[holders]]
+            free = self.held_out.copy()
+            free[holders] = False
+            if 0 < len(out) <= free.sum():
+                found += [(out, _largest(np.where(free, gain, -np.inf), len(out))) for gain in gains]
+        return found
 
     def _is_better(self, found: Divergences, than: Divergences) -> bool:
         if than.atoms > self.limit:

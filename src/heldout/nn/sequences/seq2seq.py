@@ -42,9 +42,9 @@ class Memory(NamedTuple):
 class Seq2Seq(nn.Module):
     """An encoder, a decoder and a head; subclasses say how sources are read and targets written.
 
-    ``encode(source)`` returns the ``Memory`` of a source. ``decode(memory, target_in, state)`` returns the hidden states
-    of the given target tokens ``(batch, length, dim)`` and a state with which the next are written without writing the
-    earlier ones again; a state that is None is that of a target's beginning.
+    ``encode(source)`` returns the ``Memory`` of a source; ``decode(memory, target_in, state)`` the hidden states of the
+    given target tokens ``(batch, length, dim)``, and a state with which the next ones are written without writing the
+    earlier ones again. A state that is None is that of a target's beginning.
 
     Args:
         vocab_size: ids from 0; those of sources and targets are one vocabulary.
@@ -52,6 +52,22 @@ class Seq2Seq(nn.Module):
         dropout: after embeddings and within layers, in [0, 1).
         copy: whether each token is written by a mixture of the head and of a pointer to the source's tokens
             (arXiv:1704.04368, equations 8 and 9); outputs are log-probabilities then.
+
+    Raises:
+        ValueError: sizes out of range.
+
+    Example:
+        >>> class Same(Seq2Seq):
+        ...     def encode(self, source):
+        ...         return Memory(self.source_embedding(source), source != PAD, source)
+        ...     def decode(self, memory, target_in, state=None):
+        ...         start = state or 0
+        ...         stop = start + target_in.shape[1]
+        ...         return memory.states[:, start:stop], stop
+        ...     def rows_of(self, state, kept):
+        ...         return state
+        >>> Same(5, 8, 0.0, False)(torch.tensor([[3, 4, 2]]), torch.tensor([[1, 3]])).shape
+        torch.Size([1, 2, 5])
     """
 
     def __init__(self, vocab_size: int, dim: int, dropout: float, copy: bool) -> None:

@@ -41,6 +41,9 @@ class _Clause(NamedTuple):
     inner: _Clause | None = None  # type: ignore[misc]
 
 
+_TRIES = 20  # draws for each pair that is asked for
+
+
 @dataclass(frozen=True)
 class SentenceForms:
     """Sentences in the past tense with their logical forms: facts about words, told apart by their positions.
@@ -93,13 +96,13 @@ class SentenceForms:
         """Returns n different sentences with their logical forms.
 
         Raises:
-            ValueError: so many different sentences are not found in 100 draws for each, where words are few.
+            ValueError: so many different sentences are not found in 20 draws for each, where words are few.
         """
         check_at_least(1, n=n)
         check_at_least(0, seed=seed)
         rng = random.Random(seed)
         found: dict[Tokens, Tokens] = {}
-        for _ in range(100 * n):
+        for _ in range(_TRIES * n + 1000):
             source, target = _written(self._clause(self.depth, rng))
             found.setdefault(source, target)
             if len(found) == n:

@@ -31,6 +31,8 @@ _BINARY: dict[str, Callable[[Letters, Letters], Letters]] = {
 EDIT_FUNCTIONS = (*_UNARY, *_BINARY)
 """The ten functions of PCFG SET: six of one string, four of two."""
 
+_TRIES = 20  # draws for each pair that is asked for
+
 
 @dataclass(frozen=True)
 class StringEdits:
@@ -83,13 +85,13 @@ class StringEdits:
         """Returns n different sources with their targets; the numbers of calls are equally likely.
 
         Raises:
-            ValueError: so many different sources are not found in 100 draws for each, where letters are few.
+            ValueError: so many different sources are not found in 20 draws for each, where letters are few.
         """
         check_at_least(1, n=n)
         check_at_least(0, seed=seed)
         rng = random.Random(seed)
         found: dict[Letters, Letters] = {}
-        for _ in range(100 * n):
+        for _ in range(_TRIES * n + 1000):
             source, target = self._drawn(rng.randint(1, self.max_functions), rng)
             if len(target) <= self.max_output:
                 found.setdefault(source, target)

@@ -109,7 +109,11 @@ def fit_pairs(
     vocabulary = TokenVocabulary.of(known) if vocabulary is None else vocabulary
     draws = steps // rounds * batch_size
 
-    def data(run: Run, train_set: Any) -> Sampler:
+    def counted(run: Run, train_set: Any) -> Any:
+        run.state["steps_per_epoch"] = steps // rounds  # for Methods that follow a schedule
+        return train_set
+
+    def endless(run: Run, train_set: Any) -> Sampler:
         if isinstance(train_set, Sampler):
             return EndlessSampler(train_set, draws)
         positions = sample_ids(train_set, run.splits.train)
@@ -123,11 +127,11 @@ def fit_pairs(
         return AdamW(parameters, lr=learning_rate, weight_decay=weight_decay)
 
     size = len(vocabulary)
-    endless = Method("steps", data=data)
+    begin, end = Method("plain", data=counted), Method("plain", data=endless)
     fitted = fit(
         lambda: _TokenLogits(model(size)),
         pair_dataset(known, vocabulary),
-        endless if method is None else (method + endless).renamed(method.name),
+        begin + end if method is None else (begin + method + end).renamed(method.name),
         epochs=rounds,
         batch_size=batch_size,
         optimizer=lambda module: decayed([p for p in module.parameters() if p.requires_grad]),
