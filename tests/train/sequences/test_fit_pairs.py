@@ -5,14 +5,15 @@ import functools
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils.data import RandomSampler, Subset
+
 from heldout.data import EndlessSampler, ShareSampler, TokenVocabulary, novelty_curriculum
 from heldout.measure import sequences_match
 from heldout.method import Method
-from heldout.nn import Seq2SeqLSTM, Seq2SeqTransformer
+from heldout.nn import ConvSeq2Seq, Seq2SeqLSTM, Seq2SeqTransformer
 from heldout.optim import sam
 from heldout.tasks import mini_scan
 from heldout.train import fit_pairs, pair_dataset, write_sequences
-from torch.utils.data import RandomSampler, Subset
 
 PAIRS = mini_scan().sample(300, seed=0)
 TINY = functools.partial(Seq2SeqLSTM, dim=8)
@@ -31,11 +32,11 @@ def drawn_by(method, pairs=PAIRS, **options):
     return seen
 
 
-def test_a_transformer_learns_commands_it_has_not_seen_in_seconds():
+def test_a_network_learns_commands_it_has_not_seen_in_seconds():
     train, test = PAIRS[:250] + mini_scan().sample(1200, seed=5), PAIRS[250:]
     train = [pair for pair in train if pair not in test]
-    model = functools.partial(Seq2SeqTransformer, dim=48, dropout=0.0)
-    trained = fit_pairs(model, train, steps=400, learning_rate=3e-3, warmup=50)
+    model = functools.partial(ConvSeq2Seq, dim=48, dropout=0.0)
+    trained = fit_pairs(model, train, steps=150, batch_size=48, learning_rate=4e-3, warmup=20)
     written = trained.predict([source for source, _ in test])
     assert sequences_match(written, [target for _, target in test]).double().mean() > 0.8
 
@@ -68,8 +69,8 @@ def test_each_batch_holds_the_share_that_a_sampler_gives_it():
 
 
 def test_a_curriculum_shows_little_at_first_and_all_in_the_end():
-    seen = drawn_by(novelty_curriculum(), steps=100)
-    assert len({position for batch in seen[:19] for position in batch}) <= 0.21 * len(PAIRS)
+    seen = drawn_by(novelty_curriculum(), steps=200)
+    assert len({position for batch in seen[:39] for position in batch}) <= 0.21 * len(PAIRS)
     assert len({position for batch in seen for position in batch}) == len(PAIRS)
 
 

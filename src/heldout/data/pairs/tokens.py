@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from heldout.annotations import short
 from heldout.errors import check_labels, check_nonempty, checked
 
 PAD, START, END = 0, 1, 2
@@ -17,18 +18,25 @@ SequencePair = tuple[tuple[str, ...], tuple[str, ...]]
 """Source tokens and target tokens."""
 
 
-@checked
-def as_tokens(text: str | Sequence[str]) -> tuple[str, ...]:
+def as_tokens(text: str | Sequence[str], name: str = "text") -> tuple[str, ...]:
     """Returns the tokens of a sequence; those of a text are its words.
 
+    Args:
+        text: a text, or a sequence of tokens.
+        name: what messages call it.
+
     Raises:
-        TypeError: something that is no text among the tokens.
+        TypeError: it is neither.
 
     Example:
         >>> as_tokens("jump twice"), as_tokens(["jump"])
         (('jump', 'twice'), ('jump',))
     """
-    return tuple(text.split()) if isinstance(text, str) else tuple(text)
+    if isinstance(text, str):
+        return tuple(text.split())
+    if not isinstance(text, Sequence) or not all(isinstance(token, str) for token in text):
+        raise TypeError(f"{name} must be text or a sequence of tokens, got {short(text)}")
+    return tuple(text)
 
 
 @checked
@@ -44,17 +52,10 @@ def as_pairs(examples: Sequence) -> list[SequencePair]:
         [(('jump', 'twice'), ('JUMP', 'JUMP'))]
     """
     check_nonempty(examples=examples)
-    found = []
     for position, example in enumerate(examples):
         if isinstance(example, str) or not isinstance(example, Sequence) or len(example) != 2:
-            raise ValueError(f"examples must be pairs (source, target), got {example!r} at {position}")
-        for side in example:
-            if not isinstance(side, str) and not (
-                isinstance(side, Sequence) and all(isinstance(token, str) for token in side)
-            ):
-                raise TypeError(f"examples must hold texts or sequences of tokens, got {side!r} at {position}")
-        found.append((as_tokens(example[0]), as_tokens(example[1])))
-    return found
+            raise ValueError(f"examples must be pairs (source, target), got {short(example)} at {position}")
+    return [(as_tokens(source, "examples"), as_tokens(target, "examples")) for source, target in examples]
 
 
 class PairTensors(NamedTuple):
@@ -103,14 +104,14 @@ class TokenVocabulary:
         return len(self.tokens)
 
     @checked
-    def encode(self, sequences: Sequence[str | Sequence[str]]) -> Tensor:
-        """Returns int64 ``(n, longest)``, the tokens' numbers, filled up with ``PAD``.
+    def encode(self, sequences: Sequence) -> Tensor:
+        """Returns int64 ``(n, longest)``, the tokens' numbers of texts or token sequences, filled up with ``PAD``.
 
         Raises:
             ValueError: no sequences, an empty one, or a token that it does not know.
         """
         check_nonempty(sequences=sequences)
-        rows = [self._numbers(sequence) for sequence in sequences]
+        rows = [self._numbers(as_tokens(sequence, "sequences")) for sequence in sequences]
         if not all(rows):
             raise ValueError("sequences must not be empty")
         return _filled(rows)
@@ -139,10 +140,9 @@ class TokenVocabulary:
             found.append(tuple(self.tokens[number] for number in kept if number not in (PAD, START)))
         return found
 
-    def _numbers(self, sequence: str | Iterable[str]) -> list[int]:
-        words = sequence.split() if isinstance(sequence, str) else sequence
+    def _numbers(self, tokens: tuple[str, ...]) -> list[int]:
         try:
-            return [self.ids[token] for token in words]
+            return [self.ids[token] for token in tokens]
         except KeyError as error:
             raise ValueError(f"the vocabulary has no token {error.args[0]!r}") from None
 

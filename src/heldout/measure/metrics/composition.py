@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from heldout.data import same_factors
+from heldout.data import combination_leaks, same_factors
 from heldout.errors import check_fields, check_same_length, checked
 from heldout.statistics import Interval, newcombe, wilson
 
@@ -71,20 +71,16 @@ def composition_report(factors_train: Any, factors_test: Any, correct: Tensor | 
     if right.dtype != torch.bool or right.ndim != 1:
         raise TypeError(f"correct must be bool (n,), got {right.dtype} {tuple(right.shape)}")
     check_same_length(factors_test=rows, correct=right)
-    combinations = set(known)
-    values = [set(column) for column in zip(*known, strict=True)]
-    kinds = [
-        "unknown" if any(v not in c for v, c in zip(row, values, strict=True))
-        else "seen" if row in combinations else "unseen"
-        for row in rows
-    ]  # fmt: skip
-    members = {kind: torch.tensor([each == kind for each in kinds]) for kind in ("seen", "unseen", "unknown")}
+    leaks = combination_leaks(known, rows)
+    members = {kind: torch.zeros(len(rows), dtype=torch.bool) for kind in ("seen", "unseen", "unknown")}
+    members["seen"][leaks.combinations] = True
+    members["unknown"][leaks.values] = True
+    members["unseen"] = ~(members["seen"] | members["unknown"])
     shares = {kind: _share(right, mask) for kind, mask in members.items()}
     both = shares["seen"], shares["unseen"]
     unseen: dict[Combination, list[int]] = {}
-    for position, (row, kind) in enumerate(zip(rows, kinds, strict=True)):
-        if kind == "unseen":
-            unseen.setdefault(row, []).append(position)
+    for position in members["unseen"].nonzero().squeeze(1).tolist():
+        unseen.setdefault(rows[position], []).append(position)
     each = {row: wilson(int(right[positions].sum()), len(positions)) for row, positions in unseen.items()}
     return CompositionReport(
         **shares,

@@ -7,12 +7,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from heldout.data import as_tokens
 from heldout.errors import check_nonempty, check_same_length, checked
 from heldout.statistics import Interval, wilson
 
 
 @checked
-def sequences_match(predictions: Sequence[str | Sequence[str]], targets: Sequence[str | Sequence[str]]) -> Tensor:
+def sequences_match(predictions: Sequence, targets: Sequence) -> Tensor:
     """Returns bool ``(n,)``: whether a prediction has exactly the tokens of its target, in order.
 
     The mean is exact match. Spaces do not count in texts, which are compared with token sequences as their words. For
@@ -34,7 +35,8 @@ def sequences_match(predictions: Sequence[str | Sequence[str]], targets: Sequenc
     for name, sequences in (("predictions", predictions), ("targets", targets)):
         if isinstance(sequences, str):
             raise TypeError(f"{name} must be a sequence of sequences, got the text {sequences!r}")
-    return torch.tensor([_words(a) == _words(b) for a, b in zip(predictions, targets, strict=True)])
+    pairs = zip(predictions, targets, strict=True)
+    return torch.tensor([as_tokens(a, "predictions") == as_tokens(b, "targets") for a, b in pairs])
 
 
 @checked
@@ -64,7 +66,3 @@ def match_by_length(correct: Tensor, lengths: Tensor) -> dict[int, Interval]:
         members = correct[lengths == length]
         found[length] = wilson(int(members.sum()), len(members))
     return found
-
-
-def _words(sequence: str | Sequence[str]) -> list[str]:
-    return sequence.split() if isinstance(sequence, str) else list(sequence)

@@ -130,14 +130,13 @@ class ScanGrammar:
                 return found
         raise ValueError(f"n must be at most {len(found)}, the commands that satisfy keep, got {n}")
 
-    @checked
     def interpret(self, source: str | Sequence[str]) -> tuple[str, ...]:
         """Returns the actions that a command asks for, read from its words alone.
 
         Raises:
             ValueError: it is no command of this grammar.
         """
-        words = as_tokens(source)
+        words = as_tokens(source, "source")
         for conjunction in _CONJUNCTIONS:
             if conjunction in words:
                 at = words.index(conjunction)

@@ -124,14 +124,13 @@ class SentenceForms:
             raise ValueError(f"word must be a noun or name of this grammar, got {word!r}")
         return (word,), ((word,) if word in self.names else ("LAMBDA", "a", ".", word, "(", "a", ")"))
 
-    @checked
     def interpret(self, source: str | Sequence[str]) -> tuple[str, ...]:
         """Returns the logical form of a sentence, or of a noun or name alone, read from its words alone.
 
         Raises:
             ValueError: it is no sentence of this grammar.
         """
-        words = as_tokens(source)
+        words = as_tokens(source, "source")
         if len(words) == 1 and words[0] in (*self.nouns, *self.names):
             return self.primitive(words[0])[1]
         return _Reader(words, self).form()

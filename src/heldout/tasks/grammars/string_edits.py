@@ -99,14 +99,13 @@ class StringEdits:
                 return list(found.items())
         raise ValueError(f"n must be at most about {len(found)} for such short sources, got {n}")
 
-    @checked
     def interpret(self, source: str | Sequence[str]) -> tuple[str, ...]:
         """Returns the string that a source makes, read from its tokens alone.
 
         Raises:
             ValueError: a token that is none of this grammar, a missing or superfluous argument.
         """
-        tokens = as_tokens(source)
+        tokens = as_tokens(source, "source")
         target, rest = self._read(tokens, tokens)
         if rest:
             raise ValueError(f"source must be one call, got {' '.join(rest)!r} after it")

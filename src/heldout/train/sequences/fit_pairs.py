@@ -45,9 +45,7 @@ class FittedPairs:
         check_fields(self)
 
     @checked
-    def predict(
-        self, sources: Sequence[str | Sequence[str]], *, max_length: int = 64, batch_size: int = 512
-    ) -> list[tuple[str, ...]]:
+    def predict(self, sources: Sequence, *, max_length: int = 64, batch_size: int = 512) -> list[tuple[str, ...]]:
         """Returns the written tokens for each source, in order; see ``write_sequences``."""
         return write_sequences(self.model, self.vocabulary, sources, max_length=max_length, batch_size=batch_size)
 
@@ -166,7 +164,7 @@ def pair_dataset(pairs: Sequence, vocabulary: TokenVocabulary) -> TensorDataset:
 def write_sequences(
     model: nn.Module,
     vocabulary: TokenVocabulary,
-    sources: Sequence[str | Sequence[str]],
+    sources: Sequence,
     *,
     max_length: int = 64,
     batch_size: int = 512,
@@ -192,7 +190,7 @@ def write_sequences(
     check_has("generate", model=model)
     check_nonempty(sources=sources)
     check_at_least(1, max_length=max_length, batch_size=batch_size)
-    tokens = [as_tokens(source) for source in sources]
+    tokens = [as_tokens(source, "sources") for source in sources]
     order = sorted(range(len(tokens)), key=lambda position: len(tokens[position]))
     written: list[tuple[str, ...]] = [()] * len(tokens)
     for start in range(0, len(order), batch_size):
