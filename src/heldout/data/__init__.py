@@ -16,11 +16,41 @@ from heldout.data.loading import (
     to_device,
 )
 from heldout.data.mixing import Mixed, beta_weight, mix, mixup, permutation, soft_labels
+from heldout.data.pairs.augzero import AugZeroPairs, augzero
+from heldout.data.pairs.primitives import expand_primitives, primitive_copies
+from heldout.data.pairs.relexicalize import Relexicalized, relexicalize
+from heldout.data.pairs.tokens import END, PAD, START, PairTensors, SequencePair, TokenVocabulary, as_pairs, as_tokens
 from heldout.data.patch_mixing import PatchMix, patch_cells, patch_mask
 from heldout.data.prismatic import Clusters, PrismaticSynthesizer, SynthesisRound, sparse_select, spherical_kmeans
+from heldout.data.selection.draws import EndlessSampler, ShareSampler
+from heldout.data.selection.novelty import NoveltyCurriculum, novelty_curriculum
+from heldout.data.selection.prototype_difficulty import difficulty_quantiles, difficulty_subset, prototype_difficulty
 from heldout.data.self_targets import RESTATE, TARGET_SOURCES, SelfTargets, self_targets
 from heldout.data.semi_supervised import InputsOnly, SemiSupervisedSplit, semi_supervised_split
 from heldout.data.skic import skic_traces
+from heldout.data.splits.combinations import (
+    CombinationLeaks,
+    combination_leaks,
+    factor_rows,
+    hold_out_combinations,
+    same_factors,
+)
+from heldout.data.splits.compound_divergence import (
+    Divergences,
+    chernoff_divergence,
+    mcd_split,
+    ngrams,
+    split_divergences,
+)
+from heldout.data.splits.sequences import (
+    HeldOutSplit,
+    SplitLeaks,
+    anonymizer,
+    length_split,
+    primitive_split,
+    split_leaks,
+    template_split,
+)
 from heldout.data.triplets import TripletKind, sample_triplets
 from heldout.data.useful import (
     early_output_clusters,
@@ -45,49 +75,84 @@ from heldout.data.views import strong_view, weak_view
 
 __all__ = [
     "DEFINITION",
+    "END",
     "FULL",
     "NO_INSTRUCTION",
+    "PAD",
     "PROMPT",
     "RESTATE",
+    "START",
     "TARGET_KEYS",
     "TARGET_SOURCES",
     "VERBALIZER_KINDS",
+    "AugZeroPairs",
     "Clusters",
+    "CombinationLeaks",
     "CutMix",
+    "Divergences",
+    "EndlessSampler",
+    "HeldOutSplit",
     "IndexedDataset",
     "InputsOnly",
     "Mixed",
     "Mixing",
     "MixingChoice",
     "Mixup",
+    "NoveltyCurriculum",
+    "PairTensors",
     "PatchMix",
     "PrismaticSynthesizer",
+    "Relexicalized",
     "SelfTargets",
     "SemiSupervisedSplit",
+    "SequencePair",
+    "ShareSampler",
+    "SplitLeaks",
     "SynthesisRound",
+    "TokenVocabulary",
     "TripletKind",
     "Verbalizer",
     "VerbalizerKind",
     "VerbalizerTemplate",
     "all_targets",
+    "anonymizer",
+    "as_pairs",
+    "as_tokens",
+    "augzero",
     "balanced_sampling",
     "batches",
     "beta_weight",
     "blend_targets",
+    "chernoff_divergence",
     "class_counts",
+    "combination_leaks",
     "derangement",
+    "difficulty_quantiles",
+    "difficulty_subset",
     "early_output_clusters",
     "emphasised_instruction",
     "encode_instruction",
+    "expand_primitives",
+    "factor_rows",
     "gather",
+    "hold_out_combinations",
     "is_tensor_data",
+    "length_split",
+    "mcd_split",
     "mix",
     "mixup",
+    "ngrams",
+    "novelty_curriculum",
     "patch_cells",
     "patch_mask",
     "permutation",
     "predict_all",
+    "primitive_copies",
+    "primitive_split",
+    "prototype_difficulty",
     "randomize_verbalizers",
+    "relexicalize",
+    "same_factors",
     "sample_ids",
     "sample_triplets",
     "self_targets",
@@ -98,8 +163,11 @@ __all__ = [
     "soft_labels",
     "sparse_select",
     "spherical_kmeans",
+    "split_divergences",
+    "split_leaks",
     "split_target",
     "strong_view",
+    "template_split",
     "to_device",
     "upsample",
     "upsample_sampler",

@@ -12,6 +12,7 @@ from heldout.measure.datasets.difficulty import (
 from heldout.measure.datasets.dimension import Dimension, class_margin, intrinsic_dimension, knn_distances
 from heldout.measure.datasets.g_vendi import g_vendi
 from heldout.measure.datasets.gram import gram, gram_cholesky, rbf_kernel
+from heldout.measure.datasets.repetition import Repetition, repetition
 from heldout.measure.datasets.required_bias import (
     BiasEstimate,
     ErrorLaw,
@@ -69,6 +70,7 @@ from heldout.measure.metrics.calibration import (
     reliability_table,
     risk_coverage_curve,
 )
+from heldout.measure.metrics.composition import CompositionReport, composition_report
 from heldout.measure.metrics.contamination import divergences, min_k_probability
 from heldout.measure.metrics.cost_frontier import CostFrontier, cost_frontier
 from heldout.measure.metrics.ensembles import (
@@ -80,6 +82,7 @@ from heldout.measure.metrics.ensembles import (
 )
 from heldout.measure.metrics.few_shot import few_shot_accuracy, ridge_probe
 from heldout.measure.metrics.rank_transfer import RankTransfer, rank_transfer
+from heldout.measure.metrics.sequences import match_by_length, sequences_match
 from heldout.measure.metrics.subgroup_auc import SubgroupAUC, subgroup_auc
 from heldout.measure.metrics.sweet_spot import SweetSpot, sweet_spot
 from heldout.measure.metrics.text import exact_match, normalise_answer, rouge_l, token_f1
@@ -129,6 +132,7 @@ __all__ = [
     "ClassificationDifficulty",
     "Coherence",
     "CoherenceTracker",
+    "CompositionReport",
     "CorrectionTable",
     "CostFrontier",
     "CrossTask",
@@ -146,6 +150,7 @@ __all__ = [
     "RankTransfer",
     "ReliabilityBin",
     "Reliance",
+    "Repetition",
     "ResidualStream",
     "RoutingRecorder",
     "Score",
@@ -176,6 +181,7 @@ __all__ = [
     "class_margin",
     "classification_difficulty",
     "clip_starts",
+    "composition_report",
     "confidence_gap",
     "contrastive_rise",
     "correction_table",
@@ -215,6 +221,7 @@ __all__ = [
     "linear_probe",
     "logit_lens",
     "marchenko_pastur",
+    "match_by_length",
     "matched_ood",
     "mdp_difficulty",
     "mean_reciprocal_rank",
@@ -249,6 +256,7 @@ __all__ = [
     "rank_transfer",
     "rbf_kernel",
     "reliability_table",
+    "repetition",
     "required_inductive_bias",
     "residual_stream",
     "ridge_probe",
@@ -257,6 +265,7 @@ __all__ = [
     "rouge_l",
     "rsa",
     "run_from_layer",
+    "sequences_match",
     "sharpness",
     "shuffle_patches",
     "spectral_learning_curve",

@@ -59,6 +59,10 @@ from heldout.nn.lora_group import (
 )
 from heldout.nn.mixstyle import MixStyle, draw_mix, mix_style
 from heldout.nn.modular import ModularMLP, PowerActivation, TokenSumMLP
+from heldout.nn.sequences.convolution import ConvSeq2Seq
+from heldout.nn.sequences.lstm import Seq2SeqLSTM
+from heldout.nn.sequences.seq2seq import Memory, Seq2Seq, SinusoidalPositions
+from heldout.nn.sequences.transformer import Seq2SeqTransformer
 from heldout.nn.staged import AffineChain, StagedModel, find_stages, staged_as, stages_of
 from heldout.nn.structure import rebuilt, structure_of
 from heldout.nn.two_layer import TwoLayerReLU
@@ -86,6 +90,7 @@ __all__ = [
     "RESIZABLE_PRIMITIVES",
     "AffineChain",
     "AnytimeMLP",
+    "ConvSeq2Seq",
     "DecoderParts",
     "DomainHeads",
     "Encoder",
@@ -106,6 +111,7 @@ __all__ = [
     "KNNMemory",
     "LoRAGroup",
     "LogitEnsemble",
+    "Memory",
     "MixStyle",
     "MixedOp",
     "MobileBlock",
@@ -122,7 +128,11 @@ __all__ = [
     "ResizablePool",
     "SearchCell",
     "SearchNetwork",
+    "Seq2Seq",
+    "Seq2SeqLSTM",
+    "Seq2SeqTransformer",
     "SharpSepConv",
+    "SinusoidalPositions",
     "StagedModel",
     "Standardise",
     "Targets",

@@ -2,6 +2,9 @@
 
 from heldout.tasks.clinical.glaucoma import VISUAL_FIELD_POINTS, GlaucomaMaps, glaucoma_maps
 from heldout.tasks.control.gridworld import GRID, MOVES, GridPolicy, grid_policy
+from heldout.tasks.grammars.scan import SCAN_PRIMITIVES, ScanGrammar, mini_scan
+from heldout.tasks.grammars.sentence_forms import SentenceForms
+from heldout.tasks.grammars.string_edits import EDIT_FUNCTIONS, StringEdits
 from heldout.tasks.graphs.nas_bench_graph import (
     GRAPH_DATASETS,
     GRAPH_LINKS,
@@ -187,6 +190,7 @@ __all__ = [
     "CLIPART_FOLDERS",
     "DRAWING_CLASSES",
     "DRAWING_STYLES",
+    "EDIT_FUNCTIONS",
     "EXPERT_NAMES",
     "EXPERT_WORDINGS",
     "FIXED_NAMES",
@@ -222,6 +226,7 @@ __all__ = [
     "REASONING_KINDS",
     "RELATIONS",
     "RETENTION_SKILLS",
+    "SCAN_PRIMITIVES",
     "SHAPE_KINDS",
     "SHIFTS",
     "STYLES",
@@ -263,10 +268,13 @@ __all__ = [
     "QuestionSet",
     "ReasoningQuestion",
     "RowPanels",
+    "ScanGrammar",
+    "SentenceForms",
     "ShapeItems",
     "SimulatedExpert",
     "SlabData",
     "SpuriousVotes",
+    "StringEdits",
     "Table",
     "TeacherStudent",
     "TokenRows",
@@ -332,6 +340,7 @@ __all__ = [
     "maths_solution",
     "maths_words",
     "meaning",
+    "mini_scan",
     "modular",
     "moving_clips",
     "moving_shapes",

@@ -61,6 +61,7 @@ if TYPE_CHECKING:
         SemiSupervised,
         UnlabelledLoss,
     )
+    from heldout.train.sequences.fit_pairs import FittedPairs, fit_pairs, pair_dataset, write_sequences
     from heldout.train.soft_labels import (
         Relabelled,
         check_disjoint,
@@ -91,6 +92,7 @@ __all__ = [
     "Episode",
     "Evolution",
     "Fitted",
+    "FittedPairs",
     "FixMatch",
     "GradientBoostedNetworkClassifier",
     "GradientBoostedNetworkRegressor",
@@ -139,6 +141,7 @@ __all__ = [
     "evolve_structures",
     "finish",
     "fit",
+    "fit_pairs",
     "fit_similarity_transform",
     "fit_soft_labels",
     "fit_stopping_early",
@@ -156,6 +159,7 @@ __all__ = [
     "normalize_rewards",
     "outputs_of",
     "pack",
+    "pair_dataset",
     "pooled_features",
     "problem_of",
     "ps_kd",
@@ -183,9 +187,14 @@ __all__ = [
     "weighted_nll",
     "why_no_unlabelled",
     "winsorized_backward",
+    "write_sequences",
 ]
 
 _LATER = {
+    "FittedPairs": "heldout.train.sequences.fit_pairs",
+    "fit_pairs": "heldout.train.sequences.fit_pairs",
+    "pair_dataset": "heldout.train.sequences.fit_pairs",
+    "write_sequences": "heldout.train.sequences.fit_pairs",
     "DifferentiableSearch": "heldout.train.architecture_search",
     "AffineTransform": "heldout.train.alignment.similarity_transform",
     "Aligned": "heldout.train.alignment.soft_align",

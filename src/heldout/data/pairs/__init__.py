@@ -1,0 +1,1 @@
+"""Which pairs of token sequences does a model learn from?"""

@@ -1,0 +1,1 @@
+"""Which networks read one sequence of tokens and write another?"""

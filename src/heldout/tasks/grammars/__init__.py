@@ -1,0 +1,1 @@
+"""Which language comes with an interpreter?"""

@@ -1,0 +1,1 @@
+"""What teaches a network to write a sequence for a sequence?"""
