@@ -144,6 +144,22 @@ def test_occluders_are_made_once_for_each_level_and_drawn_from_the_generator():
     assert not torch.equal(seen[1], seen[3])
 
 
+def test_what_is_asked_for_twice_is_measured_once():
+    labels, seen = torch.tensor([0, 1, 2, 1]), []
+    batches = [(constant(labels), labels)] * 2
+    for curve in (
+        lambda values: patch_replacement_curve(counting(seen), batches, grid=2, fractions=values),
+        lambda values: patch_drop_curve(counting(seen), batches, grid=2, fractions=values),
+        lambda values: patch_shuffle_curve(counting(seen), batches, grids=[round(8 * v) for v in values]),
+        lambda values: occlusion_accuracy(counting(seen), batches, lambda level: lambda x, g: x, values),
+    ):
+        seen.clear()
+        assert list(curve([0.5, 0.25, 0.5]).values()) == [0.5, 0.5]
+        assert len(seen) == 4
+        assert curve([0.5, 0.25, 0.5]) == curve([0.5, 0.25])
+    assert patch_drop_curve(counting(seen), batches, grid=2, fractions=torch.tensor([0.5, 0.5])) == {0.5: 0.5}
+
+
 def test_a_module_is_judged_in_eval_mode_without_gradients_and_left_as_it_was():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5), nn.Flatten(), nn.Linear(144, 3))
@@ -177,6 +193,7 @@ def test_bad_input_is_refused_by_name():
         (lambda: patch_replacement_curve(lambda x: x.mean((2, 3)) * math.nan, good, grid=2), "logits must be finite"),
         (lambda: patch_replacement_curve(model, [(images, labels + 1)], grid=2), "labels must lie in 0..2"),
         (lambda: patch_replacement_curve(model, [(images, labels[:2])], grid=2), "images and labels"),
+        (lambda: patch_replacement_curve(model, [(images[:0], labels[:0])], grid=2), "images must not be empty"),
         (lambda: patch_drop_curve(model, good, grid=2, fill=math.inf), "fill"),
         (lambda: patch_shuffle_curve(model, good, grids=[3]), "grid must divide"),
         (lambda: patch_shuffle_curve(model, good, grids=[0]), "grids"),

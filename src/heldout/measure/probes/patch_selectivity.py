@@ -1,6 +1,7 @@
 """How a classifier bears what does not belong: patches of other images, missing and shuffled patches, occluders.
 
-Each curve is the accuracy on the images' own labels. Source: arXiv:2306.17848, sections 3 and 4.
+Each curve is the accuracy on the images' own labels, by what was asked for; what is asked for twice is measured once.
+Source: arXiv:2306.17848, sections 3 and 4.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from heldout.errors import (
     check_fraction,
     check_nonempty,
     check_same_length,
+    check_values,
     checked,
 )
 from heldout.method import evaluating, forward
@@ -68,7 +70,7 @@ def patch_replacement_curve(
     def corruptions(images: Tensor, labels: Tensor, generator: torch.Generator) -> Iterable[tuple[float, Tensor]]:
         partner = _other_class(labels, generator) if donors == "other-class" else _any_other(labels, generator)
         other, scores = images[partner.to(images.device)], _scores(images, grid, generator)
-        for fraction in fractions:
+        for fraction in _different(fractions):
             yield fraction, torch.where(_masks(scores, fraction, images), other, images)
 
     check_nonempty(fractions=fractions)
@@ -106,7 +108,7 @@ def patch_drop_curve(
 
     def corruptions(images: Tensor, labels: Tensor, generator: torch.Generator) -> Iterable[tuple[float, Tensor]]:
         scores = _scores(images, grid, generator)
-        for fraction in fractions:
+        for fraction in _different(fractions):
             yield fraction, images.masked_fill(_masks(scores, fraction, images), fill)
 
     check_nonempty(fractions=fractions)
@@ -141,7 +143,7 @@ def patch_shuffle_curve(
     """
 
     def corruptions(images: Tensor, labels: Tensor, generator: torch.Generator) -> Iterable[tuple[int, Tensor]]:
-        for grid in grids:
+        for grid in _different(grids):
             yield grid, shuffle_patches(images, grid, generator=generator)
 
     check_nonempty(grids=grids)
@@ -207,7 +209,7 @@ def occlusion_accuracy(
     """
     check_nonempty(levels=levels)
     check_fraction(levels=levels)
-    made = {level: occluders(level) for level in levels}
+    made = {level: occluders(level) for level in _different(levels)}
 
     def corruptions(images: Tensor, labels: Tensor, generator: torch.Generator) -> Iterable[tuple[float, Tensor]]:
         for level, occlude in made.items():
@@ -229,7 +231,7 @@ def _accuracies(
         with evaluating(module), torch.no_grad():
             return _accuracies(lambda images: forward(module, images), loader, keys, corruptions, generator)
     generator = torch.Generator().manual_seed(0) if generator is None else generator
-    right, seen = dict.fromkeys(keys, 0), 0
+    right, seen = dict.fromkeys(_different(keys), 0), 0
     for batch in loader:
         images, labels = images_and_labels(batch)
         for key, corrupted in corruptions(images, labels, generator):
@@ -244,6 +246,11 @@ def _accuracies(
     return {key: count / seen for key, count in right.items()}
 
 
+def _different(values: Sequence[Any]) -> list[Any]:
+    """The numbers of a sequence or tensor, each once."""
+    return list(dict.fromkeys(values.tolist() if isinstance(values, Tensor) else values))
+
+
 def images_and_labels(batch: Any) -> tuple[Tensor, Tensor]:
     """Returns the images and class labels of one batch of a loader, checked."""
     images, labels = split_target(batch)
@@ -253,7 +260,7 @@ def images_and_labels(batch: Any) -> tuple[Tensor, Tensor]:
     check_dimensions(4, images=images)
     check_dimensions(1, labels=labels)
     check_same_length(images=images, labels=labels)
-    check_finite(images=images)
+    check_values(images=images)
     return images, labels
 
 
