@@ -90,6 +90,7 @@ from heldout.measure.probes.patch_selectivity import (
     patch_drop_curve,
     patch_replacement_curve,
     patch_shuffle_curve,
+    replaced_patch_selectivity,
     shuffle_patches,
 )
 from heldout.measure.probes.perplexity import perplexity, token_blocks
@@ -231,6 +232,7 @@ __all__ = [
     "rank_transfer",
     "rbf_kernel",
     "reliability_table",
+    "replaced_patch_selectivity",
     "required_inductive_bias",
     "ridge_probe",
     "rise",

@@ -9,10 +9,12 @@ from torch import nn
 
 from heldout.data import patch_mask
 from heldout.measure import (
+    contrastive_rise,
     occlusion_accuracy,
     patch_drop_curve,
     patch_replacement_curve,
     patch_shuffle_curve,
+    replaced_patch_selectivity,
     shuffle_patches,
 )
 
@@ -144,6 +146,46 @@ def test_occluders_are_made_once_for_each_level_and_drawn_from_the_generator():
     assert not torch.equal(seen[1], seen[3])
 
 
+def counts(images):
+    """Scores of three classes: the pixels that ``constant`` gives the images of each."""
+    return torch.stack([(images == k + 1.0).sum((1, 2, 3)).float() for k in range(3)], 1)
+
+
+def test_selectivity_tells_whose_patches_the_answer_rests_on():
+    labels = torch.tensor([0, 1, 2, 1])
+    images = constant(labels)
+    of = {"grid": 4, "n_masks": 600}
+    found = replaced_patch_selectivity(counts, images, labels, **of)
+    assert found.shape == (4,)
+    assert (found > 1).all()
+    assert (replaced_patch_selectivity(lambda x: -counts(x), images, labels, contrast="mean", **of) < -1).all()
+    louder = replaced_patch_selectivity(lambda x: 100 * counts(x) + 5, images, labels, **of)
+    torch.testing.assert_close(louder, found, atol=1e-3, rtol=1e-3)  # not the size of the scores
+    even = replaced_patch_selectivity(lambda x: x.new_ones(len(x), 3), images, labels, **of)
+    assert even.tolist() == [0.0] * 4
+
+
+def test_selectivity_is_that_of_the_map_of_an_image_with_replaced_patches():
+    labels, seen = torch.tensor([0, 1]), []
+    images = constant(labels)
+
+    def model(x):
+        seen.append(x)
+        return x[:, 0].flatten(1) @ torch.linspace(-1, 1, 128).view(64, 2)
+
+    found = replaced_patch_selectivity(
+        model, images, labels, grid=4, fraction=0.25, n_masks=300, generator=generator(2)
+    )
+    draw = generator(2)
+    torch.multinomial(torch.ones(2, 2), 1, generator=draw)
+    masks = patch_mask(torch.rand(2, 4, 4, generator=draw), 0.25, 8, 8)
+    for i in range(2):
+        mixed = torch.where(masks[i], images[1 - i], images[i])
+        saliency = contrastive_rise(model, mixed, i, n_masks=300, cells=4, generator=draw)
+        difference = saliency[~masks[i]].mean() - saliency[masks[i]].mean()
+        assert float(found[i]) == pytest.approx(float(difference / saliency.std()), abs=1e-5)
+
+
 def test_what_is_asked_for_twice_is_measured_once():
     labels, seen = torch.tensor([0, 1, 2, 1]), []
     batches = [(constant(labels), labels)] * 2
@@ -199,6 +241,11 @@ def test_bad_input_is_refused_by_name():
         (lambda: patch_shuffle_curve(model, good, grids=[0]), "grids"),
         (lambda: occlusion_accuracy(model, good, lambda level: lambda x, g: x, [2.0]), "levels"),
         (lambda: shuffle_patches(images[0], 2), "images"),
+        (lambda: replaced_patch_selectivity(model, images, labels, grid=2, fraction=0.1), "fraction must replace some"),
+        (lambda: replaced_patch_selectivity(model, images, labels, grid=2, fraction=1.0), "fraction must replace some"),
+        (lambda: replaced_patch_selectivity(model, images, labels, grid=2, fraction=math.nan), "fraction"),
+        (lambda: replaced_patch_selectivity(model, images, labels * 0, grid=2), "two classes"),
+        (lambda: replaced_patch_selectivity(model, images, labels + 1, grid=2, n_masks=9), "target must be"),
     ):
         with pytest.raises(ValueError, match=name):
             call()

@@ -125,7 +125,10 @@ def _placed(
         pixel = torch.multinomial(onto.flatten(1).double(), 1, generator=generator)[:, 0]
         part = torch.multinomial(visible.flatten(1).double(), 1, generator=generator)[:, 0]
         v, u = _centres(visible.shape[1])[part // visible.shape[2]], _centres(visible.shape[2])[part % visible.shape[2]]
-        down, across = y.flatten()[pixel] - scale * (sin * u + cos * v), x.flatten()[pixel] - scale * (cos * u - sin * v)
+        down, across = (
+            y.flatten()[pixel] - scale * (sin * u + cos * v),
+            x.flatten()[pixel] - scale * (cos * u - sin * v),
+        )
     dy, dx = y - down.view(-1, 1, 1), x - across.view(-1, 1, 1)
     cos, sin = cos.view(-1, 1, 1), sin.view(-1, 1, 1)
     grid = torch.stack([cos * dx + sin * dy, cos * dy - sin * dx], dim=3) / scale.view(-1, 1, 1, 1)
