@@ -18,12 +18,12 @@ other things in those styles. What occludes them are sprites of openclipart: gam
 
 Arms. All targets are smoothed by 0.1, the plain arms' too. ``cutmix`` mixes half of the batches, ``cutmix-always`` all
 (the better one of each seed is compared); ``patchmix`` all, up to 0.7 of the patches; ``recipe`` is the paper's own
-variant: for each batch one of Mixup, CutMix and Patch Mixing. ``patchdrop`` greys as many patches as Patch Mixing
-replaces and keeps the label: ``dropped_50`` is not unseen there.
+variant: for each batch one of Mixup, CutMix and Patch Mixing.
 
 Deviations: tiny networks, a tenth of the epochs of an ImageNet recipe, no other augmentation; the transformer starts
-without the selectivity that pretraining gives, so that nothing here speaks of large pretrained transformers, and has no
-CutMix arm. On drawings neither transformer nor ablations nor RISE, whose thousands of passes cost more than an arm.
+without the selectivity that pretraining gives, so that nothing here speaks of large pretrained transformers. For time
+it has no CutMix arm, and no arm greys patches and keeps the label. On drawings neither transformer nor ``recipe`` nor
+RISE, whose thousands of passes would cost more than an arm.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import OneCycleLR
 
 import heldout
-from heldout.data import CutMix, MixingChoice, Mixup, PatchMix, patch_mask, predict_all
+from heldout.data import CutMix, MixingChoice, Mixup, PatchMix, predict_all
 from heldout.losses import label_smoothing, mixing_method
 from heldout.measure import patch_drop_curve, patch_replacement_curve, patch_shuffle_curve, replaced_patch_selectivity
 from heldout.method import Method
@@ -53,7 +53,7 @@ from heldout.tasks import (
     stratified_split,
 )
 
-SMOOTHING, RATIO = 0.1, 0.7
+SMOOTHING = 0.1
 SIZES = {"smoke": (128, 60), "laptop": (2500, 1000)}  # training and test images
 DRAWING_SIZES = {"smoke": (48, 24), "laptop": (500, 300)}
 RISE = {"smoke": (2, 60), "laptop": (20, 250)}  # images and masks of each
@@ -63,7 +63,7 @@ BATCH = {"cnn": 64, "vit": 64, "drawings": 16}
 TEST_BATCH = {"cnn": 100, "vit": 100, "drawings": 25}  # as many as one core is fastest with
 GRIDS = {"cnn": 7, "vit": 7, "drawings": 8}
 METHODS = {
-    "cnn": ("plain", "cutmix", "cutmix-always", "patchmix", "recipe", "patchdrop"),
+    "cnn": ("plain", "cutmix", "cutmix-always", "patchmix", "recipe"),
     "vit": ("plain", "patchmix"),
     "drawings": ("plain", "cutmix", "cutmix-always", "patchmix"),
 }
@@ -121,7 +121,7 @@ def pretrained(seed: int, profile: str) -> nn.Module:
     (images, labels), _, _ = world(True, seed, profile)
     net = efficientnet_lite0(num_classes=12).to(memory_format=torch.channels_last)
     features = predict_all(net[:-2], torch.utils.data.TensorDataset(images, labels), TEST_BATCH["drawings"])[0]
-    smoothed, adam = label_smoothing(SMOOTHING), functools.partial(torch.optim.Adam, lr=RATES["head"])
+    smoothed, adam = label_smoothing(SMOOTHING), functools.partial(torch.optim.Adam, fused=True, lr=RATES["head"])
     head = heldout.fit(net[-1], (features, labels), smoothed, epochs=EPOCHS["head"], optimizer=adam, seed=seed)
     net[-1] = head.module
     kept = [name for name, _ in net.named_children()].index("stage4")
@@ -129,10 +129,10 @@ def pretrained(seed: int, profile: str) -> nn.Module:
 
 
 def method_of(name: str, grid: int) -> Method:
-    if name in ("plain", "patchdrop"):
+    if name == "plain":
         return label_smoothing(SMOOTHING)
     always = CutMix(label_smoothing=SMOOTHING)
-    patch = PatchMix(grid=grid, ratio=(0.0, RATIO), label_smoothing=SMOOTHING)
+    patch = PatchMix(grid=grid, ratio=(0.0, 0.7), label_smoothing=SMOOTHING)
     mixings: dict[str, Any] = {
         "cutmix": CutMix(label_smoothing=SMOOTHING, prob=0.5),
         "cutmix-always": always,
@@ -140,13 +140,6 @@ def method_of(name: str, grid: int) -> Method:
         "recipe": MixingChoice([Mixup(alpha=0.8, label_smoothing=SMOOTHING), always, patch]),
     }
     return mixing_method(mixings[name], name)
-
-
-def patch_dropped(images: Tensor, generator: torch.Generator) -> Tensor:
-    """As many patches grey as Patch Mixing replaces."""
-    ratio = RATIO * torch.rand(len(images), generator=generator)
-    mask = patch_mask(torch.rand(len(images), 7, 7, generator=generator), ratio, *images.shape[-2:])
-    return images.masked_fill(mask.unsqueeze(1), 0.5)
 
 
 @functools.lru_cache(maxsize=4)
@@ -159,9 +152,8 @@ def trained(kind: str, method: str, seed: int, profile: str) -> nn.Module:
         method_of(method, GRIDS[kind]),
         epochs=EPOCHS[kind] if profile == "laptop" else 1,
         batch_size=BATCH[kind],
-        optimizer=functools.partial(torch.optim.Adam, lr=RATES[kind]),
+        optimizer=functools.partial(torch.optim.Adam, fused=True, lr=RATES[kind]),
         schedule=lambda optimizer, steps: warm_up(optimizer, RATES[kind], steps),
-        augment=patch_dropped if method == "patchdrop" else None,
         seed=seed,
     ).module
 
