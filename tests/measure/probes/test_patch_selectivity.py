@@ -165,23 +165,23 @@ def test_selectivity_tells_whose_patches_the_answer_rests_on():
     assert even.tolist() == [0.0] * 4
 
 
-def test_selectivity_is_that_of_the_map_of_an_image_with_replaced_patches():
-    labels, seen = torch.tensor([0, 1]), []
-    images = constant(labels)
+@pytest.mark.parametrize("contrast", ["max", "mean"])
+def test_selectivity_is_that_of_the_map_of_an_image_with_replaced_patches(contrast):
+    labels = torch.tensor([0, 1])
+    images, weight = constant(labels), torch.randn(64, 3, generator=generator(6))
 
     def model(x):
-        seen.append(x)
-        return x[:, 0].flatten(1) @ torch.linspace(-1, 1, 128).view(64, 2)
+        return x[:, 0].flatten(1) @ weight
 
     found = replaced_patch_selectivity(
-        model, images, labels, grid=4, fraction=0.25, n_masks=300, generator=generator(2)
+        model, images, labels, grid=4, fraction=0.25, contrast=contrast, n_masks=300, generator=generator(2)
     )
     draw = generator(2)
     torch.multinomial(torch.ones(2, 2), 1, generator=draw)
     masks = patch_mask(torch.rand(2, 4, 4, generator=draw), 0.25, 8, 8)
     for i in range(2):
         mixed = torch.where(masks[i], images[1 - i], images[i])
-        saliency = contrastive_rise(model, mixed, i, n_masks=300, cells=4, generator=draw)
+        saliency = contrastive_rise(model, mixed, i, contrast=contrast, n_masks=300, cells=4, generator=draw)
         difference = saliency[~masks[i]].mean() - saliency[masks[i]].mean()
         assert float(found[i]) == pytest.approx(float(difference / saliency.std()), abs=1e-5)
 

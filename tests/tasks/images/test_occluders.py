@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from heldout.tasks import OCCLUDERS, occluders
+from heldout.tasks.images.occluders import _placed
 
 
 def covered(kind, level, size=(64, 64), batch=40, seed=0):
@@ -32,6 +33,18 @@ def test_sprites_of_any_shape_cover_the_level():
         for level in (0.2, 0.9):
             mask, _ = covered(sprites, level, (24, 40), batch=10)
             assert float((mask.double().mean((1, 2)) - level).abs().max()) < 0.06 * level + 0.01
+
+
+@pytest.mark.parametrize("size", [(24, 24), (16, 40)])
+def test_an_object_that_is_to_fill_a_gap_lies_on_it(size):
+    draw = torch.Generator().manual_seed(1)
+    sprites = torch.zeros(200, 4, 16, 32)
+    sprites[:, 3, 2:6, 20:30] = 1.0  # off its middle both ways
+    onto = torch.zeros(200, *size, dtype=torch.bool)
+    onto[torch.arange(200), torch.arange(200) % size[0], torch.arange(200) % size[1]] = True
+    alpha = _placed(sprites, torch.full((200,), 0.05), *size, onto, draw)[:, 3] > 0.5
+    assert alpha[onto].all()
+    assert float(alpha.double().mean()) > 0.03  # where nothing is cut off, 0.05
 
 
 def test_outside_of_the_objects_an_image_is_as_it_was():
