@@ -105,7 +105,7 @@ def network(kind: str) -> nn.Module:
     for inputs, outputs, stride in ((1, 32, 2), (32, 64, 2), (64, 64, 1)):
         blocks += [nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
     net = nn.Sequential(*blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))
-    return net.to(memory_format=torch.channels_last)  # only faster
+    return net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # only faster
 
 
 class Kept(nn.Sequential):
@@ -119,13 +119,15 @@ class Kept(nn.Sequential):
 def pretrained(seed: int, profile: str) -> nn.Module:
     """The network with ImageNet weights and a head that was trained on its features of the plain training images."""
     (images, labels), _, _ = world(True, seed, profile)
-    net = efficientnet_lite0(num_classes=12).to(memory_format=torch.channels_last)
+    net = efficientnet_lite0(num_classes=12)
+    net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     features = predict_all(net[:-2], torch.utils.data.TensorDataset(images, labels), TEST_BATCH["drawings"])[0]
     smoothed, adam = label_smoothing(SMOOTHING), functools.partial(torch.optim.Adam, fused=True, lr=RATES["head"])
     head = heldout.fit(net[-1], (features, labels), smoothed, epochs=EPOCHS["head"], optimizer=adam, seed=seed)
     net[-1] = head.module
     kept = [name for name, _ in net.named_children()].index("stage4")
-    return nn.Sequential(Kept(*net[:kept]).requires_grad_(False), *net[kept:])
+    parts = list(net)
+    return nn.Sequential(Kept(*parts[:kept]).requires_grad_(False), *parts[kept:])
 
 
 def method_of(name: str, grid: int) -> Method:
