@@ -103,6 +103,13 @@ def test_a_ratio_may_be_drawn_from_any_distribution_by_the_generator():
     assert ((narrow.amax(1) >= 0.73) & (narrow.amax(1) <= 0.77)).all()
     drawn = [PatchMix(grid=8, ratio=Beta(2.0, 2.0))(images, LABELS, 3, generator=generator(1)) for _ in range(2)]
     assert torch.equal(drawn[0][0], drawn[1][0])
+    shares = [
+        PatchMix(grid=8, ratio=Beta(2.0, 2.0), label_smoothing=0.0)(images, torch.arange(4), 4, generator=generator(k))[
+            1
+        ]
+        for k in range(2)
+    ]
+    assert not torch.equal(shares[0].amax(1), shares[1].amax(1))
     with pytest.raises(ValueError, match="ratio must be between 0 and 1"):
         PatchMix(grid=8, ratio=Uniform(1.5, 2.0))(images, LABELS, 3)
 
@@ -117,6 +124,7 @@ def test_sizes_that_do_not_divide_are_an_error_unless_allowed():
         PatchMix(grid=11, allow_uneven=True)(images, LABELS, 3)
     assert patch_cells(13, 10, patch_size=5, allow_uneven=True) == (2, 2)
     assert patch_cells(30, 30, allow_uneven=True) == (7, 7)
+    assert patch_cells(32, 64, patch_size=16) == (2, 4)
     assert PatchMix(grid=4).why_not(13, 10).startswith("grid must divide")
     assert PatchMix(grid=4).why_not(12, 8) is None
 

@@ -100,6 +100,7 @@ from heldout.measure.probes.patch_selectivity import (
     patch_drop_curve,
     patch_replacement_curve,
     patch_shuffle_curve,
+    replaced_patch_selectivity,
     shuffle_patches,
 )
 from heldout.measure.probes.perplexity import perplexity, token_blocks
@@ -257,6 +258,7 @@ __all__ = [
     "rbf_kernel",
     "reliability_table",
     "repetition",
+    "replaced_patch_selectivity",
     "required_inductive_bias",
     "residual_stream",
     "ridge_probe",

@@ -9,10 +9,12 @@ from torch import nn
 
 from heldout.data import patch_mask
 from heldout.measure import (
+    contrastive_rise,
     occlusion_accuracy,
     patch_drop_curve,
     patch_replacement_curve,
     patch_shuffle_curve,
+    replaced_patch_selectivity,
     shuffle_patches,
 )
 
@@ -144,6 +146,62 @@ def test_occluders_are_made_once_for_each_level_and_drawn_from_the_generator():
     assert not torch.equal(seen[1], seen[3])
 
 
+def counts(images):
+    """Scores of three classes: the pixels that ``constant`` gives the images of each."""
+    return torch.stack([(images == k + 1.0).sum((1, 2, 3)).float() for k in range(3)], 1)
+
+
+def test_selectivity_tells_whose_patches_the_answer_rests_on():
+    labels = torch.tensor([0, 1, 2, 1])
+    images = constant(labels)
+    of = {"grid": 4, "n_masks": 600}
+    found = replaced_patch_selectivity(counts, images, labels, **of)
+    assert found.shape == (4,)
+    assert (found > 1).all()
+    assert (replaced_patch_selectivity(lambda x: -counts(x), images, labels, contrast="mean", **of) < -1).all()
+    louder = replaced_patch_selectivity(lambda x: 100 * counts(x) + 5, images, labels, **of)
+    torch.testing.assert_close(louder, found, atol=1e-3, rtol=1e-3)  # not the size of the scores
+    even = replaced_patch_selectivity(lambda x: x.new_ones(len(x), 3), images, labels, **of)
+    assert even.tolist() == [0.0] * 4
+
+
+@pytest.mark.parametrize("contrast", ["max", "mean"])
+def test_selectivity_is_that_of_the_map_of_an_image_with_replaced_patches(contrast):
+    labels = torch.tensor([0, 1])
+    images, weight = constant(labels), torch.randn(64, 3, generator=generator(6))
+
+    def model(x):
+        return x[:, 0].flatten(1) @ weight
+
+    found = replaced_patch_selectivity(
+        model, images, labels, grid=4, fraction=0.25, contrast=contrast, n_masks=300, generator=generator(2)
+    )
+    draw = generator(2)
+    torch.multinomial(torch.ones(2, 2), 1, generator=draw)
+    masks = patch_mask(torch.rand(2, 4, 4, generator=draw), 0.25, 8, 8)
+    for i in range(2):
+        mixed = torch.where(masks[i], images[1 - i], images[i])
+        saliency = contrastive_rise(model, mixed, i, contrast=contrast, n_masks=300, cells=4, generator=draw)
+        difference = saliency[~masks[i]].mean() - saliency[masks[i]].mean()
+        assert float(found[i]) == pytest.approx(float(difference / saliency.std()), abs=1e-5)
+
+
+def test_what_is_asked_for_twice_is_measured_once():
+    labels, seen = torch.tensor([0, 1, 2, 1]), []
+    batches = [(constant(labels), labels)] * 2
+    for curve in (
+        lambda values: patch_replacement_curve(counting(seen), batches, grid=2, fractions=values),
+        lambda values: patch_drop_curve(counting(seen), batches, grid=2, fractions=values),
+        lambda values: patch_shuffle_curve(counting(seen), batches, grids=[round(8 * v) for v in values]),
+        lambda values: occlusion_accuracy(counting(seen), batches, lambda level: lambda x, g: x, values),
+    ):
+        seen.clear()
+        assert list(curve([0.5, 0.25, 0.5]).values()) == [0.5, 0.5]
+        assert len(seen) == 4
+        assert curve([0.5, 0.25, 0.5]) == curve([0.5, 0.25])
+    assert patch_drop_curve(counting(seen), batches, grid=2, fractions=torch.tensor([0.5, 0.5])) == {0.5: 0.5}
+
+
 def test_a_module_is_judged_in_eval_mode_without_gradients_and_left_as_it_was():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5), nn.Flatten(), nn.Linear(144, 3))
@@ -177,11 +235,17 @@ def test_bad_input_is_refused_by_name():
         (lambda: patch_replacement_curve(lambda x: x.mean((2, 3)) * math.nan, good, grid=2), "logits must be finite"),
         (lambda: patch_replacement_curve(model, [(images, labels + 1)], grid=2), "labels must lie in 0..2"),
         (lambda: patch_replacement_curve(model, [(images, labels[:2])], grid=2), "images and labels"),
+        (lambda: patch_replacement_curve(model, [(images[:0], labels[:0])], grid=2), "images must not be empty"),
         (lambda: patch_drop_curve(model, good, grid=2, fill=math.inf), "fill"),
         (lambda: patch_shuffle_curve(model, good, grids=[3]), "grid must divide"),
         (lambda: patch_shuffle_curve(model, good, grids=[0]), "grids"),
         (lambda: occlusion_accuracy(model, good, lambda level: lambda x, g: x, [2.0]), "levels"),
         (lambda: shuffle_patches(images[0], 2), "images"),
+        (lambda: replaced_patch_selectivity(model, images, labels, grid=2, fraction=0.1), "fraction must replace some"),
+        (lambda: replaced_patch_selectivity(model, images, labels, grid=2, fraction=1.0), "fraction must replace some"),
+        (lambda: replaced_patch_selectivity(model, images, labels, grid=2, fraction=math.nan), "fraction"),
+        (lambda: replaced_patch_selectivity(model, images, labels * 0, grid=2), "two classes"),
+        (lambda: replaced_patch_selectivity(model, images, labels + 1, grid=2, n_masks=9), "target must be"),
     ):
         with pytest.raises(ValueError, match=name):
             call()

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from heldout.tasks import OCCLUDERS, occluders
+from heldout.tasks.images.occluders import _placed
 
 
 def covered(kind, level, size=(64, 64), batch=40, seed=0):
@@ -16,12 +17,34 @@ def covered(kind, level, size=(64, 64), batch=40, seed=0):
 
 
 @pytest.mark.parametrize("kind", OCCLUDERS)
-@pytest.mark.parametrize("level", [0.1, 0.4])
+@pytest.mark.parametrize("level", [0.1, 0.4, 0.5, 0.7, 0.9])
 def test_the_level_is_the_part_that_is_covered(kind, level):
     mask, _ = covered(kind, level)
     each = mask.double().mean((1, 2))
     assert float(each.mean()) == pytest.approx(level, rel=0.06)
-    assert float((each - level).abs().max()) < 0.12 * level + 0.01
+    assert float((each - level).abs().max()) < 0.06 * level + 0.005
+
+
+def test_sprites_of_any_shape_cover_the_level():
+    dot, bar = torch.zeros(1, 4, 64, 64), torch.zeros(1, 4, 16, 32)
+    dot[:, :, 3, 40], bar[:, :, 2:14, 3:10] = 1.0, 1.0  # neither visible in its middle
+    faint = torch.full((1, 4, 5, 5), 0.5 + 1e-7)
+    for sprites in (dot, bar, faint):
+        for level in (0.2, 0.9):
+            mask, _ = covered(sprites, level, (24, 40), batch=10)
+            assert float((mask.double().mean((1, 2)) - level).abs().max()) < 0.06 * level + 0.01
+
+
+@pytest.mark.parametrize("size", [(24, 24), (16, 40)])
+def test_an_object_that_is_to_fill_a_gap_lies_on_it(size):
+    draw = torch.Generator().manual_seed(1)
+    sprites = torch.zeros(200, 4, 16, 32)
+    sprites[:, 3, 2:6, 20:30] = 1.0  # off its middle both ways
+    onto = torch.zeros(200, *size, dtype=torch.bool)
+    onto[torch.arange(200), torch.arange(200) % size[0], torch.arange(200) % size[1]] = True
+    alpha = _placed(sprites, torch.full((200,), 0.05), *size, onto, draw)[:, 3] > 0.5
+    assert alpha[onto].all()
+    assert float(alpha.double().mean()) > 0.03  # where nothing is cut off, 0.05
 
 
 def test_outside_of_the_objects_an_image_is_as_it_was():

@@ -5,6 +5,7 @@ The procedural analogue of photographs with objects superimposed. Source: arXiv:
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from typing import Literal
@@ -31,7 +32,8 @@ _LETTERS = {  # seven rows of five pixels each
     "X": "10001 10001 01010 00100 01010 10001 10001",
     "Z": "11111 00001 00010 00100 01000 10000 11111",
 }
-_ROUNDS, _NEAR = 20, 0.05  # of pasting; covered when less than this part of the level is missing
+_NEAR = 0.05  # covered when less than this part of the level is missing
+_FREE = 20  # objects pasted wherever chance puts them; each later one lies on a pixel that is still open
 
 
 @checked
@@ -41,7 +43,8 @@ def occluders(
     """Returns the function ``(images, generator) -> images`` that covers a part ``level`` of each image by objects.
 
     Objects of random kind, turn, size and place are pasted, opaque, one after the other, until the part that is covered
-    is within about five per cent of ``level``; images of few pixels miss it by a few. Grey images get grey objects.
+    is within about five per cent of ``level``; images of few pixels miss it by a few. Where twenty have left too much
+    open, as at high levels, each further one is pasted on what is open. Grey images get grey objects.
 
     Args:
         kind: "blobs", "letters" or "textures", drawn anew each time; or sprites ``(n, 4, height, width)`` in [0, 1]:
@@ -84,7 +87,7 @@ def occluders(
 def _covered(images: Tensor, kind: str | Tensor, level: float, generator: torch.Generator) -> Tensor:
     batch, channels, height, width = images.shape
     found, covered = images.clone(), torch.zeros(batch, 1, height, width, dtype=torch.bool)
-    for _ in range(_ROUNDS):
+    for pasted in itertools.count():
         need = level - covered.float().mean((1, 2, 3))
         open_ = (need > max(_NEAR * level, 0.5 / (height * width))).nonzero().flatten()
         if not len(open_):
@@ -92,40 +95,56 @@ def _covered(images: Tensor, kind: str | Tensor, level: float, generator: torch.
         sprites = _drawn(kind, len(open_), generator)
         share = level * (0.4 + 0.4 * torch.rand(len(open_), generator=generator))
         share = torch.minimum(share, 1.1 * need[open_])  # some of it will lie on what is covered already
-        pasted = _placed(sprites, share, height, width, generator)
-        alpha = pasted[:, 3:] > 0.5
-        colour = pasted[:, :3] if channels == 3 else pasted[:, :3].mean(1, keepdim=True)
+        onto = None if pasted < _FREE else ~covered[open_, 0]
+        objects = _placed(sprites, share, height, width, onto, generator)
+        alpha = objects[:, 3:] > 0.5
+        colour = objects[:, :3] if channels == 3 else objects[:, :3].mean(1, keepdim=True)
         places = open_.to(images.device)
         found[places] = torch.where(alpha.to(images.device), colour.to(images), found[places])
         covered[open_] |= alpha
     return found.clamp_(0, 1)
 
 
-def _placed(sprites: Tensor, share: Tensor, height: int, width: int, generator: torch.Generator) -> Tensor:
-    """Each sprite turned at random, so large that its visible pixels are ``share`` of the image, inside if it fits."""
+def _placed(
+    sprites: Tensor, share: Tensor, height: int, width: int, onto: Tensor | None, generator: torch.Generator
+) -> Tensor:
+    """Each sprite turned at random, so large that its visible pixels are ``share`` of the image, inside if it fits.
+
+    With ``onto``, bool ``(batch, height, width)``, a visible pixel of each lies on one that is True instead.
+    """
     batch, side = len(sprites), min(height, width)
-    visible = (sprites[:, 3] > 0.5).float().mean((1, 2))
-    scale = (share * height * width / visible).sqrt() / side  # of the sprite's side to the image's
+    visible = sprites[:, 3] > 0.5
+    scale = (share * height * width / visible.float().mean((1, 2))).sqrt() / side  # of the sprite's side to the image's
     angle = torch.rand(batch, generator=generator) * 2 * math.pi
-    y, x = torch.meshgrid(
-        (torch.arange(height) + 0.5 - height / 2) * 2 / side,
-        (torch.arange(width) + 0.5 - width / 2) * 2 / side,
-        indexing="ij",
-    )
-    centre = []
-    for length in (height, width):
-        room = (length / side - scale).clamp(min=0)
-        centre.append((2 * torch.rand(batch, generator=generator) - 1) * room)
-    dy, dx = (y - centre[0].view(-1, 1, 1)), (x - centre[1].view(-1, 1, 1))
-    cos, sin = (part.view(-1, 1, 1) for part in (angle.cos(), angle.sin()))
+    cos, sin = angle.cos(), angle.sin()
+    y, x = torch.meshgrid(_centres(height) * height / side, _centres(width) * width / side, indexing="ij")
+    if onto is None:
+        rooms = ((length / side - scale).clamp(min=0) for length in (height, width))
+        down, across = ((2 * torch.rand(batch, generator=generator) - 1) * room for room in rooms)
+    else:
+        pixel = torch.multinomial(onto.flatten(1).double(), 1, generator=generator)[:, 0]
+        part = torch.multinomial(visible.flatten(1).double(), 1, generator=generator)[:, 0]
+        v, u = _centres(visible.shape[1])[part // visible.shape[2]], _centres(visible.shape[2])[part % visible.shape[2]]
+        down, across = (
+            y.flatten()[pixel] - scale * (sin * u + cos * v),
+            x.flatten()[pixel] - scale * (cos * u - sin * v),
+        )
+    dy, dx = y - down.view(-1, 1, 1), x - across.view(-1, 1, 1)
+    cos, sin = cos.view(-1, 1, 1), sin.view(-1, 1, 1)
     grid = torch.stack([cos * dx + sin * dy, cos * dy - sin * dx], dim=3) / scale.view(-1, 1, 1, 1)
     return F.grid_sample(sprites, grid, align_corners=False)
+
+
+def _centres(count: int) -> Tensor:
+    """Where the middles of ``count`` pixels lie that share [-1, 1]."""
+    return (2 * torch.arange(count) + 1) / count - 1
 
 
 def _drawn(kind: str | Tensor, count: int, generator: torch.Generator) -> Tensor:
     """Sprites ``(count, 4, size, size)``."""
     if isinstance(kind, Tensor):
-        return kind.float().cpu()[torch.randint(len(kind), (count,), generator=generator)]
+        chosen = kind.float().cpu()[torch.randint(len(kind), (count,), generator=generator)]
+        return torch.cat([chosen[:, :3], (chosen[:, 3:] > 0.5).float()], dim=1)
     colour = torch.rand(count, 3, 1, 1, generator=generator).expand(count, 3, _SIZE, _SIZE)
     line = torch.linspace(-1, 1, _SIZE)
     if kind == "letters":
