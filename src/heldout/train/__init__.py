@@ -16,6 +16,7 @@ from heldout.train.own_loop import Stages, TrainFunction, fit_with
 from heldout.train.population.abstraction import Abstracted, abstract_subtrees
 from heldout.train.population.evolve import Evolution, Structure, evolve_structures
 from heldout.train.ps_kd import ProgressiveSelfDistillation, ps_kd
+from heldout.train.reweighting.bilevel import bilevel_weights, effective_sample_size, learned_weights
 from heldout.train.saving import Saved, read_saved, save
 from heldout.train.semi_supervised.unlabelled import UnlabelledBatches, inputs_like, why_no_unlabelled
 from heldout.train.span_gd import SpanGD, SpanPoints
@@ -122,6 +123,7 @@ __all__ = [
     "WeakToStrongResult",
     "abstract_subtrees",
     "answer_accuracy",
+    "bilevel_weights",
     "boost_head",
     "boosted_network",
     "check_disjoint",
@@ -136,6 +138,7 @@ __all__ = [
     "divdis",
     "diversify",
     "dpo",
+    "effective_sample_size",
     "embed_images",
     "encode_rows",
     "evolve_structures",
@@ -154,6 +157,7 @@ __all__ = [
     "inputs_like",
     "label_margins",
     "label_with",
+    "learned_weights",
     "lora",
     "mean_teacher",
     "normalize_rewards",

@@ -1,0 +1,1 @@
+"""Which examples should count? Weights of training examples that are learnt beside the network."""

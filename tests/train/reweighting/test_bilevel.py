@@ -1,0 +1,121 @@
+import copy
+import functools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import heldout
+from heldout.nn import tiny_vit
+from heldout.train import bilevel_weights, effective_sample_size, learned_weights
+
+
+def network(seed=0):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 3)).double()
+
+
+def batch(n, seed):
+    g = torch.Generator().manual_seed(seed)
+    return torch.randn(n, 4, generator=g).double(), torch.randint(0, 3, (n,), generator=g)
+
+
+def test_weights_are_the_positive_inner_products_of_gradients():
+    model = network().eval()
+    (x, y), (known, labels) = batch(7, 1), batch(5, 2)
+    params = list(model.parameters())
+    slope = torch.autograd.grad(F.cross_entropy(model(known), labels), params)
+    expected = []
+    for i in range(7):
+        own = torch.autograd.grad(F.cross_entropy(model(x[i : i + 1]), y[i : i + 1]), params)
+        expected.append(max(0.0, sum(float((a * b).sum()) for a, b in zip(own, slope, strict=True))))
+    assert min(expected) == 0 < max(expected)
+    losses = F.cross_entropy(model(x), y, reduction="none")
+    found = bilevel_weights(losses, F.cross_entropy(model(known), labels), params)
+    assert torch.allclose(found, torch.tensor(expected).double() / sum(expected))
+
+
+def test_a_step_on_the_weighted_loss_lowers_the_trusted_one_more_than_a_plain_step_of_its_length():
+    (x, y), (known, labels) = batch(30, 3), batch(30, 4)
+    after = []
+    for weighted in (True, False):
+        model = network()
+        losses = F.cross_entropy(model(x), y, reduction="none")
+        trusted = F.cross_entropy(model(known), labels)
+        weights = bilevel_weights(losses, trusted, list(model.parameters())) if weighted else torch.full((30,), 1 / 30)
+        (weights * losses).sum().backward()  # both graphs are still there
+        length = torch.stack([p.grad.square().sum() for p in model.parameters()]).sum().sqrt()
+        with torch.no_grad():
+            for p in model.parameters():
+                p -= 0.01 * p.grad / length
+        after.append(float((F.cross_entropy(model(known), labels) - trusted).detach()))
+    assert after[0] < after[1]
+    assert after[0] < 0
+
+
+def test_where_no_example_helps_all_weights_are_zero():
+    w = torch.zeros(1, requires_grad=True)
+    found = bilevel_weights((w - torch.tensor([-1.0, -2.0])) ** 2, ((w - 1) ** 2).sum(), [w])
+    assert found.tolist() == [0, 0]
+
+
+def test_parameters_that_neither_loss_reads_do_not_matter():
+    w, unread = torch.zeros(1, requires_grad=True), torch.zeros(3, requires_grad=True)
+    losses, trusted = (w - torch.tensor([1.0, 3.0])) ** 2, ((w - 1) ** 2).sum()
+    assert torch.allclose(bilevel_weights(losses, trusted, [unread, w]), torch.tensor([0.25, 0.75]))
+    with pytest.raises(ValueError, match="no parameter together"):
+        bilevel_weights(losses, trusted, [unread])
+
+
+def test_the_effective_sample_size_counts_equal_weights():
+    assert effective_sample_size(torch.full((7,), 0.3)) == pytest.approx(7)
+    assert effective_sample_size(torch.tensor([3.0, 1.0])) == pytest.approx(16 / 10)
+    assert effective_sample_size(torch.zeros(3)) == 0
+    with pytest.raises(ValueError, match="weights"):
+        effective_sample_size(torch.tensor([-1.0, 1.0]))
+
+
+def test_the_method_sets_as_many_of_each_class_aside_and_trains_on_the_others():
+    x, y = torch.randn(60, 4), torch.tensor([0] * 40 + [1] * 16 + [2] * 4)
+    fitted = heldout.fit(network().float(), (x, y), learned_weights(0.2), epochs=2, seed=3)
+    aside = fitted.run.state["learned_weights"]
+    assert y[torch.tensor(aside.indices)].bincount().tolist() == [4, 4, 2]  # at most half of a class
+    rest = set(fitted.run.train_set.indices)
+    assert not rest & set(aside.indices)
+    assert len(rest) == 50
+
+
+def test_the_running_statistics_are_those_of_the_training_batches_alone():
+    x, y = torch.randn(40, 4) + 5, torch.arange(40) % 3
+    model = network().float()
+    fitted = heldout.fit(copy.deepcopy(model), (x, y), learned_weights(0.2), epochs=1, batch_size=32, seed=0)
+    assert int(fitted.module[1].num_batches_tracked) == 1
+
+
+def test_rare_classes_count_more_than_in_plain_training():
+    g = torch.Generator().manual_seed(0)
+    y = torch.tensor([0] * 380 + [1] * 20)
+    x = torch.randn(400, 2, generator=g) + 1.0 * y[:, None]
+    test = torch.randn(200, 2, generator=g) + 1.0
+    found, adam = [], functools.partial(torch.optim.Adam, lr=0.03)
+    torch.manual_seed(0)
+    start = nn.Linear(2, 2)
+    for method in (learned_weights(0.05), None):
+        fitted = heldout.fit(start, (x, y), method, epochs=20, batch_size=40, seed=0, optimizer=adam)
+        found.append(float((fitted.predict(test).argmax(1) == 1).float().mean()))
+    assert found[0] > found[1] + 0.2
+
+
+def test_attention_is_differentiated_twice():
+    x, y = torch.rand(12, 1, 8, 8), torch.arange(12) % 2
+    model = tiny_vit(8, 4, dim=8, depth=1, heads=2, num_classes=2, channels=1)
+    assert heldout.fit(model, (x, y), learned_weights(0.2), epochs=1, seed=0).module is not None
+
+
+def test_it_says_what_it_lacks():
+    method, model = learned_weights(), network().float()
+    assert "real numbers" in method.check(model, heldout.Splits(train=(torch.zeros(4, 4), torch.zeros(4))))
+    assert "no class has two" in method.check(model, heldout.Splits(train=(torch.zeros(3, 4), torch.arange(3))))
+    with pytest.raises(ValueError, match="trusted"):
+        learned_weights(0.8)
