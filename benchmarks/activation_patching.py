@@ -69,7 +69,7 @@ def main() -> int:
     ratio = min(seconds["one by one"]) / min(seconds["batched"])
     batched, single = (min(each) for each in seconds.values())
     print(
-        f"{len(sites)} sites: batched {batched:.3f} s, one by one {single:.3f} s: {ratio:.1f} x faster (limit {LIMIT:g})"
+        f"{len(sites)} sites: batched {batched:.3f} s, one by one {single:.3f} s: {ratio:.1f} x faster, limit {LIMIT:g}"
     )
     print(f"values up to {values['batched'].abs().max():.2f} differ by at most {away:.1e} (limit {TOLERANCE:g})")
     return 0 if ratio >= LIMIT and away <= TOLERANCE else 1
