@@ -17,8 +17,8 @@ training inferences and 0.9 of ``test_id``; one that is not reached counts as th
 block that is applied twice (exploratory: the paper calls it slow). ``majority_*`` is the best of seven guesses, each of
 which says the answer most frequent in training for the same head, relations, or some of them.
 
-``bridge_mrr`` and ``relation_mrr`` are mean reciprocal ranks, by the logit lens between the blocks, of the bridge entity
-at the first relation and of the second relation at its own place; ``bridge_correlation`` is Spearman's between the
+``bridge_mrr`` and ``relation_mrr`` are mean reciprocal ranks, by the logit lens between the blocks: of the bridge
+entity at the first relation, of the second relation at its own place; ``bridge_correlation`` is Spearman's between the
 former and ``test_id`` over the records of a run. ``head_at_*`` is the share of right answers that change when the state
 between the blocks, at the first or the second relation, is that of a prompt with another head.
 
