@@ -14,8 +14,9 @@ mountains, peoples), each with at least 4 of 40 numbered relations to others of 
 Arms. One GPT-2 for all: two blocks, width 96, three heads, AdamW at a constant rate. Training stops 500 steps after
 ``test_id`` reached 0.95, or at the budget. ``t_mem`` and ``t_gen`` are the first recorded steps with 0.95 of the
 training inferences and 0.9 of ``test_id``; one that is not reached counts as the budget. ``composition-shared`` has one
-block that is applied twice (exploratory: the paper calls it slow). ``majority_*`` is the best of seven guesses, each of
-which says the answer most frequent in training for the same head, relations, or some of them.
+block that is applied twice, and always uses up its budget (exploratory: the paper calls it slow). ``majority_*`` is the
+best of seven guesses, each of which says the answer most frequent in training for the same head, relations, or some of
+them (attribute and entities of a comparison).
 
 ``bridge_mrr`` and ``relation_mrr`` are mean reciprocal ranks, by the logit lens between the blocks: of the bridge
 entity at the first relation, of the second relation at its own place; ``bridge_correlation`` is Spearman's between the
@@ -140,7 +141,7 @@ def run(arm: dict[str, Any], seed: int, profile: str) -> dict[str, float]:
         for name in (*SPLITS, *(("bridge_mrr",) if composes else ())):
             log_curve(name, int(record["step"]), record[name])
         learned = steps_to(records, "test_id", 0.95)
-        if learned is not None and record["step"] >= learned + size["after"]:
+        if not arm["shared"] and learned is not None and record["step"] >= learned + size["after"]:
             break
     inferred = world.train.counts[:, 2].logical_not()
     train = TokenRows(world.train.ids[inferred], world.train.counts[inferred])
