@@ -209,4 +209,5 @@ study = Study(
         at_least("composition", on="atomic_ood", value=0.95, text="composition knows the marked facts"),
     ],
     seeds={"smoke": 1, "laptop": 3},
+    time_limit=1800,
 )  # fmt: skip
