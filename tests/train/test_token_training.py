@@ -90,8 +90,11 @@ def test_the_rate_grows_over_the_warmup():
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_a_run_that_goes_on_gives_the_numbers_of_one_that_was_not_stopped(tmp_path, dropout):
-    whole = trained(one := model(dropout=dropout), measure=lambda module: {"norm": module.lm_head.weight.norm()})
-    options = {"checkpoint": tmp_path / "run.pt", "measure": lambda module: {"norm": module.lm_head.weight.norm()}}
+    whole = trained(one := model(dropout=dropout), measure=lambda module: {"norm": module.lm_head.weight.norm().item()})
+    options = {
+        "checkpoint": tmp_path / "run.pt",
+        "measure": lambda module: {"norm": module.lm_head.weight.norm().item()},
+    }
     for record in train_tokens(model(dropout=dropout), WORLD.train, steps=40, every=10, batch_size=16, lr=0.01,
                                evaluate=WORLD.splits, **options):  # fmt: skip
         if record["step"] == 20:
@@ -102,6 +105,16 @@ def test_a_run_that_goes_on_gives_the_numbers_of_one_that_was_not_stopped(tmp_pa
     for ours, theirs in zip(one.parameters(), other.parameters(), strict=True):
         assert torch.equal(ours, theirs)
     same(trained(model(seed=6, dropout=dropout), **options), whole)  # nothing is left to do
+
+
+def test_more_steps_may_be_asked_of_a_run_that_ended_between_two_records(tmp_path):
+    whole = trained(model(dropout=0.3))
+    trained(model(dropout=0.3), steps=25, checkpoint=tmp_path / "run.pt")
+    again = trained(model(dropout=0.3), checkpoint=tmp_path / "run.pt")
+    assert [record["step"] for record in again] == [10, 20, 25, 30, 40]
+    same([record for record in again if record["step"] != 25], whole)
+    with pytest.raises(ValueError, match="steps must be at least 40"):
+        trained(model(dropout=0.3), steps=30, checkpoint=tmp_path / "run.pt")
 
 
 def test_a_killed_process_goes_on_where_it_stood(tmp_path):

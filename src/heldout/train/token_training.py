@@ -72,7 +72,7 @@ def train_tokens(
 
     Raises:
         ValueError: rows without tokens that count, options out of range, a loss that is not finite, or a checkpoint of
-            other rows or options.
+            other rows or options, or of more steps.
 
     Example:
         >>> from heldout.tasks import composition_facts
@@ -99,15 +99,18 @@ def train_tokens(
         "options": [batch_size, lr, weight_decay, *betas, warmup, every, seed],
     }
     records = _resume(checkpoint, model, optimizer, told)
-    yield from (record for record in records if record["step"] <= steps)
-    ids, targets = rows[0][:, :-1], torch.where(rows[1], rows[0], -100)[:, 1:]
     start = int(records[-1]["step"]) if records else 0
+    if start > steps:
+        raise ValueError(f"steps must be at least {start}, where checkpoint {checkpoint} stands, got {steps}")
+    yield from records
+    ids, targets = rows[0][:, :-1], torch.where(rows[1], rows[0], -100)[:, 1:]
     order = _Order(len(ids), seed)
     while start < steps:
-        end = min(start + every, steps)
+        end = min(start - start % every + every, steps)
         model.train()
-        with seeded(_mixed(seed, start)):
+        with seeded(seed):
             for step in range(start, end):
+                torch.manual_seed(_mixed(seed, step))  # a step does not depend on where the run was taken up
                 for group in optimizer.param_groups:
                     group["lr"] = lr * min(1.0, (step + 1) / max(1, warmup))
                 chosen = order.rows(step * batch_size, batch_size).to(ids.device)

@@ -2,8 +2,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from heldout.lm import smollm
 from heldout.measure import logit_lens, mean_reciprocal_rank, residual_stream
 from heldout.measure.mechanisms.logit_lens import _ranked
+from heldout.sources import SMOL, missing
 from tests.measure.mechanisms.decoders import CONFIGS, LAYERS, decoder, token_ids, untouched
 
 
@@ -89,6 +91,17 @@ def test_a_cap_on_the_logits_is_part_of_the_read_out():
     assert lens.log_probs.min() > -torch.log(torch.tensor(23.0)) - 4  # capped at 2
     assert uncapped.log_probs[0].min() < lens.log_probs[0].min()
     assert torch.equal(lens.ranks[0], uncapped.ranks[0])
+
+
+@pytest.mark.skipif(bool(missing([SMOL])), reason="no SmolLM2")
+def test_smollm_comes_to_its_answer_in_the_upper_layers():
+    model, tokenizer = smollm()
+    ids = tokenizer("The capital of France is the city of", return_tensors="pt").input_ids
+    paris = tokenizer(" Paris", add_special_tokens=False, return_tensors="pt").input_ids[0]
+    ranks = logit_lens(model, ids, paris, -1).ranks[:, 0].tolist()
+    assert len(ranks) == 31
+    assert ranks[-1] == 0
+    assert min(ranks[:10]) > 100
 
 
 def test_equal_logits_are_ranked_by_number():

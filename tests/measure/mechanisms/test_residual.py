@@ -36,6 +36,22 @@ def test_running_from_any_layer_on_gives_the_models_logits(kind):
     assert untouched(model) == before
 
 
+@pytest.mark.parametrize("kind", CONFIGS)
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 6, 7])  # some of them divide the length
+def test_rows_that_enter_at_different_layers_run_as_if_alone(kind, rows):
+    model, ids = decoder(kind), token_ids(rows)
+    mask = torch.ones_like(ids)
+    mask[0, -1:] = 0
+    generator = torch.Generator().manual_seed(rows)
+    layers = torch.randint(LAYERS + 1, (rows,), generator=generator)
+    residual = torch.randn(rows, 6, 16, generator=generator).double()
+    together = run_from_layer(model, residual, layers, ids, mask)
+    for row, layer in enumerate(layers.tolist()):
+        own = slice(row, row + 1)
+        alone = run_from_layer(model, residual[own], layer, ids[own], mask[own])
+        torch.testing.assert_close(together[own], alone)
+
+
 def test_running_from_a_layer_on_computes_only_the_blocks_above_it():
     model, ids = decoder("Llama"), token_ids()
     state = residual_stream(model, ids).states[2]

@@ -126,6 +126,8 @@ def run_from_layer(
     layers = torch.full((len(residual),), layer) if isinstance(layer, int) else layer.cpu()
     check_labels(count + 1, layer=layers)
     check_same_length(residual=residual, layer=layers)
+    if len(layers.unique()) > 1 and input_ids.shape[1] % len(residual) == 0:
+        return _run_apart(model, residual, layers, input_ids, attention_mask, parts.path)
     order = layers.argsort(stable=True)  # those that have entered are the first rows
     entered = (layers[:, None] <= torch.arange(count)).sum(0).tolist()
     sorted_rows = order.to(residual.device)
@@ -141,6 +143,20 @@ def run_from_layer(
     if getattr(output, "logits", None) is None:
         raise ValueError(f"model must have a head that gives logits, and {type(model).__name__} has none")
     return output.logits[sorted_rows.argsort()]
+
+
+def _run_apart(
+    model: nn.Module, residual: Tensor, layers: Tensor, input_ids: Tensor, mask: Tensor | None, blocks: str
+) -> Tensor:
+    """As ``run_from_layer``, layer by layer: for batches that a table of positions might be taken for."""
+    found: list[Tensor] = [residual] * len(residual)
+    for layer in layers.unique().tolist():
+        rows = (layers == layer).nonzero()[:, 0].to(residual.device)
+        its = None if mask is None else mask[rows]
+        logits = run_from_layer(model, residual[rows], layer, input_ids[rows], its, blocks=blocks)
+        for row, part in zip(rows.tolist(), logits, strict=True):
+            found[row] = part
+    return torch.stack(found)
 
 
 def check_ids(model: Any, input_ids: Tensor, attention_mask: Tensor | None = None) -> None:

@@ -45,7 +45,7 @@ class TokenRows(NamedTuple):
         return self.ids.gather(1, self.place[:, None])[:, 0]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class FactWorld:
     """Facts, what a model is trained on, and five sets of questions.
 
@@ -81,7 +81,7 @@ class FactWorld:
             ids: int64 ``(rows, 4)`` of inferences.
 
         Example:
-            >>> world = composition_facts(20, 5, 5, phi=2.0)
+            >>> world = composition_facts(20, 5, 5, phi=2.0, ood_fraction=0.2)
             >>> first, second = world.facts[world.uses(world.splits["test_ood"].ids[:1])[0]]
             >>> bool(first[2] == second[0])
             True
