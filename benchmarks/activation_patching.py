@@ -2,8 +2,8 @@
 
 A GPT-2 with 12 layers and random weights reads a prompt of 16 tokens; the state before each block at each position is
 overwritten in turn by that of another prompt. The loop runs the whole model for each site, with a hook that overwrites
-one state. The values must agree to 1e-5. Limit: 10 times faster at width 32, where a forward pass is mostly overhead; the
-wider the model (``--width``), the nearer the gain falls to the factor of 2 that the layers below a patch spare.
+one state. The values must agree to 1e-5. Limit: 10 times faster at width 32, where a forward pass is mostly overhead;
+the wider the model (``--width``), the nearer the gain falls to the factor of 2 that the layers below a patch spare.
 """
 
 import argparse
