@@ -10,15 +10,16 @@ primitives that are composed and "jump", which is not. ``ood`` is the exact matc
 "jump" has a modifier and the command a conjunction; ``id`` is that on 300 commands without "jump" that are left out of
 every training set. Accuracy by the length of the target is kept as a curve.
 
-Arms. All take 900 steps of one recipe with "jump" alone as a tenth of each batch, and the last step counts: nothing is
+Arms. All take 1,500 steps of one recipe with "jump" alone as a tenth of each batch. The last step counts: nothing is
 selected, neither on a development set of the distribution nor, as in the paper, on a tenth of the test (its "good
 dev"). ``x1`` has 1,185 commands; ``x20`` has 20 words for each primitive and 20 versions of each command;
 ``small-pool`` as many of these as ``x1`` has; ``augzero`` the commands of ``x1`` in 20 copies. ``short`` and ``long``
 draw from the shorter and the longer half of ``x20``'s commands, with as many tokens in the pool and in a batch.
 
-Deviations. One layer of 64 units instead of three of 256; absolute positions alone; greedy decoding instead of beams;
-AdamW with a cosine instead of Noam's schedule. The paper's SCAN, GeoQuery, ATIS and SMCalFlow, and its mixtures of
-difficulty on natural language, are not here; ``difficulty_subset`` makes them of one's own data.
+Deviations. Two layers of 64 units instead of three of 256; greedy decoding instead of beams; AdamW with a cosine
+instead of Noam's schedule; no dropout, with which a network knows less than 95 % of its own distribution after so few
+steps. The paper's SCAN, GeoQuery, ATIS and SMCalFlow, and its mixtures of difficulty on natural language, are not here;
+``difficulty_subset`` makes them of one's own data.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ from heldout.train import fit_pairs
 SLOTS = {word: action for word, action in SCAN_PRIMITIVES.items() if word != "jump"}
 ALONE: SequencePair = (("jump",), ("I_JUMP",))
 SHARE = 0.1  # of "jump" alone in each batch
+BATCH = 40
 
 
 class Size(NamedTuple):
@@ -56,7 +58,7 @@ class Size(NamedTuple):
     commands: int
 
 
-SIZES = {"smoke": Size(10, 20, 3, 100), "laptop": Size(900, 300, 20, 1185)}
+SIZES = {"smoke": Size(10, 20, 3, 100), "laptop": Size(1500, 300, 20, 1185)}
 
 
 def composed(source: tuple[str, ...]) -> bool:
@@ -95,7 +97,7 @@ def run(arm: dict[str, Any], seed: int, profile: str) -> dict[str, float]:
     commands = mini_scan(SLOTS).sample(size.tested + size.commands, seed=seed)
     base = commands[size.tested :]
     pool = training_set(arm, base, size, seed)
-    batch_size = 64 if "half" not in arm else round(64 * tokens(base) / tokens(pool))
+    batch_size = BATCH if "half" not in arm else round(BATCH * tokens(base) / tokens(pool))
     shown: list[int] = []
 
     def data(run: Run, train_set: Any) -> ShareSampler:
@@ -108,13 +110,13 @@ def run(arm: dict[str, Any], seed: int, profile: str) -> dict[str, float]:
 
     tests = {"id": commands[: size.tested], "ood": mini_scan().sample(size.tested, seed=seed, keep=composed)}
     trained = fit_pairs(
-        functools.partial(Seq2SeqTransformer, dim=64, heads=4, layers=1, feedforward=128, dropout=0.1),
+        functools.partial(Seq2SeqTransformer, dim=64, heads=4, layers=2, dropout=0.0, positions="both"),
         [*pool, ALONE],
         Method("shares", data=data, loss=loss),
         vocabulary=TokenVocabulary.of([*pool, ALONE], *tests.values()),
         steps=size.steps,
         batch_size=batch_size,
-        learning_rate=1e-3,
+        learning_rate=3e-3,
         warmup=100,
         seed=seed,
     )
@@ -149,5 +151,5 @@ study = Study(
         better("short", than="long", on="ood", margin=0.05),
     ],
     checks=[at_least(arm, on="id", value=0.95) for arm in ("x1", "x20", "small-pool", "augzero")],
-    seeds={"smoke": 1, "laptop": 5},
+    seeds={"smoke": 1, "laptop": 3},
 )

@@ -32,6 +32,8 @@ def as_tokens(text: str | Sequence[str], name: str = "text") -> tuple[str, ...]:
         >>> as_tokens("jump twice"), as_tokens(["jump"])
         (('jump', 'twice'), ('jump',))
     """
+    if not isinstance(name, str):
+        raise TypeError(f"name must be text, got {short(name)}")
     if isinstance(text, str):
         return tuple(text.split())
     if not isinstance(text, Sequence) or not all(isinstance(token, str) for token in text):
