@@ -94,8 +94,9 @@ def training_set(arm: dict[str, Any], base: list[SequencePair], size: Size, seed
 
 def run(arm: dict[str, Any], seed: int, profile: str) -> dict[str, float]:
     size = SIZES[profile]
-    commands = mini_scan(SLOTS).sample(size.tested + size.commands, seed=seed)
-    base = commands[size.tested :]
+    grammar = mini_scan(SLOTS)
+    known = grammar.sample(size.tested + size.commands - len(SLOTS), seed=seed, keep=lambda source: len(source) > 1)
+    base = [*known[size.tested :], *(((word,), (action,)) for word, action in SLOTS.items())]
     pool = training_set(arm, base, size, seed)
     batch_size = BATCH if "half" not in arm else round(BATCH * tokens(base) / tokens(pool))
     shown: list[int] = []
@@ -108,7 +109,7 @@ def run(arm: dict[str, Any], seed: int, profile: str) -> dict[str, float]:
         shown.extend(batch.index.tolist())
         return run.objective(batch.logits, batch.targets)
 
-    tests = {"id": commands[: size.tested], "ood": mini_scan().sample(size.tested, seed=seed, keep=composed)}
+    tests = {"id": known[: size.tested], "ood": mini_scan().sample(size.tested, seed=seed, keep=composed)}
     trained = fit_pairs(
         functools.partial(Seq2SeqTransformer, dim=64, heads=4, layers=2, dropout=0.0, positions="both"),
         [*pool, ALONE],

@@ -66,7 +66,7 @@ def composition_report(factors_train: Any, factors_test: Any, correct: Tensor | 
         >>> report.counts
         {'seen': 1, 'unseen': 1, 'unknown': 0}
     """
-    known, rows = same_factors(factors_train, factors_test)
+    known, rows = same_factors(factors_train, factors_test, ("factors_train", "factors_test"))
     right = torch.as_tensor(correct)
     if right.dtype != torch.bool or right.ndim != 1:
         raise TypeError(f"correct must be bool (n,), got {right.dtype} {tuple(right.shape)}")
