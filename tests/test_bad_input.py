@@ -62,6 +62,7 @@ ALLOWED = {
         "measure.gap_recovered_interval(min_gap=2)",
         "train.weak_to_strong(min_gap=2)",
     ],
+    "examples are known by position or by name": ["measure.repetition(sampler_log=text in it)"],
     "tiles are moved, not computed with": ["measure.shuffle_patches(images=NaN)"],
     "a question that any object may be asked": [
         "data.is_tensor_data(dataset=None)",

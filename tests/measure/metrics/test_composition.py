@@ -37,5 +37,5 @@ def test_unusable_input_is_refused_by_name():
         composition_report(TRAIN, TEST, CORRECT[:3])
     with pytest.raises(TypeError, match="correct must be bool"):
         composition_report(TRAIN, TEST, torch.ones(6))
-    with pytest.raises(ValueError, match="test must have the factors of train"):
+    with pytest.raises(ValueError, match="factors_test must have the factors of factors_train"):
         composition_report({"a": [1], "b": [2]}, {"a": [1], "c": [2]}, [True])

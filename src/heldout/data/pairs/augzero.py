@@ -20,8 +20,13 @@ class AugZeroPairs(list):
 
     Attributes:
         new_tokens: the tokens that the copies have and the original has not, for ``tokenizer.add_tokens``.
+
+    Example:
+        >>> AugZeroPairs([("a", "A"), ("a#1", "A#1")], ["a#1", "A#1"]).new_tokens
+        ['a#1', 'A#1']
     """
 
+    @checked
     def __init__(self, pairs: Sequence, new_tokens: Sequence[str] = ()) -> None:
         super().__init__(pairs)
         self.new_tokens = list(new_tokens)
@@ -69,7 +74,7 @@ def augzero(
         if not hasattr(tokenizer, "tokenize"):
             raise TypeError(f"tokenizer must have tokenize, got {type(tokenizer).__name__}")
         pairs = [tuple(tokenizer.tokenize(side) if isinstance(side, str) else side for side in pair) for pair in pairs]
-    tokens = as_pairs(pairs)
+    tokens = as_pairs(pairs, "pairs")
     known = list(dict.fromkeys(token for pair in tokens for side in pair for token in side))
     copied = re.compile(re.escape(separator) + r"\d*$")
     for token in known:

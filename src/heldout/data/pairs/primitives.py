@@ -70,7 +70,7 @@ def expand_primitives(
     check_at_least(0, seed=seed)
     copied = list(primitive_copies(slots, factor).items())
     versions = {word: copied[i * factor : (i + 1) * factor] for i, word in enumerate(slots)}
-    known = as_pairs(pairs)
+    known = as_pairs(pairs, "pairs")
     tokens = {token for pair in known for side in pair for token in side}
     if missing := [word for word in slots if word not in tokens]:
         raise ValueError(f"slots must occur in the pairs, got {missing[0]!r}")

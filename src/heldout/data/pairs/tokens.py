@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from heldout.annotations import short
-from heldout.errors import check_labels, check_nonempty, checked
+from heldout.errors import check_dimensions, check_labels, check_nonempty, checked
 
 PAD, START, END = 0, 1, 2
 """Ids of what fills up a row, of what stands before a target, and of what ends one."""
@@ -32,6 +32,8 @@ def as_tokens(text: str | Sequence[str], name: str = "text") -> tuple[str, ...]:
         >>> as_tokens("jump twice"), as_tokens(["jump"])
         (('jump', 'twice'), ('jump',))
     """
+    if not isinstance(name, str):
+        raise TypeError(f"name must be text, got {short(name)}")
     if isinstance(text, str):
         return tuple(text.split())
     if not isinstance(text, Sequence) or not all(isinstance(token, str) for token in text):
@@ -40,8 +42,12 @@ def as_tokens(text: str | Sequence[str], name: str = "text") -> tuple[str, ...]:
 
 
 @checked
-def as_pairs(examples: Sequence) -> list[SequencePair]:
+def as_pairs(examples: Sequence, name: str = "examples") -> list[SequencePair]:
     """Returns examples ``(source, target)``, of texts or of token sequences, as pairs of token tuples.
+
+    Args:
+        examples: the pairs.
+        name: what messages call them.
 
     Raises:
         ValueError: no examples, or one that is no pair.
@@ -51,11 +57,11 @@ def as_pairs(examples: Sequence) -> list[SequencePair]:
         >>> as_pairs([("jump twice", ["JUMP", "JUMP"])])
         [(('jump', 'twice'), ('JUMP', 'JUMP'))]
     """
-    check_nonempty(examples=examples)
+    check_nonempty(**{name: examples})
     for position, example in enumerate(examples):
         if isinstance(example, str) or not isinstance(example, Sequence) or len(example) != 2:
-            raise ValueError(f"examples must be pairs (source, target), got {short(example)} at {position}")
-    return [(as_tokens(source, "examples"), as_tokens(target, "examples")) for source, target in examples]
+            raise ValueError(f"{name} must be pairs (source, target), got {short(example)} at {position}")
+    return [(as_tokens(source, name), as_tokens(target, name)) for source, target in examples]
 
 
 class PairTensors(NamedTuple):
@@ -96,9 +102,11 @@ class TokenVocabulary:
         self.ids = {token: number for number, token in enumerate(self.tokens)}
 
     @classmethod
+    @checked
     def of(cls, *sets: Sequence) -> TokenVocabulary:
         """Returns the vocabulary of one or several sets of pairs, in the order in which tokens occur."""
-        return cls([token for pairs in sets for pair in as_pairs(pairs) for side in pair for token in side])
+        check_nonempty(sets=sets)
+        return cls([token for pairs in sets for pair in as_pairs(pairs, "sets") for side in pair for token in side])
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -123,7 +131,7 @@ class TokenVocabulary:
         Raises:
             ValueError: no pairs, an empty source, or a token that it does not know.
         """
-        sides = as_pairs(pairs)
+        sides = as_pairs(pairs, "pairs")
         targets = [self._numbers(target) for _, target in sides]
         source = self.encode([source for source, _ in sides])
         return PairTensors(
@@ -133,6 +141,7 @@ class TokenVocabulary:
     @checked
     def decode(self, ids: Tensor) -> list[tuple[str, ...]]:
         """Returns the tokens of each row of ``(n, length)`` up to its first ``END``, without ``PAD`` and ``START``."""
+        check_dimensions(2, ids=ids)
         check_labels(len(self), ids=ids)
         found = []
         for row in ids.tolist():

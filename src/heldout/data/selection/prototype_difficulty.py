@@ -111,8 +111,8 @@ def difficulty_subset(
     """
     check_nonempty(dataset=dataset, quantiles=quantiles)
     check_same_length(dataset=dataset, scores=scores)
+    check_at_least(1, of=of, size=size)
     check_labels(of, quantiles=quantiles)
-    check_at_least(1, size=size)
     check_at_least(0, seed=seed)
     if len(set(quantiles)) < len(quantiles):
         raise ValueError(f"quantiles must differ, got {list(quantiles)}")

@@ -153,8 +153,15 @@ def combination_leaks(train: Any, test: Any) -> CombinationLeaks:
 
 
 @checked
-def same_factors(train: Any, test: Any) -> tuple[list[Combination], list[Combination]]:
+def same_factors(
+    train: Any, test: Any, names: tuple[str, str] = ("train", "test")
+) -> tuple[list[Combination], list[Combination]]:
     """Returns the combinations of training and test examples, in the order of the training factors.
+
+    Args:
+        train: columns by name, or a table ``(n, factors)``.
+        test: the same factors.
+        names: what messages call the two.
 
     Raises:
         ValueError: the two have not the same factors.
@@ -163,11 +170,12 @@ def same_factors(train: Any, test: Any) -> tuple[list[Combination], list[Combina
         >>> same_factors({"a": [1], "b": [2]}, {"b": [3], "a": [4]})
         ([(1, 2)], [(4, 3)])
     """
-    names, rows = factor_rows(train, "train")
-    others, found = factor_rows(test, "test")
-    if sorted(names) != sorted(others):
-        raise ValueError(f"test must have the factors of train, {', '.join(names)}, got {', '.join(others)}")
-    order = [others.index(name) for name in names]
+    factors, rows = factor_rows(train, names[0])
+    others, found = factor_rows(test, names[1])
+    if sorted(factors) != sorted(others):
+        wanted = f"the factors of {names[0]}, {', '.join(factors)}"
+        raise ValueError(f"{names[1]} must have {wanted}, got {', '.join(others)}")
+    order = [others.index(factor) for factor in factors]
     return rows, [tuple(row[i] for i in order) for row in found]
 
 

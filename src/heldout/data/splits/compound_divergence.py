@@ -17,7 +17,7 @@ from torch import Tensor
 
 from heldout.data.pairs.tokens import SequencePair, as_pairs
 from heldout.data.splits.sequences import HeldOutSplit
-from heldout.errors import check_at_least, check_fraction, check_labels, check_nonempty, checked
+from heldout.errors import check_at_least, check_dimensions, check_fraction, check_labels, check_nonempty, checked
 
 ATOM_ALPHA, COMPOUND_ALPHA = 0.5, 0.1
 _CANDIDATES = 8  # examples of each side that are tried against each other for one swap
@@ -93,6 +93,7 @@ def split_divergences(examples: Sequence, train: Tensor, test: Tensor, atoms: Pa
         Divergences(atoms=0.0, compounds=1.0)
     """
     check_nonempty(train=train, test=test)
+    check_dimensions(1, train=train, test=test)
     pairs = as_pairs(examples)
     check_labels(len(pairs), train=train, test=test)
     found = []
@@ -164,7 +165,7 @@ def mcd_split(
         >>> split_divergences(pairs, *split, ngrams(1), ngrams(2)).atoms <= 0.02
         True
     """
-    check_fraction(atom_limit=atom_limit)
+    check_fraction(atom_limit=atom_limit, test_share=test_share)
     check_at_least(0, seed=seed, max_rounds=max_rounds)
     pairs = as_pairs(examples)
     size = round(test_share * len(pairs))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from heldout.data.pairs.tokens import SequencePair, as_pairs, as_tokens
-from heldout.errors import check_at_least, check_labels, check_nonempty, checked
+from heldout.errors import check_at_least, check_dimensions, check_labels, check_nonempty, checked
 
 Side = Literal["source", "target"]
 
@@ -225,6 +225,7 @@ def split_leaks(
         ([3], [1], 3)
     """
     check_nonempty(train=train, test=test)
+    check_dimensions(1, train=train, test=test)
     pairs = as_pairs(examples)
     check_labels(len(pairs), train=train, test=test)
     trained, tested = sorted(set(train.tolist())), sorted(set(test.tolist()))

@@ -66,7 +66,7 @@ def composition_report(factors_train: Any, factors_test: Any, correct: Tensor | 
         >>> report.counts
         {'seen': 1, 'unseen': 1, 'unknown': 0}
     """
-    known, rows = same_factors(factors_train, factors_test)
+    known, rows = same_factors(factors_train, factors_test, ("factors_train", "factors_test"))
     right = torch.as_tensor(correct)
     if right.dtype != torch.bool or right.ndim != 1:
         raise TypeError(f"correct must be bool (n,), got {right.dtype} {tuple(right.shape)}")
@@ -77,14 +77,14 @@ def composition_report(factors_train: Any, factors_test: Any, correct: Tensor | 
     members["unknown"][leaks.values] = True
     members["unseen"] = ~(members["seen"] | members["unknown"])
     shares = {kind: _share(right, mask) for kind, mask in members.items()}
-    both = shares["seen"], shares["unseen"]
+    seen, unseen_share = shares["seen"], shares["unseen"]
     unseen: dict[Combination, list[int]] = {}
     for position in members["unseen"].nonzero().squeeze(1).tolist():
         unseen.setdefault(rows[position], []).append(position)
     each = {row: wilson(int(right[positions].sum()), len(positions)) for row, positions in unseen.items()}
     return CompositionReport(
         **shares,
-        gap=newcombe(*both) if both[0] is not None and both[1] is not None else None,
+        gap=newcombe(seen, unseen_share) if seen and unseen_share else None,
         counts={kind: int(mask.sum()) for kind, mask in members.items()},
         by_combination=dict(sorted(each.items(), key=lambda item: item[1].estimate)),
     )

@@ -70,7 +70,7 @@ class ScanGrammar:
 
     @cached_property
     def clauses(self) -> list[SequencePair]:
-        phrases = [((word,), (action,)) for word, action in self.primitives.items()]
+        phrases: list[SequencePair] = [((word,), (action,)) for word, action in self.primitives.items()]
         acting: list[SequencePair] = list(phrases)
         if self.turn:
             acting.append((("turn",), ()))
@@ -81,7 +81,7 @@ class ScanGrammar:
                     phrases.append(((*word, "opposite", direction), (turned, turned, *action)))
                 if "around" in self.manners:
                     phrases.append(((*word, "around", direction), (turned, *action) * 4))
-        found = list(phrases)
+        found: list[SequencePair] = list(phrases)
         for repeat, times in _REPEATS.items():
             found += [((*source, repeat), target * times) for source, target in phrases]
         return found

@@ -103,7 +103,7 @@ def fit_pairs(
     check_positive(learning_rate=learning_rate)
     if steps % rounds:
         raise ValueError(f"steps must be a multiple of rounds, got {steps} and {rounds}")
-    known = as_pairs(pairs)
+    known = as_pairs(pairs, "pairs")
     vocabulary = TokenVocabulary.of(known) if vocabulary is None else vocabulary
     draws = steps // rounds * batch_size
 
