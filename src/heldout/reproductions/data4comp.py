@@ -152,5 +152,5 @@ study = Study(
         better("short", than="long", on="ood", margin=0.05),
     ],
     checks=[at_least(arm, on="id", value=0.95) for arm in ("x1", "x20", "small-pool", "augzero")],
-    seeds={"smoke": 1, "laptop": 3},
+    seeds={"smoke": 1, "laptop": 5},
 )
