@@ -1,5 +1,6 @@
 """How we know: metrics and diagnostics of generalization."""
 
+from heldout.measure.datasets.description_bits import STDLIB_COMPRESSORS, description_bits
 from heldout.measure.datasets.difficulty import (
     ClassificationDifficulty,
     Difficulty,
@@ -50,6 +51,22 @@ from heldout.measure.dynamics.overfitting import (
     overfitting_report,
 )
 from heldout.measure.dynamics.trajectory import DiffusionFit, WeightDistance
+from heldout.measure.in_context.predictors import (
+    BayesPredictor,
+    ContextCopyPredictor,
+    DirichletPredictor,
+    DiscreteMMSE,
+    RidgePredictor,
+    StoredItemsPredictor,
+    TaskMixturePredictor,
+)
+from heldout.measure.in_context.strategy_posterior import (
+    StrategyCell,
+    StrategyPosterior,
+    hold_out_cells,
+    strategy_loss,
+)
+from heldout.measure.in_context.strategy_weights import output_distance, strategy_weights
 from heldout.measure.metrics.adaptivity import adaptivity_gap
 from heldout.measure.metrics.agreement import AgreementPoint, agreement_curve, agreement_point
 from heldout.measure.metrics.alignment import check_triplets, dissimilarities, odd_one_out, rsa, uncertainty_alignment
@@ -119,17 +136,22 @@ from heldout.measure.probes.video import clip_starts, video_accuracy, video_scor
 generalization_difficulty = classification_difficulty  # under the name of the paper
 
 __all__ = [
+    "STDLIB_COMPRESSORS",
     "AgreementPoint",
+    "BayesPredictor",
     "BiasEstimate",
     "ClassificationDifficulty",
     "Coherence",
     "CoherenceTracker",
+    "ContextCopyPredictor",
     "CorrectionTable",
     "CostFrontier",
     "CrossTask",
     "Difficulty",
     "DiffusionFit",
     "Dimension",
+    "DirichletPredictor",
+    "DiscreteMMSE",
     "ErrorLaw",
     "FrozenSubspace",
     "GradientSums",
@@ -140,13 +162,18 @@ __all__ = [
     "RankTransfer",
     "ReliabilityBin",
     "Reliance",
+    "RidgePredictor",
     "Score",
     "Scylla",
     "ScyllaReport",
     "ScyllaScore",
     "Sharpness",
+    "StoredItemsPredictor",
+    "StrategyCell",
+    "StrategyPosterior",
     "SubgroupAUC",
     "SweetSpot",
+    "TaskMixturePredictor",
     "TaskScore",
     "VerbalizerManipulation",
     "VerbalizerReport",
@@ -170,6 +197,7 @@ __all__ = [
     "cost_frontier",
     "cross_task",
     "delay",
+    "description_bits",
     "discrete_log_order",
     "dissimilarities",
     "divergences",
@@ -191,6 +219,7 @@ __all__ = [
     "gradient_sums",
     "gram",
     "gram_cholesky",
+    "hold_out_cells",
     "inductive_bias",
     "intrinsic_dimension",
     "kernel_error_law",
@@ -213,6 +242,7 @@ __all__ = [
     "odd_one_out",
     "optimal_ridge",
     "optimal_stopping_time",
+    "output_distance",
     "overfitting_report",
     "participation_ratio",
     "patch_drop_curve",
@@ -241,6 +271,8 @@ __all__ = [
     "shuffle_patches",
     "spectral_learning_curve",
     "steps_to",
+    "strategy_loss",
+    "strategy_weights",
     "subgroup_auc",
     "subspace_bound",
     "supervisor_agreement",

@@ -164,6 +164,14 @@ from heldout.tasks.vectors.points import LShape, l_shape
 from heldout.tasks.vectors.slabs import SlabData, TwoBlockImages, slabs, two_block_images
 from heldout.tasks.vectors.spurious_votes import SpuriousVotes, Votes, exact_accuracy
 from heldout.tasks.vectors.tables import TABLES, Table, split_table, table
+from heldout.tasks.vectors.task_mixture import (
+    ContextPairs,
+    TaskMixture,
+    interleaved,
+    linear_regression,
+    noisy_classification,
+    urns,
+)
 from heldout.tasks.vectors.teacher_student import TeacherStudent, teacher_student
 from heldout.tasks.vectors.xor import XorData, xor_clusters
 from heldout.tasks.video.moving import MOTIONS, MovingClips, forwards_and_backwards, moving_clips
@@ -229,6 +237,7 @@ __all__ = [
     "ChainProblem",
     "ChoiceQuestion",
     "ComposeProblem",
+    "ContextPairs",
     "Dominoes",
     "DrawingTags",
     "Drawings",
@@ -258,6 +267,7 @@ __all__ = [
     "SlabData",
     "SpuriousVotes",
     "Table",
+    "TaskMixture",
     "TeacherStudent",
     "TwoBlockImages",
     "Votes",
@@ -296,6 +306,7 @@ __all__ = [
     "glaucoma_maps",
     "grid_policy",
     "imbalance",
+    "interleaved",
     "judged_choices",
     "judged_drawings",
     "judged_shapes",
@@ -309,6 +320,7 @@ __all__ = [
     "leave_one_domain_out",
     "level_triplets",
     "lexicon",
+    "linear_regression",
     "list_facts",
     "list_levels",
     "list_tasks",
@@ -322,6 +334,7 @@ __all__ = [
     "multicolour",
     "nas_bench_graph",
     "neutral_text",
+    "noisy_classification",
     "noisy_maths_solutions",
     "occluders",
     "open_questions",
@@ -363,6 +376,7 @@ __all__ = [
     "teacher_student",
     "two_block_images",
     "two_feature_patches",
+    "urns",
     "worded_fact",
     "worded_problem",
     "worded_words",
