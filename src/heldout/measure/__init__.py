@@ -80,6 +80,13 @@ from heldout.measure.metrics.calibration import (
     reliability_table,
     risk_coverage_curve,
 )
+from heldout.measure.metrics.concurrence import (
+    Concurrence,
+    ConcurrenceMatrix,
+    GroupConcurrence,
+    concurrence,
+    concurrence_matrix,
+)
 from heldout.measure.metrics.cost_frontier import CostFrontier, cost_frontier
 from heldout.measure.metrics.ensembles import (
     CorrectionTable,
@@ -143,6 +150,8 @@ __all__ = [
     "ClassificationDifficulty",
     "Coherence",
     "CoherenceTracker",
+    "Concurrence",
+    "ConcurrenceMatrix",
     "ContextCopyPredictor",
     "CorrectionTable",
     "CostFrontier",
@@ -155,6 +164,7 @@ __all__ = [
     "ErrorLaw",
     "FrozenSubspace",
     "GradientSums",
+    "GroupConcurrence",
     "LearningCurve",
     "NeuronAlignment",
     "OptimalRidge",
@@ -191,6 +201,8 @@ __all__ = [
     "class_margin",
     "classification_difficulty",
     "clip_starts",
+    "concurrence",
+    "concurrence_matrix",
     "confidence_gap",
     "contrastive_rise",
     "correction_table",
