@@ -41,6 +41,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from heldout.measure import (
+    BayesPredictor,
     DirichletPredictor,
     StrategyCell,
     StrategyPosterior,
@@ -124,7 +125,10 @@ def observed(seed: int, profile: str) -> list[Observed]:
     found = []
     for tasks in COUNTS[profile]:
         world = urns(CATEGORIES, tasks, CONTEXT, seed=10_000 * seed + tasks)
-        predictors = {"M": TaskMixturePredictor(world.tasks), "G": DirichletPredictor(CATEGORIES)}
+        predictors: dict[str, BayesPredictor] = {
+            "M": TaskMixturePredictor(world.tasks),
+            "G": DirichletPredictor(CATEGORIES),
+        }
         many = world.sample(2000, seed=2_000_000 + seed)
         losses = {name: strategy_loss(each.predict(many), many) for name, each in predictors.items()}
         bits = {name: each.complexity_bits() for name, each in predictors.items()}
@@ -151,6 +155,10 @@ def variation(a: Tensor, b: Tensor) -> float:
     return float((a - b).abs().sum(-1).mean() / 2)
 
 
+def mixture(weights: dict[str, float], cell: StrategyCell) -> Tensor:
+    return torch.stack([weights[name] * cell.predictions[name] for name in weights]).sum(0)
+
+
 def scores(expected: Sequence[dict[str, float]], cells: Sequence[Observed]) -> dict[str, float]:
     """How well expected weights tell what is observed."""
     found = {}
@@ -161,12 +169,8 @@ def scores(expected: Sequence[dict[str, float]], cells: Sequence[Observed]) -> d
         predicted, seen = (np.array([each["G"] for each in part]) for part in (expected, [w for _, w in pairs]))
         varies = np.ptp(predicted) > 1e-9 and np.ptp(seen) > 1e-9
         found[f"{prefix}correlation"] = float(pearson(predicted, seen)) if varies else 0.0
-        mixed = [
-            sum(weights[name] * cell.predictions[name] for name in weights)
-            for weights, (cell, _) in zip(expected, pairs, strict=True)
-        ]
         found[f"{prefix}tv"] = float(
-            np.mean([variation(each, cell.outputs) for each, (cell, _) in zip(mixed, pairs, strict=True)])
+            np.mean([variation(mixture(w, cell), cell.outputs) for w, (cell, _) in zip(expected, pairs, strict=True)])
         )
     return found
 
