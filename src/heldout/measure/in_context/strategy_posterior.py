@@ -22,6 +22,8 @@ from heldout.errors import (
     check_at_least,
     check_fields,
     check_finite,
+    check_fraction,
+    check_labels,
     check_nonempty,
     check_nonnegative,
     check_one_of,
@@ -103,6 +105,8 @@ class StrategyPosterior:
         >>> losses, bits = {"M": 1.6, "G": 1.8}, {"M": 4000.0, "G": 600.0}
         >>> [round(posterior.weights(step, losses, bits)["M"], 2) for step in (10, 100, 1000)]
         [0.33, 0.48, 0.82]
+        >>> round(posterior.log_odds(1000, losses, bits, of="M", against="G"), 2)
+        1.54
     """
 
     alpha: float = 0.6
@@ -271,6 +275,7 @@ def strategy_loss(outputs: Tensor, targets: Tensor, *, groups: int = 8) -> float
                 f"outputs must be (n, ..., classes) of targets {tuple(targets.shape)}, got {tuple(outputs.shape)}"
             )
         check_choices(outputs=outputs.flatten(0, -2))
+        check_labels(outputs.shape[-1], targets=targets)
         losses = -outputs.double().gather(-1, targets.long().unsqueeze(-1)).squeeze(-1).log()
     if len(losses) < groups:
         raise ValueError(f"targets must be of at least groups={groups} sequences, got {len(losses)}")
@@ -303,6 +308,7 @@ def hold_out_cells(cells: Sequence[StrategyCell], share: float = 0.8) -> tuple[l
         [16, 9]
     """
     check_nonempty(cells=cells)
+    check_fraction(share=share)
     limits = []
     for name in ("step", "tasks"):
         values = sorted({getattr(cell, name) for cell in cells})

@@ -82,7 +82,7 @@ def strategy_weights(
         if apart <= least:
             raise ValueError(
                 f"predictor_outputs of {names[i]} and {names[j]} coincide on these inputs: their distance is "
-                f"{apart:.2g}, at most {least:g}"
+                f"{apart:.2g}, at most least={least:g}"
             )
     if len(names) == 2:
         first, second = (float(_distance(model, each, distance)) for each in others)

@@ -212,6 +212,27 @@ class ConcurrenceMatrix:
         low, high: ends of the intervals.
         method, pairing: as asked for.
         scores: for each benchmark, each model's scores, one for each seed.
+
+    Example:
+        >>> skills = {"scan-length": [1, 2, 3, 4], "scan-jump": [1, 2, 4, 3]}
+        >>> skills |= {"cogs": [4, 1, 3, 2], "cogs-ood": [4, 2, 3, 1]}
+        >>> found = concurrence_matrix(
+        ...     [
+        ...         {"model": f"model {i}", "benchmark": name, "seed": seed, "score": skill + 0.01 * seed}
+        ...         for name, values in skills.items() for i, skill in enumerate(values) for seed in range(2)
+        ...     ],
+        ...     pairing="mean", resamples=10,
+        ... )
+        >>> found.ceiling(draws=5)["cogs"], round(float(found.null("unrelated", draws=500).std()), 1)
+        (1.0, 0.5)
+        >>> dataset = {name: name.split("-")[0] for name in skills}
+        >>> tested = found.by_group(dataset, permutations=99)
+        >>> tested.within > tested.between, tested.pairs
+        (True, (2, 4))
+        >>> found.cluster(2)
+        {'scan-length': 1, 'scan-jump': 1, 'cogs': 2, 'cogs-ood': 2}
+        >>> found.informative()["cogs"]
+        True
     """
 
     benchmarks: tuple[str, ...]
