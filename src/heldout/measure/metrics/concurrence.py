@@ -33,7 +33,7 @@ _METHODS, _PAIRINGS = ("kendall", "pearson", "spearman"), ("crossed", "mean")
 _NULLS = ("unrelated", "noise", "permutation")
 _COLUMNS = ("model", "benchmark", "seed", "score")
 _LEAST_MODELS = 3
-_AT_ONCE = 1 << 21  # numbers of a temporary, 16 MB
+_AT_ONCE = 1 << 18  # numbers of a temporary, 2 MB, which stay in the cache
 
 
 class Concurrence(NamedTuple):
@@ -281,8 +281,8 @@ class ConcurrenceMatrix:
                 mixed = [rng.permutation(each) for each in scores]
                 first.append(_padded([each[: len(each) // 2] for each in mixed]))
                 second.append(_padded([each[len(each) // 2 :] for each in mixed]))
-            halves = [_Scores(_by(np.stack(each), self.pairing), self.method) for each in (first, second)]
-            values = halves[0].correlation(halves[1])
+            halves = [_by(np.stack(each), self.pairing) for each in (first, second)]
+            values = _correlations(*halves, self.method)
             found[name] = float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")
         return found
 
@@ -311,15 +311,15 @@ class ConcurrenceMatrix:
             chosen = [rng.choice(len(whole), 2, replace=False) for _ in range(draws)]
             first = np.stack([whole[i] for i, _ in chosen])
             second = np.stack([rng.permutation(whole[j]) for _, j in chosen])
-            return _Scores(first, self.method).correlation(_Scores(second, self.method))
+            return _correlations(first, second, self.method)
         spread, noise = (1.0, 1e-3) if kind == "unrelated" else (0.0, 1.0)
         sides = []
         for _ in range(2):
             shape = (draws, len(counts), max(counts))
             drawn = spread * rng.random(shape[:2])[:, :, None] + noise * rng.standard_normal(shape)
             drawn[:, np.arange(max(counts)) >= np.array(counts)[:, None]] = np.nan
-            sides.append(_Scores(_by(drawn, self.pairing), self.method))
-        return sides[0].correlation(sides[1])
+            sides.append(_by(drawn, self.pairing))
+        return _correlations(*sides, self.method)
 
     @checked
     def by_group(
@@ -463,7 +463,7 @@ def _by(table: Array, pairing: Pairing) -> Array:
 def _resampled(tables: Sequence[Array], resamples: int, rng: np.random.Generator) -> Iterator[list[Array]]:
     """Resamples of the models, the same in all tables, and of each model's seeds; in chunks ``(n, models, seeds)``."""
     models = len(tables[0])
-    step = max(1, _AT_ONCE // (models * max(table.shape[1] for table in tables)) ** 2)
+    step = _rows_at_once(tables)
     for start in range(0, resamples, step):
         size = min(step, resamples - start)
         chosen = rng.integers(0, models, (size, models))
@@ -474,6 +474,20 @@ def _resampled(tables: Sequence[Array], resamples: int, rng: np.random.Generator
             values = np.take_along_axis(table[chosen], seeds, axis=2)
             drawn.append(np.where(np.arange(table.shape[1]) < counts, values, np.nan))
         yield drawn
+
+
+def _rows_at_once(tables: Sequence[Array]) -> int:
+    return max(1, _AT_ONCE // (tables[0].shape[-2] * max(table.shape[-1] for table in tables)) ** 2)
+
+
+def _correlations(first: Array, second: Array, method: RankMethod) -> Array:
+    """Of ``(n, models, seeds)`` each, ``(n,)``."""
+    step = _rows_at_once([first, second])
+    parts = [
+        _Scores(first[start : start + step], method).correlation(_Scores(second[start : start + step], method))
+        for start in range(0, len(first), step)
+    ]
+    return np.concatenate(parts)
 
 
 class _Scores:
