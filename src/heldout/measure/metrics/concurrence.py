@@ -282,7 +282,7 @@ class ConcurrenceMatrix:
                 first.append(_padded([each[: len(each) // 2] for each in mixed]))
                 second.append(_padded([each[len(each) // 2 :] for each in mixed]))
             halves = [_by(np.stack(each), self.pairing) for each in (first, second)]
-            values = _correlations(*halves, self.method)
+            values = _correlations(halves[0], halves[1], self.method)
             found[name] = float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")
         return found
 
@@ -319,7 +319,7 @@ class ConcurrenceMatrix:
             drawn = spread * rng.random(shape[:2])[:, :, None] + noise * rng.standard_normal(shape)
             drawn[:, np.arange(max(counts)) >= np.array(counts)[:, None]] = np.nan
             sides.append(_by(drawn, self.pairing))
-        return _correlations(*sides, self.method)
+        return _correlations(sides[0], sides[1], self.method)
 
     @checked
     def by_group(
