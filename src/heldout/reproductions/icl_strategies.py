@@ -22,10 +22,14 @@ exceeds 0.7; steps count from where the model is nearer to one of the predictors
 before that an untrained model is far from both. ``switch_slope`` is the slope of the logarithm of the step at which the
 weights cross against that of D; exploratory, and there only if at least 3 D cross.
 
+Settings. The learning rate is the one of 1e-3, 3e-3 and 1e-2 whose training goes furthest in 1,000 steps (development
+seed 1000, D of 16 and 64); a feed-forward layer of 256 went as far as one of 64. Attention comes before the feed-forward
+layer, as in the published code: with the default of GPT-NeoX, side by side, one layer does not get beyond counting.
+
 Deviations. 3,000 steps for 100,000, five D for eleven, contexts of 32 for 128 to 320, 8 categories for 12, one width of
-the feed-forward layer. Compressors are those of the standard library, and a predictor's program is one line of Python,
-so that its bits are the same wherever it is run. Regression and classification are not run here: their predictors are
-in ``heldout.measure``.
+the feed-forward layer; a fresh task for each of the 64 sequences in place of 500. Compressors are those of the standard
+library, and a predictor's program is a line or two of Python, so that its bits are the same wherever it is run.
+Regression and classification are not run here: their predictors are in ``heldout.measure``.
 """
 
 from __future__ import annotations
@@ -59,7 +63,7 @@ from heldout.train import seeded
 CATEGORIES, CONTEXT, BATCH, SEQUENCES = 8, 32, 64, 64
 WIDTH, HIDDEN, RATE, WARMUP = 64, 64, 3e-3, 150
 COUNTS = {"smoke": (4, 16, 64), "laptop": (4, 16, 64, 256, 1024)}
-STEPS = {"smoke": (40, 5), "laptop": (3000, 25)}  # and checkpoints
+STEPS = {"smoke": (25, 5), "laptop": (3000, 25)}  # and checkpoints
 LEAST = 1e-4  # distance of two predictors that can be told apart
 SURE = 0.7  # weight of a model that generalises
 
@@ -275,5 +279,5 @@ study = Study(
         at_least("transformer", on="transience", value=0.3),
         at_least("transformer", on="switch_slope", value=1.0),
     ],
-    seeds={"smoke": 1, "laptop": 3},
+    seeds={"smoke": 1, "laptop": 4},
 )
