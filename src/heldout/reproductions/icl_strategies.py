@@ -23,8 +23,9 @@ before that an untrained model is far from both. ``switch_slope`` is the slope o
 weights cross against that of D; exploratory, and there only if at least 3 D cross.
 
 Settings. The learning rate is the one of 1e-3, 3e-3 and 1e-2 whose training goes furthest in 1,000 steps (development
-seed 1000, D of 16 and 64); a feed-forward layer of 256 went as far as one of 64. Attention comes before the feed-forward
-layer, as in the published code: with the default of GPT-NeoX, side by side, one layer does not get beyond counting.
+seed 1000, D of 16 and 64); a feed-forward layer of 256 went as far as one of 64. Attention comes before the
+feed-forward layer, as in the published code: with the default of GPT-NeoX, side by side, one layer does not get beyond
+counting.
 
 Deviations. 3,000 steps for 100,000, five D for eleven, contexts of 32 for 128 to 320, 8 categories for 12, one width of
 the feed-forward layer; a fresh task for each of the 64 sequences in place of 500. Compressors are those of the standard
