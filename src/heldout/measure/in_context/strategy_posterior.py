@@ -344,10 +344,11 @@ class _Cells:
             key = tuple(map(id, predictions))
             if key not in stacked:
                 stacked[key] = torch.stack(predictions).detach().double()
+                if distance == "kl":
+                    check_choices(cells=stacked[key].flatten(0, -2))
             outputs = cell.outputs.detach().double()
             if distance == "kl":
-                for each in (outputs, *stacked[key]):
-                    check_choices(cells=each.flatten(0, -2))
+                check_choices(cells=outputs.flatten(0, -2))
                 if bool(((stacked[key] == 0).all(0) & (outputs > 0)).any()):
                     raise ValueError("cells must not have outputs that all strategies give a probability of 0")
             self.pairs.append((outputs, stacked[key]))

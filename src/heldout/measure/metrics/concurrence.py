@@ -258,8 +258,10 @@ class ConcurrenceMatrix:
     def ceiling(self, *, draws: int = 100, seed: int = 0) -> dict[str, float]:
         """Returns each benchmark's concurrence with itself: between two halves of its seeds, averaged over draws.
 
-        Halves are drawn for each model by itself. A half has fewer seeds than the whole, so that with the pairing
-        "mean" the ceiling is too low rather than too high.
+        Halves are drawn for each model by itself. A half has fewer seeds than the whole: with the pairing "mean" its
+        means are noisier and the ceiling is too low rather than too high; with "crossed" there are fewer pairs within
+        models, and the ceiling of models far apart is higher than what the whole can reach. Judge shares of the ceiling
+        by "mean".
 
         Args:
             draws: of halves.
