@@ -154,6 +154,10 @@ CELL = StrategyCell(10, 4, M, PAIR, LOSSES, BITS)
         (lambda: StrategyPosterior().fit([CELL], fixed=("delta",)), "fixed must be one of"),
         (lambda: StrategyPosterior().fit([CELL], fixed=("alpha", "beta", "gamma")), "fixed must leave"),
         (lambda: StrategyPosterior().loss([StrategyCell(1, 4, 2 * M, PAIR, LOSSES, BITS)]), "cells must be"),
+        (
+            lambda: StrategyPosterior().loss([StrategyCell(1, 4, M[0], {"M": M[0], "G": G[0]}, LOSSES, BITS)]),
+            "cells must",
+        ),
         (lambda: StrategyCell(0, 4, M, PAIR, LOSSES, BITS), "step must be at least 1"),
         (lambda: StrategyCell(1, 4, M, {"M": M, "U": G}, LOSSES, BITS), "predictions must be of"),
         (lambda: StrategyCell(1, 4, M, {"M": M, "G": G[0]}, LOSSES, BITS), "predictions of G must be as outputs"),

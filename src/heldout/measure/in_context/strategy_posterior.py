@@ -331,6 +331,8 @@ class _Cells:
         self.names = list(cells[0].losses)
         if any(set(cell.losses) != set(self.names) for cell in cells):
             raise ValueError(f"cells must be of the same strategies, {sorted(self.names)}")
+        if distance == "kl" and any(cell.outputs.ndim < 2 for cell in cells):
+            raise ValueError("cells must have probabilities (..., classes) as outputs, for distance kl")
         self.distance = distance
         self.steps = np.array([[float(cell.step)] for cell in cells])
         self.losses, self.bits = (
