@@ -19,8 +19,8 @@ weight of the generalising predictor over cells, 0 where the predicted one is co
 observed: ``low_memorises`` is the final weight of the memorising predictor at D = 4, ``high_generalises`` that of the
 other at D = 1024. ``transience`` is the largest fall of the generalising weight, over the D between, from a step where
 it exceeds 0.7 on training tasks and on fresh ones: an untrained model, far from both predictors, does so on one alone.
-``switch_slope`` is the slope of the logarithm of the step at which the weights cross against that of D; exploratory, and
-there only if at least 3 D cross.
+``switch_slope`` is the slope of the logarithm of the step at which the weights cross against that of D; exploratory,
+and there only if at least 3 D cross.
 
 Settings. The learning rate is the one of 1e-3, 3e-3 and 1e-2 whose training goes furthest in 1,000 steps (development
 seed 1000, D of 16 and 64); a feed-forward layer of 256 went as far as one of 64. Attention comes before the
