@@ -98,6 +98,21 @@ def test_an_interval_covers_the_value_and_narrows_with_models():
     assert once.ci != noisy.ci  # seeds are resampled before they are averaged
 
 
+def test_resampled_models_keep_their_number_of_seeds():
+    """Against a bootstrap of plain vectors, in which a model with one seed weighs less than those with six."""
+    rng = np.random.default_rng(2)
+    a, b = ({f"m{i}": rng.standard_normal(6) for i in range(7)} | {"far": np.array([4.0])} for _ in range(2))
+    drawn = []
+    for _ in range(1500):
+        pairs = []
+        for model in rng.choice(list(a), len(a)):
+            first, second = (each[model][rng.integers(0, len(each[model]), len(each[model]))] for each in (a, b))
+            pairs += product(first, second)
+        drawn.append(np.corrcoef(np.array(pairs).T)[0, 1])
+    found = concurrence(a, b, "pearson", resamples=1500)
+    assert found.ci == pytest.approx(np.quantile(drawn, [0.025, 0.975]), abs=0.06)
+
+
 def test_a_matrix_holds_the_concurrence_of_every_pair():
     rows = table({"a": [0.1, 0.5, 0.4, 0.9], "b": [0.2, 0.3, 0.4, 0.6], "c": [0.9, 0.5, 0.4, 0.1]}, noise=0.1)
     found = concurrence_matrix(rows, **QUICK)
@@ -153,6 +168,15 @@ def test_groups_that_agree_within_are_told_from_those_that_do_not():
     assert cross.p_value < 0.01
     matched = [found.values[i, j] for i, j in pairs if found.benchmarks[i][1] == found.benchmarks[j][1]]
     assert cross.between == pytest.approx(np.mean(matched))
+
+
+def test_pairs_of_one_set_up_are_in_neither_mean_when_second_labels_are_given():
+    skills = {"x1": [1, 2, 3, 4], "x1 again": [1, 2, 3, 4], "x2": [1, 3, 2, 4], "y1": [4, 2, 3, 1]}
+    found = concurrence_matrix(table(skills), pairing="mean", **QUICK)
+    tested = found.by_group({name: name[0] for name in skills}, against={name: name[1] for name in skills})
+    assert tested.pairs == (2, 2)
+    assert tested.within == pytest.approx(2 / 3)
+    assert tested.between == pytest.approx(-2 / 3)
 
 
 def test_the_permutation_test_keeps_its_level():
