@@ -57,6 +57,10 @@ ALLOWED = {
         for argument in RECIPE
         for value in ("NaN", "None", "an object", "text", "-1", "1.5", "0", "inf", "empty")
     ],
+    "what is no fact is told by -1": ["tasks.FactWorld.uses(ids=a label of -1)"],
+    "a guess may look at no token of a question": ["tasks.majority_answer(given=empty)"],
+    "nothing need be evaluated": ["train.train_tokens(evaluate=empty)"],
+    "-1 is the last position": ["measure.logit_lens(positions=-1)"],
     "a grammar may have no abstractions": ["nn.Grammar.uniform(abstractions=empty)"],
     "without a gap there is no share of it: NaN, with a warning": [
         "measure.gap_recovered_interval(min_gap=2)",
@@ -83,6 +87,9 @@ ALLOWED = {
         "tasks.judged_similarity(classes=a label of 10**6)",
         "measure.few_shot_accuracy(y=a label of 10**6)",
         "measure.ridge_probe(y=a label of 10**6)",
+        "measure.linear_probe(labels=a label of 10**6)",
+        "measure.linear_probe(test_labels=a label of 10**6)",
+        "measure.induction_score(input_ids=a label of 10**6)",
     ],
     "a problem is whatever the solver takes": ["data.skic_traces(problems=text in it)"],
     "called for every batch: NaN is passed on": [

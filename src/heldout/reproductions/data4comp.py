@@ -76,7 +76,7 @@ def tokens(pairs: list[SequencePair]) -> float:
 def of_length(pairs: list[SequencePair], half: int, seed: int) -> list[SequencePair]:
     """The shorter (0) or longer half of the commands by their targets, cut to equally many tokens."""
     lengths = torch.tensor([float(len(target)) for _, target in pairs])
-    halves = [list(difficulty_subset(pairs, lengths, [part], of=2)) for part in (0, 1)]
+    halves = [list(difficulty_subset(pairs, lengths, [part], of=2)) for part in (0, 1)]  # type: ignore[arg-type, call-overload]
     fewest = min(tokens(part) * len(part) for part in halves)
     return random.Random(seed).sample(halves[half], int(fewest / tokens(halves[half])))
 
