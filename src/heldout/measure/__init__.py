@@ -1,5 +1,6 @@
 """How we know: metrics and diagnostics of generalization."""
 
+from heldout.measure.datasets.description_bits import STDLIB_COMPRESSORS, description_bits
 from heldout.measure.datasets.difficulty import (
     ClassificationDifficulty,
     Difficulty,
@@ -51,6 +52,22 @@ from heldout.measure.dynamics.overfitting import (
     overfitting_report,
 )
 from heldout.measure.dynamics.trajectory import DiffusionFit, WeightDistance
+from heldout.measure.in_context.predictors import (
+    BayesPredictor,
+    ContextCopyPredictor,
+    DirichletPredictor,
+    DiscreteMMSE,
+    RidgePredictor,
+    StoredItemsPredictor,
+    TaskMixturePredictor,
+)
+from heldout.measure.in_context.strategy_posterior import (
+    StrategyCell,
+    StrategyPosterior,
+    hold_out_cells,
+    strategy_loss,
+)
+from heldout.measure.in_context.strategy_weights import output_distance, strategy_weights
 from heldout.measure.mechanisms.activation_patching import Site, activation_patch, all_sites
 from heldout.measure.mechanisms.induction import attention_patterns, induction_score, prefix_matching
 from heldout.measure.mechanisms.linear_probe import hidden_states, linear_probe
@@ -71,6 +88,13 @@ from heldout.measure.metrics.calibration import (
     risk_coverage_curve,
 )
 from heldout.measure.metrics.composition import CompositionReport, composition_report
+from heldout.measure.metrics.concurrence import (
+    Concurrence,
+    ConcurrenceMatrix,
+    GroupConcurrence,
+    concurrence,
+    concurrence_matrix,
+)
 from heldout.measure.metrics.contamination import divergences, min_k_probability
 from heldout.measure.metrics.cost_frontier import CostFrontier, cost_frontier
 from heldout.measure.metrics.ensembles import (
@@ -128,21 +152,29 @@ from heldout.measure.probes.video import clip_starts, video_accuracy, video_scor
 generalization_difficulty = classification_difficulty  # under the name of the paper
 
 __all__ = [
+    "STDLIB_COMPRESSORS",
     "AgreementPoint",
+    "BayesPredictor",
     "BiasEstimate",
     "ClassificationDifficulty",
     "Coherence",
     "CoherenceTracker",
     "CompositionReport",
+    "Concurrence",
+    "ConcurrenceMatrix",
+    "ContextCopyPredictor",
     "CorrectionTable",
     "CostFrontier",
     "CrossTask",
     "Difficulty",
     "DiffusionFit",
     "Dimension",
+    "DirichletPredictor",
+    "DiscreteMMSE",
     "ErrorLaw",
     "FrozenSubspace",
     "GradientSums",
+    "GroupConcurrence",
     "LearningCurve",
     "LogitLens",
     "NeuronAlignment",
@@ -153,6 +185,7 @@ __all__ = [
     "Reliance",
     "Repetition",
     "ResidualStream",
+    "RidgePredictor",
     "RoutingRecorder",
     "Score",
     "Scylla",
@@ -160,8 +193,12 @@ __all__ = [
     "ScyllaScore",
     "Sharpness",
     "Site",
+    "StoredItemsPredictor",
+    "StrategyCell",
+    "StrategyPosterior",
     "SubgroupAUC",
     "SweetSpot",
+    "TaskMixturePredictor",
     "TaskScore",
     "VerbalizerManipulation",
     "VerbalizerReport",
@@ -183,12 +220,15 @@ __all__ = [
     "classification_difficulty",
     "clip_starts",
     "composition_report",
+    "concurrence",
+    "concurrence_matrix",
     "confidence_gap",
     "contrastive_rise",
     "correction_table",
     "cost_frontier",
     "cross_task",
     "delay",
+    "description_bits",
     "discrete_log_order",
     "dissimilarities",
     "divergences",
@@ -211,6 +251,7 @@ __all__ = [
     "gram",
     "gram_cholesky",
     "hidden_states",
+    "hold_out_cells",
     "induction_score",
     "inductive_bias",
     "intrinsic_dimension",
@@ -238,6 +279,7 @@ __all__ = [
     "odd_one_out",
     "optimal_ridge",
     "optimal_stopping_time",
+    "output_distance",
     "overfitting_report",
     "participation_ratio",
     "patch_drop_curve",
@@ -272,6 +314,8 @@ __all__ = [
     "shuffle_patches",
     "spectral_learning_curve",
     "steps_to",
+    "strategy_loss",
+    "strategy_weights",
     "subgroup_auc",
     "subspace_bound",
     "supervisor_agreement",

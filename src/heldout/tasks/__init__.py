@@ -176,6 +176,14 @@ from heldout.tasks.vectors.points import LShape, l_shape
 from heldout.tasks.vectors.slabs import SlabData, TwoBlockImages, slabs, two_block_images
 from heldout.tasks.vectors.spurious_votes import SpuriousVotes, Votes, exact_accuracy
 from heldout.tasks.vectors.tables import TABLES, Table, split_table, table
+from heldout.tasks.vectors.task_mixture import (
+    ContextPairs,
+    TaskMixture,
+    interleaved,
+    linear_regression,
+    noisy_classification,
+    urns,
+)
 from heldout.tasks.vectors.teacher_student import TeacherStudent, teacher_student
 from heldout.tasks.vectors.xor import XorData, xor_clusters
 from heldout.tasks.video.moving import MOTIONS, MovingClips, forwards_and_backwards, moving_clips
@@ -243,6 +251,7 @@ __all__ = [
     "ChainProblem",
     "ChoiceQuestion",
     "ComposeProblem",
+    "ContextPairs",
     "Dominoes",
     "DrawingTags",
     "Drawings",
@@ -276,6 +285,7 @@ __all__ = [
     "SpuriousVotes",
     "StringEdits",
     "Table",
+    "TaskMixture",
     "TeacherStudent",
     "TokenRows",
     "TwoBlockImages",
@@ -319,6 +329,7 @@ __all__ = [
     "glaucoma_maps",
     "grid_policy",
     "imbalance",
+    "interleaved",
     "judged_choices",
     "judged_drawings",
     "judged_shapes",
@@ -332,6 +343,7 @@ __all__ = [
     "leave_one_domain_out",
     "level_triplets",
     "lexicon",
+    "linear_regression",
     "list_facts",
     "list_levels",
     "list_tasks",
@@ -347,6 +359,7 @@ __all__ = [
     "multicolour",
     "nas_bench_graph",
     "neutral_text",
+    "noisy_classification",
     "noisy_maths_solutions",
     "occluders",
     "open_questions",
@@ -388,6 +401,7 @@ __all__ = [
     "teacher_student",
     "two_block_images",
     "two_feature_patches",
+    "urns",
     "worded_fact",
     "worded_problem",
     "worded_words",

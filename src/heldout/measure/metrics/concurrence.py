@@ -1,0 +1,527 @@
+"""Core: Do two benchmarks rank models the same way? Concurrence with intervals, noise ceilings and null distributions.
+
+The crossed pairing of the source takes all pairs of a seed on one benchmark and a seed on the other, of each model, so
+that noise over seeds lowers the value even where rankings agree: read it beside its ceiling and its null.
+
+Pairs of seeds within a model cancel in the numerator of Kendall's tau, so that it is a sum over pairs of models; no
+vector of all pairs is made, and the bootstrap is one batch.
+
+Source: arXiv:2310.17514 (Sun, Williams, Hupkes; CoNLL 2023).
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from heldout.annotations import short
+from heldout.errors import check_at_least, check_fraction, check_nonempty, check_one_of, check_values, checked
+from heldout.statistics import CONFIDENCE, percentile
+
+Array = NDArray[np.float64]
+RankMethod = Literal["kendall", "pearson", "spearman"]
+Pairing = Literal["crossed", "mean"]
+NullKind = Literal["unrelated", "noise", "permutation"]
+
+_METHODS, _PAIRINGS = ("kendall", "pearson", "spearman"), ("crossed", "mean")
+_NULLS = ("unrelated", "noise", "permutation")
+_COLUMNS = ("model", "benchmark", "seed", "score")
+_LEAST_MODELS = 3
+_AT_ONCE = 1 << 21  # numbers of a temporary, 16 MB
+
+
+class Concurrence(NamedTuple):
+    """How alike two benchmarks rank models.
+
+    Attributes:
+        value: the correlation; NaN where all scores of a benchmark are the same.
+        ci: its interval by bootstrap over models and, within each, seeds; NaN where the value is.
+        n_models: that both benchmarks have scores of.
+    """
+
+    value: float
+    ci: tuple[float, float]
+    n_models: int
+
+
+class GroupConcurrence(NamedTuple):
+    """Concurrence within groups of benchmarks against that between them.
+
+    Attributes:
+        within, between: means over pairs of benchmarks.
+        difference: within less between.
+        p_value: share of permutations of the labels whose difference is at least as large (one-sided Mantel test).
+        pairs: how many pairs each mean is of.
+    """
+
+    within: float
+    between: float
+    difference: float
+    p_value: float
+    pairs: tuple[int, int]
+
+
+@checked
+def concurrence(
+    scores_a: Mapping[str, Sequence[float]],
+    scores_b: Mapping[str, Sequence[float]],
+    method: RankMethod = "kendall",
+    pairing: Pairing = "crossed",
+    *,
+    confidence: float = CONFIDENCE,
+    resamples: int = 999,
+    seed: int = 0,
+) -> Concurrence:
+    """Returns the correlation of the models' scores on two benchmarks, over the models that both have.
+
+    The number of pairs says nothing of significance: use the interval, never a p-value of crossed pairs.
+
+    Args:
+        scores_a, scores_b: the scores of each model, one for each seed, by the model's name. Models need not have the
+            same number of seeds.
+        method: "kendall" (tau-b), "pearson" or "spearman".
+        pairing: "crossed", every seed on one benchmark with every seed on the other, of the same model; or "mean", the
+            means over seeds.
+        confidence: of the interval.
+        resamples: of the bootstrap.
+        seed: of the bootstrap.
+
+    Raises:
+        ValueError: fewer than 3 models in common, a model without scores, scores that are not finite.
+
+    Warns:
+        UserWarning: models that only one benchmark has, which are left out; scores that are all the same, which have no
+            ranks.
+
+    Source: arXiv:2310.17514, section 3. The interval is not in the paper.
+
+    Example:
+        >>> a = {"lstm": [0.2, 0.3], "conv": [0.4, 0.5], "transformer": [0.7, 0.8]}
+        >>> b = {"lstm": [0.1], "conv": [0.3], "transformer": [0.2]}
+        >>> found = concurrence(a, b, pairing="mean")
+        >>> round(found.value, 3), found.n_models
+        (0.333, 3)
+    """
+    check_one_of(_METHODS, method=method)
+    check_one_of(_PAIRINGS, pairing=pairing)
+    check_fraction(confidence=confidence)
+    check_at_least(1, resamples=resamples)
+    check_at_least(0, seed=seed)
+    for name, scores in (("scores_a", scores_a), ("scores_b", scores_b)):
+        check_nonempty(**{name: scores})
+        for model, each in scores.items():
+            check_values(**{f"{name}[{model!r}]": np.asarray(each, float)})
+    models = [model for model in scores_a if model in scores_b]
+    if len(models) < _LEAST_MODELS:
+        raise ValueError(
+            f"scores_a and scores_b must have at least {_LEAST_MODELS} models in common, got {len(models)}"
+        )
+    if left := sorted({*scores_a, *scores_b} - set(models)):
+        warnings.warn(f"left out, for only one benchmark has them: {', '.join(left)}", stacklevel=3)
+    a, b = (_padded([scores[model] for model in models]) for scores in (scores_a, scores_b))
+    for name, table in (("scores_a", a), ("scores_b", b)):
+        if np.nanmin(table) == np.nanmax(table):
+            warnings.warn(f"{name} are all the same and have no ranks: their concurrence is NaN", stacklevel=3)
+    one, other = (_Scores(_by(table[None], pairing), method) for table in (a, b))
+    value = float(one.correlation(other)[0])
+    parts = [
+        _Scores(_by(first, pairing), method).correlation(_Scores(_by(second, pairing), method))
+        for first, second in _resampled([a, b], resamples, np.random.default_rng(seed))
+    ]
+    return Concurrence(value, _interval(np.concatenate(parts), value, confidence), len(models))
+
+
+@checked
+def concurrence_matrix(
+    table: Any,
+    method: RankMethod = "kendall",
+    pairing: Pairing = "crossed",
+    *,
+    confidence: float = CONFIDENCE,
+    resamples: int = 999,
+    seed: int = 0,
+) -> ConcurrenceMatrix:
+    """Returns the concurrence of every two benchmarks of a table of scores.
+
+    Only what all benchmarks have is compared: models that each has been run with, and of each model the seeds that all
+    have.
+
+    Args:
+        table: a pandas frame, or rows as dicts, with "model", "benchmark", "seed" and "score".
+        method, pairing, confidence, resamples, seed: as for ``concurrence``. All pairs share their resamples.
+
+    Raises:
+        ValueError: fewer than 2 benchmarks, or than 3 models in all of them; two scores of one model, benchmark and
+            seed; scores that are not finite; missing columns.
+
+    Warns:
+        UserWarning: models or seeds that are left out; benchmarks whose scores are all the same.
+
+    Source: arXiv:2310.17514.
+
+    Example:
+        >>> rows = [
+        ...     {"model": model, "benchmark": name, "seed": seed, "score": skill * scale + 0.01 * seed}
+        ...     for model, skill in {"lstm": 0.3, "conv": 0.5, "transformer": 0.9}.items()
+        ...     for name, scale in {"length": 1.0, "template": 0.8, "reversed": -1.0}.items() for seed in range(2)
+        ... ]
+        >>> found = concurrence_matrix(rows, pairing="mean")
+        >>> found.value("length", "template"), found.value("length", "reversed")
+        (1.0, -1.0)
+    """
+    check_one_of(_METHODS, method=method)
+    check_one_of(_PAIRINGS, pairing=pairing)
+    check_fraction(confidence=confidence)
+    check_at_least(1, resamples=resamples)
+    check_at_least(0, seed=seed)
+    benchmarks, models, scores = _scores(table)
+    tables = [_padded(each) for each in scores]
+    for name, each in zip(benchmarks, tables, strict=True):
+        if np.nanmin(each) == np.nanmax(each):
+            warnings.warn(f"scores of {name} are all the same and have no ranks: NaN", stacklevel=3)
+    size = len(benchmarks)
+    values, low, high = np.eye(size), np.eye(size), np.eye(size)
+    sides = [_Scores(_by(each[None], pairing), method) for each in tables]
+    drawn: dict[tuple[int, int], list[Array]] = {pair: [] for pair in combinations(range(size), 2)}
+    for resampled in _resampled(tables, resamples, np.random.default_rng(seed)):
+        again = [_Scores(_by(each, pairing), method) for each in resampled]
+        for i, j in drawn:
+            drawn[i, j].append(again[i].correlation(again[j]))
+    for (i, j), parts in drawn.items():
+        values[i, j] = values[j, i] = sides[i].correlation(sides[j])[0]
+        ends = _interval(np.concatenate(parts), values[i, j], confidence)
+        low[i, j], high[i, j] = low[j, i], high[j, i] = ends
+    return ConcurrenceMatrix(benchmarks, models, values, low, high, method, pairing, scores)
+
+
+@dataclass(frozen=True, eq=False)
+class ConcurrenceMatrix:
+    """The concurrence of benchmarks, two by two, and what it has to be read beside.
+
+    Attributes:
+        benchmarks: their names, in the order of the table.
+        models: those that all benchmarks have.
+        values: ``(benchmarks, benchmarks)``, symmetric, 1 on the diagonal; NaN for a benchmark that tells no models
+            apart.
+        low, high: ends of the intervals.
+        method, pairing: as asked for.
+        scores: for each benchmark, each model's scores, one for each seed.
+
+    Example:
+        >>> skills = {"scan-length": [1, 2, 3, 4], "scan-jump": [1, 2, 4, 3]}
+        >>> skills |= {"cogs": [4, 1, 3, 2], "cogs-ood": [4, 2, 3, 1]}
+        >>> found = concurrence_matrix(
+        ...     [
+        ...         {"model": f"model {i}", "benchmark": name, "seed": seed, "score": skill + 0.01 * seed}
+        ...         for name, values in skills.items() for i, skill in enumerate(values) for seed in range(2)
+        ...     ],
+        ...     pairing="mean", resamples=10,
+        ... )
+        >>> found.ceiling(draws=5)["cogs"], round(float(found.null("unrelated", draws=500).std()), 1)
+        (1.0, 0.5)
+        >>> dataset = {name: name.split("-")[0] for name in skills}
+        >>> tested = found.by_group(dataset, permutations=99)
+        >>> tested.within > tested.between, tested.pairs
+        (True, (2, 4))
+        >>> found.cluster(2)
+        {'scan-length': 1, 'scan-jump': 1, 'cogs': 2, 'cogs-ood': 2}
+        >>> found.informative()["cogs"]
+        True
+    """
+
+    benchmarks: tuple[str, ...]
+    models: tuple[str, ...]
+    values: Array
+    low: Array
+    high: Array
+    method: RankMethod
+    pairing: Pairing
+    scores: tuple[tuple[tuple[float, ...], ...], ...]
+
+    @checked
+    def value(self, a: str, b: str) -> float:
+        """Returns the concurrence of two benchmarks, by name.
+
+        Raises:
+            ValueError: unknown names.
+        """
+        check_one_of(self.benchmarks, a=a, b=b)
+        return float(self.values[self.benchmarks.index(a), self.benchmarks.index(b)])
+
+    @checked
+    def ceiling(self, *, draws: int = 100, seed: int = 0) -> dict[str, float]:
+        """Returns each benchmark's concurrence with itself: between two halves of its seeds, averaged over draws.
+
+        Halves are drawn for each model by itself. A half has fewer seeds than the whole, so that with the pairing
+        "mean" the ceiling is too low rather than too high.
+
+        Args:
+            draws: of halves.
+            seed: of the draws.
+
+        Raises:
+            ValueError: a model with only one seed.
+
+        Source: arXiv:2310.17514 has no ceiling; split halves are the field's usual one.
+        """
+        check_at_least(1, draws=draws)
+        check_at_least(0, seed=seed)
+        if min(len(each) for each in self.scores[0]) < 2:
+            raise ValueError("a ceiling needs at least 2 seeds of every model")
+        rng, found = np.random.default_rng(seed), {}
+        for name, scores in zip(self.benchmarks, self.scores, strict=True):
+            first, second = [], []
+            for _ in range(draws):
+                mixed = [rng.permutation(each) for each in scores]
+                first.append(_padded([each[: len(each) // 2] for each in mixed]))
+                second.append(_padded([each[len(each) // 2 :] for each in mixed]))
+            halves = [_Scores(_by(np.stack(each), self.pairing), self.method) for each in (first, second)]
+            values = halves[0].correlation(halves[1])
+            found[name] = float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")
+        return found
+
+    @checked
+    def null(self, kind: NullKind = "unrelated", *, draws: int = 2000, seed: int = 0) -> Array:
+        """Returns concurrences ``(draws,)`` of pairs of benchmarks that have nothing to do with one another.
+
+        For as many models and seeds as the table has.
+
+        Args:
+            kind: "unrelated", models of independent uniform skill on either benchmark, with seed noise of a thousandth;
+                "noise", models that are all alike, so that seeds alone make the ranks; "permutation", two benchmarks
+                of the table, drawn at random, the models of one of them permuted.
+            draws: of pairs.
+            seed: of the draws.
+
+        Source: arXiv:2310.17514, the sanity checks of its code.
+        """
+        check_one_of(_NULLS, kind=kind)
+        check_at_least(1, draws=draws)
+        check_at_least(0, seed=seed)
+        rng = np.random.default_rng(seed)
+        counts = [len(each) for each in self.scores[0]]
+        if kind == "permutation":
+            whole = [_by(_padded(each), self.pairing) for each in self.scores]
+            chosen = [rng.choice(len(whole), 2, replace=False) for _ in range(draws)]
+            first = np.stack([whole[i] for i, _ in chosen])
+            second = np.stack([rng.permutation(whole[j]) for _, j in chosen])
+            return _Scores(first, self.method).correlation(_Scores(second, self.method))
+        spread, noise = (1.0, 1e-3) if kind == "unrelated" else (0.0, 1.0)
+        sides = []
+        for _ in range(2):
+            shape = (draws, len(counts), max(counts))
+            drawn = spread * rng.random(shape[:2])[:, :, None] + noise * rng.standard_normal(shape)
+            drawn[:, np.arange(max(counts)) >= np.array(counts)[:, None]] = np.nan
+            sides.append(_Scores(_by(drawn, self.pairing), self.method))
+        return sides[0].correlation(sides[1])
+
+    @checked
+    def by_group(
+        self,
+        labels: Mapping[str, str],
+        *,
+        against: Mapping[str, str] | None = None,
+        permutations: int = 9999,
+        seed: int = 0,
+    ) -> GroupConcurrence:
+        """Returns the mean concurrence within groups of benchmarks and between them, with a permutation test.
+
+        Pairs share benchmarks, so that a t-test would not hold: labels are permuted over benchmarks instead.
+
+        Args:
+            labels: the group of each benchmark, such as its data set.
+            against: a second label, such as the kind of split: then "within" is of pairs with the same label and
+                another second one, "between" of pairs with another label and the same second one.
+            permutations: of the labels.
+            seed: of the permutations.
+
+        Raises:
+            ValueError: a benchmark without a label, or labels that leave no pair within or none between groups.
+
+        Source: arXiv:2310.17514, section 5; N. Mantel (1967) for the test.
+        """
+        check_at_least(1, permutations=permutations)
+        check_at_least(0, seed=seed)
+        for name, given in (("labels", labels), ("against", against)):
+            if given is not None and (missing := sorted(set(self.benchmarks) - set(given))):
+                raise ValueError(f"{name} must be of all benchmarks, {', '.join(missing)} have none")
+        rows, columns = np.triu_indices(len(self.benchmarks), 1)
+        values = self.values[rows, columns]
+        codes = np.unique([labels[name] for name in self.benchmarks], return_inverse=True)[1]
+        same_second = None
+        if against is not None:
+            second = np.array([against[name] for name in self.benchmarks])
+            same_second = second[rows] == second[columns]
+        rng = np.random.default_rng(seed)
+        orders = np.stack([np.arange(len(codes)), *(rng.permutation(len(codes)) for _ in range(permutations))])
+        same = codes[orders][:, rows] == codes[orders][:, columns]
+        there = np.isfinite(values)
+        inside = there & same & (True if same_second is None else ~same_second)
+        outside = there & ~same & (True if same_second is None else same_second)
+        filled = np.where(there, values, 0.0)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            within, between = ((part @ filled) / part.sum(1) for part in (inside, outside))
+        if not np.isfinite(within[0]) or not np.isfinite(between[0]):
+            raise ValueError("labels must leave pairs of benchmarks within groups and between them, whose values exist")
+        differences = within - between
+        drawn = differences[1:][np.isfinite(differences[1:])]
+        p_value = (1 + int((drawn >= differences[0] - 1e-12).sum())) / (1 + len(drawn))
+        counts = int(inside[0].sum()), int(outside[0].sum())
+        return GroupConcurrence(float(within[0]), float(between[0]), float(differences[0]), p_value, counts)
+
+    @checked
+    def cluster(self, clusters: int = 2) -> dict[str, int]:
+        """Returns the cluster of each benchmark, 1, 2, ..., by average linkage on 1 less their concurrence.
+
+        Args:
+            clusters: at most so many.
+
+        Raises:
+            ValueError: fewer than 1 or more clusters than benchmarks; a benchmark that tells no models apart.
+        """
+        from scipy.cluster.hierarchy import fcluster, linkage
+        from scipy.spatial.distance import squareform
+
+        if not 1 <= clusters <= len(self.benchmarks):
+            raise ValueError(f"clusters must be between 1 and {len(self.benchmarks)}, got {clusters}")
+        if (flat := np.isnan(self.values).all(1) | (np.isnan(self.values).sum(1) > 1)).any():
+            names = ", ".join(name for name, bad in zip(self.benchmarks, flat, strict=True) if bad)
+            raise ValueError(f"some concurrences are NaN, which cannot be clustered: drop one or more of {names}")
+        tree = linkage(squareform(1 - self.values, checks=False), "average")
+        found = fcluster(tree, clusters, "maxclust")
+        return dict(zip(self.benchmarks, found.tolist(), strict=True))
+
+    def informative(self) -> dict[str, bool]:
+        """Returns for each benchmark whether models differ more than seeds of a model do, in variance.
+
+        Saturated and failed benchmarks do not inform: their ranks are those of noise. With one seed nothing is known of
+        the noise, and any difference informs.
+        """
+        found = {}
+        for name, scores in zip(self.benchmarks, self.scores, strict=True):
+            between = float(np.var([np.mean(each) for each in scores], ddof=1))
+            several = [np.var(each, ddof=1) for each in scores if len(each) > 1]
+            found[name] = between > (float(np.mean(several)) if several else 0.0)
+        return found
+
+
+def _scores(table: Any) -> tuple[tuple[str, ...], tuple[str, ...], tuple[tuple[tuple[float, ...], ...], ...]]:
+    """Benchmarks, models, and for each of them the scores of the seeds that all benchmarks have."""
+    rows = table.to_dict("records") if hasattr(table, "to_dict") else list(table)
+    check_nonempty(table=rows)
+    cells: dict[str, dict[str, dict[Any, float]]] = {}
+    names: dict[str, None] = {}
+    for row in rows:
+        if not isinstance(row, Mapping) or not set(_COLUMNS) <= set(row):
+            raise ValueError(f"table must have rows with {', '.join(_COLUMNS)}, got {short(row)}")
+        model, benchmark, score = str(row["model"]), str(row["benchmark"]), row["score"]
+        if not isinstance(score, int | float | np.number) or not np.isfinite(score):
+            raise ValueError(f"table must hold finite scores, got {score!r} of {model} on {benchmark}")
+        names[benchmark] = None
+        seeds = cells.setdefault(model, {}).setdefault(benchmark, {})
+        if row["seed"] in seeds:
+            raise ValueError(f"table must hold one score of {model} on {benchmark} with seed {row['seed']}, got two")
+        seeds[row["seed"]] = float(score)
+    if len(names) < 2:
+        raise ValueError(f"table must have at least 2 benchmarks, got {len(names)}")
+    kept: dict[str, list[Any]] = {}
+    lost = []
+    for model, found in cells.items():
+        common = [each for each in next(iter(found.values())) if all(each in seeds for seeds in found.values())]
+        if len(found) == len(names) and common:
+            kept[model] = common
+        if len(found) < len(names) or any(len(seeds) > len(common) for seeds in found.values()):
+            lost.append(model)
+    if lost:
+        warnings.warn(f"some benchmarks lack seeds of {', '.join(lost)}: only what all have is compared", stacklevel=4)
+    if len(kept) < _LEAST_MODELS:
+        raise ValueError(f"table must have at least {_LEAST_MODELS} models on all benchmarks, got {len(kept)}")
+    scores = tuple(
+        tuple(tuple(cells[model][name][each] for each in seeds) for model, seeds in kept.items()) for name in names
+    )
+    return tuple(names), tuple(kept), scores
+
+
+def _padded(scores: Sequence[Sequence[float] | Array]) -> Array:
+    """``(models, seeds)``, with NaN where a model has fewer seeds than another."""
+    found = np.full((len(scores), max(map(len, scores))), np.nan)
+    for row, each in zip(found, scores, strict=True):
+        row[: len(each)] = each
+    return found
+
+
+def _by(table: Array, pairing: Pairing) -> Array:
+    return np.nanmean(table, axis=-1, keepdims=True) if pairing == "mean" else table
+
+
+def _resampled(tables: Sequence[Array], resamples: int, rng: np.random.Generator) -> Iterator[list[Array]]:
+    """Resamples of the models, the same in all tables, and of each model's seeds; in chunks ``(n, models, seeds)``."""
+    models = len(tables[0])
+    step = max(1, _AT_ONCE // (models * max(table.shape[1] for table in tables)) ** 2)
+    for start in range(0, resamples, step):
+        size = min(step, resamples - start)
+        chosen = rng.integers(0, models, (size, models))
+        drawn = []
+        for table in tables:
+            counts = np.isfinite(table).sum(1)[chosen][:, :, None]
+            seeds = (rng.random((size, models, table.shape[1])) * counts).astype(int)
+            values = np.take_along_axis(table[chosen], seeds, axis=2)
+            drawn.append(np.where(np.arange(table.shape[1]) < counts, values, np.nan))
+        yield drawn
+
+
+class _Scores:
+    """Scores ``(n, models, seeds)`` of one benchmark, prepared to be correlated with another's of the same models."""
+
+    def __init__(self, scores: Array, method: RankMethod) -> None:
+        self.method, self.scores = method, scores
+        there = np.isfinite(scores)
+        self.counts = there.sum(2).astype(float)
+        if method != "pearson":
+            flat = np.where(there, scores, 0.0).reshape(len(scores), -1)
+            mask = there.reshape(len(scores), -1).astype(float)
+            signs = np.sign(flat[:, :, None] - flat[:, None, :]) * mask[:, :, None] * mask[:, None, :]
+            self.signs = signs.reshape(len(scores), *scores.shape[1:], *scores.shape[1:])
+        if method == "kendall":
+            self.sums, self.untied = self.signs.sum((2, 4)), np.square(self.signs).sum((2, 4))
+
+    def correlation(self, other: _Scores) -> Array:
+        """The correlation over all pairs of a seed here and a seed there, ``(n,)``; NaN where one side is constant."""
+        with np.errstate(invalid="ignore", divide="ignore"):
+            if self.method == "kendall":
+                product = (self.sums * other.sums).sum((1, 2))
+                own, others = (
+                    (one.untied * two.counts[:, :, None] * two.counts[:, None, :]).sum((1, 2))
+                    for one, two in ((self, other), (other, self))
+                )
+                return np.clip(product / np.sqrt(own * others), -1.0, 1.0)
+            x, y = self._against(other), other._against(self)
+            product = (np.nansum(x, axis=2) * np.nansum(y, axis=2)).sum(1)
+            own = (np.nansum(x * x, axis=2) * other.counts).sum(1)
+            others = (np.nansum(y * y, axis=2) * self.counts).sum(1)
+            scale = np.sqrt(own * others)
+            return np.clip(np.where(scale > 1e-12, product / scale, np.nan), -1.0, 1.0)
+
+    def _against(self, other: _Scores) -> Array:
+        """Values, or ranks, about their mean; each stands in as many pairs as the other side has seeds of its model."""
+        values = self.scores
+        if self.method == "spearman":
+            ranks = np.einsum("nmsij,ni->nms", self.signs, other.counts)
+            values = np.where(np.isfinite(values), ranks, np.nan)
+        weights = other.counts[:, :, None]
+        mean = np.nansum(values * weights, axis=(1, 2)) / (self.counts * other.counts).sum(1)
+        return values - mean[:, None, None]
+
+
+def _interval(resampled: Array, value: float, confidence: float) -> tuple[float, float]:
+    there = resampled[np.isfinite(resampled)]
+    if not np.isfinite(value) or not len(there):
+        return float("nan"), float("nan")
+    low, high = percentile(there, confidence)
+    return min(low, value), max(high, value)

@@ -1,0 +1,252 @@
+import warnings
+from itertools import product
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from heldout.measure import concurrence, concurrence_matrix
+
+QUICK = {"resamples": 50}
+SCIPY = {"kendall": scipy.stats.kendalltau, "pearson": scipy.stats.pearsonr, "spearman": scipy.stats.spearmanr}
+
+
+def table(skills, seeds=3, noise=0.0, seed=0):
+    """skills: benchmark -> one number for each model."""
+    rng = np.random.default_rng(seed)
+    return [
+        {"model": f"m{i}", "benchmark": name, "seed": k, "score": float(skill + noise * rng.standard_normal())}
+        for name, values in skills.items()
+        for i, skill in enumerate(values)
+        for k in range(seeds)
+    ]
+
+
+def ragged(seed=0, ties=False):
+    rng = np.random.default_rng(seed)
+
+    def draw(sizes):
+        drawn = {f"m{i}": rng.random(size) for i, size in enumerate(sizes)}
+        return {name: np.round(each, 1) if ties else each for name, each in drawn.items()}
+
+    return draw([3, 1, 2, 3, 2, 4]), draw([2, 3, 3, 1, 2, 2])
+
+
+@pytest.mark.parametrize("method", ["kendall", "pearson", "spearman"])
+@pytest.mark.parametrize("ties", [False, True])
+def test_it_is_scipys_correlation_of_all_pairs_of_seeds(method, ties):
+    for seed in range(4):
+        a, b = ragged(seed, ties)
+        pairs = np.array([pair for model in a for pair in product(a[model], b[model])])
+        assert concurrence(a, b, method, **QUICK).value == pytest.approx(SCIPY[method](*pairs.T).statistic)
+        means = [[np.mean(each[model]) for model in a] for each in (a, b)]
+        assert concurrence(a, b, method, "mean", **QUICK).value == pytest.approx(SCIPY[method](*means).statistic)
+
+
+@pytest.mark.parametrize("method", ["kendall", "pearson", "spearman"])
+def test_a_table_concurs_with_itself_and_not_with_its_reverse(method):
+    a, _ = ragged()
+    negative = {model: -each for model, each in a.items()}
+    assert concurrence(a, a, method, "mean", **QUICK).value == pytest.approx(1)
+    assert concurrence(a, negative, method, "mean", **QUICK).value == pytest.approx(-1)
+    constant = {model: [each[0]] * 3 for model, each in a.items()}
+    assert concurrence(constant, constant, method, **QUICK).value == pytest.approx(1)
+
+
+def test_seed_noise_keeps_crossed_values_below_1():
+    """The closed form for 6 models apart, 3 seeds each, and the values of the specification for noisy ones."""
+    rng = np.random.default_rng(0)
+    a, b = ({f"m{i}": i + 1e-3 * rng.standard_normal(3) for i in range(6)} for _ in range(2))
+    assert concurrence(a, b, **QUICK).value == pytest.approx(15 * 81 / (54 * 53 / 2 - 6 * 3 * 3))
+    for noise, expected in ((0.05, 0.74), (0.1, 0.64), (0.2, 0.43)):
+        values = []
+        for _ in range(300):
+            skill = rng.random(6)
+            a, b = ({f"m{i}": skill[i] + noise * rng.standard_normal(3) for i in range(6)} for _ in range(2))
+            values.append(concurrence(a, b, resamples=1).value)
+        assert np.mean(values) == pytest.approx(expected, abs=0.04)
+
+
+def test_null_distributions_are_those_of_the_specification():
+    crossed = concurrence_matrix(table({"a": range(6), "b": range(6)}), **QUICK)
+    mean = concurrence_matrix(table({"a": range(6), "b": range(6)}), pairing="mean", **QUICK)
+    unrelated = crossed.null("unrelated", draws=4000)
+    assert abs(unrelated.mean()) < 0.03
+    assert unrelated.std() == pytest.approx(0.30, abs=0.03)
+    assert (np.abs(unrelated) < 0.56).mean() == pytest.approx(0.95, abs=0.015)
+    assert mean.null("unrelated", draws=4000).std() == pytest.approx(0.35, abs=0.03)
+    assert crossed.null("noise", draws=4000).std() == pytest.approx(0.09, abs=0.02)
+    assert mean.null("permutation", draws=4000).std() == pytest.approx(0.35, abs=0.03)
+    assert mean.null(draws=10, seed=1).tolist() == mean.null(draws=10, seed=1).tolist()
+
+
+def test_an_interval_covers_the_value_and_narrows_with_models():
+    rng, widths = np.random.default_rng(1), []
+    for models in (6, 40):
+        skill = rng.random(models)
+        a, b = ({f"m{i}": skill[i] + 0.2 * rng.standard_normal(3) for i in range(models)} for _ in range(2))
+        found = concurrence(a, b, resamples=300)
+        assert found.ci[0] <= found.value <= found.ci[1]
+        assert found.n_models == models
+        widths.append(found.ci[1] - found.ci[0])
+        wide = concurrence(a, b, resamples=300, confidence=0.99)
+        assert wide.ci[1] - wide.ci[0] > widths[-1]
+    assert widths[1] < 0.6 * widths[0]
+    assert concurrence(a, b, resamples=300) == found
+    exact, noisy = {m: [each[0]] * 3 for m, each in a.items()}, concurrence(a, b, pairing="mean", resamples=300)
+    once = concurrence(exact, {m: [each.mean()] * 3 for m, each in b.items()}, pairing="mean", resamples=300)
+    assert once.ci != noisy.ci  # seeds are resampled before they are averaged
+
+
+def test_a_matrix_holds_the_concurrence_of_every_pair():
+    rows = table({"a": [0.1, 0.5, 0.4, 0.9], "b": [0.2, 0.3, 0.4, 0.6], "c": [0.9, 0.5, 0.4, 0.1]}, noise=0.1)
+    found = concurrence_matrix(rows, **QUICK)
+    scores = {
+        name: {m: [row["score"] for row in rows if (row["model"], row["benchmark"]) == (m, name)] for m in found.models}
+        for name in found.benchmarks
+    }
+    for one, other in (("a", "b"), ("a", "c"), ("b", "c")):
+        assert found.value(one, other) == found.value(other, one)
+        assert found.value(one, other) == pytest.approx(concurrence(scores[one], scores[other], **QUICK).value)
+        i, j = found.benchmarks.index(one), found.benchmarks.index(other)
+        assert found.low[i, j] <= found.values[i, j] <= found.high[i, j]
+    pandas = pytest.importorskip("pandas")
+    assert concurrence_matrix(pandas.DataFrame(rows), **QUICK).values.tolist() == found.values.tolist()
+
+
+def test_a_ceiling_is_1_without_noise_and_near_0_with_noise_alone():
+    clean = concurrence_matrix(table({"a": range(6), "b": range(6)}, seeds=4), pairing="mean", **QUICK)
+    assert clean.ceiling() == {"a": 1.0, "b": 1.0}
+    noisy = concurrence_matrix(table({"a": [0] * 20, "b": range(20)}, seeds=4, noise=1e-3), pairing="mean", **QUICK)
+    found = noisy.ceiling()
+    assert abs(found["a"]) < 0.35
+    assert found["b"] == 1.0
+    with pytest.raises(ValueError, match="at least 2 seeds"):
+        concurrence_matrix(table({"a": range(6), "b": range(6)}, seeds=1), **QUICK).ceiling()
+
+
+def grouped(strength, seed=0):
+    """Three data sets with three splits each; benchmarks of one data set rank models alike by ``strength``."""
+    rng = np.random.default_rng(seed)
+    skills, dataset, split = {}, {}, {}
+    for d in "xyz":
+        base = rng.random(12)
+        for s in "123":
+            skills[d + s] = strength * base + (1 - strength) * rng.random(12)
+            dataset[d + s], split[d + s] = d, s
+    return concurrence_matrix(table(skills, seeds=1), pairing="mean", resamples=2), dataset, split
+
+
+def test_groups_that_agree_within_are_told_from_those_that_do_not():
+    found, dataset, split = grouped(0.8)
+    tested = found.by_group(dataset)
+    pairs = list(zip(*np.triu_indices(9, 1), strict=True))
+    same = [found.values[i, j] for i, j in pairs if found.benchmarks[i][0] == found.benchmarks[j][0]]
+    other = [found.values[i, j] for i, j in pairs if found.benchmarks[i][0] != found.benchmarks[j][0]]
+    assert tested.within == pytest.approx(np.mean(same))
+    assert tested.between == pytest.approx(np.mean(other))
+    assert tested.difference == pytest.approx(np.mean(same) - np.mean(other))
+    assert tested.pairs == (9, 27)
+    assert tested.p_value < 0.01
+    cross = found.by_group(dataset, against=split)
+    assert cross.pairs == (9, 9)
+    assert cross.p_value < 0.01
+    matched = [found.values[i, j] for i, j in pairs if found.benchmarks[i][1] == found.benchmarks[j][1]]
+    assert cross.between == pytest.approx(np.mean(matched))
+
+
+def test_the_permutation_test_keeps_its_level():
+    rejected = []
+    for seed in range(60):
+        found, dataset, _ = grouped(0.0, seed)
+        rejected.append(found.by_group(dataset, permutations=199).p_value <= 0.2)
+    assert 0.04 < np.mean(rejected) < 0.4
+
+
+def test_clusters_are_those_that_agree():
+    found, dataset, _ = grouped(0.9)
+    clusters = found.cluster(3)
+    assert len(set(clusters.values())) == 3
+    assert all(len({clusters[name] for name in clusters if dataset[name] == d}) == 1 for d in "xyz")
+    assert set(found.cluster(1).values()) == {1}
+
+
+def test_saturated_and_failed_benchmarks_are_not_informative():
+    noise = table({"saturated": [1.0] * 5, "apart": range(5)}, noise=0.01)
+    failed = [row | {"benchmark": "failed", "score": 0.1 * (row["seed"] - 1)} for row in noise[:15]]
+    found = concurrence_matrix([*noise, *failed], **QUICK).informative()
+    assert found["apart"]
+    assert not found["failed"]
+    ratio = [np.var([row["score"] for row in noise[3 * i : 3 * i + 3]], ddof=1) for i in range(5)]
+    between = np.var([np.mean([row["score"] for row in noise[3 * i : 3 * i + 3]]) for i in range(5)], ddof=1)
+    assert found["saturated"] == (between > np.mean(ratio))
+
+
+def test_constant_scores_have_no_concurrence_and_say_so():
+    with pytest.warns(UserWarning, match="scores_b are all the same"):
+        found = concurrence({m: [i] for i, m in enumerate("abc")}, {m: [1.0] for m in "abc"}, **QUICK)
+    assert np.isnan(found.value)
+    assert np.isnan(found.ci).all()
+    with pytest.warns(UserWarning, match="scores of flat are all the same"):
+        matrix = concurrence_matrix(table({"a": range(4), "b": range(4), "flat": [1] * 4}), pairing="mean", **QUICK)
+    assert np.isnan(matrix.value("a", "flat"))
+    assert matrix.value("a", "b") == 1
+    with pytest.raises(ValueError, match=r"cannot be clustered.*flat"):
+        matrix.cluster()
+    assert np.isnan(matrix.ceiling()["flat"])
+
+
+def test_missing_seeds_and_models_are_named_and_left_out():
+    rows = table({"a": range(4), "b": range(4)}, seeds=3, noise=0.3)
+    full = concurrence_matrix(rows, **QUICK)
+    fewer = [row for row in rows if (row["model"], row["benchmark"], row["seed"]) != ("m1", "b", 2)]
+    with pytest.warns(UserWarning, match="lack seeds of m1"):
+        found = concurrence_matrix(fewer, **QUICK)
+    assert [len(each) for each in found.scores[0]] == [3, 2, 3, 3]
+    with pytest.warns(UserWarning, match="lack seeds of m2"):
+        found = concurrence_matrix([row for row in rows if (row["model"], row["benchmark"]) != ("m2", "a")], **QUICK)
+    assert found.models == ("m0", "m1", "m3")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        concurrence_matrix(rows, **QUICK)
+    assert full.models == ("m0", "m1", "m2", "m3")
+    three = {m: [float(i)] for i, m in enumerate("abc")}
+    with pytest.warns(UserWarning, match="left out, for only one benchmark has them: d"):
+        assert concurrence(three | {"d": [2.0]}, three, **QUICK).n_models == 3
+
+
+ROWS = table({"a": range(4), "b": range(4)})
+THREE = {m: [float(i)] for i, m in enumerate("abc")}
+
+
+@pytest.mark.parametrize(
+    ("call", "what"),
+    [
+        (
+            lambda: concurrence(THREE, {"a": [1.0], "b": [2.0], "x": [3.0]}),
+            "at least 3 models in common, got 2",
+        ),
+        (lambda: concurrence(THREE | {"a": []}, THREE), r"scores_a\['a'\] must not be empty"),
+        (lambda: concurrence(THREE, THREE | {"a": [float("inf")]}), r"scores_b\['a'\] must be finite"),
+        (lambda: concurrence(THREE, THREE, "tau"), "method"),
+        (lambda: concurrence(THREE, THREE, pairing="all"), "pairing"),
+        (lambda: concurrence(THREE, THREE, resamples=0), "resamples must be at least 1"),
+        (lambda: concurrence_matrix([]), "table must not be empty"),
+        (lambda: concurrence_matrix([{"model": "a"}]), "table must have rows with model, benchmark, seed, score"),
+        (lambda: concurrence_matrix(ROWS + ROWS[:1]), "table must hold one score of m0 on a with seed 0, got two"),
+        (lambda: concurrence_matrix([ROWS[0] | {"score": float("nan")}]), "table must hold finite scores"),
+        (lambda: concurrence_matrix(ROWS[:12]), "at least 2 benchmarks, got 1"),
+        (lambda: concurrence_matrix(table({"a": [1, 2], "b": [1, 2]})), "at least 3 models on all benchmarks, got 2"),
+        (lambda: concurrence_matrix(ROWS, **QUICK).value("a", "z"), "b must be one of"),
+        (lambda: concurrence_matrix(ROWS, **QUICK).null("saturated"), "kind"),
+        (
+            lambda: concurrence_matrix(ROWS, **QUICK).by_group({"a": "x"}),
+            "labels must be of all benchmarks, b have none",
+        ),
+        (lambda: concurrence_matrix(ROWS, **QUICK).by_group({"a": "x", "b": "x"}), "labels must leave pairs"),
+        (lambda: concurrence_matrix(ROWS, **QUICK).cluster(3), "clusters must be between 1 and 2"),
+    ],
+)
+def test_bad_input_is_refused(call, what):
+    with pytest.raises(ValueError, match=what):
+        call()
