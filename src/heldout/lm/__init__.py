@@ -47,6 +47,7 @@ from heldout.lm.strategies.answers import (
     numbers_in,
 )
 from heldout.lm.strategies.model_pool import ModelPool, PoolModel, Reply
+from heldout.lm.strategies.option_scores import option_scores
 from heldout.lm.strategies.prompting import (
     INTERNAL_NOTE,
     SKILLS_HEADER,
@@ -140,6 +141,7 @@ __all__ = [
     "last_sentences",
     "minilm",
     "numbers_in",
+    "option_scores",
     "routing_prompt",
     "run_python",
     "run_strategy",
