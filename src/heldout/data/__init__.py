@@ -18,7 +18,7 @@ from heldout.data.loading import (
 from heldout.data.mixing import Mixed, beta_weight, mix, mixup, permutation, soft_labels
 from heldout.data.pairs.augzero import AugZeroPairs, augzero
 from heldout.data.pairs.primitives import expand_primitives, primitive_copies
-from heldout.data.pairs.relexicalize import Relexicalized, relexicalize
+from heldout.data.pairs.relexicalize import Relexicalized, relexicalize, spell_words
 from heldout.data.pairs.tokens import END, PAD, START, PairTensors, SequencePair, TokenVocabulary, as_pairs, as_tokens
 from heldout.data.patch_mixing import PatchMix, patch_cells, patch_mask
 from heldout.data.prismatic import Clusters, PrismaticSynthesizer, SynthesisRound, sparse_select, spherical_kmeans
@@ -162,6 +162,7 @@ __all__ = [
     "skic_traces",
     "soft_labels",
     "sparse_select",
+    "spell_words",
     "spherical_kmeans",
     "split_divergences",
     "split_leaks",

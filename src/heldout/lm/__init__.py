@@ -47,6 +47,7 @@ from heldout.lm.strategies.answers import (
     numbers_in,
 )
 from heldout.lm.strategies.model_pool import ModelPool, PoolModel, Reply
+from heldout.lm.strategies.option_scores import option_scores, option_similarities
 from heldout.lm.strategies.prompting import (
     INTERNAL_NOTE,
     SKILLS_HEADER,
@@ -74,6 +75,7 @@ from heldout.lm.strategies.routing import (
     search_request,
 )
 from heldout.lm.strategies.skills import SkillUse, distill_skills, internal_activation_rate, skill_usage
+from heldout.lm.strategies.small_models import cosine_chooser, likelihood_chooser, small_models
 
 __all__ = [
     "AGREEMENT_TEMPLATE",
@@ -123,6 +125,7 @@ __all__ = [
     "character_tokenizer",
     "code_blocks",
     "context_of",
+    "cosine_chooser",
     "cut_vocabulary",
     "distill_skills",
     "encode_examples",
@@ -138,8 +141,11 @@ __all__ = [
     "judge_python",
     "last_number",
     "last_sentences",
+    "likelihood_chooser",
     "minilm",
     "numbers_in",
+    "option_scores",
+    "option_similarities",
     "routing_prompt",
     "run_python",
     "run_strategy",
@@ -150,6 +156,7 @@ __all__ = [
     "self_consistency",
     "semantic_vote",
     "skill_usage",
+    "small_models",
     "smollm",
     "stdlib_llama",
     "stop_at",

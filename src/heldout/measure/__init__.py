@@ -91,6 +91,7 @@ from heldout.measure.metrics.composition import CompositionReport, composition_r
 from heldout.measure.metrics.concurrence import (
     Concurrence,
     ConcurrenceMatrix,
+    ConcurrenceSummary,
     GroupConcurrence,
     concurrence,
     concurrence_matrix,
@@ -162,6 +163,7 @@ __all__ = [
     "CompositionReport",
     "Concurrence",
     "ConcurrenceMatrix",
+    "ConcurrenceSummary",
     "ContextCopyPredictor",
     "CorrectionTable",
     "CostFrontier",

@@ -2,9 +2,11 @@
 
 from heldout.tasks.clinical.glaucoma import VISUAL_FIELD_POINTS, GlaucomaMaps, glaucoma_maps
 from heldout.tasks.control.gridworld import GRID, MOVES, GridPolicy, grid_policy
+from heldout.tasks.grammars.place_questions import PLACE_NAMES, place_questions
 from heldout.tasks.grammars.scan import SCAN_PRIMITIVES, ScanGrammar, mini_scan
 from heldout.tasks.grammars.sentence_forms import SentenceForms
 from heldout.tasks.grammars.string_edits import EDIT_FUNCTIONS, StringEdits
+from heldout.tasks.grammars.synchronous import SynchronousGrammar
 from heldout.tasks.graphs.nas_bench_graph import (
     GRAPH_DATASETS,
     GRAPH_LINKS,
@@ -237,6 +239,7 @@ __all__ = [
     "OTHER_WORDED_TEMPLATES",
     "PANEL_RULES",
     "PEOPLE",
+    "PLACE_NAMES",
     "POSITIVE_WORDS",
     "QUESTION_CATEGORIES",
     "QUESTION_SETS",
@@ -294,6 +297,7 @@ __all__ = [
     "SlabData",
     "SpuriousVotes",
     "StringEdits",
+    "SynchronousGrammar",
     "Synset",
     "Table",
     "TaskMixture",
@@ -381,6 +385,7 @@ __all__ = [
     "patch_colours",
     "photo_crops",
     "photographs",
+    "place_questions",
     "question_tasks",
     "read_numbers",
     "read_problem",

@@ -63,6 +63,7 @@ if TYPE_CHECKING:
         UnlabelledLoss,
     )
     from heldout.train.sequences.fit_pairs import FittedPairs, fit_pairs, pair_dataset, write_sequences
+    from heldout.train.sequences.slot_neighbour import SlotNeighbour, SlotWord, slot_neighbour
     from heldout.train.soft_labels import (
         Relabelled,
         check_disjoint,
@@ -109,6 +110,8 @@ __all__ = [
     "Relabelled",
     "Saved",
     "SemiSupervised",
+    "SlotNeighbour",
+    "SlotWord",
     "SoftmaxLoss",
     "SpanGD",
     "SpanPoints",
@@ -180,6 +183,7 @@ __all__ = [
     "score",
     "seeded",
     "sft",
+    "slot_neighbour",
     "soft_align",
     "squared_error",
     "supervisor_reward",
@@ -199,6 +203,9 @@ _LATER = {
     "fit_pairs": "heldout.train.sequences.fit_pairs",
     "pair_dataset": "heldout.train.sequences.fit_pairs",
     "write_sequences": "heldout.train.sequences.fit_pairs",
+    "SlotNeighbour": "heldout.train.sequences.slot_neighbour",
+    "SlotWord": "heldout.train.sequences.slot_neighbour",
+    "slot_neighbour": "heldout.train.sequences.slot_neighbour",
     "DifferentiableSearch": "heldout.train.architecture_search",
     "AffineTransform": "heldout.train.alignment.similarity_transform",
     "Aligned": "heldout.train.alignment.soft_align",

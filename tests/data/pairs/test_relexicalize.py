@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from heldout.data import as_pairs, relexicalize
+from heldout.data import as_pairs, relexicalize, spell_words
 from heldout.tasks import SentenceForms, mini_scan
 
 PAIRS = mini_scan().sample(200, seed=0)
@@ -55,3 +55,20 @@ def test_unusable_words_are_refused_by_name():
         relexicalize(PAIRS, ["jump"], lengths=(9, 3))
     with pytest.raises(ValueError, match="examples"):
         relexicalize([("[w_0] a", "")], ["a"], "index")
+
+
+def test_spelled_words_are_read_back_and_the_rest_stays():
+    words = ["jump", "I_JUMP", "left"]
+    for pair, spelled in zip(PAIRS, spell_words(PAIRS, words), strict=True):
+        for tokens, parts in zip(pair, spelled, strict=True):
+            text = "".join(part[1:] or " " if part.startswith("'") else f"{part} " for part in parts)
+            assert tuple(text.split()) == tokens
+            assert sum(part == "'" for part in parts) == sum(token in words for token in tokens)
+
+
+@pytest.mark.parametrize(
+    ("examples", "words"), [([("a", "b")], ["c"]), ([("a", "b")], []), ([("'a", "b")], ["b"]), ([], ["a"])]
+)
+def test_words_that_cannot_be_spelled_are_refused(examples, words):
+    with pytest.raises(ValueError, match=r"words|examples"):
+        spell_words(examples, words)

@@ -274,3 +274,56 @@ THREE = {m: [float(i)] for i, m in enumerate("abc")}
 def test_bad_input_is_refused(call, what):
     with pytest.raises(ValueError, match=what):
         call()
+
+
+def test_halves_reach_the_ceiling_where_benchmarks_rank_alike_though_crossed_values_do_not():
+    skills = np.arange(6) / 6
+    found = concurrence_matrix(table({"a": skills, "b": skills}, seeds=2, noise=1e-6), **QUICK)
+    halves = found.split_halves(draws=5)
+    np.testing.assert_allclose(halves, np.ones((2, 2)))
+    assert found.value("a", "b") < 0.95
+    told = found.summary(draws=5)
+    assert (told.halves, told.ceiling, told.share, told.pairs) == pytest.approx((1, 1, 1, 1))
+    assert told.value == found.value("a", "b")
+
+
+def test_halves_are_kendalls_tau_of_one_seed_here_and_another_there():
+    rows = table({"a": [1, 2, 3, 4], "b": [1, 3, 2, 4], "c": [4, 3, 2, 1]}, seeds=2, noise=1.0, seed=1)
+    found = concurrence_matrix(rows, **QUICK)
+    expected = np.zeros((3, 3))
+    draws = 400
+    for i, j in product(range(3), repeat=2):
+        chosen = [
+            (choice, other)
+            for choice in product(range(2), repeat=4)
+            for other in product(range(2), repeat=4)
+            if i != j or all(x != y for x, y in zip(choice, other, strict=True))
+        ]
+        expected[i, j] = np.mean([
+            scipy.stats.kendalltau(
+                [found.scores[i][m][k] for m, k in enumerate(choice)],
+                [found.scores[j][m][k] for m, k in enumerate(other)],
+            ).statistic
+            for choice, other in chosen
+        ])  # fmt: skip
+    np.testing.assert_allclose(found.split_halves(draws=draws), expected, atol=0.1)
+
+
+def test_a_part_of_the_matrix_has_the_values_of_the_whole():
+    rows = table({"a": [1, 2, 3, 4], "b": [1, 3, 2, 4], "c": [4, 3, 2, 1]}, seeds=2, noise=1.0)
+    whole = concurrence_matrix(rows, **QUICK)
+    part = whole.only(["c", "a"])
+    assert part.benchmarks == ("c", "a")
+    assert part.value("a", "c") == whole.value("a", "c")
+    assert part.scores == (whole.scores[2], whole.scores[0])
+    for wrong in (["a"], ["a", "a"], ["a", "d"]):
+        with pytest.raises(ValueError, match="benchmarks"):
+            whole.only(wrong)
+
+
+def test_a_summary_of_flat_benchmarks_is_refused():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = concurrence_matrix(table({"a": [1, 1, 1], "b": [2, 2, 2]}), **QUICK)
+    with pytest.raises(ValueError, match="tell models apart"):
+        found.summary()

@@ -96,6 +96,40 @@ def relexicalize(
     return Relexicalized(_replaced(pairs, made), made)
 
 
+@checked
+def spell_words(examples: Sequence, words: Sequence[str]) -> list[SequencePair]:
+    """Returns pairs in which some words stand letter by letter, as a vocabulary of parts of words has rare ones.
+
+    A letter is written ``'j``, and ``'`` ends a word, so that no word of the rest is mistaken for a letter.
+
+    Args:
+        examples: pairs ``(source, target)`` of texts or token sequences.
+        words: tokens to spell, in sources and targets alike.
+
+    Raises:
+        ValueError: a word that does not occur, or examples with tokens that begin with an apostrophe.
+
+    Example:
+        >>> spell_words([("up twice", "UP UP")], ["up"])
+        [(("'u", "'p", "'", 'twice'), ('UP', 'UP'))]
+    """
+    check_nonempty(words=words)
+    if isinstance(words, str):
+        raise TypeError(f"words must be a sequence of words, got the text {words!r}")
+    pairs = as_pairs(examples)
+    known = {token for pair in pairs for side in pair for token in side}
+    if missing := [word for word in words if word not in known]:
+        raise ValueError(f"words must occur in the examples, got {missing[0]!r}")
+    if marked := sorted(token for token in known if token.startswith("'")):
+        raise ValueError(f"examples must have no tokens that begin with an apostrophe, got {marked[0]!r}")
+    spelled = {word: (*(f"'{letter}" for letter in word), "'") for word in words}
+    return [(_spelled(source, spelled), _spelled(target, spelled)) for source, target in pairs]
+
+
+def _spelled(tokens: Sequence[str], spelled: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
+    return tuple(part for token in tokens for part in spelled.get(token, (token,)))
+
+
 def _drawn(style: str, rng: random.Random, lengths: tuple[int, int]) -> str:
     size = rng.randint(*lengths)
     if style == "random":

@@ -67,6 +67,26 @@ class GroupConcurrence(NamedTuple):
     pairs: tuple[int, int]
 
 
+class ConcurrenceSummary(NamedTuple):
+    """The mean concurrence of all pairs of benchmarks, with what it has to be read beside.
+
+    Attributes:
+        value: over pairs, as asked for.
+        halves: over pairs, between half of the seeds of either benchmark: what the ceiling is to be compared with.
+        ceiling: over benchmarks, between two halves of the seeds of each.
+        share: of the ceiling that ``halves`` is; NaN where the ceiling is not above 0.
+        null: the 97.5th percentile of one pair's value where the models of two benchmarks have unrelated skills.
+        pairs: how many, those without a value left out.
+    """
+
+    value: float
+    halves: float
+    ceiling: float
+    share: float
+    null: float
+    pairs: int
+
+
 @checked
 def concurrence(
     scores_a: Mapping[str, Sequence[float]],
@@ -231,8 +251,8 @@ class ConcurrenceMatrix:
         (True, (2, 4))
         >>> found.cluster(2)
         {'scan-length': 1, 'scan-jump': 1, 'cogs': 2, 'cogs-ood': 2}
-        >>> found.informative()["cogs"]
-        True
+        >>> found.informative()["cogs"], found.only(["cogs", "cogs-ood"]).summary(draws=5).pairs
+        (True, 1)
     """
 
     benchmarks: tuple[str, ...]
@@ -255,16 +275,65 @@ class ConcurrenceMatrix:
         return float(self.values[self.benchmarks.index(a), self.benchmarks.index(b)])
 
     @checked
+    def only(self, benchmarks: Sequence[str]) -> ConcurrenceMatrix:
+        """Returns the matrix of some of the benchmarks, in the order in which they are named.
+
+        Raises:
+            ValueError: fewer than 2, one named twice, or an unknown one.
+        """
+        for name in benchmarks:
+            check_one_of(self.benchmarks, benchmarks=name)
+        if len(set(benchmarks)) < max(2, len(benchmarks)):
+            raise ValueError(f"benchmarks must be 2 different ones at least, got {short(list(benchmarks))}")
+        at = [self.benchmarks.index(name) for name in benchmarks]
+        values, low, high = (each[np.ix_(at, at)] for each in (self.values, self.low, self.high))
+        scores = tuple(self.scores[i] for i in at)
+        return ConcurrenceMatrix(tuple(benchmarks), self.models, values, low, high, self.method, self.pairing, scores)
+
+    @checked
+    def split_halves(self, *, draws: int = 100, seed: int = 0) -> Array:
+        """Returns ``(benchmarks, benchmarks)``: concurrence between halves of the seeds, averaged over draws.
+
+        On the diagonal it is that of two halves of one benchmark's seeds, the noise ceiling; beside it that of half of
+        the seeds of each, which alone can be compared with the ceiling: the crossed pairing lowers a value more, the
+        more seeds there are. NaN for a benchmark that tells no models apart.
+
+        Args:
+            draws: of halves, for each model by itself.
+            seed: of the draws.
+
+        Raises:
+            ValueError: a model with only one seed.
+        """
+        check_at_least(1, draws=draws)
+        check_at_least(0, seed=seed)
+        if min(len(each) for each in self.scores[0]) < 2:
+            raise ValueError("a ceiling needs at least 2 seeds of every model")
+        rng, halves = np.random.default_rng(seed), []
+        for scores in self.scores:
+            first, second = [], []
+            for _ in range(draws):
+                mixed = [rng.permutation(each) for each in scores]
+                first.append(_padded([each[: len(each) // 2] for each in mixed]))
+                second.append(_padded([each[len(each) // 2 :] for each in mixed]))
+            halves.append([_Scores(_by(np.stack(each), self.pairing), self.method) for each in (first, second)])
+        found = np.full((len(halves), len(halves)), np.nan)
+        for i, (first_half, _) in enumerate(halves):
+            for j, (_, second_half) in enumerate(halves):
+                values = first_half.correlation(second_half)
+                if np.isfinite(values).any():
+                    found[i, j] = np.nanmean(values)
+        return (found + found.T) / 2
+
+    @checked
     def ceiling(self, *, draws: int = 100, seed: int = 0) -> dict[str, float]:
         """Returns each benchmark's concurrence with itself: between two halves of its seeds, averaged over draws.
 
-        Halves are drawn for each model by itself. A half has fewer seeds than the whole: with the pairing "mean" its
-        means are noisier and the ceiling is too low rather than too high; with "crossed" there are fewer pairs within
-        models, and the ceiling of models far apart is higher than what the whole can reach. Judge shares of the ceiling
-        by "mean".
+        A half has fewer seeds than the whole, so that it is not the ceiling of ``values`` but of ``split_halves``: with
+        the pairing "crossed" it is too high for them, with "mean" too low.
 
         Args:
-            draws: of halves.
+            draws: of halves, for each model by itself.
             seed: of the draws.
 
         Raises:
@@ -272,21 +341,32 @@ class ConcurrenceMatrix:
 
         Source: arXiv:2310.17514 has no ceiling; split halves are the field's usual one.
         """
-        check_at_least(1, draws=draws)
-        check_at_least(0, seed=seed)
-        if min(len(each) for each in self.scores[0]) < 2:
-            raise ValueError("a ceiling needs at least 2 seeds of every model")
-        rng, found = np.random.default_rng(seed), {}
-        for name, scores in zip(self.benchmarks, self.scores, strict=True):
-            first, second = [], []
-            for _ in range(draws):
-                mixed = [rng.permutation(each) for each in scores]
-                first.append(_padded([each[: len(each) // 2] for each in mixed]))
-                second.append(_padded([each[len(each) // 2 :] for each in mixed]))
-            halves = [_by(np.stack(each), self.pairing) for each in (first, second)]
-            values = _correlations(halves[0], halves[1], self.method)
-            found[name] = float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")
-        return found
+        return dict(zip(self.benchmarks, self.split_halves(draws=draws, seed=seed).diagonal().tolist(), strict=True))
+
+    @checked
+    def summary(self, *, draws: int = 100, seed: int = 0) -> ConcurrenceSummary:
+        """Returns the mean over all pairs of benchmarks beside its noise ceiling and its null.
+
+        Args:
+            draws: of halves.
+            seed: of halves and of the null.
+
+        Raises:
+            ValueError: a model with only one seed, or no pair that has a value.
+        """
+        pairs = np.triu_indices(len(self.benchmarks), 1)
+        if not np.isfinite(self.values[pairs]).any():
+            raise ValueError("a summary needs benchmarks that tell models apart, got no pair with a value")
+        found = self.split_halves(draws=draws, seed=seed)
+        halves, ceiling = float(np.nanmean(found[pairs])), float(np.nanmean(found.diagonal()))
+        return ConcurrenceSummary(
+            value=float(np.nanmean(self.values[pairs])),
+            halves=halves,
+            ceiling=ceiling,
+            share=halves / ceiling if ceiling > 0 else float("nan"),
+            null=float(np.nanquantile(self.null("unrelated", seed=seed), 0.975)),
+            pairs=int(np.isfinite(self.values[pairs]).sum()),
+        )
 
     @checked
     def null(self, kind: NullKind = "unrelated", *, draws: int = 2000, seed: int = 0) -> Array:
