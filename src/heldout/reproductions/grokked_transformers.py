@@ -11,30 +11,36 @@ and never infers from them. ``composition`` trains on 9 inferences of two hops f
 ``test_ood``. ``comparison``: 200 entities, 6 attributes, 10 values. ``wordnet``: 250 nouns of WordNet (countries,
 mountains, peoples), each with at least 4 of 40 numbered relations to others of them, 1,220 real facts, split alike.
 
-Arms. One GPT-2 for all: two blocks, width 96, three heads, AdamW at a constant rate. Training stops 500 steps after
-``test_id`` reached 0.95, or at the budget. ``t_mem`` and ``t_gen`` are the first recorded steps with 0.95 of the
-training inferences and 0.9 of ``test_id``; one that is not reached counts as the budget. ``composition-shared`` has one
-block that is applied twice, and always uses up its budget (exploratory: the paper calls it slow). ``majority_*`` is the
-best of seven guesses, each of which says the answer most frequent in training for the same head, relations, or some of
-them (attribute and entities of a comparison).
+Arms. One GPT-2 for all: two blocks, width 96, three heads, AdamW at a constant rate, 2,700 steps. ``comparison`` and
+``wordnet`` stop 500 steps after ``test_id`` reached 0.95, the former has twice the steps. ``t_mem`` and ``t_gen`` are
+the first recorded steps with 0.95 of the training inferences and 0.9 of ``test_id``; one that is not reached counts as
+the budget, and ``delay_ratio``, of both, is 0 where ``t_gen`` is not. Accuracies and ranks are medians of the last five
+records, for such runs have spikes. ``composition-shared`` has one block that is applied twice (exploratory: the paper
+calls it slow). ``majority_*`` is the best of eight guesses: the answer most frequent in training for the same head,
+relations, or some of them (attribute and entities of a comparison), or the head itself; ``ood_lift`` is the share of
+``test_ood`` beyond it, ``(test_ood - majority_ood) / (1 - majority_ood)``: in WordNet a guess may know a quarter, of
+a comparison almost half.
 
 ``bridge_mrr`` and ``relation_mrr`` are mean reciprocal ranks, by the logit lens between the blocks: of the bridge
 entity at the first relation, of the second relation at its own place; ``bridge_correlation`` is Spearman's between the
-former and ``test_id`` over the records of a run. ``head_at_*`` is the share of right answers that change when the state
-between the blocks, at the first or the second relation, is that of a prompt with another head.
+former and ``test_id`` over the records of a run; a network that only memorises says the bridge there, too, for stating
+facts asks for it: ``composition-phi3`` is the control. ``head_at_*`` is the share of right answers that change when the
+state between the blocks, at the first or the second relation, is that of a prompt with another head.
 
 Deviations. World, width, blocks and steps are smaller, the batch is 256; ten times the rate and three times the weight
 decay of the paper; no dropout, and initial weights of scale 0.06 (0.02 in GPT-2), with which so narrow a network
 memorises in hundreds of steps instead of thousands. Prompts have at most four tokens: those that stand between the
-entities of a comparison are left out. 10 % of the facts are marked and 5 % of the inferences held out, so that there is
-something to test on. Four inferences for each fact are about all that WordNet gives. The hard comparison task, the
-commercial models and the sweep of weight decays are left out. Batch and initial scale were tried on development seed
-1000, until ``test_id`` was learned within the budget at the rate, width and weight decay of the specification.
+entities of a comparison are left out, and there is no end token behind an inference. 10 % of the facts are marked and 5
+% of the inferences held out, so that there is something to test on. Four inferences for each fact are about all that
+WordNet gives. The hard comparison task, the commercial models, the sweep of weight decays and patches of relations are
+left out, and the lens looks at training inferences. Batch and initial scale were tried on development seed 1000, until
+``test_id`` was learned within the budget at the rate, width and weight decay of the specification.
 """
 
 from __future__ import annotations
 
 import functools
+import statistics
 from typing import Any
 
 import torch
@@ -57,8 +63,8 @@ from heldout.tasks import (
 )
 from heldout.train import seeded, train_tokens
 
-LAPTOP = {"steps": 2700, "every": 50, "after": 500, "entities": 60, "relations": 12, "compared": 200}
-SMOKE = {"steps": 12, "every": 6, "after": 10, "entities": 12, "relations": 8, "compared": 40}
+LAPTOP = {"steps": 2700, "every": 50, "longer": 2, "after": 500, "entities": 60, "relations": 12, "compared": 200}
+SMOKE = {"steps": 12, "every": 6, "longer": 1, "after": 10, "entities": 12, "relations": 8, "compared": 40}
 SIZES = {"smoke": SMOKE, "laptop": LAPTOP}
 WIDTH, BLOCKS, HEADS = 96, 2, 3
 RECIPE: dict[str, Any] = {
@@ -126,14 +132,20 @@ def head_patched(model: nn.Module, world: FactWorld, rows: Tensor) -> dict[str, 
     return {"head_at_first": first, "head_at_second": second}
 
 
+def settled(records: list[dict[str, float]], name: str) -> float:
+    """The median of the last five records."""
+    return statistics.median(record[name] for record in records[-5:])
+
+
 def run(arm: dict[str, Any], seed: int, profile: str) -> dict[str, float]:
     size, world = SIZES[profile], world_of(arm, seed, profile)
+    budget = size["steps"] * (size["longer"] if arm["world"] == "comparison" else 1)
     model = network(len(world.vocab), arm["shared"], seed)
     composes = world.inference == "composition"
     probed = world.splits["train_inferred"].ids[:PROBED]
     records: list[dict[str, float]] = []
     for record in train_tokens(
-        model, world.train, steps=size["steps"], every=size["every"], seed=seed,
+        model, world.train, steps=budget, every=size["every"], seed=seed,
         evaluate={name: world.splits[name] for name in SPLITS}, **RECIPE,
         measure=(lambda trained: lens(trained, world, probed)) if composes else None,
     ):  # fmt: skip
@@ -141,22 +153,24 @@ def run(arm: dict[str, Any], seed: int, profile: str) -> dict[str, float]:
         for name in (*SPLITS, *(("bridge_mrr",) if composes else ())):
             log_curve(name, int(record["step"]), record[name])
         learned = steps_to(records, "test_id", 0.95)
-        if not arm["shared"] and learned is not None and record["step"] >= learned + size["after"]:
+        if arm["world"] != "composition" and learned is not None and record["step"] >= learned + size["after"]:
             break
     inferred = world.train.counts[:, 2].logical_not()
     train = TokenRows(world.train.ids[inferred], world.train.counts[inferred])
-    best = {
-        name: max(majority_answer(train, world.splits[f"test_{name}"], given) for given in GUESSES)
-        for name in ("id", "ood")
-    }
-    t_mem = steps_to(records, "train_inferred", 0.95, budget=size["steps"]) or size["steps"]
-    t_gen = steps_to(records, "test_id", 0.9, budget=size["steps"]) or size["steps"]
-    found: dict[str, float] = {name: records[-1][name] for name in SPLITS}
-    found |= {"t_mem": t_mem, "t_gen": t_gen, "delay_ratio": t_gen / t_mem, "leaks": sum(fact_leaks(world).values())}
-    found |= {"majority_id": best["id"], "majority_ood": best["ood"]}
+    guessed = {}
+    for name in ("id", "ood"):
+        test = world.splits[f"test_{name}"]
+        head = (test.ids[:, 0] == test.answers).double().mean().item() if composes else 0.0
+        guessed[name] = max(head, *(majority_answer(train, test, given) for given in GUESSES))
+    t_mem = steps_to(records, "train_inferred", 0.95) or budget
+    t_gen = steps_to(records, "test_id", 0.9)
+    found: dict[str, float] = {name: settled(records, name) for name in SPLITS}
+    found |= {"t_mem": t_mem, "t_gen": t_gen or budget, "delay_ratio": t_gen / t_mem if t_gen else 0.0}
+    found |= {"majority_id": guessed["id"], "majority_ood": guessed["ood"], "leaks": sum(fact_leaks(world).values())}
+    found["ood_lift"] = (found["test_ood"] - guessed["ood"]) / (1 - guessed["ood"])
     found |= {f"best_{name}": max(record[f"test_{name}"] for record in records) for name in ("id", "ood")}
     if composes:
-        found |= {name: records[-1][name] for name in ("bridge_mrr", "relation_mrr")}
+        found |= {name: settled(records, name) for name in ("bridge_mrr", "relation_mrr")}
         over_time = [[record[name] for record in records] for name in ("bridge_mrr", "test_id")]
         moves = all(len(set(values)) > 1 for values in over_time)
         found["bridge_correlation"] = float(spearmanr(*over_time).statistic) if moves else 0.0
@@ -180,7 +194,7 @@ study = Study(
     },
     run=run,
     metrics={
-        **dict.fromkeys((*SPLITS, "best_id", "best_ood", "majority_id", "majority_ood"), higher_is_better),
+        **dict.fromkeys((*SPLITS, "best_id", "best_ood", "majority_id", "majority_ood", "ood_lift"), higher_is_better),
         **dict.fromkeys(("t_mem", "t_gen", "leaks"), lower_is_better),
         "delay_ratio": higher_is_better,
         **dict.fromkeys(
@@ -195,13 +209,13 @@ study = Study(
         at_most("composition", on="test_ood", value=0.25),
         cheaper("composition", than="composition-phi3", on="t_gen", ratio=0.6),
         at_least("comparison", on="test_ood", value=0.85),
-        better("comparison", than="composition", on="test_ood", margin=0.4),
+        better("comparison", than="composition", on="ood_lift", margin=0.4),
         better("composition-shared", than="composition", on="test_ood", margin=0.2, text="exploratory: "
                "composition-shared beats composition on test_ood by more than 0.2"),
         at_least("composition", on="bridge_correlation", value=0.6),
         at_least("wordnet", on="delay_ratio", value=3),
         at_least("wordnet", on="test_id", value=0.9),
-        at_most("wordnet", on="test_ood", value=0.25),
+        at_most("wordnet", on="ood_lift", value=0.25),
         at_least("wordnet", on="bridge_correlation", value=0.6),
     ],
     checks=[

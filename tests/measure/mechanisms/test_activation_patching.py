@@ -1,5 +1,6 @@
 import pytest
 import torch
+import transformers
 
 from heldout.lm import smollm
 from heldout.measure import Site, activation_patch, all_sites, residual_stream
@@ -43,6 +44,38 @@ def test_patching_in_batches_equals_patching_one_by_one(kind):
     assert found.shape == (LAYERS * 5, 2)
     torch.testing.assert_close(found, one_by_one(model, clean, corrupt, sites, last))
     torch.testing.assert_close(activation_patch(model, clean, corrupt, sites, last, batch_size=4), found)
+
+
+BIASED = {  # tables of biases, whose first axis may be that of heads, or of heads and rows
+    "Mpt": {"d_model": 16, "n_heads": 2, "n_layers": LAYERS, "max_seq_len": 16, "vocab_size": 23},
+    "Bloom": {"hidden_size": 16, "n_head": 2, "n_layer": LAYERS, "vocab_size": 23, "bos_token_id": None,
+              "eos_token_id": None, "pad_token_id": None},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", BIASED)
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_tables_of_biases_are_not_cut_as_if_they_had_an_entry_for_each_row(kind, count):
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{kind}Config")(**BIASED[kind])
+    model = getattr(transformers, f"{kind}ForCausalLM")(config).double()
+    for parameter in model.parameters():
+        parameter.data.add_(0.3 * torch.randn_like(parameter))
+    clean, corrupt = token_ids(1, 5), token_ids(1, 5, seed=1)
+    sites = [Site(layer, 2) for layer in range(LAYERS)][-count:]
+    found = activation_patch(model, clean, corrupt, sites, last)
+    torch.testing.assert_close(found, one_by_one(model, clean, corrupt, sites, last))
+
+
+def test_a_site_at_which_one_of_two_rows_differs_is_patched():
+    model = decoder("GPT2")
+    clean = token_ids(2, 5)
+    corrupt = clean.clone()
+    corrupt[1, 1] = (clean[1, 1] + 1) % 23
+    found = activation_patch(model, clean, corrupt, [Site(0, 1)], last)
+    torch.testing.assert_close(found, one_by_one(model, clean, corrupt, [Site(0, 1)], last))
+    assert found[0, 0] == last(residual_stream(model, clean).logits)[0]
+    assert found[0, 1] != last(residual_stream(model, clean).logits)[1]
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
@@ -142,3 +175,13 @@ def test_bad_input_is_refused_by_name_and_leaves_the_model_as_it_was():
     with pytest.raises(ZeroDivisionError):
         activation_patch(model, clean, corrupt, [Site(1, 1)], lambda logits: 1 / 0)
     assert untouched(model) == before
+
+
+def test_sites_are_numbers_and_prompts_no_longer_than_the_model_can_take():
+    model = decoder("GPT2")
+    clean, corrupt = token_ids(1, 5), token_ids(1, 5, seed=1)
+    for site in (Site(0, True), Site(True, 0)):
+        with pytest.raises((ValueError, TypeError), match="site"):
+            activation_patch(model, clean, corrupt, [site], last)
+    with pytest.raises(ValueError, match="input_ids are longer"):
+        residual_stream(model, token_ids(1, 70))

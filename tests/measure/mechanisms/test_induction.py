@@ -1,3 +1,4 @@
+import copy
 from types import SimpleNamespace
 
 import pytest
@@ -133,3 +134,14 @@ def test_bad_input_is_refused_by_name_and_the_implementation_is_put_back():
         attention_patterns(model, token_ids())
     handle.remove()
     assert untouched(model) == before
+
+
+def test_a_block_that_stands_in_two_places_has_a_pattern_in_each():
+    torch.manual_seed(0)
+    model = copy.deepcopy(decoder("GPT2")).eval()
+    blocks = model.transformer.h
+    blocks[2] = blocks[0]
+    found = attention_patterns(model, token_ids(2, 5))
+    assert found.shape == (LAYERS, 2, 2, 5, 5)
+    assert not torch.allclose(found[0], found[2])
+    assert torch.allclose(found.sum(-1), torch.ones(()).double())

@@ -137,3 +137,11 @@ def without_norm():
     model = copy.deepcopy(model)
     model.ln_f = torch.nn.Identity()
     return model
+
+
+@pytest.mark.parametrize(
+    "positions", [torch.tensor([1, 2]), torch.tensor([True, False, True]), torch.zeros(3, 1).long()]
+)
+def test_positions_are_one_for_each_row(positions):
+    with pytest.raises(ValueError, match="positions"):
+        logit_lens(decoder("GPT2"), token_ids(3, 5), torch.tensor([1, 2, 3]), positions)

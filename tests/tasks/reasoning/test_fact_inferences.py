@@ -191,3 +191,27 @@ def test_the_majority_answer_looks_at_the_tokens_that_are_given():
 def test_bad_input_is_refused_by_name(argument, call):
     with pytest.raises(ValueError, match=argument):
         call()
+
+
+def test_one_marked_fact_is_a_leak_as_two_are_and_a_false_fact_is_wrong():
+    made = composition()
+    facts, marked = made.facts, made.marked
+    tails = {tuple(fact[:2].tolist()): (int(fact[2]), bool(mark)) for fact, mark in zip(facts, marked, strict=True)}
+    mixed = next(
+        [head, first, second, tails[bridge, second][0]]
+        for (head, first), (bridge, ood) in tails.items()
+        for (entity, second), (_, other) in tails.items()
+        if entity == bridge and ood != other
+    )
+    row = torch.tensor([mixed])
+    assert fact_leaks(in_train(made, row)) == CLEAN | {"marked_in_train": 1}
+    counts = made.splits["test_ood"].counts[:1]
+    for name in ("test_ood", "test_id"):
+        part = made.splits[name]
+        assert fact_leaks(planted(made, name, TokenRows(torch.cat([part.ids, row]), torch.cat([part.counts, counts]))))[
+            "mixed_tests"
+        ] == 1  # fmt: skip
+    stated = made.splits["atomic_id"].ids.clone()
+    stated[0, 2] = (stated[0, 2] + 1) % 30
+    changed = planted(made, "atomic_id", TokenRows(stated, made.splits["atomic_id"].counts))
+    assert fact_leaks(changed)["wrong"] == 1

@@ -130,7 +130,7 @@ def activation_patch(
 
 
 def _layer(site: Site, states: int) -> int:
-    if not isinstance(site.layer, int) or not 0 <= site.layer < states:
+    if type(site.layer) is not int or not 0 <= site.layer < states:
         raise ValueError(f"sites must have layers from 0 to {states - 1}, got {site}")
     return site.layer
 
@@ -140,7 +140,7 @@ def _mask(site: Site, length: int, device: torch.device) -> Tensor:
     if site.position is None:
         return torch.ones(length, dtype=torch.bool, device=device)
     positions = site.position if isinstance(site.position, tuple) else (site.position,)
-    if not positions or not all(isinstance(at, int) and -length <= at < length for at in positions):
+    if not positions or not all(type(at) is int and -length <= at < length for at in positions):
         raise ValueError(f"sites must have positions from {-length} to {length - 1}, got {site}")
     mask = torch.zeros(length, dtype=torch.bool, device=device)
     mask[list(positions)] = True

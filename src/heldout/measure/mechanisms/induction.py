@@ -5,6 +5,7 @@ Source: arXiv:2209.11895 (Olsson et al.), the prefix-matching score on repeated 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -47,17 +48,24 @@ def attention_patterns(
         raise ValueError(
             f"model must be one of transformers, which gives attention weights, got {type(model).__name__}"
         )
-    seen: dict[int, Tensor] = {}
+    seen: dict[int, Tensor] = {}  # by the number of the call: a block may stand in several places
     handles: list[Any] = []
-    shape = (len(input_ids), input_ids.shape[1], input_ids.shape[1])
+    calls, shape = itertools.count(), (len(input_ids), input_ids.shape[1], input_ids.shape[1])
+    number = -1
+
+    def enter(*_: Any) -> None:
+        nonlocal number
+        number = next(calls)
+
+    def note(_: nn.Module, __: Any, output: Any) -> None:
+        for part in output if isinstance(output, tuple) else ():
+            if isinstance(part, Tensor) and part.ndim == 4 and (len(part), *part.shape[2:]) == shape:
+                seen.setdefault(number, part)
+
+    places = decoder_parts(model, blocks=blocks).blocks
     try:
-        for number, block in enumerate(decoder_parts(model, blocks=blocks).blocks):
-
-            def note(_: nn.Module, __: Any, output: Any, number: int = number) -> None:
-                for part in output if isinstance(output, tuple) else ():
-                    if isinstance(part, Tensor) and part.ndim == 4 and (len(part), *part.shape[2:]) == shape:
-                        seen.setdefault(number, part)
-
+        for block in dict.fromkeys(places):
+            handles.append(block.register_forward_pre_hook(enter))
             handles += [part.register_forward_hook(note) for part in block.modules()]
         asked.set_attn_implementation("eager")
         residual_stream(model, input_ids, attention_mask, blocks=blocks)
@@ -65,8 +73,11 @@ def attention_patterns(
         asked.set_attn_implementation(before)
         for handle in handles:
             handle.remove()
-    if not seen:
-        raise ValueError(f"model must give attention weights, and {type(model).__name__} gives none")
+    if len(seen) < len(places):
+        raise ValueError(
+            f"model must give attention weights in each of its {len(places)} blocks, {type(model).__name__} gives them "
+            f"in {len(seen)}"
+        )
     return torch.stack([seen[number] for number in sorted(seen)])
 
 

@@ -45,7 +45,7 @@ def hidden_states(
         model: a decoder of transformers; left as it was.
         inputs: texts, or token ids: lists of any lengths, or int64 ``(n, length)``.
         layer: before block 0, 1, ...; the number of blocks stands for behind the last one, and negative numbers count
-            from there, so that -5 is the fifth to last. A model of fewer than 6 blocks has none that deep: pass
+            from there, so that -5 is the fifth to last; of 4 blocks that is the embedding, of fewer there is none: pass
             ``round(0.85 * blocks)``, say.
         tokenizer: of the model, for texts.
         pool: which tokens count.

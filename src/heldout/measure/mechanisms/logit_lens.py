@@ -82,10 +82,12 @@ def logit_lens(
     check_dimensions(1, targets=targets)
     check_same_length(input_ids=input_ids, targets=targets)
     rows = torch.arange(len(input_ids), device=input_ids.device)
-    where = torch.as_tensor(positions, device=input_ids.device).expand(len(rows))
-    length = input_ids.shape[1]
-    if where.is_floating_point() or bool(((where < -length) | (where >= length)).any()):
+    where, length = torch.as_tensor(positions, device=input_ids.device), input_ids.shape[1]
+    if where.shape not in ((), rows.shape):
+        raise ValueError(f"positions must be one number or ({len(rows)},), got {tuple(where.shape)}")
+    if where.is_floating_point() or where.dtype == torch.bool or bool(((where < -length) | (where >= length)).any()):
         raise ValueError(f"positions must be integers from {-length} to {length - 1}, got {positions}")
+    where = where.expand(len(rows))
     stream = residual_stream(model, input_ids, attention_mask, blocks=parts.path)
     states = torch.stack([stream.states[layer][rows, where] for layer in chosen])
     if norm is None and head is None:

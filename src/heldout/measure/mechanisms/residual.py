@@ -6,6 +6,7 @@ stays behind in the model, also where it raises.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -126,8 +127,9 @@ def run_from_layer(
     layers = torch.full((len(residual),), layer) if isinstance(layer, int) else layer.cpu()
     check_labels(count + 1, layer=layers)
     check_same_length(residual=residual, layer=layers)
-    if len(layers.unique()) > 1 and input_ids.shape[1] % len(residual) == 0:
-        return _run_apart(model, residual, layers, input_ids, attention_mask, parts.path)
+    apart = functools.partial(_run_apart, model, residual, layers, input_ids, attention_mask, parts.path)
+    if len(layers.unique()) > 1 and (input_ids.shape[1] % len(residual) == 0 or len(residual) in _sizes(model)):
+        return apart()
     order = layers.argsort(stable=True)  # those that have entered are the first rows
     entered = (layers[:, None] <= torch.arange(count)).sum(0).tolist()
     sorted_rows = order.to(residual.device)
@@ -137,9 +139,12 @@ def run_from_layer(
             raise ValueError(f"residual must have the width {hidden.shape[-1]}, got {residual.shape[-1]}")
         return (residual[sorted_rows] if number == 0 else hidden), entered[number]
 
-    with _watched(parts.blocks, enter):
-        mask = None if attention_mask is None else attention_mask[sorted_rows]
-        output = _run(model, input_ids[sorted_rows], mask)
+    try:
+        with _watched(parts.blocks, enter):
+            mask = None if attention_mask is None else attention_mask[sorted_rows]
+            output = _run(model, input_ids[sorted_rows], mask)
+    except _UnsureError:
+        return apart()
     if getattr(output, "logits", None) is None:
         raise ValueError(f"model must have a head that gives logits, and {type(model).__name__} has none")
     return output.logits[sorted_rows.argsort()]
@@ -148,7 +153,7 @@ def run_from_layer(
 def _run_apart(
     model: nn.Module, residual: Tensor, layers: Tensor, input_ids: Tensor, mask: Tensor | None, blocks: str
 ) -> Tensor:
-    """As ``run_from_layer``, layer by layer: for batches that a table of positions might be taken for."""
+    """As ``run_from_layer``, layer by layer: where it cannot be told which of a block's inputs have an entry a row."""
     found: list[Tensor] = [residual] * len(residual)
     for layer in layers.unique().tolist():
         rows = (layers == layer).nonzero()[:, 0].to(residual.device)
@@ -186,7 +191,20 @@ def decoder_embedding(model: nn.Module) -> nn.Embedding | None:
 def _run(model: nn.Module, input_ids: Tensor, attention_mask: Tensor | None) -> Any:
     told = {} if attention_mask is None else {"attention_mask": attention_mask}
     with evaluating(model):
-        return model(input_ids=input_ids, use_cache=False, **told)
+        try:
+            return model(input_ids=input_ids, use_cache=False, **told)
+        except IndexError as error:
+            raise ValueError(f"input_ids are longer than the model can take: {input_ids.shape[1]} tokens") from error
+
+
+def _sizes(model: nn.Module) -> set[int]:
+    """The numbers of a model's configuration: of heads, positions, widths."""
+    told = vars(getattr(model, "config", None) or object) if hasattr(model, "config") else {}
+    return {value for value in told.values() if isinstance(value, int)}
+
+
+class _UnsureError(Exception):
+    """An input of a block whose first axis may or may not be that of the rows."""
 
 
 @contextmanager
@@ -236,8 +254,11 @@ def _watched(
 def _first_rows(given: Any, rows: int, batch: int) -> Any:
     """What belongs to the first rows of a batch: of masks, positions and biases that have an entry for each row."""
     if isinstance(given, Tensor):
-        each, rest = divmod(given.shape[0], batch) if given.ndim > 1 else (0, 0)
-        return given[: rows * each] if each and not rest else given
+        if given.ndim < 2 or given.shape[0] % batch:
+            return given
+        if given.shape[0] != batch:
+            raise _UnsureError
+        return given[:rows]
     if isinstance(given, tuple | list):
         return type(given)(_first_rows(part, rows, batch) for part in given)
     if isinstance(given, dict):

@@ -21,6 +21,8 @@ def share_layers(model: Model, times: int = 2, *, blocks: str | None = None) -> 
 
     The model is changed in place. Each place keeps a block of its own, whose parameters are the very tensors of the
     lower one: they are stored and updated once, gradients of all places add up, and generation with a cache works.
+    ``save_pretrained`` of transformers refuses such tensors: keep the ``state_dict``, and share the layers of a fresh
+    model before it is loaded.
 
     Args:
         model: a decoder of transformers, see ``decoder_parts``; 1 changes nothing.
