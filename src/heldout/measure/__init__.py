@@ -12,7 +12,7 @@ from heldout.measure.datasets.difficulty import (
 from heldout.measure.datasets.dimension import Dimension, class_margin, intrinsic_dimension, knn_distances
 from heldout.measure.datasets.g_vendi import g_vendi
 from heldout.measure.datasets.gram import gram, gram_cholesky, rbf_kernel
-from heldout.measure.datasets.repetition import Repetition, repetition
+from heldout.measure.datasets.repetition import Repetition, RepetitionReport, repetition, repetition_report
 from heldout.measure.datasets.required_bias import (
     BiasEstimate,
     ErrorLaw,
@@ -50,8 +50,10 @@ from heldout.measure.dynamics.overfitting import (
     neuron_alignment,
     overfitting_report,
 )
+from heldout.measure.dynamics.size_law import SizeLaw, fit_size_law
 from heldout.measure.dynamics.trajectory import DiffusionFit, WeightDistance
 from heldout.measure.mechanisms.activation_patching import Site, activation_patch, all_sites
+from heldout.measure.mechanisms.copying import copying_loss
 from heldout.measure.mechanisms.induction import attention_patterns, induction_score, prefix_matching
 from heldout.measure.mechanisms.linear_probe import hidden_states, linear_probe
 from heldout.measure.mechanisms.logit_lens import LogitLens, logit_lens, mean_reciprocal_rank
@@ -151,6 +153,7 @@ __all__ = [
     "ReliabilityBin",
     "Reliance",
     "Repetition",
+    "RepetitionReport",
     "ResidualStream",
     "RoutingRecorder",
     "Score",
@@ -159,6 +162,7 @@ __all__ = [
     "ScyllaScore",
     "Sharpness",
     "Site",
+    "SizeLaw",
     "SubgroupAUC",
     "SweetSpot",
     "TaskScore",
@@ -184,6 +188,7 @@ __all__ = [
     "composition_report",
     "confidence_gap",
     "contrastive_rise",
+    "copying_loss",
     "correction_table",
     "cost_frontier",
     "cross_task",
@@ -200,6 +205,7 @@ __all__ = [
     "fewshot_difficulty",
     "first_learned",
     "first_word",
+    "fit_size_law",
     "frozen_subspace",
     "g_vendi",
     "gap_recovered_interval",
@@ -257,6 +263,7 @@ __all__ = [
     "rbf_kernel",
     "reliability_table",
     "repetition",
+    "repetition_report",
     "required_inductive_bias",
     "residual_stream",
     "ridge_probe",

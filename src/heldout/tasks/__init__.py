@@ -63,6 +63,7 @@ from heldout.tasks.judged.shape_hierarchy import (
     shape_hierarchy,
 )
 from heldout.tasks.language.code import stdlib_code, stdlib_digest, stdlib_docstrings
+from heldout.tasks.language.copying_language import CopyingLanguage, copying_language
 from heldout.tasks.language.instruction_world import (
     CATEGORIES,
     InstructionWorld,
@@ -243,6 +244,7 @@ __all__ = [
     "ChainProblem",
     "ChoiceQuestion",
     "ComposeProblem",
+    "CopyingLanguage",
     "Dominoes",
     "DrawingTags",
     "Drawings",
@@ -295,6 +297,7 @@ __all__ = [
     "comparison_facts",
     "compose_problem",
     "composition_facts",
+    "copying_language",
     "corrupt_labels",
     "covering_exemplars",
     "cut_out",
