@@ -50,7 +50,9 @@ def naive(rows, n):
     for item, row in enumerate(rows):
         for start in range(len(row) - n + 1):
             places.setdefault(tuple(row[start : start + n]), []).append((item, start))
-    again = {(item, start + k) for found in places.values() if len(found) > 1 for item, start in found for k in range(n)}
+    again = {
+        (item, start + k) for found in places.values() if len(found) > 1 for item, start in found for k in range(n)
+    }
     later = {(item, start + k) for found in places.values() for item, start in found[1:] for k in range(n)}
     total = sum(map(len, rows))
     items = len({item for item, _ in again}) / len(rows)
@@ -61,7 +63,7 @@ def naive(rows, n):
 def test_windows_are_those_of_a_loop(n):
     generator = random.Random(n)
     rows = [[generator.randrange(3) for _ in range(generator.randrange(1, 30))] for _ in range(20)]
-    rows += [rows[0], rows[1][:8] + [2]]
+    rows += [rows[0], [*rows[1][:8], 2]]
     report = repetition_report(rows, n)
     items, tokens, redundant, histogram = naive(rows, n)
     assert report.repeated_items == pytest.approx(items)

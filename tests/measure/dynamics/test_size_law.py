@@ -52,7 +52,7 @@ def test_noisy_losses_are_fitted_by_least_squares_in_log_loss():
 def test_beyond_the_fitted_sizes_only_a_request_is_answered():
     law = fit_size_law(SIZES, losses())
     for size in (15.0, 97.0):
-        with pytest.raises(ValueError, match="loss .* extrapolate"):
+        with pytest.raises(ValueError, match=r"loss .* extrapolate"):
             law.effective_size(law.loss(size))
         assert law.effective_size(law.loss(size), extrapolate=True) == pytest.approx(size)
     floored = fit_size_law(SIZES, losses(floor=1.0), floor=True)

@@ -142,6 +142,8 @@ def repeated_data(fraction: float = 0.1, repeats: float = 100) -> Method:
         draws = round(fraction * len(splits.train))  # type: ignore[arg-type]
         if repeats <= draws:
             return None
-        return f"it shows an example {repeats:g} times, and a share of {fraction:g} of the training set is {draws} draws"
+        return (
+            f"it shows an example {repeats:g} times, and a share of {fraction:g} of the training set is {draws} draws"
+        )
 
     return Method("repeated_data", data=data, check=check)

@@ -143,7 +143,9 @@ def repetition_report(
     lengths = np.array([len(row) for row in rows])
     total = int(lengths.sum())
     if n == "exact":
-        keys = [item if isinstance(item, str) else row.tobytes() for item, row in zip(tokens_or_texts, rows, strict=True)]
+        keys = [
+            item if isinstance(item, str) else row.tobytes() for item, row in zip(tokens_or_texts, rows, strict=True)
+        ]
         counts = repetition(keys).counts
         places: dict[Hashable, list[int]] = {}
         for position, key in enumerate(keys):
@@ -175,7 +177,9 @@ def repetition_report(
         repeated_items=len(np.unique(owner[covered])) / len(rows),
         repeated_tokens=float(covered.sum() / max(1, total)),
         redundant_tokens=float(redundant.sum() / max(1, total)),
-        histogram={int(count): int(many) for count, many in zip(*np.unique(counts_of, return_counts=True), strict=True)},
+        histogram={
+            int(count): int(many) for count, many in zip(*np.unique(counts_of, return_counts=True), strict=True)
+        },
     )
 
 

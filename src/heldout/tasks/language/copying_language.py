@@ -1,4 +1,4 @@
-"""Core: A procedural language of a few regularities and much chance, in which some sequences repeat a part of themselves.
+"""Core: A procedural language of few regularities and much chance, whose sequences repeat parts of themselves.
 
 What follows a token is drawn, so most of a sequence can only be guessed at or learned by heart; where a part comes
 again, a model that copies from its context knows it.
@@ -11,10 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from heldout.errors import check_at_least, check_fields, check_fraction, checked
+from heldout.errors import check_at_least, check_fields, check_fraction, check_positive, checked
 from heldout.tasks.seeds import Seed, generator_of
-
-_SPREAD = 0.07  # of the Dirichlet draws: about 2.5 nats a token with 64 tokens at rank 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,7 +24,7 @@ class CopyingLanguage:
 
     Example:
         >>> language = copying_language(vocab=64, seed=0)
-        >>> language.sample(3, seed=1).shape, 2.2 < language.entropy < 2.8
+        >>> language.sample(3, seed=1).shape, 3.3 < language.entropy < 3.7
         (torch.Size([3, 64]), True)
     """
 
@@ -100,18 +98,20 @@ class CopyingLanguage:
 
 
 @checked
-def copying_language(vocab: int = 64, rank: int = 8, *, seed: Seed = 0) -> CopyingLanguage:
+def copying_language(vocab: int = 64, rank: int = 8, *, concentration: float = 0.2, seed: Seed = 0) -> CopyingLanguage:
     """Returns a language whose table of transitions is random and of low rank.
 
     A token belongs to few of ``rank`` hidden kinds, and each kind goes before few tokens.
 
     Args:
-        vocab: tokens; 64 of them at rank 8 have about 2.5 nats each, given the one before.
+        vocab: tokens; 64 of them at rank 8 have about 3.5 nats each, given the one before.
         rank: of the table.
+        concentration: of the Dirichlet distributions that the kinds of a token and the tokens of a kind are drawn from;
+            0.07 makes about 2.5 nats.
         seed: of the language.
 
     Raises:
-        ValueError: a number below 1, or more kinds than tokens.
+        ValueError: a number below 1, more kinds than tokens, or a concentration that is not positive.
 
     Example:
         >>> torch.linalg.matrix_rank(copying_language(32, 4).transitions).item()
@@ -119,10 +119,11 @@ def copying_language(vocab: int = 64, rank: int = 8, *, seed: Seed = 0) -> Copyi
     """
     check_at_least(1, vocab=vocab, rank=rank)
     check_at_least(rank, vocab=vocab)
+    check_positive(concentration=concentration)
     generator = generator_of(seed)
 
     def rows(*shape: int) -> Tensor:
-        drawn = torch._standard_gamma(torch.full(shape, _SPREAD, dtype=torch.float64), generator=generator)
+        drawn = torch._standard_gamma(torch.full(shape, concentration, dtype=torch.float64), generator=generator)
         return drawn / drawn.sum(1, keepdim=True)
 
     return CopyingLanguage(rows(vocab, rank) @ rows(rank, vocab))
