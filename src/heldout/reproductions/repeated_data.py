@@ -44,7 +44,7 @@ LENGTH, BATCH, WIDTH, LADDER = 32, 64, 48, (16, 24, 32, 48)
 RECORDS = 32  # evaluations on the way
 WARMUP = 50  # steps
 # steps, validation sequences, test sequences, sequences of an evaluation on the way
-SIZES = {"smoke": (12, 20, 40, 16), "laptop": (1000, 1000, 3000, 128)}
+SIZES = {"smoke": (6, 20, 40, 8), "laptop": (1000, 1000, 3000, 128)}
 
 
 class World(NamedTuple):

@@ -134,7 +134,8 @@ def repeated_data(fraction: float = 0.1, repeats: float = 100) -> Method:
     def data(run: Run, train_set: Any) -> Sampler:
         if train_set is not run.splits.train:
             raise TypeError("repeated_data draws from the training set as given: write it without the method before it")
-        schedule = RepeatSchedule(train_set, len(train_set), fraction, repeats, seed=run.seed)
+        size = len(run.splits.train)  # type: ignore[arg-type]
+        schedule = RepeatSchedule(run.splits.train, size, fraction, repeats, seed=run.seed)
         run.state["repeated_data"] = schedule.summary()
         return schedule
 

@@ -202,11 +202,10 @@ def _windows(rows: Sequence[IntArray], lengths: IntArray, n: int) -> tuple[IntAr
     if not len(starts):
         return starts, starts
     doubled, size = _numbered(stream), 1
-    numbers, done = None, 0
+    numbers, done = np.zeros_like(starts), 0
     while True:
         if n & size:
-            part = doubled[starts + done]
-            numbers = part if numbers is None else _numbered(numbers * len(stream) + part)
+            numbers = _numbered(numbers * len(stream) + doubled[starts + done])
             done += size
         if done == n:
             return starts, numbers

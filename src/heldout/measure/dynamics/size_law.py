@@ -64,6 +64,11 @@ class SizeLaw:
 
         Raises:
             ValueError: a loss at or below the floor, or one of a size beyond those that were fitted.
+
+        Example:
+            >>> law = fit_size_law([1, 100], [4.0, 1.0])
+            >>> round(law.effective_size(2.0)), round(law.effective_size(0.5, extrapolate=True))
+            (10, 1000)
         """
         check_positive(loss=loss)
         if loss <= self.floor:
@@ -97,6 +102,12 @@ class SizeLaw:
             ValueError: as ``effective_size``, or no more models than the law has parameters.
 
         Source: the bootstrap of residuals, Efron and Tibshirani (1993), chapter 9.
+
+        Example:
+            >>> law = fit_size_law([10, 20, 40, 80], [4.0, 3.6, 3.1, 2.8])
+            >>> found = law.effective_size_interval(3.3)
+            >>> found.low < found.estimate < found.high
+            True
         """
         estimate = self.effective_size(loss)
         check_fraction(confidence=confidence)
