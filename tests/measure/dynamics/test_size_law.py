@@ -100,6 +100,7 @@ def test_an_interval_with_a_floor_holds_the_estimate_and_narrows_with_the_noise(
         ([4.0, 4.0], [1.0, 2.0], False, "sizes"),
         ([4.0, 8.0], [2.0, 1.0], True, "sizes"),
         ([4.0, 8.0], [1.0, 2.0], False, "losses must fall"),
+        ([4.0, 8.0], [2.0, 2.0 - 1e-6], False, "losses must fall"),
         ([4.0, 8.0], [2.0, 0.0], False, "losses"),
         ([4.0, -8.0], [2.0, 1.0], False, "sizes"),
         ([4.0, 8.0], [2.0, float("nan")], False, "losses"),

@@ -14,6 +14,7 @@ import numpy as np
 from heldout.errors import check_at_least, check_fields, check_fraction, check_positive, check_same_length, checked
 from heldout.statistics import CONFIDENCE, Array, Interval, percentile
 
+_LARGEST = 700.0  # of the log of the scale
 _FLOORS = 400  # tried on a grid before the best one is refined
 
 
@@ -167,7 +168,7 @@ def fit_size_law(sizes: Sequence[float], losses: Sequence[float], floor: bool = 
         level, slope, lowest = _fit_with_floor(logs, values)
     else:
         (level,), (slope,), lowest = *_fit_plain(logs, values[None]), 0.0
-    if not slope > 0:
+    if not slope > 0 or abs(level / slope) > _LARGEST:
         raise ValueError("losses must fall with the size")
     return SizeLaw(
         a=float(np.exp(level / slope)),
