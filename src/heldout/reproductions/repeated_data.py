@@ -17,7 +17,7 @@ all data are unique. ``peak`` is the worst of 10, 100 and 1,000 on validation se
 the blocks; what a loss is worth is read from a power law through networks of six widths, trained on unique data with
 the same seed. Beyond the ladder the law is extrapolated: the peak may be worse than its smallest network.
 
-Deviations. 56,000 parameters and 2 million tokens. So that networks of this size copy within the budget: Llama's blocks
+Deviations. 56,000 parameters and 2 million tokens, one of code. So that networks of this size copy within the budget: Llama's blocks
 with rotary positions, a warm-up and four times the rate, shorter sequences that all hold a copy, of a language with a
 nat more a token. No transfer to a second domain and no network of one layer. Brown's corpus is no installed source.
 """
@@ -43,7 +43,7 @@ from heldout.train import seeded
 LENGTH, BATCH, WIDTH, LADDER = 32, 64, 48, (4, 8, 16, 24, 32, 48)
 RECORDS = 32  # evaluations on the way
 WARMUP = 50  # steps
-# steps, validation sequences, test sequences, sequences of an evaluation on the way
+# steps on the language (half of them on code), validation sequences, test sequences, sequences of an evaluation on the way
 SIZES = {"smoke": (6, 20, 40, 8), "laptop": (1000, 1000, 3000, 128)}
 
 
@@ -56,9 +56,13 @@ class World(NamedTuple):
     vocab: int
 
 
+def steps_of(cell: str, profile: str) -> int:
+    return SIZES[profile][0] // (2 if cell == "code" else 1)
+
+
 @functools.lru_cache(maxsize=2)
 def world(cell: str, seed: int, profile: str) -> World:
-    steps, val, test, _ = SIZES[profile]
+    steps, (_, val, test, _) = steps_of(cell, profile), SIZES[profile]
     generator = torch.Generator().manual_seed(seed)
     if cell == "language":
         language = copying_language(seed=generator)
@@ -114,7 +118,7 @@ class Trained(NamedTuple):
 
 @functools.lru_cache(maxsize=32)
 def trained(cell: str, repeats: int, fraction: float, width: int, seed: int, profile: str) -> Trained:
-    data, (steps, _, _, looked_at) = world(cell, seed, profile), SIZES[profile]
+    data, steps, looked_at = world(cell, seed, profile), steps_of(cell, profile), SIZES[profile][3]
     draws = round(fraction * steps * BATCH)
     schedule = RepeatSchedule(data.train, steps * BATCH, fraction, min(repeats, draws), seed=seed)
     repeated, fresh = data.train[schedule.subset[:looked_at]], data.val[:looked_at]
