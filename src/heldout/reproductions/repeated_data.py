@@ -17,9 +17,10 @@ all data are unique. ``peak`` is the worst of 10, 100 and 1,000 on validation se
 the blocks; what a loss is worth is read from a power law through networks of six widths, trained on unique data with
 the same seed. Beyond the ladder the law is extrapolated: the peak may be worse than its smallest network.
 
-Deviations. 56,000 parameters and 2 million tokens, one of code. So that networks of this size copy within the budget: Llama's blocks
-with rotary positions, a warm-up and four times the rate, shorter sequences that all hold a copy, of a language with a
-nat more a token. No transfer to a second domain and no network of one layer. Brown's corpus is no installed source.
+Deviations. 56,000 parameters and 2 million tokens, one of code. So that networks of this size copy within the budget:
+Llama's blocks with rotary positions, a warm-up and four times the rate, shorter sequences that all hold a copy, of a
+language with a nat more a token. No transfer to a second domain and no network of one layer. Brown's corpus is no
+installed source.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ from heldout.train import seeded
 LENGTH, BATCH, WIDTH, LADDER = 32, 64, 48, (4, 8, 16, 24, 32, 48)
 RECORDS = 32  # evaluations on the way
 WARMUP = 50  # steps
-# steps on the language (half of them on code), validation sequences, test sequences, sequences of an evaluation on the way
+# steps on the language (half of them on code), sequences of validation, of the test, of an evaluation on the way
 SIZES = {"smoke": (6, 20, 40, 8), "laptop": (1000, 1000, 3000, 128)}
 
 
