@@ -50,7 +50,7 @@ from heldout.measure.dynamics.overfitting import (
     neuron_alignment,
     overfitting_report,
 )
-from heldout.measure.dynamics.size_law import SizeLaw, fit_size_law
+from heldout.measure.dynamics.size_law import SizeLaw, fit_size_law, interpolated_size
 from heldout.measure.dynamics.trajectory import DiffusionFit, WeightDistance
 from heldout.measure.mechanisms.activation_patching import Site, activation_patch, all_sites
 from heldout.measure.mechanisms.copying import copying_loss
@@ -218,6 +218,7 @@ __all__ = [
     "hidden_states",
     "induction_score",
     "inductive_bias",
+    "interpolated_size",
     "intrinsic_dimension",
     "kernel_error_law",
     "kernel_error_samples",

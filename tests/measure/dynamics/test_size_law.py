@@ -1,11 +1,14 @@
-"""Laws of model size on losses that follow one, against SciPy's own fit, and their intervals' coverage."""
+"""Laws of model size against the fit of SciPy, the coverage of their intervals, and sizes read without a law."""
+
+import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
 from scipy.optimize import curve_fit
 from scipy.stats import linregress
 
-from heldout.measure import SizeLaw, fit_size_law
+from heldout.measure import SizeLaw, fit_size_law, interpolated_size
 
 SIZES = [16.0, 24.0, 32.0, 48.0, 96.0]
 
@@ -115,3 +118,67 @@ def test_what_has_no_law_is_refused_by_name(sizes, values, floor, said):
 def test_an_interval_needs_more_models_than_parameters():
     with pytest.raises(ValueError, match="losses must be of at least 3 models"):
         fit_size_law([4.0, 8.0], [2.0, 1.0]).effective_size_interval(1.5)
+
+
+def naive_size(sizes, losses, loss):
+    """The largest size at which the line through the models, log size against loss, is still as bad as ``loss``."""
+    means = {size: [] for size in sorted(sizes)}
+    for size, value in zip(sizes, losses, strict=True):
+        means[size].append(value)
+    line = [(size, sum(values) / len(values)) for size, values in means.items()]
+    if loss <= line[-1][1]:
+        return line[-1][0]
+    for (small, high), (large, low) in reversed(list(pairwise(line))):
+        if low < loss <= high:
+            return math.exp(math.log(large) + (math.log(small) - math.log(large)) * (loss - low) / (high - low))
+    return line[0][0]
+
+
+def test_an_interpolated_size_is_that_of_the_line_through_the_models():
+    sizes, values = [8.0, 2.0, 32.0, 2.0, 100.0], [3.0, 4.2, 2.0, 3.8, 1.9]
+    assert interpolated_size(sizes, values, 3.5) == pytest.approx(4.0)
+    assert interpolated_size(sizes, values, 2.5) == pytest.approx(16.0)
+    for loss in np.linspace(1.9, 4.0, 37):
+        assert interpolated_size(sizes, values, float(loss)) == pytest.approx(naive_size(sizes, values, loss))
+    for size, loss in zip([8.0, 2.0, 32.0, 100.0], [3.0, 4.0, 2.0, 1.9], strict=True):
+        assert interpolated_size(sizes, values, loss) == size
+
+
+def test_a_larger_model_that_is_worse_stands_for_the_smaller_ones():
+    sizes, values = [1.0, 2.0, 4.0, 8.0], [3.0, 2.2, 2.6, 2.0]
+    assert interpolated_size(sizes, values, 2.6) == 4.0
+    assert interpolated_size(sizes, values, 2.3) == pytest.approx(naive_size(sizes, values, 2.3)) == 4 * 2**0.5
+    for loss in np.linspace(2.0, 3.0, 21):
+        assert interpolated_size(sizes, values, float(loss)) >= 0.999 * naive_size(sizes, values, loss)
+
+
+def test_the_largest_model_is_worth_its_own_size_even_where_a_smaller_one_is_better():
+    assert interpolated_size([1, 2, 4], [3.0, 1.5, 2.0], 2.0) == 4.0
+    assert interpolated_size([1, 2, 4], [3.0, 1.5, 2.0], 1.5, beyond="clip") == 4.0
+
+
+def test_a_loss_beyond_those_measured_is_refused_or_clipped():
+    sizes, values = [4.0, 8.0], [2.0, 1.0]
+    for loss, end in ((2.1, 4.0), (0.9, 8.0)):
+        with pytest.raises(ValueError, match="loss must lie within those measured, from 1 to 2"):
+            interpolated_size(sizes, values, loss)
+        assert interpolated_size(sizes, values, loss, beyond="clip") == end
+
+
+@pytest.mark.parametrize(
+    ("sizes", "values", "loss", "said"),
+    [
+        ([4.0, 4.0], [1.0, 2.0], 1.5, "sizes"),
+        ([4.0, 8.0], [1.0, 2.0], 1.5, "losses must fall"),
+        ([4.0, 8.0], [2.0, 2.0], 2.0, "losses must fall"),
+        ([4.0, 0.0], [2.0, 1.0], 1.5, "sizes"),
+        ([4.0, 8.0], [2.0, float("nan")], 1.5, "losses"),
+        ([4.0, 8.0], [2.0, 1.0], float("nan"), "loss"),
+        ([4.0, 8.0, 9.0], [2.0, 1.0], 1.5, "equally long"),
+    ],
+)
+def test_what_cannot_be_interpolated_is_refused_by_name(sizes, values, loss, said):
+    with pytest.raises(ValueError, match=said):
+        interpolated_size(sizes, values, loss)
+    with pytest.raises(ValueError, match="beyond"):
+        interpolated_size([4.0, 8.0], [2.0, 1.0], 1.5, beyond="guess")

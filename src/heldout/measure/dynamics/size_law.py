@@ -8,10 +8,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 
 import numpy as np
 
-from heldout.errors import check_at_least, check_fields, check_fraction, check_positive, check_same_length, checked
+from heldout.errors import (
+    check_at_least,
+    check_fields,
+    check_fraction,
+    check_one_of,
+    check_positive,
+    check_same_length,
+    checked,
+)
 from heldout.statistics import CONFIDENCE, Array, Interval, percentile
 
 _LARGEST = 700.0  # of the log of the scale
@@ -178,6 +187,61 @@ def fit_size_law(sizes: Sequence[float], losses: Sequence[float], floor: bool = 
         losses=tuple(map(float, losses)),
         has_floor=floor,
     )
+
+
+@checked
+def interpolated_size(
+    sizes: Sequence[float], losses: Sequence[float], loss: float, *, beyond: Literal["refuse", "clip"] = "refuse"
+) -> float:
+    """Returns the size of the model that would have this loss, read between models that were measured.
+
+    It needs no law: for losses that fall in steps, as that of copying does. Between two neighbours log size is linear
+    in loss. Where a larger model has a higher loss, it stands for the smaller ones, too: of several sizes that have a
+    loss the largest is given, so a loss is never undervalued. The loss of the largest model is worth its size.
+
+    Args:
+        sizes: of the models, in parameters or any other unit; the losses of models of one size are averaged.
+        losses: of the models, trained alike and on unrepeated data.
+        loss: of a model that was trained otherwise, for example on repeated data.
+        beyond: what a loss outside of those that were measured gets: an error (``"refuse"``), or the size at that end
+            (``"clip"``), which bounds the true one: from above where the loss is higher than all, from below where it
+            is lower.
+
+    Raises:
+        ValueError: fewer than two different sizes, numbers that are not positive, a largest model that is no better
+            than any other, or a loss outside of those that were measured.
+
+    Source: arXiv:2205.10487, section 3, reads effective sizes from curves without repetition.
+
+    Example:
+        >>> round(interpolated_size([1, 100], [4.0, 2.0], 3.0), 6)
+        10.0
+        >>> interpolated_size([1, 100], [4.0, 2.0], 5.0, beyond="clip")
+        1.0
+    """
+    check_positive(sizes=sizes, losses=losses, loss=loss)
+    check_same_length(sizes=sizes, losses=losses)
+    check_one_of(("refuse", "clip"), beyond=beyond)
+    different, which = np.unique(np.asarray(sizes, dtype=np.float64), return_inverse=True)
+    if len(different) < 2:
+        raise ValueError(f"sizes must hold at least 2 different ones, got {len(different)}")
+    means = np.bincount(which, np.asarray(losses, dtype=np.float64)) / np.bincount(which)
+    falling = np.maximum.accumulate(means[::-1])  # from the largest model down
+    if falling[0] == falling[-1]:
+        raise ValueError("losses must fall with the size: the largest model is no better than any other")
+    if beyond == "refuse" and not falling[0] <= loss <= falling[-1]:
+        raise ValueError(
+            f"loss must lie within those measured, from {falling[0]:.6g} to {falling[-1]:.6g}, got {loss:.6g}: "
+            'beyond="clip" answers with the size at that end'
+        )
+    descending = different[::-1]
+    at = int(np.searchsorted(falling, loss))  # the largest model that is no better
+    if at == len(falling):
+        return float(descending[-1])
+    if at == 0 or falling[at] == loss:
+        return float(descending[at])
+    share = (loss - falling[at - 1]) / (falling[at] - falling[at - 1])
+    return float(descending[at - 1] * (descending[at] / descending[at - 1]) ** share)
 
 
 def _fit_plain(logs: Array, losses: Array) -> tuple[Array, Array]:

@@ -53,6 +53,8 @@ def copying_loss(
     check_at_least(2, copies=copies)
     check_at_least(1, batch_size=batch_size)
     check_nonempty(segments=segments)
+    if isinstance(segments, Tensor):
+        check_dimensions(2, segments=segments)
     for segment in segments:
         check_dimensions(1, segments=segment)
         check_nonempty(segments=segment)
@@ -73,7 +75,12 @@ def copying_loss(
                 if module is not None:
                     ids = ids.to(device_of(module))
                     check_ids(module, ids)
-                logits = forward(model, ids)[:, length - 1 : -1].float()
+                logits = forward(model, ids)
+                if logits.ndim != 3 or logits.shape[:2] != ids.shape:
+                    asked = f"(batch, length, vocabulary) for ids {tuple(ids.shape)}"
+                    raise ValueError(f"model must give logits {asked}, got {tuple(logits.shape)}")
+                check_labels(logits.shape[2], segments=rows)
+                logits = logits[:, length - 1 : -1].float()
                 losses = F.cross_entropy(logits.flatten(0, 1), ids[:, length:].flatten(), reduction="none")
                 total += float(losses.double().sum())
                 count += losses.numel()
