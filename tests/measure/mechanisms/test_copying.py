@@ -69,7 +69,7 @@ def test_what_cannot_be_copied_is_refused_by_name():
     with pytest.raises(ValueError, match="segments"):
         copying_loss(model, torch.tensor(3))
     with pytest.raises(ValueError, match="segments"):
-        copying_loss(copier(7), SEGMENTS + VOCAB, copies=2)
+        copying_loss(lambda ids: torch.zeros(*ids.shape, VOCAB), SEGMENTS + VOCAB, copies=2)
     with pytest.raises(ValueError, match=r"model must give logits \(batch, length, vocabulary\)"):
         copying_loss(lambda ids: torch.zeros(2, 3), SEGMENTS)
     with pytest.raises(ValueError, match="input_ids"):
