@@ -3,10 +3,11 @@
 Claim. Where a small part of the data is repeated and the rest is unique, the test loss has a peak at an intermediate
 number of repeats: an 800M model falls to one of half its size. Copying and induction heads suffer more than the loss.
 Source: arXiv:2205.10487 (Hernandez et al.). Restated: the worst of 10 to 1,000 repeats has a test loss above those of 1
-and of 10,000 repeats by 0.01 nat; it is worth at most 0.8 of its size; at 10,000 repeats copying is worth less than the
-loss is, by 0.01 of the size; the strongest induction head of the worst matches at most 0.8 of what that of unique data does; and half-way through its training the
-repeated part is being learned by heart: its loss has gone 20 to 80 % of the way to zero. That way begins at the loss on
-new data at the same step: from the first step on, learning the language alone would count as a part of it.
+and of 10,000 repeats by 0.01 nat; it is worth at most 0.8 of its size; its strongest induction head matches at most 0.8
+of what that of unique data does; half-way through its training the repeated part is being learned by heart: its loss
+has gone 20 to 80 % of the way to zero; and at 10,000 repeats copying is worth less than the loss is, by 0.01 of the
+size. The way to zero begins at the loss on new data at the same step: from the first step on, learning the language
+alone would count as a part of it.
 
 World. ``copying_language``: 64 tokens of 3.5 nats, in sequences of 32, each of which copies 8 to 15 tokens of itself.
 And, judged by itself, the bytes of Python's standard library, without docstrings, in blocks of 32; whole modules are
@@ -18,7 +19,7 @@ all data are unique. ``peak`` is the worst of 10, 100 and 1,000 on validation se
 the blocks. What a loss is worth is read between networks of four widths, trained on unique data with the same seed; the
 last of them is ``1x``, worth 1 by construction. Nothing is extrapolated: a loss above the smallest network's has the
 worth of that one, an upper bound. Where the loss and copying are both beyond the same end, which is worth less is open:
-so it is at the peak, and copying is judged at 10,000 repeats, where the harm is within the ladder.
+so it may be at the peak, and copying is judged at 10,000 repeats, where the harm is smaller.
 
 Deviations. 55,000 parameters and 2 million tokens, one of code. So that networks of this size copy within the budget:
 Llama's blocks with rotary positions, a warm-up and four times the rate, shorter sequences that all hold a copy, of a
