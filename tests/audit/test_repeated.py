@@ -8,7 +8,9 @@ from torch.utils.data import Subset, TensorDataset
 from heldout import Splits
 from heldout.audit.repeated import repeated_rows, row_keys
 from heldout.audit.work import Audit, NotApplicableError
-from heldout.problem import Problem
+from heldout.lm import word_tokenizer
+from heldout.problem import Problem, Texts
+from heldout.problem.texts import Language
 
 
 def rows(count, seed):
@@ -82,3 +84,11 @@ def test_keys_tell_rows_apart_in_views_tuples_and_dicts():
 def test_inputs_that_are_no_tensors_are_not_compared():
     with pytest.raises(NotApplicableError, match="tensors or texts"):
         row_keys([("a", 0), ("b", 1)])
+
+
+def test_texts_are_told_apart_by_their_tokens_whatever_parts_of_them_are_taken():
+    texts = Texts(["a b c", "a b", "a b c", "c"], Language(word_tokenizer(["a b c"])))
+    keys = row_keys(texts)
+    assert keys[0] == keys[2]
+    assert len(set(keys)) == 3
+    assert row_keys(Subset(Subset(texts, [3, 1, 0]), [2, 0])) == [keys[0], keys[3]]

@@ -238,7 +238,7 @@ def interpolated_size(
     at = int(np.searchsorted(falling, loss))  # the largest model that is no better
     if at == len(falling):
         return float(descending[-1])
-    if at == 0 or falling[at] == loss:
+    if at == 0:
         return float(descending[at])
     share = (loss - falling[at - 1]) / (falling[at] - falling[at - 1])
     return float(descending[at - 1] * (descending[at] / descending[at - 1]) ** share)
