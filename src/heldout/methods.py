@@ -32,11 +32,13 @@ def available() -> list[str]:
 
 
 def on_request() -> list[str]:
-    """Returns the names of the Methods that ``heldout improve`` tries only when asked to: they buy gains by compute.
+    """Returns the names of the Methods that ``heldout improve`` tries only when asked to.
+
+    They buy gains by compute, or ask what something costs.
 
     Example:
         >>> on_request()
-        ['deep_ensemble']
+        ['deep_ensemble', 'repeated_data']
     """
     return sorted(name for name, method in named_methods().items() if method.on_request)
 

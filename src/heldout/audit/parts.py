@@ -19,6 +19,7 @@ from torch.utils.data import Subset
 
 from heldout.audit.examples import shown_suspects, worst_examples
 from heldout.audit.judging import Threshold, chance_calibration_error
+from heldout.audit.repeated import repeated_rows
 from heldout.audit.work import Audit, NotApplicableError, metric_interval, metric_of, named_validation
 from heldout.data import all_targets, gather
 from heldout.measure import (
@@ -457,6 +458,7 @@ PARTS: tuple[tuple[str, Callable[[Audit], None], bool], ...] = (
     ("calibration", _calibration, True),
     ("classes and groups", _classes, True),
     ("memorization", _memorization, False),
+    ("repeated rows", repeated_rows, False),
     ("training curve", _curve, False),
     ("half of the epochs", _half_trained, False),
     ("worst examples", worst_examples, False),

@@ -25,6 +25,7 @@ from heldout.data.prismatic import Clusters, PrismaticSynthesizer, SynthesisRoun
 from heldout.data.selection.draws import EndlessSampler, ShareSampler
 from heldout.data.selection.novelty import NoveltyCurriculum, novelty_curriculum
 from heldout.data.selection.prototype_difficulty import difficulty_quantiles, difficulty_subset, prototype_difficulty
+from heldout.data.selection.repeated_data import RepeatSchedule, repeated_data
 from heldout.data.self_targets import RESTATE, TARGET_SOURCES, SelfTargets, self_targets
 from heldout.data.semi_supervised import InputsOnly, SemiSupervisedSplit, semi_supervised_split
 from heldout.data.skic import skic_traces
@@ -103,6 +104,7 @@ __all__ = [
     "PatchMix",
     "PrismaticSynthesizer",
     "Relexicalized",
+    "RepeatSchedule",
     "SelfTargets",
     "SemiSupervisedSplit",
     "SequencePair",
@@ -152,6 +154,7 @@ __all__ = [
     "prototype_difficulty",
     "randomize_verbalizers",
     "relexicalize",
+    "repeated_data",
     "same_factors",
     "sample_ids",
     "sample_triplets",

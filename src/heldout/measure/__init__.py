@@ -13,7 +13,7 @@ from heldout.measure.datasets.difficulty import (
 from heldout.measure.datasets.dimension import Dimension, class_margin, intrinsic_dimension, knn_distances
 from heldout.measure.datasets.g_vendi import g_vendi
 from heldout.measure.datasets.gram import gram, gram_cholesky, rbf_kernel
-from heldout.measure.datasets.repetition import Repetition, repetition
+from heldout.measure.datasets.repetition import Repetition, RepetitionReport, repetition, repetition_report
 from heldout.measure.datasets.required_bias import (
     BiasEstimate,
     ErrorLaw,
@@ -51,6 +51,7 @@ from heldout.measure.dynamics.overfitting import (
     neuron_alignment,
     overfitting_report,
 )
+from heldout.measure.dynamics.size_law import SizeLaw, fit_size_law, interpolated_size
 from heldout.measure.dynamics.trajectory import DiffusionFit, WeightDistance
 from heldout.measure.in_context.predictors import (
     BayesPredictor,
@@ -69,6 +70,7 @@ from heldout.measure.in_context.strategy_posterior import (
 )
 from heldout.measure.in_context.strategy_weights import output_distance, strategy_weights
 from heldout.measure.mechanisms.activation_patching import Site, activation_patch, all_sites
+from heldout.measure.mechanisms.copying import copying_loss
 from heldout.measure.mechanisms.induction import attention_patterns, induction_score, prefix_matching
 from heldout.measure.mechanisms.linear_probe import hidden_states, linear_probe
 from heldout.measure.mechanisms.logit_lens import LogitLens, logit_lens, mean_reciprocal_rank
@@ -186,6 +188,7 @@ __all__ = [
     "ReliabilityBin",
     "Reliance",
     "Repetition",
+    "RepetitionReport",
     "ResidualStream",
     "RidgePredictor",
     "RoutingRecorder",
@@ -195,6 +198,7 @@ __all__ = [
     "ScyllaScore",
     "Sharpness",
     "Site",
+    "SizeLaw",
     "StoredItemsPredictor",
     "StrategyCell",
     "StrategyPosterior",
@@ -226,6 +230,7 @@ __all__ = [
     "concurrence_matrix",
     "confidence_gap",
     "contrastive_rise",
+    "copying_loss",
     "correction_table",
     "cost_frontier",
     "cross_task",
@@ -243,6 +248,7 @@ __all__ = [
     "fewshot_difficulty",
     "first_learned",
     "first_word",
+    "fit_size_law",
     "frozen_subspace",
     "g_vendi",
     "gap_recovered_interval",
@@ -256,6 +262,7 @@ __all__ = [
     "hold_out_cells",
     "induction_score",
     "inductive_bias",
+    "interpolated_size",
     "intrinsic_dimension",
     "kernel_error_law",
     "kernel_error_samples",
@@ -302,6 +309,7 @@ __all__ = [
     "rbf_kernel",
     "reliability_table",
     "repetition",
+    "repetition_report",
     "replaced_patch_selectivity",
     "required_inductive_bias",
     "residual_stream",

@@ -207,7 +207,7 @@ def of_words(name: str, style: str, seed: int, profile: str) -> dict[str, list[f
         held_out, spelled = ["jump", "JUMP"], [token for pair in alone for token in pair]
     else:
         pairs = brief(FORMS.sample(6 * setting.pairs, seed=seed), 13)
-        alone = brief([FORMS.primitive(noun) for noun in FORMS.nouns], 13)
+        alone = brief([FORMS.primitive(noun) for noun in FORMS.nouns], 13)  # type: ignore[assignment]
         held_out, spelled = ["cat"], list(FORMS.nouns)
     pairs = random.Random(seed).sample(pairs, min(setting.pairs, len(pairs)))
     pairs = list(dict.fromkeys([*as_pairs(alone), *pairs]))

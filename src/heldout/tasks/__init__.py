@@ -65,6 +65,7 @@ from heldout.tasks.judged.shape_hierarchy import (
     shape_hierarchy,
 )
 from heldout.tasks.language.code import stdlib_code, stdlib_digest, stdlib_docstrings
+from heldout.tasks.language.copying_language import CopyingLanguage, copying_language
 from heldout.tasks.language.instruction_world import (
     CATEGORIES,
     InstructionWorld,
@@ -264,6 +265,7 @@ __all__ = [
     "ChoiceQuestion",
     "ComposeProblem",
     "ContextPairs",
+    "CopyingLanguage",
     "Dominoes",
     "DrawingTags",
     "Drawings",
@@ -320,6 +322,7 @@ __all__ = [
     "comparison_facts",
     "compose_problem",
     "composition_facts",
+    "copying_language",
     "corrupt_labels",
     "covering_exemplars",
     "cut_out",

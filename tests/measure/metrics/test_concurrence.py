@@ -327,3 +327,15 @@ def test_a_summary_of_flat_benchmarks_is_refused():
         found = concurrence_matrix(table({"a": [1, 1, 1], "b": [2, 2, 2]}), **QUICK)
     with pytest.raises(ValueError, match="tell models apart"):
         found.summary()
+
+
+def test_means_that_differ_by_rounding_alone_are_ties():
+    rng = np.random.default_rng(0)
+    counts = [[int(c) for c in rng.integers(0, 51, 3)] for _ in range(6)]
+    other = {str(i): [float(i), float(i)] for i in range(6)}
+    for method in ("kendall", "spearman"):
+        shares = {str(i): [c / 50 for c in each] for i, each in enumerate(counts)}
+        whole = {str(i): [float(c) for c in each] for i, each in enumerate(counts)}
+        turned = {name: each[::-1] for name, each in shares.items()}
+        found = [concurrence(each, other, method=method, pairing="mean").value for each in (shares, whole, turned)]
+        assert found[0] == found[1] == found[2]

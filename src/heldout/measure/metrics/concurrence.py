@@ -539,7 +539,11 @@ def _padded(scores: Sequence[Sequence[float] | Array]) -> Array:
 
 
 def _by(table: Array, pairing: Pairing) -> Array:
-    return np.nanmean(table, axis=-1, keepdims=True) if pairing == "mean" else table
+    """Means over seeds, or the scores as they are; means that differ by rounding alone are equal."""
+    if pairing != "mean":
+        return table
+    scale = float(np.nanmax(np.abs(table), initial=0.0)) or 1.0
+    return np.round(np.nanmean(table, axis=-1, keepdims=True) / scale, 9) * scale
 
 
 def _resampled(tables: Sequence[Array], resamples: int, rng: np.random.Generator) -> Iterator[list[Array]]:

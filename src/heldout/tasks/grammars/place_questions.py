@@ -74,7 +74,7 @@ _ASKED = {
     ),
 }
 
-_DESCRIBED = {
+_DESCRIBED: dict[str, dict[str, tuple[str, ...]]] = {
     "town": {
         "capital ( <region> )": ("the capital of <region>", "the main town of <region>"),
         "largest ( towns ( <region> ) )": ("the largest town in <region>", "the biggest town of <region>"),

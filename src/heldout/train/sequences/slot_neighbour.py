@@ -156,8 +156,8 @@ def slot_neighbour(pairs: Sequence) -> SlotNeighbour:
         root[found(high)] = found(low)
     numbers = {word: number for number, word in enumerate(dict.fromkeys(found(word) for word in told))}
     words = {}
-    for word, counts in told.items():
-        named = {target_word: count for target_word, count in counts.items() if target_word}
+    for word, means in told.items():
+        named = {target_word: count for target_word, count in means.items() if target_word}
         words[word] = SlotWord(numbers[found(word)], max(named, key=named.__getitem__) if named else "")
     return SlotNeighbour(known, words)
 
