@@ -77,12 +77,12 @@ def world(cell: str, seed: int, profile: str) -> World:
             language.sample(count, LENGTH, copy=1.0, least=8, most=15, seed=generator)
             for count in (steps * BATCH, val, test)
         ]
-        return World(*parts, vocab=64)
+        return World(*parts, vocab=64)  # type: ignore[arg-type, misc]
     pools = []
     for part, count in (("train", steps * BATCH), ("calibration", val), ("eval", test)):
-        blocks = token_blocks(stdlib_code(part), lambda text: list(text.encode()), LENGTH)
+        blocks = token_blocks(stdlib_code(part), lambda text: list(text.encode()), LENGTH)  # type: ignore[arg-type]
         pools.append(blocks[torch.randperm(len(blocks), generator=generator)[:count]])
-    return World(*pools, vocab=256)
+    return World(*pools, vocab=256)  # type: ignore[arg-type, misc]
 
 
 def network(width: int, vocab: int, seed: int) -> LlamaForCausalLM:
@@ -127,7 +127,7 @@ class Trained(NamedTuple):
 def trained(cell: str, repeats: int, fraction: float, width: int, seed: int, profile: str) -> Trained:
     data, steps, looked_at = world(cell, seed, profile), steps_of(cell, profile), SIZES[profile][3]
     draws = round(fraction * steps * BATCH)
-    schedule = RepeatSchedule(data.train, steps * BATCH, fraction, min(repeats, draws), seed=seed)
+    schedule = RepeatSchedule(data.train, steps * BATCH, fraction, min(repeats, draws), seed=seed)  # type: ignore[arg-type]
     repeated, fresh = data.train[schedule.subset[:looked_at]], data.val[:looked_at]
     model = network(width, data.vocab, seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=8e-3, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
@@ -182,7 +182,7 @@ def run(arm: dict[str, Any], seed: int, profile: str) -> dict[str, float]:
     copying = worth(ladder, [each.copying for each in ladder], this.copying)
     scores |= {} if size is None else {"size_worth": size}
     scores |= {} if copying is None else {"copying_worth": copying}
-    return scores | ({} if None in (size, copying) or size == copying else {"copying_lag": size - copying})
+    return scores | ({} if None in (size, copying) or size == copying else {"copying_lag": size - copying})  # type: ignore[operator]
 
 
 REPEATS = (1, 10, 100, 1000, 10_000)

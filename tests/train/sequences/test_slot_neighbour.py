@@ -71,7 +71,7 @@ def test_an_unknown_template_is_answered_by_the_nearest_example_with_its_slots_f
 
 @pytest.mark.parametrize("pairs", [[], [("a", "b", "c")], None])
 def test_what_are_no_pairs_is_refused(pairs):
-    with pytest.raises((ValueError, TypeError), match="pairs|examples"):
+    with pytest.raises((ValueError, TypeError), match=r"pairs|examples"):
         slot_neighbour(pairs)
 
 
