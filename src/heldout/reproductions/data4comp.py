@@ -21,7 +21,8 @@ pool and in a batch.
 Deviations. Two layers of 64 units instead of three of 256; greedy decoding instead of beams; AdamW with a cosine
 instead of Noam's schedule; no dropout, with which a network knows less than 95 % of its own distribution after so few
 steps. The paper's SCAN, GeoQuery, ATIS and SMCalFlow, and its mixtures of difficulty on natural language, are not here;
-``difficulty_subset`` makes them of one's own data.
+``difficulty_subset`` makes them of one's own data. Rate, dropout and steps were chosen by ``id``; the second layer, and
+that every training set has each primitive alone, on development seeds 1000 and 1001 with ``ood`` of ``x20`` in view.
 """
 
 from __future__ import annotations
