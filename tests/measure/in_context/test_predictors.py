@@ -232,3 +232,11 @@ TWO = torch.tensor([[0.5, 0.5], [0.2, 0.8]])
 def test_bad_input_is_refused(call, what):
     with pytest.raises(ValueError, match=what):
         call()
+
+
+def test_a_posterior_of_twenty_thousand_draws_is_exact_to_one_draw():
+    tasks = torch.tensor([[0.5, 0.25, 0.25], [0.25, 0.5, 0.25]], dtype=torch.float64)
+    draws = (torch.arange(20_001) % 2)[None]
+    found = TaskMixturePredictor(tasks).predict(draws)[0].double()
+    assert torch.allclose(found[20_000], tasks.mean(0), atol=1e-6)  # as many of either
+    assert torch.allclose(found[19_999], (2 * tasks[0] + tasks[1]) / 3, atol=1e-6)  # one more of the first

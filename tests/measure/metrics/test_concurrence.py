@@ -96,6 +96,11 @@ def test_an_interval_covers_the_value_and_narrows_with_models():
     exact, noisy = {m: [each[0]] * 3 for m, each in a.items()}, concurrence(a, b, pairing="mean", resamples=300)
     once = concurrence(exact, {m: [each.mean()] * 3 for m, each in b.items()}, pairing="mean", resamples=300)
     assert once.ci != noisy.ci  # seeds are resampled before they are averaged
+    firsts = [
+        concurrence(exact, second, pairing="mean", resamples=300).ci
+        for second in (b, {m: [each.mean()] * 3 for m, each in b.items()})
+    ]
+    assert firsts[0] != firsts[1]  # those of the second benchmark, too
 
 
 def test_resampled_models_keep_their_number_of_seeds():
@@ -339,3 +344,12 @@ def test_means_that_differ_by_rounding_alone_are_ties():
         turned = {name: each[::-1] for name, each in shares.items()}
         found = [concurrence(each, other, method=method, pairing="mean").value for each in (shares, whole, turned)]
         assert found[0] == found[1] == found[2]
+
+
+def test_the_smallest_p_value_is_that_of_the_labels_as_they_are():
+    rng, rows = np.random.default_rng(0), []
+    groups = {name: name[0] for name in ("a1", "a2", "a3", "b1", "b2", "b3")}
+    for name, model, seed in product(groups, range(6), (0, 1)):
+        score = (model if groups[name] == "a" else -model) + 0.01 * rng.random()
+        rows.append({"model": f"m{model}", "benchmark": name, "seed": seed, "score": score})
+    assert concurrence_matrix(rows, resamples=20).by_group(groups, permutations=3, seed=5).p_value >= 1 / 4
