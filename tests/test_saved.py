@@ -82,7 +82,13 @@ methods = {
 }
 """
 
-OPTIONS = {"adanpc": "adanpc(k=5)", "tent": "tent(lr=0.05)", "itta": "itta(lr=0.05)", "t3a": "t3a(filter_k=4)"}
+OPTIONS = {
+    "repeated_data": "repeated_data(repeats=2)",
+    "adanpc": "adanpc(k=5)",
+    "tent": "tent(lr=0.05)",
+    "itta": "itta(lr=0.05)",
+    "t3a": "t3a(filter_k=4)",
+}
 COMBINED = [
     "drm(estimate='discriminator')", "drm(estimate='prototype')", "drm(gamma=2.0)+ghost_batch_norm(ghost_size=4)",
     "itta(size='channel',depth=2)", "ghost_batch_norm(ghost_size=4)+tent(lr=0.05)", "pego+t3a", "centre+adanpc(k=3)",

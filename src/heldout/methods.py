@@ -38,7 +38,7 @@ def on_request() -> list[str]:
 
     Example:
         >>> on_request()
-        ['deep_ensemble', 'repeated_data']
+        ['deep_ensemble', 'learned_weights', 'repeated_data']
     """
     return sorted(name for name, method in named_methods().items() if method.on_request)
 

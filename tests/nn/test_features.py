@@ -11,9 +11,11 @@ class ViT(nn.Module):
 
     def __init__(self, pool):
         super().__init__()
-        self.embed, self.cls = nn.Linear(4, 16), nn.Parameter(torch.randn(1, 1, 16))
-        self.layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
-        self.head, self.pool = nn.Linear(16, 3), pool
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.embed, self.cls = nn.Linear(4, 16), nn.Parameter(torch.randn(1, 1, 16))
+            self.layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+            self.head, self.pool = nn.Linear(16, 3), pool
 
     def forward(self, x):
         tokens = self.layer(torch.cat([self.cls.expand(len(x), -1, -1), self.embed(x)], 1))
@@ -102,7 +104,7 @@ def test_splitting_leaves_no_hooks_and_no_batch_statistics_behind():
             "8",
         ),
         (nn.Linear(4, 3), torch.randn(2, 5, 4), r"returns \(2, 5, 3\)"),
-        (ViT("max"), torch.randn(2, 7, 4), "runs on 8 tokens"),
+        (ViT("max"), torch.randn(12, 7, 4, generator=torch.Generator().manual_seed(0)), "runs on 8 tokens"),
     ],
     ids=["convolutional head", "linear before the end", "token classifier", "max over tokens"],
 )

@@ -83,6 +83,7 @@ class RepeatSchedule(Sampler):
     @checked
     def is_repeated(self, position: int) -> bool:
         """Returns whether an example of the data set belongs to the subset."""
+        check_at_least(0, position=position)
         return position in self._repeated
 
     def summary(self) -> dict[str, float]:
