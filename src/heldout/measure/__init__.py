@@ -90,14 +90,6 @@ from heldout.measure.metrics.calibration import (
     risk_coverage_curve,
 )
 from heldout.measure.metrics.composition import CompositionReport, composition_report
-from heldout.measure.metrics.concurrence import (
-    Concurrence,
-    ConcurrenceMatrix,
-    ConcurrenceSummary,
-    GroupConcurrence,
-    concurrence,
-    concurrence_matrix,
-)
 from heldout.measure.metrics.contamination import divergences, min_k_probability
 from heldout.measure.metrics.cost_frontier import CostFrontier, cost_frontier
 from heldout.measure.metrics.ensembles import (
@@ -151,6 +143,13 @@ from heldout.measure.probes.scylla import (
 from heldout.measure.probes.sharpness import Sharpness, sharpness
 from heldout.measure.probes.verbalizer import VerbalizerManipulation, VerbalizerReport, VerbalizerScore, first_word
 from heldout.measure.probes.video import clip_starts, video_accuracy, video_scores
+from heldout.measure.rankings.concurrence import Concurrence, concurrence
+from heldout.measure.rankings.concurrence_matrix import (
+    ConcurrenceMatrix,
+    ConcurrenceSummary,
+    GroupConcurrence,
+    concurrence_matrix,
+)
 
 generalization_difficulty = classification_difficulty  # under the name of the paper
 

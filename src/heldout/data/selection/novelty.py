@@ -67,13 +67,12 @@ class NoveltyCurriculum(Sampler):
         seed: int = 0,
     ) -> None:
         check_nonempty(dataset=dataset)
-        check_fraction(start=start, end=end)
+        _check_shares(start, end)
         check_at_least(1, total_steps=total_steps, draws=draws, batch_size=batch_size)
         check_at_least(0, seed=seed)
-        if start == 0 or end == 0:
-            raise ValueError(f"start and end must lie in (0, 1], got {start} and {end}")
         self.start, self.end, self.total_steps = start, end, total_steps
         self.draws, self.batch_size, self.step = draws, batch_size, 0
+        self._since = 0  # positions drawn of the step under way
         self.generator = torch.Generator().manual_seed(seed)
         size = len(dataset)  # type: ignore[arg-type]
         if key is None:
@@ -119,8 +118,6 @@ class NoveltyCurriculum(Sampler):
         share = max(self.start, min(1.0, step / (self.end * self.total_steps)))
         return (self._unlocked_with < math.ceil(self._units * share - 1e-9)).nonzero().squeeze(1)
 
-    _since = 0
-
     def _drawn(self) -> None:
         if self.batch_size is not None:
             self._since += 1
@@ -144,9 +141,7 @@ def novelty_curriculum(start: float = 0.2, end: float = 0.8) -> Method:
         >>> novelty_curriculum().stages
         ('data',)
     """
-    check_fraction(start=start, end=end)
-    if start == 0 or end == 0:
-        raise ValueError(f"start and end must lie in (0, 1], got {start} and {end}")
+    _check_shares(start, end)
 
     def data(run: Run, train_set: Any) -> Sampler:
         if isinstance(train_set, Sampler):
@@ -168,6 +163,12 @@ def novelty_curriculum(start: float = 0.2, end: float = 0.8) -> Method:
         return f"it shows a share of {start:g} at first, which is all of {size} examples"
 
     return Method("novelty_curriculum", data=data, check=check)
+
+
+def _check_shares(start: float, end: float) -> None:
+    check_fraction(start=start, end=end)
+    if start == 0 or end == 0:
+        raise ValueError(f"start and end must lie in (0, 1], got {start} and {end}")
 
 
 class _Renumbered(Sampler):

@@ -1,10 +1,4 @@
-"""Core: Do two benchmarks rank models the same way? Concurrence with intervals, noise ceilings and null distributions.
-
-The crossed pairing of the source takes all pairs of a seed on one benchmark and a seed on the other, of each model, so
-that noise over seeds lowers the value even where rankings agree: read it beside its ceiling and its null.
-
-Pairs of seeds within a model cancel in the numerator of Kendall's tau, so that it is a sum over pairs of models; no
-vector of all pairs is made, and the bootstrap is one batch.
+"""Core: The concurrence of many benchmarks, two by two, with noise ceilings, null distributions and tests of groups.
 
 Source: arXiv:2310.17514 (Sun, Williams, Hupkes; CoNLL 2023).
 """
@@ -12,42 +6,35 @@ Source: arXiv:2310.17514 (Sun, Williams, Hupkes; CoNLL 2023).
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from heldout.annotations import short
-from heldout.errors import check_at_least, check_fraction, check_nonempty, check_one_of, check_values, checked
-from heldout.statistics import CONFIDENCE, percentile
+from heldout.errors import check_at_least, check_fraction, check_nonempty, check_one_of, checked
+from heldout.measure.rankings.paired_correlations import (
+    LEAST_MODELS,
+    METHODS,
+    PAIRINGS,
+    Array,
+    Pairing,
+    Ranked,
+    RankMethod,
+    bootstrap_interval,
+    by_pairing,
+    correlations,
+    padded,
+    resampled_scores,
+)
+from heldout.statistics import CONFIDENCE
 
-Array = NDArray[np.float64]
-RankMethod = Literal["kendall", "pearson", "spearman"]
-Pairing = Literal["crossed", "mean"]
 NullKind = Literal["unrelated", "noise", "permutation"]
 
-_METHODS, _PAIRINGS = ("kendall", "pearson", "spearman"), ("crossed", "mean")
 _NULLS = ("unrelated", "noise", "permutation")
 _COLUMNS = ("model", "benchmark", "seed", "score")
-_LEAST_MODELS = 3
-_AT_ONCE = 1 << 18  # numbers of a temporary, 2 MB, which stay in the cache
-
-
-class Concurrence(NamedTuple):
-    """How alike two benchmarks rank models.
-
-    Attributes:
-        value: the correlation; NaN where all scores of a benchmark are the same.
-        ci: its interval by bootstrap over models and, within each, seeds; NaN where the value is.
-        n_models: that both benchmarks have scores of.
-    """
-
-    value: float
-    ci: tuple[float, float]
-    n_models: int
 
 
 class GroupConcurrence(NamedTuple):
@@ -88,76 +75,6 @@ class ConcurrenceSummary(NamedTuple):
 
 
 @checked
-def concurrence(
-    scores_a: Mapping[str, Sequence[float]],
-    scores_b: Mapping[str, Sequence[float]],
-    method: RankMethod = "kendall",
-    pairing: Pairing = "crossed",
-    *,
-    confidence: float = CONFIDENCE,
-    resamples: int = 999,
-    seed: int = 0,
-) -> Concurrence:
-    """Returns the correlation of the models' scores on two benchmarks, over the models that both have.
-
-    The number of pairs says nothing of significance: use the interval, never a p-value of crossed pairs.
-
-    Args:
-        scores_a, scores_b: the scores of each model, one for each seed, by the model's name. Models need not have the
-            same number of seeds.
-        method: "kendall" (tau-b), "pearson" or "spearman".
-        pairing: "crossed", every seed on one benchmark with every seed on the other, of the same model; or "mean", the
-            means over seeds.
-        confidence: of the interval.
-        resamples: of the bootstrap.
-        seed: of the bootstrap.
-
-    Raises:
-        ValueError: fewer than 3 models in common, a model without scores, scores that are not finite.
-
-    Warns:
-        UserWarning: models that only one benchmark has, which are left out; scores that are all the same, which have no
-            ranks.
-
-    Source: arXiv:2310.17514, section 3. The interval is not in the paper.
-
-    Example:
-        >>> a = {"lstm": [0.2, 0.3], "conv": [0.4, 0.5], "transformer": [0.7, 0.8]}
-        >>> b = {"lstm": [0.1], "conv": [0.3], "transformer": [0.2]}
-        >>> found = concurrence(a, b, pairing="mean")
-        >>> round(found.value, 3), found.n_models
-        (0.333, 3)
-    """
-    check_one_of(_METHODS, method=method)
-    check_one_of(_PAIRINGS, pairing=pairing)
-    check_fraction(confidence=confidence)
-    check_at_least(1, resamples=resamples)
-    check_at_least(0, seed=seed)
-    for name, scores in (("scores_a", scores_a), ("scores_b", scores_b)):
-        check_nonempty(**{name: scores})
-        for model, each in scores.items():
-            check_values(**{f"{name}[{model!r}]": np.asarray(each, float)})
-    models = [model for model in scores_a if model in scores_b]
-    if len(models) < _LEAST_MODELS:
-        raise ValueError(
-            f"scores_a and scores_b must have at least {_LEAST_MODELS} models in common, got {len(models)}"
-        )
-    if left := sorted({*scores_a, *scores_b} - set(models)):
-        warnings.warn(f"left out, for only one benchmark has them: {', '.join(left)}", stacklevel=3)
-    a, b = (_padded([scores[model] for model in models]) for scores in (scores_a, scores_b))
-    for name, table in (("scores_a", a), ("scores_b", b)):
-        if np.nanmin(table) == np.nanmax(table):
-            warnings.warn(f"{name} are all the same and have no ranks: their concurrence is NaN", stacklevel=3)
-    one, other = (_Scores(_by(table[None], pairing), method) for table in (a, b))
-    value = float(one.correlation(other)[0])
-    parts = [
-        _Scores(_by(first, pairing), method).correlation(_Scores(_by(second, pairing), method))
-        for first, second in _resampled([a, b], resamples, np.random.default_rng(seed))
-    ]
-    return Concurrence(value, _interval(np.concatenate(parts), value, confidence), len(models))
-
-
-@checked
 def concurrence_matrix(
     table: Any,
     method: RankMethod = "kendall",
@@ -195,27 +112,27 @@ def concurrence_matrix(
         >>> found.value("length", "template"), found.value("length", "reversed")
         (1.0, -1.0)
     """
-    check_one_of(_METHODS, method=method)
-    check_one_of(_PAIRINGS, pairing=pairing)
+    check_one_of(METHODS, method=method)
+    check_one_of(PAIRINGS, pairing=pairing)
     check_fraction(confidence=confidence)
     check_at_least(1, resamples=resamples)
     check_at_least(0, seed=seed)
     benchmarks, models, scores = _scores(table)
-    tables = [_padded(each) for each in scores]
+    tables = [padded(each) for each in scores]
     for name, each in zip(benchmarks, tables, strict=True):
         if np.nanmin(each) == np.nanmax(each):
             warnings.warn(f"scores of {name} are all the same and have no ranks: NaN", stacklevel=3)
     size = len(benchmarks)
     values, low, high = np.eye(size), np.eye(size), np.eye(size)
-    sides = [_Scores(_by(each[None], pairing), method) for each in tables]
+    sides = [Ranked(by_pairing(each[None], pairing), method) for each in tables]
     drawn: dict[tuple[int, int], list[Array]] = {pair: [] for pair in combinations(range(size), 2)}
-    for resampled in _resampled(tables, resamples, np.random.default_rng(seed)):
-        again = [_Scores(_by(each, pairing), method) for each in resampled]
+    for resampled in resampled_scores(tables, resamples, np.random.default_rng(seed)):
+        again = [Ranked(by_pairing(each, pairing), method) for each in resampled]
         for i, j in drawn:
             drawn[i, j].append(again[i].correlation(again[j]))
     for (i, j), parts in drawn.items():
         values[i, j] = values[j, i] = sides[i].correlation(sides[j])[0]
-        ends = _interval(np.concatenate(parts), values[i, j], confidence)
+        ends = bootstrap_interval(np.concatenate(parts), values[i, j], confidence)
         low[i, j], high[i, j] = low[j, i], high[j, i] = ends
     return ConcurrenceMatrix(benchmarks, models, values, low, high, method, pairing, scores)
 
@@ -314,9 +231,9 @@ class ConcurrenceMatrix:
             first, second = [], []
             for _ in range(draws):
                 mixed = [rng.permutation(each) for each in scores]
-                first.append(_padded([each[: len(each) // 2] for each in mixed]))
-                second.append(_padded([each[len(each) // 2 :] for each in mixed]))
-            halves.append([_Scores(_by(np.stack(each), self.pairing), self.method) for each in (first, second)])
+                first.append(padded([each[: len(each) // 2] for each in mixed]))
+                second.append(padded([each[len(each) // 2 :] for each in mixed]))
+            halves.append([Ranked(by_pairing(np.stack(each), self.pairing), self.method) for each in (first, second)])
         found = np.full((len(halves), len(halves)), np.nan)
         for i, (first_half, _) in enumerate(halves):
             for j, (_, second_half) in enumerate(halves):
@@ -389,19 +306,19 @@ class ConcurrenceMatrix:
         rng = np.random.default_rng(seed)
         counts = [len(each) for each in self.scores[0]]
         if kind == "permutation":
-            whole = [_by(_padded(each), self.pairing) for each in self.scores]
+            whole = [by_pairing(padded(each), self.pairing) for each in self.scores]
             chosen = [rng.choice(len(whole), 2, replace=False) for _ in range(draws)]
             first = np.stack([whole[i] for i, _ in chosen])
             second = np.stack([rng.permutation(whole[j]) for _, j in chosen])
-            return _correlations(first, second, self.method)
+            return correlations(first, second, self.method)
         spread, noise = (1.0, 1e-3) if kind == "unrelated" else (0.0, 1.0)
         sides = []
         for _ in range(2):
             shape = (draws, len(counts), max(counts))
             drawn = spread * rng.random(shape[:2])[:, :, None] + noise * rng.standard_normal(shape)
             drawn[:, np.arange(max(counts)) >= np.array(counts)[:, None]] = np.nan
-            sides.append(_by(drawn, self.pairing))
-        return _correlations(sides[0], sides[1], self.method)
+            sides.append(by_pairing(drawn, self.pairing))
+        return correlations(sides[0], sides[1], self.method)
 
     @checked
     def by_group(
@@ -522,106 +439,9 @@ def _scores(table: Any) -> tuple[tuple[str, ...], tuple[str, ...], tuple[tuple[t
             lost.append(model)
     if lost:
         warnings.warn(f"some benchmarks lack seeds of {', '.join(lost)}: only what all have is compared", stacklevel=4)
-    if len(kept) < _LEAST_MODELS:
-        raise ValueError(f"table must have at least {_LEAST_MODELS} models on all benchmarks, got {len(kept)}")
+    if len(kept) < LEAST_MODELS:
+        raise ValueError(f"table must have at least {LEAST_MODELS} models on all benchmarks, got {len(kept)}")
     scores = tuple(
         tuple(tuple(cells[model][name][each] for each in seeds) for model, seeds in kept.items()) for name in names
     )
     return tuple(names), tuple(kept), scores
-
-
-def _padded(scores: Sequence[Sequence[float] | Array]) -> Array:
-    """``(models, seeds)``, with NaN where a model has fewer seeds than another."""
-    found = np.full((len(scores), max(map(len, scores))), np.nan)
-    for row, each in zip(found, scores, strict=True):
-        row[: len(each)] = each
-    return found
-
-
-def _by(table: Array, pairing: Pairing) -> Array:
-    """Means over seeds, or the scores as they are; means that differ by rounding alone are equal."""
-    if pairing != "mean":
-        return table
-    scale = float(np.nanmax(np.abs(table), initial=0.0)) or 1.0
-    return np.round(np.nanmean(table, axis=-1, keepdims=True) / scale, 9) * scale
-
-
-def _resampled(tables: Sequence[Array], resamples: int, rng: np.random.Generator) -> Iterator[list[Array]]:
-    """Resamples of the models, the same in all tables, and of each model's seeds; in chunks ``(n, models, seeds)``."""
-    models = len(tables[0])
-    step = _rows_at_once(tables)
-    for start in range(0, resamples, step):
-        size = min(step, resamples - start)
-        chosen = rng.integers(0, models, (size, models))
-        drawn = []
-        for table in tables:
-            counts = np.isfinite(table).sum(1)[chosen][:, :, None]
-            seeds = (rng.random((size, models, table.shape[1])) * counts).astype(int)
-            values = np.take_along_axis(table[chosen], seeds, axis=2)
-            drawn.append(np.where(np.arange(table.shape[1]) < counts, values, np.nan))
-        yield drawn
-
-
-def _rows_at_once(tables: Sequence[Array]) -> int:
-    return max(1, _AT_ONCE // (tables[0].shape[-2] * max(table.shape[-1] for table in tables)) ** 2)
-
-
-def _correlations(first: Array, second: Array, method: RankMethod) -> Array:
-    """Of ``(n, models, seeds)`` each, ``(n,)``."""
-    step = _rows_at_once([first, second])
-    parts = [
-        _Scores(first[start : start + step], method).correlation(_Scores(second[start : start + step], method))
-        for start in range(0, len(first), step)
-    ]
-    return np.concatenate(parts)
-
-
-class _Scores:
-    """Scores ``(n, models, seeds)`` of one benchmark, prepared to be correlated with another's of the same models."""
-
-    def __init__(self, scores: Array, method: RankMethod) -> None:
-        self.method, self.scores = method, scores
-        there = np.isfinite(scores)
-        self.counts = there.sum(2).astype(float)
-        if method != "pearson":
-            flat = np.where(there, scores, 0.0).reshape(len(scores), -1)
-            mask = there.reshape(len(scores), -1).astype(float)
-            signs = np.sign(flat[:, :, None] - flat[:, None, :]) * mask[:, :, None] * mask[:, None, :]
-            self.signs = signs.reshape(len(scores), *scores.shape[1:], *scores.shape[1:])
-        if method == "kendall":
-            self.sums, self.untied = self.signs.sum((2, 4)), np.square(self.signs).sum((2, 4))
-
-    def correlation(self, other: _Scores) -> Array:
-        """The correlation over all pairs of a seed here and a seed there, ``(n,)``; NaN where one side is constant."""
-        with np.errstate(invalid="ignore", divide="ignore"):
-            if self.method == "kendall":
-                product = (self.sums * other.sums).sum((1, 2))
-                own, others = (
-                    (one.untied * two.counts[:, :, None] * two.counts[:, None, :]).sum((1, 2))
-                    for one, two in ((self, other), (other, self))
-                )
-                return np.clip(product / np.sqrt(own * others), -1.0, 1.0)
-            x, y = self._against(other), other._against(self)
-            product = (np.nansum(x, axis=2) * np.nansum(y, axis=2)).sum(1)
-            own = (np.nansum(x * x, axis=2) * other.counts).sum(1)
-            others = (np.nansum(y * y, axis=2) * self.counts).sum(1)
-            scale = np.sqrt(own * others)
-            return np.clip(np.where(scale > 1e-12, product / scale, np.nan), -1.0, 1.0)
-
-    def _against(self, other: _Scores) -> Array:
-        """Values, or ranks, about their mean; each stands in as many pairs as the other side has seeds of its model."""
-        values = self.scores
-        if self.method == "spearman":
-            ranks = np.einsum("nmsij,ni->nms", self.signs, other.counts)
-            values = np.where(np.isfinite(values), ranks, np.nan)
-        weights = other.counts[:, :, None]
-        mean = np.nansum(values * weights, axis=(1, 2)) / (self.counts * other.counts).sum(1)
-        return values - mean[:, None, None]
-
-
-def _interval(resampled: Array, value: float, confidence: float) -> tuple[float, float]:
-    there = resampled[np.isfinite(resampled)]
-    if not np.isfinite(value) or not len(there):
-        return float("nan"), float("nan")
-    low, high = percentile(there, confidence)
-    return min(low, value), max(high, value)

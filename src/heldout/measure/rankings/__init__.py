@@ -1,0 +1,1 @@
+"""Do two tables of scores rank models the same way?"""
