@@ -17,8 +17,10 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import Subset
 
+from heldout.audit.composition import compositions
 from heldout.audit.examples import shown_suspects, worst_examples
 from heldout.audit.judging import Threshold, chance_calibration_error
+from heldout.audit.probing import probes
 from heldout.audit.repeated import repeated_rows
 from heldout.audit.work import Audit, NotApplicableError, metric_interval, metric_of, named_validation
 from heldout.data import all_targets, gather
@@ -457,11 +459,13 @@ PARTS: tuple[tuple[str, Callable[[Audit], None], bool], ...] = (
     ("scores and shifts", _scores, False),
     ("calibration", _calibration, True),
     ("classes and groups", _classes, True),
+    ("unseen combinations of factors", compositions, True),
     ("memorization", _memorization, False),
     ("repeated rows", repeated_rows, False),
     ("training curve", _curve, False),
     ("half of the epochs", _half_trained, False),
     ("worst examples", worst_examples, False),
+    ("layers of a transformers model", probes, False),
     ("sharpness", _sharpness, False),
     ("gradient coherence", _coherence, False),
     ("diversity of the training set", _diversity, True),

@@ -24,6 +24,7 @@ def to_html(document: Document) -> str:
     """Returns the page: findings by severity, the sets on one axis, calibration, confusion, curves, examples."""
     scale = Scale(document["metric"]["name"])
     findings = document["findings"]
+    charts = (_reliability(document), *_curves(document), _layers(document), _known(document))
     return render(
         "audit.html.jinja",
         heading=f"Audit of {document['title']}",
@@ -36,7 +37,8 @@ def to_html(document: Document) -> str:
         score=scale.score,
         sets=_sets_forest(document, scale),
         groups=[_group_forest(document, name) for name in ("classes", "groups", "domains") if document.get(name)],
-        charts=[each for each in (_reliability(document), *_curves(document), _layers(document)) if each],
+        charts=[each for each in charts if each],
+        compositions=document.get("compositions", {}),
         matrices=_matrices(document),
     )
 
@@ -220,6 +222,22 @@ def _layers(document: Document) -> Any:
             "encoding": encoding,
         }
     )
+
+
+def _known(document: Document) -> Any:
+    """What each layer of a transformers model knows, from the embedding on."""
+    probes = document.get("probes")
+    if not probes:
+        return None
+    values = [{"layer": layer, "value": value} for layer, value in enumerate(probes["layers"])]
+    encoding = {
+        "x": {"field": "layer", "type": "ordinal", "title": "blocks passed", "axis": {"labelAngle": 0}},
+        "y": {"field": "value", "type": "quantitative", "title": None, "scale": {"domain": [0, 1]}},
+    }
+    title = {"text": "What each layer knows", "subtitle": probes["what"]}
+    mark = {"type": "line", "point": True}
+    return chart({"title": title, "width": 280, "height": 190, "data": {"values": values}, "mark": mark,
+                  "encoding": encoding})  # fmt: skip
 
 
 def _matrices(document: Document) -> list[dict[str, Any]]:

@@ -17,6 +17,8 @@ DataLoaders or streams (see ``heldout.problem.as_examples``).
 * ``metric``: a name of the kind's (``heldout.problem.metrics``; "accuracy", "auroc", "mae" ...), "loss", or
   ``(outputs, targets) -> float`` with ``metric_goal = "max"`` or ``"min"``
 * ``pretrained_state() -> state dict`` that training starts from
+* ``factors``: ``{"train": {"shape": [...], "colour": [...]}, "<test set>": {...}}``, what each example is made of, or a
+  function that returns it: ``audit`` tells how the model does on combinations that it was not trained on
 * ``methods``: further Methods to try, by name
 
 Where the data are texts, the problem is a causal language model; see ``heldout.problem.language`` for its names. Data
@@ -195,7 +197,13 @@ def _training(names: Mapping[str, Any], file: Path, sampler: Sampler | None = No
         also += [key for key, value in (("sampler", own_sampler), ("early_stopping", patience)) if value]
         if also:
             raise ProblemError(f"{file}: train() takes the place of heldout.fit: it has to do {also[0]} itself")
-    return {"own_train": train, "sampler": own_sampler, "patience": patience, "compiled": compiled}
+    factors = names.get("factors", {})
+    factors = _call(factors, file, "factors", Mapping) if callable(factors) else factors
+    if not isinstance(factors, Mapping):
+        raise ProblemError(f'{file}: factors must be {{"train": columns, "<test set>": columns}}, got {factors!r}')
+    return {
+        "own_train": train, "sampler": own_sampler, "patience": patience, "compiled": compiled, "factors": factors,
+    }  # fmt: skip
 
 
 def _with_examples(fields: Mapping[str, Any], length: int | None) -> Splits:

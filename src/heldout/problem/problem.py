@@ -51,6 +51,7 @@ class Problem:
         patience: epochs of early stopping; None is none.
         compiled: whether the model is compiled, or the options of ``torch.nn.Module.compile``.
         converted: the file's data are of another form than ``heldout.fit`` takes.
+        factors: for "train" and for test sets by name, columns of what each example is made of (a mapping, a frame).
     """
 
     path: Path
@@ -68,6 +69,7 @@ class Problem:
     patience: int | None = None
     compiled: bool | Mapping[str, Any] = False
     converted: bool = False
+    factors: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_fields(self)
