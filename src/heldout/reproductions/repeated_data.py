@@ -11,10 +11,12 @@ alone would count as a part of it.
 
 World. ``copying_language``: 64 tokens of 3.5 nats, in sequences of 32, each of which copies 8 to 15 tokens of itself.
 And, judged by itself, the bytes of Python's standard library, without docstrings, in blocks of 32; whole modules are
-held out. Tests never hold what is repeated: they are other samples, or other modules.
+held out. Tests never hold what is repeated: they are other samples, or other modules without the blocks that training
+has as well, about one of a hundred.
 
-Arms. All see the same number of tokens, half of them from the repeated part: 1, 10, 100, 1,000 or 10,000 times. At 1
-all data are unique. ``peak`` is the worst of 10, 100 and 1,000 on validation sequences, judged on the test sequences. A
+Arms. All see the same number of tokens, half of them from the repeated part: 1, 10, 100, 1,000 or 10,000 times (as
+near as whole sequences come to it, ``repeats``: three of them 10,667 times, two blocks of code 8,000 times). At 1 all
+data are unique. ``peak`` is the worst of 10, 100 and 1,000 on validation sequences, judged on the test sequences. A
 size is that of the blocks. What a loss is worth is read between networks of four widths, trained on unique data with
 the same seed; the last of them is ``1x``, worth 1 by construction. Nothing is extrapolated: a loss above the smallest
 network's has the worth of that one, an upper bound. Where the loss and copying are both beyond the same end, which is
@@ -78,10 +80,12 @@ def world(cell: str, seed: int, profile: str) -> World:
             for count in (steps * BATCH, val, test)
         ]
         return World(*parts, vocab=64)  # type: ignore[arg-type, misc]
-    pools = []
+    pools: list[Tensor] = []
     for part, count in (("train", steps * BATCH), ("calibration", val), ("eval", test)):
         blocks = token_blocks(stdlib_code(part), lambda text: list(text.encode()), LENGTH)  # type: ignore[arg-type]
-        pools.append(blocks[torch.randperm(len(blocks), generator=generator)[:count]])
+        blocks = blocks[torch.randperm(len(blocks), generator=generator)[: 2 * count]]
+        trained_on = {tuple(row) for row in pools[0].tolist()} if pools else set()
+        pools.append(blocks[[i for i, row in enumerate(blocks.tolist()) if tuple(row) not in trained_on][:count]])
     return World(*pools, vocab=256)  # type: ignore[arg-type, misc]
 
 
@@ -116,6 +120,7 @@ class Trained(NamedTuple):
     """What was measured of one network, and its course: step, loss on the repeated part, loss on new sequences."""
 
     size: float
+    repeats: float
     val: float
     test: float
     copying: float
@@ -144,6 +149,7 @@ def trained(cell: str, repeats: int, fraction: float, width: int, seed: int, pro
             course.append((step, mean_loss(model, repeated), mean_loss(model, fresh)))
     return Trained(
         size=float(sum(parameter.numel() for parameter in model.model.layers.parameters())),
+        repeats=float(schedule.summary()["repeats"]),
         val=mean_loss(model, data.val),
         test=mean_loss(model, data.test),
         copying=copying_loss(model, data.test[:300, : LENGTH // 2], copies=2, batch_size=100),
@@ -167,13 +173,12 @@ def run(arm: dict[str, Any], seed: int, profile: str) -> dict[str, float]:
         repeats: trained(cell, repeats, arm["fraction"], WIDTH, seed, profile)
         for repeats in (arm["repeats"] if isinstance(arm["repeats"], list) else [arm["repeats"]])
     }
-    repeats = max(found, key=lambda repeats: found[repeats].val)
-    this = found[repeats]
+    this = max(found.values(), key=lambda each: each.val)
     for step, repeated, fresh in this.course:
         log_curve("loss_on_repeated", step, repeated)
         log_curve("loss_on_new", step, fresh)
     _, repeated, fresh = this.course[len(this.course) // 2 - 1]
-    scores = {"test_loss": this.test, "learned_by_heart": 1 - repeated / fresh, "repeats": float(repeats)}
+    scores = {"test_loss": this.test, "learned_by_heart": 1 - repeated / fresh, "repeats": this.repeats}
     if cell == "code":
         return scores
     scores |= {"copying_loss": this.copying, "prefix_matching": this.matching}
