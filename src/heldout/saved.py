@@ -52,13 +52,16 @@ class Loaded(Fitted):
             reset()
 
     @checked
-    def predict(self, inputs: Any) -> Tensor:
+    def predict(self, inputs: Any) -> Any:
         """Returns logits (or log-probabilities) ``(batch, classes)``, or values for regression.
 
         Args:
-            inputs: a tensor or a NumPy array ``(batch, ...)``, a tuple of them, or a dict of keyword arguments.
+            inputs: a tensor or a NumPy array ``(batch, ...)``, a tuple of them, or a dict of keyword arguments. Where
+                the file is one of graphs, a ``Data`` (or a pair with its mask), or a list of graphs. Where it is one
+                of texts, a list of prompts: the answers are a list of texts then.
         """
-        return super().predict(_tensors(inputs))
+        found = None if self.problem is None else self.problem.answers(self, inputs)
+        return super().predict(_tensors(inputs)) if found is None else found
 
     @checked
     def evaluate(self, dataset: Any, *, batch_size: int = 128) -> dict[str, float]:
@@ -67,13 +70,13 @@ class Loaded(Fitted):
         With a file: its metric under its name, and ``loss``, for data in the form of the file's. Without one:
         ``{"accuracy", "loss"}``, or ``{"mse", "loss"}`` for regression.
         """
-        dataset = as_dataset(as_examples(dataset, "dataset"), "dataset")
         check_nonempty(dataset=dataset)
         if self.problem is None:
-            return super().evaluate(dataset, batch_size=batch_size)
-        kind = self.problem.kind
-        outputs, targets = self.outputs(kind.data(dataset), batch_size=batch_size)
-        return {self.problem.metric: self.problem.judge(outputs, targets), "loss": kind.loss(outputs, targets)}
+            return super().evaluate(as_dataset(as_examples(dataset, "dataset"), "dataset"), batch_size=batch_size)
+        self.reset()
+        outputs, targets = self.problem.outputs(self, self.problem.examples(self, dataset), batch_size=batch_size)
+        loss = self.problem.kind.loss(outputs, targets)
+        return {self.problem.metric: self.problem.judge(outputs, targets), "loss": loss}
 
 
 @checked

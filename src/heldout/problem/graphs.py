@@ -21,13 +21,15 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, default_collate
 
 from heldout.errors import require
 from heldout.method import Splits, forward
 from heldout.problem.problem import Problem
+from heldout.train import Fitted
 
 MASKS = {"train": "train_mask", "val": "val_mask", "test": "test_mask"}
+BATCH = 128  # graphs that are answered at a time
 EDGES = ("edge_weight", "edge_attr")
 
 
@@ -43,6 +45,38 @@ class GraphProblem(Problem):
 
     def _given_model(self, seed: int) -> nn.Module:
         return on_graphs(super()._given_model(seed), self.graphs)
+
+    def examples(self, fitted: Fitted, dataset: Any) -> Any:
+        """Returns a graph (with ``test_mask``, or a pair with its mask) or graphs as ``outputs`` takes them."""
+        whole = fitted.module.__dict__["_heldout_graphs"]
+        if isinstance(self.given.train, Nodes):
+            found: Any = _nodes({("test", "dataset"): dataset}, whole.graphs)["test", "dataset"]
+        else:
+            found = _graphs({("test", "dataset"): dataset})["test", "dataset"]
+        return self.kind.data(found)
+
+    def answers(self, fitted: Fitted, inputs: Any) -> Tensor | None:
+        """Returns outputs for the nodes of a graph (or of those in a mask), or for each graph of a list."""
+        whole = fitted.module.__dict__["_heldout_graphs"]
+        if isinstance(self.given.train, Nodes):
+            if not is_graph(inputs) and not _with_mask(inputs):
+                return None
+            graph, mask = inputs if _with_mask(inputs) else (inputs, torch.ones(len(inputs.x), dtype=torch.bool))
+            nodes = Nodes(graph, mask, whole.number(graph))
+            place = next((p.device for p in fitted.module.parameters()), nodes.nodes.device)
+            asked = {"node": nodes.nodes.to(place), "graph": torch.full((len(nodes),), nodes.number, device=place)}
+            return Fitted.predict(fitted, asked)
+        graphs = [inputs] if is_graph(inputs) else inputs
+        if isinstance(graphs, Tensor | Mapping) or not len(graphs) or not is_graph(graphs[0]):
+            return None
+        everyone = [graphs[i] for i in range(len(graphs))]
+        rows = Graphs(everyone, *_largest(everyone))
+        place = next((p.device for p in fitted.module.parameters()), torch.device("cpu"))
+        parts = []
+        for start in range(0, len(rows), BATCH):
+            batch = default_collate([rows.inputs(i) for i in range(start, min(start + BATCH, len(rows)))])
+            parts.append(Fitted.predict(fitted, {name: value.to(place) for name, value in batch.items()}))
+        return torch.cat(parts)
 
 
 class Nodes(Dataset[dict[str, Any]]):
@@ -95,6 +129,11 @@ class Graphs(Dataset[dict[str, Any]]):
         return len(self.graphs)
 
     def __getitem__(self, position: int) -> dict[str, Any]:
+        target = torch.as_tensor(self.graphs[position].y)
+        return self.inputs(position) | {"labels": target.reshape(()) if target.numel() == 1 else target.reshape(-1)}
+
+    def inputs(self, position: int) -> dict[str, Tensor]:
+        """Returns the tensors of a graph, without its target."""
         graph = self.graphs[position]
         nodes, edges = self.nodes - len(graph.x), self.edges - graph.edge_index.shape[1]
         found = {
@@ -107,8 +146,7 @@ class Graphs(Dataset[dict[str, Any]]):
             value = getattr(graph, name, None)
             if value is not None:
                 found[name] = F.pad(value, (0, edges) if value.ndim == 1 else (0, 0, 0, edges))
-        target = torch.as_tensor(graph.y)
-        return found | {"labels": target.reshape(()) if target.numel() == 1 else target.reshape(-1)}
+        return found
 
 
 def on_graphs(module: nn.Module, graphs: Sequence[Any] = ()) -> nn.Module:
@@ -136,6 +174,10 @@ class _Whole:
 
     def __deepcopy__(self, memo: Any) -> _Whole:
         return self
+
+    def number(self, graph: Any) -> int:
+        """Returns the number of a graph, which is added where it is new."""
+        return _number(self.graphs, graph)
 
     def joined(self, numbers: tuple[int, ...], like: Tensor, dtype: torch.dtype) -> tuple[dict[str, Tensor], Tensor]:
         """Returns the tensors of some graphs as one, on the device of ``like``, and where each of all graphs begins."""
@@ -257,11 +299,15 @@ def _nodes(sets: Mapping[tuple[str, str], Any], known: list[Any]) -> dict[tuple[
         mask = torch.as_tensor(mask)
         if mask.dtype == torch.bool and mask.shape != (len(graph.x),):
             raise ValueError(f"the mask of {title} must have one entry for each of {len(graph.x)} nodes")
-        if not any(graph is other for other in known):
-            known.append(graph)
-        number = next(i for i, other in enumerate(known) if other is graph)
-        made[role, name] = Nodes(graph, mask, number)
+        made[role, name] = Nodes(graph, mask, _number(known, graph))
     return made
+
+
+def _number(known: list[Any], graph: Any) -> int:
+    found = next((i for i, other in enumerate(known) if other is graph), None)
+    if found is None:
+        known.append(graph)
+    return len(known) - 1 if found is None else found
 
 
 def _graphs(sets: Mapping[tuple[str, str], Any]) -> dict[tuple[str, str], Graphs]:
@@ -271,10 +317,13 @@ def _graphs(sets: Mapping[tuple[str, str], Any]) -> dict[tuple[str, str], Graphs
             if not is_graph(each[number]):
                 raise ValueError(f"{title} must hold graphs, as train does, got {type(each[number]).__name__}")
             _check(each[number], f"graph {number} of {title}")
-    everyone = [each[i] for each in sets.values() for i in range(len(each))]
-    nodes = max(len(graph.x) for graph in everyone)
-    edges = max(graph.edge_index.shape[1] for graph in everyone)
-    return {key: Graphs(each, nodes, edges) for key, each in sets.items()}
+    size = _largest([each[i] for each in sets.values() for i in range(len(each))])
+    return {key: Graphs(each, *size) for key, each in sets.items()}
+
+
+def _largest(graphs: Sequence[Any]) -> tuple[int, int]:
+    """Nodes and edges of the graphs that have most of them."""
+    return max(len(graph.x) for graph in graphs), max(graph.edge_index.shape[1] for graph in graphs)
 
 
 def _check(graph: Any, title: str) -> None:

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from heldout.data import TARGET_KEYS
 from heldout.errors import ProblemError, check_no_own_code
-from heldout.lm import context_of, judge_exact, judge_number
+from heldout.lm import TransformersLM, context_of, judge_exact, judge_number
 from heldout.method import Method, Splits, evaluating, forward, why_no_class_labels
 from heldout.nn import inputs_for
 from heldout.problem.language_methods import LANGUAGE_METHODS, adapted
@@ -185,14 +185,31 @@ class LanguageProblem(Problem):
         """Returns the model of the file, which scores texts where it is asked to; adapters are drawn under ``seed``."""
         return scored(self._given_model(seed))
 
-    def outputs(self, fitted: Fitted | nn.Module, dataset: Any) -> tuple[Tensor, Tensor]:
-        """Returns sums and counts of all texts, and the judge's scores as a third column where they are the metric."""
+    def outputs(self, fitted: Fitted | nn.Module, dataset: Any, *, batch_size: int = 128) -> tuple[Tensor, Tensor]:
+        """Returns sums and counts of all texts, and the judge's scores as a third column where they are the metric.
+
+        Batches are made by length, whatever ``batch_size`` says.
+        """
         module = fitted if isinstance(fitted, nn.Module) else fitted.module
         outputs, targets = outputs_by_length(_predictor(module), dataset)
         if self.metric == JUDGED:
             outputs = torch.cat([outputs, judged_answers(module, dataset)[:, None]], 1)
             targets = torch.cat([targets, torch.ones(len(targets), 1).double()], 1)
         return outputs, targets
+
+    def examples(self, fitted: Fitted, dataset: Any) -> Texts:
+        """Returns rows of text as ``outputs`` takes them."""
+        return dataset if isinstance(dataset, Texts) else self.splits.train.with_rows(_rows(dataset))  # type: ignore[attr-defined]
+
+    def answers(self, fitted: Fitted, inputs: Any) -> list[str] | None:
+        """Returns the greedy answer to each prompt (a text, or chat messages); None where ``inputs`` are tokens."""
+        prompts = [inputs] if isinstance(inputs, str) else inputs
+        if not isinstance(prompts, list | tuple) or not prompts or isinstance(prompts[0], Tensor):
+            return None
+        texts: Texts = self.splits.train  # type: ignore[assignment]
+        with evaluating(fitted.module):
+            lm = TransformersLM(fitted.module, self.language.tokenizer)
+            return [said.text for (said,) in lm.generate(prompts, max_tokens=texts.longest_answer())]
 
     def check(self) -> list[str]:
         """Returns warnings; everything that training would trip over is an error (see ``check_problem``)."""

@@ -16,8 +16,9 @@ from torch.utils.data import Dataset, Sampler
 
 from heldout.data import all_targets, batches, gather
 from heldout.errors import ProblemError, check_fields, check_positive, checked
-from heldout.method import Method, Run, Splits, Task, evaluating, forward
+from heldout.method import Method, Run, Splits, Task, as_dataset, evaluating, forward
 from heldout.nn import inputs_for
+from heldout.problem.inputs import as_examples
 from heldout.problem.kinds import Kind, kind_of
 from heldout.train import (
     Fitted,
@@ -252,9 +253,19 @@ class Problem:
         sets = self.validation_sets().values()
         return sum(self.kind.loss(*self.outputs(module, dataset)) for dataset in sets) / len(sets)
 
-    def outputs(self, fitted: Fitted | nn.Module, dataset: Any) -> tuple[Tensor, Tensor]:
+    def outputs(self, fitted: Fitted | nn.Module, dataset: Any, *, batch_size: int = 128) -> tuple[Tensor, Tensor]:
         """Returns outputs and encoded targets of a data set, as ``judge`` and ``kind.loss`` take them."""
-        return fitted.outputs(dataset) if isinstance(fitted, Fitted) else outputs_of(fitted, dataset)
+        if isinstance(fitted, Fitted):
+            return fitted.outputs(dataset, batch_size=batch_size)
+        return outputs_of(fitted, dataset)
+
+    def examples(self, fitted: Fitted, dataset: Any) -> Any:
+        """Returns a data set of the file's form as ``outputs`` takes it."""
+        return self.kind.data(as_dataset(as_examples(dataset, "dataset"), "dataset"))
+
+    def answers(self, fitted: Fitted, inputs: Any) -> Any:
+        """Returns what a trained model answers to inputs that are no tensors, or None where there is no such form."""
+        return None
 
     @checked
     def score(self, fitted: Fitted, dataset: Any) -> float:
