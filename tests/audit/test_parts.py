@@ -167,6 +167,14 @@ def test_the_confusion_matrix_counts_every_example_where_it_belongs(report):
     assert set(report["confusion"]) == {"iid", "mirrored"}
 
 
+def test_it_is_told_on_which_side_confidence_lies(report):
+    for name, row in report["calibration"].items():
+        (reading,) = {e["reading"] for e in report["findings"] if e["name"] == f"calibration error on {name}"} or {None}
+        if reading is not None:
+            assert ("overconfident" in reading) == (row["confidence"] > row["accuracy"])
+            assert row["accuracy"] == pytest.approx(report["sets"][name]["accuracy"])
+
+
 def report_outputs(report):
     """The outputs on the given test set, from a training as the file says."""
     from heldout import fit

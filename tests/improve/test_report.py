@@ -71,6 +71,7 @@ def test_every_number_is_read_at_80_columns(metric, scale, width):
     assert "open: ~9" in shown
     assert "seeds" in shown
     assert "★ method0+with_a_long_name  training 1.5 ×, inference 2 ×" in shown
+    assert "in the order of their validation scores" in " ".join(shown.split())
 
 
 def test_the_page_has_all_test_sets_on_one_axis_and_says_what_was_not_tried():

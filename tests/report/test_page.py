@@ -132,6 +132,16 @@ def test_more_arms_than_colours_differ_by_their_dashes():
     assert len(DASHES) * len(PALETTE) >= 24
 
 
+def test_an_arm_has_one_colour_in_all_charts_of_a_page():
+    def colours(arms):
+        values = [{"arm": arm, "step": s, "mean": s, "low": s, "high": s} for arm in arms for s in (0, 1)]
+        page = curve_chart("loss", values, arms, page=["first", "second", "third"])
+        return set(re.findall(r'stroke="(#[0-9a-f]{6})" stroke-width="1.8"', page))
+
+    assert colours(["third"]) == {PALETTE[2]}
+    assert colours(["second", "first"]) == set(PALETTE[:2])
+
+
 def test_curves_are_means_over_the_seeds_of_an_arm():
     runs = [
         {"arm": "a", "curves": {"loss": [[1, 2.0], [2, None]]}},

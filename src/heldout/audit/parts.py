@@ -149,12 +149,13 @@ def _calibration(work: Audit) -> None:
         table[name] = {
             "ece": expected_calibration_error(probs, targets),
             "chance": chance_calibration_error(probs.amax(1), seed=work.seed),
+            "confidence": float(probs.amax(1).mean()),
+            "accuracy": float((probs.argmax(1) == targets).double().mean()),
             "brier": brier(probs, targets),
             "nll": nll(probs, targets),
             "bins": [vars(row) for row in reliability_table(probs, targets)],
         }
     work.document["calibration"] = table
-    reading = "mean distance of confidence from accuracy"
     remedy = 'metric = "loss" in the file lets improve select for good probabilities'
     worst = max(table, key=lambda name: table[name]["ece"])
     for name in dict.fromkeys([work.given, worst]):
@@ -164,6 +165,12 @@ def _calibration(work: Audit) -> None:
             bad = number(max(0.15, chance), 2)
             why = f"chance alone reaches {number(chance, 2)} with {len(work.of(name)[1])} examples; above {bad} is bad"
         limits = Threshold(max(0.05, chance), max(0.15, chance), why)
+        excess = table[name]["confidence"] - table[name]["accuracy"]
+        side = "over" if excess > 0 else "under"
+        reading = (
+            f"mean distance of confidence from accuracy; over all of {name} the model is {side}confident by "
+            f"{number(100 * abs(excess), 2)} points"
+        )
         work.finding(
             f"calibration error on {name}",
             table[name]["ece"],

@@ -98,6 +98,9 @@ def print_improvement(document: Document, console: Console) -> None:
                 table.add_row("[dim]  over tuned[/]", f"[dim]{score}[/]", "", f"[dim]{gained}[/]", f"[dim]{between}[/]")
         console.print(table)
         console.print()
+    if len(document["finalists"]) > 1:
+        told = "Finalists stand in the order of their validation scores, by which they were chosen."
+        console.print(f"[dim]{told}{' ★ is the winner.' if document['winner'] else ''}[/]\n", highlight=False)
     by_status: dict[str, list[str]] = {}
     for row in document["methods"]:
         if row["status"] in ("not applicable", "failed", "not confirmed"):
@@ -195,11 +198,15 @@ def _row(
 
 def _curves(document: Document) -> list[Any]:
     """Charts of the finalists' training, and of the baselines', over the confirmation's seeds."""
-    charts = []
-    for name, values in document.get("curves", {}).items():
-        arms = list(dict.fromkeys(value["arm"] for value in values))
-        charts.append(curve_chart(f"{name.capitalize()} by epoch", values, arms))
-    return charts
+    arms = {
+        name: list(dict.fromkeys(value["arm"] for value in values))
+        for name, values in document.get("curves", {}).items()
+    }
+    page = list(dict.fromkeys(arm for each in arms.values() for arm in each))
+    return [
+        curve_chart(f"{name.capitalize()} by epoch", document["curves"][name], each, page=page)
+        for name, each in arms.items()
+    ]
 
 
 def _tried(methods: Sequence[Mapping[str, str]]) -> dict[str, list[Mapping[str, str]]]:

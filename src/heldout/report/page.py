@@ -159,7 +159,9 @@ def interval_chart(title: str, rows: Sequence[Mapping[str, Any]], points: Sequen
 
 
 @checked
-def curve_chart(title: str, values: Sequence[Mapping[str, Any]], arms: Sequence[str]) -> Markup:
+def curve_chart(
+    title: str, values: Sequence[Mapping[str, Any]], arms: Sequence[str], *, page: Sequence[str] | None = None
+) -> Markup:
     """Returns a chart of one curve: the mean over seeds of every arm, and the range between seeds as a band.
 
     Arms beyond the eighth share colours with earlier ones and are dashed or dotted.
@@ -168,15 +170,17 @@ def curve_chart(title: str, values: Sequence[Mapping[str, Any]], arms: Sequence[
         title: above the chart.
         values: ``{"arm", "step", "mean", "low", "high"}``.
         arms: in the order of the legend.
+        page: all arms of the charts of a page, of which each has one colour throughout; default: ``arms``.
     """
     x = {"field": "step", "type": "quantitative", "title": None, "axis": {"tickMinStep": 1}}
     domain = list(dict.fromkeys(arms))
-    rounds = range(len(domain))
+    everyone = list(dict.fromkeys([*(page or ()), *domain]))
+    rounds = [everyone.index(arm) for arm in domain]
     colours = {"domain": domain, "range": [PALETTE[i % len(PALETTE)] for i in rounds]}
     colour = {"field": "arm", "type": "nominal", "scale": colours, "title": None}
     y = {"type": "quantitative", "scale": {"zero": False}, "title": None}
     lines: dict[str, Any] = {"x": x, "y": {**y, "field": "mean"}, "color": colour}
-    if len(domain) > len(PALETTE):
+    if max(rounds, default=0) >= len(PALETTE):
         dashes = {"domain": domain, "range": [DASHES[i // len(PALETTE) % len(DASHES)] for i in rounds]}
         lines["strokeDash"] = {"field": "arm", "type": "nominal", "scale": dashes, "title": None}
     layers = [
