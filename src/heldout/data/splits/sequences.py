@@ -81,13 +81,13 @@ def template_split(
 ) -> HeldOutSplit:
     """Returns a split in which no held-out template occurs in training.
 
-    Templates are held out in random order until they make up the share.
+    Templates are held out in random order until they make up the share, or until one is left.
 
     Args:
         examples: pairs ``(source, target)`` of texts or token sequences.
         anonymize: the template of a pair of token tuples: the same for pairs that differ in names and values only. See
             ``anonymizer``.
-        test_share: of the examples, at least.
+        test_share: of the examples, at least; less where the templates but the last drawn have less.
         seed: of the choice of templates.
 
     Raises:
