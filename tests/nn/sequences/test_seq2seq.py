@@ -146,6 +146,24 @@ def test_positions_are_the_sines_and_cosines_of_the_paper():
             assert added[row, 2 * i + 1].item() == pytest.approx(math.cos(angle))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_positions_stay_apart_in_half_precision(dtype):
+    exact = SinusoidalPositions(32)(torch.zeros(1, 600, 32))
+    added = SinusoidalPositions(32).to(dtype)(torch.zeros(1, 600, 32, dtype=dtype))
+    assert added.dtype == dtype
+    assert torch.equal(added, exact.to(dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("name", "copy"), KINDS)
+def test_half_precision_reads_and_writes_nearly_the_same(name, copy, dtype):
+    model, source, target = made(name, copy).float(), batch(), start(batch(seed=2))
+    logits, half = model(source, target), made(name, copy).to(dtype)(source, target)
+    assert half.dtype == dtype
+    assert torch.allclose(half.float(), logits, atol=0.15)
+    assert made(name, copy).to(dtype).generate(source, 4).shape[0] == len(source)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
