@@ -35,6 +35,16 @@ def test_a_number_of_versions_is_drawn_without_repetition():
     assert found != expand_primitives(pairs, SLOTS, 20, per_pair=5, seed=2)
 
 
+def test_versions_are_drawn_of_all_combinations_of_copies():
+    pair = [("walk and run", "I_WALK I_RUN")]
+    slots = {"walk": "I_WALK", "run": "I_RUN"}
+    assert len(expand_primitives(pair, slots, 3, per_pair=8)) == 8
+    drawn = {
+        tuple(source[::2]) for seed in range(60) for source, _ in expand_primitives(pair, slots, 3, per_pair=1, seed=seed)
+    }
+    assert len(drawn) == 9
+
+
 def test_a_factor_of_1_changes_nothing():
     pairs = mini_scan().sample(30, seed=0)
     assert expand_primitives(pairs, SLOTS, 1) == pairs
