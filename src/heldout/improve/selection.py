@@ -93,7 +93,8 @@ def leaving_out(problem: Problem, turn: int) -> tuple[Problem, Dataset]:
 
 @checked
 def made_shifts(dataset: Any, avoid: list[str], *, seed: int = 0) -> dict[str, Dataset]:
-    """Returns shifted copies of a data set by name, "made" first in each name; none for inputs of another kind.
+    """Returns shifted copies of a data set by name, "made" first in each name; none for inputs of another kind,
+    nor one of prompts that it would leave as they are.
 
     Args:
         dataset: with inputs ``(channels, height, width)`` in [0, 1], ``(features,)`` or int64 token ids ``(tokens,)``,
@@ -118,7 +119,7 @@ def made_shifts(dataset: Any, avoid: list[str], *, seed: int = 0) -> dict[str, D
     if (texts := _texts(dataset)) is not None:
         changes = {"typos": lambda prompt: _misspelt(prompt, generator), "lower case": _lower_case}
         shifted = {kind: texts.with_prompts(change) for kind, change in changes.items() if free(kind)}
-        return {f"made: {kind}": each for kind, each in shifted.items() if each is not None}
+        return {f"made: {kind}": new for kind, new in shifted.items() if new is not None and new.rows != texts.rows}
     inputs, targets = gather(dataset, torch.arange(min(len(dataset), LARGEST)))
     tokens = inputs.get("input_ids") if isinstance(inputs, Mapping) else inputs
     if isinstance(tokens, Tensor) and tokens.dtype in (torch.int64, torch.int32) and tokens.ndim == 2:

@@ -3,7 +3,16 @@
 import pytest
 import torch
 
-from heldout.data import HeldOutSplit, anonymizer, length_split, primitive_split, split_leaks, template_split
+from heldout.data import (
+    HeldOutSplit,
+    anonymizer,
+    length_split,
+    ngrams,
+    primitive_split,
+    split_divergences,
+    split_leaks,
+    template_split,
+)
 from heldout.tasks import ScanGrammar
 
 SCAN = ScanGrammar()
@@ -102,6 +111,14 @@ def test_lengths_are_those_of_the_side_that_is_asked_for():
 
 def test_every_example_in_both_parts_is_found():
     assert split_leaks(PAIRS, torch.arange(9), torch.arange(4, 12)).overlap.tolist() == [4, 5, 6, 7, 8]
+
+
+def test_a_mask_is_not_taken_for_positions():
+    mask = torch.tensor([True, False, True])
+    with pytest.raises(ValueError, match="train must be positions, got a mask"):
+        split_leaks(PAIRS[:3], mask, torch.tensor([1]))
+    with pytest.raises(ValueError, match="test must be positions, got a mask"):
+        split_divergences(PAIRS[:3], torch.tensor([1]), mask, ngrams(1), ngrams(2))
 
 
 def test_what_is_not_asked_for_is_not_looked_for():

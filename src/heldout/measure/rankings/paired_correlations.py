@@ -110,7 +110,7 @@ class Ranked:
             return np.clip(np.where(varies, product / np.sqrt(own * others), np.nan), -1.0, 1.0)
 
     def _against(self, other: Ranked) -> Array:
-        """Values, or ranks, about their mean, 1 at most; each stands in as many pairs as the other side has seeds of its model."""
+        """Values, or ranks, about their mean, none above 1; each stands in a pair with each seed of the other side."""
         values = self.scores
         if self.method == "spearman":
             ranks = np.einsum("nmsij,ni->nms", self.signs, other.counts)
