@@ -120,6 +120,33 @@ def test_copying_gives_log_probabilities_that_reach_tokens_which_the_head_exclud
         assert probabilities[row, 0, 1].item() == pytest.approx(0.5, abs=1e-6)
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_an_open_gate_copies_and_a_closed_one_does_not(name):
+    model, source, target = made(name, True), batch(), start(batch(seed=2))
+    with torch.no_grad():
+        model.gate.weight.zero_()
+        model.gate.bias.fill_(50.0)
+    copied = model(source, target).exp().detach()
+    for row in range(len(source)):
+        assert copied[row, 0, source[row][source[row] != 0].unique()].sum().item() == pytest.approx(1, abs=1e-6)
+    with torch.no_grad():
+        model.gate.bias.fill_(-50.0)
+        model.pointer.weight.normal_()
+        written = model(source, target)
+        model.pointer.weight.normal_()
+        assert torch.allclose(model(source, target), written, atol=1e-9)
+
+
+@pytest.mark.parametrize(("name", "copy"), KINDS)
+def test_neither_filling_nor_the_start_is_ever_written(name, copy):
+    model = made(name, copy)
+    with torch.no_grad():
+        model.head.bias[:2] = 50.0
+    written = model.generate(batch(), 4)
+    ended = (written == 2).cumsum(1) - (written == 2).long()
+    assert (written[ended == 0] > 1).all()
+
+
 @pytest.mark.parametrize(("name", "copy"), KINDS)
 def test_every_parameter_learns(name, copy):
     model = made(name, copy).train()
