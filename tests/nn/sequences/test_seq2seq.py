@@ -120,6 +120,31 @@ def test_copying_gives_log_probabilities_that_reach_tokens_which_the_head_exclud
         assert probabilities[row, 0, 1].item() == pytest.approx(0.5, abs=1e-6)
 
 
+def test_copying_mixes_the_head_with_a_scaled_pointer_over_the_source():
+    model, source, target = made("transformer", True), torch.tensor([[3, 4, 3, 0]]), torch.tensor([[1, 5]])
+    memory = model.encode(source)
+    hidden, _ = model.decode(memory, target)
+    for position in range(2):
+        state = hidden[0, position]
+        scores = [float(model.pointer(state) @ memory.states[0, j]) / 4.0 for j in range(3)]  # dim is 16
+        total, gate = sum(map(math.exp, scores)), float(model.gate(state).sigmoid())
+        expected = (1 - gate) * model.head(state).softmax(0)
+        for j in range(3):
+            expected[source[0, j]] += gate * math.exp(scores[j]) / total
+        assert torch.allclose(model(source, target)[0, position].exp(), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_embeddings_start_at_a_length_of_1_and_filling_learns_nothing(name):
+    torch.manual_seed(0)
+    model = MODELS[name](copy=False)
+    for embedding in (model.source_embedding, model.target_embedding):
+        assert embedding.weight.std().item() == pytest.approx(0.25, rel=0.2)  # dim is 16
+    model(batch(), start(batch(seed=2))).square().sum().backward()
+    assert not model.source_embedding.weight.grad[0].any()
+    assert not model.target_embedding.weight.grad[0].any()
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_an_open_gate_copies_and_a_closed_one_does_not(name):
     model, source, target = made(name, True), batch(), start(batch(seed=2))
