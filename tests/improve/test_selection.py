@@ -48,6 +48,24 @@ def test_made_shifts_are_not_those_of_the_tests(images):
     assert list(sets) == ["val", "made: rotation", "made: occlusion"]
 
 
+@pytest.mark.parametrize("name", ["missing columns", "missing_columns", "Missing-Columns", "missing values"])
+def test_no_shift_is_made_that_a_test_set_is_named_after_however_it_is_written(name):
+    vectors = torch.utils.data.TensorDataset(torch.randn(8, 5), torch.arange(8) % 2)
+    assert list(made_shifts(vectors, avoid=["iid", name])) == ["made: noise"]
+
+
+@pytest.mark.parametrize("name", ["lower case", "lower_case", "lowercase", "Lower-case prompts"])
+def test_prompts_are_not_made_lower_case_where_a_test_set_is(name):
+    texts = Texts([("Which one", "two")] * 4, Language(word_tokenizer(["Which one two"])))
+    assert list(made_shifts(texts, avoid=[name])) == ["made: typos"]
+    assert list(made_shifts(texts, avoid=["typo prompts"])) == ["made: lower case"]
+
+
+def test_short_names_tell_no_kind_of_shift():
+    vectors = torch.utils.data.TensorDataset(torch.randn(8, 5), torch.arange(8) % 2)
+    assert list(made_shifts(vectors, avoid=["o", "iid", "in", "-", ""])) == ["made: noise", "made: missing columns"]
+
+
 def test_given_sets_and_the_given_distribution_are_left_as_they_are(images):
     named = {"given": images, "mine": images}
     assert selection_sets(problem(*images, val=named), "both")[1] is None
@@ -135,6 +153,11 @@ def test_prompts_of_texts_get_typos_and_lower_case_and_keep_their_completions():
     assert abs(wrong / (60 * 7) - 0.1) < 0.06  # seven words of four letters and more
     half = made_shifts(torch.utils.data.Subset(texts, [3, 4]), avoid=["typos"])
     assert [(name, len(each)) for name, each in half.items()] == [("made: lower case", 2)]
+
+
+def test_a_shift_that_changes_no_prompt_is_none():
+    plain = Texts([("a big cat", "two")] * 60, Language(word_tokenizer(["a big cat two"])))
+    assert made_shifts(plain, avoid=[]) == {}  # small letters, and no word of four letters
 
 
 def test_texts_without_prompts_and_prompts_that_grow_too_long_stay():

@@ -1,12 +1,13 @@
 """Every Method of the catalog acts on texts as it should, or says why it cannot."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
 
 from heldout.data import gather
-from heldout.method import Batch, Method, evaluating
+from heldout.method import Batch, Method, Splits, evaluating
 from heldout.methods import available, parse
 from heldout.problem import inapplicable, load_problem
 from heldout.problem.language_methods import LANGUAGE_METHODS
@@ -151,3 +152,16 @@ def test_pego_says_what_it_lacks(load):
     pego = LANGUAGE_METHODS["pego"]
     assert "adapters already" in inapplicable(adapters, pego())
     assert "rank must be at most" in inapplicable(whole, pego(rank=1000))
+    other = {name: value + 1 for name, value in whole.splits.initial_state.items()}
+    with torch.no_grad():
+        module = whole.make_model()
+    reason = pego().check(module, replace(whole.splits, initial_state=other))
+    assert "does not start from the given state: model.layers.0.self_attn.q_proj.weight differs" in reason
+    assert pego().check(module, replace(whole.splits, initial_state=module.state_dict())) is None
+
+
+def test_pego_reads_the_weights_of_torch_s_own_attention():
+    module = torch.nn.ModuleDict({"attention": torch.nn.MultiheadAttention(8, 2)})
+    splits = Splits(train=[0], initial_state=module.state_dict())
+    assert LANGUAGE_METHODS["pego"](rank=2).check(module, splits) is None
+    assert "rank must be at most 8" in LANGUAGE_METHODS["pego"](rank=9).check(module, splits)

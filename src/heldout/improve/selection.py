@@ -22,6 +22,7 @@ MOST_MADE = 3
 LARGEST = 20_000  # examples of which shifts are made
 FEWEST_DOMAINS = 3  # with fewer, leaving one out leaves no domains to learn from
 LEFT_OUT = "left-out domain"
+LEAST_LETTERS = 4  # of a word in a test set's name that tells a kind of shift: "typo", "blur"
 TYPOS, KEPT = 0.1, 0.5  # share of tokens or words with a typo, and of each text that truncation keeps
 
 
@@ -92,12 +93,13 @@ def leaving_out(problem: Problem, turn: int) -> tuple[Problem, Dataset]:
 
 @checked
 def made_shifts(dataset: Any, avoid: list[str], *, seed: int = 0) -> dict[str, Dataset]:
-    """Returns shifted copies of a data set by name, "made" first in each name; none for inputs of another kind.
+    """Returns shifted copies of a data set by name, "made" first in each name; none for inputs of another kind,
+    nor one of prompts that it would leave as they are.
 
     Args:
         dataset: with inputs ``(channels, height, width)`` in [0, 1], ``(features,)`` or int64 token ids ``(tokens,)``,
             also as "input_ids" of a dict with an "attention_mask"; or texts with prompts.
-        avoid: names of shifts that are not made.
+        avoid: names of test sets: no kind is made that one is named after, however it is written.
         seed: of the noise.
 
     Example:
@@ -105,16 +107,19 @@ def made_shifts(dataset: Any, avoid: list[str], *, seed: int = 0) -> dict[str, D
         >>> list(made_shifts(vectors, avoid=["noise"]))
         ['made: missing columns']
     """
-    taken = [name.lower().replace(" ", "_") for name in avoid]
+    taken = [re.findall(r"[^\W_]+", name.lower()) for name in avoid]
 
     def free(kind: str) -> bool:
-        return not any(kind in name or name in kind for name in taken)
+        """Whether no name holds the kind, in one word or several, and no word of a name is of it."""
+        letters = re.sub(r"[ _]", "", kind)
+        words = [word for name in taken for word in name if len(word) >= LEAST_LETTERS]
+        return not any(letters in "".join(name) for name in taken) and not any(word in letters for word in words)
 
     generator = torch.Generator().manual_seed(seed)
     if (texts := _texts(dataset)) is not None:
         changes = {"typos": lambda prompt: _misspelt(prompt, generator), "lower case": _lower_case}
         shifted = {kind: texts.with_prompts(change) for kind, change in changes.items() if free(kind)}
-        return {f"made: {kind}": each for kind, each in shifted.items() if each is not None}
+        return {f"made: {kind}": new for kind, new in shifted.items() if new is not None and new.rows != texts.rows}
     inputs, targets = gather(dataset, torch.arange(min(len(dataset), LARGEST)))
     tokens = inputs.get("input_ids") if isinstance(inputs, Mapping) else inputs
     if isinstance(tokens, Tensor) and tokens.dtype in (torch.int64, torch.int32) and tokens.ndim == 2:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -208,10 +209,14 @@ def pego(lam: float = 1e-3, rank: int = 4, size: int = 4, *, preserve: float = 1
             return "the model has adapters already, and this method brings its own: give the model without them"
         if splits.initial_state is None:
             return _NO_START
-        found = [part for name, part in module.named_modules() if query_and_value(name, part)]
+        found = _query_and_value_weights(module)
         if not found:
             return "it adapts query and value projections, and the model has none that is called so"
-        narrow = min(min(part.weight.shape) for part in found)
+        for name, weight in found.items():
+            start = splits.initial_state.get(name)
+            if start is not None and not torch.equal(start.to(weight), weight):
+                return f"the model does not start from the given state: {name} differs, load the state in model()"
+        narrow = min(min(weight.shape) for weight in found.values())
         return None if rank <= narrow else f"its rank must be at most {narrow}, the smaller side of a projection"
 
     return replace(whole, model=model, check=check)
@@ -237,6 +242,17 @@ _NO_START = (
 def adapted(module: nn.Module) -> bool:
     """Returns whether a model has LoRA adapters, as peft gives it."""
     return any("lora_B" in name or "lora_embedding_B" in name for name, _ in module.named_parameters())
+
+
+def _query_and_value_weights(module: nn.Module) -> dict[str, Tensor]:
+    """The weights of query and value projections, by name in the state dict."""
+    return {
+        f"{name}.{own}": weight
+        for name, part in module.named_modules()
+        if query_and_value(name, part)
+        for own in ("weight", "in_proj_weight")
+        if isinstance(weight := getattr(part, own, None), Tensor)
+    }
 
 
 def _by_start(whole: Method, adapter: Callable[[nn.Module], dict[str, Tensor]]) -> Method:

@@ -22,7 +22,9 @@ Deviations. Two layers of 64 units instead of three of 256; greedy decoding inst
 instead of Noam's schedule; no dropout, with which a network knows less than 95 % of its own distribution after so few
 steps. The paper's SCAN, GeoQuery, ATIS and SMCalFlow, and its mixtures of difficulty on natural language, are not here;
 ``difficulty_subset`` makes them of one's own data. Rate, dropout and steps were chosen by ``id``; the second layer, and
-that every training set has each primitive alone, on development seeds 1000 and 1001 with ``ood`` of ``x20`` in view.
+that ``x1`` has each primitive alone, on development seeds 1000 and 1001 with ``ood`` of ``x20`` in view. So ``x20``,
+``augzero`` and ``short`` have every word alone; ``small-pool``, drawn at random, about a twentieth of them; ``long``
+none but "jump".
 """
 
 from __future__ import annotations

@@ -85,3 +85,9 @@ def test_unusable_input_is_refused_by_name():
     with pytest.raises(TypeError, match="tokenizer"):
         augzero(PAIRS, 2, tokenizer=3)
     assert len(augzero([("C#", "x")], 2, separator="~")) == 2
+    with pytest.raises(ValueError, match="separator must have no spaces"):
+        augzero(PAIRS, 2, separator=" ")
+    for tokenizer in (None, Letters()):
+        for pair in (None, "ab", ("a",)):
+            with pytest.raises(ValueError, match="pairs must be pairs"):
+                augzero([pair], 2, tokenizer=tokenizer)

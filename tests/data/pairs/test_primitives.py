@@ -35,6 +35,14 @@ def test_a_number_of_versions_is_drawn_without_repetition():
     assert found != expand_primitives(pairs, SLOTS, 20, per_pair=5, seed=2)
 
 
+def test_versions_are_drawn_of_all_combinations_of_copies():
+    pair = [("walk and run", "I_WALK I_RUN")]
+    slots = {"walk": "I_WALK", "run": "I_RUN"}
+    assert len(expand_primitives(pair, slots, 3, per_pair=8)) == 8
+    drawn = [expand_primitives(pair, slots, 3, per_pair=1, seed=seed)[0] for seed in range(60)]
+    assert len(set(drawn)) == 9
+
+
 def test_a_factor_of_1_changes_nothing():
     pairs = mini_scan().sample(30, seed=0)
     assert expand_primitives(pairs, SLOTS, 1) == pairs
@@ -47,6 +55,9 @@ def test_unusable_slots_are_refused_by_name():
         expand_primitives([("walk walk_1", "I_WALK")], {"walk": "I_WALK"}, 2)
     with pytest.raises(ValueError, match="slots must not name"):
         primitive_copies({"walk": "W", "walk_1": "V"}, 2)
+    for slots in ({"walk": "W", "stroll": "W"}, {"walk": "W", "run": "W_1"}):
+        with pytest.raises(ValueError, match="nor two words one target word"):
+            expand_primitives([("walk and stroll run", "W W W_1")], slots, 2)
     for factor in (0, -1):
         with pytest.raises(ValueError, match="factor"):
             expand_primitives([("walk", "I_WALK")], {"walk": "I_WALK"}, factor)

@@ -33,6 +33,11 @@ def test_marked_examples_have_their_share_of_every_batch(share):
         assert sorted(others[start : start + 26]) == list(range(4, 30))
 
 
+def test_a_share_that_is_no_binary_fraction_is_met_to_the_draw():
+    sampler = ShareSampler(torch.arange(9) < 2, 0.29, draws=100)
+    assert [sum(position < 2 for position in sampler) for _ in range(3)] == [29, 29, 29]
+
+
 def test_the_seed_decides_and_a_loader_takes_it():
     mask = torch.arange(30) < 4
     draws = [list(ShareSampler(mask, 0.1, seed=seed)) for seed in (0, 0, 1)]

@@ -128,6 +128,9 @@ def test_unusable_options_are_refused_by_name():
     ):
         with pytest.raises(ValueError, match=message):
             NoveltyCurriculum(range(10), **options)
+    for key in (lambda example: "jump twice", lambda example: 3):
+        with pytest.raises(TypeError, match="key must give the primitives"):
+            NoveltyCurriculum(range(10), total_steps=5, key=key)
     with pytest.raises(ValueError, match="dataset"):
         NoveltyCurriculum([], total_steps=5)
     with pytest.raises(ValueError, match="step"):

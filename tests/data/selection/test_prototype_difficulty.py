@@ -38,6 +38,7 @@ def test_a_subset_holds_whole_quartiles_or_equal_shares_of_several():
     assert [*difficulty_subset(range(40), scores, [0])] == list(range(30, 40))
     mixed = [*difficulty_subset(range(40), scores, [0, 3], size=9, seed=1)]
     assert len(set(mixed)) == 9
+    assert mixed == sorted(mixed)
     assert sum(position >= 30 for position in mixed) == 5
     assert sum(position < 10 for position in mixed) == 4
     assert mixed == [*difficulty_subset(range(40), scores, [0, 3], size=9, seed=1)]

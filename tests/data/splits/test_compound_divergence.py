@@ -66,6 +66,14 @@ def test_the_limit_on_atoms_is_kept_and_the_seed_decides_the_rest():
     assert not torch.equal(splits[0].test, mcd_split(pairs, ngrams(1), ngrams(2), atom_limit=0.005, seed=1).test)
 
 
+def test_atoms_come_first_where_the_limit_is_narrow_and_whole_compounds_leave_training():
+    pairs = ScanGrammar().sample(60, seed=0)
+    split = mcd_split(pairs, ngrams(1), ngrams(2), atom_limit=0.004, test_share=0.3)
+    found = split_divergences(pairs, *split, ngrams(1), ngrams(2))
+    assert found.atoms <= 0.004
+    assert found.compounds > 0.165  # 0.154 where only single examples change places
+
+
 def test_the_gain_of_moving_one_example_is_the_change_of_the_divergence():
     train, test = torch.arange(20), torch.arange(20, 40)
     counts = _Counts.of(PAIRS[:40], ngrams(2), "compounds")

@@ -3,7 +3,16 @@
 import pytest
 import torch
 
-from heldout.data import HeldOutSplit, anonymizer, length_split, primitive_split, split_leaks, template_split
+from heldout.data import (
+    HeldOutSplit,
+    anonymizer,
+    length_split,
+    ngrams,
+    primitive_split,
+    split_divergences,
+    split_leaks,
+    template_split,
+)
 from heldout.tasks import ScanGrammar
 
 SCAN = ScanGrammar()
@@ -87,6 +96,29 @@ def test_planted_leaks_are_found_where_they_are():
     assert leaks.templates.tolist() == [3, 4, 5]
     assert leaks.lengths.tolist() == [3, 4, 5]
     assert leaks.total == 1 + 2 + 3 + 1 + 3 + 3
+
+
+def test_lengths_are_those_of_the_side_that_is_asked_for():
+    pairs = [("a", "A A A"), ("a b c", "A"), ("a b", "A A"), ("b a b a", "A A A A")]
+    found = [
+        split_leaks(pairs, torch.tensor([0, 1]), torch.tensor([2, 3]), longer=side).lengths.tolist()
+        for side in ("source", "target")
+    ]
+    assert found == [[2], [2]]
+    longest = split_leaks(pairs, torch.tensor([0]), torch.tensor([1, 2, 3]), longer="source").lengths
+    assert longest.tolist() == []
+
+
+def test_every_example_in_both_parts_is_found():
+    assert split_leaks(PAIRS, torch.arange(9), torch.arange(4, 12)).overlap.tolist() == [4, 5, 6, 7, 8]
+
+
+def test_a_mask_is_not_taken_for_positions():
+    mask = torch.tensor([True, False, True])
+    with pytest.raises(ValueError, match="train must be positions, got a mask"):
+        split_leaks(PAIRS[:3], mask, torch.tensor([1]))
+    with pytest.raises(ValueError, match="test must be positions, got a mask"):
+        split_divergences(PAIRS[:3], torch.tensor([1]), mask, ngrams(1), ngrams(2))
 
 
 def test_what_is_not_asked_for_is_not_looked_for():

@@ -83,6 +83,32 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says():
     assert (without_noise.low, without_noise.high) == pytest.approx((30.0, 30.0))
 
 
+def test_the_interval_is_that_of_fits_to_resampled_residuals_widened_for_the_parameters():
+    sizes, values, loss = [10, 20, 40, 80], [4.0, 3.6, 3.1, 2.8], 3.3
+    law, drawn = fit_size_law(sizes, values), []
+    fitted = [math.log(law.loss(size)) for size in sizes]
+    residuals = [(math.log(value) - log) * math.sqrt(4 / 2) for value, log in zip(values, fitted, strict=True)]
+    for picked in np.random.default_rng(0).integers(0, 4, (999, 4)):
+        again = [log + residuals[i] for log, i in zip(fitted, picked, strict=True)]
+        line = linregress(np.log(sizes), again)
+        drawn.append(math.exp((math.log(loss) - line.intercept) / line.slope))
+    found = law.effective_size_interval(loss)
+    assert (found.low, found.high) == pytest.approx(np.quantile(drawn, [0.025, 0.975]), rel=2e-3)
+
+
+def test_where_every_fifth_resample_has_no_law_there_is_no_interval():
+    found = fit_size_law([10, 20, 40, 80], [3.2, 3.6, 2.9, 3.0]).effective_size_interval(3.2)
+    assert found.estimate > 0
+    assert (found.low, found.high) == (None, None)
+
+
+def test_resamples_whose_floor_lies_above_the_loss_are_left_out():
+    values = [1.4875, 1.2508, 1.0785, 1.0581, 1.0063, 1.4854, 1.2391, 1.1187, 1.0707, 1.0521]
+    law = fit_size_law([10, 20, 40, 80, 160] * 2, values, floor=True)
+    found = law.effective_size_interval(law.loss(150), resamples=99)
+    assert 0 < found.low < 150 < found.high < math.inf
+
+
 def test_an_interval_with_a_floor_holds_the_estimate_and_narrows_with_the_noise():
     sizes = SIZES * 2
     widths = []

@@ -105,6 +105,37 @@ def test_means_that_differ_by_rounding_alone_are_ties():
         assert found[0] == found[1] == found[2]
 
 
+@pytest.mark.parametrize("method", ["kendall", "spearman"])
+def test_a_model_whose_scores_are_huge_makes_no_ties_of_the_others(method):
+    a = {"a": [20.1, 20.2], "b": [25.0, 25.3], "c": [31.0, 30.2], "diverged": [1e11, 2e12]}
+    b = {"a": [1.0], "b": [2.0], "c": [3.0], "diverged": [9.0]}
+    assert concurrence(a, b, method, "mean", **QUICK).value == pytest.approx(1)
+
+
+def test_means_of_scores_that_cancel_are_ties():
+    a = {"a": [0.1, 0.2, -0.3], "b": [0.0, 0.0, 0.0], "c": [1.0, 1.0, 1.0], "d": [1.0, 2.0, 0.0]}
+    b = {"a": [1.0], "b": [2.0], "c": [3.0], "d": [4.0]}
+    expected = scipy.stats.kendalltau([0, 0, 1, 1], [1, 2, 3, 4]).statistic
+    assert concurrence(a, b, pairing="mean", **QUICK).value == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("pairing", ["crossed", "mean"])
+@pytest.mark.parametrize("scale", [1e-200, 1e-9, 1e9, 1e200])
+def test_the_unit_of_the_scores_does_not_matter(pairing, scale):
+    a, b = ragged()
+    for method in SCIPY:
+        plain = concurrence(a, b, method, pairing, **QUICK).value
+        other = [{name: [scale * x for x in each] for name, each in scores.items()} for scores in (a, b)]
+        assert concurrence(*other, method, pairing, **QUICK).value == pytest.approx(plain, abs=1e-9)
+
+
+def test_large_constant_scores_have_no_correlation_either():
+    a = {name: [0.1e9 + 0.3] * 3 for name in "abcde"}
+    b = {name: [1e9 * i, 2e9] for i, name in enumerate("abcde")}
+    with pytest.warns(UserWarning, match="scores_a are all the same"):
+        assert np.isnan(concurrence(a, b, "pearson", **QUICK).value)
+
+
 def test_constant_scores_have_no_concurrence_and_say_so():
     with pytest.warns(UserWarning, match="scores_b are all the same"):
         found = concurrence({m: [i] for i, m in enumerate("abc")}, {m: [1.0] for m in "abc"}, **QUICK)

@@ -120,6 +120,58 @@ def test_copying_gives_log_probabilities_that_reach_tokens_which_the_head_exclud
         assert probabilities[row, 0, 1].item() == pytest.approx(0.5, abs=1e-6)
 
 
+def test_copying_mixes_the_head_with_a_scaled_pointer_over_the_source():
+    model, source, target = made("transformer", True), torch.tensor([[3, 4, 3, 0]]), torch.tensor([[1, 5]])
+    memory = model.encode(source)
+    hidden, _ = model.decode(memory, target)
+    for position in range(2):
+        state = hidden[0, position]
+        scores = [float(model.pointer(state) @ memory.states[0, j]) / 4.0 for j in range(3)]  # dim is 16
+        total, gate = sum(map(math.exp, scores)), float(model.gate(state).sigmoid())
+        expected = (1 - gate) * model.head(state).softmax(0)
+        for j in range(3):
+            expected[source[0, j]] += gate * math.exp(scores[j]) / total
+        assert torch.allclose(model(source, target)[0, position].exp(), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_embeddings_start_at_a_length_of_1_and_filling_learns_nothing(name):
+    torch.manual_seed(0)
+    model = MODELS[name](copy=False)
+    for embedding in (model.source_embedding, model.target_embedding):
+        assert embedding.weight.std().item() == pytest.approx(0.25, rel=0.2)  # dim is 16
+    model(batch(), start(batch(seed=2))).square().sum().backward()
+    assert not model.source_embedding.weight.grad[0].any()
+    assert not model.target_embedding.weight.grad[0].any()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_an_open_gate_copies_and_a_closed_one_does_not(name):
+    model, source, target = made(name, True), batch(), start(batch(seed=2))
+    with torch.no_grad():
+        model.gate.weight.zero_()
+        model.gate.bias.fill_(50.0)
+    copied = model(source, target).exp().detach()
+    for row in range(len(source)):
+        assert copied[row, 0, source[row][source[row] != 0].unique()].sum().item() == pytest.approx(1, abs=1e-6)
+    with torch.no_grad():
+        model.gate.bias.fill_(-50.0)
+        model.pointer.weight.normal_()
+        written = model(source, target)
+        model.pointer.weight.normal_()
+        assert torch.allclose(model(source, target), written, atol=1e-9)
+
+
+@pytest.mark.parametrize(("name", "copy"), KINDS)
+def test_neither_filling_nor_the_start_is_ever_written(name, copy):
+    model = made(name, copy)
+    with torch.no_grad():
+        model.head.bias[:2] = 50.0
+    written = model.generate(batch(), 4)
+    ended = (written == 2).cumsum(1) - (written == 2).long()
+    assert (written[ended == 0] > 1).all()
+
+
 @pytest.mark.parametrize(("name", "copy"), KINDS)
 def test_every_parameter_learns(name, copy):
     model = made(name, copy).train()
@@ -144,6 +196,24 @@ def test_positions_are_the_sines_and_cosines_of_the_paper():
             angle = position / 10_000 ** (2 * i / 6)
             assert added[row, 2 * i].item() == pytest.approx(math.sin(angle))
             assert added[row, 2 * i + 1].item() == pytest.approx(math.cos(angle))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_positions_stay_apart_in_half_precision(dtype):
+    exact = SinusoidalPositions(32)(torch.zeros(1, 600, 32))
+    added = SinusoidalPositions(32).to(dtype)(torch.zeros(1, 600, 32, dtype=dtype))
+    assert added.dtype == dtype
+    assert torch.equal(added, exact.to(dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("name", "copy"), KINDS)
+def test_half_precision_reads_and_writes_nearly_the_same(name, copy, dtype):
+    model, source, target = made(name, copy).float(), batch(), start(batch(seed=2))
+    logits, half = model(source, target), made(name, copy).to(dtype)(source, target)
+    assert half.dtype == dtype
+    assert torch.allclose(half.float(), logits, atol=0.15)
+    assert made(name, copy).to(dtype).generate(source, 4).shape[0] == len(source)
 
 
 @pytest.mark.parametrize(

@@ -67,6 +67,18 @@ def test_keys_get_a_vector_by_their_clipped_distance():
     assert torch.allclose(found, attention.output(mixed.transpose(1, 2).flatten(2)), atol=1e-12)
 
 
+def test_dropout_also_leaves_attention_weights_out_in_training():
+    torch.manual_seed(0)
+    model = Seq2SeqTransformer(9, dim=8, heads=2, dropout=0.5)
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    source, target = torch.tensor([[3, 4, 5, 6]]), torch.tensor([[1, 7]])
+    assert not torch.equal(model(source, target), model(source, target))
+    model.eval()
+    assert torch.equal(model(source, target), model(source, target))
+
+
 def test_the_default_has_about_a_tenth_of_a_million_parameters():
     model = Seq2SeqTransformer(30)
     assert 80_000 < sum(p.numel() for p in model.parameters()) < 150_000

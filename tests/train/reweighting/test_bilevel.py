@@ -68,6 +68,21 @@ def test_parameters_that_neither_loss_reads_do_not_matter():
         bilevel_weights(losses, trusted, [unread])
 
 
+def test_what_has_no_gradient_is_refused_by_name():
+    w, frozen = torch.zeros(1, requires_grad=True), torch.zeros(1)
+    losses, trusted = (w - torch.tensor([1.0, 3.0])) ** 2, ((w - 1) ** 2).sum()
+    for arguments, message in (
+        ((losses.detach(), trusted, [w]), "losses must require"),
+        ((losses, trusted.detach(), [w]), "trusted_loss must require"),
+        ((losses, losses, [w]), "trusted_loss must be one number"),
+        ((losses, trusted, [w, frozen]), "parameters must require"),
+        ((losses, trusted, []), "parameters"),
+        ((losses * torch.nan, trusted, [w]), "losses must be finite"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            bilevel_weights(*arguments)
+
+
 def test_the_effective_sample_size_counts_equal_weights():
     assert effective_sample_size(torch.full((7,), 0.3)) == pytest.approx(7)
     assert effective_sample_size(torch.tensor([3.0, 1.0])) == pytest.approx(16 / 10)

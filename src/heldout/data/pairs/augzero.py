@@ -59,7 +59,8 @@ def augzero(
         separator: between a token and the number of its copy.
 
     Raises:
-        ValueError: no pairs, fewer copies than 1, or a token that ends in the separator, or in it and a number.
+        ValueError: no pairs, fewer copies than 1, a token that ends in the separator, or in it and a number, or a
+            separator with spaces.
 
     Source: arXiv:2311.04420, section 4.3, and the authors' released code.
 
@@ -70,6 +71,9 @@ def augzero(
     check_nonempty(pairs=pairs, separator=separator)
     check_at_least(1, copies=copies)
     check_at_least(0, seed=seed)
+    if separator != "".join(separator.split()):
+        raise ValueError(f"separator must have no spaces, got {separator!r}")
+    as_pairs(pairs, "pairs")
     if tokenizer is not None:
         if not hasattr(tokenizer, "tokenize"):
             raise TypeError(f"tokenizer must have tokenize, got {type(tokenizer).__name__}")

@@ -22,7 +22,8 @@ def primitive_copies(slots: Mapping[str, str], factor: int) -> dict[str, str]:
         factor: words for each primitive, itself included, at least 1.
 
     Raises:
-        ValueError: no slots, a factor below 1, or two copies with one name.
+        ValueError: no slots, a factor below 1, two copies with one name, or two words with one target word: which of
+            them it stands for would not be known.
 
     Example:
         >>> primitive_copies({"walk": "WALK"}, 3)
@@ -34,8 +35,8 @@ def primitive_copies(slots: Mapping[str, str], factor: int) -> dict[str, str]:
     for word, action in slots.items():
         made[word] = action
         made.update({f"{word}_{number}": f"{action}_{number}" for number in range(1, factor)})
-    if len(made) < len(slots) * factor:
-        raise ValueError("slots must not name each other's copies")
+    if len(made) < len(slots) * factor or len(set(made.values())) < len(made):
+        raise ValueError("slots must not name each other's copies, nor two words one target word")
     return made
 
 
@@ -56,7 +57,8 @@ def expand_primitives(
         seed: of the draw.
 
     Raises:
-        ValueError: a primitive that does not occur, or copies that occur already.
+        ValueError: a primitive that does not occur, copies that occur already, or slots as ``primitive_copies``
+            refuses them.
 
     Source: arXiv:2311.04420, section 4.1.
 

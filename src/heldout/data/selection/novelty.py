@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Sampler, Subset
 
+from heldout.annotations import short
 from heldout.data.loading import sample_ids
 from heldout.errors import check_at_least, check_fraction, check_nonempty, checked
 from heldout.method import Method, Run, Splits
@@ -40,7 +41,7 @@ class NoveltyCurriculum(Sampler):
 
     Raises:
         ValueError: an empty data set, shares out of range, numbers below 1.
-        TypeError: without ``total_steps``.
+        TypeError: without ``total_steps``; a key that gives no collection, or a text, whose letters are none.
 
     Source: arXiv:2311.04420, section 4.2.
 
@@ -79,7 +80,7 @@ class NoveltyCurriculum(Sampler):
             self._unlocked_with = torch.randperm(size, generator=self.generator).argsort()
             self._units = size
         else:
-            primitives = [set(key(dataset[position])) for position in range(size)]
+            primitives = [_held(key(dataset[position])) for position in range(size)]
             units = sorted(set().union(*primitives), key=repr)
             rank = dict(zip(units, torch.randperm(len(units), generator=self.generator).tolist(), strict=True))
             self._unlocked_with = torch.tensor([min((rank[each] for each in held), default=-1) for held in primitives])
@@ -169,6 +170,12 @@ def _check_shares(start: float, end: float) -> None:
     check_fraction(start=start, end=end)
     if start == 0 or end == 0:
         raise ValueError(f"start and end must lie in (0, 1], got {start} and {end}")
+
+
+def _held(primitives: Any) -> set[Hashable]:
+    if isinstance(primitives, str) or not isinstance(primitives, Iterable):
+        raise TypeError(f"key must give the primitives of an example as a collection, got {short(primitives)}")
+    return set(primitives)
 
 
 class _Renumbered(Sampler):

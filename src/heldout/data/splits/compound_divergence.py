@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from heldout.data.pairs.tokens import SequencePair, as_pairs
-from heldout.data.splits.sequences import HeldOutSplit
-from heldout.errors import check_at_least, check_dimensions, check_fraction, check_labels, check_nonempty, checked
+from heldout.data.splits.sequences import HeldOutSplit, check_positions
+from heldout.errors import check_at_least, check_fraction, check_labels, check_nonempty, checked
 
 ATOM_ALPHA, COMPOUND_ALPHA = 0.5, 0.1
 _CANDIDATES = 8  # examples of each side that are tried against each other for one swap
@@ -92,10 +92,8 @@ def split_divergences(examples: Sequence, train: Tensor, test: Tensor, atoms: Pa
         >>> found
         Divergences(atoms=0.0, compounds=1.0)
     """
-    check_nonempty(train=train, test=test)
-    check_dimensions(1, train=train, test=test)
     pairs = as_pairs(examples)
-    check_labels(len(pairs), train=train, test=test)
+    check_positions(len(pairs), train=train, test=test)
     found = []
     for name, parts, alpha in (("atoms", atoms, ATOM_ALPHA), ("compounds", compounds, COMPOUND_ALPHA)):
         counts = _Counts.of(pairs, parts, name)

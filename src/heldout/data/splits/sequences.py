@@ -81,13 +81,13 @@ def template_split(
 ) -> HeldOutSplit:
     """Returns a split in which no held-out template occurs in training.
 
-    Templates are held out in random order until they make up the share.
+    Templates are held out in random order until they make up the share, or until one is left.
 
     Args:
         examples: pairs ``(source, target)`` of texts or token sequences.
         anonymize: the template of a pair of token tuples: the same for pairs that differ in names and values only. See
             ``anonymizer``.
-        test_share: of the examples, at least.
+        test_share: of the examples, at least; less where the templates but the last drawn have less.
         seed: of the choice of templates.
 
     Raises:
@@ -224,10 +224,8 @@ def split_leaks(
         >>> leaks.pairs.tolist(), leaks.word.tolist(), leaks.total
         ([3], [1], 3)
     """
-    check_nonempty(train=train, test=test)
-    check_dimensions(1, train=train, test=test)
     pairs = as_pairs(examples)
-    check_labels(len(pairs), train=train, test=test)
+    check_positions(len(pairs), train=train, test=test)
     trained, tested = sorted(set(train.tolist())), sorted(set(test.tolist()))
     known, sources = {pairs[i] for i in trained}, {pairs[i][0] for i in trained}
     found: dict[str, list[int]] = {
@@ -246,6 +244,16 @@ def split_leaks(
         most = max(len(pairs[i][side]) for i in trained)
         found["lengths"] = [i for i in tested if len(pairs[i][side]) <= most]
     return SplitLeaks(*(torch.tensor(found.get(name, []), dtype=torch.int64) for name in SplitLeaks._fields))
+
+
+def check_positions(size: int, **parts: Tensor) -> None:
+    """Raises unless each part of a split holds positions of ``size`` examples; a mask holds none."""
+    check_nonempty(**parts)
+    check_dimensions(1, **parts)
+    for name, part in parts.items():
+        if part.dtype == torch.bool:
+            raise ValueError(f"{name} must be positions, got a mask: {name}.nonzero().squeeze(1) has them")
+    check_labels(size, **parts)
 
 
 def _phrase(word: str) -> tuple[str, ...]:

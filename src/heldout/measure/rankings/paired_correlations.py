@@ -22,6 +22,7 @@ Pairing = Literal["crossed", "mean"]
 
 METHODS, PAIRINGS = ("kendall", "pearson", "spearman"), ("crossed", "mean")
 LEAST_MODELS = 3
+_KEPT_BITS = 40  # of a mean: 12 digits of its own, whatever the other models' scores are
 _AT_ONCE = 1 << 18  # numbers of a temporary, 2 MB, which stay in the cache
 
 
@@ -37,8 +38,11 @@ def by_pairing(table: Array, pairing: Pairing) -> Array:
     """Means over seeds, or the scores as they are; means that differ by rounding alone are equal."""
     if pairing != "mean":
         return table
-    scale = float(np.nanmax(np.abs(table), initial=0.0)) or 1.0
-    return np.round(np.nanmean(table, axis=-1, keepdims=True) / scale, 9) * scale
+    scores = np.where(np.isfinite(table), table, 0.0)
+    largest = np.abs(scores).max(-1, keepdims=True)
+    means = scores.sum(-1, keepdims=True) / np.isfinite(table).sum(-1, keepdims=True)
+    fraction, exponent = np.frexp(np.where(np.abs(means) > largest * 2.0**-_KEPT_BITS, means, 0.0))
+    return np.ldexp(np.round(np.ldexp(fraction, _KEPT_BITS)), exponent - _KEPT_BITS)
 
 
 def resampled_scores(tables: Sequence[Array], resamples: int, rng: np.random.Generator) -> Iterator[list[Array]]:
@@ -78,6 +82,8 @@ class Ranked:
         self.method, self.scores = method, scores
         there = np.isfinite(scores)
         self.counts = there.sum(2).astype(float)
+        low, high = np.where(there, scores, np.inf), np.where(there, scores, -np.inf)
+        self.varies = low.min((1, 2)) < high.max((1, 2))
         if method != "pearson":
             flat = np.where(there, scores, 0.0).reshape(len(scores), -1)
             mask = there.reshape(len(scores), -1).astype(float)
@@ -100,18 +106,19 @@ class Ranked:
             product = (np.nansum(x, axis=2) * np.nansum(y, axis=2)).sum(1)
             own = (np.nansum(x * x, axis=2) * other.counts).sum(1)
             others = (np.nansum(y * y, axis=2) * self.counts).sum(1)
-            scale = np.sqrt(own * others)
-            return np.clip(np.where(scale > 1e-12, product / scale, np.nan), -1.0, 1.0)
+            varies = self.varies & other.varies
+            return np.clip(np.where(varies, product / np.sqrt(own * others), np.nan), -1.0, 1.0)
 
     def _against(self, other: Ranked) -> Array:
-        """Values, or ranks, about their mean; each stands in as many pairs as the other side has seeds of its model."""
+        """Values, or ranks, about their mean, none above 1; each stands in a pair with each seed of the other side."""
         values = self.scores
         if self.method == "spearman":
             ranks = np.einsum("nmsij,ni->nms", self.signs, other.counts)
             values = np.where(np.isfinite(values), ranks, np.nan)
         weights = other.counts[:, :, None]
         mean = np.nansum(values * weights, axis=(1, 2)) / (self.counts * other.counts).sum(1)
-        return values - mean[:, None, None]
+        centred = values - mean[:, None, None]
+        return centred / np.nanmax(np.abs(centred), axis=(1, 2), keepdims=True)
 
 
 def bootstrap_interval(resampled: Array, value: float, confidence: float) -> tuple[float, float]:

@@ -197,13 +197,14 @@ class SinusoidalPositions(nn.Module):
         check_at_least(2, dim=dim)
         if dim % 2:
             raise ValueError(f"dim must be even, got {dim}")
-        rates = torch.exp(torch.arange(0, dim, 2).double() * (-math.log(10_000.0) / dim))
-        self.register_buffer("rates", rates, persistent=False)
+        self.dim = dim
 
     @checked
     def forward(self, embedded: Tensor, start: int = 0) -> Tensor:
         """Returns embeddings ``(batch, length, dim)`` of the positions from ``start``, with their positions added."""
         check_at_least(0, start=start)
+        even = torch.arange(0, self.dim, 2, dtype=torch.float64, device=embedded.device)
+        rates = torch.exp(even * (-math.log(10_000.0) / self.dim))  # no buffer: half precision would round it
         positions = torch.arange(start, start + embedded.shape[1], device=embedded.device).unsqueeze(1)
-        angles = positions * self.rates  # type: ignore[operator]
+        angles = positions * rates
         return embedded + torch.stack([angles.sin(), angles.cos()], 2).flatten(1).to(embedded.dtype)

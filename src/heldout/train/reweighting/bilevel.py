@@ -40,7 +40,8 @@ def bilevel_weights(losses: Tensor, trusted_loss: Tensor, parameters: Sequence[T
         parameters: those that a step would change.
 
     Raises:
-        ValueError: losses that are not finite, no parameter, or losses that depend on none of them.
+        ValueError: losses that are not finite or have no graph, a trusted loss that is no single number, no parameter
+            or one that needs no gradient, or losses that depend on none of them.
 
     Source: arXiv:1803.09050, equations 6 to 9; its step is that of SGD, whatever optimizer trains.
 
@@ -53,6 +54,11 @@ def bilevel_weights(losses: Tensor, trusted_loss: Tensor, parameters: Sequence[T
     check_dimensions(1, losses=losses)
     check_nonempty(losses=losses, parameters=parameters)
     check_finite(losses=losses, trusted_loss=trusted_loss)
+    if trusted_loss.numel() != 1:
+        raise ValueError(f"trusted_loss must be one number, got {tuple(trusted_loss.shape)}")
+    for name, tensors in (("losses", [losses]), ("trusted_loss", [trusted_loss]), ("parameters", parameters)):
+        if not all(tensor.requires_grad for tensor in tensors):
+            raise ValueError(f"{name} must require gradients")
     slopes = torch.autograd.grad(trusted_loss, parameters, retain_graph=True, allow_unused=True)
     pulls = torch.zeros_like(losses, requires_grad=True)
     steps = torch.autograd.grad(losses, parameters, pulls, create_graph=True, allow_unused=True)
