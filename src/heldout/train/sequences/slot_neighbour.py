@@ -107,8 +107,8 @@ def slot_neighbour(pairs: Sequence) -> SlotNeighbour:
 
     Two words are exchangeable if more than half of the examples that differ in them alone, and have different targets,
     have targets that differ in the same two words, wherever these occur, and more than half as many as have the same
-    targets; or if all have the same targets. What is exchangeable with the same word shares a slot. A word's target is the one that most of these examples show. Costs
-    one pass over all words of all sources.
+    targets; or if all have the same targets. What is exchangeable with the same word shares a slot. A word's target is
+    the one that most of these examples show. Costs one pass over all words of all sources.
 
     Args:
         pairs: ``(source, target)`` of texts or token sequences.
