@@ -138,6 +138,16 @@ def test_texts_get_typos_and_are_truncated():
     assert plain == {}
 
 
+def test_typos_neither_change_padding_nor_bring_it():
+    tokens = torch.arange(1, 41).repeat(60, 1) + 1000 * torch.arange(1, 61)[:, None]
+    mask = (torch.arange(40) < torch.arange(60)[:, None] % 30 + 10).long()
+    tokens[mask == 0] = 0
+    rows = [{"input_ids": t, "attention_mask": m, "labels": 0} for t, m in zip(tokens, mask, strict=True)]
+    typos = torch.stack([row["input_ids"] for row in made_shifts(rows, avoid=["truncation"])["made: typos"]])
+    assert torch.equal(typos == 0, mask == 0)
+    assert 0.05 < (typos != tokens)[mask > 0].float().mean() < 0.11
+
+
 def test_prompts_of_texts_get_typos_and_lower_case_and_keep_their_completions():
     prompt = "Question: Which ANIMAL, of these, lives under water?\nAnswer:"
     words = word_tokenizer([prompt, prompt.lower(), "a Fish"])
@@ -151,8 +161,13 @@ def test_prompts_of_texts_get_typos_and_lower_case_and_keep_their_completions():
     assert all(sorted(each) == sorted(prompt) for each in typos)
     wrong = sum(a != b for each in typos for a, b in zip(each.split(), prompt.split(), strict=True))
     assert abs(wrong / (60 * 7) - 0.1) < 0.06  # seven words of four letters and more
-    half = made_shifts(torch.utils.data.Subset(texts, [3, 4]), avoid=["typos"])
-    assert [(name, len(each)) for name, each in half.items()] == [("made: lower case", 2)]
+    for each in typos:
+        for word, plain in zip(each.split(), prompt.split(), strict=True):
+            letters, before = word.strip(",:?"), plain.strip(",:?")
+            assert (letters[0], letters[-1]) == (before[0], before[-1])  # only inner letters change places
+    rows = [{"prompt": f"Which {i}", "completion": "a Fish"} for i in range(6)]
+    half = made_shifts(torch.utils.data.Subset(Texts(rows, Language(words)), [3, 5]), avoid=["typos"])
+    assert [each["prompt"] for each in half["made: lower case"].rows] == ["which 3", "which 5"]
 
 
 def test_a_shift_that_changes_no_prompt_is_none():

@@ -144,6 +144,8 @@ def test_pego_changes_query_and_value_alone_and_leaves_a_plain_model(load):
     changed = {name for name, value in found.items() if not torch.equal(value, start[name])}
     assert changed
     assert all("q_proj" in name or "v_proj" in name for name in changed)
+    groups, _ = fitted.run.state["pego"]
+    assert {(group.rank, group.size) for group in groups} == {(2, 2)}
     assert all(parameter.requires_grad for parameter in fitted.module.parameters())
 
 
@@ -151,13 +153,34 @@ def test_pego_says_what_it_lacks(load):
     whole, adapters = load(), load(ADAPTERS)
     pego = LANGUAGE_METHODS["pego"]
     assert "adapters already" in inapplicable(adapters, pego())
-    assert "rank must be at most" in inapplicable(whole, pego(rank=1000))
+    assert "rank must be at most 16," in inapplicable(whole, pego(rank=17))
+    assert inapplicable(whole, pego(rank=16)) is None
     other = {name: value + 1 for name, value in whole.splits.initial_state.items()}
     with torch.no_grad():
         module = whole.make_model()
     reason = pego().check(module, replace(whole.splits, initial_state=other))
     assert "does not start from the given state: model.layers.0.self_attn.q_proj.weight differs" in reason
     assert pego().check(module, replace(whole.splits, initial_state=module.state_dict())) is None
+
+
+def test_pego_s_penalty_keeps_the_change_orthogonal_to_the_pretrained_weights(load):
+    problem, found = load(), []
+    start = problem.splits.initial_state
+    for lam in (0.0, 5.0):
+        fitted = problem.fit(parse(f"pego(lam={lam}, rank=2, size=2)", problem.own_methods), seed=0, epochs=2)
+        state = fitted.module.state_dict()
+        found.append(
+            sum(float((start[name] @ (state[name] - start[name]).T).abs().sum()) for name in start if "q_proj" in name)
+        )
+    assert 0 < found[1] < 0.8 * found[0]
+
+
+def test_pego_leaves_frozen_what_was_frozen(load):
+    frozen = "whole = model\ndef model():\n    made = whole()\n    made.model.embed_tokens.requires_grad_(False)\n"
+    problem = load(frozen + "    return made\n")
+    module = problem.fit(parse("pego(rank=2, size=2)", problem.own_methods), seed=0, epochs=1).module
+    assert not module.model.embed_tokens.weight.requires_grad
+    assert module.model.layers[0].self_attn.q_proj.weight.requires_grad
 
 
 def test_pego_reads_the_weights_of_torch_s_own_attention():

@@ -177,10 +177,12 @@ def _lower_case(text: str) -> str:
 
 
 def _typos(tokens: Tensor, mask: Tensor | None, generator: torch.Generator) -> Tensor:
-    """A tenth of the tokens, each replaced by the one that another text has at that place; padding stays."""
-    other = torch.stack([column[torch.randperm(len(column), generator=generator)] for column in tokens.T], 1)
+    """A tenth of the tokens, each replaced by the one that another text has at that place; padding comes nowhere."""
+    others = torch.stack([torch.randperm(len(tokens), generator=generator) for _ in range(tokens.shape[1])], 1)
     hit = torch.rand(tokens.shape, generator=generator) < TYPOS
-    return torch.where(hit & (mask > 0) if mask is not None else hit, other, tokens)
+    if mask is not None:
+        hit &= (mask > 0) & (mask.gather(0, others) > 0)
+    return torch.where(hit, tokens.gather(0, others), tokens)
 
 
 def _truncated(tokens: Tensor, rest: Mapping[str, Any], targets: Tensor) -> dict[str, Any]:

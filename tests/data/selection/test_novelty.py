@@ -103,6 +103,25 @@ def test_the_method_keeps_the_number_of_steps_and_lets_examples_arrive():
     assert {i for batch in seen for i in batch} == set(range(200))
 
 
+def test_the_order_of_arrival_is_that_of_the_run_s_seed_and_steps_may_be_told():
+    first = [
+        {
+            i
+            for batch in fitted_with(novelty_curriculum(), data(), epochs=5, batch_size=20, seed=seed)[:8]
+            for i in batch
+        }
+        for seed in (1, 1, 2)
+    ]
+    assert first[0] == first[1] != first[2]
+
+    def slow(run, train_set):
+        run.state["steps_per_epoch"] = 20  # twice as many as are taken
+        return train_set
+
+    seen = fitted_with(Method("slow", data=slow) + novelty_curriculum(), data(), epochs=5, batch_size=20)
+    assert 80 < len({i for batch in seen for i in batch}) <= math.ceil(200 * 49 / 80)  # all 200 without it
+
+
 def test_the_method_stands_after_one_that_leaves_examples_out():
     half = Method("half", data=lambda run, data: Subset(data, range(100, 200)))
     seen = fitted_with(half + novelty_curriculum(), data(), epochs=5, batch_size=20)

@@ -203,6 +203,7 @@ def test_halves_reach_the_ceiling_where_benchmarks_rank_alike_though_crossed_val
     told = found.summary(draws=5)
     assert (told.halves, told.ceiling, told.share, told.pairs) == pytest.approx((1, 1, 1, 1))
     assert told.value == found.value("a", "b")
+    assert told.null == np.quantile(found.null("unrelated"), 0.975)
 
 
 def test_halves_are_kendalls_tau_of_one_seed_here_and_another_there():
@@ -224,7 +225,9 @@ def test_halves_are_kendalls_tau_of_one_seed_here_and_another_there():
             ).statistic
             for choice, other in chosen
         ])  # fmt: skip
-    np.testing.assert_allclose(found.split_halves(draws=draws), expected, atol=0.1)
+    halves = found.split_halves(draws=draws)
+    np.testing.assert_allclose(halves, expected, atol=0.1)
+    np.testing.assert_array_equal(halves, halves.T)
 
 
 def test_a_part_of_the_matrix_has_the_values_of_the_whole():

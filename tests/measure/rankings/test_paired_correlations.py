@@ -2,7 +2,13 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from heldout.measure.rankings.paired_correlations import by_pairing, correlations, padded, resampled_scores
+from heldout.measure.rankings.paired_correlations import (
+    bootstrap_interval,
+    by_pairing,
+    correlations,
+    padded,
+    resampled_scores,
+)
 
 SCIPY = {"kendall": scipy.stats.kendalltau, "pearson": scipy.stats.pearsonr, "spearman": scipy.stats.spearmanr}
 
@@ -30,3 +36,20 @@ def test_all_tables_share_the_models_of_a_resample_and_draw_only_seeds_that_ther
     for first, second in resampled_scores(tables, 40, np.random.default_rng(0)):
         assert np.array_equal(first[..., 0] * 10, second[..., 0])
         assert np.array_equal(np.isnan(first[..., 1]), first[..., 0] == 2)
+
+
+def test_models_are_drawn_with_replacement():
+    (drawn,) = zip(*resampled_scores([np.arange(6.0)[:, None]], 400, np.random.default_rng(0)), strict=True)
+    rows = np.concatenate(drawn)[..., 0]
+    assert np.mean([len(set(row)) for row in rows]) == pytest.approx(6 * (1 - (5 / 6) ** 6), abs=0.1)
+    assert np.bincount(rows.astype(int).ravel()) / rows.size == pytest.approx(1 / 6, abs=0.02)
+
+
+def test_an_interval_holds_the_value_and_leaves_out_resamples_without_one():
+    resampled = np.array([0.1, 0.2, np.nan, 0.3])
+    assert bootstrap_interval(resampled, 0.9, 0.95)[1] == 0.9
+    assert bootstrap_interval(resampled, -0.9, 0.95)[0] == -0.9
+    low, high = bootstrap_interval(resampled, 0.2, 0.95)
+    assert 0.1 <= low < 0.2 < high <= 0.3
+    assert np.isnan(bootstrap_interval(resampled, float("nan"), 0.95)).all()
+    assert np.isnan(bootstrap_interval(resampled * np.nan, 0.2, 0.95)).all()

@@ -46,6 +46,16 @@ def test_it_reads_and_writes_as_cells_in_a_loop_do(bidirectional):
     assert torch.allclose(model(source, target)[0], torch.stack(expected), atol=1e-10)
 
 
+def test_each_layer_of_the_decoder_starts_from_both_directions_of_its_own():
+    torch.manual_seed(0)
+    model = Seq2SeqLSTM(9, dim=6, layers=2, bidirectional=True).eval()
+    source = torch.tensor([[3, 4, 5], [6, 7, 8]])
+    _, (hidden, cells) = model.encoder(model.source_embedding(source))
+    for found, last in zip(model.encode(source).final, (hidden, cells), strict=True):
+        for layer in range(2):
+            assert torch.allclose(found[layer], torch.cat([last[2 * layer], last[2 * layer + 1]], 1), atol=1e-6)
+
+
 def test_unusable_sizes_are_refused_by_name():
     with pytest.raises(ValueError, match="dim must be even"):
         Seq2SeqLSTM(9, dim=5, bidirectional=True)

@@ -85,6 +85,17 @@ def test_greedy_writing_with_a_state_is_that_of_whole_prefixes(name, copy):
     assert not naive[:, written.shape[1] :].any()
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_rows_that_go_on_keep_their_own_state_when_others_end(name):
+    model, source, target = made(name, False), batch(rows=8), start(batch(rows=8, seed=2).clamp(min=3))
+    kept = torch.tensor([True, False, False, True, True, False, True, False])
+    memory = model.encode(source)
+    _, state = model.decode(memory, target[:, :3])
+    going, _ = model.decode(memory.rows(kept), target[kept, 3:4], model.rows_of(state, kept))
+    whole, _ = model.decode(model.encode(source[kept]), target[kept, :4])
+    assert torch.allclose(going[:, 0], whole[:, 3], atol=1e-12)
+
+
 def test_rows_end_at_different_places_and_are_filled_up():
     lengths = set()
     for seed in range(6):

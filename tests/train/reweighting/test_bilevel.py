@@ -101,6 +101,64 @@ def test_the_method_sets_as_many_of_each_class_aside_and_trains_on_the_others():
     assert len(rest) == 50
 
 
+def test_which_examples_are_set_aside_is_drawn_by_the_seed():
+    x, y = torch.zeros(60, 4), torch.arange(60) % 3
+    aside = [
+        heldout.fit(nn.Linear(4, 3), (x, y), learned_weights(0.2), epochs=1, seed=seed).run.state["learned_weights"]
+        for seed in (3, 3, 4)
+    ]
+    assert aside[0].indices == aside[1].indices != aside[2].indices
+    assert aside[0].indices != list(range(12))
+
+
+def test_a_step_is_the_gradient_of_the_sum_of_weighted_losses():
+    torch.manual_seed(1)
+    x, y = torch.randn(12, 4), torch.arange(12) % 2
+    start = nn.Linear(4, 2)
+    sgd = functools.partial(torch.optim.SGD, lr=0.1)
+    fitted = heldout.fit(
+        copy.deepcopy(start), (x, y), learned_weights(0.17), epochs=1, batch_size=10, seed=0, optimizer=sgd
+    )
+    rest, aside = fitted.run.train_set.indices, fitted.run.state["learned_weights"].indices
+    assert (len(rest), len(aside)) == (10, 2)
+    found = fitted.module.weight.detach()
+    expected = []
+    for rows in (aside, aside[:1] * 2, aside[1:] * 2):  # the two trusted ones are drawn with replacement
+        model = copy.deepcopy(start)
+        losses = F.cross_entropy(model(x[rest]), y[rest], reduction="none")
+        trusted = F.cross_entropy(model(x[rows]), y[rows])
+        (bilevel_weights(losses, trusted, list(model.parameters())) * losses).sum().backward()
+        expected.append(start.weight.detach() - 0.1 * model.weight.grad)
+    assert any(torch.allclose(found, each, atol=1e-6) for each in expected)
+
+
+class Seen(nn.Module):
+    """A frozen layer and one that learns, and what they were given."""
+
+    def __init__(self):
+        super().__init__()
+        self.frozen, self.learns, self.given = nn.Linear(1, 4).requires_grad_(False), nn.Linear(4, 3), []
+
+    def forward(self, x):
+        self.given.append(x[:, 0].tolist())
+        return self.learns(self.frozen(x).tanh())
+
+
+def test_trusted_examples_are_drawn_anew_for_each_step_and_frozen_layers_stay():
+    torch.manual_seed(0)
+    model = Seen()
+    before = model.frozen.weight.clone()
+    x, y = torch.arange(60.0)[:, None], torch.arange(60) % 3
+    fitted = heldout.fit(lambda: model, (x, y), learned_weights(0.2), epochs=2, batch_size=8, seed=0)
+    aside = {float(i) for i in fitted.run.state["learned_weights"].indices}
+    trusted = [rows for rows in model.given if set(rows) <= aside]
+    assert len(trusted) == 12  # one for each step
+    assert len({tuple(rows) for rows in trusted}) == 12
+    assert {len(rows) for rows in trusted} == {8}
+    assert {row for rows in trusted for row in rows} == aside
+    assert torch.equal(fitted.module.frozen.weight, before)
+
+
 def test_the_running_statistics_are_those_of_the_training_batches_alone():
     x, y = torch.randn(40, 4) + 5, torch.arange(40) % 3
     model = network().float()

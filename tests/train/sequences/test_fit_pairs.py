@@ -74,6 +74,31 @@ def test_a_curriculum_shows_little_at_first_and_all_in_the_end():
     assert len({position for batch in seen for position in batch}) == len(PAIRS)
 
 
+def test_a_curriculum_counts_the_steps_that_are_taken_however_few_the_pairs():
+    seen = drawn_by(novelty_curriculum(), PAIRS[:40], steps=200)
+    assert len({position for batch in seen[:80] for position in batch}) == 20  # a half of 160 steps
+    assert len({position for batch in seen for position in batch}) == 40
+
+
+def test_gradients_are_clipped_at_a_length_of_1_and_weights_decay_as_asked():
+    lengths, decays = [], []
+
+    def optimizer(run, wrapped):
+        def look(opt, *_):
+            grads = [p.grad for group in opt.param_groups for p in group["params"] if p.grad is not None]
+            lengths.append(float(torch.stack([grad.square().sum() for grad in grads]).sum().sqrt()))
+            decays.append(opt.param_groups[0]["weight_decay"])
+
+        wrapped.register_step_post_hook(look)
+        return wrapped
+
+    model = functools.partial(ConvSeq2Seq, dim=16, dropout=0.0)
+    fit_pairs(model, PAIRS, Method("watch", optimizer=optimizer), steps=10, batch_size=8, weight_decay=0.03)
+    assert len(lengths) == 10
+    assert max(lengths) == pytest.approx(1, abs=1e-3)
+    assert set(decays) == {0.03}
+
+
 def test_methods_of_other_stages_have_their_place():
     trained = fit_pairs(TINY, PAIRS, sam(rho=0.05), steps=10, batch_size=8)
     assert len(trained.fitted.history) == 10

@@ -35,6 +35,19 @@ def test_words_of_one_meaning_share_a_slot_without_a_target():
     assert model.predict(["list dogs"]) == [("LIST", "DOG")]
 
 
+def test_words_that_mostly_mean_the_same_are_no_slot_for_one_example_that_tells_them_apart():
+    same = [(f"{word} {noun}", noun.upper()) for word in "ab" for noun in ("cat", "dog")]
+    words = slot_neighbour([*same, ("a fox", "FOX A"), ("b fox", "FOX B")]).words
+    assert not {"a", "b"} & set(words)
+
+
+def test_of_examples_of_one_template_that_with_the_source_s_words_answers():
+    known = [("walk", "W"), ("run", "R"), ("walk twice", "W W"), ("run twice", "R R")]
+    model = slot_neighbour([*known, ("walk now", "W NOW"), ("run now", "R LATER")])
+    assert model.words["run"].slot == model.words["walk"].slot
+    assert model.predict(["run now", "walk now"]) == [("R", "LATER"), ("W", "NOW")]
+
+
 def test_a_word_that_changes_other_places_as_well_is_no_slot():
     pairs = [("walk twice", "W W"), ("walk left", "L W"), ("run twice", "R R"), ("run left", "L R")]
     words = slot_neighbour(pairs).words

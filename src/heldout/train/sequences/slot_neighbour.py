@@ -106,9 +106,9 @@ def slot_neighbour(pairs: Sequence) -> SlotNeighbour:
     """Returns the nearest-neighbour model of some pairs, with the slots that they show.
 
     Two words are exchangeable if more than half of the examples that differ in them alone, and have different targets,
-    have targets that differ in the same two words, wherever these occur; or if all have the same targets. What is
-    exchangeable with the same word shares a slot. A word's target is the one that most of these examples show. Costs
-    one pass over all words of all sources.
+    have targets that differ in the same two words, wherever these occur, and more than half as many as have the same
+    targets; or if all have the same targets. What is exchangeable with the same word shares a slot. A word's target is
+    the one that most of these examples show. Costs one pass over all words of all sources.
 
     Args:
         pairs: ``(source, target)`` of texts or token sequences.
