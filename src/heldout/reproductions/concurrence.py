@@ -24,7 +24,8 @@ percentile of one tau where skills are unrelated. ``same_group`` and ``other_gro
 others than these among themselves (the paper's claim ii asks for two sets that people wrote). ``words-...``: a word is
 trained on alone and tested in composition, as it is (the approaches' scores) or in 7 to 14 random letters, or of
 consonants and vowels in turn (``held_out_word``). ``change`` is the largest of an approach; so that noise does not make
-it, it is found in one run and read in the other. It is left out where no approach has 0.1 with either word.
+it, it is found in one run and read in the other (``largest_change``). It is left out where no approach has 0.1 with
+either word.
 
 Deviations. No pretrained network among the six; 240 steps with 32 examples, width 48; logical forms and queries without
 brackets, of at most 14 tokens; no ``standard`` splits in the table, which tell what was learned, not what composes. The
@@ -45,7 +46,7 @@ import numpy as np
 
 from heldout.data import HeldOutSplit, SequencePair
 from heldout.lm import small_models
-from heldout.measure import ConcurrenceMatrix, concurrence_matrix
+from heldout.measure import ConcurrenceMatrix, concurrence_matrix, largest_change
 from heldout.sources import MINI, QA, SMOL, WORD, missing
 from heldout.study import Study, at_least, at_most, higher_is_better, lower_is_better
 from heldout.tasks import choice_questions, composition_pairs, composition_split, held_out_word
@@ -178,25 +179,15 @@ def whole_table(seed: int, profile: str) -> dict[str, float]:
     return found
 
 
-def change_of(before: Scores, after: Scores) -> dict[str, float]:
-    """The largest change of an approach, found in one run and read in the other; none where all are near 0."""
-    if max(float(np.mean(runs)) for table in (before, after) for runs in table.values()) < CHANGE:
-        return {}
-    changes = [np.subtract(after[model], before[model]) for model in before]
-    read = []
-    for first, second in itertools.permutations(range(RUNS)):
-        largest = max(changes, key=lambda change, run=first: abs(change[run]))  # type: ignore[misc]
-        read.append(np.sign(largest[first]) * largest[second])
-    return {"change": float(np.mean(read))}
-
-
 def other_words(name: str, style: str, seed: int, profile: str) -> dict[str, float]:
     tables = {}
     for each in ("original", style):
         pairs, split = held_out_word(name, each, SETTINGS[profile].pairs, seed=seed)  # type: ignore[arg-type]
         tables[each] = scores(pairs, split, seed, SETTINGS[profile])
-    found = agreement(compared(tables), seed) | change_of(*tables.values())
-    if found.keys() >= {"ceiling", "tau_of_halves"}:
+    found = agreement(compared(tables), seed)
+    if max(float(np.mean(runs)) for table in tables.values() for runs in table.values()) >= CHANGE:
+        found["change"] = largest_change(*tables.values())
+    if "ceiling" in found:
         found["below_ceiling"] = found["ceiling"] - found["tau_of_halves"]
     return found | {model: float(np.mean(runs)) for model, runs in tables["original"].items()}
 

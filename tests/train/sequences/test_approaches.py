@@ -12,6 +12,7 @@ from heldout.train.sequences.approaches import _NETWORKS
 
 WORDS = "abcdefgh"
 PAIRS = [(f"{a} {b}", f"{a.upper()} {b.upper()}") for a in WORDS for b in WORDS]
+random.Random(0).shuffle(PAIRS)
 TRAIN, TEST = PAIRS[::2], PAIRS[1::2]
 QUICK = {"steps": 3, "width": 8}
 
@@ -70,7 +71,7 @@ def test_what_is_longer_than_may_be_written_is_wrong():
     same = [("a b c", "A B C"), ("a b", "A B")] * 4
     whole, cut = (
         approach_scores(same, same, ["lstm"], runs=1, steps=60, width=16, rates={"lstm": 0.03}, longest=longest)["lstm"]
-        for longest in (9, 3)
+        for longest in (9, 2)
     )
     assert whole == [1.0]
     assert cut == [0.5]

@@ -47,6 +47,7 @@ _VERBS = (
 _NOUNS = "cat dog cake box girl boy rose table book cup bird fish tree ball hat ring king frog boat lamp door star"
 _COPIED_SCAN = ScanGrammar({word: word for word in _VERBS.split()}, manners=(), turn=False)
 _MORE_FORMS = SentenceForms(nouns=tuple(_NOUNS.split()), depth=1, nesting=0.2)
+_REPEATED = {"twice", "thrice"}
 _LETTERS = (7, 14)  # of a new word, the paper's short variant
 _DRAWN = 6  # for each pair that is short enough
 
@@ -144,8 +145,8 @@ def held_out_word(name: HeldOutWordSet, style: LetterStyle, n: int, *, seed: int
     """Returns commands that compose "jump", or sentences that compose "cat", the word as it is or in other letters.
 
     Actions and nouns, 22 of each, are spelled, and written as they are read, so that a network may learn to copy them,
-    and other letters make another, longer sequence. A fifth of the pairs compose the word, which are the test, and every word
-    stands alone once. Pairs and split are the same for all styles.
+    and other letters make another, longer sequence. Commands repeat nothing. A fifth of the pairs compose the word,
+    which are the test, and every word stands alone once. Pairs and split are the same for all styles.
 
     Args:
         name: "scan" or "cogs".
@@ -156,7 +157,7 @@ def held_out_word(name: HeldOutWordSet, style: LetterStyle, n: int, *, seed: int
     Raises:
         ValueError: unknown names, or so few pairs that none composes the word.
 
-    Source: arXiv:2310.17514, section 5; deviation: an action is called what its command is.
+    Source: arXiv:2310.17514, section 5; deviation: an action is called what its command is, and nothing is repeated.
 
     Example:
         >>> word = held_out_word("scan", "original", 40)
@@ -169,7 +170,7 @@ def held_out_word(name: HeldOutWordSet, style: LetterStyle, n: int, *, seed: int
     check_at_least(0, seed=seed)
     if name == "scan":
         words = list(_COPIED_SCAN.primitives)
-        pairs = [pair for pair in _COPIED_SCAN.pairs() if 1 < len(pair[0]) <= 5 and len(pair[1]) <= 4]
+        pairs = [pair for pair in _COPIED_SCAN.pairs() if len(pair[0]) > 1 and not _REPEATED & {*pair[0]}]
         alone = as_pairs([(word, word) for word in words])
     else:
         words = list(_MORE_FORMS.nouns)
