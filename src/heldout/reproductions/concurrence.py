@@ -70,7 +70,7 @@ class Setting(NamedTuple):
 
 SETTINGS = {
     "smoke": Setting(60, 4, 2, 8, 3, 0.9, (12, 20), ()),
-    "laptop": Setting(1200, 200, 240, 48, 72, 0.02, (60, 40), (30,)),
+    "laptop": Setting(1200, 200, 240, 48, 72, 0.02, (120, 60), (30,)),
 }
 SPLITS = {
     "scan": ("length", "mcd"),
