@@ -86,8 +86,8 @@ def scores(pairs: list[SequencePair], split: HeldOutSplit, seed: int, setting: S
     """Exact match of each approach in each of its runs."""
     train, test = ([pairs[i] for i in part.tolist()] for part in split)
     test = random.Random(seed).sample(test, min(setting.tested, len(test)))
-    size = {"steps": setting.steps, "width": setting.width, "longest": setting.longest}
-    return approach_scores(train, test, runs=RUNS, seed=seed, **size)
+    steps, width, longest = setting.steps, setting.width, setting.longest
+    return approach_scores(train, test, runs=RUNS, steps=steps, width=width, longest=longest, seed=seed)
 
 
 @functools.lru_cache(maxsize=16)
@@ -103,7 +103,8 @@ def of_questions(seed: int, profile: str) -> dict[str, Scores]:
     """Of each pretrained model on two halves of the questions of each set, in which answers are equally frequent."""
     from sklearn.metrics import roc_auc_score
 
-    setting, found = SETTINGS[profile], {}
+    setting = SETTINGS[profile]
+    found: dict[str, Scores] = {}
     models = small_models(setting.layers)
     for name, aim in AIMS.items():
         asked = [q._replace(options=q.options[:2]) if aim == "yes-no" else q for q in choice_questions(name)]

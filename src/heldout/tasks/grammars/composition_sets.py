@@ -7,7 +7,7 @@ drawn from a small grammar, "places" for those that people wrote.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -68,8 +68,8 @@ def composition_pairs(name: CompositionSet, n: int, *, seed: int = 0) -> list[Se
         ValueError: an unknown set, or more pairs than a grammar has.
 
     Example:
-        >>> composition_pairs("scan", 2, seed=1)
-        [(('look', 'twice', 'and', 'walk', 'left', 'thrice'), ('I_LOOK',))]
+        >>> composition_pairs("scan", 2, seed=1)[0]
+        (('run', 'twice', 'and', 'jump', 'left'), ('I_RUN', 'I_RUN', 'I_TURN_LEFT', 'I_JUMP'))
     """
     check_one_of(COMPOSITION_SETS, name=name)
     check_at_least(1, n=n)
@@ -194,7 +194,10 @@ def _brief(pairs: Sequence[SequencePair], longest: int) -> list[SequencePair]:
 
 
 def _template(name: str) -> Callable[[SequencePair], SequencePair]:
-    kinds = {"cogs": {"noun": _FORMS.nouns, "name": _FORMS.names}, "places": PLACE_NAMES}
+    kinds: dict[str, Mapping[str, Sequence[str]]] = {
+        "cogs": {"noun": _FORMS.nouns, "name": _FORMS.names},
+        "places": PLACE_NAMES,
+    }
     if name not in kinds:
         raise ValueError(f"kind must not be 'template' for {name!r}, which has no names")
     return anonymizer({word: f"[{kind}]" for kind, words in kinds[name].items() for word in words})
