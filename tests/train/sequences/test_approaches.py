@@ -84,7 +84,7 @@ def test_what_is_longer_than_may_be_written_is_wrong():
         (lambda: approach_scores(TRAIN, []), "test must not be empty"),
         (lambda: approach_scores(TRAIN, TEST, ["mamba"]), "approaches"),
         (lambda: approach_scores(TRAIN, TEST, []), "approaches must not be empty"),
-        (lambda: approach_scores(TRAIN, TEST, ["lstm"], rates={}), "lstm has none"),
+        (lambda: approach_scores(TRAIN, TEST, ["lstm"], rates={"bilstm": 0.01}), "lstm has none"),
         (lambda: approach_scores(TRAIN, TEST, ["lstm"], rates={"lstm": -1.0}), "rates"),
         (lambda: approach_scores(TRAIN, TEST, runs=0), "runs must be at least 1"),
     ],

@@ -87,13 +87,14 @@ def approach_scores(
         >>> approach_scores(known, [("pet dog", "PET DOG")], ["slots"])
         {'slots': [1.0, 1.0]}
     """
-    check_nonempty(train=train, test=test, approaches=approaches)
+    check_nonempty(train=train, test=test, approaches=approaches, rates=rates)
     for name in approaches:
         check_one_of(SEQUENCE_APPROACHES, approaches=name)
         if name in _NETWORKS and name not in rates:
             raise ValueError(f"rates must be of all networks, {name} has none")
     check_at_least(1, runs=runs, steps=steps, width=width, longest=longest)
-    check_at_least(0, seed=seed)
+    check_at_least(2, batch_size=batch_size)
+    check_at_least(0, seed=seed, warmup=warmup)
     for name, rate in rates.items():
         check_positive(**{f"rates[{name!r}]": rate})
     known, asked = as_pairs(train, "train"), as_pairs(test, "test")
