@@ -150,6 +150,7 @@ from heldout.measure.rankings.concurrence_matrix import (
     GroupConcurrence,
     concurrence_matrix,
 )
+from heldout.measure.rankings.largest_change import largest_change
 
 generalization_difficulty = classification_difficulty  # under the name of the paper
 
@@ -267,6 +268,7 @@ __all__ = [
     "kernel_error_samples",
     "kernel_inductive_bias",
     "knn_distances",
+    "largest_change",
     "linear_agreement",
     "linear_probe",
     "logit_lens",

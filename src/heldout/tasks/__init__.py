@@ -2,6 +2,13 @@
 
 from heldout.tasks.clinical.glaucoma import VISUAL_FIELD_POINTS, GlaucomaMaps, glaucoma_maps
 from heldout.tasks.control.gridworld import GRID, MOVES, GridPolicy, grid_policy
+from heldout.tasks.grammars.composition_sets import (
+    COMPOSITION_SETS,
+    HeldOutWord,
+    composition_pairs,
+    composition_split,
+    held_out_word,
+)
 from heldout.tasks.grammars.place_questions import PLACE_NAMES, place_questions
 from heldout.tasks.grammars.scan import SCAN_PRIMITIVES, ScanGrammar, mini_scan
 from heldout.tasks.grammars.sentence_forms import SentenceForms
@@ -207,6 +214,7 @@ __all__ = [
     "CATEGORIES",
     "CHAIN",
     "CLIPART_FOLDERS",
+    "COMPOSITION_SETS",
     "DRAWING_CLASSES",
     "DRAWING_STYLES",
     "EDIT_FUNCTIONS",
@@ -276,6 +284,7 @@ __all__ = [
     "GlaucomaMaps",
     "GraphBenchmark",
     "GridPolicy",
+    "HeldOutWord",
     "Instance",
     "InstructionExample",
     "InstructionTask",
@@ -322,6 +331,8 @@ __all__ = [
     "comparison_facts",
     "compose_problem",
     "composition_facts",
+    "composition_pairs",
+    "composition_split",
     "copying_language",
     "corrupt_labels",
     "covering_exemplars",
@@ -347,6 +358,7 @@ __all__ = [
     "forwards_and_backwards",
     "glaucoma_maps",
     "grid_policy",
+    "held_out_word",
     "imbalance",
     "interleaved",
     "judged_choices",

@@ -62,6 +62,7 @@ if TYPE_CHECKING:
         SemiSupervised,
         UnlabelledLoss,
     )
+    from heldout.train.sequences.approaches import APPROACH_RATES, SEQUENCE_APPROACHES, approach_scores
     from heldout.train.sequences.fit_pairs import FittedPairs, fit_pairs, pair_dataset, write_sequences
     from heldout.train.sequences.slot_neighbour import SlotNeighbour, SlotWord, slot_neighbour
     from heldout.train.soft_labels import (
@@ -82,6 +83,8 @@ if TYPE_CHECKING:
     from heldout.train.winsorized import winsorized_backward
 
 __all__ = [
+    "APPROACH_RATES",
+    "SEQUENCE_APPROACHES",
     "Abstracted",
     "AffineTransform",
     "Aligned",
@@ -126,6 +129,7 @@ __all__ = [
     "WeakToStrongResult",
     "abstract_subtrees",
     "answer_accuracy",
+    "approach_scores",
     "bilevel_weights",
     "boost_head",
     "boosted_network",
@@ -199,6 +203,9 @@ __all__ = [
 ]
 
 _LATER = {
+    "APPROACH_RATES": "heldout.train.sequences.approaches",
+    "SEQUENCE_APPROACHES": "heldout.train.sequences.approaches",
+    "approach_scores": "heldout.train.sequences.approaches",
     "FittedPairs": "heldout.train.sequences.fit_pairs",
     "fit_pairs": "heldout.train.sequences.fit_pairs",
     "pair_dataset": "heldout.train.sequences.fit_pairs",

@@ -172,7 +172,7 @@ THREE = {m: [float(i)] for i, m in enumerate("abc")}
         (lambda: concurrence(THREE, THREE | {"a": [float("inf")]}), r"scores_b\['a'\] must be finite"),
         (lambda: concurrence(THREE, THREE, "tau"), "method"),
         (lambda: concurrence(THREE, THREE, pairing="all"), "pairing"),
-        (lambda: concurrence(THREE, THREE, resamples=0), "resamples must be at least 1"),
+        (lambda: concurrence(THREE, THREE, resamples=-1), "resamples must be at least 0"),
         (lambda: concurrence_matrix([]), "table must not be empty"),
         (lambda: concurrence_matrix([{"model": "a"}]), "table must have rows with model, benchmark, seed, score"),
         (lambda: concurrence_matrix(ROWS + ROWS[:1]), "table must hold one score of m0 on a with seed 0, got two"),
@@ -257,3 +257,15 @@ def test_the_smallest_p_value_is_that_of_the_labels_as_they_are():
         score = (model if groups[name] == "a" else -model) + 0.01 * rng.random()
         rows.append({"model": f"m{model}", "benchmark": name, "seed": seed, "score": score})
     assert concurrence_matrix(rows, resamples=20).by_group(groups, permutations=3, seed=5).p_value >= 1 / 4
+
+
+def test_without_resamples_values_are_the_same_and_have_no_intervals():
+    found, quick = (concurrence_matrix(ROWS, resamples=resamples) for resamples in (20, 0))
+    np.testing.assert_array_equal(found.values, quick.values)
+    pairs = np.triu_indices(len(quick.benchmarks), 1)
+    assert np.isfinite(found.low[pairs]).all()
+    assert np.isnan(quick.low[pairs]).all()
+    assert np.isnan(quick.high[pairs]).all()
+    alone = concurrence(THREE, THREE, resamples=0)
+    assert alone.value == concurrence(THREE, THREE, resamples=5).value
+    assert np.isnan(alone.ci).all()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -95,8 +96,9 @@ def small_models(layers: Sequence[int] = (20, 30)) -> dict[str, Chooser]:
     """
     check_at_least(1, layers=layers)
     found = {f"word-{width}": cosine_chooser(functools.partial(word_vectors, dim=width)) for width in _WIDTHS}
+    whole, tokenizer = minilm()
     for depth in _DEPTHS:
-        encoder, tokenizer = minilm()
+        encoder = copy.deepcopy(whole)
         encoder.encoder.layer = encoder.encoder.layer[:depth]
         encoder.config.num_hidden_layers = depth
         vectors = functools.partial(text_features, encoder, tokenizer, max_length=128)

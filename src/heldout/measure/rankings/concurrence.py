@@ -36,7 +36,7 @@ class Concurrence(NamedTuple):
 
     Attributes:
         value: the correlation; NaN where all scores of a benchmark are the same.
-        ci: its interval by bootstrap over models and, within each, seeds; NaN where the value is.
+        ci: its interval by bootstrap over models and, within each, seeds; NaN where the value is, or without resamples.
         n_models: that both benchmarks have scores of.
     """
 
@@ -67,7 +67,7 @@ def concurrence(
         pairing: "crossed", every seed on one benchmark with every seed on the other, of the same model; or "mean", the
             means over seeds.
         confidence: of the interval.
-        resamples: of the bootstrap.
+        resamples: of the bootstrap; with 0 there is no interval, and its ends are NaN.
         seed: of the bootstrap.
 
     Raises:
@@ -89,8 +89,7 @@ def concurrence(
     check_one_of(METHODS, method=method)
     check_one_of(PAIRINGS, pairing=pairing)
     check_fraction(confidence=confidence)
-    check_at_least(1, resamples=resamples)
-    check_at_least(0, seed=seed)
+    check_at_least(0, resamples=resamples, seed=seed)
     for name, scores in (("scores_a", scores_a), ("scores_b", scores_b)):
         check_nonempty(**{name: scores})
         for model, each in scores.items():
@@ -110,4 +109,4 @@ def concurrence(
         Ranked(by_pairing(first, pairing), method).correlation(Ranked(by_pairing(second, pairing), method))
         for first, second in resampled_scores([a, b], resamples, np.random.default_rng(seed))
     ]
-    return Concurrence(value, bootstrap_interval(np.concatenate(parts), value, confidence), len(models))
+    return Concurrence(value, bootstrap_interval(parts, value, confidence), len(models))

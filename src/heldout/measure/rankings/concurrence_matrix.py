@@ -115,8 +115,7 @@ def concurrence_matrix(
     check_one_of(METHODS, method=method)
     check_one_of(PAIRINGS, pairing=pairing)
     check_fraction(confidence=confidence)
-    check_at_least(1, resamples=resamples)
-    check_at_least(0, seed=seed)
+    check_at_least(0, resamples=resamples, seed=seed)
     benchmarks, models, scores = _scores(table)
     tables = [padded(each) for each in scores]
     for name, each in zip(benchmarks, tables, strict=True):
@@ -132,7 +131,7 @@ def concurrence_matrix(
             drawn[i, j].append(again[i].correlation(again[j]))
     for (i, j), parts in drawn.items():
         values[i, j] = values[j, i] = sides[i].correlation(sides[j])[0]
-        ends = bootstrap_interval(np.concatenate(parts), values[i, j], confidence)
+        ends = bootstrap_interval(parts, values[i, j], confidence)
         low[i, j], high[i, j] = low[j, i], high[j, i] = ends
     return ConcurrenceMatrix(benchmarks, models, values, low, high, method, pairing, scores)
 

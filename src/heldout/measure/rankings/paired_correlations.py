@@ -121,8 +121,10 @@ class Ranked:
         return centred / np.nanmax(np.abs(centred), axis=(1, 2), keepdims=True)
 
 
-def bootstrap_interval(resampled: Array, value: float, confidence: float) -> tuple[float, float]:
-    there = resampled[np.isfinite(resampled)]
+def bootstrap_interval(resampled: Sequence[Array], value: float, confidence: float) -> tuple[float, float]:
+    """Of the values of all chunks of resamples; NaN where there are none."""
+    drawn = np.concatenate([np.empty(0), *resampled])
+    there = drawn[np.isfinite(drawn)]
     if not np.isfinite(value) or not len(there):
         return float("nan"), float("nan")
     low, high = percentile(there, confidence)
