@@ -44,6 +44,7 @@ from heldout.measure.dynamics.linear_dynamics import (
     spectral_learning_curve,
     subspace_bound,
 )
+from heldout.measure.dynamics.memorization import generalization_steps, match_groups, memorization_steps
 from heldout.measure.dynamics.overfitting import (
     NeuronAlignment,
     OverfitReport,
@@ -150,6 +151,16 @@ from heldout.measure.rankings.concurrence_matrix import (
     GroupConcurrence,
     concurrence_matrix,
 )
+from heldout.measure.routing.balance import load_variation, routing_entropy
+from heldout.measure.routing.edit_distance import edit_distances
+from heldout.measure.routing.monitor import GeneralizationMonitor, SampleRouting, gate_rows, sample_routing
+from heldout.measure.routing.pathways import (
+    pathway_consistency,
+    pathway_distance,
+    pathway_distance_by_layer,
+    pathways,
+    permute_experts,
+)
 
 generalization_difficulty = classification_difficulty  # under the name of the paper
 
@@ -176,6 +187,7 @@ __all__ = [
     "DiscreteMMSE",
     "ErrorLaw",
     "FrozenSubspace",
+    "GeneralizationMonitor",
     "GradientSums",
     "GroupConcurrence",
     "LearningCurve",
@@ -191,6 +203,7 @@ __all__ = [
     "ResidualStream",
     "RidgePredictor",
     "RoutingRecorder",
+    "SampleRouting",
     "Score",
     "Scylla",
     "ScyllaReport",
@@ -239,6 +252,7 @@ __all__ = [
     "dissimilarities",
     "divergences",
     "eaurc",
+    "edit_distances",
     "ensemble_logits",
     "exact_match",
     "expected_calibration_error",
@@ -251,7 +265,9 @@ __all__ = [
     "frozen_subspace",
     "g_vendi",
     "gap_recovered_interval",
+    "gate_rows",
     "generalization_difficulty",
+    "generalization_steps",
     "gradient_coherence",
     "gradient_features",
     "gradient_sums",
@@ -269,13 +285,16 @@ __all__ = [
     "knn_distances",
     "linear_agreement",
     "linear_probe",
+    "load_variation",
     "logit_lens",
     "marchenko_pastur",
     "match_by_length",
+    "match_groups",
     "matched_ood",
     "mdp_difficulty",
     "mean_reciprocal_rank",
     "memorization_phase",
+    "memorization_steps",
     "min_k_probability",
     "model_error_samples",
     "mp_learning_curve",
@@ -294,8 +313,13 @@ __all__ = [
     "patch_replacement_curve",
     "patch_selectivity",
     "patch_shuffle_curve",
+    "pathway_consistency",
+    "pathway_distance",
+    "pathway_distance_by_layer",
+    "pathways",
     "per_example_grads",
     "performance_gap_recovered",
+    "permute_experts",
     "perplexity",
     "pgd",
     "pomdp_difficulty",
@@ -316,8 +340,10 @@ __all__ = [
     "rise",
     "risk_coverage_curve",
     "rouge_l",
+    "routing_entropy",
     "rsa",
     "run_from_layer",
+    "sample_routing",
     "sequences_match",
     "sharpness",
     "shuffle_patches",
