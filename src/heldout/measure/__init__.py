@@ -25,6 +25,7 @@ from heldout.measure.datasets.required_bias import (
     required_inductive_bias,
 )
 from heldout.measure.datasets.vendi import vendi_score
+from heldout.measure.dynamics.checkpoint_correlations import CheckpointCorrelation, checkpoint_correlations
 from heldout.measure.dynamics.grokking import (
     delay,
     discrete_log_order,
@@ -44,7 +45,12 @@ from heldout.measure.dynamics.linear_dynamics import (
     spectral_learning_curve,
     subspace_bound,
 )
-from heldout.measure.dynamics.memorization import generalization_steps, match_groups, memorization_steps
+from heldout.measure.dynamics.memorization import (
+    generalization_steps,
+    match_groups,
+    matched_lags,
+    memorization_steps,
+)
 from heldout.measure.dynamics.overfitting import (
     NeuronAlignment,
     OverfitReport,
@@ -152,7 +158,7 @@ from heldout.measure.rankings.concurrence_matrix import (
     concurrence_matrix,
 )
 from heldout.measure.routing.balance import load_variation, routing_entropy
-from heldout.measure.routing.edit_distance import edit_distances
+from heldout.measure.routing.edit_distance import edit_distances, edit_distances_within
 from heldout.measure.routing.monitor import GeneralizationMonitor, SampleRouting, gate_rows, sample_routing
 from heldout.measure.routing.pathways import (
     pathway_consistency,
@@ -169,6 +175,7 @@ __all__ = [
     "AgreementPoint",
     "BayesPredictor",
     "BiasEstimate",
+    "CheckpointCorrelation",
     "ClassificationDifficulty",
     "Coherence",
     "CoherenceTracker",
@@ -234,6 +241,7 @@ __all__ = [
     "beyond_constant",
     "brier",
     "check_triplets",
+    "checkpoint_correlations",
     "class_margin",
     "classification_difficulty",
     "clip_starts",
@@ -253,6 +261,7 @@ __all__ = [
     "divergences",
     "eaurc",
     "edit_distances",
+    "edit_distances_within",
     "ensemble_logits",
     "exact_match",
     "expected_calibration_error",
@@ -290,6 +299,7 @@ __all__ = [
     "marchenko_pastur",
     "match_by_length",
     "match_groups",
+    "matched_lags",
     "matched_ood",
     "mdp_difficulty",
     "mean_reciprocal_rank",

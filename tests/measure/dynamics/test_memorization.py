@@ -4,7 +4,7 @@ import math
 import pytest
 import torch
 
-from heldout.measure import generalization_steps, match_groups, memorization_steps
+from heldout.measure import generalization_steps, match_groups, matched_lags, memorization_steps
 
 
 def curves(*samples):
@@ -49,7 +49,29 @@ def test_matches_have_the_least_cost_of_all(shape):
     assert pairs == sorted(pairs)
 
 
+def test_groups_are_matched_by_their_mean_distance():
+    generator = torch.Generator().manual_seed(0)
+    distances = torch.rand(7, 6, generator=generator)
+    memorized, generalized = torch.tensor([3, 1, 1, 4, 3, 1, 4]), torch.tensor([9, 5, 9, -1, 5, 5])
+    early, late = [1, 3, 4], [-1, 5, 9]
+    cost = torch.tensor(
+        [[distances[memorized == one][:, generalized == other].mean() for other in late] for one in early]
+    )
+    expected = [(early[row], late[column]) for row, column in match_groups(cost)]
+    assert matched_lags(distances, memorized, generalized) == expected
+    assert len(matched_lags(distances, torch.arange(7), generalized)) == 3
+
+
 def test_bad_input_is_refused_by_name():
+    ones, steps = torch.ones(2, 3), torch.arange(3)
+    with pytest.raises(ValueError, match="distances must be finite"):
+        matched_lags(ones * math.nan, steps[:2], steps)
+    with pytest.raises(ValueError, match="memorized must have 2 entries"):
+        matched_lags(ones, steps, steps)
+    with pytest.raises(ValueError, match="generalized must have 3 entries"):
+        matched_lags(ones, steps[:2], steps[:2])
+    with pytest.raises(ValueError, match="generalized must be checkpoints"):
+        matched_lags(ones, steps[:2], steps.double())
     with pytest.raises(ValueError, match="losses must be finite"):
         memorization_steps(curves([1.0, math.nan]))
     with pytest.raises(ValueError, match="losses must have 2 dimensions"):

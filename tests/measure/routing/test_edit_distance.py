@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from heldout.measure import edit_distances
+from heldout.measure import edit_distances, edit_distances_within
 from heldout.measure.routing import edit_distance
 
 TOKENS = st.lists(st.integers(0, 3), max_size=7)
@@ -43,9 +43,22 @@ def test_pairs_in_several_parts_are_all_there(monkeypatch):
     monkeypatch.setattr(edit_distance, "_AT_ONCE", 3)
     rng = np.random.default_rng(0)
     first, second = ([rng.integers(0, 4, rng.integers(0, 6)).tolist() for _ in range(8)] for _ in range(2))
-    assert edit_distances(first, second).tolist() == [
-        by_the_book(*pair) for pair in zip(first, second, strict=True)
-    ]
+    assert edit_distances(first, second).tolist() == [by_the_book(*pair) for pair in zip(first, second, strict=True)]
+
+
+def test_pairs_of_one_list_are_those_of_two():
+    rng = np.random.default_rng(1)
+    sequences = [rng.integers(0, 4, rng.integers(0, 6)).tolist() for _ in range(9)]
+    pairs = rng.integers(0, 9, (30, 2))
+    expected = edit_distances(*([sequences[place] for place in side] for side in pairs.T))
+    assert np.array_equal(edit_distances_within(sequences, pairs), expected)
+    assert len(edit_distances_within([], np.zeros((0, 2), int))) == 0
+    with pytest.raises(ValueError, match="pairs must be integers from 0 to 8"):
+        edit_distances_within(sequences, np.array([[0, 9]]))
+    with pytest.raises(ValueError, match=r"pairs must be \(pairs, 2\)"):
+        edit_distances_within(sequences, np.array([0, 1]))
+    with pytest.raises(ValueError, match="sequences must be integers of at least 0"):
+        edit_distances_within([[-1], [0]], np.array([[0, 1]]))
 
 
 def test_known_words():

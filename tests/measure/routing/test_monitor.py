@@ -40,9 +40,7 @@ def test_a_samples_routing_is_the_mean_over_its_tokens(kind):
     assert torch.equal(routing.load, counts.long())
     assert routing.load.sum(1).tolist() == [60] * LAYERS  # 30 tokens, two experts each
     rows = gate_rows(model)
-    assert all(
-        torch.equal(each, block.mlp.gate.weight) for each, block in zip(rows, model.model.layers, strict=True)
-    )
+    assert all(torch.equal(each, block.mlp.gate.weight) for each, block in zip(rows, model.model.layers, strict=True))
 
 
 def test_padding_is_left_out_and_labels_say_what_counts():

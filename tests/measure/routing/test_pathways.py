@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import pytest
@@ -108,9 +109,7 @@ def consistency_by_hand(weights, rows, kept):
             sum(sample[layer, expert] * rows[layer][expert].double() for expert in experts)
             for layer, experts in enumerate(path)
         ]
-        cosines = [
-            float(a @ b / (a.norm() * b.norm())) for a, b in zip(vectors, vectors[1:], strict=False)
-        ]
+        cosines = [float(a @ b / (a.norm() * b.norm())) for a, b in itertools.pairwise(vectors)]
         found.append(sum(cosines) / len(cosines))
     return found
 
@@ -160,7 +159,7 @@ def test_bad_input_is_refused_by_name():
             pathway_consistency(routing(), [*rows[:2], other])
     with pytest.raises(ValueError, match="gate_rows must be finite"):
         pathway_consistency(routing(), [*rows[:2], rows[0] * math.nan])
-    with pytest.raises(ValueError, match="gate_rows .* zero vector"):
+    with pytest.raises(ValueError, match=r"gate_rows .* zero vector"):
         pathway_consistency(routing(), [*rows[:2], rows[0] * 0])
     for bad in ([], [[[0]]], [[[0]], [[0], [1]]], [[[0]], [[]]], [[[0]], [[-1]]], [[], []]):
         for function in (pathway_distance, pathway_distance_by_layer):

@@ -10,7 +10,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from heldout.errors import check_dimensions, check_fraction, check_values, checked
+from heldout.errors import check_dimensions, check_fraction, check_length, check_values, checked
 
 
 @checked
@@ -89,6 +89,49 @@ def match_groups(cost: Tensor) -> list[tuple[int, int]]:
     check_values(cost=cost)
     rows, columns = linear_sum_assignment(cost.detach().double().cpu().numpy())
     return list(zip(rows.tolist(), columns.tolist(), strict=True))
+
+
+@checked
+def matched_lags(distances: Tensor, memorized: Tensor, generalized: Tensor) -> list[tuple[int, int]]:
+    """Returns, for each match of a group of samples and one of test items, when these were memorised and generalised.
+
+    A group is what was memorised, or generalised, at the same checkpoint; groups are matched by ``match_groups``, at
+    the cost of the mean distance between their members. The difference of a pair is the lag of the later skill.
+
+    Args:
+        distances: between samples and test items, of their embeddings, say: ``(samples, items)``.
+        memorized: checkpoint of each sample, integers ``(samples,)``, from ``memorization_steps``; -1 is a group, too.
+        generalized: checkpoint of each item, integers ``(items,)``, from ``generalization_steps``.
+
+    Returns:
+        ``(memorised, generalised)`` checkpoints of the matches, by the first.
+
+    Raises:
+        ValueError: distances that are not finite, or of other shapes, or checkpoints that are no integers.
+
+    Source: arXiv:2506.21551, section 3; deviation: the paper's cost is not public.
+
+    Example:
+        >>> near = torch.tensor([[0.0, 9.0], [0.1, 9.0], [9.0, 0.0]])
+        >>> matched_lags(near, torch.tensor([1, 1, 2]), torch.tensor([5, 3]))
+        [(1, 5), (2, 3)]
+    """
+    check_dimensions(2, distances=distances)
+    check_values(distances=distances)
+    sides = {"memorized": (memorized, len(distances)), "generalized": (generalized, distances.shape[1])}
+    for name, (values, length) in sides.items():
+        check_dimensions(1, **{name: values})
+        check_length(length, **{name: values})
+        if values.is_floating_point() or values.dtype == torch.bool:
+            raise ValueError(f"{name} must be checkpoints, as integers, got {values.dtype}")
+    early, late = memorized.unique(), generalized.unique()
+    of_early, of_late = (
+        (values.unsqueeze(0) == groups.unsqueeze(1)).to(distances.device, torch.float64)
+        for values, groups in ((memorized, early), (generalized, late))
+    )
+    members = of_early.sum(1, keepdim=True) * of_late.sum(1)
+    cost = of_early @ distances.detach().double() @ of_late.T / members
+    return [(int(early[row]), int(late[column])) for row, column in match_groups(cost)]
 
 
 def _from_then_on(reached: Tensor) -> Tensor:

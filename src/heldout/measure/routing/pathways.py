@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from itertools import combinations
 from typing import Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -28,7 +29,7 @@ from heldout.errors import (
     check_values,
     checked,
 )
-from heldout.measure.routing.edit_distance import edit_distances
+from heldout.measure.routing.edit_distance import edit_distances_within
 
 Pathway = Sequence[Sequence[int]]  # for each layer, the experts that are kept, the heaviest first
 Unit = Literal["expert", "char"]
@@ -275,8 +276,8 @@ def _as_text(path: Pathway) -> list[int]:
 
 
 def _mean_distance(sequences: list[list[int]], chosen: list[tuple[int, int]], normalize: bool) -> float:
-    first, second = ([sequences[pair[side]] for pair in chosen] for side in (0, 1))
-    found = edit_distances(first, second).astype(float)
+    pairs = np.array(chosen)
+    found = edit_distances_within(sequences, pairs).astype(float)
     if normalize:
-        found /= [max(len(one), len(other)) for one, other in zip(first, second, strict=True)]
+        found /= np.array([len(each) for each in sequences])[pairs].max(1)
     return float(found.mean())
