@@ -15,15 +15,16 @@ them trained on again and again; whole modules are held out.
 Arms. ``normal``; ``shuffled``, whose sums stand behind other pairs, so that nothing can be generalised; ``aux 0.1``,
 with ten times the load balancing loss, for the distance also falls where the load collapses; ``code``. At each of 20
 checkpoints 200 training samples of each domain are routed, without their last token, which training never reads. A
-sample is memorised from where its loss stays within a tenth of its drop from its last; a domain at the median of its
-samples. From there on ``rho_*`` are Spearman's correlations with held-out accuracy over the checkpoints, ``step_rho_*``
-those with the step, ``diff_rho_*`` those of differences between checkpoints, which leave a common trend out. ``lead``
-is the better gauge (in the claimed direction) beyond the size of the loss's. ``abs_rho`` is the median size for the two
-gauges, ``abs_step_rho`` that with the step: shuffled sums have a held-out accuracy of chance, which hardly anything
-follows, so that the former can hardly fail. Correlations of what does not move, or of fewer than 5 checkpoints, are 0.
-``distance_drop`` is the share that the distance loses from memorisation to the end. ``lag`` is that between the medians
-of memorisation and generalisation, in steps, ``matched_lag`` the mean of groups that the Hungarian algorithm matches by
-the distance of their states; what is never generalised counts as the end of the run.
+domain is memorised from where the mean loss of its samples stays within a tenth of its drop from its last. From there
+on ``rho_*`` are Spearman's correlations with held-out accuracy over the checkpoints, ``step_rho_*`` those with the
+step, ``diff_rho_*`` those of differences between checkpoints, which leave a common trend out; ``top_2`` keeps two
+experts of each layer, as many as the network takes, instead of those with 70 % of the weight. ``lead`` is the better
+gauge (in the claimed direction) beyond the size of the loss's. ``abs_rho`` is the median size for the two gauges,
+``abs_step_rho`` that with the step: shuffled sums have a held-out accuracy of chance, which hardly anything follows, so
+that the former can hardly fail. Correlations of what does not move, or of fewer than 5 checkpoints, are 0.
+``distance_drop`` is the share that the distance loses from memorisation to the end. ``lag`` is the time, in steps, from
+there to the generalisation of the median item, ``matched_lag`` the mean of groups that the Hungarian algorithm matches
+by the distance of their states; what is never generalised counts as the end of the run.
 
 Deviations. No downstream tasks, hence no fine-tuning before they are judged; 0.5M parameters. Chosen on development
 seed 1000, by accuracies alone and before any gauge was looked at, so that addition groks within the budget: rate 3e-3
@@ -97,6 +98,7 @@ def domains(kind: str, seed: int, profile: str) -> dict[str, Domain]:
     train, test = sums(split.x_train, split.y_train), sums(split.x_test, split.y_test)
     if kind == "shuffled":
         train[:, -1] = train[torch.randperm(len(train), generator=generator), -1]
+    train = train[torch.randperm(len(train), generator=generator)]
     letters = torch.cartesian_prod(torch.arange(p), torch.arange(p))[torch.randperm(p * p, generator=generator)] + p
     strings = torch.cat([letters, torch.full((p * p, 1), colon), letters], 1)
     return {
@@ -109,8 +111,8 @@ def network(vocabulary: int, seed: int) -> OlmoeForCausalLM:
     config = OlmoeConfig(
         vocab_size=vocabulary, hidden_size=WIDTH, intermediate_size=WIDTH, num_hidden_layers=LAYERS,
         num_experts=EXPERTS, num_experts_per_tok=2, num_attention_heads=2, num_key_value_heads=2,
-        max_position_embeddings=LENGTH,
-        initializer_range=0.06, use_cache=False, pad_token_id=None, bos_token_id=None, eos_token_id=None,
+        max_position_embeddings=LENGTH, initializer_range=0.06, use_cache=False, pad_token_id=None, bos_token_id=None,
+        eos_token_id=None,
     )  # fmt: skip
     with seeded(seed):
         return OlmoeForCausalLM(config)
@@ -133,20 +135,27 @@ def right(model: nn.Module, rows: Tensor, asked: int) -> Tensor:
 class Watched(NamedTuple):
     """One domain over a run: records of all checkpoints, and when samples and test items were learned for good.
 
-    ``memorised`` ``(samples,)`` and ``generalised`` ``(items,)`` are checkpoints, the last for what never was.
+    ``start`` is the checkpoint from which their mean loss has converged, ``memorised`` ``(samples,)`` and
+    ``generalised`` ``(items,)`` are those of each; the last for what never was.
     """
 
     records: list[dict[str, float]]
+    start: int
     memorised: Tensor
     generalised: Tensor
 
-    def step(self, checkpoints: Tensor) -> float:
-        """The step of the median checkpoint."""
-        return self.records[int(checkpoints.median())]["step"]
+    @property
+    def times(self) -> tuple[float, float]:
+        """Steps of ``start`` and of the median item's generalisation."""
+        return self.records[self.start]["step"], self.records[int(self.generalised.median())]["step"]
 
 
-def learned(checkpoints: Tensor, last: int) -> Tensor:
-    return torch.where(checkpoints < 0, last, checkpoints)
+def watched(records: list[dict[str, float]], losses: Tensor, answers: Tensor) -> Watched:
+    def for_good(found: Tensor) -> Tensor:
+        return torch.where(found < 0, len(records) - 1, found)
+
+    start = for_good(memorization_steps(losses.mean(1, keepdim=True)))
+    return Watched(records, int(start), for_good(memorization_steps(losses)), for_good(generalization_steps(answers)))
 
 
 def train(arm: dict[str, Any], seed: int, profile: str) -> tuple[nn.Module, dict[str, Watched]]:
@@ -181,20 +190,15 @@ def train(arm: dict[str, Any], seed: int, profile: str) -> tuple[nn.Module, dict
         optimizer.zero_grad()
         (sum(losses) / len(losses) + arm["aux"] * output.aux_loss).backward()
         optimizer.step()
-    last = steps // every
     return model, {
-        name: Watched(
-            monitor.history,
-            learned(memorization_steps(torch.stack(monitor.losses)), last),
-            learned(generalization_steps(torch.stack(answers[name])), last),
-        )
+        name: watched(monitor.history, torch.stack(monitor.losses), torch.stack(answers[name]))
         for name, monitor in monitors.items()
     }
 
 
-def correlations(watched: Watched) -> dict[str, float]:
+def correlations(domain: Watched) -> dict[str, float]:
     """Of what is seen in training with held-out accuracy, with the step, and of their differences."""
-    after = watched.records[int(watched.memorised.median()) :]
+    after = domain.records[domain.start :]
     found = {"checkpoints": float(len(after))}
     for name, rho in checkpoint_correlations(after, [*GAUGES, *OTHERS], target="test_accuracy").items():
         found[f"rho_{name}"] = rho.target
@@ -208,36 +212,34 @@ def correlations(watched: Watched) -> dict[str, float]:
     return found | {"distance_drop": 1 - last / first if first else 0.0}
 
 
-def matched_lag(model: nn.Module, domain: Domain, watched: Watched, every: int) -> float:
+def matched_lag(model: nn.Module, domain: Domain, seen: Watched, every: int) -> float:
     """Mean steps from memorising a group of samples to generalising the group of items whose states are nearest."""
     states = [
         hidden_states(model, rows[:, : -domain.asked], layer=LAYERS)
-        for rows in (domain.train[: len(watched.memorised)], domain.test)
+        for rows in (domain.train[: len(seen.memorised)], domain.test)
     ]
-    items = watched.generalised.view(len(domain.test), domain.asked).amax(1)
-    pairs = matched_lags(torch.cdist(*states), watched.memorised, items)
+    items = seen.generalised.view(len(domain.test), domain.asked).amax(1)
+    pairs = matched_lags(torch.cdist(*states), seen.memorised, items)
     return statistics.mean(every * (late - early) for early, late in pairs)
 
 
 def run(arm: dict[str, Any], seed: int, profile: str) -> dict[str, float]:
-    model, domain = train(arm, seed, profile)
-    for name, watched in domain.items():
-        for record in watched.records:
+    model, seen = train(arm, seed, profile)
+    parts, name, every = domains(arm["world"], seed, profile), next(iter(seen)), SIZES[profile][1]
+    for each, domain in seen.items():
+        for record in domain.records:
             for entry, value in record.items():
                 if entry != "step":
-                    log_curve(f"{name}: {entry}", int(record["step"]), value)
-    name, every = next(iter(domain)), SIZES[profile][1]
-    watched = domain[name]
-    scores = correlations(watched)
-    scores |= {entry: watched.records[-1][entry] for entry in ("test_accuracy", "train_accuracy")}
-    times = {"t_mem": watched.step(watched.memorised), "t_gen": watched.step(watched.generalised)}
-    scores |= times | {"lag": times["t_gen"] - times["t_mem"]}
+                    log_curve(f"{each}: {entry}", int(record["step"]), value)
+    t_mem, t_gen = seen[name].times
+    scores = correlations(seen[name]) | {"t_mem": t_mem, "t_gen": t_gen, "lag": t_gen - t_mem}
+    scores |= {entry: seen[name].records[-1][entry] for entry in ("test_accuracy", "train_accuracy")}
     if name == "code":
         return scores
-    parts, copied = domains(arm["world"], seed, profile), domain["copying"]
-    scores["copying_lag"] = copied.step(copied.generalised) - copied.step(copied.memorised)
-    for name, prefix in (("addition", ""), ("copying", "copying_")):
-        scores[f"{prefix}matched_lag"] = matched_lag(model, parts[name], domain[name], every)
+    t_mem, t_gen = seen["copying"].times
+    scores["copying_lag"] = t_gen - t_mem
+    for each, prefix in (("addition", ""), ("copying", "copying_")):
+        scores[f"{prefix}matched_lag"] = matched_lag(model, parts[each], seen[each], every)
     return scores
 
 
@@ -254,7 +256,7 @@ study = Study(
     run=run,
     metrics={
         **{name: lower_is_better if "distance" in name else higher_is_better for name in MEASURED},
-        **{f"rho_{name}": lower_is_better for name in OTHERS},
+        **{f"rho_{name}": higher_is_better if "consistency" in name else lower_is_better for name in OTHERS},
         **dict.fromkeys(("lead", "distance_drop", "checkpoints", "test_accuracy", "train_accuracy"), higher_is_better),
         **dict.fromkeys(("abs_rho", "abs_step_rho", "t_mem", "t_gen", "lag", "matched_lag"), lower_is_better),
         **dict.fromkeys(("copying_lag", "copying_matched_lag"), lower_is_better),
