@@ -13,23 +13,27 @@ to copy, as many. ``code``, judged by itself, is the text of Python's standard l
 them trained on again and again; whole modules are held out.
 
 Arms. ``normal``; ``shuffled``, whose sums stand behind other pairs, so that nothing can be generalised; ``aux 0.1``,
-with ten times the load balancing loss, for the distance also falls where the load collapses; ``code``. At each of 20
-checkpoints 200 training samples of each domain are routed, without their last token, which training never reads. A
-domain is memorised from where the mean loss of its samples stays within a tenth of its drop from its last. From there
-on ``rho_*`` are Spearman's correlations with held-out accuracy over the checkpoints, ``step_rho_*`` those with the
-step, ``diff_rho_*`` those of differences between checkpoints, which leave a common trend out; ``top_2`` keeps two
-experts of each layer, as many as the network takes, instead of those with 70 % of the weight. ``lead`` is the better
-gauge (in the claimed direction) beyond the size of the loss's. ``abs_rho`` is the median size for the two gauges,
-``abs_step_rho`` that with the step: shuffled sums have a held-out accuracy of chance, which hardly anything follows, so
-that the former can hardly fail. Correlations of what does not move, or of fewer than 5 checkpoints, are 0.
+with ten times the load balancing loss, for the distance also falls where the load collapses; ``code``. At the start
+and at 20 checkpoints 200 training samples of each domain are routed, without their last token, which training never
+reads. A domain is memorised from where the mean loss of its samples stays within a tenth of its drop from its last.
+From there on ``rho_*`` are Spearman's correlations with held-out accuracy over the checkpoints, ``step_rho_*`` those
+with the step, ``diff_rho_*`` those of differences between checkpoints, which leave a common trend out; ``top_2`` keeps
+two experts of each layer, as many as the network takes, instead of those with 70 % of the weight. ``lead`` is the
+better gauge (in the claimed direction) beyond the size of the loss's. ``abs_rho`` is the median size for the two
+gauges, ``abs_step_rho`` that with the step: shuffled sums have a held-out accuracy of chance, which hardly anything
+follows, so that the former can hardly fail. Correlations of what does not move, or of fewer than 5 checkpoints, are 0.
 ``distance_drop`` is the share that the distance loses from memorisation to the end. ``lag`` is the time, in steps, from
 there to the generalisation of the median item, ``matched_lag`` the mean of groups that the Hungarian algorithm matches
 by the distance of their states; what is never generalised counts as the end of the run.
 
-Deviations. No downstream tasks, hence no fine-tuning before they are judged; 0.5M parameters. Chosen on development
-seed 1000, by accuracies alone and before any gauge was looked at, so that addition groks within the budget: rate 3e-3
-and weight decay 1 (1e-3 and 0.5 in the specification, which do not grok within its steps), 65 % of the pairs (at half,
-accuracy is at 0.5 when the budget ends), initial weights of scale 0.06.
+Deviations. No downstream tasks, hence no tuning before they are judged; 0.5M parameters, no bound. The paper memorises
+sample by sample; a domain's start is that of its mean loss, for one sample's loss relapses often at this weight decay,
+and the median of samples left 5 to 9 checkpoints on development seed 1000 (their correlations had been seen when this
+was changed). ``code`` is repeated 24 times and yet hardly learned by heart: what is asked there is whether its loss has
+converged. Chosen on that seed, by accuracies alone and before any gauge was looked at, so that addition is memorised,
+and then generalised, within the budget: rate 3e-3 (at 1e-3, and at a weight decay of 0.5, nothing generalises in 1,000
+steps), weight decay 1 (at 2 generalising is hardly later than memorising), 65 % of the pairs (half of them take
+longer), initial weights of scale 0.06.
 """
 
 from __future__ import annotations
@@ -178,7 +182,6 @@ def train(arm: dict[str, Any], seed: int, profile: str) -> tuple[nn.Module, dict
                 found["train_accuracy"] = float(right(model, domain.train[:probed], domain.asked).double().mean())
                 of_two = top_2[name].log(step)
                 found |= {f"top_2_{gauge}": of_two[gauge] for gauge in GAUGES}
-                monitors[name].history[-1] = found
         for group in optimizer.param_groups:
             group["lr"] = LR * min(1.0, (step + 1) / WARMUP)
         chosen = [d.train[torch.randint(len(d.train), (rows,), generator=generator)] for d in parts.values()]
@@ -273,8 +276,10 @@ study = Study(
             )
         ),
         at_most("shuffled", on="abs_rho", value=0.4),
-        at_most("shuffled", on="abs_step_rho", value=0.4),
-        better("normal", than="shuffled", on="distance_drop", margin=0.05),
+        at_most("shuffled", on="abs_step_rho", value=0.4, text="exploratory: shuffled has no trend in time, either: "
+                "abs_step_rho at or below 0.4"),
+        better("normal", than="shuffled", on="distance_drop", margin=0.05, text="exploratory: the distance of normal "
+               "drops by 0.05 more than that of shuffled"),
     ],
     checks=[
         at_least("normal", on="test_accuracy", value=0.8, text="normal generalises addition"),
@@ -283,4 +288,4 @@ study = Study(
     ],
     seeds={"smoke": 1, "laptop": 3},
     time_limit={"laptop": 900.0},
-)
+)  # fmt: skip
