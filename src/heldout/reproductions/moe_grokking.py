@@ -217,12 +217,12 @@ def correlations(domain: Watched) -> dict[str, float]:
 
 def matched_lag(model: nn.Module, domain: Domain, seen: Watched, every: int) -> float:
     """Mean steps from memorising a group of samples to generalising the group of items whose states are nearest."""
-    states = [
+    samples, tests = (
         hidden_states(model, rows[:, : -domain.asked], layer=LAYERS)
         for rows in (domain.train[: len(seen.memorised)], domain.test)
-    ]
+    )
     items = seen.generalised.view(len(domain.test), domain.asked).amax(1)
-    pairs = matched_lags(torch.cdist(*states), seen.memorised, items)
+    pairs = matched_lags(torch.cdist(samples, tests), seen.memorised, items)
     return statistics.mean(every * (late - early) for early, late in pairs)
 
 

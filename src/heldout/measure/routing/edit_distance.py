@@ -93,9 +93,7 @@ def _table(rows: NDArray, columns: NDArray, last_row: NDArray, last_column: NDAr
         here[0] = at
         here[1:] = np.minimum(above[1:] + 1, above[:-1] + (columns != entries))
         # an insertion costs 1 for each column: without the column's number it is the lowest value so far
-        here -= steps
-        above = np.minimum.accumulate(here, axis=0, out=here)
-        above += steps
+        above = np.minimum.accumulate(here - steps, axis=0) + steps
         over = last_row == at
         found[over] = above[last_column[over], pairs[over]]
     return found
