@@ -65,6 +65,7 @@ def test_known_words():
     words = [list(word.encode()) for word in ("kitten", "sitting", "", "flaw", "lawn")]
     assert edit_distances([words[0], words[2], words[3]], [words[1], words[3], words[4]]).tolist() == [3, 4, 2]
     assert edit_distances([], []).tolist() == []
+    assert edit_distances([[1]], [[0] * 40_000]).tolist() == [40_000]  # beyond 16 bits
     assert edit_distances([[2**40, 1]], [[2**40, 2**33 + 1]]).tolist() == [1]
 
 

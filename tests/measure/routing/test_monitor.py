@@ -53,6 +53,9 @@ def test_padding_is_left_out_and_labels_say_what_counts():
     torch.testing.assert_close(padded.weights[1:], alone.weights)
     torch.testing.assert_close(padded.losses[1:], alone.losses)
     assert padded.load.sum(1).tolist() == [20] * LAYERS
+    whole = sample_routing(model, [ids[:1]])
+    torch.testing.assert_close(padded.entropy, (6 * whole.entropy + 4 * alone.entropy) / 10)
+    assert torch.equal(padded.load, whole.load + alone.load)
     labels = torch.full_like(ids, -100)
     labels[:, 4] = ids[:, 4]
     asked = sample_routing(model, [{"input_ids": ids, "attention_mask": mask, "labels": labels}])
@@ -61,6 +64,25 @@ def test_padding_is_left_out_and_labels_say_what_counts():
     expected = F.cross_entropy(logits[:, 3], ids[:, 4], reduction="none")
     torch.testing.assert_close(asked.losses, expected.double())
     torch.testing.assert_close(asked.weights, padded.weights)
+
+
+def test_padding_on_the_left_and_half_precision():
+    model, ids = decoder("Mixtral").bfloat16(), token_ids(2, 6)
+    alone = sample_routing(model, [ids[:1]]), sample_routing(model, [ids[1:, :4]])
+    padded, mask = ids.clone(), torch.ones_like(ids)
+    padded[1, 2:], padded[1, :2], mask[1, :2] = ids[1, :4], 0, 0
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    found = sample_routing(model, [{"input_ids": padded, "attention_mask": mask, "position_ids": positions}])
+    for number, expected in enumerate(alone):
+        torch.testing.assert_close(found.weights[number], expected.weights[0], atol=1e-2, rtol=0)
+        torch.testing.assert_close(found.losses[number], expected.losses[0], atol=5e-2, rtol=0)
+    assert found.load.sum(1).tolist() == [20] * LAYERS
+    torch.testing.assert_close(found.weights.sum(-1), torch.ones(2, LAYERS).double(), atol=1e-6, rtol=0)
+
+
+def test_integers_of_any_size_are_token_ids():
+    model, ids = decoder("Olmoe"), token_ids()
+    torch.testing.assert_close(sample_routing(model, [ids.int()]).losses, sample_routing(model, [ids]).losses)
 
 
 def test_the_monitor_says_what_its_parts_say_and_changes_nothing():
@@ -142,6 +164,38 @@ class Sparse(nn.Module):
         return self.head(hidden)
 
 
+class Expert(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Linear(6, 6), nn.BatchNorm1d(6), nn.Dropout(0.5))
+
+
+class Normed(Sparse):
+    """The same with an expert that has BatchNorm and dropout, so that a pass in training mode would be seen."""
+
+    def __init__(self):
+        super().__init__()
+        self.expert = Expert()
+
+    def forward(self, ids):
+        hidden = self.embed(ids)
+        for router in (self.first, self.second):
+            taken = self.expert(hidden.flatten(0, 1)).view_as(hidden)
+            hidden = hidden + router(hidden).softmax(-1)[..., :1] * taken
+        return self.head(hidden)
+
+
+def test_dropout_and_batchnorm_are_at_rest_and_a_training_model_goes_on_training():
+    model, ids = Normed().train(), token_ids(5, 4)
+    before = untouched(model)
+    found = sample_routing(model, [ids], ["first", "second"])
+    odd = sample_routing(model, ids.split(2), ["first", "second"])
+    torch.testing.assert_close(odd.weights, found.weights)
+    torch.testing.assert_close(odd.losses, found.losses)
+    assert model.training
+    assert model.expert[2].training
+    assert untouched(model) == before
+
+
 def test_routers_of_any_module_may_be_named():
     model = Sparse()
     found = GeneralizationMonitor(model, [token_ids()], gates=["first", "second"]).log(0)
@@ -179,6 +233,12 @@ def test_bad_input_is_refused_by_name_before_training():
         sample_routing(model, [{"input_ids": ids, "attention_mask": torch.tensor([[1] * 4, [0] * 4, [1] * 4])}])
     with pytest.raises(ValueError, match="labels of the shape"):
         sample_routing(model, [{"input_ids": ids, "labels": ids[:, 1:]}])
+    for bad in (ids.double(), ids.index_fill(1, torch.tensor(1), VOCAB), ids - VOCAB, ids[0]):
+        with pytest.raises(ValueError, match="input_ids must"):
+            sample_routing(model, [bad])
+    for label in (VOCAB, -5):
+        with pytest.raises(ValueError, match="labels must be integers from 0"):
+            sample_routing(model, [{"input_ids": ids, "labels": ids.index_fill(1, torch.tensor(1), label)}])
     with pytest.raises(ValueError, match="batches must be token ids, or dicts with input_ids"):
         sample_routing(model, [{"inputs_embeds": torch.ones(1, 2, 16)}])
     with pytest.raises(ValueError, match="at least 2 samples"):

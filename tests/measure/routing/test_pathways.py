@@ -1,6 +1,7 @@
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -34,6 +35,7 @@ def test_the_fewest_experts_that_carry_the_threshold_are_kept_the_heaviest_first
     assert pathways(weights) == [[[0, 2], [1]]]  # 0.4 + 0.3 is the threshold itself
     assert pathways(weights, threshold=0.71) == [[[0, 2, 3], [1]]]
     assert pathways(weights * 7) == pathways(weights)
+    assert pathways(torch.tensor([[[0.7, 0.3]]])) == [[[0]]]  # 0.7 in float32 lies below 0.7
     assert pathways(weights, threshold=1.0) == [[[0, 2, 3, 1], [1, 0, 2, 3]]]
     assert pathways(weights, threshold=1e-9) == [[[0], [1]]]
     assert pathways(weights, top_k=3) == [[[0, 2, 3], [1, 0, 2]]]
@@ -86,6 +88,18 @@ def test_a_sample_of_pairs_is_near_all_of_them_and_the_same_for_a_seed(samples, 
     assert some == pathway_distance(paths, pairs=pairs)
     assert some != pathway_distance(paths, pairs=pairs, seed=1)
     assert pathway_distance(paths, pairs=samples * samples) == every
+
+
+@pytest.mark.parametrize("pairs", [300, 800])
+def test_no_pair_is_drawn_twice(monkeypatch, pairs):
+    seen = []
+    monkeypatch.setattr(
+        "heldout.measure.routing.pathways.edit_distances_within",
+        lambda _, chosen: seen.extend(map(frozenset, chosen.tolist())) or np.zeros(len(chosen), int),
+    )
+    pathway_distance(pathways(routing(60)), pairs=pairs)
+    assert len(set(seen)) == len(seen) == pairs
+    assert all(len(pair) == 2 for pair in seen)
 
 
 def test_renamed_experts_share_only_what_chance_shares():

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from heldout.errors import check_at_least, check_dimensions, check_nonempty, checked
+from heldout.errors import check_at_least, check_labels, checked
+from heldout.measure.mechanisms.residual import check_ids
 from heldout.measure.mechanisms.routing import RoutingRecorder
 from heldout.measure.routing.balance import load_variation, routing_entropy
 from heldout.measure.routing.pathways import (
@@ -51,15 +52,16 @@ def sample_routing(
     Args:
         model: a mixture of experts, token ids ``(batch, length)`` -> logits ``(batch, length, vocabulary)``, or an
             output with ``logits``, that ``RoutingRecorder`` reads.
-        batches: token ids, int64 ``(batch, length)``; or dicts with ``input_ids`` and further arguments of the model,
-            where tokens with an ``attention_mask`` of 0 are left out of the routing. ``labels`` ``(batch, length)`` are
-            the tokens that are asked for, -100 where none is (not shifted, as in transformers, and not given to the
-            model); default: all tokens but the first, and those next to padding.
+        batches: token ids, integers ``(batch, length)``; or dicts with ``input_ids`` and further arguments of the
+            model, where tokens with an ``attention_mask`` of 0 are left out of the routing. ``labels``
+            ``(batch, length)`` are the tokens that are asked for, -100 where none is (not shifted, as in transformers,
+            and not given to the model); default: all tokens but the first, and those next to padding.
         gates: names of the routers, in the order of layers; default: found.
 
     Raises:
-        ValueError: a dense model, no batches, a sample without tokens or without any that counts for the loss, a loss
-            that is not finite, or routers that read something else than the tokens of a batch.
+        ValueError: a dense model, no batches, ids or labels that are none of the model's tokens, a sample without
+            tokens or without any that counts for the loss, a loss that is not finite, or routers that read something
+            else than the tokens of a batch.
 
     Example:
         >>> from transformers import OlmoeConfig, OlmoeForCausalLM
@@ -72,7 +74,7 @@ def sample_routing(
     weights, entropies, loads, losses = [], [], [], []
     with evaluating(model), torch.no_grad(), RoutingRecorder(model, gates) as routing:
         for batch in batches:
-            given, ids, mask, targets = _parts(batch, device_of(model))
+            given, ids, mask, targets = _parts(model, batch)
             routing.clear()
             losses.append(_losses(forward(model, given), targets))
             found = routing.weights.double()
@@ -242,14 +244,13 @@ class GeneralizationMonitor:
         return found | {f"pathway_distance_layer_{n}": value for n, value in enumerate(by_layer)}, routing.losses
 
 
-def _parts(batch: Tensor | Mapping[str, Any], device: torch.device) -> tuple[Any, Tensor, Tensor, Tensor]:
+def _parts(model: nn.Module, batch: Tensor | Mapping[str, Any]) -> tuple[Any, Tensor, Tensor, Tensor]:
     """What the model is given, token ids, which of them are no padding, and what is asked of the next token."""
-    batch = {"input_ids": batch} if isinstance(batch, Tensor) else batch
+    batch, device = {"input_ids": batch} if isinstance(batch, Tensor) else batch, device_of(model)
     parts = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
     if not isinstance(ids := parts.get("input_ids"), Tensor):
         raise ValueError("batches must be token ids, or dicts with input_ids")
-    check_dimensions(2, batches=ids)
-    check_nonempty(batches=ids)
+    check_ids(model, ids)
     for name in ("attention_mask", "labels"):
         if name in parts and getattr(parts[name], "shape", None) != ids.shape:
             raise ValueError(f"batches must have {name} of the shape of input_ids, {tuple(ids.shape)}")
@@ -267,5 +268,7 @@ def _parts(batch: Tensor | Mapping[str, Any], device: torch.device) -> tuple[Any
 
 
 def _losses(logits: Tensor, targets: Tensor) -> Tensor:
-    losses = F.cross_entropy(logits[:, :-1].double().flatten(0, 1), targets.flatten(), reduction="none")
-    return losses.view(targets.shape).sum(1) / (targets != -100).sum(1)
+    asked = targets != -100
+    check_labels(logits.shape[-1], labels=targets[asked])
+    losses = F.cross_entropy(logits[:, :-1].double().flatten(0, 1), targets.long().flatten(), reduction="none")
+    return losses.view(targets.shape).sum(1) / asked.sum(1)
