@@ -15,6 +15,7 @@ from heldout.measure import (
     pathway_distance,
     pathway_distance_by_layer,
     pathways,
+    permute_experts,
     sample_routing,
 )
 from tests.measure.mechanisms.decoders import DENSE, LAYERS, SPARSE, VOCAB, decoder, token_ids, untouched
@@ -41,6 +42,9 @@ def test_a_samples_routing_is_the_mean_over_its_tokens(kind):
     assert routing.load.sum(1).tolist() == [60] * LAYERS  # 30 tokens, two experts each
     rows = gate_rows(model)
     assert all(torch.equal(each, block.mlp.gate.weight) for each, block in zip(rows, model.model.layers, strict=True))
+    before = rows[0].clone()
+    rows[0].zero_()
+    assert torch.equal(model.model.layers[0].mlp.gate.weight, before)  # they are copies
 
 
 def test_padding_is_left_out_and_labels_say_what_counts():
@@ -112,6 +116,16 @@ def test_the_monitor_says_what_its_parts_say_and_changes_nothing():
     one = pathways(routing.weights, top_k=1)
     assert chars["pathway_distance"] == pytest.approx(pathway_distance(one, "char", pairs=None))
     assert chars["pathway_length"] == LAYERS
+
+
+def test_pairs_and_the_null_are_drawn_from_the_seed():
+    model, ids = decoder("Olmoe"), token_ids(8, 5)
+    paths = pathways(sample_routing(model, [ids]).weights)
+    for seed in (0, 5):
+        found = GeneralizationMonitor(model, [ids], pairs=6, seed=seed).log(0)
+        assert found["pathway_distance"] == pytest.approx(pathway_distance(paths, pairs=6, seed=seed))
+        null = permute_experts(paths, 5, seed)
+        assert found["pathway_distance_null"] == pytest.approx(pathway_distance(null, pairs=6, seed=seed))
 
 
 def test_it_works_in_a_loop_of_ones_own():
@@ -200,6 +214,9 @@ def test_routers_of_any_module_may_be_named():
     model = Sparse()
     found = GeneralizationMonitor(model, [token_ids()], gates=["first", "second"]).log(0)
     assert -1 <= found["pathway_consistency"] <= 1
+    labelled = [{"input_ids": token_ids(), "labels": token_ids()}]  # are not handed to a model that takes ids alone
+    given = sample_routing(model, labelled, ["first", "second"]).losses
+    torch.testing.assert_close(given, sample_routing(model, [token_ids()], ["first", "second"]).losses)
 
 
 def small():
