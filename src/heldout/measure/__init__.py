@@ -25,6 +25,7 @@ from heldout.measure.datasets.required_bias import (
     required_inductive_bias,
 )
 from heldout.measure.datasets.vendi import vendi_score
+from heldout.measure.dynamics.checkpoint_correlations import CheckpointCorrelation, checkpoint_correlations
 from heldout.measure.dynamics.grokking import (
     delay,
     discrete_log_order,
@@ -43,6 +44,12 @@ from heldout.measure.dynamics.linear_dynamics import (
     optimal_stopping_time,
     spectral_learning_curve,
     subspace_bound,
+)
+from heldout.measure.dynamics.memorization import (
+    generalization_steps,
+    match_groups,
+    matched_lags,
+    memorization_steps,
 )
 from heldout.measure.dynamics.overfitting import (
     NeuronAlignment,
@@ -151,6 +158,16 @@ from heldout.measure.rankings.concurrence_matrix import (
     concurrence_matrix,
 )
 from heldout.measure.rankings.largest_change import largest_change
+from heldout.measure.routing.balance import load_variation, routing_entropy
+from heldout.measure.routing.edit_distance import edit_distances, edit_distances_within
+from heldout.measure.routing.monitor import GeneralizationMonitor, SampleRouting, gate_rows, sample_routing
+from heldout.measure.routing.pathways import (
+    pathway_consistency,
+    pathway_distance,
+    pathway_distance_by_layer,
+    pathways,
+    permute_experts,
+)
 
 generalization_difficulty = classification_difficulty  # under the name of the paper
 
@@ -159,6 +176,7 @@ __all__ = [
     "AgreementPoint",
     "BayesPredictor",
     "BiasEstimate",
+    "CheckpointCorrelation",
     "ClassificationDifficulty",
     "Coherence",
     "CoherenceTracker",
@@ -177,6 +195,7 @@ __all__ = [
     "DiscreteMMSE",
     "ErrorLaw",
     "FrozenSubspace",
+    "GeneralizationMonitor",
     "GradientSums",
     "GroupConcurrence",
     "LearningCurve",
@@ -192,6 +211,7 @@ __all__ = [
     "ResidualStream",
     "RidgePredictor",
     "RoutingRecorder",
+    "SampleRouting",
     "Score",
     "Scylla",
     "ScyllaReport",
@@ -222,6 +242,7 @@ __all__ = [
     "beyond_constant",
     "brier",
     "check_triplets",
+    "checkpoint_correlations",
     "class_margin",
     "classification_difficulty",
     "clip_starts",
@@ -240,6 +261,8 @@ __all__ = [
     "dissimilarities",
     "divergences",
     "eaurc",
+    "edit_distances",
+    "edit_distances_within",
     "ensemble_logits",
     "exact_match",
     "expected_calibration_error",
@@ -252,7 +275,9 @@ __all__ = [
     "frozen_subspace",
     "g_vendi",
     "gap_recovered_interval",
+    "gate_rows",
     "generalization_difficulty",
+    "generalization_steps",
     "gradient_coherence",
     "gradient_features",
     "gradient_sums",
@@ -271,13 +296,17 @@ __all__ = [
     "largest_change",
     "linear_agreement",
     "linear_probe",
+    "load_variation",
     "logit_lens",
     "marchenko_pastur",
     "match_by_length",
+    "match_groups",
+    "matched_lags",
     "matched_ood",
     "mdp_difficulty",
     "mean_reciprocal_rank",
     "memorization_phase",
+    "memorization_steps",
     "min_k_probability",
     "model_error_samples",
     "mp_learning_curve",
@@ -296,8 +325,13 @@ __all__ = [
     "patch_replacement_curve",
     "patch_selectivity",
     "patch_shuffle_curve",
+    "pathway_consistency",
+    "pathway_distance",
+    "pathway_distance_by_layer",
+    "pathways",
     "per_example_grads",
     "performance_gap_recovered",
+    "permute_experts",
     "perplexity",
     "pgd",
     "pomdp_difficulty",
@@ -318,8 +352,10 @@ __all__ = [
     "rise",
     "risk_coverage_curve",
     "rouge_l",
+    "routing_entropy",
     "rsa",
     "run_from_layer",
+    "sample_routing",
     "sequences_match",
     "sharpness",
     "shuffle_patches",
