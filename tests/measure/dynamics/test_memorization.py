@@ -62,6 +62,13 @@ def test_groups_are_matched_by_their_mean_distance():
     assert len(matched_lags(distances, torch.arange(7), generalized)) == 3
 
 
+def test_the_size_of_a_group_does_not_count():
+    memorized, generalized = torch.tensor([1, 2, 2, 2]), torch.tensor([5, 6, 6, 6])
+    mean = torch.tensor([[1.0, 1.2], [0.9, 1.0]])  # sums of all distances would be matched the other way round
+    distances = mean[memorized - 1][:, generalized - 5]
+    assert matched_lags(distances, memorized, generalized) == [(1, 5), (2, 6)]
+
+
 def test_bad_input_is_refused_by_name():
     ones, steps = torch.ones(2, 3), torch.arange(3)
     with pytest.raises(ValueError, match="distances must be finite"):

@@ -116,6 +116,8 @@ def test_the_monitor_says_what_its_parts_say_and_changes_nothing():
     one = pathways(routing.weights, top_k=1)
     assert chars["pathway_distance"] == pytest.approx(pathway_distance(one, "char", pairs=None))
     assert chars["pathway_length"] == LAYERS
+    expected = pathway_consistency(routing.weights, gate_rows(model), top_k=1).mean()
+    assert chars["pathway_consistency"] == pytest.approx(float(expected))
 
 
 def test_pairs_and_the_null_are_drawn_from_the_seed():
