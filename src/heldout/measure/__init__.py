@@ -1,5 +1,6 @@
 """How we know: metrics and diagnostics of generalization."""
 
+from heldout.measure.algorithms.length_curve import LengthCurve, greedy_answers, length_curve
 from heldout.measure.datasets.description_bits import STDLIB_COMPRESSORS, description_bits
 from heldout.measure.datasets.difficulty import (
     ClassificationDifficulty,
@@ -179,6 +180,7 @@ __all__ = [
     "GradientSums",
     "GroupConcurrence",
     "LearningCurve",
+    "LengthCurve",
     "LogitLens",
     "NeuronAlignment",
     "OptimalRidge",
@@ -257,6 +259,7 @@ __all__ = [
     "gradient_sums",
     "gram",
     "gram_cholesky",
+    "greedy_answers",
     "hidden_states",
     "hold_out_cells",
     "induction_score",
@@ -267,6 +270,7 @@ __all__ = [
     "kernel_error_samples",
     "kernel_inductive_bias",
     "knn_distances",
+    "length_curve",
     "linear_agreement",
     "linear_probe",
     "logit_lens",

@@ -47,6 +47,7 @@ from heldout.nn.graphs.graph_spec import GraphEdge, GraphSpec
 from heldout.nn.graphs.program_grammar import FoundGraph, Grammar, enumerate_programs
 from heldout.nn.heads import DomainHeads, MultiHead
 from heldout.nn.knn_memory import KNNMemory
+from heldout.nn.language.causal_transformer import CausalOutput, CausalTransformer
 from heldout.nn.language.decoder import DecoderParts, decoder_parts
 from heldout.nn.language.share_layers import share_layers
 from heldout.nn.lora_group import (
@@ -90,6 +91,8 @@ __all__ = [
     "RESIZABLE_PRIMITIVES",
     "AffineChain",
     "AnytimeMLP",
+    "CausalOutput",
+    "CausalTransformer",
     "ConvSeq2Seq",
     "DecoderParts",
     "DomainHeads",

@@ -1,5 +1,6 @@
 """Where methods are tried: worlds, data whose distribution shift is known and adjustable."""
 
+from heldout.tasks.algorithmic.sequence_task import SEQUENCE_TASKS, SequenceTask, TokenSamples, sequence_task
 from heldout.tasks.clinical.glaucoma import VISUAL_FIELD_POINTS, GlaucomaMaps, glaucoma_maps
 from heldout.tasks.control.gridworld import GRID, MOVES, GridPolicy, grid_policy
 from heldout.tasks.grammars.place_questions import PLACE_NAMES, place_questions
@@ -248,6 +249,7 @@ __all__ = [
     "RELATIONS",
     "RETENTION_SKILLS",
     "SCAN_PRIMITIVES",
+    "SEQUENCE_TASKS",
     "SHAPE_KINDS",
     "SHIFTS",
     "STYLES",
@@ -294,6 +296,7 @@ __all__ = [
     "RowPanels",
     "ScanGrammar",
     "SentenceForms",
+    "SequenceTask",
     "ShapeItems",
     "SimulatedExpert",
     "SlabData",
@@ -305,6 +308,7 @@ __all__ = [
     "TaskMixture",
     "TeacherStudent",
     "TokenRows",
+    "TokenSamples",
     "TwoBlockImages",
     "Votes",
     "WordedProblem",
@@ -404,6 +408,7 @@ __all__ = [
     "row_panels",
     "run_program",
     "sample_problem",
+    "sequence_task",
     "shape_hierarchy",
     "shifted",
     "slabs",
