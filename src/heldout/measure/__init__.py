@@ -1,6 +1,8 @@
 """How we know: metrics and diagnostics of generalization."""
 
+from heldout.measure.algorithms import rasp, rasp_library
 from heldout.measure.algorithms.length_curve import LengthCurve, greedy_answers, length_curve
+from heldout.measure.algorithms.rasp_programs import RASP_PROGRAMS, rasp_codes, rasp_simplicity
 from heldout.measure.datasets.description_bits import STDLIB_COMPRESSORS, description_bits
 from heldout.measure.datasets.difficulty import (
     ClassificationDifficulty,
@@ -155,6 +157,7 @@ from heldout.measure.rankings.concurrence_matrix import (
 generalization_difficulty = classification_difficulty  # under the name of the paper
 
 __all__ = [
+    "RASP_PROGRAMS",
     "STDLIB_COMPRESSORS",
     "AgreementPoint",
     "BayesPredictor",
@@ -309,6 +312,10 @@ __all__ = [
     "randomize_features",
     "randomized_feature_score",
     "rank_transfer",
+    "rasp",
+    "rasp_codes",
+    "rasp_library",
+    "rasp_simplicity",
     "rbf_kernel",
     "reliability_table",
     "repetition",

@@ -49,6 +49,12 @@ from heldout.nn.heads import DomainHeads, MultiHead
 from heldout.nn.knn_memory import KNNMemory
 from heldout.nn.language.causal_transformer import CausalOutput, CausalTransformer
 from heldout.nn.language.decoder import DecoderParts, decoder_parts
+from heldout.nn.language.position_offsets import (
+    position_limit,
+    position_offsets,
+    random_position_offsets,
+    takes_positions,
+)
 from heldout.nn.language.share_layers import share_layers
 from heldout.nn.lora_group import (
     LoRAGroup,
@@ -173,7 +179,10 @@ __all__ = [
     "p3d131",
     "p3d199",
     "parse_program",
+    "position_limit",
+    "position_offsets",
     "query_and_value",
+    "random_position_offsets",
     "rebuilt",
     "revert_ghost_batchnorm",
     "run_graph_program",
@@ -183,6 +192,7 @@ __all__ = [
     "staged_as",
     "stages_of",
     "structure_of",
+    "takes_positions",
     "tiny_vit",
     "to_peft",
     "why_no_head",

@@ -16,12 +16,12 @@ from heldout.errors import check_at_least, check_nonempty, check_same_length, ch
 
 
 @checked
-def draw_hints(count: int, hint_vocab: Sequence[str], rng: random.Random | None = None) -> tuple[str, ...]:
+def draw_hints(count: int, hint_vocab: str | Sequence[str], rng: random.Random | None = None) -> tuple[str, ...]:
     """Returns consecutive hints, from a random place of their vocabulary, so that training shows all of them.
 
     Args:
         count: hints, as many as the longest sequence that is to have them.
-        hint_vocab: the hints in their order, all different.
+        hint_vocab: the hints in their order, all different: a text, or a sequence.
         rng: of the place; default: hints begin with the first.
 
     Raises:
@@ -30,11 +30,11 @@ def draw_hints(count: int, hint_vocab: Sequence[str], rng: random.Random | None 
     Source: arXiv:2310.16028, section 5.
 
     Example:
-        >>> draw_hints(2, "abcd"), draw_hints(2, "abcd", random.Random(1))
+        >>> draw_hints(2, "a b c d"), draw_hints(2, "a b c d", random.Random(1))
         (('a', 'b'), ('b', 'c'))
     """
     check_at_least(1, count=count)
-    known = tuple(hint_vocab)
+    known = as_tokens(hint_vocab, "hint_vocab")
     if len(set(known)) < len(known):
         raise ValueError("hint_vocab must hold different hints")
     if count > len(known):
@@ -45,7 +45,7 @@ def draw_hints(count: int, hint_vocab: Sequence[str], rng: random.Random | None 
 
 @checked
 def add_index_hints(
-    tokens: str | Sequence[str], hint_vocab: Sequence[str], rng: random.Random | None = None
+    tokens: str | Sequence[str], hint_vocab: str | Sequence[str], rng: random.Random | None = None
 ) -> tuple[str, ...]:
     """Returns tokens each with a hint before it; hints are consecutive.
 
@@ -63,14 +63,14 @@ def add_index_hints(
     Source: arXiv:2310.16028, section 5.
 
     Example:
-        >>> hints = draw_hints(3, "abcdef", random.Random(1))
+        >>> hints = draw_hints(3, "a b c d e f", random.Random(1))
         >>> " ".join(add_index_hints("1 0 1", hints)), " ".join(add_index_hints("7 2 9", hints))
         ('b 1 c 0 d 1', 'b 7 c 2 d 9')
     """
     plain = as_tokens(tokens, "tokens")
     check_nonempty(tokens=plain)
     hints = draw_hints(len(plain), hint_vocab, rng)
-    if both := set(plain) & set(hint_vocab):
+    if both := set(plain) & set(as_tokens(hint_vocab, "hint_vocab")):
         raise ValueError(f"hint_vocab must hold no token, got {min(both)!r}")
     return tuple(each for pair in zip(hints, plain, strict=True) for each in pair)
 
@@ -108,7 +108,7 @@ def running_state_scratchpad(
     update: Callable[[Any, str], Any],
     start: Any,
     *,
-    hints: Sequence[str] | None = None,
+    hints: str | Sequence[str] | None = None,
     shown: Callable[[str], bool] | None = None,
 ) -> tuple[str, ...]:
     """Returns the state after each token, as an answer is worked out from left to right.
@@ -129,15 +129,16 @@ def running_state_scratchpad(
 
     Example:
         >>> flip = lambda sign, bit: "+-"[(sign == "+") == (bit == "1")]
-        >>> running_state_scratchpad("0 1 1", flip, "+", hints=["a", "b", "c"], shown=lambda bit: bit == "1")
+        >>> running_state_scratchpad("0 1 1", flip, "+", hints="a b c", shown=lambda bit: bit == "1")
         ('b', '-', 'c', '+')
     """
     read = as_tokens(tokens, "tokens")
     check_nonempty(tokens=read)
-    check_same_length(tokens=read, hints=hints)
+    marks = None if hints is None else as_tokens(hints, "hints")
+    check_same_length(tokens=read, hints=marks)
     state, written = start, []
     for number, token in enumerate(read):
         state = update(state, token)
         if shown is None or shown(token):
-            written += [str(state)] if hints is None else [hints[number], str(state)]
+            written += [str(state)] if marks is None else [marks[number], str(state)]
     return tuple(written)

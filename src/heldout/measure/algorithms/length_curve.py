@@ -5,7 +5,6 @@ Source: arXiv:2310.16028 (Zhou et al.), section 4: evaluation.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +24,7 @@ from heldout.errors import (
     checked,
 )
 from heldout.method import device_of, evaluating, forward
+from heldout.nn import position_limit, takes_positions
 from heldout.statistics import Interval, wilson
 
 
@@ -220,7 +220,7 @@ def _offsets(model: nn.Module, ids: Tensor, max_offset: int | None, generator: t
     positions = _check_room(model, int(sizes.max()))
     if positions is None and max_offset:
         raise ValueError("max_offset needs a model whose positions are known: max_positions or a config")
-    if positions is None or max_offset == 0 or not _takes_positions(model):
+    if positions is None or max_offset == 0 or not takes_positions(model):
         return torch.zeros_like(sizes)
     most = positions - int(sizes.max())
     most = most if max_offset is None else min(max_offset, most)
@@ -229,19 +229,14 @@ def _offsets(model: nn.Module, ids: Tensor, max_offset: int | None, generator: t
 
 def _inputs(model: nn.Module, ids: Tensor, first: Tensor) -> dict[str, Tensor]:
     """What a model is called with, for rows that begin at positions ``(batch, 1)``."""
-    if not _takes_positions(model):
+    if not takes_positions(model):
         return {"input_ids": ids}
     return {"input_ids": ids, "position_ids": first + torch.arange(ids.shape[1], device=ids.device)}
 
 
-def _takes_positions(model: nn.Module) -> bool:
-    return "position_ids" in inspect.signature(model.forward).parameters
-
-
 def _check_room(model: nn.Module, needed: int) -> int | None:
     """The number of positions of a model, or None where it does not tell one."""
-    config = getattr(model, "config", None)
-    known = getattr(model, "max_positions", None) or getattr(config, "max_position_embeddings", None)
+    known = position_limit(model)
     if known is not None and needed > known:
         raise ValueError(f"model must have at least {needed} positions for such lengths, got {known}")
     return known
