@@ -185,12 +185,13 @@ def select(keys: Tensor, queries: Tensor, predicate: Predicate) -> Tensor:
     if not isinstance(chosen, Tensor) or chosen.dtype != torch.bool:
         raise TypeError("predicate must give truth values, as torch.eq does")
     chosen = chosen.expand(*keys.shape[:-1], n, n)
+    causal = torch.ones(n, n, dtype=torch.bool, device=keys.device).tril()
     if (found := _strict()) is not None:
         _check_known(found, keys, queries)
         if "index" in (_kind(found, keys), _kind(found, queries)):
-            causal = torch.ones(n, n, dtype=torch.bool, device=keys.device).tril().expand_as(chosen)
-            _check_order(*(part.expand(chosen.shape)[causal] for part in pairs), chosen[causal], "select")
-    return _done("select", chosen.tril(), "selection", keys, queries)
+            seen = causal.expand_as(chosen)
+            _check_order(*(part.expand(chosen.shape)[seen] for part in pairs), chosen[seen], "select")
+    return _done("select", chosen & causal, "selection", keys, queries)
 
 
 @checked
@@ -225,23 +226,18 @@ def aggr(selection: Tensor, values: Tensor, default: int = 0, reduction: Reducti
     _check_sequences(values=values)
     if selection.shape != (*values.shape, values.shape[-1]):
         raise ValueError(f"selection and values must match, got {tuple(selection.shape)} and {tuple(values.shape)}")
-    width = selection.sum(-1)
-    spread = values[..., None, :].expand(selection.shape)
     if reduction == "mean":
-        made = torch.div((spread * selection).sum(-1), width.clamp(min=1), rounding_mode="trunc")
+        exact = torch.float32 if int(values.abs().max()) * values.shape[-1] < 2**24 else torch.float64
+        parts = torch.stack([values, torch.ones_like(values)], -1).to(exact)
+        total, width = (selection.view(torch.uint8).to(exact) @ parts).unbind(-1)
+        made = torch.where(width > 0, torch.div(total, width.clamp(min=1), rounding_mode="trunc").long(), default)
     else:
-        info = torch.iinfo(values.dtype)
-        made = (
-            spread.masked_fill(~selection, info.min).amax(-1)
-            if reduction == "max"
-            else spread.masked_fill(~selection, info.max).amin(-1)
-        )
-    made = torch.where(width > 0, made, default)
+        made = _largest(selection, values, default) if reduction == "max" else -_largest(selection, -values, -default)
     kind = "token"
     if (found := _strict()) is not None:
         _check_known(found, selection, values)
         kind = _kind(found, values)
-        if kind == "index" and reduction == "mean" and int(width.max()) > 1:
+        if kind == "index" and reduction == "mean" and int(selection.sum(-1).max()) > 1:
             raise LearnabilityError("aggr must not average indices: arithmetic on positions does not carry over")
     return _done("aggr", made, kind, selection, values)
 
@@ -352,6 +348,17 @@ def check_learnable(program: Program, examples: Sequence[Tensor]) -> None:
         for size in range(1, len(x)):
             if int(program(x[:size])[-1]) != int(said[size - 1]):
                 raise LearnabilityError(f"a program must not look ahead: place {size - 1} depends on later ones")
+
+
+def _largest(selection: Tensor, values: Tensor, default: int) -> Tensor:
+    """The largest selected value; a byte for each pair where the values' range allows it."""
+    low = values.min()
+    if int(values.max() - low) < 255:
+        best = (selection.view(torch.uint8) * (values - low + 1).to(torch.uint8)[..., None, :]).amax(-1).long()
+        return torch.where(best > 0, best - 1 + low, default)
+    lowest = torch.iinfo(values.dtype).min
+    best = torch.where(selection, values[..., None, :], lowest).amax(-1)
+    return torch.where(selection.any(-1), best, default)
 
 
 @contextmanager
