@@ -119,7 +119,7 @@ def test_carries_run_far_and_are_balanced():
             carried.append(carry)
         chains.append(longest)
     assert 0.3 < sum(carried) / len(carried) < 0.6
-    assert sum(chain >= 4 for chain in chains) > 200  # two uniform numbers have next to none
+    assert sum(chain >= 4 for chain in chains) > 150  # of two uniform numbers, hardly any
 
 
 def test_samples_are_those_of_their_seed():

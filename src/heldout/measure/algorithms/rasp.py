@@ -190,7 +190,8 @@ def select(keys: Tensor, queries: Tensor, predicate: Predicate) -> Tensor:
         _check_known(found, keys, queries)
         if "index" in (_kind(found, keys), _kind(found, queries)):
             seen = causal.expand_as(chosen)
-            _check_order(*(part.expand(chosen.shape)[seen] for part in pairs), chosen[seen], "select")
+            if not _by_order(pairs[0].expand(chosen.shape)[seen], pairs[1].expand(chosen.shape)[seen], chosen[seen]):
+                raise LearnabilityError("select must compare indices or counts by their order alone")
     return _done("select", chosen & causal, "selection", keys, queries)
 
 
@@ -270,7 +271,8 @@ def program_length(program: Program | None, x: Tensor) -> float:
         x: any sequence that it runs on: the number does not depend on it.
 
     Example:
-        >>> program_length(lambda x: tok_map(x, lambda token: token + 1), torch.tensor([1])), program_length(None, x)
+        >>> x = torch.tensor([1])
+        >>> program_length(lambda x: tok_map(x, lambda token: token + 1), x), program_length(None, x)
         (1.0, inf)
     """
     if program is None:
@@ -451,11 +453,6 @@ def _combined(x: Tensor, y: Tensor, made: Tensor) -> str:
 def _by_order(x: Tensor, y: Tensor, made: Tensor) -> bool:
     sign = (x - y).sign()
     return all(len(made[sign == each].unique()) <= 1 for each in (-1, 0, 1))
-
-
-def _check_order(keys: Tensor, queries: Tensor, chosen: Tensor, where: str) -> None:
-    if not _by_order(keys, queries, chosen):
-        raise LearnabilityError(f"{where} must compare indices or counts by their order alone")
 
 
 def _check_sequences(**named: Any) -> None:

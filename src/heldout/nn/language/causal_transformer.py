@@ -131,6 +131,9 @@ class CausalTransformer(nn.Module):
 
 
 class _Block(nn.Module):
+    slopes: Tensor
+    frequencies: Tensor
+
     def __init__(self, dim: int, heads: int, positions: str) -> None:
         super().__init__()
         self.heads, self.rotary = heads, positions == "rotary"

@@ -27,7 +27,8 @@ def takes_positions(model: nn.Module) -> bool:
         >>> takes_positions(CausalTransformer(5, dim=8, heads=2)), takes_positions(nn.Linear(2, 2))
         (True, False)
     """
-    inner = model.get_base_model() if callable(getattr(model, "get_base_model", None)) else model
+    base = getattr(model, "get_base_model", None)
+    inner: Any = base() if callable(base) else model
     return "position_ids" in inspect.signature(inner.forward).parameters
 
 

@@ -71,8 +71,8 @@ class SequenceTask:
 
     Example:
         >>> task = sequence_task("addition", "reverse+hints", max_len=3)
-        >>> " ".join(task.solve("h4 0 h5 1 h6 9 + h4 0 h5 0 h6 4"))
-        'h6 3 h5 2 h4 0'
+        >>> " ".join(task.solve("h1 0 h2 1 h3 9 + h1 0 h2 0 h3 4"))
+        'h3 3 h2 2 h1 0'
     """
 
     name: str
@@ -260,9 +260,9 @@ def sequence_task(
     - ``copy``, of tokens with repeats, and ``copy_unique``, of different ones.
     - ``sort``: different tokens in increasing order.
     - ``addition``: "0 1 9 + 0 0 4 > 0 2 3" for operands of two digits, each with a leading zero. A share of the places,
-      drawn anew for each sample, sums to 9, so that carries run far; in half of the samples the second operand has
-      only small or only large digits, for where all sums are equally likely, one digit tells nothing. ``reverse`` writes the last digit
-      first.
+      drawn anew for each sample, sums to 9, so that carries run far. In half of the samples the second operand has only
+      small or only large digits: where all sums are equally likely, one digit tells nothing. ``reverse`` writes the
+      last digit first.
     - ``parity``: the sum of bits, modulo 2. ``scratchpad`` writes the hint of each 1 with the sign after it, then the
       parity: "h3 1 h4 0 h5 1 > h3 - h5 + 0".
 
@@ -290,7 +290,7 @@ def sequence_task(
         ('2', '3', '4', '5')
         >>> ids, answer_mask = task.sample(2, [3])
         >>> ids.shape, answer_mask.sum(1)
-        (torch.Size([2, 7]), tensor([4, 4]))
+        (torch.Size([2, 8]), tensor([4, 4]))
     """
     check_at_least(1, max_len=max_len, hints=hints)
     check_at_least(2, vocab=vocab)
