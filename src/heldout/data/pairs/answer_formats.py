@@ -30,7 +30,7 @@ def draw_hints(count: int, hint_vocab: str | Sequence[str], rng: random.Random |
     Source: arXiv:2310.16028, section 5.
 
     Example:
-        >>> draw_hints(2, "a b c d"), draw_hints(2, "a b c d", random.Random(2))
+        >>> draw_hints(2, "a b c d"), draw_hints(2, "a b c d", random.Random(0))
         (('a', 'b'), ('b', 'c'))
     """
     check_at_least(1, count=count)

@@ -9,7 +9,7 @@ Source: arXiv:2310.16028 (Zhou et al.), sections 4 to 6 and appendix: programs.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -242,11 +242,11 @@ def _step(x: Tensor, *, hint: Tensor, sep: Tensor, symbol: Tensor) -> Tensor:
     return where(tok_map(x, lambda token: token >= HINTS), hint, rest)
 
 
-def _is(value: int):
+def _is(value: int) -> Callable[[Tensor], Tensor]:
     return lambda token: token == value
 
 
-def _put(new: int, old: int):
+def _put(new: int, old: int) -> Callable[[Tensor], Tensor]:
     return lambda token: torch.where(token == old, new, token)
 
 

@@ -70,7 +70,7 @@ class SequenceTask:
         ValueError: a format that the task does not have, or fewer symbols or hints than ``max_len`` needs.
 
     Example:
-        >>> task = sequence_task("addition", "reverse+hints", max_len=3)
+        >>> task = SequenceTask("addition", "reverse+hints", 3, "0 1 2 3 4 5 6 7 8 9".split(), ["h0", "h1", "h2", "h3"])
         >>> " ".join(task.solve("h1 0 h2 1 h3 9 + h1 0 h2 0 h3 4"))
         'h3 3 h2 2 h1 0'
     """
