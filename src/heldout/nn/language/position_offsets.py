@@ -101,14 +101,14 @@ def random_position_offsets(
 
 
 @checked
-def position_offsets(max_offset: int | None = None) -> Method:
+def position_offsets(max_offset: int = 64) -> Method:
     """Returns the Method that trains a causal language model with rows that begin at random positions.
 
     For models with learned absolute positions that are to work on longer texts than they are trained on; a pretrained
     one knows its positions already. The model is afterwards as it would be without.
 
     Args:
-        max_offset: the largest first position; default: the largest that fits.
+        max_offset: the largest first position, as far as the model's positions go.
 
     Raises:
         ValueError: ``max_offset`` below 0.
