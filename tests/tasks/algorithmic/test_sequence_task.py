@@ -106,7 +106,7 @@ def test_lengths_are_equally_likely_and_nothing_else_is_drawn():
     assert ids.dtype == torch.int64
 
 
-def test_carries_run_far_and_are_balanced():
+def test_carries_are_frequent_and_run_far():
     task, carried, chains = task_of("addition", "plain"), [], []
     for prompt, _ in task.pairs(2000, [9], seed=0):
         at = prompt.index("+")
@@ -118,7 +118,7 @@ def test_carries_run_far_and_are_balanced():
             carry = int(int(a) + int(b) + carry > 9)
             carried.append(carry)
         chains.append(longest)
-    assert 0.3 < sum(carried) / len(carried) < 0.6
+    assert 0.22 < sum(carried) / len(carried) < 0.5  # the leading zeros, a tenth of the places, have none
     assert sum(chain >= 4 for chain in chains) > 150  # of two uniform numbers, hardly any
 
 

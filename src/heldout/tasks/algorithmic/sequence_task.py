@@ -260,9 +260,9 @@ def sequence_task(
     - ``copy``, of tokens with repeats, and ``copy_unique``, of different ones.
     - ``sort``: different tokens in increasing order.
     - ``addition``: "0 1 9 + 0 0 4 > 0 2 3" for operands of two digits, each with a leading zero. A share of the places,
-      drawn anew for each sample, sums to 9, so that carries run far. In half of the samples the second operand has only
-      small or only large digits: where all sums are equally likely, one digit tells nothing. ``reverse`` writes the
-      last digit first.
+      drawn anew for each sample, sums to 9, so that carries run far. In half of the samples the digits of the
+      second operand are below a bound: where all sums are equally likely, one digit tells nothing. ``reverse`` writes
+      the last digit first.
     - ``parity``: the sum of bits, modulo 2. ``scratchpad`` writes the hint of each 1 with the sign after it, then the
       parity: "h3 1 h4 0 h5 1 > h3 - h5 + 0".
 
@@ -319,10 +319,9 @@ def _with_a_mode(length: int, symbols: Tokens, rng: random.Random) -> Tokens:
 def _operands(length: int, symbols: Tokens, rng: random.Random) -> Tokens:
     """Two operands one after the other, each with a leading zero."""
     base, carries = len(symbols), rng.random()
-    span = base if rng.random() < 0.5 else rng.randint(1, base)
-    low = rng.choice((0, base - span))
+    bound = base if rng.random() < 0.5 else rng.randint(1, base)
     first = [rng.randrange(base) for _ in range(length)]
-    second = [base - 1 - digit if rng.random() < carries else low + rng.randrange(span) for digit in first]
+    second = [base - 1 - digit if rng.random() < carries else rng.randrange(bound) for digit in first]
     return tuple(symbols[digit] for digit in (0, *first, 0, *second))
 
 
