@@ -51,6 +51,7 @@ from heldout.train import seeded, train_packed
 RATE, WIDTH, LAYERS, HEADS, BATCH = 3e-3, 64, 2, 4, 8
 STEPS = {"count": 1500, "mode": 2000, "sort": 2000, "copy": 3000, "copy_unique": 3000, "parity": 5000, "addition": 6000}
 TESTED = {"smoke": 8, "laptop": 128}
+FAR = {"smoke": 8, "laptop": 40}  # numbers to count, more than any arm is trained on
 DECODED = 32  # answers that are also written token by token
 
 
@@ -65,7 +66,7 @@ class Lengths(NamedTuple):
 def lengths_of(arm: dict[str, Any], profile: str) -> Lengths:
     longest = arm["longest"] if profile == "laptop" else 4
     beyond = {longest + math.ceil(longest * share) for share in (0.25, 0.5)}
-    far = {40 if profile == "laptop" else 8} if arm["task"] == "count" else set()
+    far = {FAR[profile]} if arm["task"] == "count" else set()
     return Lengths(longest, [math.ceil(longest * part / 4) for part in (1, 2, 3, 4)], sorted(beyond | far))
 
 
@@ -144,7 +145,7 @@ def run(arm: dict[str, Any], seed: int, profile: str) -> dict[str, float]:
         "chance": chance(task, half_longer, 70_000_000 + seed),
         "decoded": decoded_as_forced(model, task, half_longer, 80_000_000 + seed),
     }
-    return found | ({"em_far": curve.at(longer[-1])} if arm["task"] == "count" else {})
+    return found | ({"em_far": curve.at(FAR[profile])} if arm["task"] == "count" else {})
 
 
 def arm(task: str, format: str = "plain", longest: int = 20, vocab: int | None = None, **other: Any) -> dict[str, Any]:
