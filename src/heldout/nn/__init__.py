@@ -53,6 +53,7 @@ from heldout.nn.language.position_offsets import (
     position_limit,
     position_offsets,
     random_position_offsets,
+    takes_argument,
     takes_positions,
 )
 from heldout.nn.language.share_layers import share_layers
@@ -192,6 +193,7 @@ __all__ = [
     "staged_as",
     "stages_of",
     "structure_of",
+    "takes_argument",
     "takes_positions",
     "tiny_vit",
     "to_peft",

@@ -99,6 +99,53 @@ def test_alibi_and_rotary_are_those_of_their_equations():
         torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-4)
 
 
+def test_rotary_and_alibi_are_those_of_transformers():
+    from transformers.models.bloom.modeling_bloom import build_alibi_tensor
+
+    places = torch.arange(4, 9)[None]
+    for kind in ("learned", "alibi", "rotary"):
+        model = model_of(kind)
+        with torch.no_grad():
+            found = model(IDS[:1, :5], places).logits
+            if kind == "alibi":
+                biases = build_alibi_tensor(torch.ones(1, 5), 2, torch.float32)
+                wanted = decoded_by_hand(model, IDS[:1, :5], biases=biases)
+            elif kind == "rotary":
+                wanted = decoded_by_hand(model, IDS[:1, :5], places=places)
+            else:
+                wanted = decoded_by_hand(model, IDS[:1, :5], added=model.places(places))
+        torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-4)
+
+
+def decoded_by_hand(model, ids, biases=0.0, places=None, added=0.0):
+    """Blocks of two heads of eight, with the rotation of Llama's code where ``places`` are given."""
+    from transformers.models.llama.modeling_llama import LlamaConfig, LlamaRotaryEmbedding, apply_rotary_pos_emb
+
+    hidden = model.embedding(ids) + added
+    ahead = torch.full((ids.shape[1], ids.shape[1]), -torch.inf).triu(1)
+    for block in model.blocks:
+        parts = block.projections(block.before_attention(hidden)).chunk(3, -1)
+        queries, keys, values = (part.unflatten(-1, (2, 8)).transpose(1, 2) for part in parts)
+        if places is not None:
+            rotary = LlamaRotaryEmbedding(LlamaConfig(hidden_size=16, num_attention_heads=2))
+            queries, keys = apply_rotary_pos_emb(queries, keys, *rotary(queries, places))
+        attention = (queries @ keys.transpose(-1, -2) / 8**0.5 + biases + ahead).softmax(-1)
+        hidden = hidden + block.mixed((attention @ values).transpose(1, 2).flatten(2))
+        hidden = hidden + block.feed_forward(block.before_feed_forward(hidden))
+    return model.norm(hidden) @ model.embedding.weight.T
+
+
+@pytest.mark.parametrize("kind", ["rotary", "alibi"])
+def test_far_positions_are_as_exact_in_half_precision_as_near_ones(kind):
+    with seeded(1):
+        model = CausalTransformer(11, dim=32, heads=2, max_positions=1024, positions=kind).eval()
+    with torch.no_grad():
+        exact, half = model(IDS).logits, model.bfloat16()
+        near, far = (half(IDS, first + torch.arange(9).expand(3, -1)).logits.float() for first in (0, 997))
+    assert (near - exact).abs().max() < 0.03
+    assert (far - exact).abs().max() < 0.03
+
+
 def test_kinds_begin_with_the_same_sizes_and_half_precision_works():
     counts = {kind: sum(p.numel() for p in model_of(kind).parameters()) for kind in KINDS}
     assert counts["rotary"] == counts["alibi"] == counts["learned"] - 40 * 16

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from heldout import Splits, fit
-from heldout.nn import CausalTransformer, position_limit, position_offsets, random_position_offsets, takes_positions
+from heldout.nn import CausalTransformer, position_limit, position_offsets, random_position_offsets, takes_argument, takes_positions
 
 IDS = torch.tensor([[1, 3, 4], [2, 2, 5]])
 
@@ -88,6 +88,8 @@ def test_what_a_model_tells_of_its_positions():
     assert takes_positions(gpt2())
     assert position_limit(gpt2()) == 16
     assert not takes_positions(nn.Linear(2, 2))
+    assert takes_argument(gpt2(), "use_cache")
+    assert not takes_argument(Spy(), "use_cache")
     assert position_limit(nn.Linear(2, 2)) is None
 
 

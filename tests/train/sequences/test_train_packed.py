@@ -38,6 +38,31 @@ def test_the_first_loss_is_the_mean_over_answers_and_their_ends_of_each_sample_b
     assert losses[0] == pytest.approx(total / count, rel=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["GPT2", "Llama"])
+def test_models_of_transformers_keep_samples_apart_too(kind):
+    """They do where they keep no cache, which by default they would."""
+    import transformers
+
+    sizes = {"vocab_size": len(TASK.vocab), "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    more = {"max_position_embeddings": 24, "bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+    if kind == "GPT2":
+        more |= {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0, "initializer_range": 0.3}
+    else:
+        more |= {"intermediate_size": 32, "initializer_range": 0.3}
+    name = {"GPT2": "GPT2LMHeadModel", "Llama": "LlamaForCausalLM"}[kind]
+    with seeded(0):
+        model = getattr(transformers, name)(getattr(transformers, f"{kind}Config")(**sizes, **more))
+    samples = TASK.sample(12, [3], seed=4)
+    blocks = pack_with_offset(samples, 20, positions=24, max_offset=0)
+    assert len(blocks.ids) == 6  # two samples each
+    with torch.no_grad():
+        logits = model.eval()(samples.ids, use_cache=False).logits
+        asked = samples.answer_mask[:, 1:]
+        wanted = F.cross_entropy(logits[:, :-1][asked], samples.ids[:, 1:][asked])
+    losses = train_packed(model, blocks, batch_size=6, lr=1e-3, steps=1)
+    assert losses[0] == pytest.approx(float(wanted), rel=1e-4)
+
+
 def test_what_is_not_asked_for_has_no_gradient():
     """Other prompts in the filling and other targets outside of the mask change nothing."""
     blocks, found = blocks_of(), []

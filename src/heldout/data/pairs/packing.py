@@ -17,8 +17,8 @@ from heldout.errors import check_at_least, check_dimensions, check_labels, check
 class PackedBlocks(NamedTuple):
     """Samples side by side, for a causal model.
 
-    A sample begins where ``position_ids`` do not go on by one: causal models of transformers, called with them and
-    without an attention mask, let no sample see another; so does ``heldout.nn.CausalTransformer``.
+    A sample begins where ``position_ids`` do not go on by one: causal models of transformers, called with them, without
+    an attention mask and with ``use_cache=False``, let no sample see another; so does ``heldout.nn.CausalTransformer``.
 
     Attributes:
         ids: int64 ``(blocks, block)``, filled up with ``PAD`` at the right.

@@ -70,10 +70,10 @@ class CausalTransformer(nn.Module):
         if dim % parts:
             raise ValueError(f"dim must be a multiple of {parts}, got {dim}")
         super().__init__()
-        self.max_positions, self.positions = max_positions, positions
+        self.max_positions, self.positions, self.heads = max_positions, positions, heads
         self.embedding = nn.Embedding(vocab_size, dim)
         self.places = nn.Embedding(max_positions, dim) if positions == "learned" else None
-        self.blocks = nn.ModuleList(_Block(dim, heads, positions) for _ in range(layers))
+        self.blocks = nn.ModuleList(_Block(dim, heads) for _ in range(layers))
         self.norm = nn.LayerNorm(dim)
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
@@ -119,50 +119,49 @@ class CausalTransformer(nn.Module):
             hidden = hidden + self.places(position_ids)
         known = position_ids if past_key_values is None else torch.cat([past_key_values[0][2], position_ids], 1)
         sequence = (known.diff(dim=1, prepend=known[:, :1] - 1) != 1).cumsum(1)
-        visible = (sequence[:, held:, None] == sequence[:, None]).tril(held)[:, None]
-        distance = (position_ids[:, :, None] - known[:, None])[:, None] if self.positions == "alibi" else None
+        mask = (sequence[:, held:, None] == sequence[:, None]).tril(held)[:, None]
+        if self.positions == "alibi":
+            slopes = 2.0 ** (-8.0 / self.heads * torch.arange(1, self.heads + 1, device=known.device))
+            biases = -slopes[:, None, None] * (position_ids[:, :, None] - known[:, None])[:, None]
+            mask = biases.masked_fill(~mask, -torch.inf).to(hidden.dtype)
+        angles = self._angles(position_ids) if self.positions == "rotary" else None
         kept = []
         for number, block in enumerate(self.blocks):
             before = None if past_key_values is None else past_key_values[number]
-            hidden, keys, values = block(hidden, position_ids, visible, distance, before)
+            hidden, keys, values = block(hidden, mask, angles, before)
             kept.append((keys, values, known))
         logits = F.linear(self.norm(hidden), self.embedding.weight)
         return CausalOutput(logits, tuple(kept) if use_cache else None)
 
+    def _angles(self, position_ids: Tensor) -> Tensor:
+        """``(batch, 1, length, head / 2)`` in single precision, whatever that of the weights is."""
+        size = self.embedding.embedding_dim // self.heads
+        shares = torch.arange(0, size, 2, device=position_ids.device) / size
+        return position_ids[:, None, :, None] * 10_000.0**-shares
+
 
 class _Block(nn.Module):
-    slopes: Tensor
-    frequencies: Tensor
-
-    def __init__(self, dim: int, heads: int, positions: str) -> None:
+    def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
-        self.heads, self.rotary = heads, positions == "rotary"
+        self.heads = heads
         self.before_attention, self.before_feed_forward = nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.projections, self.mixed = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
         self.feed_forward = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(approximate="tanh"), nn.Linear(4 * dim, dim))
-        self.register_buffer("slopes", 2.0 ** (-8.0 / heads * torch.arange(1, heads + 1)), persistent=False)
-        frequencies = 10_000.0 ** (-torch.arange(0, dim // heads, 2) / (dim // heads))
-        self.register_buffer("frequencies", frequencies, persistent=False)
 
     def forward(
         self,
         hidden: Tensor,
-        position_ids: Tensor,
-        visible: Tensor,
-        distance: Tensor | None,
+        mask: Tensor,
+        angles: Tensor | None,
         before: tuple[Tensor, Tensor, Tensor] | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         batch, length, dim = hidden.shape
         parts = self.projections(self.before_attention(hidden)).view(batch, length, 3, self.heads, -1)
         queries, keys, values = parts.permute(2, 0, 3, 1, 4)
-        if self.rotary:
-            angles = position_ids[:, None, :, None] * self.frequencies
+        if angles is not None:
             queries, keys = _rotated(queries, angles), _rotated(keys, angles)
         if before is not None:
             keys, values = torch.cat([before[0], keys], 2), torch.cat([before[1], values], 2)
-        mask = visible
-        if distance is not None:
-            mask = (-self.slopes[:, None, None] * distance).masked_fill(~visible, -torch.inf).to(hidden.dtype)
         found = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
         hidden = hidden + self.mixed(found.transpose(1, 2).reshape(batch, length, dim))
         return hidden + self.feed_forward(self.before_feed_forward(hidden)), keys, values

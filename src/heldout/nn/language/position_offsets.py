@@ -19,6 +19,20 @@ from heldout.method import Method, Run, Splits, device_of, evaluating, forward
 
 
 @checked
+def takes_argument(model: nn.Module, argument: str) -> bool:
+    """Returns whether a model's forward names an argument; of adapters of peft, that of the model within.
+
+    Example:
+        >>> from heldout.nn import CausalTransformer
+        >>> takes_argument(CausalTransformer(5, dim=8, heads=2), "use_cache"), takes_argument(nn.Linear(2, 2), "x")
+        (True, False)
+    """
+    base = getattr(model, "get_base_model", None)
+    inner: Any = base() if callable(base) else model
+    return argument in inspect.signature(inner.forward).parameters
+
+
+@checked
 def takes_positions(model: nn.Module) -> bool:
     """Returns whether a model can be called with ``position_ids``; of adapters of peft, the model within.
 
@@ -27,9 +41,7 @@ def takes_positions(model: nn.Module) -> bool:
         >>> takes_positions(CausalTransformer(5, dim=8, heads=2)), takes_positions(nn.Linear(2, 2))
         (True, False)
     """
-    base = getattr(model, "get_base_model", None)
-    inner: Any = base() if callable(base) else model
-    return "position_ids" in inspect.signature(inner.forward).parameters
+    return takes_argument(model, "position_ids")
 
 
 @checked

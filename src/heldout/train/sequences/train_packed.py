@@ -11,6 +11,7 @@ from torch import nn
 from heldout.data import PackedBlocks
 from heldout.errors import check_at_least, check_nonempty, check_nonnegative, check_positive, checked
 from heldout.method import device_of, forward
+from heldout.nn import takes_argument
 from heldout.train.supervised import seeded
 
 
@@ -35,7 +36,8 @@ def train_packed(
     Args:
         model: called with ``input_ids`` and ``position_ids``; gives logits ``(batch, length, vocabulary)``, or an
             output with them. It must keep the samples of a block apart by their positions, as
-            ``heldout.nn.CausalTransformer`` and causal models of transformers do.
+            ``heldout.nn.CausalTransformer`` and causal models of transformers do: those with ``use_cache=False`` alone,
+            which any model whose forward names it is given.
         blocks: of ``pack_with_offset``.
         steps: default: one pass over the blocks.
         batch_size: blocks in a step.
@@ -75,13 +77,14 @@ def train_packed(
         lambda step: min((step + 1) / rise, 0.5 * (1 + math.cos(math.pi * max(0, step - rise) / max(1, total - rise)))),
     )
     targets = torch.where(blocks.answer_mask, blocks.ids, -100)
+    alone = {"use_cache": False} if takes_argument(model, "use_cache") else {}
     losses = []
     model.train()
     with seeded(seed):
         for step in range(total):
             chosen = torch.arange(step * batch_size, (step + 1) * batch_size) % count
             ids, wanted, positions = (part[chosen].to(device) for part in (blocks.ids, targets, blocks.position_ids))
-            logits = forward(model, {"input_ids": ids, "position_ids": positions})
+            logits = forward(model, {"input_ids": ids, "position_ids": positions} | alone)
             asked = wanted[:, 1:] != -100
             loss = F.cross_entropy(logits[:, :-1][asked], wanted[:, 1:][asked])
             optimizer.zero_grad()
