@@ -19,7 +19,8 @@ for training maxima of 10, 20 and 30. ``chance`` is what an answer without the a
 frequent bit, of the mode the prompt's first token. ``simplicity`` is 1 over the operations of the shortest known RASP-L
 program, 0 where none is known. ``-no-offset`` begins each sample at position 0; that of copies was added after a pilot
 in which counting did without offsets (exploratory). ``-rotary`` and ``-alibi`` have other positions and are reported
-only: the claims are those of learned ones. ``decoded`` is how often an answer written token by token with a cache is
+only: the claims are those of learned ones. The rank correlation is over nine formats, each with as many runs as seeds:
+its interval, which draws runs, is narrower than one that drew formats would be. ``decoded`` is how often an answer written token by token with a cache is
 judged as the forward pass over the true answer judges it.
 
 Settings. One learning rate for all arms, 3e-3: it was not searched. Steps are as many for all formats of a task; they,
@@ -50,7 +51,7 @@ from heldout.tasks import SequenceTask, sequence_task
 from heldout.train import seeded, train_packed
 
 RATE, WIDTH, LAYERS, HEADS, BATCH = 3e-3, 64, 2, 4, 8
-STEPS = {"count": 2500, "mode": 2000, "sort": 2000, "copy": 3000, "copy_unique": 3000, "parity": 5000, "addition": 6000}
+STEPS = {"count": 1500, "mode": 2000, "sort": 2000, "copy": 3000, "copy_unique": 3000, "parity": 5000, "addition": 6000}
 TESTED = {"smoke": 8, "laptop": 128}
 FAR = {"smoke": 8, "laptop": 40}  # numbers to count, more than any arm is trained on
 DECODED = 32  # answers that are also written token by token
@@ -165,17 +166,13 @@ FORMATS = {
     "parity": arm("parity", longest=16),
     "parity-scratchpad": arm("parity", "scratchpad", longest=16),
 }
-KNOWN = ("count", "mode", "sort", "copy-unique", "copy", "addition-reverse-hints", "parity-scratchpad")
+LEARNED = ("count", "mode", "sort", "copy-unique", "copy", "addition-reverse-hints", "parity-scratchpad")
 OTHERS = {
     "count-10": arm("count", longest=10, vocab=80),
     "count-30": arm("count", longest=30, vocab=80),
     "count-no-offset": arm("count", vocab=80, max_offset=0),
     "copy-unique-no-offset": arm("copy_unique", max_offset=0),
-    **{
-        f"{name}-{kind}": FORMATS[name] | {"positions": kind}
-        for name in ("count", "copy-unique")
-        for kind in ("rotary", "alibi")
-    },
+    **{f"count-{kind}": FORMATS["count"] | {"positions": kind} for kind in ("rotary", "alibi")},
 }
 
 study = Study(
@@ -207,7 +204,7 @@ study = Study(
         ),
     ],
     checks=[
-        *(at_least(name, on="em_train", value=0.9, text=f"{name} is learned at the trained lengths") for name in KNOWN),
+        *(at_least(name, on="em_train", value=0.9, text=f"{name} is learned at the trained lengths") for name in LEARNED),
         *(at_least(name, on="decoded", value=0.95) for name in ("count", "copy-unique", "parity-scratchpad")),
         at_most("parity", on="chance", value=0.6, text="parities are balanced"),
     ],

@@ -122,6 +122,13 @@ def test_carries_are_frequent_and_run_far():
     assert sum(chain >= 4 for chain in chains) > 150  # of two uniform numbers, hardly any
 
 
+def test_counting_begins_anywhere_that_leaves_room():
+    task = task_of("count", "plain", vocab=12)
+    starts = Counter(int(prompt[0]) for prompt, _ in task.pairs(2000, [9], seed=0))
+    assert sorted(starts) == [0, 1, 2, 3]
+    assert min(starts.values()) > 400
+
+
 def test_samples_are_those_of_their_seed():
     task = task_of("sort", "plain")
     assert torch.equal(task.sample(9, [3, 4], seed=1).ids, task.sample(9, [3, 4], seed=1).ids)
