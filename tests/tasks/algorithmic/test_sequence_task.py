@@ -80,6 +80,15 @@ def test_hints_are_consecutive_shared_by_operands_and_answer_and_all_are_drawn()
     assert seen == set(task.hint_vocab)
 
 
+@pytest.mark.parametrize(("name", "form"), [case for case in CASES if case[1] not in ("plain", "reverse")])
+def test_short_prompts_begin_with_any_hint_that_leaves_room(name, form):
+    task = task_of(name, form)
+    starts = Counter(int(prompt[0][1:]) for prompt, _ in task.pairs(1600, [2], seed=0))
+    places = len(task.hint_vocab) - (2 if name == "addition" else 1)  # of two tokens, three with the leading zero
+    assert sorted(starts) == list(range(places))
+    assert min(starts.values()) > 0.7 * 1600 / places
+
+
 def test_a_scratchpad_has_one_step_for_each_1_with_the_sign_after_it():
     task = task_of("parity", "scratchpad")
     for prompt, answer in task.pairs(100, range(1, 10), seed=5):

@@ -1,5 +1,7 @@
 """Training on packed blocks: the loss is of the answer alone, and nothing leaks between samples."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -109,6 +111,34 @@ def test_a_copy_is_learned_and_carries_no_state_of_random_numbers_away():
     assert sum(losses[-10:]) < 0.5 * sum(losses[:10])
     assert not model.training
     assert length_curve(model, TASK, [1], n=50).at(1) > 0.8
+
+
+def test_a_step_is_that_of_adamw_clipped_with_a_rise_and_a_cosine():
+    """By hand, in double precision, with decoupled weight decay."""
+    blocks, model, naive = blocks_of(), model_of().double(), model_of().double()
+    options = {"lr": 0.02, "weight_decay": 0.3, "max_grad_norm": 0.5, "warmup": 3}
+    losses = train_packed(model, blocks, batch_size=4, steps=30, **options)
+    weights, found = list(naive.parameters()), []
+    first, second = ([torch.zeros_like(weight) for weight in weights] for _ in range(2))
+    for step in range(30):
+        rows = [(4 * step + row) % len(blocks.ids) for row in range(4)]
+        asked = blocks.answer_mask[rows][:, 1:]
+        logits = naive(blocks.ids[rows], blocks.position_ids[rows]).logits[:, :-1]
+        loss = F.cross_entropy(logits[asked], blocks.ids[rows][:, 1:][asked])
+        found.append(float(loss))
+        gradients = torch.autograd.grad(loss, weights)
+        norm = float(sum((each**2).sum() for each in gradients)) ** 0.5
+        rate = 0.02 * ((step + 1) / 3 if step < 3 else 0.5 * (1 + math.cos(math.pi * (step - 3) / 27)))
+        for number, weight in enumerate(weights):
+            gradient = gradients[number] * min(1.0, 0.5 / norm)
+            first[number] = 0.9 * first[number] + 0.1 * gradient
+            second[number] = 0.98 * second[number] + 0.02 * gradient**2
+            scale = (second[number] / (1 - 0.98 ** (step + 1))).sqrt() + 1e-8
+            with torch.no_grad():
+                weight.mul_(1 - rate * 0.3).sub_(rate * first[number] / (1 - 0.9 ** (step + 1)) / scale)
+    assert losses == pytest.approx(found, rel=1e-4)
+    for weight, wanted in zip(model.parameters(), weights, strict=True):
+        torch.testing.assert_close(weight, wanted, rtol=1e-3, atol=1e-4)
 
 
 def test_the_same_seed_gives_the_same_weights():
