@@ -20,15 +20,20 @@ frequent bit, of the mode the prompt's first token. ``simplicity`` is 1 over the
 program, 0 where none is known. ``-no-offset`` begins each sample at position 0; that of copies was added after a pilot
 in which counting did without offsets (exploratory). ``-rotary`` and ``-alibi`` have other positions and are reported
 only: the claims are those of learned ones. The rank correlation is over nine formats, each with as many runs as seeds:
-its interval, which draws runs, is narrower than one that drew formats would be. ``decoded`` is how often an answer written token by token with a cache is
-judged as the forward pass over the true answer judges it.
+its interval, which draws runs, is narrower than one that drew formats would be. ``decoded`` is how often an answer
+written token by token with a cache is judged as the forward pass over the true answer judges it.
 
-Settings. One learning rate for all arms, 3e-3: it was not searched. Steps are as many for all formats of a task; they,
+Settings. RATES_TEXT Steps are as many for all formats of a task; they,
 and the lengths of parity and addition, were set on development seed 1000, so that the formats with a known program are
-learned at trained lengths within the budget. That in half of the additions the second operand has small digits was
+learned at trained lengths within the budget. (Those of counting had been raised once its pilot at longer lengths was
+seen; they are 1,500 again.) That in half of the additions the second operand has small digits was
 found there, too: without them the sum with hints was hardly learned after 4,000 steps, in base 10, nor in 4 and 2.
 
-Deviations. Two layers and 2,000 to 6,000 small steps for six layers and training to convergence; lengths of 20, 16 for
+The parity with a scratchpad: in pilots, what went wrong beyond the trained lengths was the hint of the next 1 alone, at
+places all over the prompt; signs, the last bit and the end were right, and decoding is that of the forward pass. It
+is the step that must choose the nearest of all later ones, for which the program has most operations.
+
+Deviations. Two layers and 1,500 to 6,000 small steps for six layers and training to convergence; lengths of 20, 16 for
 parity and 6 for addition, for 60. Samples of a block do not see each other, and are read by a decoder whose kinds of
 positions differ in nothing else, in place of GPT-2. The scratchpad that hurts the mode, and the Boolean example of a
 minimum-degree interpolator, are left out. There is no second family of real problems: reasoning-gym is not among the
@@ -50,7 +55,8 @@ from heldout.study import Study, at_least, at_most, better, correlates, higher_i
 from heldout.tasks import SequenceTask, sequence_task
 from heldout.train import seeded, train_packed
 
-RATE, WIDTH, LAYERS, HEADS, BATCH = 3e-3, 64, 2, 4, 8
+WIDTH, LAYERS, HEADS, BATCH = 64, 2, 4, 8
+RATE, OTHER_RATES = 3e-3, {("parity", "scratchpad"): 1e-2}
 STEPS = {"count": 1500, "mode": 2000, "sort": 2000, "copy": 3000, "copy_unique": 3000, "parity": 5000, "addition": 6000}
 TESTED = {"smoke": 8, "laptop": 128}
 FAR = {"smoke": 8, "laptop": 40}  # numbers to count, more than any arm is trained on
@@ -120,6 +126,7 @@ def run(arm: dict[str, Any], seed: int, profile: str) -> dict[str, float]:
     longest, trained, longer = lengths_of(arm, profile)
     task = sequence_task(arm["task"], arm["format"], max_len=longer[-1], vocab=arm["vocab"])
     steps = STEPS[arm["task"]] if profile == "laptop" else 8
+    rate = OTHER_RATES.get((arm["task"], arm["format"]), RATE)
     blocks = fresh_blocks(task, longest, arm["max_offset"], BATCH * steps, seed)
     with seeded(seed):
         model = CausalTransformer(
@@ -130,7 +137,7 @@ def run(arm: dict[str, Any], seed: int, profile: str) -> dict[str, float]:
             max_positions=max(blocks.ids.shape[1], task.size(longer[-1])),
             positions=arm["positions"],
         )
-    losses = train_packed(model, blocks, batch_size=BATCH, lr=RATE, seed=seed)
+    losses = train_packed(model, blocks, batch_size=BATCH, lr=rate, seed=seed)
     for step in range(0, len(losses), max(1, len(losses) // 20)):
         log_curve("loss", step, losses[step])
     curve = length_curve(
@@ -204,7 +211,10 @@ study = Study(
         ),
     ],
     checks=[
-        *(at_least(name, on="em_train", value=0.9, text=f"{name} is learned at the trained lengths") for name in LEARNED),
+        *(
+            at_least(name, on="em_train", value=0.9, text=f"{name} is learned at the trained lengths")
+            for name in LEARNED
+        ),
         *(at_least(name, on="decoded", value=0.95) for name in ("count", "copy-unique", "parity-scratchpad")),
         at_most("parity", on="chance", value=0.6, text="parities are balanced"),
     ],

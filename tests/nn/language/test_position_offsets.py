@@ -5,7 +5,14 @@ import torch
 from torch import nn
 
 from heldout import Splits, fit
-from heldout.nn import CausalTransformer, position_limit, position_offsets, random_position_offsets, takes_argument, takes_positions
+from heldout.nn import (
+    CausalTransformer,
+    position_limit,
+    position_offsets,
+    random_position_offsets,
+    takes_argument,
+    takes_positions,
+)
 
 IDS = torch.tensor([[1, 3, 4], [2, 2, 5]])
 

@@ -125,7 +125,7 @@ def test_a_step_is_that_of_adamw_clipped_with_a_rise_and_a_cosine():
         asked = blocks.answer_mask[rows][:, 1:]
         logits = naive(blocks.ids[rows], blocks.position_ids[rows]).logits[:, :-1]
         loss = F.cross_entropy(logits[asked], blocks.ids[rows][:, 1:][asked])
-        found.append(float(loss))
+        found.append(loss.item())
         gradients = torch.autograd.grad(loss, weights)
         norm = float(sum((each**2).sum() for each in gradients)) ** 0.5
         rate = 0.02 * ((step + 1) / 3 if step < 3 else 0.5 * (1 + math.cos(math.pi * (step - 3) / 27)))
