@@ -44,7 +44,8 @@ def test_every_method_trains_or_says_why_not(load, text):
         else:
             assert "real number" not in reason, name
             assert len(reason) > 20, name
-    assert {"sam", "rm3", *LANGUAGE_METHODS} - ({"pego"} if ADAPTERS in text else set()) <= applied
+    relative = {"position_offsets"}  # which the positions of a Llama are
+    assert {"sam", "rm3", *LANGUAGE_METHODS} - relative - ({"pego"} if ADAPTERS in text else set()) <= applied
     assert ("pego" in applied) is (ADAPTERS not in text)
     assert not {"tent", "t3a", "itta", "adanpc", "drm", "divdis", "dbat", "useful"} & applied
 
@@ -127,6 +128,24 @@ def test_what_a_method_lacks_is_told_in_the_users_words(load):
     weighted = load("\nplain = rows\ndef rows(*a): return [{**row, 'weight': 2.0} for row in plain(*a)]\n")
     assert "weights of tokens" in inapplicable(weighted, parse("ps_kd", weighted.own_methods))
     assert inapplicable(weighted, parse("sam", weighted.own_methods)) is None
+
+
+def test_position_offsets_train_positions_that_no_text_reaches(load):
+    problem = load(
+        "\noptimizer = functools.partial(torch.optim.SGD, lr=0.1)\n"
+        "def model():\n    from transformers import GPT2Config, GPT2LMHeadModel\n    torch.manual_seed(0)\n"
+        "    sizes = {'n_embd': 16, 'n_layer': 1, 'n_head': 2, 'n_positions': 64, 'vocab_size': len(tokenizer)}\n"
+        "    return GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=None, eos_token_id=None))\n"
+    )
+    start, moved = problem.splits.initial_state["transformer.wpe.weight"], {}
+    for name in ("wise_ft(alpha=1.0)", "position_offsets"):
+        method = parse(name, problem.own_methods)
+        assert inapplicable(problem, method) is None
+        trained = problem.fit(method, seed=0, epochs=1).module.state_dict()["transformer.wpe.weight"]
+        moved[name] = int(((trained - start).abs().amax(1) > 1e-6).sum())
+    assert moved["position_offsets"] > 40
+    assert moved["wise_ft(alpha=1.0)"] < 15
+    assert "relative" in inapplicable(load(), parse("position_offsets", problem.own_methods))
 
 
 def test_bad_settings_are_refused():

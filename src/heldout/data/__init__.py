@@ -16,7 +16,9 @@ from heldout.data.loading import (
     to_device,
 )
 from heldout.data.mixing import Mixed, beta_weight, mix, mixup, permutation, soft_labels
+from heldout.data.pairs.answer_formats import add_index_hints, draw_hints, reverse_answer, running_state_scratchpad
 from heldout.data.pairs.augzero import AugZeroPairs, augzero
+from heldout.data.pairs.packing import PackedBlocks, pack_with_offset
 from heldout.data.pairs.primitives import expand_primitives, primitive_copies
 from heldout.data.pairs.relexicalize import Relexicalized, relexicalize, spell_words
 from heldout.data.pairs.tokens import END, PAD, START, PairTensors, SequencePair, TokenVocabulary, as_pairs, as_tokens
@@ -100,6 +102,7 @@ __all__ = [
     "MixingChoice",
     "Mixup",
     "NoveltyCurriculum",
+    "PackedBlocks",
     "PairTensors",
     "PatchMix",
     "PrismaticSynthesizer",
@@ -116,6 +119,7 @@ __all__ = [
     "Verbalizer",
     "VerbalizerKind",
     "VerbalizerTemplate",
+    "add_index_hints",
     "all_targets",
     "anonymizer",
     "as_pairs",
@@ -131,6 +135,7 @@ __all__ = [
     "derangement",
     "difficulty_quantiles",
     "difficulty_subset",
+    "draw_hints",
     "early_output_clusters",
     "emphasised_instruction",
     "encode_instruction",
@@ -145,6 +150,7 @@ __all__ = [
     "mixup",
     "ngrams",
     "novelty_curriculum",
+    "pack_with_offset",
     "patch_cells",
     "patch_mask",
     "permutation",
@@ -155,6 +161,8 @@ __all__ = [
     "randomize_verbalizers",
     "relexicalize",
     "repeated_data",
+    "reverse_answer",
+    "running_state_scratchpad",
     "same_factors",
     "sample_ids",
     "sample_triplets",

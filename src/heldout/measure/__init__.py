@@ -1,5 +1,8 @@
 """How we know: metrics and diagnostics of generalization."""
 
+from heldout.measure.algorithms import rasp, rasp_library
+from heldout.measure.algorithms.length_curve import LengthCurve, greedy_answers, length_curve
+from heldout.measure.algorithms.rasp_programs import RASP_PROGRAMS, rasp_codes, rasp_simplicity
 from heldout.measure.datasets.description_bits import STDLIB_COMPRESSORS, description_bits
 from heldout.measure.datasets.difficulty import (
     ClassificationDifficulty,
@@ -172,6 +175,7 @@ from heldout.measure.routing.pathways import (
 generalization_difficulty = classification_difficulty  # under the name of the paper
 
 __all__ = [
+    "RASP_PROGRAMS",
     "STDLIB_COMPRESSORS",
     "AgreementPoint",
     "BayesPredictor",
@@ -199,6 +203,7 @@ __all__ = [
     "GradientSums",
     "GroupConcurrence",
     "LearningCurve",
+    "LengthCurve",
     "LogitLens",
     "NeuronAlignment",
     "OptimalRidge",
@@ -283,6 +288,7 @@ __all__ = [
     "gradient_sums",
     "gram",
     "gram_cholesky",
+    "greedy_answers",
     "hidden_states",
     "hold_out_cells",
     "induction_score",
@@ -294,6 +300,7 @@ __all__ = [
     "kernel_inductive_bias",
     "knn_distances",
     "largest_change",
+    "length_curve",
     "linear_agreement",
     "linear_probe",
     "load_variation",
@@ -341,6 +348,10 @@ __all__ = [
     "randomize_features",
     "randomized_feature_score",
     "rank_transfer",
+    "rasp",
+    "rasp_codes",
+    "rasp_library",
+    "rasp_simplicity",
     "rbf_kernel",
     "reliability_table",
     "repetition",

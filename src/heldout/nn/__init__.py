@@ -47,7 +47,15 @@ from heldout.nn.graphs.graph_spec import GraphEdge, GraphSpec
 from heldout.nn.graphs.program_grammar import FoundGraph, Grammar, enumerate_programs
 from heldout.nn.heads import DomainHeads, MultiHead
 from heldout.nn.knn_memory import KNNMemory
+from heldout.nn.language.causal_transformer import CausalOutput, CausalTransformer
 from heldout.nn.language.decoder import DecoderParts, decoder_parts
+from heldout.nn.language.position_offsets import (
+    position_limit,
+    position_offsets,
+    random_position_offsets,
+    takes_argument,
+    takes_positions,
+)
 from heldout.nn.language.share_layers import share_layers
 from heldout.nn.lora_group import (
     LoRAGroup,
@@ -90,6 +98,8 @@ __all__ = [
     "RESIZABLE_PRIMITIVES",
     "AffineChain",
     "AnytimeMLP",
+    "CausalOutput",
+    "CausalTransformer",
     "ConvSeq2Seq",
     "DecoderParts",
     "DomainHeads",
@@ -170,7 +180,10 @@ __all__ = [
     "p3d131",
     "p3d199",
     "parse_program",
+    "position_limit",
+    "position_offsets",
     "query_and_value",
+    "random_position_offsets",
     "rebuilt",
     "revert_ghost_batchnorm",
     "run_graph_program",
@@ -180,6 +193,8 @@ __all__ = [
     "staged_as",
     "stages_of",
     "structure_of",
+    "takes_argument",
+    "takes_positions",
     "tiny_vit",
     "to_peft",
     "why_no_head",

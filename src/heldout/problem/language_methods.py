@@ -18,7 +18,7 @@ from heldout.data import self_targets
 from heldout.lm import TransformersLM
 from heldout.losses import soft_cross_entropy
 from heldout.method import Batch, Method, Run, Splits
-from heldout.nn import inject_lora_group, query_and_value
+from heldout.nn import inject_lora_group, position_offsets, query_and_value
 from heldout.problem.texts import Texts, plain, tokens_of
 from heldout.train import ProgressiveSelfDistillation
 from heldout.weights import lines_lora, lines_method, wise_ft_method
@@ -230,6 +230,7 @@ LANGUAGE_METHODS: dict[str, Callable[..., Method]] = {
     "label_smoothing": label_smoothing,
     "ps_kd": ps_kd,
     "pego": pego,
+    "position_offsets": position_offsets,
 }
 """What has a form of its own for language models, by the name that it is asked for under."""
 

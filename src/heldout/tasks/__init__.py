@@ -1,5 +1,6 @@
 """Where methods are tried: worlds, data whose distribution shift is known and adjustable."""
 
+from heldout.tasks.algorithmic.sequence_task import SEQUENCE_TASKS, SequenceTask, TokenSamples, sequence_task
 from heldout.tasks.clinical.glaucoma import VISUAL_FIELD_POINTS, GlaucomaMaps, glaucoma_maps
 from heldout.tasks.control.gridworld import GRID, MOVES, GridPolicy, grid_policy
 from heldout.tasks.grammars.composition_sets import (
@@ -256,6 +257,7 @@ __all__ = [
     "RELATIONS",
     "RETENTION_SKILLS",
     "SCAN_PRIMITIVES",
+    "SEQUENCE_TASKS",
     "SHAPE_KINDS",
     "SHIFTS",
     "STYLES",
@@ -303,6 +305,7 @@ __all__ = [
     "RowPanels",
     "ScanGrammar",
     "SentenceForms",
+    "SequenceTask",
     "ShapeItems",
     "SimulatedExpert",
     "SlabData",
@@ -314,6 +317,7 @@ __all__ = [
     "TaskMixture",
     "TeacherStudent",
     "TokenRows",
+    "TokenSamples",
     "TwoBlockImages",
     "Votes",
     "WordedProblem",
@@ -416,6 +420,7 @@ __all__ = [
     "row_panels",
     "run_program",
     "sample_problem",
+    "sequence_task",
     "shape_hierarchy",
     "shifted",
     "slabs",

@@ -19,6 +19,7 @@ from heldout.train.ps_kd import ProgressiveSelfDistillation, ps_kd
 from heldout.train.reweighting.bilevel import bilevel_weights, effective_sample_size, learned_weights
 from heldout.train.saving import Saved, read_saved, save
 from heldout.train.semi_supervised.unlabelled import UnlabelledBatches, inputs_like, why_no_unlabelled
+from heldout.train.sequences.train_packed import train_packed
 from heldout.train.span_gd import SpanGD, SpanPoints
 from heldout.train.supervised import (
     Fitted,
@@ -191,6 +192,7 @@ __all__ = [
     "soft_align",
     "squared_error",
     "supervisor_reward",
+    "train_packed",
     "train_router",
     "train_tokens",
     "tune_last_layers",

@@ -1,0 +1,1 @@
+"""Algorithms on sequences of tokens, at any length."""
