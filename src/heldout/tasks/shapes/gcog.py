@@ -312,7 +312,9 @@ class GCOG:
                 f"distractors must leave a cell for each of {fewest} objects of {self.grid**2} cells, got {high}"
             )
         sizes = SceneSizes(self.grid, self.colors, self.shapes, self.parity_objects)
-        draws = SceneDraws(sizes, slots, self._allowed(pair_filter), self._families(families, depth), generator_of(seed))
+        draws = SceneDraws(
+            sizes, slots, self._allowed(pair_filter), self._families(families, depth), generator_of(seed)
+        )
         parts = []
         for start in range(0, count, _CHUNK):
             wanted = torch.randint(low, high + 1, (min(_CHUNK, count - start),), generator=draws.generator)
@@ -327,9 +329,7 @@ class GCOG:
         if pair_filter is None:
             return torch.ones(shape, dtype=torch.bool)
         if pair_filter.dtype != torch.bool or pair_filter.shape != shape:
-            raise ValueError(
-                f"pair_filter must be bool {shape}, got {pair_filter.dtype} {tuple(pair_filter.shape)}"
-            )
+            raise ValueError(f"pair_filter must be bool {shape}, got {pair_filter.dtype} {tuple(pair_filter.shape)}")
         return pair_filter
 
     def _families(self, families: Sequence[QuestionFamily] | None, depth: int) -> Tensor:

@@ -52,7 +52,10 @@ class SceneDraws:
         self.generator, self.tests = generator, slots // 2
         if not (allowed.flatten(1).any(1) | ~families.any(0).any(0)).all():
             raise ValueError("pair_filter must leave each operator an object")
-        row, column = torch.arange(sizes.grid).repeat_interleave(sizes.grid), torch.arange(sizes.grid).repeat(sizes.grid)
+        row, column = (
+            torch.arange(sizes.grid).repeat_interleave(sizes.grid),
+            torch.arange(sizes.grid).repeat(sizes.grid),
+        )
         self.classes = 2 * (row % 2) + column % 2  # (cells,), which coordinates are odd
         odd_sum, odd_product = torch.tensor([0, 1, 1, 0]).bool(), torch.tensor([0, 0, 0, 1]).bool()
         # What cells fit, by class: an even sum, an odd sum, an even product, an odd product, or any.

@@ -19,10 +19,11 @@ from heldout.tasks.shapes.scene_questions import QUESTION_OPERATORS
 GCOGSplitName = Literal["distractor", "systematic1", "systematic3", "productive"]
 GCOGLeak = Literal["objects", "operators", "distractors", "depth", "trials"]
 
-OPERATOR_GROUPS = (("Exist", "SumEven", "ProductEven", "GetShape"), ("SumOdd", "ProductOdd", "Go", "GetColor"))
-TEST_GROUPS = (("Exist", "SumEven", "ProductEven"), ("SumOdd", "ProductOdd"))
-LEAF_GROUPS = (("SumEven", "ProductEven", "GetColor", "GetShape"), ("Exist", "SumOdd", "ProductOdd", "Go"))
+_OPERATOR_GROUPS = (("Exist", "SumEven", "ProductEven", "GetShape"), ("SumOdd", "ProductOdd", "Go", "GetColor"))
+_TEST_GROUPS = (("Exist", "SumEven", "ProductEven"), ("SumOdd", "ProductOdd"))
+_LEAF_GROUPS = (("SumEven", "ProductEven", "GetColor", "GetShape"), ("Exist", "SumOdd", "ProductOdd", "Go"))
 _MOST, _MORE, _ROUNDS = 5, (10, 20, 30, 40), 50
+_DEPTH_7 = 36  # cells, and objects, from which trees with 15 objects of their own are drawn without much search
 
 
 @checked
@@ -78,7 +79,7 @@ def operator_filter(groups: Tensor, *, crossed: bool = False) -> Tensor:
     """
     if groups.dtype != torch.bool or groups.ndim != 3 or len(groups) != 2:
         raise ValueError(f"groups must be bool (2, colors, shapes), got {groups.dtype} {tuple(groups.shape)}")
-    second = torch.tensor([name in OPERATOR_GROUPS[1] for name in QUESTION_OPERATORS])
+    second = torch.tensor([name in _OPERATOR_GROUPS[1] for name in QUESTION_OPERATORS])
     return groups[(second ^ crossed).long()]
 
 
@@ -98,7 +99,7 @@ def gcog_split(
     "systematic1": depth 1 and up to 5 distractors; tested ("unseen pairs") on operators that ask for objects which only
     other operators asked for. "systematic3": depth 3; tested ("unseen pairs") on tests above leaves that only other
     tests stood above. "productive": trained on depths 1 and 3, tested on those and on 5 and 7. Of "distractor" the
-    numbers that a small world has no cells or objects for are left out, and of "productive" the depth 7.
+    numbers that a small world has no cells for are left out, and of "productive" the depth 7 below 36 cells or objects.
 
     Args:
         name: of the split.
@@ -126,6 +127,9 @@ def gcog_split(
     world = GCOG() if world is None else world
     if set(world.operators) != set(QUESTION_OPERATORS):
         raise ValueError(f"world must have all {len(QUESTION_OPERATORS)} operators, got {len(world.operators)}")
+    cells = {"systematic3": 3, "productive": 7}.get(name, 1) + _MOST
+    if world.grid**2 < cells:
+        raise ValueError(f"world must have at least {cells} cells for {name}, got {world.grid**2}")
     generator = generator_of(seed)
     few = (0, _MOST)
 
@@ -143,7 +147,7 @@ def gcog_split(
         seen = shallow.trials(train // 2).joined([deep.trials(train - train // 2)])
         seen = seen.at(torch.randperm(train, generator=generator))
         sources = {"depth 1": shallow, "depth 3": deep, "depth 5": drawn(5, few)}
-        if world.grid >= 6:
+        if min(world.grid**2, world.colors * world.shapes) >= _DEPTH_7:
             sources["depth 7"] = drawn(7, few)
     else:
         source = drawn(3 if name == "systematic3" else 1, few)
@@ -170,8 +174,8 @@ def operator_families(*, crossed: bool = False) -> list[QuestionFamily]:
         >>> operator_families(crossed=True)[1]
         (('SumOdd', 'ProductOdd'), ('SumEven', 'ProductEven', 'GetColor', 'GetShape'))
     """
-    leaves = LEAF_GROUPS[::-1] if crossed else LEAF_GROUPS
-    return [(TEST_GROUPS[0], leaves[0]), (TEST_GROUPS[1], leaves[1])]
+    leaves = _LEAF_GROUPS[::-1] if crossed else _LEAF_GROUPS
+    return [(_TEST_GROUPS[0], leaves[0]), (_TEST_GROUPS[1], leaves[1])]
 
 
 @checked
@@ -206,7 +210,9 @@ def gcog_leaks(train: GCOGTrials, test: GCOGTrials, by: GCOGLeak) -> Combination
         return CombinationLeaks(*(owner[each].unique() if len(each) else none for each in leaks))
     if by == "trials":
         seen = set(_keys(train))
-        return CombinationLeaks(torch.tensor([i for i, key in enumerate(_keys(test)) if key in seen], dtype=torch.int64), none)
+        return CombinationLeaks(
+            torch.tensor([i for i, key in enumerate(_keys(test)) if key in seen], dtype=torch.int64), none
+        )
     check_one_of(("distractors", "depth"), by=by)
     shared = torch.isin(test.factors[by], train.factors[by])
     return CombinationLeaks(shared.nonzero()[:, 0], none)
@@ -252,7 +258,9 @@ def _keys(trials: GCOGTrials) -> list[bytes]:
     """The question and the scene of each trial, as one value; what fills questions up does not count."""
     scenes = trials.scene_tokens[:, :, :2].flatten(1).to(torch.uint8).numpy()
     rules, lengths = trials.rule_tokens.to(torch.uint8).numpy(), trials.rule_mask.sum(1).tolist()
-    return [rule[:length].tobytes() + scene.tobytes() for rule, length, scene in zip(rules, lengths, scenes, strict=True)]
+    return [
+        rule[:length].tobytes() + scene.tobytes() for rule, length, scene in zip(rules, lengths, scenes, strict=True)
+    ]
 
 
 def _asked(trials: GCOGTrials) -> tuple[Tensor, Tensor]:

@@ -131,7 +131,7 @@ def question_text(question: SceneQuestion) -> str:
 
 @checked
 def rule_tokens(question: SceneQuestion) -> Tensor:
-    """Returns a question as tokens, int64 ``(nodes + 1, 8)``: a test, its IfElse, the true and the false branch, an end.
+    """Returns a question as tokens, int64 ``(nodes + 1, 8)``: test, IfElse, true and false branch, and an end.
 
     The fields are those of ``RULE_FIELDS``: one more than the position in ``QUESTION_OPERATORS`` (9 for IfElse), two
     selectors of one more than a shape and a colour and whether a time is asked for (there is one: 1), and whether it is
