@@ -1,14 +1,18 @@
 import pytest
 import torch
+from torch import nn
 
+from heldout.measure import axis_report
 from heldout.tasks import (
     GCOG,
     QUESTION_OPERATORS,
+    answer_question,
     gcog_leaks,
     gcog_split,
     object_groups,
     operator_families,
     operator_filter,
+    question_of,
 )
 
 WORLD = GCOG(grid=6, colors=6, shapes=6)
@@ -111,6 +115,34 @@ def test_sets_hold_what_their_names_say(splits):
     assert deep["train"].factors["depth"].unique(return_counts=True)[1].tolist() == [750, 750]
     assert [deep[f"depth {depth}"].factors["depth"].unique().tolist() for depth in (1, 3, 5, 7)] == [[1], [3], [5], [7]]
     assert all(len(test) == 200 for sets in splits.values() for part, test in sets.items() if part != "train")
+
+
+class Executor(nn.Module):
+    """Reads the tokens alone, and answers by the executor; or, of one operator, always wrongly."""
+
+    def __init__(self, wrong=None):
+        super().__init__()
+        self.wrong = wrong
+
+    def forward(self, rules, mask, scenes):
+        logits = torch.zeros(len(rules), WORLD.classes)
+        for row, tokens, kept, scene in zip(logits, rules, mask, scenes, strict=True):
+            question = question_of(tokens[kept])
+            answer = WORLD.class_of(answer_question(question, scene[:-1, :2].view(WORLD.grid, WORLD.grid, 2)))
+            row[(answer + 1) % WORLD.classes if question.operator == self.wrong else answer] = 1.0
+        return logits
+
+
+def test_a_report_tells_splits_operators_and_depths_apart(splits):
+    tests = {part: test for part, test in splits["productive"].items() if part != "train"}
+    report = axis_report(Executor(wrong="Go"), tests)
+    shallow = report["depth 1"]
+    assert shallow.by["operator"]["Go"].estimate == 0.0
+    assert shallow.balanced["operator"].estimate == pytest.approx(7 / 8)
+    assert {part: list(found.by["depth"]) for part, found in report.items()} == {
+        f"depth {d}": [d] for d in (1, 3, 5, 7)
+    }
+    assert all(report[f"depth {depth}"].accuracy.estimate == 1.0 for depth in (3, 5, 7))
 
 
 def test_what_cannot_be_split_is_refused():

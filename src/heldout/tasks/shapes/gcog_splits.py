@@ -5,6 +5,7 @@ Source: arXiv:2401.15030, section 3, and its code (dataset_generator.py).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -17,6 +18,7 @@ from heldout.tasks.shapes.gcog import GCOG, GCOGTrials, QuestionFamily
 from heldout.tasks.shapes.scene_questions import QUESTION_OPERATORS
 
 GCOGSplitName = Literal["distractor", "systematic1", "systematic3", "productive"]
+_Drawing = Callable[[int], GCOGTrials]  # so many trials of one kind
 GCOGLeak = Literal["objects", "operators", "distractors", "depth", "trials"]
 
 _OPERATOR_GROUPS = (("Exist", "SumEven", "ProductEven", "GetShape"), ("SumOdd", "ProductOdd", "Go", "GetColor"))
@@ -133,30 +135,33 @@ def gcog_split(
     generator = generator_of(seed)
     few = (0, _MOST)
 
-    def drawn(depth: int, distractors: int | tuple[int, int], *, crossed: bool = False) -> _Source:
+    def drawn(depth: int, distractors: int | tuple[int, int], *, crossed: bool = False) -> _Drawing:
         filters, families = None, None
         if name == "systematic1":
             groups = object_groups(world.colors, world.shapes, overlap=overlap)
             filters = operator_filter(groups, crossed=crossed)
         if name == "systematic3":
             families = operator_families(crossed=crossed)
-        return _Source(world, depth, distractors, filters, families, generator)
+        return lambda count: world.trials(
+            count, depth, distractors, pair_filter=filters, families=families, seed=generator
+        )
 
     if name == "productive":
         shallow, deep = drawn(1, few), drawn(3, few)
-        seen = shallow.trials(train // 2).joined([deep.trials(train - train // 2)])
+        seen = shallow(train // 2).joined([deep(train - train // 2)])
         seen = seen.at(torch.randperm(train, generator=generator))
         sources = {"depth 1": shallow, "depth 3": deep, "depth 5": drawn(5, few)}
         if min(world.grid**2, world.colors * world.shapes) >= _DEPTH_7:
             sources["depth 7"] = drawn(7, few)
     else:
-        source = drawn(3 if name == "systematic3" else 1, few)
-        seen, sources = source.trials(train), {"iid": source}
+        depth = 3 if name == "systematic3" else 1
+        source = drawn(depth, few)
+        seen, sources = source(train), {"iid": source}
         if name == "distractor":
             room = world.grid**2 - 2
             sources |= {f"{count} distractors": drawn(1, count) for count in _MORE if count <= room}
         else:
-            sources["unseen pairs"] = drawn(source.depth, few, crossed=True)
+            sources["unseen pairs"] = drawn(depth, few, crossed=True)
     known = set(_keys(seen))
     return {"train": seen} | {part: _unseen(each, test, known) for part, each in sources.items()}
 
@@ -218,33 +223,11 @@ def gcog_leaks(train: GCOGTrials, test: GCOGTrials, by: GCOGLeak) -> Combination
     return CombinationLeaks(shared.nonzero()[:, 0], none)
 
 
-class _Source:
-    """Where trials of one kind come from, one generator after another."""
-
-    def __init__(
-        self,
-        world: GCOG,
-        depth: int,
-        distractors: int | tuple[int, int],
-        pair_filter: Tensor | None,
-        families: list[QuestionFamily] | None,
-        generator: torch.Generator,
-    ) -> None:
-        self.world, self.depth, self.distractors = world, depth, distractors
-        self.pair_filter, self.families, self.generator = pair_filter, families, generator
-
-    def trials(self, count: int) -> GCOGTrials:
-        return self.world.trials(
-            count, self.depth, self.distractors,
-            pair_filter=self.pair_filter, families=self.families, seed=self.generator,
-        )  # fmt: skip
-
-
-def _unseen(source: _Source, count: int, known: set[bytes]) -> GCOGTrials:
+def _unseen(source: _Drawing, count: int, known: set[bytes]) -> GCOGTrials:
     """Trials none of which is known."""
     parts, found = [], 0
     for _ in range(_ROUNDS):
-        trials = source.trials(count - found)
+        trials = source(count - found)
         fresh = torch.tensor([key not in known for key in _keys(trials)])
         if fresh.any():
             parts.append(trials.at(fresh.nonzero()[:, 0]))
