@@ -69,6 +69,7 @@ def test_a_model_is_asked_in_eval_mode_and_left_as_it_was():
     [
         (lambda: axis_report(nn.Identity(), {}), "splits"),
         (lambda: axis_report(nn.Identity(), {"a": DATA}, {"b": {}}), "groups"),
+        (lambda: axis_report(nn.Identity(), {"a": DATA}, {}), "groups"),
         (lambda: axis_report(nn.Identity(), {"a": DATA}, {"a": {"depth": [1]}}), "groups"),
         (lambda: axis_report(nn.Identity(), {"a": DATA}, {"a": {"depth": [math.nan] * 8}}), "groups"),
         (lambda: axis_report(lambda x: x * math.nan, {"a": DATA}), "model"),

@@ -63,7 +63,8 @@ def axis_report(
         batch_size: of evaluation.
 
     Raises:
-        ValueError: no or empty test sets, groups of other names or lengths, labels or logits that cannot be scored.
+        ValueError: no or empty test sets, groups that are empty or of other names or lengths, labels or logits that
+            cannot be scored.
 
     Source: arXiv:2401.15030, section 4. Combined intervals: G. Y. Zou and A. Donner, Statistics in Medicine 27 (2008).
 
@@ -76,6 +77,8 @@ def axis_report(
         (1.0, 0.5)
     """
     check_nonempty(splits=splits)
+    if groups is not None:
+        check_nonempty(groups=groups)
     check_at_least(1, batch_size=batch_size)
     if groups is not None and (unknown := sorted(map(str, set(groups) - set(splits)))):
         raise ValueError(f"groups must be of the splits, got {unknown[0]}")
