@@ -61,6 +61,10 @@ ALLOWED = {
     "a guess may look at no token of a question": ["tasks.majority_answer(given=empty)"],
     "nothing need be evaluated": ["train.train_tokens(evaluate=empty)"],
     "-1 is the last position": ["measure.logit_lens(positions=-1)"],
+    "a test set need not be told apart by anything": [
+        "measure.AxisAccuracy(balanced=empty)",
+        "measure.AxisAccuracy(by=empty)",
+    ],
     "a grammar may have no abstractions": ["nn.Grammar.uniform(abstractions=empty)"],
     "without a gap there is no share of it: NaN, with a warning": [
         "measure.gap_recovered_interval(min_gap=2)",

@@ -29,22 +29,25 @@ def compositions(work: Audit) -> None:
         raise ValueError(f"factors[{unknown[0]!r}] is of no test set: there are {', '.join(map(str, sets))}")
     names, rows = factor_rows(factors["train"], "factors['train']")
     check_same_length(**{"factors['train']": rows, "train": work.problem.splits.train})
-    work.document["compositions"] = table = {}
+    table: dict[str, Any] = {}
+    work.document["compositions"] = table
     limits = Threshold(0.03, 0.1, "3 and 10 points of accuracy")
     for name in sets:
         if name not in factors:
             continue
         outputs, targets = work.of(name)
         found = composition_report(factors["train"], factors[name], outputs.argmax(1) == targets)
+        worst = [
+            {"combination": [str(value) for value in row], **_ends(share)}
+            for row, share in list(found.by_combination.items())[:LISTED]
+        ]
+        kinds = {kind: getattr(found, kind) for kind in ("seen", "unseen", "unknown")}
         table[name] = {
             "factors": names,
             **found.counts,
-            "accuracy": {kind: _ends(getattr(found, kind)) for kind in ("seen", "unseen", "unknown")},
-            "gap": _ends(found.gap),
-            "worst": [
-                {"combination": [str(value) for value in row], **_ends(share)}  # type: ignore[dict-item]
-                for row, share in list(found.by_combination.items())[:LISTED]
-            ],
+            "accuracy": {kind: None if share is None else _ends(share) for kind, share in kinds.items()},
+            "gap": None if found.gap is None else _ends(found.gap),
+            "worst": worst,
         }
         counts = f"{found.counts['seen']} seen, {found.counts['unseen']} unseen"
         if found.counts["unknown"]:
@@ -58,9 +61,8 @@ def compositions(work: Audit) -> None:
             f"what a combination of {', '.join(names)} costs in {name} that the training set does not hold, though it "
             f"holds each value ({counts})"
         )
-        if table[name]["worst"]:
-            worst = table[name]["worst"][0]
-            reading += f"; the worst is {' '.join(worst['combination'])}, {worst['estimate']:.0%}"
+        if worst:
+            reading += f"; the worst is {' '.join(worst[0]['combination'])}, {worst[0]['estimate']:.0%}"
         work.finding(
             f"accuracy: seen against unseen combinations, {name}", found.gap.estimate, reading,
             low=found.gap.low, high=found.gap.high, limits=limits, aim="shift",
@@ -69,5 +71,5 @@ def compositions(work: Audit) -> None:
         )  # fmt: skip
 
 
-def _ends(share: Interval | None) -> dict[str, Any] | None:
-    return None if share is None else {"estimate": share.estimate, "low": share.low, "high": share.high}
+def _ends(share: Interval) -> dict[str, Any]:
+    return {"estimate": share.estimate, "low": share.low, "high": share.high}

@@ -124,9 +124,8 @@ def _label(work: Audit, module: Any, blocks: int) -> None:
 def _ids(dataset: Any) -> tuple[list[list[int]], Tensor]:
     """Token ids without padding, and targets."""
     inputs, targets = gather(dataset, torch.arange(len(dataset)))
-    mask = None
-    if isinstance(inputs, Mapping):
-        inputs, mask = inputs.get("input_ids"), inputs.get("attention_mask")
+    given: Mapping[str, Any] = inputs if isinstance(inputs, Mapping) else {"input_ids": inputs}
+    inputs, mask = given.get("input_ids"), given.get("attention_mask")
     if not isinstance(inputs, Tensor) or inputs.is_floating_point() or inputs.ndim != 2:
         raise NotApplicableError("it reads token ids")
     kept = torch.ones_like(inputs, dtype=torch.bool) if mask is None else mask.bool()

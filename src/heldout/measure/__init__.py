@@ -89,6 +89,7 @@ from heldout.measure.mechanisms.routing import RoutingRecorder
 from heldout.measure.metrics.adaptivity import adaptivity_gap
 from heldout.measure.metrics.agreement import AgreementPoint, agreement_curve, agreement_point
 from heldout.measure.metrics.alignment import check_triplets, dissimilarities, odd_one_out, rsa, uncertainty_alignment
+from heldout.measure.metrics.axis_report import AxisAccuracy, axis_report
 from heldout.measure.metrics.calibration import (
     ReliabilityBin,
     aurc,
@@ -178,6 +179,7 @@ __all__ = [
     "RASP_PROGRAMS",
     "STDLIB_COMPRESSORS",
     "AgreementPoint",
+    "AxisAccuracy",
     "BayesPredictor",
     "BiasEstimate",
     "CheckpointCorrelation",
@@ -242,6 +244,7 @@ __all__ = [
     "all_sites",
     "attention_patterns",
     "aurc",
+    "axis_report",
     "balance_temperatures",
     "best_constant",
     "beyond_constant",

@@ -27,6 +27,8 @@ from heldout.nn.architecture_search.mixed_op import (
 from heldout.nn.efficientnet import MobileBlock, Standardise, cached_features, efficientnet_lite0
 from heldout.nn.ensemble import LogitEnsemble
 from heldout.nn.features import Encoder, inputs_for, split_head, why_no_head
+from heldout.nn.fusion.attention_block import AttentionBlock
+from heldout.nn.fusion.streams import CrossAttentionFusion, DualStreamFusion, PerceiverFusion, SingleStreamFusion
 from heldout.nn.ghost_batch_norm import (
     GhostBatchNorm1d,
     GhostBatchNorm2d,
@@ -98,11 +100,14 @@ __all__ = [
     "RESIZABLE_PRIMITIVES",
     "AffineChain",
     "AnytimeMLP",
+    "AttentionBlock",
     "CausalOutput",
     "CausalTransformer",
     "ConvSeq2Seq",
+    "CrossAttentionFusion",
     "DecoderParts",
     "DomainHeads",
+    "DualStreamFusion",
     "Encoder",
     "FactorizedReduce",
     "FoundGraph",
@@ -134,6 +139,7 @@ __all__ = [
     "P3DUnit",
     "PatchCNN",
     "PathStep",
+    "PerceiverFusion",
     "PowerActivation",
     "ResizablePool",
     "SearchCell",
@@ -142,6 +148,7 @@ __all__ = [
     "Seq2SeqLSTM",
     "Seq2SeqTransformer",
     "SharpSepConv",
+    "SingleStreamFusion",
     "SinusoidalPositions",
     "StagedModel",
     "Standardise",

@@ -1,0 +1,1 @@
+"""Which blocks bring two streams of tokens together?"""

@@ -1,0 +1,1 @@
+"""Which worlds are scenes of shapes, about which one asks?"""

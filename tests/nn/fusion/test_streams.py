@@ -1,0 +1,121 @@
+from functools import partial
+
+import pytest
+import torch
+
+from heldout.nn import CrossAttentionFusion, DualStreamFusion, PerceiverFusion, SingleStreamFusion
+
+FUSIONS = {
+    "cross-attention": partial(CrossAttentionFusion, 8),
+    "cross-attention, three latents": partial(CrossAttentionFusion, 8, 2, 3, learned=True, blocks=0),
+    "perceiver": partial(PerceiverFusion, 8, 2, 4),
+    "perceiver from zeros": partial(PerceiverFusion, 8, blocks=0, learned=False),
+    "single stream": partial(SingleStreamFusion, 8, blocks=3),
+    "dual stream": partial(DualStreamFusion, 8, 2),
+}
+
+
+def made(name, seed=1000):
+    torch.manual_seed(seed)
+    return FUSIONS[name]()
+
+
+def streams(seed=1001, batch=3):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(batch, 4, 8, generator=generator), torch.randn(batch, 6, 8, generator=generator)
+
+
+@pytest.mark.parametrize("name", FUSIONS)
+def test_masked_tokens_have_no_influence_and_no_gradient(name):
+    fusion = made(name)
+    a, b = streams()
+    mask_a, mask_b = torch.ones(3, 4, dtype=torch.bool), torch.ones(3, 6, dtype=torch.bool)
+    mask_a[1, 2:] = mask_b[2, 4:] = mask_b[0, 1] = False
+    short = fusion(a[1:2, :2], b[1:2])
+    a.requires_grad_()
+    b.requires_grad_()
+    whole = fusion(a, b, mask_a, mask_b)
+    torch.testing.assert_close(whole[1:2], short)
+    (whole * torch.arange(1.0, 9)).sum().backward()
+    assert (a.grad[~mask_a] == 0).all()
+    assert (b.grad[~mask_b] == 0).all()
+    with torch.no_grad():
+        a[1, 3], b[2, 5] = torch.nan, 1e6
+    torch.testing.assert_close(fusion(a, b, mask_a, mask_b), whole)
+
+
+@pytest.mark.parametrize("name", FUSIONS)
+def test_both_streams_matter_and_their_roles_differ(name):
+    fusion = made(name)
+    a, b = streams()
+    usual = fusion(a, b)
+    other_a, other_b = streams(seed=1002)
+    assert usual.shape == (3, 8)
+    for changed in (fusion(other_a, b), fusion(a, other_b), fusion(b, a)):
+        assert (changed - usual).abs().amax(1).min() > 1e-4
+
+
+@pytest.mark.parametrize("name", ["cross-attention", "cross-attention, three latents", "perceiver"])
+def test_scene_tokens_may_come_in_any_order_where_they_carry_their_positions(name):
+    fusion = made(name)
+    a, b = streams()
+    torch.testing.assert_close(fusion(a, b[:, [4, 2, 0, 5, 1, 3]]), fusion(a, b))
+
+
+def test_cross_attention_is_two_queries_with_the_same_norm():
+    fusion = made("cross-attention")
+    a, b = streams()
+    for block in fusion.blocks_a:
+        a_read = block(a)
+    for block in fusion.blocks_b:
+        b_read = block(b)
+    query = torch.zeros(3, 1, 8)
+    query = fusion.norm(query + fusion.cross_a(query, a_read, a_read)[0])
+    query = fusion.norm(query + fusion.cross_b(query, b_read, b_read)[0])
+    torch.testing.assert_close(fusion(a, b), query[:, 0])
+
+
+def test_latents_that_start_from_zeros_are_copies_and_learned_ones_are_not():
+    a, b = streams()
+    alone, ten = (PerceiverFusion(8, latents=n, learned=False) for n in (1, 10))
+    ten.load_state_dict({k: v for k, v in alone.state_dict().items() if k != "latents"}, strict=False)
+    torch.testing.assert_close(ten(a, b), alone(a, b))
+    assert not any(parameter.requires_grad for name, parameter in ten.named_parameters() if name == "latents")
+    learned = made("perceiver")
+    learned(a, b).pow(3).sum().backward()
+    assert (learned.latents.grad[0].abs().sum(1) > 0).all()
+
+
+def test_the_single_stream_reads_the_last_token_of_the_second_stream():
+    fusion = SingleStreamFusion(8)
+    a, b = streams()
+    mask = torch.ones(3, 6, dtype=torch.bool)
+    mask[:, 5] = False
+    torch.testing.assert_close(fusion(a, b, mask_b=mask), fusion(a, b[:, :5]))
+    joined = fusion.blocks[0](torch.cat([a, b], 1))
+    torch.testing.assert_close(fusion(a, b), fusion.perceptron(joined[:, -1]))
+
+
+@pytest.mark.parametrize("name", FUSIONS)
+def test_every_parameter_that_is_trained_has_a_gradient(name):
+    fusion = made(name)
+    (fusion(*streams(batch=16)) * torch.arange(1.0, 9)).sum().backward()
+    missing = [n for n, p in fusion.named_parameters() if p.requires_grad and p.grad is None]
+    assert not missing
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: CrossAttentionFusion(8, latents=2), "latents"),
+        (lambda: PerceiverFusion(8, latents=0), "latents"),
+        (lambda: SingleStreamFusion(8, blocks=0), "blocks"),
+        (lambda: DualStreamFusion(8, heads=3), "heads"),
+        (lambda: DualStreamFusion(8)(torch.zeros(2, 3, 8), torch.zeros(3, 3, 8)), "tokens_a and tokens_b"),
+        (lambda: DualStreamFusion(8)(torch.zeros(2, 3, 8), torch.zeros(2, 3, 4)), "tokens_b"),
+        (lambda: DualStreamFusion(8)(torch.zeros(2, 3, 8), torch.zeros(2, 3, 8), torch.ones(2, 3)), "mask_a"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused(call, words):
+    with pytest.raises(ValueError, match=words):
+        call()
