@@ -44,7 +44,10 @@ _FORMS = SentenceForms(depth=1, nesting=0.2)
 _VERBS = (
     "jump walk look run swim climb dance crawl hop skip spin kick push pull sing roll march wave bend clap bow dive"
 )
-_NOUNS = "cat dog cake box girl boy rose table book cup bird fish tree ball hat ring king frog boat lamp door star"
+_NOUNS = (
+    "cat dog cake box girl boy rose table book cup bird hedgehog professor journalist rhinoceros butterfly sandwich "
+    "politician hamburger crocodile strawberry governor"
+)
 _COPIED_SCAN = ScanGrammar({word: word for word in _VERBS.split()}, manners=(), turn=False)
 _MORE_FORMS = SentenceForms(nouns=tuple(_NOUNS.split()), depth=1, nesting=0.2)
 _REPEATED = {"twice", "thrice"}
@@ -145,8 +148,10 @@ def held_out_word(name: HeldOutWordSet, style: LetterStyle, n: int, *, seed: int
     """Returns commands that compose "jump", or sentences that compose "cat", the word as it is or in other letters.
 
     Actions and nouns, 22 of each, are spelled, and written as they are read, so that a network may learn to copy them,
-    and other letters make another, longer sequence. Commands repeat nothing. A fifth of the pairs compose the word,
-    which are the test, and every word stands alone once. Pairs and split are the same for all styles.
+    and other letters make another, longer sequence. Half of the nouns have 8 to 10 letters, so that length alone does
+    not tell the new word from all others. Commands repeat nothing. A fifth of the pairs compose the word, which are the
+    test (fewer where the grammar has fewer), and every word stands alone once. Pairs and split are the same for all
+    styles.
 
     Args:
         name: "scan" or "cogs".
