@@ -32,9 +32,9 @@ what was learned, not what composes. The rates of the networks are those of ``AP
 
 Limits. ``below_ceiling`` is not judged where the word, as it is or in other letters, is composed by none or by all,
 which tells no approaches apart: networks of this size come near to both. ``p_value`` has few labels to permute where
-splits are left out. ``real`` is of one aim: BoolQ and PubMedQA (yes or no by a passage) are not judged, since in a pilot
-with 60 questions of each they told no models apart, and hundreds do not fit into the time. OpenBookQA may
-be left out of its table for the same reason.
+splits are left out. ``real`` is of one aim: BoolQ and PubMedQA (yes or no by a passage) are not judged, since in a
+pilot with 60 questions of each they told no models apart, and hundreds do not fit into the time; OpenBookQA may be left
+out of its table for the same reason.
 """
 
 from __future__ import annotations
