@@ -9,31 +9,37 @@ set lies more than 0.1 below the ceiling. Source: arXiv:2310.17514 (Sun, William
 World. Four data sets, drawn anew for each seed (``composition_pairs``): ``scan``, ``pcfg``, ``cogs`` and ``places``,
 which stands for what people wrote; two splits of each (``length``, ``template`` or ``mcd``), and six approaches
 (``approach_scores``): two LSTMs, two transformers, convolutions, and ``slots``, which stands for grammars. Two runs of
-each. ``real``: five sets of real questions, of two aims (common sense and science: CommonsenseQA, OpenBookQA, SIQA; yes
-or no by a passage: BoolQ, PubMedQA), over seven pretrained models (``small_models``): WordLlama's vectors cut to 16, 64
-and 256 numbers, MiniLM with 2, 4 and 6 layers, SmolLM2. Measured are exact match, accuracy, and for yes
-and no the area under the ROC curve. The two runs of a pretrained model are two halves of the questions, which are drawn
-anew for each seed: intervals are over questions, not over models.
+each. ``real``: three sets of real questions of one aim, common sense (CommonsenseQA, OpenBookQA, SIQA), over seven
+pretrained models (``small_models``): WordLlama's vectors cut to 16, 64 and 256 numbers, MiniLM with 2, 4 and 6 layers,
+SmolLM2. Measured are exact match and accuracy. The two runs of a pretrained model are two halves of the questions,
+which are drawn anew for each seed: intervals are over questions, not over models.
 
 Arms. One for each split, with the mean exact match of each approach. A split whose approaches differ less than their
 runs do (in variance) has ``informative`` 0 and is left out of the table. ``concurrence`` is the whole table: ``tau`` of
 all pairs of runs, ``tau_of_halves`` of one run here and one there, ``ceiling`` of one run and the other of the same
 split (what ``tau_of_halves`` can be compared with; its share is ``share_of_ceiling``), and ``null``, the 97.5th
-percentile of one tau where skills are unrelated. ``same_group`` and ``other_group`` are the two means of C2, in
-``real`` those of sets of one aim and of two. ``written_gain`` is exploratory: whether ``places`` agrees more with the
-others than these among themselves (the paper's claim ii asks for two sets that people wrote). ``words-...``: a word is
-trained on alone and tested in composition, as it is (the approaches' scores) or in 7 to 14 random letters, or of
-consonants and vowels in turn (``held_out_word``). ``change`` is the largest of an approach; so that noise does not make
-it, it is found in one run and read in the other (``largest_change``). It is left out where no approach has 0.1 with
-either word.
+percentile of one tau where skills are unrelated. ``same_group`` and ``other_group`` are the two means of C2.
+``written_gain`` is exploratory: whether ``places`` agrees more with the others than these among themselves (the paper's
+claim ii asks for two sets that people wrote). ``words-...``: a word is trained on alone and tested in composition, as
+it is (the approaches' scores) or in 7 to 14 random letters, or of consonants and vowels in turn (``held_out_word``).
+``change`` is the largest of a network, since ``slots`` compares words of as many letters and no others; so that noise
+does not make it, it is found in one run and read in the other (``largest_change``). It is left out where no network has
+0.1 with either word.
 
 Deviations. No pretrained network among the six; 240 steps with 32 examples, width 48; logical forms and queries without
-brackets, of at most 14 tokens; no ``standard`` splits in the table, which tell what was learned, not what composes. The
-rates of the networks are those of ``APPROACH_RATES``, found on such splits of all four sets.
+brackets, of at most 14 tokens; commands of the word arm repeat nothing; no ``standard`` splits in the table, which tell
+what was learned, not what composes. The rates of the networks are those of ``APPROACH_RATES``, found on such splits.
+
+Limits. ``below_ceiling`` is not judged where the word, as it is or in other letters, is composed by none or by all,
+which tells no approaches apart: networks of this size come near to both. ``p_value`` has few labels to permute where
+splits are left out. ``real`` is of one aim: BoolQ and PubMedQA (yes or no by a passage) are not judged, since in a
+pilot with 60 questions of each they told no models apart, and hundreds do not fit into the time; OpenBookQA may be left
+out of its table for the same reason.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import math
@@ -50,7 +56,7 @@ from heldout.measure import ConcurrenceMatrix, concurrence_matrix, largest_chang
 from heldout.sources import MINI, QA, SMOL, WORD, missing
 from heldout.study import Study, at_least, at_most, higher_is_better, lower_is_better
 from heldout.tasks import choice_questions, composition_pairs, composition_split, held_out_word
-from heldout.train import SEQUENCE_APPROACHES, approach_scores
+from heldout.train import APPROACH_RATES, SEQUENCE_APPROACHES, approach_scores
 
 RUNS = 2
 CHANGE = 0.1
@@ -64,13 +70,13 @@ class Setting(NamedTuple):
     width: int
     longest: int  # tokens that are written
     atom_limit: float
-    questions: tuple[int, int]  # of each set with options, and with yes and no
+    questions: int  # of each real set
     layers: tuple[int, ...]  # of SmolLM2
 
 
 SETTINGS = {
-    "smoke": Setting(60, 4, 2, 8, 3, 0.9, (12, 20), ()),
-    "laptop": Setting(1200, 200, 240, 48, 72, 0.02, (120, 60), (30,)),
+    "smoke": Setting(60, 4, 2, 8, 3, 0.9, 12, ()),
+    "laptop": Setting(1200, 200, 240, 48, 72, 0.02, 120, (30,)),
 }
 SPLITS = {
     "scan": ("length", "mcd"),
@@ -79,7 +85,7 @@ SPLITS = {
     "places": ("template", "mcd"),
 }
 WORDS = {"scan": "random", "cogs": "cvcv"}
-AIMS = dict.fromkeys(("commonsenseqa", "openbookqa", "siqa"), "choice") | dict.fromkeys(("boolq", "pubmedqa"), "yes-no")
+REAL = ("commonsenseqa", "openbookqa", "siqa")
 
 
 def scores(pairs: list[SequencePair], split: HeldOutSplit, seed: int, setting: Setting) -> Scores:
@@ -101,27 +107,16 @@ def of_split(name: str, kind: str, seed: int, profile: str) -> Scores:
 @functools.lru_cache(maxsize=1)
 def of_questions(seed: int, profile: str) -> dict[str, Scores]:
     """Of each pretrained model on two halves of the questions of each set, in which answers are equally frequent."""
-    from sklearn.metrics import roc_auc_score
-
     setting = SETTINGS[profile]
     found: dict[str, Scores] = {}
     models = small_models(setting.layers)
-    for name, aim in AIMS.items():
-        asked = [q._replace(options=q.options[:2]) if aim == "yes-no" else q for q in choice_questions(name)]
-        asked = [question for question in asked if question.answer < len(question.options)]  # PubMedQA has "maybe"
-        asked = random.Random(seed).sample(asked, min(setting.questions[aim == "yes-no"], len(asked)))
+    for name in REAL:
+        questions = choice_questions(name)
+        asked = random.Random(seed).sample(questions, min(setting.questions, len(questions)))
         asked.sort(key=lambda question: question.answer)
         answers = np.array([question.answer for question in asked])
-        of_set: dict[str, list[float]] = {}
-        for model, choose in models.items():
-            said = choose(asked)
-            if aim == "choice":
-                right = np.array([np.argmax(row) for row in said]) == answers
-                of_set[model] = [float(right[half::RUNS].mean()) for half in range(RUNS)]
-            else:
-                yes = np.array([row[1] - row[0] for row in said])
-                of_set[model] = [float(roc_auc_score(answers[half::RUNS], yes[half::RUNS])) for half in range(RUNS)]
-        found[name] = of_set
+        right = {model: np.array([np.argmax(row) for row in said(asked)]) == answers for model, said in models.items()}
+        found[name] = {model: [float(each[half::RUNS].mean()) for half in range(RUNS)] for model, each in right.items()}
     return found
 
 
@@ -153,26 +148,17 @@ def agreement(matrix: ConcurrenceMatrix, seed: int) -> dict[str, float]:
     return dict(zip(shown, found[:5], strict=True))
 
 
-def in_groups(matrix: ConcurrenceMatrix, groups: Mapping[str, str], kinds: Any, seed: int) -> dict[str, float]:
-    """Agreement of all, and within groups against between them."""
-    found = {"informative": float(len(told(matrix)))} | agreement(matrix, seed)
-    if len(found) > 1:
-        shown = ("same_group", "other_group", "same_group_gain", "p_value")
-        try:
-            tested = matrix.only(told(matrix)).by_group(groups, against=kinds, seed=seed)
-        except ValueError:  # too few are informative
-            return found
-        found |= dict(zip(shown, tested[:4], strict=True))
-    return found
-
-
 def whole_table(seed: int, profile: str) -> dict[str, float]:
     where = {f"{name}-{kind}": (name, kind) for name, kinds in SPLITS.items() for kind in kinds}
     matrix = compared({benchmark: of_split(*at, seed, profile) for benchmark, at in where.items()})
     groups, kinds = ({benchmark: at[i] for benchmark, at in where.items()} for i in (0, 1))
-    found = in_groups(matrix, groups, kinds, seed)
+    names = told(matrix)
+    found = {"informative": float(len(names))} | agreement(matrix, seed)
+    with contextlib.suppress(ValueError):  # too few are informative
+        tested = matrix.only(names).by_group(groups, against=kinds, seed=seed)
+        found |= dict(zip(("same_group", "other_group", "same_group_gain", "p_value"), tested[:4], strict=True))
     agreeing: dict[bool, list[float]] = {True: [], False: []}
-    for a, b in itertools.combinations(told(matrix), 2):
+    for a, b in itertools.combinations(names, 2):
         if groups[a] != groups[b]:
             agreeing["places" in (groups[a], groups[b])].append(matrix.value(a, b))
     if all(agreeing.values()):
@@ -186,8 +172,9 @@ def other_words(name: str, style: str, seed: int, profile: str) -> dict[str, flo
         pairs, split = held_out_word(name, each, SETTINGS[profile].pairs, seed=seed)  # type: ignore[arg-type]
         tables[each] = scores(pairs, split, seed, SETTINGS[profile])
     found = agreement(compared(tables), seed)
-    if max(float(np.mean(runs)) for table in tables.values() for runs in table.values()) >= CHANGE:
-        found["change"] = largest_change(*tables.values())
+    before, after = ({name: table[name] for name in APPROACH_RATES} for table in tables.values())
+    if max(float(np.mean(runs)) for table in (before, after) for runs in table.values()) >= CHANGE:
+        found["change"] = largest_change(before, after)
     if "ceiling" in found:
         found["below_ceiling"] = found["ceiling"] - found["tau_of_halves"]
     return found | {model: float(np.mean(runs)) for model, runs in tables["original"].items()}
@@ -203,7 +190,8 @@ def run(arm: dict[str, Any], seed: int, profile: str) -> dict[str, float]:
     elif arm["what"] == "table":
         metrics = whole_table(seed, profile)
     else:
-        metrics = in_groups(compared(of_questions(seed, profile)), AIMS, None, seed)
+        matrix = compared(of_questions(seed, profile))
+        metrics = {"informative": float(len(told(matrix)))} | agreement(matrix, seed)
     return {name: value for name, value in metrics.items() if math.isfinite(value)}
 
 

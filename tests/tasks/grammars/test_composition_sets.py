@@ -1,11 +1,12 @@
 """Four sets of pairs with splits that hold compositions out."""
 
+import itertools
 from collections import Counter
 
 import pytest
 import torch
 
-from heldout.data import ngrams, split_divergences
+from heldout.data import mcd_split, ngrams, split_divergences
 from heldout.tasks import COMPOSITION_SETS, composition_pairs, composition_split, held_out_word
 
 
@@ -18,7 +19,7 @@ def test_pairs_are_different_short_and_the_same_again(name):
     pairs = composition_pairs(name, 200, seed=3)
     assert pairs == composition_pairs(name, 200, seed=3) != composition_pairs(name, 200, seed=4)
     assert len(set(pairs)) == len(pairs) > 100
-    assert max(len(target) for _, target in pairs) <= 20
+    assert max(len(target) for _, target in pairs) <= {"cogs": 14, "pcfg": 9}.get(name, 20)
     assert not {token for _, target in pairs for token in target} & {"(", ")", ",", "."}
 
 
@@ -60,6 +61,16 @@ def test_an_mcd_split_has_new_pairs_of_words_and_the_same_words():
     random = split_divergences(pairs, *composition_split("scan", "standard", pairs), ngrams(1), ngrams(2))
     assert divergences.atoms <= 0.02
     assert divergences.compounds > random.compounds
+    for seed, limit in ((1, 0.02), (2, 0.5)):
+        expected = mcd_split(pairs, ngrams(1), ngrams(2), atom_limit=limit, seed=seed)
+        found = composition_split("scan", "mcd", pairs, seed=seed, atom_limit=limit)
+        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def test_templates_are_held_out_anew_for_each_seed():
+    pairs = composition_pairs("cogs", 300)
+    first, second = (composition_split("cogs", "template", pairs, seed=seed).test.tolist() for seed in (1, 2))
+    assert first != second
 
 
 @pytest.mark.parametrize(("name", "word"), [("scan", "jump"), ("cogs", "cat")])
@@ -71,8 +82,30 @@ def test_a_held_out_word_is_known_alone_and_composed_in_the_test_only(name, word
     def holds(source):
         return any(source[i : i + len(spelled)] == spelled for i in range(len(source)))
 
-    assert [source for source, _ in train if holds(source)] == [spelled]
+    alone = [source for source, _ in train if holds(source)]
+    assert {*alone} == {spelled}
+    assert len(alone) / len(train) == pytest.approx(0.1, abs=0.015)
     assert all(holds(source) and source != spelled for source, _ in test)
+    if name == "scan":
+        assert len(test) == 40
+        assert not {"twice", "thrice"} & {token for source, _ in pairs for token in source}
+
+
+@pytest.mark.parametrize("name", ["scan", "cogs"])
+@pytest.mark.parametrize("style", ["random", "cvcv"])
+def test_a_new_word_has_seven_to_fourteen_letters_and_is_drawn_in_its_style(name, style):
+    for seed in range(1, 5):
+        pairs = held_out_word(name, style, 100, seed=seed).pairs
+        old = held_out_word(name, "original", 100, seed=seed)
+        alone = {pair for pair in pairs if all(token.startswith("'") for token in pair[0])}
+        (new,) = alone - {*old.pairs}
+        assert len(alone) == 22
+        letters = [token[1:] for token in new[0][:-1]]
+        assert 7 <= len(letters) <= 14
+        vowels = [letter in "aeiou" for letter in letters]
+        assert all(a != b for a, b in itertools.pairwise(vowels)) == (style == "cvcv")
+        longest = max(len(source) - 1 for source, _ in alone - {new})
+        assert longest == {"scan": 5, "cogs": 10}[name]
 
 
 @pytest.mark.parametrize("name", ["scan", "cogs"])
@@ -83,7 +116,8 @@ def test_other_letters_change_one_word_and_neither_the_split_nor_the_rest(name):
         other = styles[style]
         assert all(torch.equal(a, b) for a, b in zip(first.split, other.split, strict=True))
         same = Counter(a == b for a, b in zip(first.pairs, other.pairs, strict=True))
-        assert same[False] == len(first.split.test) + 1  # those that compose the word, and the word alone
+        alone = [i for i in first.split.train.tolist() if first.pairs[i] == first.pairs[0]]
+        assert same[False] == len(first.split.test) + len(alone)  # those that compose the word, and the word alone
         longer = [(a, b) for a, b in zip(first.pairs, other.pairs, strict=True) if a != b]
         assert all(len(b[0]) >= len(a[0]) + 3 and len(b[1]) > len(a[1]) for a, b in longer)
     letters = held_out_word(name, "cvcv", 200, seed=1).pairs[int(first.split.test[0])]

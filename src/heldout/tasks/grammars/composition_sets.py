@@ -44,11 +44,15 @@ _FORMS = SentenceForms(depth=1, nesting=0.2)
 _VERBS = (
     "jump walk look run swim climb dance crawl hop skip spin kick push pull sing roll march wave bend clap bow dive"
 )
-_NOUNS = "cat dog cake box girl boy rose table book cup bird fish tree ball hat ring king frog boat lamp door star"
+_NOUNS = (
+    "cat dog cake box girl boy rose table book cup bird hedgehog professor journalist rhinoceros butterfly sandwich "
+    "politician hamburger crocodile strawberry governor"
+)
 _COPIED_SCAN = ScanGrammar({word: word for word in _VERBS.split()}, manners=(), turn=False)
 _MORE_FORMS = SentenceForms(nouns=tuple(_NOUNS.split()), depth=1, nesting=0.2)
 _REPEATED = {"twice", "thrice"}
 _LETTERS = (7, 14)  # of a new word, the paper's short variant
+_OTHERS = 9  # pairs of other words for each time that the held-out word stands alone, as in SCAN
 _DRAWN = 6  # for each pair that is short enough
 
 
@@ -145,13 +149,15 @@ def held_out_word(name: HeldOutWordSet, style: LetterStyle, n: int, *, seed: int
     """Returns commands that compose "jump", or sentences that compose "cat", the word as it is or in other letters.
 
     Actions and nouns, 22 of each, are spelled, and written as they are read, so that a network may learn to copy them,
-    and other letters make another, longer sequence. Commands repeat nothing. A fifth of the pairs compose the word,
-    which are the test, and every word stands alone once. Pairs and split are the same for all styles.
+    and other letters make another, longer sequence. Half of the nouns have 8 to 10 letters, so that length alone does
+    not tell the new word from all others. Commands repeat nothing. A fifth of the pairs compose the word, which are the
+    test (fewer where the grammar has fewer), every word stands alone once, and the held-out one so often that this is
+    a tenth of training, as in SCAN: once is too seldom to be learned. Pairs and split are the same for all styles.
 
     Args:
         name: "scan" or "cogs".
         style: "original", "random" letters, or "cvcv" for consonants and vowels in turn; 7 to 14 of them.
-        n: pairs to draw, beside every word alone; fewer come back where the grammar has fewer.
+        n: pairs to draw, beside words alone; fewer come back where the grammar has fewer.
         seed: of draws and letters.
 
     Raises:
@@ -179,7 +185,8 @@ def held_out_word(name: HeldOutWordSet, style: LetterStyle, n: int, *, seed: int
     word, rng = words[0], random.Random(seed)
     composed, others = ([pair for pair in pairs if (word in pair[0]) == holds] for holds in (True, False))
     drawn = [rng.sample(part, min(size, len(part))) for part, size in ((composed, n // 5), (others, n - n // 5))]
-    pairs = [*alone, *drawn[0], *drawn[1]]
+    again = [alone[0]] * (len(drawn[1]) // _OTHERS)
+    pairs = [*alone, *drawn[0], *drawn[1], *again]
     split = primitive_split(pairs, word)
     if style != "original":
         changed = relexicalize(pairs, [word], style, seed=seed, lengths=_LETTERS)
