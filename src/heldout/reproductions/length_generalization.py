@@ -23,10 +23,11 @@ only: the claims are those of learned ones. The rank correlation is over nine fo
 its interval, which draws runs, is narrower than one that drew formats would be. ``decoded`` is how often an answer
 written token by token with a cache is judged as the forward pass over the true answer judges it.
 
-Settings. The learning rate is 3e-3, and 1e-2 for the parity with a scratchpad: by exact match on fresh samples of
-trained lengths, on development seed 1000. The scratchpad had 1e-3 to 3e-2, counting and the plain parity 1e-3 to 1e-2
-(in counting all are perfect; 1e-3 and 3e-3 of the parity are one answer of 512 apart, and 3e-3 was kept), the reversed
-addition 3e-3 and 1e-2. The search is unfinished: the other formats had 3e-3 alone, at which copies are perfect. Steps
+Settings. The learning rate of each format is that of the lowest loss on fresh samples of trained lengths, on development
+seed 1000, of 1e-3, 3e-3 and 1e-2, and beyond where the best stood at the end: 3e-3, but 1e-2 for counting and the
+parity with a scratchpad (both had 3e-2 as well) and 1e-3 for the plain parity (which had 3e-4). Arms of counting share
+its rate. Plain addition is learned by none. (A first, unfinished search had gone by exact match, in which most rates
+tie.) Steps
 are as many for all formats of a task; they, and the lengths of parity and addition, were set on development seed 1000,
 so that the formats with a known program are learned at trained lengths within the budget. (Those of counting had been
 raised once its pilot at longer lengths was seen; they are 1,500 again.) That in half of the additions the second
@@ -59,7 +60,7 @@ from heldout.tasks import SequenceTask, sequence_task
 from heldout.train import seeded, train_packed
 
 WIDTH, LAYERS, HEADS, BATCH = 64, 2, 4, 8
-RATE, OTHER_RATES = 3e-3, {("parity", "scratchpad"): 1e-2}
+RATE, OTHER_RATES = 3e-3, {("count", "plain"): 1e-2, ("parity", "plain"): 1e-3, ("parity", "scratchpad"): 1e-2}
 STEPS = {"count": 1500, "mode": 2000, "sort": 2000, "copy": 3000, "copy_unique": 3000, "parity": 5000, "addition": 6000}
 TESTED = {"smoke": 8, "laptop": 128}
 FAR = {"smoke": 8, "laptop": 40}  # numbers to count, more than any arm is trained on
