@@ -23,16 +23,15 @@ only: the claims are those of learned ones. The rank correlation is over nine fo
 its interval, which draws runs, is narrower than one that drew formats would be. ``decoded`` is how often an answer
 written token by token with a cache is judged as the forward pass over the true answer judges it.
 
-Settings. The learning rate of each format is that of the lowest loss on fresh samples of trained lengths, on development
-seed 1000, of 1e-3, 3e-3 and 1e-2, and beyond where the best stood at the end: 3e-3, but 1e-2 for counting and the
-parity with a scratchpad (both had 3e-2 as well) and 1e-3 for the plain parity (which had 3e-4). Arms of counting share
-its rate. Plain addition is learned by none. (A first, unfinished search had gone by exact match, in which most rates
-tie.) Steps
-are as many for all formats of a task; they, and the lengths of parity and addition, were set on development seed 1000,
-so that the formats with a known program are learned at trained lengths within the budget. (Those of counting had been
-raised once its pilot at longer lengths was seen; they are 1,500 again.) That in half of the additions the second
-operand has small digits was found there, too: without them the sum with hints was hardly learned after 4,000 steps, in
-base 10, nor in 4 and 2.
+Settings. The learning rate of each format is that of the lowest loss on fresh samples of trained lengths, on
+development seed 1000, of 1e-3, 3e-3 and 1e-2, and beyond where the best stood at the end: 3e-3, but 1e-2 for counting
+and the parity with a scratchpad (both had 3e-2 as well) and 1e-3 for the plain parity (which had 3e-4). Arms of
+counting share its rate. Plain addition is learned by none. (A first, unfinished search had gone by exact match, in
+which most rates tie.) Steps are as many for all formats of a task; they, and the lengths of parity and addition, were
+set on development seed 1000, so that the formats with a known program are learned at trained lengths within the budget.
+(Those of counting had been raised once its pilot at longer lengths was seen; they are 1,500 again.) That in half of the
+additions the second operand has small digits was found there, too: without them the sum with hints was hardly learned
+after 4,000 steps, in base 10, nor in 4 and 2.
 
 The parity with a scratchpad. In pilots, what went wrong beyond the trained lengths was nearly always the hint of the
 next 1; signs and decoding were right. That step must choose the nearest of all later ones.
