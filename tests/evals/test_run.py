@@ -59,6 +59,17 @@ def test_bad_input_is_told_in_one_line(arguments, message, folder):
     assert message in " ".join(result.output.split())
 
 
+@pytest.mark.parametrize("config", ['{"model_type": "zzz", "auto_map": {"AutoConfig": "c.C"}}', "{", "{}"])
+def test_a_folder_whose_model_cannot_be_loaded_is_told_in_one_line(tmp_path, config):
+    (tmp_path / "config.json").write_text(config)
+    (tmp_path / "c.py").write_text("raise SystemExit('its code ran')")
+    result = CliRunner().invoke(app, ["eval", "scylla", "--model", str(tmp_path)])
+    assert result.exit_code == 2
+    assert "holds no model that can be loaded" in " ".join(result.output.split())
+    assert "Traceback" not in result.output
+    assert "its code ran" not in result.output
+
+
 def test_the_command_line_takes_the_fields_of_the_protocols_record(folder):
     from dataclasses import fields
 

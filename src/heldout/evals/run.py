@@ -91,7 +91,7 @@ def language_model(
     """Returns the model of a folder, or of an endpoint that is written ``http://host/v1#name``.
 
     Raises:
-        ProblemError: neither of them.
+        ProblemError: neither of them, or a folder whose model cannot be loaded, or has code of its own.
     """
     if model.startswith(("http://", "https://")):
         address, _, name = model.partition("#")
@@ -102,7 +102,11 @@ def language_model(
         return EndpointLM(name, address, budget=budget, prices=prices, max_concurrency=max_concurrency, extra=extra)
     if not (Path(model) / "config.json").is_file():
         raise ProblemError(f"{model} is no folder with a transformers model (config.json), and no http address")
-    return SamplingLM.from_pretrained(model)
+    try:
+        return SamplingLM.from_pretrained(model)
+    except (ValueError, OSError, KeyError) as error:
+        told = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise ProblemError(f"{model} holds no model that can be loaded: {told}") from error
 
 
 def endpoint_usage(lm: LM) -> dict[str, float]:

@@ -16,6 +16,9 @@ _PACKED = re.compile(
 )
 
 
+_LEVELS = (torch.int8, torch.uint8, torch.int32)
+
+
 def quantised_part(checkpoint: Checkpoint) -> str | None:
     """Returns what shows that a checkpoint holds quantised weights, None where nothing does."""
     folder = checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
@@ -26,7 +29,8 @@ def quantised_part(checkpoint: Checkpoint) -> str | None:
     for name, entry in checkpoint.entries.items():
         if _PACKED.fullmatch(name):
             return f"the tensor {name!r}"
-        if name.endswith(".weight") and len(entry.shape) == 2 and entry.dtype in (torch.int8, torch.uint8, torch.int32):
+        mask = len(entry.shape) == 4 and tuple(entry.shape[:2]) == (1, 1)  # of GPT-2's attention, as bytes
+        if entry.dtype in _LEVELS and len(entry.shape) >= 2 and not mask:  # ids and counts have fewer dimensions
             return f"the {str(entry.dtype).removeprefix('torch.')} tensor {name!r}"
     return None
 

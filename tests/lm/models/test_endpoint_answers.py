@@ -58,6 +58,12 @@ ECHOES = [  # echoed text and log probabilities of "ab cd", of which " cd" is sc
     ("ab cd", logprobs([None, -1.0, -2.0], [0, 2, 4]), -3.0),
     ("ab cd!", logprobs([None, -0.5, -1.0, -2.0, -9.0], [0, 0, 2, 4, 5]), -3.0),  # a beginning token of the server
     ("ab cd!", logprobs([None, -1.0, -2.0, -9.0], [0, 2, 4, 5], ["12", "7", "9", "3"]), -3.0),  # ids in place of tokens
+    ("ab cd!", logprobs([None, -1.0, -2.0, -9.0], [0, 2, 4, 5], [f"token_id:{n}" for n in range(4)]), -3.0),
+    ("ab cd!", logprobs([None, -0.5, -3.0, -9.0], [0, 0, 2, 5], ["<s>", "ab", " cd", "!"]), -3.0),
+    ("ab cd", logprobs([None, -1.0, -2.0], [0, 2, 3], ["ab", "\ufffd", "\ufffd"]), "do not make up the text"),
+    ("ab cd", logprobs([None, -1.0], [0, 2], ["xy", " zz"]), "do not make up the text"),
+    ("ab cd", logprobs([None, -1.0], [0, 2], ["ab cd"]), "do not make up the text"),
+    ("ab cd", logprobs([None, -1.0, -2.0], [0, 2, 9]), "text_offset"),
     (" foo", logprobs([-0.01], [0], [" foo"]), "does not echo"),
     ("ab cd!", logprobs([-0.01], [5]), "text_offset"),
     ("ab cd!", logprobs([None, -1.0, -9.0], [0, 4, 2]), "text_offset"),

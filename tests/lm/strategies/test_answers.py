@@ -147,3 +147,9 @@ def test_exact_judges_keep_letters_signs_and_decimals(response, reference):
 )  # fmt: skip
 def test_exact_judges_still_forgive_what_squad_forgives(response, reference):
     assert judge_exact()("", response, reference)
+
+
+@pytest.mark.parametrize("mark", ["\u2028", "\u0085", "\x0c", "\x0b"])
+def test_lines_of_a_program_end_where_commonmark_ends_them(mark):
+    assert code_blocks(f"```python\nS = 'a{mark}b'\n```") == [f"S = 'a{mark}b'\n"]
+    assert code_blocks("```python\r\nprint(1)\r\n```\r\n") == code_blocks("```python\nprint(1)\n") == ["print(1)\n"]

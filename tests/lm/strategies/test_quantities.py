@@ -77,6 +77,22 @@ EQUAL = [
     ("2 1/2", "2.5"),
 ]
 DIFFERENT = [
+    *(
+        (answer, "5")
+        for answer in (
+            r"\boxed{4, 5}",
+            r"\boxed{\sin 5}",
+            r"\boxed{\log 5}",
+            r"\boxed{\binom{6}{5}}",
+            r"\boxed{5!}",
+            r"\boxed{\pm 5}",
+            r"\boxed{x \ge 5}",
+            r"\boxed{1<x<5}",
+            r"\boxed{(-\infty, 5]}",
+            r"\boxed{3 or 5}",
+            r"\boxed{1;5}",
+        )
+    ),
     ("3/2", "1/2"),
     ("123456789", "123456790"),
     ("9.1e-31", "1.6e-19"),

@@ -61,3 +61,18 @@ def test_scores_tell_signs_decimals_and_letters_apart():
         assert token_f1(prediction, reference) == 0
     assert token_f1("-3 apples", "3 apples") == pytest.approx(0.5)
     assert normalise_answer("The cost, -1,200.50!") == "cost -1200.50"
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), [("1e-5", "1e5"), ("A+", "A"), ("B-", "B"), ("3%", "3"), (">5", "5"), ("A/B", "AB"), ("O+", "O-")]
+)
+def test_signs_of_grades_exponents_and_shares_are_no_punctuation(one, other):
+    assert exact_match(one, other) == 0.0
+    assert exact_match(one, one.lower()) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), [("$5", "5"), ("dog!", "dog"), ("U.S.", "us"), ("(5)", "5"), ("and/or", "andor")]
+)
+def test_other_punctuation_says_nothing(one, other):
+    assert exact_match(one, other) == 1.0

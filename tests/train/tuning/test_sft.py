@@ -8,6 +8,7 @@ from transformers import (
     AutoModelForCausalLM,
     BloomConfig,
     GPT2Config,
+    Lfm2Config,
     LlamaConfig,
     MambaConfig,
     OPTConfig,
@@ -203,6 +204,16 @@ def test_turns_end_as_the_template_ends_them_and_open_thoughts_are_not_trained_o
     assert tokenizer.decode(trained) == "b<eot>"
 
 
+def test_a_turn_ends_by_a_mark_at_its_end_and_by_no_other_special_token():
+    tokenizer = word_tokenizer(["user assistant w1 yes"])
+    tokenizer.chat_template = "{% for m in messages %}{{ m.role }} {{ m.content }} {% endfor %}"
+    for said in ("yes", "yes zzz"):  # unknown words are a special token, too
+        turns = [{"role": "user", "content": "w1"}, {"role": "assistant", "content": said}]
+        (row,) = encode_rows([{"messages": turns}], tokenizer)
+        assert row["input_ids"][-1] == tokenizer.eos_token_id, said
+    assert tokenizer.unk_token_id in row["input_ids"]
+
+
 @pytest.mark.parametrize(
     ("messages", "message"),
     [
@@ -256,6 +267,19 @@ def test_a_rendered_template_has_one_beginning_token():
                 num_attention_heads=2,
             ),
             "opt",
+        ),
+        (  # its convolution reaches two tokens back, and hardly at all before it has learned
+            lambda size: Lfm2Config(
+                vocab_size=size,
+                hidden_size=32,
+                intermediate_size=48,
+                num_hidden_layers=2,
+                num_attention_heads=4,
+                num_key_value_heads=2,
+                max_position_embeddings=64,
+                layer_types=["conv", "full_attention"],
+            ),
+            "lfm2",
         ),
     ],
 )

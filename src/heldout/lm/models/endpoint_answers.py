@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -20,6 +21,9 @@ def text_of(choice: Mapping[str, Any]) -> str:
     if said is not None and not isinstance(said, str):
         raise TypeError("a completion without text")
     return said or ""
+
+
+_ID = re.compile(r"(token_id:)?\d+")  # in place of a token's text
 
 
 def reason_of(choice: Mapping[str, Any]) -> str:
@@ -56,13 +60,18 @@ def echoed_score(choice: Mapping[str, Any], text: str, start: int) -> float:
         raise ValueError("it does not echo the text that was sent")
     if len(values) != len(places) or any(type(p) is not int for p in places) or places != sorted(places) or places[0]:
         raise ValueError("its text_offset does not follow the text")
-    if tokens is not None and len(tokens) == len(values) and "".join(map(str, tokens)) == echoed:
+    ends = [*places[1:], len(echoed)]
+    if places[-1] > len(echoed):
+        raise ValueError("its text_offset does not follow the text")
+    if tokens is not None and not all(_ID.fullmatch(str(token)) for token in tokens):
+        wide = [(str(token), low) for token, low, high in zip(tokens, places, ends, strict=False) if high > low]
+        if len(tokens) != len(values) or "".join(token for token, _ in wide) != echoed:  # "\ufffd" for parts of letters
+            raise ValueError("its tokens do not make up the text, so that its text_offset cannot be checked")
         read = 0
-        for token, place in zip(tokens, places, strict=True):
+        for token, place in wide:
             if place != read:
                 raise ValueError("its text_offset does not follow its tokens")
             read += len(token)
-    ends = [*places[1:], len(echoed)]
     inside = [
         value
         for value, low, high in zip(values, places, ends, strict=True)

@@ -21,6 +21,7 @@ from heldout.measure import normalise_answer
 Judge = Callable[[str, str, str], bool]
 
 _NUMBER = re.compile(r"[-+\u2212]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?(?:[eE][-+]?\d{1,3})?%?")
+_LINE_END = re.compile(r"\r\n|\n|\r")  # of CommonMark: no form feed, no separator of paragraphs
 _FENCE = re.compile(r"([ \t]*)(`{3,}|~{3,})(.*)$")
 EQUIVALENT = (
     "Question:\n{prompt}\n\nReference answer:\n{reference}\n\nProposed answer:\n{response}\n\n"
@@ -167,7 +168,7 @@ def code_blocks(text: str, languages: Sequence[str] = ("python", "python3", "py"
     """
     found: list[tuple[str, str]] = []
     fence = None
-    for line in text.splitlines():
+    for line in _LINE_END.split(text.removesuffix("\n")):
         match = _FENCE.match(line)
         if fence is None:
             if match and not (match[2][0] == "`" and "`" in match[3]):
@@ -208,7 +209,7 @@ def judge_python(tests: str | None = None, **options: Any) -> Judge:
     """
 
     def judge(prompt: str, response: str, reference: str) -> bool:
-        fenced = any(_FENCE.match(line) for line in response.splitlines())
+        fenced = any(_FENCE.match(line) for line in _LINE_END.split(response))
         program = "\n".join(code_blocks(response)) if fenced else response
         return run_tests(program, reference if tests is None else tests, **options).ok
 

@@ -14,6 +14,11 @@ _WORDS = re.compile(r"[ ~]?([A-Za-z\u00b0\u03bc]+)")
 _SUPERSCRIPTS = str.maketrans("\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079\u207b", "0123456789-")
 _HALVES = {"\u00bd": "1/2", "\u00bc": "1/4", "\u00be": "3/4", "\u2153": "1/3", "\u2154": "2/3", "\u215b": "1/8"}
 _MARKERS = re.compile(r"####|answer\s*(?:is|:|=)(?!\s*not\b)", re.IGNORECASE)
+# In a box, what makes more of its number: functions, bounds, remainders and what is given as several.
+_MORE = re.compile(
+    r"\\(?:sin|cos|tan|cot|sec|csc|arc|sinh|cosh|tanh|log|ln|lg|exp|binom|pm|mp|le|leq|ge|geq|ne|neq|lt|gt|bmod|mod|pmod|"
+    r"infty|approx|choose)(?![a-z])|[<>!;\u00b1\u2264\u2265\u2260\u221e]|\b(?:sin|cos|tan|log|ln|or|and|mod)\b"
+)
 # Units that change what a number says; other words beside a number do not.
 _UNITS = {
     name: names[0]
@@ -48,7 +53,7 @@ def final_quantity(text: str) -> Quantity | None:
 
     It is looked for in the last ``\\boxed{...}``, else behind the last "####" or "answer is", else it is the last
     expression. Fractions, roots, powers, scientific notation, percent, grouped thousands, TeX and sums are read whole;
-    an expression with a variable in it is none.
+    an expression with a variable in it is none, and so is a box with several numbers, a bound or a function.
 
     Example:
         >>> final_quantity("so it costs \\\\boxed{\\\\frac{3}{2}} in all"), final_quantity("2x + 1")
@@ -57,7 +62,7 @@ def final_quantity(text: str) -> Quantity | None:
     boxed = _boxed(text)
     if boxed is not None:
         found = _expressions(_plain(boxed))
-        return found[-1] if found else None
+        return found[0] if len(found) == 1 and not _MORE.search(boxed) else None
     markers = list(_MARKERS.finditer(text))
     if markers:
         found = _expressions(_plain(text[markers[-1].end() :].strip().split("\n")[0]))

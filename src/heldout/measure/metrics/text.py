@@ -18,7 +18,8 @@ _GROUPING = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 _SIGNS = re.compile("[\u2212\ufe63\uff0d]")
 # Punctuation that says something: inside a number or before one, and what makes C++ and C# of C.
 _PUNCTUATION = re.compile(
-    r"(?<=\d)[!-/:-@\[-`{-~](?=\d)|(?<![\w)\]])[-+.](?=\.?\d)|(?<=\b[a-z])(?:\+\+|#)(?!\w)|([!-/:-@\[-`{-~])"
+    r"(?<=\d)[!-/:-@\[-`{-~](?=\d)|(?<=\de)[-+](?=\d)|(?<![\w)\]])[-+.](?=\.?\d)|(?<=\b[a-z])(?:\+\+|#)(?!\w)"
+    r"|(?<=\w)[-+](?!\S)|(?<=\d)%|[<>](?=\d)|(?<=\b\w)/(?=\w\b)|([!-/:-@\[-`{-~])"
 )
 _ARTICLES = re.compile(r"\b(?:a|an|the)\b(?=\s+(?:\w\w|\d))")
 

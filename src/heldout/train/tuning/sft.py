@@ -299,24 +299,29 @@ def _in_template(prompt: Any, response: str, number: int, tokenizer: Any) -> tup
             "completion as texts"
         )
     marks = {*tokenizer.all_special_ids, *(i for i, token in tokenizer.added_tokens_decoder.items() if token.special)}
-    ended = whole[same:] if marks & {*whole[same:]} else [*whole[same:], tokenizer.eos_token_id]
-    return whole[:same], ended
+    last = next((token for token in reversed(whole[same:]) if tokenizer.decode([token]).strip()), None)
+    ended = last in marks - {tokenizer.unk_token_id}  # white space may stand behind the mark
+    return whole[:same], whole[same:] if ended else [*whole[same:], tokenizer.eos_token_id]
 
 
 def _check_packing(model: Any, rows: Sequence[Encoded]) -> None:
-    """Raises ValueError if a row's logits are others behind another row in a pack than alone."""
+    """Raises ValueError if a row's logits are others behind another row in a pack than alone, or behind a third."""
     first, second = (torch.tensor([rows[at]["input_ids"][:16]], device=model.device) for at in (0, -1))
     positions = torch.cat([torch.arange(ids.shape[1], device=model.device) for ids in (first, second)])[None]
     name = getattr(model.config, "model_type", type(model).__name__)
     try:
         with evaluating(model), torch.no_grad():
             alone = model(input_ids=second).logits[0]
-            packed = model(input_ids=torch.cat([first, second], 1), position_ids=positions, use_cache=False).logits[0]
+            packed, other = (
+                model(input_ids=torch.cat([before, second], 1), position_ids=positions, use_cache=False).logits[0]
+                for before in (first, second[:, :1].expand_as(first))
+            )
     except TypeError as error:
         raise ValueError(f"packing needs a model that takes position_ids, which {name} does not: {error}") from None
     difference = (packed[first.shape[1] :] - alone).abs().max().item()
-    exact = next(model.parameters()).dtype in (torch.float32, torch.float64)
-    if not difference <= (1e-4 if exact else 2e-2) * alone.abs().max().item():
+    leak = (packed[first.shape[1] :] - other[first.shape[1] :]).abs().max().item()  # what stands before is masked out
+    exact, scale = next(model.parameters()).dtype in (torch.float32, torch.float64), alone.abs().max().item()
+    if not (difference <= (1e-4 if exact else 2e-2) * scale and leak <= (1e-6 if exact else 1e-4) * scale):
         raise ValueError(f"packing=True is not for {name}: in this architecture rows of a pack see each other")
 
 
