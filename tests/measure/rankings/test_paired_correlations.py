@@ -47,9 +47,9 @@ def test_models_are_drawn_with_replacement():
 
 def test_an_interval_holds_the_value_and_leaves_out_resamples_without_one():
     resampled = np.array([0.1, 0.2, np.nan, 0.3])
-    assert bootstrap_interval(resampled, 0.9, 0.95)[1] == 0.9
-    assert bootstrap_interval(resampled, -0.9, 0.95)[0] == -0.9
-    low, high = bootstrap_interval(resampled, 0.2, 0.95)
+    assert bootstrap_interval([resampled], 0.9, 0.95)[1] == 0.9
+    assert bootstrap_interval([resampled], -0.9, 0.95)[0] == -0.9
+    low, high = bootstrap_interval([resampled], 0.2, 0.95)
     assert 0.1 <= low < 0.2 < high <= 0.3
-    assert np.isnan(bootstrap_interval(resampled, float("nan"), 0.95)).all()
-    assert np.isnan(bootstrap_interval(resampled * np.nan, 0.2, 0.95)).all()
+    assert np.isnan(bootstrap_interval([resampled], float("nan"), 0.95)).all()
+    assert np.isnan(bootstrap_interval([resampled * np.nan], 0.2, 0.95)).all()
