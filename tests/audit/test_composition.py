@@ -90,6 +90,7 @@ def test_a_test_set_of_seen_combinations_alone_has_no_gap(tmp_path):
         ({"mixed": {"shape": [1]}}, ValueError, "must be given for train"),
         ({"train": {"shape": [1]}, "other": {"shape": [1]}}, ValueError, "'other'"),
         ({"train": {"shape": [1, 2]}, "mixed": {"shape": [1]}}, ValueError, r"factors\['train'\]"),
+        ({"train": {"shape": [1] * 300}, "mixed": {"shape": [1]}}, ValueError, r"factors\['mixed'\]"),
     ],
 )
 def test_factors_that_fit_no_set_are_refused_by_name(tmp_path, factors, error, said):

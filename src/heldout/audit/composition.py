@@ -35,6 +35,7 @@ def compositions(work: Audit) -> None:
     for name in sets:
         if name not in factors:
             continue
+        check_same_length(**{f"factors[{name!r}]": factor_rows(factors[name])[1], name: sets[name]})
         outputs, targets = work.of(name)
         found = composition_report(factors["train"], factors[name], outputs.argmax(1) == targets)
         worst = [

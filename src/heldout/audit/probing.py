@@ -43,36 +43,32 @@ def probes(work: Audit) -> None:
 
 
 def _next_token(work: Audit, module: Any, blocks: int) -> None:
-    texts, positions = work.problem.splits.test[work.given], []
-    while isinstance(texts, Subset):
-        texts = texts.dataset
+    texts, ranks = work.problem.splits.test[work.given], []
     if not isinstance(texts, Texts):
         raise NotApplicableError("it reads texts")
-    ranks = []
     for row in texts.encoded[:READ]:
         where = int((row["labels"][1:] >= 0).nonzero()[0]) if bool((row["labels"][1:] >= 0).any()) else None
         if where is not None:
             ids = row["input_ids"][None, : where + 1].to(next(module.parameters()).device)
             ranks.append(logit_lens(module, ids, row["labels"][where + 1][None].to(ids.device), -1).ranks)
-            positions.append(where)
     if not ranks:
         raise NotApplicableError(f"no token of {work.given} counts")
     found = mean_reciprocal_rank(torch.cat(ranks, 1)).tolist()
     decided = next(layer for layer, value in enumerate(found) if value >= DECIDED * found[-1])
     try:
         induction = float(prefix_matching(module, seq_len=REPEATED, batch=8, seed=work.seed).max())
-    except (ValueError, RuntimeError, NotImplementedError, AttributeError):  # a model without attention weights
+    except ValueError:  # a model without attention weights, or with too few tokens
         induction = math.nan
     work.document["probes"] = {
         "what": "mean reciprocal rank of the first token that counts",
         "layers": found,
         "decided": decided,
         "induction": None if math.isnan(induction) else induction,
-        "examples": len(positions),
+        "examples": len(ranks),
     }
     reading = (
         f"layer of {blocks} from which on the first token of the answer stands nearly where the model puts it at the "
-        f"end, over {len(positions)} texts of {work.given}: what comes behind can often be left out, or adapted alone"
+        f"end, over {len(ranks)} texts of {work.given}: what comes behind can often be left out, or adapted alone"
     )
     work.finding("layer at which the answer is decided", float(decided), reading)
     if not math.isnan(induction):
