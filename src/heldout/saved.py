@@ -60,8 +60,9 @@ class Loaded(Fitted):
                 the file is one of graphs, a ``Data`` (or a pair with its mask), or a list of graphs. Where it is one
                 of texts, a list of prompts: the answers are a list of texts then.
         """
-        found = None if self.problem is None else self.problem.answers(self, inputs)
-        return super().predict(_tensors(inputs)) if found is None else found
+        plain = Fitted(self.module, self.predictor, self.run)
+        found = None if self.problem is None else self.problem.answers(plain, inputs)
+        return plain.predict(_tensors(inputs)) if found is None else found
 
     @checked
     def evaluate(self, dataset: Any, *, batch_size: int = 128) -> dict[str, float]:

@@ -65,7 +65,7 @@ class GraphProblem(Problem):
             nodes = Nodes(graph, mask, whole.number(graph))
             place = next((p.device for p in fitted.module.parameters()), nodes.nodes.device)
             asked = {"node": nodes.nodes.to(place), "graph": torch.full((len(nodes),), nodes.number, device=place)}
-            return Fitted.predict(fitted, asked)
+            return fitted.predict(asked)
         graphs = [inputs] if is_graph(inputs) else inputs
         if isinstance(graphs, Tensor | Mapping) or not len(graphs) or not is_graph(graphs[0]):
             return None
@@ -75,7 +75,7 @@ class GraphProblem(Problem):
         parts = []
         for start in range(0, len(rows), BATCH):
             batch = default_collate([rows.inputs(i) for i in range(start, min(start + BATCH, len(rows)))])
-            parts.append(Fitted.predict(fitted, {name: value.to(place) for name, value in batch.items()}))
+            parts.append(fitted.predict({name: value.to(place) for name, value in batch.items()}))
         return torch.cat(parts)
 
 
