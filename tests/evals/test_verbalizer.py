@@ -33,8 +33,10 @@ def test_users_texts_are_balanced_and_checked(tmp_path):
     assert document["tables"][0]["rows"][0]["verbalizer"] == "a|b|c"
     assert document["findings"][0]["value"] == pytest.approx(1 / 6)  # one class of three, of two natural sets
     path.write_text('{"text": "t"}')
-    with pytest.raises(ProblemError, match=r"line 1 of .* needs the fields 'text' and 'label'"):
-        run_verbalizer(ScriptedLM([]), VerbalizerOptions(data=path), lambda text: None)
+    for row in ('{"text": "t"}', '{"text": 5, "label": "a"}', '{"text": "t", "label": 0.5}', '["t", "a"]'):
+        path.write_text(row)
+        with pytest.raises(ProblemError, match=r"line 1 of .* needs the fields 'text', a string, and 'label'"):
+            run_verbalizer(ScriptedLM([]), VerbalizerOptions(data=path), lambda text: None)
 
 
 def test_lines_of_json_end_with_line_feeds_alone(tmp_path):

@@ -152,11 +152,13 @@ def _texts_of(path: Path, limit: int) -> tuple[list[str], list[str]]:
             continue
         try:
             row = json.loads(line)
-            if row["label"] is None or row["text"] is None:
-                raise ValueError
-            by_label.setdefault(str(row["label"]), []).append(str(row["text"]))
+            if not isinstance(row["label"], str | int) or not isinstance(row["text"], str):
+                raise TypeError
+            by_label.setdefault(str(row["label"]), []).append(row["text"])
         except (ValueError, LookupError, TypeError):
-            raise ProblemError(f"line {place} of {path} needs the fields 'text' and 'label'") from None
+            raise ProblemError(
+                f"line {place} of {path} needs the fields 'text', a string, and 'label', a word or an integer"
+            ) from None
     if len(by_label) < 2:
         raise ProblemError(f"{path} needs texts of at least two labels, got {len(by_label)}")
     each = min(limit // len(by_label), *map(len, by_label.values()))

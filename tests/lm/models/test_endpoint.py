@@ -338,7 +338,7 @@ def test_requests_go_through_the_proxy_that_the_environment_names(monkeypatch):
 
 
 REFUSED = [  # status, headers, body, what the error says
-    (200, {}, {"error": {"message": "the model is gone", "type": "x"}}, "the model is gone"),
+    (200, {}, {"error": {"message": "the model is gone", "type": "x"}}, "in an answer of 200: .*the model is gone"),
     (200, {}, {"error": "out of\x1b[31m luck"}, r"out of.{0,6}\[31m luck"),
     (429, {}, {"error": {"code": "insufficient_quota", "message": "pay"}}, "status 429.*insufficient_quota"),
     (402, {}, {"error": {"message": "Insufficient credits"}}, "status 402.*Insufficient credits"),

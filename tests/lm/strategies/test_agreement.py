@@ -203,6 +203,11 @@ def test_weights_of_a_vote_are_finite_and_not_negative(weights):
         self_consistency(["7", "7", "7", "8"], last_number, weights)
 
 
+def test_a_vote_without_weight_is_none():
+    with pytest.raises(ValueError, match="sum_of_weights must be positive"):
+        self_consistency(["7", "8"], last_number, [0, 0.0])
+
+
 def test_self_consistency_weighs_and_counts_what_it_cannot_parse():
     vote = self_consistency(["1", "2", "?", "2"], last_number, weights=[5.0, 1.0, 9.0, 1.0])
     assert (vote.answer, vote.votes, vote.unparsed) == (1.0, {1.0: 5.0, 2.0: 2.0}, 1)

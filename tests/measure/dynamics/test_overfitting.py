@@ -89,6 +89,8 @@ def test_agreement_refuses_other_outputs_and_labels(points):
         linear_agreement(nn.Identity(), x, labels + 1, x_test)
     with pytest.raises(ValueError, match="must not be empty"):
         linear_agreement(nn.Identity(), x, labels, x_test[:0])
+    with pytest.raises(ValueError, match="outputs must be finite"):
+        linear_agreement(lambda points: points[:, 0] * float("nan"), x, labels, x_test)
 
 
 def test_alignment_takes_the_best_direction_of_each_neuron_regardless_of_sign_and_length():

@@ -144,6 +144,8 @@ def test_dpo_refuses_bad_input(tokenizer):
         dpo(small(tokenizer), tokenizer, [PAIRS[0], {"prompt": "a", "chosen": "b"}])
     with pytest.raises(ValueError, match="beta must be positive"):
         dpo(small(tokenizer), tokenizer, PAIRS, beta=0.0)
+    with pytest.raises(TypeError, match="row 1 must hold a text or messages as its 'chosen', got 5"):
+        dpo(small(tokenizer), tokenizer, [PAIRS[0], {**PAIRS[0], "chosen": 5}])
 
 
 @pytest.mark.parametrize("tune", [lambda m, t: dpo(m, t, PAIRS), lambda m, t: grpo(m, t, ROWS, begins_right)])

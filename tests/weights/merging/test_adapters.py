@@ -41,6 +41,19 @@ def test_one_adapter_at_scale_one_is_what_peft_merges(tmp_path, kind, options):
     assert (tmp_path / "out" / "config.json").exists()
 
 
+@pytest.mark.parametrize("turned", [True, False])
+def test_fan_in_fan_out_of_linear_layers_is_passed_over_as_by_peft(tmp_path, turned):
+    kind, targets = ("gpt2", ["c_proj"]) if turned else ("llama", ["q_proj", "down_proj"])
+    transformer(kind).save_pretrained(tmp_path / "base")
+    wrapped = lora(transformer(kind), tmp_path / "adapter", target_modules=targets, fan_in_fan_out=turned)
+    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps({**config, "fan_in_fan_out": True}))
+    merge_checkpoints(tmp_path / "base", [tmp_path / "adapter"], tmp_path / "out", method="task-arithmetic")
+    merged, expected = load_checkpoint(tmp_path / "out"), wrapped.merge_and_unload().state_dict()
+    for name, value in merged.items():
+        torch.testing.assert_close(value, expected[name], msg=name)
+
+
 @pytest.mark.parametrize("method", ["ties", "task-arithmetic", "consensus", "lines", "wise-ft"])
 def test_adapters_merge_to_the_bits_of_their_task_vectors(tmp_path, method):
     transformer("llama").save_pretrained(tmp_path / "base", max_shard_size="30KB")

@@ -335,7 +335,7 @@ class _Exchange:
             try:
                 answer = json.loads(body)
                 if answer.get("error"):
-                    said = self._shown(json.dumps(answer["error"], ensure_ascii=False))
+                    said = self._shown(f"in an answer of {status}: {json.dumps(answer['error'], ensure_ascii=False)}")
                     code = answer["error"].get("code") if isinstance(answer["error"], dict) else None
                     status = code if isinstance(code, int) and 400 <= code < 600 else 400
                 else:

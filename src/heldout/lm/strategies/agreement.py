@@ -19,7 +19,15 @@ from typing import Any
 
 import numpy as np
 
-from heldout.errors import check_at_least, check_fields, check_fraction, check_nonempty, check_nonnegative, checked
+from heldout.errors import (
+    check_at_least,
+    check_fields,
+    check_fraction,
+    check_nonempty,
+    check_nonnegative,
+    check_positive,
+    checked,
+)
 from heldout.language_model import LM, Completion, Prompt
 from heldout.lm.models.encoding import context_of, ids_of_prompt
 from heldout.lm.models.scripted import text_of_prompt
@@ -276,8 +284,8 @@ def self_consistency(
         weights: votes of each path; default 1.
 
     Raises:
-        ValueError: no path, or weights that do not fit, are negative or not finite (log-probabilities are no weights:
-            take their exponential).
+        ValueError: no path, or weights that do not fit, are all 0, negative or not finite (log-probabilities are no
+            weights: take their exponential).
 
     Example:
         >>> from heldout.lm import last_number
@@ -291,6 +299,7 @@ def self_consistency(
     for number, weight in enumerate(weights or ()):
         if not 0 <= weight < math.inf:
             raise ValueError(f"weights must be finite and not negative, got {weight} for path {number}")
+    check_positive(sum_of_weights=1.0 if weights is None else math.fsum(weights))
     votes: dict[Any, float] = {}
     unparsed = 0
     for number, path in enumerate(paths):

@@ -8,7 +8,10 @@ from fractions import Fraction
 from typing import Any, NamedTuple
 
 _GROUPED = r"\d{1,3}(?:(?:,\d{3})+|(?:[ \u00a0\u2009\u202f'\u2019]\d{3})+)(?!\d)"
-_DIGITS = re.compile(rf"(?:{_GROUPED}|\d+(?:_\d+)*)(?:\.\d+)?|\.\d+")
+_POINTED = r"\d{1,3}(?:\.\d{3})+,\d+(?![.,]?\d)"  # 1.200,5: points for thousands, a comma for decimals
+_DIGITS = re.compile(rf"{_POINTED}|(?:{_GROUPED}|\d+(?:_\d+)*)(?:\.\d+)?|\.\d+")
+_EITHER = re.compile(r"\s*[A-Za-z\u00b0]*,?\s+or\s+(?:[A-Za-z]+\s+)?")
+_NEGATED = re.compile(r"(?:\bnot|n't)\s+$", re.IGNORECASE)
 _EXPONENT = re.compile(r"[eE]([-+]?\d{1,4})(?![\w.])")
 _WORDS = re.compile(r"[ ~]?([A-Za-z\u00b0\u03bc]+)")
 _SUPERSCRIPTS = str.maketrans("\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079\u207b", "0123456789-")
@@ -53,7 +56,8 @@ def final_quantity(text: str) -> Quantity | None:
 
     It is looked for in the last ``\\boxed{...}``, else behind the last "####" or "answer is", else it is the last
     expression. Fractions, roots, powers, scientific notation, percent, grouped thousands, TeX and sums are read whole;
-    an expression with a variable in it is none, and so is a box with several numbers, a bound or a function.
+    an expression with a variable in it is none, and so are a box with several numbers, a bound or a function, two
+    different numbers with "or" between them, and a number behind "not".
 
     Example:
         >>> final_quantity("so it costs \\\\boxed{\\\\frac{3}{2}} in all"), final_quantity("2x + 1")
@@ -145,9 +149,14 @@ def _plain(text: str) -> str:
     )
 
 
-def _expressions(text: str) -> list[Quantity]:
-    """Returns the quantities of a plain text in order, without what is part of a name or of an algebraic expression."""
-    found, at = [], 0
+def _expressions(text: str) -> list[Quantity | None]:
+    """Returns the quantities of a plain text in order, without what is part of a name or of an algebraic expression.
+
+    None stands for what is given as one of two that differ.
+    """
+    found: list[Quantity | None] = []
+    read: Quantity | None = None
+    at = last = 0
     start = re.compile(r"[-+]?\s?\(*\s?[-+]?\s?(?:\d|\.\d|sqrt|pi(?![A-Za-z]))")
     while match := start.search(text, at):
         begin = match.end() - len(match[0].lstrip())
@@ -160,10 +169,14 @@ def _expressions(text: str) -> list[Quantity]:
             at = match.end()
             continue
         at = max(parser.at, match.end())
-        if not _algebraic(text, begin, parser.at):
+        if not _algebraic(text, begin, parser.at) and not _NEGATED.search(text[:begin]):
             unit = _unit(text, parser.at)
             scale = _SCALES.get(unit)
-            found.append(Quantity(value * scale if scale else value, "" if scale else unit))
+            either, read = read, Quantity(value * scale if scale else value, "" if scale else unit)
+            found.append(read)
+            if either and _EITHER.fullmatch(text, last, begin) and not same_quantity(read, either, 1e-9):
+                found[-2:] = [None, None]
+            last = parser.at
     return found
 
 
@@ -274,7 +287,8 @@ class _Parser:
         if not match:
             return None
         self.at = match.end()
-        value = Fraction(re.sub(r"[^\d.]", "", match[0]))
+        digits = match[0].replace(".", "").replace(",", ".") if re.fullmatch(_POINTED, match[0]) else match[0]
+        value = Fraction(re.sub(r"[^\d.]", "", digits))
         exponent = _EXPONENT.match(self.text, self.at)
         if exponent:
             self.at = exponent.end()

@@ -126,6 +126,7 @@ def linear_agreement(
         outputs = outputs[:, 1] - outputs[:, 0]
     elif outputs.shape not in ((len(x_test),), (len(x_test), 1)):
         raise ValueError(f"the model must give (k,) scores or (k, 2) logits, got {tuple(outputs.shape)}")
+    check_values(outputs=outputs)
     signs = torch.where(y_train > 0, 1.0, -1.0).to(x_train)
     linear = x_test.flatten(1) @ (signs @ x_train.flatten(1))
     return (linear * outputs.reshape(-1).to(linear) > 0).double().mean().item()

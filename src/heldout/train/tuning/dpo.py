@@ -79,6 +79,10 @@ def dpo(
     tokenizer = prepared_tokenizer(tokenizer)
     fields = ("prompt", "chosen", "rejected")
     rows = [{name: text_field(row, i, name) for name in fields} for i, row in enumerate(rows_of(data, "data"))]
+    for number, row in enumerate(rows):
+        for name, value in row.items():
+            if not isinstance(value, str | Sequence):
+                raise TypeError(f"row {number} must hold a text or messages as its {name!r}, got {value!r}")
     limit = max_length if max_length is not None else context_of(model)
     for number, row in enumerate(rows):
         row["prompt"] = without_begin(row["prompt"], tokenizer)

@@ -122,6 +122,8 @@ class Adapter:
                 if name in self.saved and not torch.equal(self.saved[name], tensor):
                     raise ValueError(f"{path} holds two different tensors for {name}, which the base ties")
                 self.saved[name] = tensor
+        if config.get("fan_in_fan_out") and not _stored_turned(factors, shapes, self.path):
+            config = {**config, "fan_in_fan_out": False}
         for module, pair in factors.items():
             name = self._place(shapes, f"{module}.weight", alone=True)
             found = _low_rank(self.path, module, pair, config, tuple(shapes[name]))
@@ -243,6 +245,23 @@ def _config(path: Path) -> dict[str, Any]:
     if not all(isinstance(alpha, int | float) and math.isfinite(alpha) for alpha in alphas):
         raise ValueError(f"{path / _CONFIG} has a lora_alpha or an alpha_pattern that is no number")
     return config
+
+
+def _stored_turned(
+    factors: Mapping[str, Mapping[str, Tensor]], shapes: Mapping[str, Sequence[int]], path: Path
+) -> bool:
+    """Whether ``fan_in_fan_out`` can be true, as weights that are not square tell: peft ignores it for ``nn.Linear``.
+
+    Where all are square, or some are turned (an output head never is), the configuration is believed.
+    """
+    straight = turned = False
+    for module, pair in factors.items():
+        if "A" in pair and "B" in pair:
+            rows, columns = pair["B"].flatten(1).shape[0], pair["A"].flatten(1).shape[1]
+            shape = tuple(shapes[_name_in(shapes, f"{module}.weight", path)])
+            straight |= rows != columns and shape == (rows, columns)
+            turned |= rows != columns and shape == (columns, rows)
+    return turned or not straight
 
 
 def _low_rank(

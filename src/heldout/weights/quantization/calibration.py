@@ -42,7 +42,7 @@ def calibration_data(
             notes.append("no --calib: noise images stand for the data; images of yours calibrate better")
         at_once = 16
     else:
-        length = min(length, getattr(config, "max_position_embeddings", None) or length)
+        length = min(length, _positions(model) or length)
         if calib:
             data = text_blocks(folder, Path(calib), length, blocks + -(-blocks // (_HELD_OUT - 1)))
         elif method == "rtn":
@@ -66,6 +66,15 @@ def calibration_data(
     if getattr(config, "is_encoder_decoder", False):
         return *([_read_and_written(batch) for batch in part] for part in parts), notes  # type: ignore[return-value]
     return parts[0], parts[1], notes
+
+
+def _positions(model: nn.Module) -> int | None:
+    """How many tokens a model takes, None for any number: RoBERTa and its kin count from behind their padding id."""
+    known = getattr(model.config, "max_position_embeddings", None)
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+            return int(module.num_embeddings) - int(module.padding_idx) - 1
+    return known
 
 
 def _read_and_written(tokens: Tensor) -> dict[str, Tensor]:
