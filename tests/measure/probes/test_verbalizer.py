@@ -82,17 +82,7 @@ def test_always_the_first_word_is_chance_because_the_order_changes():
 
 @pytest.mark.parametrize(
     ("text", "found"),
-    [
-        ("nothing", -1),
-        ("NO.", 0),
-        ("not yes", 1),
-        ("yes, no", 1),
-        ("", -1),
-        ("yesno", -1),
-        ("<thinking>no</thinking> yes", 1),
-        ("no?</THINKING>yes", 1),
-        ("<think>no", -1),
-    ],
+    [("nothing", -1), ("NO.", 0), ("not yes", 1), ("yes, no", 1), ("", -1), ("yesno", -1)],
 )
 def test_the_first_whole_word_counts(text, found):
     assert first_word(text, ["no", "yes"]) == found
