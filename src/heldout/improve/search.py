@@ -87,7 +87,7 @@ def improve(
         device: where to train, or "auto"; default: what the file says.
         workers: processes.
         threads: threads of arithmetic in each of them.
-        on: "local", "processes", "ray" or "ray://host:port".
+        on: "local", "processes", "ray" or "ray://host:port"; every machine needs heldout, and the file at its path.
         out: output folder; default ``heldout-runs/improve-<file stem>``.
         say: called with a line at the start of each phase.
         progress: see ``heldout.study.run_study``.

@@ -77,12 +77,10 @@ from heldout.tasks.language.copying_language import CopyingLanguage, copying_lan
 from heldout.tasks.language.instruction_world import (
     CATEGORIES,
     InstructionWorld,
-    Program,
-    lexicon,
     list_facts,
-    run_program,
 )
 from heldout.tasks.language.instructions import Instance, InstructionExample, InstructionTask, task_split
+from heldout.tasks.language.list_programs import Program, lexicon, run_program
 from heldout.tasks.language.opinions import NEGATIVE_WORDS, OPINION_CLASSES, POSITIVE_WORDS, opinion_words, opinions
 from heldout.tasks.language.question_tasks import QUESTION_CATEGORIES, OptionInstance, question_tasks
 from heldout.tasks.language.questions import (
