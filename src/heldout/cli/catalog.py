@@ -128,9 +128,7 @@ def _told(name: str) -> dict[str, str]:
     paragraphs = (inspect.getdoc(factory) or "").split("\n\n")
     sections = [number for number, text in enumerate(paragraphs) if text.partition("\n")[0].endswith(":")]
     source = next((text.removeprefix("Source: ") for text in paragraphs if text.startswith("Source: ")), "")
-    own = [
-        text for text in paragraphs[: min(sections, default=len(paragraphs))] if not text.startswith("Source: ")
-    ]
+    own = [text for text in paragraphs[: min(sections, default=len(paragraphs))] if not text.startswith("Source: ")]
     found = {
         "idea": " ".join(" ".join(own).split()),
         "applies to": applies,

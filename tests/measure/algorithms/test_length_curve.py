@@ -215,3 +215,19 @@ def test_offsets_need_a_model_that_tells_its_positions():
     assert not torch.cat([seen[:, 0] for seen in model.seen]).any()
     with pytest.raises(ValueError, match="max_offset needs a model whose positions are known"):
         length_curve(model, TASK, [4], n=9, max_offset=3)
+
+
+def test_a_row_that_has_ended_stays_so_while_others_go_on_and_dropout_is_off():
+    class Said(nn.Module):
+        """Ends the first row at once, and would go on; never ends the second."""
+
+        def forward(self, input_ids):
+            assert not self.training
+            following = torch.full_like(input_ids, 5)
+            following[0, -1] = END if input_ids.shape[1] == 2 else 5
+            return nn.functional.one_hot(following, 7).float()
+
+    model = Said().train()
+    written = greedy_answers(model, torch.tensor([[1, 4], [1, 4]]), 4, use_cache=False)
+    assert written.tolist() == [[END, PAD, PAD, PAD], [5, 5, 5, 5]]
+    assert model.training
