@@ -285,6 +285,12 @@ def test_a_token_that_is_chosen_beside_an_index_stays_a_token():
     def program(x):
         token = rasp.tok_map(x, lambda token: token + 1)
         rasp.seq_map(token, rasp.indices(x), lambda one, _: one)
-        return rasp.tok_map(token, lambda one: one % 2)
+        return rasp.tok_map(token, lambda one: one * 3)
 
     rasp.check_learnable(program, EXAMPLES)
+
+
+def test_the_mean_of_two_indices_is_refused_and_that_of_one_is_not():
+    rasp.check_learnable(mean_place, [torch.tensor([0, 1])])
+    with pytest.raises(LearnabilityError, match="must not average indices"):
+        rasp.check_learnable(mean_place, [torch.tensor([0, 0])])
