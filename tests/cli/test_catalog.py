@@ -5,9 +5,12 @@ import os
 import subprocess
 import sys
 
+import pytest
 from typer.testing import CliRunner
 
 from heldout.cli import app
+from heldout.methods import available
+from heldout.problem import LANGUAGE_METHODS
 from tests.cli.test_verbs import heldout, one_line
 
 
@@ -60,11 +63,39 @@ def test_piped_output_is_never_cut():
     assert "with any optimizer." in done.stdout
 
 
-def test_show_takes_underscores_and_every_method():
-    from heldout.methods import available
-
+def test_show_takes_underscores():
     assert "ghost-batch-norm" in heldout("show", "ghost_batch_norm").stdout
     assert "heldout show diversification" in heldout("show", "divdis").stdout
-    runner = CliRunner()
-    for name in available():
-        assert runner.invoke(app, ["show", name]).exit_code == 0, name
+
+
+@pytest.mark.parametrize("name", sorted({*available(), *LANGUAGE_METHODS}))
+def test_show_tells_of_every_method_that_improve_may_try(name):
+    """What it does, what it applies to, which stages it changes, and the paper it is from, where there is one."""
+    document = CliRunner().invoke(app, ["show", name, "--json"])
+    assert document.exit_code == 0, document.output
+    shown = json.loads(document.stdout)
+    told, from_paper = shown["told"], shown["arxiv"]
+    assert len(told["idea"]) > 30
+    assert not {"Args:", "Raises:", "Example:"} & set(told["idea"].split())
+    assert ("causal language models" in told["applies to"]) is (name in LANGUAGE_METHODS)
+    assert set(told["changes"].split(", ")) <= {"data", "model", "optimizer", "loss", "weights", "predict"}
+    assert from_paper or told["source"]
+    card = CliRunner().invoke(app, ["show", name]).stdout
+    printed = " ".join(card.split())
+    for text in told.values():
+        assert text in printed
+    assert f"--methods {shown.get('name', name)}" in printed
+
+
+def test_show_tells_nothing_of_methods_where_there_is_none():
+    document = json.loads(heldout("show", "awq", "--json").stdout)
+    assert document["told"] == {}
+    assert "Applies to" not in heldout("show", "awq").stdout
+
+
+def test_what_is_for_texts_alone_is_told_so():
+    for name in ("position_offsets", "s3ft"):
+        assert json.loads(heldout("show", name, "--json").stdout)["told"]["applies to"].startswith("causal language")
+    both = json.loads(heldout("show", "ps_kd", "--json").stdout)["told"]["applies to"]
+    assert both.startswith("models and data")
+    assert both.endswith("in a form of its own")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import asdict
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -84,27 +85,57 @@ def show(
     as_json: Json = False,
 ) -> None:
     """Show one system or Method: what it is for, its parts, how to use it, its recorded evidence."""
-    from heldout.catalog import evidence, find, named_methods
+    from heldout.catalog import evidence, find, module_name, named_methods
 
     if method := named_methods().get(name.replace("-", "_")):
+        told = _told(method.name)
         if as_json:
-            print_json(asdict(method))
+            print_json({**asdict(method), "told": told})
             return
         from heldout.report import method_card
 
-        method_card(method, console())
+        method_card(method, console(), told=told)
         return
     try:
         system = find(name)
     except ValueError as error:
         fail(str(error))
-    recorded = evidence(system.slug)
+    recorded, told = evidence(system.slug), _told(module_name(system.slug))
     if as_json:
-        print_json({**asdict(system), "status": "built" if system.built else "planned", "evidence": recorded})
+        status = "built" if system.built else "planned"
+        print_json({**asdict(system), "status": status, "evidence": recorded, "told": told})
         return
     from heldout.report import system_card
 
-    system_card(system, recorded, console())
+    system_card(system, recorded, console(), told=told)
+
+
+def _told(name: str) -> dict[str, str]:
+    """What a Method's docstring, stages and source tell, by heading; nothing where no Method has the name."""
+    from heldout import methods
+    from heldout.problem import LANGUAGE_METHODS
+
+    of_texts = LANGUAGE_METHODS.get(name)
+    factory: Any = getattr(methods, name) if name in methods.available() else of_texts
+    if factory is None:
+        return {}
+    for_texts = "causal language models, whose data are texts"
+    applies = "models and data that it does not refuse; heldout improve prints its reasons"
+    if of_texts is factory:
+        applies = for_texts
+    elif of_texts is not None:
+        applies += f"; {for_texts}, in a form of its own"
+    paragraphs = (inspect.getdoc(factory) or "").split("\n\n")
+    sections = [number for number, text in enumerate(paragraphs) if text.partition("\n")[0].endswith(":")]
+    source = next((text.removeprefix("Source: ") for text in paragraphs if text.startswith("Source: ")), "")
+    own = [text for text in paragraphs[: min(sections, default=len(paragraphs))] if not text.startswith("Source: ")]
+    found = {
+        "idea": " ".join(" ".join(own).split()),
+        "applies to": applies,
+        "changes": ", ".join(factory().stages),
+        "source": " ".join(source.split()),
+    }
+    return {heading: text for heading, text in found.items() if text}
 
 
 def data_sources(

@@ -5,6 +5,7 @@ from heldout.problem.checks import check_problem, inapplicable
 from heldout.problem.differences import no_difference, resolution, undertrained
 from heldout.problem.inputs import as_examples
 from heldout.problem.kinds import KINDS, Kind, kind_of
+from heldout.problem.language_methods import LANGUAGE_METHODS
 from heldout.problem.loading import EXAMPLES, example_path, load_problem
 from heldout.problem.problem import Problem
 from heldout.problem.texts import Texts, text_losses
@@ -12,6 +13,7 @@ from heldout.problem.texts import Texts, text_losses
 __all__ = [
     "EXAMPLES",
     "KINDS",
+    "LANGUAGE_METHODS",
     "Kind",
     "Problem",
     "ProblemError",

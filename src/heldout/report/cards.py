@@ -17,8 +17,13 @@ if TYPE_CHECKING:
 
 
 @checked
-def system_card(system: System, evidence: Mapping[str, Any] | None, console: Console) -> None:
-    """Prints what one system is for, its parts, how to use it and what its evidence says."""
+def system_card(
+    system: System, evidence: Mapping[str, Any] | None, console: Console, *, told: Mapping[str, str] | None = None
+) -> None:
+    """Prints what one system is for, its parts, how to use it and what its evidence says.
+
+    ``told`` is what its Method tells of itself, by heading.
+    """
     check_has("slug", "title", system=system)
     console.print(f"[bold]{system.slug}[/]  {escape(system.title)}")
     console.print(f"[dim]{escape(system.authors)}, {system.year}, arXiv:{system.arxiv}[/]\n")
@@ -29,8 +34,11 @@ def system_card(system: System, evidence: Mapping[str, Any] | None, console: Con
         console.print("Planned: not built yet.")
         return
     console.print("[bold]Parts[/]   " + "\n        ".join(system.parts))
+    _print_told(console, told or {})
     if system.method:
         _print_use(console, system.slug.replace("-", "_"), system.space)
+    elif told:
+        _print_trial(console, system.slug.replace("-", "_"))
     if system.extra:
         console.print(escape(f"Needs   pip install 'heldout[{system.extra}]'"))
     console.print(f"[bold]Claims[/]  heldout reproduce {system.slug} --workers 2\n")
@@ -58,8 +66,8 @@ def _add_claim(table: Table, word: str, claim: Mapping[str, Any]) -> None:
 
 
 @checked
-def method_card(method: NamedMethod, console: Console) -> None:
-    """Prints what a Method is for and how to use it."""
+def method_card(method: NamedMethod, console: Console, *, told: Mapping[str, str] | None = None) -> None:
+    """Prints what a Method is for and how to use it; ``told`` is what it tells of itself, by heading."""
     check_has("name", "summary", method=method)
     console.print(f"[bold]{method.name}[/]  {escape(method.summary)}")
     if method.arxiv:
@@ -67,6 +75,7 @@ def method_card(method: NamedMethod, console: Console) -> None:
     console.print()
     if method.on_request:
         console.print("Tried by heldout improve only when asked for.")
+    _print_told(console, told or {})
     _print_use(console, method.name, method.space)
     if method.of:
         console.print(f"[bold]Claims[/]  heldout show {method.of}")
@@ -74,11 +83,20 @@ def method_card(method: NamedMethod, console: Console) -> None:
 
 def _print_use(console: Console, name: str, space: Mapping[str, Sequence[Any]]) -> None:
     console.print(f"[bold]Method[/]  from heldout.methods import {name}; heldout.fit(model, splits, {name}())")
-    console.print(f"[bold]Try it[/]  heldout improve my_model.py --methods {name}")
+    _print_trial(console, name)
     if space:
         console.print(
             "[bold]Space[/]   " + "\n        ".join(f"{name}: {_values(each)}" for name, each in space.items())
         )
+
+
+def _print_trial(console: Console, name: str) -> None:
+    console.print(f"[bold]Try it[/]  heldout improve my_model.py --methods {name}")
+
+
+def _print_told(console: Console, told: Mapping[str, str]) -> None:
+    for heading, text in told.items():
+        console.print(f"[bold]{heading.capitalize()}[/]  {escape(text)}")
 
 
 def _values(values: Sequence[Any]) -> str:

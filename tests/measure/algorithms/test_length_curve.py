@@ -177,3 +177,57 @@ def test_the_reach_ends_at_the_first_length_below_the_threshold():
 def test_bad_input_is_refused_by_name(call, said):
     with pytest.raises((ValueError, TypeError), match=said):
         call()
+
+
+def test_offsets_do_not_depend_on_the_batch_size_and_end_where_positions_do():
+    found = {}
+    for batch_size in (1, 7, 64):
+        model = Known()
+        length_curve(model, TASK, [8], n=30, max_offset=1000, batch_size=batch_size, seed=2)
+        found[batch_size] = torch.cat([seen[:, 0] for seen in model.seen]).tolist()
+    assert found[1] == found[7] == found[64]
+    assert len(set(found[1])) > 10
+    assert max(found[1]) <= 64 - TASK.size(8)
+
+
+def test_the_seed_draws_the_prompts():
+    drawn = {}
+    for seed in (0, 1):
+        length_curve(lambda prompts: drawn.setdefault(seed, prompts), TASK, [8], n=20, seed=seed)  # noqa: B023
+    assert not torch.equal(drawn[0], drawn[1])
+
+
+def test_dropout_is_off_while_a_model_is_measured_and_its_mode_is_given_back():
+    class Dropped(Known):
+        def forward(self, input_ids, position_ids):
+            assert not self.training
+            return super().forward(input_ids, position_ids)
+
+    model = Dropped().train()
+    assert length_curve(model, TASK, [4], n=9).at(4) == 1.0
+    assert model.training
+
+
+def test_offsets_need_a_model_that_tells_its_positions():
+    model = Known()
+    model.max_positions = None
+    assert length_curve(model, TASK, [4], n=9).at(4) == 1.0
+    assert not torch.cat([seen[:, 0] for seen in model.seen]).any()
+    with pytest.raises(ValueError, match="max_offset needs a model whose positions are known"):
+        length_curve(model, TASK, [4], n=9, max_offset=3)
+
+
+def test_a_row_that_has_ended_stays_so_while_others_go_on_and_dropout_is_off():
+    class Said(nn.Module):
+        """Ends the first row at once, and would go on; never ends the second."""
+
+        def forward(self, input_ids):
+            assert not self.training
+            following = torch.full_like(input_ids, 5)
+            following[0, -1] = END if input_ids.shape[1] == 2 else 5
+            return nn.functional.one_hot(following, 7).float()
+
+    model = Said().train()
+    written = greedy_answers(model, torch.tensor([[1, 4], [1, 4]]), 4, use_cache=False)
+    assert written.tolist() == [[END, PAD, PAD, PAD], [5, 5, 5, 5]]
+    assert model.training

@@ -199,3 +199,98 @@ def test_rules_are_checked_only_there():
 def test_bad_input_is_refused_by_name(call, said):
     with pytest.raises((ValueError, TypeError), match=said):
         call(torch.tensor([1, 0, 1]))
+
+
+@pytest.mark.parametrize("span", [253, 254, 255, 256])
+@pytest.mark.parametrize("low", [-300, 0])
+def test_values_at_the_end_of_a_byte_are_aggregated_exactly(span, low):
+    values = torch.tensor([low, low + span, low + 7])
+    keys, queries = torch.tensor([1, 1, 2]), torch.tensor([1, 1, 5])
+    for reduction, wanted in (("max", [low, low + span, -9]), ("min", [low, low, -9])):
+        assert rasp.kqv(keys, queries, values, torch.eq, -9, reduction).tolist() == wanted
+
+
+def equal_and_large(x):
+    places = rasp.indices(x)
+    return rasp.kqv(places, places, x, lambda key, query: (key == query) & (key > 2))
+
+
+def token_before_place(x):
+    return rasp.kqv(x, rasp.indices(x), x, lambda key, query: key == query - 1)
+
+
+def place_before_token(x):
+    return rasp.kqv(rasp.indices(x), x, x, lambda key, query: key == query - 1)
+
+
+def parity_of_a_place_and_a_token(x):
+    return rasp.seq_map(rasp.indices(x), x, lambda place, token: (place + token) % 2)
+
+
+def two_constants(x):
+    return rasp.seq_map(rasp.indices(x), x, lambda place, token: torch.where(place % 2 == 0, 50, 60))
+
+
+def first_place_looks_ahead(x):
+    return rasp.tok_map(x, lambda token: token + (torch.arange(len(token)) == 0) * (len(token) > 1))
+
+
+def an_operation_more_where_the_input_is_long(x):
+    if len(x) > 1:
+        rasp.full(x, 1)
+    return rasp.tok_map(x, lambda token: token + 1)
+
+
+@pytest.mark.parametrize(
+    ("program", "said"),
+    [
+        (lambda x: rasp.tok_map(rasp.indices(x), lambda i: i + 2), "no arithmetic on indices"),
+        (lambda x: rasp.tok_map(rasp.indices(x), lambda i: i - 2), "no arithmetic on indices"),
+        (equal_and_large, "by their order alone"),
+        (token_before_place, "by their order alone"),
+        (place_before_token, "by their order alone"),
+        (parity_of_a_place_and_a_token, "seq_map must do no arithmetic"),
+        (two_constants, "seq_map must do no arithmetic"),
+        (first_place_looks_ahead, "must not look ahead: place 0"),
+        (an_operation_more_where_the_input_is_long, "the same operations"),
+        (lambda x: rasp.full(x, 128), r"got \[128, 128\] of full"),
+        (lambda x: rasp.full(x, -129), r"got \[-129, -129\] of full"),
+    ],
+)
+def test_what_breaks_a_rule_by_little_is_refused(program, said):
+    with pytest.raises(LearnabilityError, match=said):
+        rasp.check_learnable(program, EXAMPLES)
+
+
+@pytest.mark.parametrize("value", [128, -129])
+def test_inputs_that_do_not_fit_into_eight_bits_are_refused(value):
+    with pytest.raises(LearnabilityError, match="of the input"):
+        rasp.check_learnable(lambda x: rasp.tok_map(x, lambda token: token * 0), [torch.tensor([0, value])])
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        lambda x: rasp.full(x, 127),
+        lambda x: rasp.full(x, -128),
+        lambda x: rasp.tok_map(rasp.indices(x), lambda i: i == 3),
+        lambda x: rasp.tok_map(rasp.indices(x), lambda i: i <= 3),
+    ],
+)
+def test_what_just_keeps_the_rules_passes(program):
+    rasp.check_learnable(program, EXAMPLES)
+
+
+def test_a_token_that_is_chosen_beside_an_index_stays_a_token():
+    def program(x):
+        token = rasp.tok_map(x, lambda token: token + 1)
+        rasp.seq_map(token, rasp.indices(x), lambda one, _: one)
+        return rasp.tok_map(token, lambda one: one * 3)
+
+    rasp.check_learnable(program, EXAMPLES)
+
+
+def test_the_mean_of_two_indices_is_refused_and_that_of_one_is_not():
+    rasp.check_learnable(mean_place, [torch.tensor([0, 1])])
+    with pytest.raises(LearnabilityError, match="must not average indices"):
+        rasp.check_learnable(mean_place, [torch.tensor([0, 0])])

@@ -101,3 +101,14 @@ def test_offsets_below_1_are_refused(name):
     arguments = (x,) if name == "shift_right" else (x, x, x)
     with pytest.raises(ValueError, match="at least 1"):
         getattr(rasp_library, name)(*arguments, 0)
+
+
+def test_what_is_not_zero_is_true_below_zero_too():
+    truth, x, y = torch.tensor([-2, 0, 1, -1]), torch.tensor([5, 6, 7, 8]), torch.tensor([1, 2, 3, 4])
+    assert rasp_library.cumsum(truth).tolist() == [1, 1, 2, 3]
+    assert rasp_library.where(truth, x, y).tolist() == [5, 2, 7, 8]
+    assert rasp_library.mask(x, truth, 9).tolist() == [5, 9, 7, 8]
+
+
+def test_the_default_of_the_first_true_place_is_the_one_that_is_asked_for():
+    assert rasp_library.first_true(torch.tensor([0, 2, 1]), 7).tolist() == [7, 7, 2]

@@ -60,3 +60,37 @@ def test_finding_parts_computes_nothing():
     before = {name: value.clone() for name, value in model.state_dict().items()}
     decoder_parts(model)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+class Sides(nn.Module):
+    """A list of large blocks and one of small ones, with what is named beside them."""
+
+    def __init__(self, before=(), after=()):
+        super().__init__()
+        for number, part in enumerate(before):
+            self.add_module(f"before_{number}", part)
+        self.small = nn.ModuleList(nn.Linear(2, 2) for _ in range(3))
+        self.large = nn.ModuleList(nn.Linear(4, 4) for _ in range(2))
+        for number, part in enumerate(after):
+            self.add_module(f"after_{number}", part)
+
+
+def test_the_list_with_most_parameters_is_meant():
+    assert decoder_parts(Sides()).path == "large"
+
+
+def test_the_norm_is_the_one_behind_the_blocks_and_none_where_two_could_be_meant():
+    first, last = nn.LayerNorm(4), nn.LayerNorm(4)
+    assert decoder_parts(Sides([first])).norm is first
+    assert decoder_parts(Sides([first], [last])).norm is last
+    assert decoder_parts(Sides([], [first, last])).norm is None
+    assert decoder_parts(Sides([], [nn.Linear(4, 4), nn.Sequential(nn.LayerNorm(4))])).norm is None
+
+
+def test_embeddings_that_are_no_modules_are_not_told():
+    model = Sides()
+    model.get_input_embeddings = lambda: "wte"
+    model.get_output_embeddings = lambda: None
+    parts = decoder_parts(model)
+    assert parts.embedding is None
+    assert parts.head is None

@@ -1,5 +1,7 @@
 """Random first positions while a model trains, and nothing afterwards."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
@@ -141,3 +143,56 @@ def test_the_method_trains_positions_that_no_example_reaches_and_leaves_no_hook(
         assert not fitted.module._forward_pre_hooks
     assert trained["plain"] == 3
     assert trained["offsets"] > 10
+
+
+def test_offsets_are_at_most_what_is_asked_for_and_masks_of_another_shape_do_not_count():
+    spy = Spy()
+    random_position_offsets(spy, max_offset=3, generator=torch.Generator().manual_seed(0))
+    for _ in range(60):
+        spy(IDS, attention_mask=torch.ones(2, 1, 3, 3))
+    assert torch.cat(spy.seen)[:, 0].unique().tolist() == [0, 1, 2, 3]
+
+
+def test_a_model_of_one_position_and_one_whose_positions_are_hidden_by_an_adapter():
+    spy = Spy()
+    spy.max_positions = 1
+    with pytest.raises(ValueError, match="tells how many positions"):
+        random_position_offsets(spy)
+
+    class Adapter(nn.Module):
+        def get_base_model(self):
+            return spy
+
+        def forward(self, *args, **kwargs):
+            return None
+
+    assert takes_positions(Adapter())
+    assert not takes_argument(Adapter(), "use_cache")
+
+
+def test_small_outputs_are_told_from_relative_positions():
+    model = gpt2()
+    with torch.no_grad():
+        model.transformer.ln_f.weight.mul_(1e-5)
+    assert position_offsets().check(model, Splits(train=[(torch.zeros(2), 0)])) is None
+
+
+def test_the_method_draws_from_the_run_alone():
+    found = []
+    for noise in (1, 2):
+        run, spy = SimpleNamespace(state={}, generator=torch.Generator().manual_seed(0)), Spy()
+        torch.manual_seed(noise)
+        position_offsets().model(run, spy)
+        for _ in range(20):
+            spy(IDS)
+        position_offsets().weights(run, spy)
+        found.append(torch.cat(spy.seen))
+        assert not run.state
+        assert not spy._forward_pre_hooks
+    assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("positions", [2, 3, 4])
+def test_models_of_few_positions_are_checked_within_them(positions):
+    model = CausalTransformer(7, dim=8, heads=2, max_positions=positions)
+    assert position_offsets().check(model, Splits(train=[(torch.zeros(2), 0)])) is None

@@ -168,3 +168,30 @@ def test_samples_are_those_of_their_seed():
 def test_bad_input_is_refused_by_name(call, said):
     with pytest.raises(ValueError, match=said):
         call()
+
+
+def test_in_half_of_the_additions_the_second_operand_has_small_digits():
+    """Digits of the second operand that do not complete a 9 have a mean of 4.5, or of half a bound that is uniform."""
+    task, means = task_of("addition", "plain"), []
+    for prompt, _ in task.pairs(3000, [9], seed=0):
+        at = prompt.index("+")
+        free = [int(b) for a, b in zip(prompt[1:at], prompt[at + 2 :], strict=True) if int(a) + int(b) != 9]
+        if len(free) >= 5:
+            means.append(sum(free) / len(free))
+    small = sum(mean < 2 for mean in means) / len(means)
+    assert 0.12 < small < 0.35  # of uniform digits, 1 in 100
+
+
+def test_a_vocabulary_of_just_the_longest_length_and_the_usual_one_of_counting():
+    for name in ("copy_unique", "sort"):
+        prompt, answer = task_of(name, "plain", vocab=9).pairs(1, [9])[0]
+        assert set(prompt) == set(answer) == set(map(str, range(9)))
+    assert len(task_of("count", "plain").symbols) == 18
+
+
+@pytest.mark.parametrize(
+    ("name", "prompt"), [("count", "2 5 7"), ("copy", "0 x"), ("mode", ">"), ("parity", "0 1 2"), ("addition", "1 1")]
+)
+def test_prompts_of_other_tokens_or_sizes_are_refused(name, prompt):
+    with pytest.raises(ValueError, match=f"prompt must be one of {name}"):
+        task_of(name, "plain").solve(prompt)

@@ -150,7 +150,7 @@ def addition_reverse(x: Tensor) -> Tensor:
     )  # a digit below the sum of its pair has carried
     digit = seq_map(pair, carry, lambda sum_, one: (sum_ + one) % 10)
     ends = seq_map(before, induct(x, full(x, BEGIN), x), torch.eq)
-    following = where(ends, full(x, STOP), tok_map(before, lambda hint: (hint - 1).clamp(min=-100)))
+    following = where(ends, full(x, STOP), tok_map(before, lambda hint: hint - 1))
     return _step(x, hint=digit, sep=shift_right(x, 2), symbol=following)
 
 

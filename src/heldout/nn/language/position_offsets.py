@@ -144,8 +144,9 @@ def position_offsets(max_offset: int = 64) -> Method:
     def check(module: nn.Module, splits: Splits) -> str | None:
         if (reason := _why_no_positions(module)) is not None:
             return reason
-        ids = torch.zeros(1, 4, dtype=torch.int64, device=device_of(module))
-        places = torch.arange(4, device=ids.device)[None]
+        size = min(4, (position_limit(module) or 2) - 1)
+        ids = torch.zeros(1, size, dtype=torch.int64, device=device_of(module))
+        places = torch.arange(size, device=ids.device)[None]
         with evaluating(module), torch.no_grad():
             here, moved = (_outputs(module, ids, places + offset) for offset in (0, 1))
         scale = float(here.abs().max())
