@@ -3,7 +3,7 @@ from functools import partial
 import pytest
 import torch
 
-from heldout.nn import CrossAttentionFusion, DualStreamFusion, PerceiverFusion, SingleStreamFusion
+from heldout.nn import CrossAttentionFusion, DualStreamFusion, PerceiverFusion, RecurrentFusion, SingleStreamFusion
 
 FUSIONS = {
     "cross-attention": partial(CrossAttentionFusion, 8),
@@ -12,6 +12,7 @@ FUSIONS = {
     "perceiver from zeros": partial(PerceiverFusion, 8, blocks=0, learned=False),
     "single stream": partial(SingleStreamFusion, 8, blocks=3),
     "dual stream": partial(DualStreamFusion, 8, 2),
+    "recurrent": partial(RecurrentFusion, 8, length=6),
 }
 
 
@@ -51,7 +52,8 @@ def test_both_streams_matter_and_their_roles_differ(name):
     usual = fusion(a, b)
     other_a, other_b = streams(seed=1002)
     assert usual.shape == (3, 8)
-    for changed in (fusion(other_a, b), fusion(a, other_b), fusion(b, a)):
+    swapped = fusion(b, torch.cat([a, a], 1)[:, :6])
+    for changed in (fusion(other_a, b), fusion(a, other_b), swapped):
         assert (changed - usual).abs().amax(1).min() > 1e-4
 
 
@@ -96,6 +98,20 @@ def test_the_single_stream_reads_the_last_token_of_the_second_stream():
     torch.testing.assert_close(fusion(a, b), fusion.perceptron(joined[:, -1]))
 
 
+def test_a_gru_sees_the_whole_scene_beside_each_token_and_its_last_state_is_read():
+    torch.manual_seed(1003)
+    fusion = RecurrentFusion(8, length=6, hidden=5)
+    a, b = streams()
+    state = torch.zeros(1, 3, 5)
+    for position in range(4):
+        seen = torch.cat([a[:, position], *b.unbind(1)], 1)
+        _, state = fusion.gru(seen[:, None], state)
+    torch.testing.assert_close(fusion(a, b), fusion.norm(state[0]))
+    assert fusion.width == 5
+    mask = torch.tensor([[True, False, True, False]] * 3)
+    torch.testing.assert_close(fusion(a, b, mask), fusion(a[:, [0, 2]], b))
+
+
 @pytest.mark.parametrize("name", FUSIONS)
 def test_every_parameter_that_is_trained_has_a_gradient(name):
     fusion = made(name)
@@ -111,6 +127,9 @@ def test_every_parameter_that_is_trained_has_a_gradient(name):
         (lambda: PerceiverFusion(8, latents=0), "latents"),
         (lambda: SingleStreamFusion(8, blocks=0), "blocks"),
         (lambda: DualStreamFusion(8, heads=3), "heads"),
+        (lambda: RecurrentFusion(8, length=0), "length"),
+        (lambda: RecurrentFusion(8, length=3, hidden=0), "hidden"),
+        (lambda: RecurrentFusion(8, length=3)(torch.zeros(2, 3, 8), torch.zeros(2, 4, 8)), "tokens_b must be 3"),
         (lambda: DualStreamFusion(8)(torch.zeros(2, 3, 8), torch.zeros(3, 3, 8)), "tokens_a and tokens_b"),
         (lambda: DualStreamFusion(8)(torch.zeros(2, 3, 8), torch.zeros(2, 3, 4)), "tokens_b"),
         (lambda: DualStreamFusion(8)(torch.zeros(2, 3, 8), torch.zeros(2, 3, 8), torch.ones(2, 3)), "mask_a"),
