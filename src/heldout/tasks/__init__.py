@@ -194,6 +194,7 @@ from heldout.tasks.shapes.gcog import GCOG, GCOGTrials, QuestionFamily, SceneTri
 from heldout.tasks.shapes.gcog_splits import (
     GCOGLeak,
     GCOGSplitName,
+    gcog_axes,
     gcog_leaks,
     gcog_split,
     object_groups,
@@ -400,6 +401,7 @@ __all__ = [
     "first_drawings",
     "fixed_tables",
     "forwards_and_backwards",
+    "gcog_axes",
     "gcog_leaks",
     "gcog_split",
     "glaucoma_maps",

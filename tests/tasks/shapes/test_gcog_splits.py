@@ -7,6 +7,7 @@ from heldout.tasks import (
     GCOG,
     QUESTION_OPERATORS,
     answer_question,
+    gcog_axes,
     gcog_leaks,
     gcog_split,
     object_groups,
@@ -117,6 +118,44 @@ def test_sets_hold_what_their_names_say(splits):
     assert all(len(test) == 200 for sets in splits.values() for part, test in sets.items() if part != "train")
 
 
+@pytest.fixture(scope="module")
+def axes():
+    return gcog_axes(GCOG(grid=5, colors=5, shapes=5), train=1500, test=150, seed=1002)
+
+
+@pytest.mark.parametrize(
+    ("part", "by"),
+    [
+        ("distractors", "distractors"),
+        ("systematic1", "objects"),
+        ("systematic3", "operators"),
+        ("depth 5", "depth"),
+        ("iid", "trials"),
+    ],
+)
+def test_on_each_axis_one_thing_is_unseen_and_a_planted_leak_is_found(axes, part, by):
+    train, test = axes["train"], axes[part]
+    assert gcog_leaks(train, test, by).total == 0
+    assert gcog_leaks(train, planted(test, 2, train, 4), by).combinations.tolist() == [len(test) - 1]
+    others = {"objects", "operators", "depth"} - {by}
+    if part != "iid":  # what is not asked for stays as in training
+        for other in others - ({"operators"} if part in ("distractors", "systematic1") else set()):
+            shared = len(gcog_leaks(train, test, other).combinations)
+            assert shared > 0.95 * len(test), other
+
+
+def test_one_training_set_has_both_depths_and_few_distractors(axes):
+    assert axes["train"].factors["depth"].unique(return_counts=True)[1].tolist() == [750, 750]
+    assert axes["train"].factors["distractors"].unique().tolist() == [0, 1, 2, 3]
+    assert axes["distractors"].factors["distractors"].unique().tolist() == [10]
+    assert [axes[name].factors["depth"].unique().tolist() for name in ("iid", "systematic3", "depth 5")] == [
+        [1, 3],
+        [3],
+        [5],
+    ]
+    assert gcog_leaks(axes["val"], axes["iid"], "trials").total == 0
+
+
 class Executor(nn.Module):
     """Reads the tokens alone, and answers by the executor; or, of one operator, always wrongly."""
 
@@ -151,6 +190,10 @@ def test_what_cannot_be_split_is_refused():
     for grid, name in ((2, "distractor"), (3, "productive")):
         with pytest.raises(ValueError, match="world must have at least"):
             gcog_split(name, GCOG(grid=grid))
+    with pytest.raises(ValueError, match="world must have all"):
+        gcog_axes(GCOG(operators=("Go",)))
+    with pytest.raises(ValueError, match="distractors"):
+        gcog_axes(WORLD, distractors=(3, 3))
     with pytest.raises(ValueError, match="world of train"):
         gcog_leaks(WORLD.trials(2), GCOG().trials(2), "depth")
     with pytest.raises(ValueError, match="train and test must have trees"):

@@ -17,6 +17,8 @@ from heldout.nn.sequences.seq2seq import SinusoidalPositions
 class FieldEmbedding(nn.Module):
     """Embeds tokens of several fields, such as a colour and a shape, as the sum of one learned vector for each field.
 
+    The sum starts as large as the positions that are added to it, a mean square of 1/2: larger vectors bury them.
+
     Args:
         sizes: how many values each field has, from 0.
         d: of the vectors, even.
@@ -42,6 +44,8 @@ class FieldEmbedding(nn.Module):
         self.positions = SinusoidalPositions(d) if positions else nn.Identity()
         self.linear = nn.Linear(len(sizes), d) if raw else None
         self.vectors = nn.ModuleList([] if raw else [nn.Embedding(size, d) for size in sizes])
+        for each in self.vectors:
+            nn.init.normal_(each.weight, std=(2 * len(sizes)) ** -0.5)  # type: ignore[arg-type]
 
     @checked
     def forward(self, tokens: Tensor) -> Tensor:

@@ -251,7 +251,7 @@ class RecurrentFusion(_Fusion):
             raise ValueError(f"tokens_b must be {self.length} tokens, got {b.shape[1]}")
         last = torch.full((len(a),), a.shape[1] - 1, device=a.device)
         if mask_a is not None:  # what is no token comes last, and the state before it is read
-            a = a.gather(1, (~mask_a).int().argsort(1, stable=True)[:, :, None].expand_as(a))
+            a = a.gather(1, (~mask_a).int().argsort(dim=1, stable=True)[:, :, None].expand_as(a))
             last = mask_a.sum(1) - 1
         states, _ = self.gru(torch.cat([a, b.flatten(1)[:, None].expand(-1, a.shape[1], -1)], 2))
         return self.norm(states[torch.arange(len(a), device=a.device), last])
