@@ -202,6 +202,15 @@ from heldout.tasks.shapes.gcog_splits import (
     operator_filter,
 )
 from heldout.tasks.shapes.letter_scenes import render_scene
+from heldout.tasks.shapes.scene_captions import (
+    SCENE_RELATIONS,
+    SceneCaption,
+    caption_holds,
+    caption_question,
+    caption_text,
+    draw_captions,
+    scene_captions,
+)
 from heldout.tasks.shapes.scene_questions import (
     BOOLEAN_QUESTIONS,
     QUESTION_OPERATORS,
@@ -288,6 +297,7 @@ __all__ = [
     "RULE_FIELDS",
     "SCAN_PRIMITIVES",
     "SCENE_COLORS",
+    "SCENE_RELATIONS",
     "SCENE_SHAPES",
     "SEQUENCE_TASKS",
     "SHAPE_KINDS",
@@ -341,6 +351,7 @@ __all__ = [
     "RowPanels",
     "ScanGrammar",
     "SceneAnswer",
+    "SceneCaption",
     "SceneObject",
     "SceneQuestion",
     "SceneTrial",
@@ -366,6 +377,9 @@ __all__ = [
     "answer_in_form",
     "answer_question",
     "biased_attribute",
+    "caption_holds",
+    "caption_question",
+    "caption_text",
     "chain_fact",
     "chain_problem",
     "choice_questions",
@@ -386,6 +400,7 @@ __all__ = [
     "digits",
     "domains",
     "dominoes",
+    "draw_captions",
     "draw_experts",
     "drawing_features",
     "drawing_tags",
@@ -471,6 +486,7 @@ __all__ = [
     "rule_tokens",
     "run_program",
     "sample_problem",
+    "scene_captions",
     "sequence_task",
     "shape_hierarchy",
     "shifted",

@@ -33,7 +33,7 @@ class _Fusion(nn.Module):
     def forward(
         self, tokens_a: Tensor, tokens_b: Tensor, mask_a: Tensor | None = None, mask_b: Tensor | None = None
     ) -> Tensor:
-        """Returns one vector for each pair of rows, ``(batch, width)``; the width is ``d``, but for ``RecurrentFusion``.
+        """Returns one vector for each pair of rows, ``(batch, width)``; the width is mostly ``d``.
 
         Args:
             tokens_a: ``(batch, length, d)``, the instruction.
