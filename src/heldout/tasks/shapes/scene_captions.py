@@ -185,9 +185,11 @@ def _named(caption: SceneCaption) -> list[str]:
     check_one_of(SCENE_RELATIONS, caption=caption.relation)
     names = []
     for each in (caption.first, caption.second):
+        if each.color is None or each.shape is None:
+            raise ValueError(f"caption must name the colour and the shape of its objects, got {each}")
         check_labels(len(SCENE_COLORS), caption=each.color)
         check_labels(len(SCENE_SHAPES), caption=each.shape)
-        names.append(f"{SCENE_COLORS[each.color]} {SCENE_SHAPES[each.shape]}")  # type: ignore[index]
+        names.append(f"{SCENE_COLORS[each.color]} {SCENE_SHAPES[each.shape]}")
     return names
 
 
