@@ -100,15 +100,15 @@ class FusionClassifier(nn.Module):
         self.output = nn.Linear(width, classes)
 
     @checked
-    def forward(self, a: Tensor, mask: Tensor | None, b: Tensor) -> Tensor:
-        """Returns logits ``(batch, classes)``, in the order of the inputs of ``heldout.tasks.GCOGTrials``.
+    def forward(self, tokens_a: Tensor, mask_a: Tensor | None, tokens_b: Tensor) -> Tensor:
+        """Returns logits ``(batch, classes)``, from the inputs of ``heldout.tasks.GCOGTrials`` in their order.
 
         Args:
-            a: instructions, as their encoder takes them.
-            mask: bool ``(batch, length)``, what is a token of the instruction; None: all are.
-            b: scenes.
+            tokens_a: instructions, as their encoder takes them.
+            mask_a: bool ``(batch, length)``, what is a token of the instruction; None: all are.
+            tokens_b: scenes, as their encoder takes them.
 
         Raises:
             ValueError: what encoders and fusion refuse.
         """
-        return self.output(self.fusion(self.encoder_a(a), self.encoder_b(b), mask, None))
+        return self.output(self.fusion(self.encoder_a(tokens_a), self.encoder_b(tokens_b), mask_a, None))
