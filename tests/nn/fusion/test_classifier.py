@@ -35,6 +35,12 @@ def test_raw_tokens_pass_one_linear_map():
     assert len(list(embedding.parameters())) == 2
 
 
+def test_tokens_may_be_small_whole_numbers_and_fields_larger_than_these():
+    large = made((300, 4))
+    for kind in (torch.uint8, torch.int16, torch.int32):
+        assert large(TOKENS.to(kind)).equal(large(TOKENS))
+
+
 def classifier(world, fusion, d=16):
     colors, shapes = world.colors + 1, world.shapes + 1
     rules = FieldEmbedding((len(QUESTION_OPERATORS) + 2, shapes, colors, 2, shapes, colors, 2, 2), d)

@@ -46,6 +46,24 @@ def test_masked_tokens_have_no_influence_and_no_gradient(name):
 
 
 @pytest.mark.parametrize("name", FUSIONS)
+def test_one_pair_none_half_precision_and_tensors_with_gaps_are_fused_alike(name):
+    fusion = made(name).eval()
+    a, b = streams()
+    mask_a, mask_b = torch.ones(3, 4, dtype=torch.bool), torch.ones(3, 6, dtype=torch.bool)
+    mask_a[1, 2:] = mask_b[2, 4:] = mask_b[0, 1] = False
+    with torch.no_grad():
+        whole = fusion(a, b, mask_a, mask_b)
+        alone = [fusion(a[i : i + 1], b[i : i + 1], mask_a[i : i + 1], mask_b[i : i + 1]) for i in range(3)]
+        torch.testing.assert_close(torch.cat(alone), whole)
+        gaps = (torch.stack([each, each], -1)[..., 0] for each in (a, b, mask_a, mask_b))
+        torch.testing.assert_close(fusion(*gaps), whole)
+        assert fusion(a[:0], b[:0], mask_a[:0], mask_b[:0]).shape == (0, 8)
+        half = fusion.bfloat16()(a.bfloat16(), b.bfloat16(), mask_a, mask_b)
+    assert half.dtype == torch.bfloat16
+    torch.testing.assert_close(half.float(), whole, atol=0.1, rtol=0.1)
+
+
+@pytest.mark.parametrize("name", FUSIONS)
 def test_both_streams_matter_and_their_roles_differ(name):
     fusion = made(name)
     a, b = streams()

@@ -31,6 +31,14 @@ def test_pairs_of_cells_with_a_parity_are_all_as_likely():
         assert chi < 43.8  # p = 0.001 with 19 degrees of freedom
 
 
+def test_an_object_is_no_partner_of_its_own_cell():
+    """Of the pairs with an even sum on 3 x 3 cells 10 of 16 are two even cells; 25 of 41 were each its own partner."""
+    found = draws([1], parity_objects=2).trials(torch.zeros(40_000, dtype=torch.int64))
+    first = torch.tensor(cells_of(found))[found["answers"] == 1][:, 0]
+    even = ((first // 3 + first % 3) % 2 == 0).double()
+    assert abs(float(even.mean()) - 10 / 16) < 3 * (10 / 16 * 6 / 16 / len(even)) ** 0.5
+
+
 def test_odd_products_get_their_cells_first():
     """On 4 x 4 cells four have an odd product: where others were placed first, they would often be taken."""
     world = draws([4], slots=7, grid=4)

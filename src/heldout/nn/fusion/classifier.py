@@ -52,7 +52,7 @@ class FieldEmbedding(nn.Module):
         """Returns vectors ``(batch, length, d)``.
 
         Args:
-            tokens: int64 ``(batch, length, fields)``.
+            tokens: whole numbers ``(batch, length, fields)``.
 
         Raises:
             ValueError: another number of fields, or values that they do not have.
@@ -61,6 +61,7 @@ class FieldEmbedding(nn.Module):
         if tokens.shape[2] != len(self.sizes):
             raise ValueError(f"tokens must have {len(self.sizes)} fields, got {tokens.shape[2]}")
         check_labels(tokens=tokens)
+        tokens = tokens.long()
         if (tokens >= tokens.new_tensor(self.sizes)).any():
             raise ValueError(f"tokens must lie below the sizes {self.sizes} of their fields")
         if self.linear is not None:

@@ -181,8 +181,9 @@ def gcog_axes(
     number, operators that ask for their own group of objects (``operator_filter``) and tests above their own group of
     leaves (``operator_families``). Each other set differs in one respect: "distractors" has the second number of them,
     at depth 1; "systematic1" operators that ask for the other group, at depth 1; "systematic3" tests above the other
-    group of leaves, at depth 3; "depth 5" has trees of that depth. No trial of any is trained on, and none of "iid" is
-    in "val"; shallow trials of few objects are trained on most often, so that these two have fewer of them.
+    group of leaves, at depth 3; "depth 5" has trees of that depth, in which tests also stand above tests of their group
+    (there Exist is new below the others of its group). No trial of any is trained on, and none of "iid" is in "val";
+    shallow trials of few objects are trained on most often, so that these two have fewer of them.
 
     Args:
         world: must have all operators.
