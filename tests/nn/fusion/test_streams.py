@@ -95,6 +95,34 @@ def test_cross_attention_is_two_queries_with_the_same_norm():
     torch.testing.assert_close(fusion(a, b), query[:, 0])
 
 
+def read(blocks, tokens):
+    for block in blocks:
+        tokens = block(tokens)
+    return tokens
+
+
+def test_a_perceiver_crosses_to_each_stream_and_then_among_its_latents():
+    fusion = made("perceiver")
+    a, b = streams()
+    latents = fusion.latents.expand(3, -1, -1)
+    for cross, norm, perceptron, tokens in (
+        (fusion.cross_a, fusion.norm_a, fusion.perceptron_a, read(fusion.blocks_a, a)),
+        (fusion.cross_b, fusion.norm_b, fusion.perceptron_b, read(fusion.blocks_b, b)),
+    ):
+        found = norm(cross(latents, tokens, tokens)[0])
+        latents = fusion.norm(latents + found + perceptron(found))
+        latents = fusion.norm(latents + fusion.between(latents, latents, latents)[0])
+    torch.testing.assert_close(fusion(a, b), fusion.output(latents[:, -1]))
+
+
+def test_two_streams_are_each_read_at_their_last_token_and_added():
+    fusion = made("dual stream")
+    a, b = streams()
+    last_a, last_b = read(fusion.blocks_a, a)[:, -1], read(fusion.blocks_b, b)[:, -1]
+    wanted = fusion.perceptron(fusion.norm(fusion.read_a(last_a) + fusion.read_b(last_b)))
+    torch.testing.assert_close(fusion(a, b), wanted)
+
+
 def test_latents_that_start_from_zeros_are_copies_and_learned_ones_are_not():
     a, b = streams()
     alone, ten = (PerceiverFusion(8, latents=n, learned=False) for n in (1, 10))
