@@ -17,13 +17,14 @@ that is; ``drop`` is from ``iid`` to ``depth5``, and ``above_majority`` what is 
 operators, ``_nonparity`` and ``_learned``.
 
 Operators. The specification foresees that operators on parity stay at chance, and asks for the others then:
-``_nonparity``. Exist stays there, too, so that ``_learned`` is the accuracy over ``LEARNED``, the kinds of operators
-that any arm answers 0.2 above the majority, on ``val`` questions of depth 1 of development seed 1000, after 1,200 steps
-of the rates searched. Opposites (SumEven and SumOdd) are one kind: who takes one for the other gains on one what is
-lost on the other. ``lift_learned`` is the least of these lifts over the kinds in it and ``lift_others`` the largest of
-the others, on ``iid`` questions of depth 1, and checks ask whether the rule would choose them again. They were chosen
-before any axis but ``val`` was looked at. The first two claims are on either. The third is on all operators, where
-those that stay at chance hide what the others lose or keep, and on ``_learned``.
+``_nonparity``. Of these ``_learned`` has ``LEARNED``, the ones that any arm answers 0.2 above the majority, on ``val``
+questions of depth 1 of development seed 1000, after 1,200 steps of the rates searched: all but Exist. ``lift_learned``
+is the least of these lifts and ``lift_others`` that of Exist, on ``iid`` questions of depth 1, and checks ask whether
+the rule would choose them again; ``lift_parity`` is the larger one of Sum and Product, each with its opposite, since
+who takes SumEven for SumOdd gains on one what is lost on the other. After all 2,400 steps of seed 1000 Product has
+0.21 in cross-attention: it is left out because the specification does, not by the rule. They were chosen before any
+axis but the trained one was looked at. The first two claims are on either. The third is on all operators, where those
+that stay at chance hide what the others lose or keep, and on ``_learned``.
 
 Arms. As in the paper's code, each with as many parameters as the others within 20 % (``parameters``), at widths of
 their own: a GRU that sees the whole scene at each token of the question, two streams, one stream of one block and of
@@ -153,7 +154,7 @@ def run(arm: dict[str, Any], seed: int, profile: str) -> dict[str, float]:
     accuracies, guessed = by_operator(axis_report(model, {"": shallow})[""]), most_frequent(shallow)
     lifts = {kind: mean_over(accuracies, names) - mean_over(guessed, names) for kind, names in KINDS.items()}
     found["lift_learned"] = min(lift for name, lift in lifts.items() if name in LEARNED)
-    found["lift_others"] = max(lift for name, lift in lifts.items() if name not in LEARNED)
+    found |= {"lift_others": lifts["Exist"], "lift_parity": max(lifts["Sum"], lifts["Product"])}
     return found
 
 
@@ -175,7 +176,7 @@ study = Study(
         **{f"majority_{name}{kind}": higher_is_better for name in AXES for kind in COUNTED},
         **{f"{name}{kind}": lower_is_better for name in ("drop", "above_majority") for kind in COUNTED},
         **dict.fromkeys(("leaks", "parameters", "lift_others"), lower_is_better),
-        "lift_learned": higher_is_better,
+        **dict.fromkeys(("lift_learned", "lift_parity"), higher_is_better),
     },
     claims=[
         *(
