@@ -28,7 +28,14 @@ from heldout.nn.efficientnet import MobileBlock, Standardise, cached_features, e
 from heldout.nn.ensemble import LogitEnsemble
 from heldout.nn.features import Encoder, inputs_for, split_head, why_no_head
 from heldout.nn.fusion.attention_block import AttentionBlock
-from heldout.nn.fusion.streams import CrossAttentionFusion, DualStreamFusion, PerceiverFusion, SingleStreamFusion
+from heldout.nn.fusion.classifier import FieldEmbedding, FusionClassifier
+from heldout.nn.fusion.streams import (
+    CrossAttentionFusion,
+    DualStreamFusion,
+    PerceiverFusion,
+    RecurrentFusion,
+    SingleStreamFusion,
+)
 from heldout.nn.ghost_batch_norm import (
     GhostBatchNorm1d,
     GhostBatchNorm2d,
@@ -110,8 +117,10 @@ __all__ = [
     "DualStreamFusion",
     "Encoder",
     "FactorizedReduce",
+    "FieldEmbedding",
     "FoundGraph",
     "FrameAverage",
+    "FusionClassifier",
     "Genotype",
     "GenotypeEdge",
     "GhostBatchNorm1d",
@@ -141,6 +150,7 @@ __all__ = [
     "PathStep",
     "PerceiverFusion",
     "PowerActivation",
+    "RecurrentFusion",
     "ResizablePool",
     "SearchCell",
     "SearchNetwork",

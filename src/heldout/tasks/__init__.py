@@ -192,6 +192,7 @@ from heldout.tasks.shapes.gcog import GCOG, GCOGTrials, QuestionFamily, SceneTri
 from heldout.tasks.shapes.gcog_splits import (
     GCOGLeak,
     GCOGSplitName,
+    gcog_axes,
     gcog_leaks,
     gcog_split,
     object_groups,
@@ -199,6 +200,15 @@ from heldout.tasks.shapes.gcog_splits import (
     operator_filter,
 )
 from heldout.tasks.shapes.letter_scenes import render_scene
+from heldout.tasks.shapes.scene_captions import (
+    SCENE_RELATIONS,
+    SceneCaption,
+    caption_holds,
+    caption_question,
+    caption_text,
+    draw_captions,
+    scene_captions,
+)
 from heldout.tasks.shapes.scene_questions import (
     BOOLEAN_QUESTIONS,
     QUESTION_OPERATORS,
@@ -285,6 +295,7 @@ __all__ = [
     "RULE_FIELDS",
     "SCAN_PRIMITIVES",
     "SCENE_COLORS",
+    "SCENE_RELATIONS",
     "SCENE_SHAPES",
     "SEQUENCE_TASKS",
     "SHAPE_KINDS",
@@ -338,6 +349,7 @@ __all__ = [
     "RowPanels",
     "ScanGrammar",
     "SceneAnswer",
+    "SceneCaption",
     "SceneObject",
     "SceneQuestion",
     "SceneTrial",
@@ -363,6 +375,9 @@ __all__ = [
     "answer_in_form",
     "answer_question",
     "biased_attribute",
+    "caption_holds",
+    "caption_question",
+    "caption_text",
     "chain_fact",
     "chain_problem",
     "choice_questions",
@@ -383,6 +398,7 @@ __all__ = [
     "digits",
     "domains",
     "dominoes",
+    "draw_captions",
     "draw_experts",
     "drawing_features",
     "drawing_tags",
@@ -398,6 +414,7 @@ __all__ = [
     "first_drawings",
     "fixed_tables",
     "forwards_and_backwards",
+    "gcog_axes",
     "gcog_leaks",
     "gcog_split",
     "glaucoma_maps",
@@ -467,6 +484,7 @@ __all__ = [
     "rule_tokens",
     "run_program",
     "sample_problem",
+    "scene_captions",
     "sequence_task",
     "shape_hierarchy",
     "shifted",

@@ -3,7 +3,7 @@ from functools import partial
 import pytest
 import torch
 
-from heldout.nn import CrossAttentionFusion, DualStreamFusion, PerceiverFusion, SingleStreamFusion
+from heldout.nn import CrossAttentionFusion, DualStreamFusion, PerceiverFusion, RecurrentFusion, SingleStreamFusion
 
 FUSIONS = {
     "cross-attention": partial(CrossAttentionFusion, 8),
@@ -12,6 +12,7 @@ FUSIONS = {
     "perceiver from zeros": partial(PerceiverFusion, 8, blocks=0, learned=False),
     "single stream": partial(SingleStreamFusion, 8, blocks=3),
     "dual stream": partial(DualStreamFusion, 8, 2),
+    "recurrent": partial(RecurrentFusion, 8, length=6),
 }
 
 
@@ -45,13 +46,32 @@ def test_masked_tokens_have_no_influence_and_no_gradient(name):
 
 
 @pytest.mark.parametrize("name", FUSIONS)
+def test_one_pair_none_half_precision_and_tensors_with_gaps_are_fused_alike(name):
+    fusion = made(name).eval()
+    a, b = streams()
+    mask_a, mask_b = torch.ones(3, 4, dtype=torch.bool), torch.ones(3, 6, dtype=torch.bool)
+    mask_a[1, 2:] = mask_b[2, 4:] = mask_b[0, 1] = False
+    with torch.no_grad():
+        whole = fusion(a, b, mask_a, mask_b)
+        alone = [fusion(a[i : i + 1], b[i : i + 1], mask_a[i : i + 1], mask_b[i : i + 1]) for i in range(3)]
+        torch.testing.assert_close(torch.cat(alone), whole)
+        gaps = (torch.stack([each, each], -1)[..., 0] for each in (a, b, mask_a, mask_b))
+        torch.testing.assert_close(fusion(*gaps), whole)
+        assert fusion(a[:0], b[:0], mask_a[:0], mask_b[:0]).shape == (0, 8)
+        half = fusion.bfloat16()(a.bfloat16(), b.bfloat16(), mask_a, mask_b)
+    assert half.dtype == torch.bfloat16
+    torch.testing.assert_close(half.float(), whole, atol=0.1, rtol=0.1)
+
+
+@pytest.mark.parametrize("name", FUSIONS)
 def test_both_streams_matter_and_their_roles_differ(name):
     fusion = made(name)
     a, b = streams()
     usual = fusion(a, b)
     other_a, other_b = streams(seed=1002)
     assert usual.shape == (3, 8)
-    for changed in (fusion(other_a, b), fusion(a, other_b), fusion(b, a)):
+    swapped = fusion(b, torch.cat([a, a], 1)[:, :6])
+    for changed in (fusion(other_a, b), fusion(a, other_b), swapped):
         assert (changed - usual).abs().amax(1).min() > 1e-4
 
 
@@ -75,6 +95,34 @@ def test_cross_attention_is_two_queries_with_the_same_norm():
     torch.testing.assert_close(fusion(a, b), query[:, 0])
 
 
+def read(blocks, tokens):
+    for block in blocks:
+        tokens = block(tokens)
+    return tokens
+
+
+def test_a_perceiver_crosses_to_each_stream_and_then_among_its_latents():
+    fusion = made("perceiver")
+    a, b = streams()
+    latents = fusion.latents.expand(3, -1, -1)
+    for cross, norm, perceptron, tokens in (
+        (fusion.cross_a, fusion.norm_a, fusion.perceptron_a, read(fusion.blocks_a, a)),
+        (fusion.cross_b, fusion.norm_b, fusion.perceptron_b, read(fusion.blocks_b, b)),
+    ):
+        found = norm(cross(latents, tokens, tokens)[0])
+        latents = fusion.norm(latents + found + perceptron(found))
+        latents = fusion.norm(latents + fusion.between(latents, latents, latents)[0])
+    torch.testing.assert_close(fusion(a, b), fusion.output(latents[:, -1]))
+
+
+def test_two_streams_are_each_read_at_their_last_token_and_added():
+    fusion = made("dual stream")
+    a, b = streams()
+    last_a, last_b = read(fusion.blocks_a, a)[:, -1], read(fusion.blocks_b, b)[:, -1]
+    wanted = fusion.perceptron(fusion.norm(fusion.read_a(last_a) + fusion.read_b(last_b)))
+    torch.testing.assert_close(fusion(a, b), wanted)
+
+
 def test_latents_that_start_from_zeros_are_copies_and_learned_ones_are_not():
     a, b = streams()
     alone, ten = (PerceiverFusion(8, latents=n, learned=False) for n in (1, 10))
@@ -96,6 +144,20 @@ def test_the_single_stream_reads_the_last_token_of_the_second_stream():
     torch.testing.assert_close(fusion(a, b), fusion.perceptron(joined[:, -1]))
 
 
+def test_a_gru_sees_the_whole_scene_beside_each_token_and_its_last_state_is_read():
+    torch.manual_seed(1003)
+    fusion = RecurrentFusion(8, length=6, hidden=5)
+    a, b = streams()
+    state = torch.zeros(1, 3, 5)
+    for position in range(4):
+        seen = torch.cat([a[:, position], *b.unbind(1)], 1)
+        _, state = fusion.gru(seen[:, None], state)
+    torch.testing.assert_close(fusion(a, b), fusion.norm(state[0]))
+    assert fusion.width == 5
+    mask = torch.tensor([[True, False, True, False]] * 3)
+    torch.testing.assert_close(fusion(a, b, mask), fusion(a[:, [0, 2]], b))
+
+
 @pytest.mark.parametrize("name", FUSIONS)
 def test_every_parameter_that_is_trained_has_a_gradient(name):
     fusion = made(name)
@@ -111,6 +173,9 @@ def test_every_parameter_that_is_trained_has_a_gradient(name):
         (lambda: PerceiverFusion(8, latents=0), "latents"),
         (lambda: SingleStreamFusion(8, blocks=0), "blocks"),
         (lambda: DualStreamFusion(8, heads=3), "heads"),
+        (lambda: RecurrentFusion(8, length=0), "length"),
+        (lambda: RecurrentFusion(8, length=3, hidden=0), "hidden"),
+        (lambda: RecurrentFusion(8, length=3)(torch.zeros(2, 3, 8), torch.zeros(2, 4, 8)), "tokens_b must be 3"),
         (lambda: DualStreamFusion(8)(torch.zeros(2, 3, 8), torch.zeros(3, 3, 8)), "tokens_a and tokens_b"),
         (lambda: DualStreamFusion(8)(torch.zeros(2, 3, 8), torch.zeros(2, 3, 4)), "tokens_b"),
         (lambda: DualStreamFusion(8)(torch.zeros(2, 3, 8), torch.zeros(2, 3, 8), torch.ones(2, 3)), "mask_a"),

@@ -87,6 +87,21 @@ def test_each_boolean_operator_is_true_half_of_the_time(pairs):
             assert abs(float(answers.mean()) - 0.5) < 3 * (0.25 / len(answers)) ** 0.5, name
 
 
+@pytest.mark.parametrize(("grid", "pairs", "depth"), [(3, 1, 3), (2, 1, 3), (3, 2, 1), (4, 1, 5)])
+def test_parities_are_true_half_of_the_time_also_where_few_cells_fit(grid, pairs, depth):
+    """On 3 x 3 cells one has an odd product: a question that asks for two of them is not asked, whatever is true."""
+    world = GCOG(grid=grid, colors=4, shapes=4, parity_objects=pairs)
+    trials = world.trials(12_000, depth, seed=1010)
+    for number in range(1, len(BOOLEAN_QUESTIONS)):
+        answers = trials.answers[trials.factors["answered"] == number].double()
+        if len(answers):
+            assert abs(float(answers.mean()) - 0.5) < 3.5 * (0.25 / len(answers)) ** 0.5, QUESTION_OPERATORS[number]
+    products = torch.isin(trials.factors["operators"], torch.tensor([3, 4])).sum(1)
+    assert int(products.max()) == {(3, 1): 1, (2, 1): 1, (3, 2): 0, (4, 1): 4}[grid, pairs]
+    with pytest.raises(ValueError, match="operators must have questions"):
+        GCOG(grid=3, operators=("ProductOdd",)).trials(2, depth=3)
+
+
 def test_tests_of_deeper_trees_are_true_half_of_the_time():
     trials = SMALL.trials(4000, 3, seed=1003)
     is_test_true = torch.tensor(

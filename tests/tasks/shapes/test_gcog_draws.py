@@ -31,10 +31,20 @@ def test_pairs_of_cells_with_a_parity_are_all_as_likely():
         assert chi < 43.8  # p = 0.001 with 19 degrees of freedom
 
 
+def test_an_object_is_no_partner_of_its_own_cell():
+    """Of the pairs with an even sum on 3 x 3 cells 10 of 16 are two even cells; 25 of 41 were each its own partner."""
+    found = draws([1], parity_objects=2).trials(torch.zeros(40_000, dtype=torch.int64))
+    first = torch.tensor(cells_of(found))[found["answers"] == 1][:, 0]
+    even = ((first // 3 + first % 3) % 2 == 0).double()
+    assert abs(float(even.mean()) - 10 / 16) < 3 * (10 / 16 * 6 / 16 / len(even)) ** 0.5
+
+
 def test_odd_products_get_their_cells_first():
-    """With one cell that fits and the whole tree to place, a true ProductOdd would often find it taken."""
-    found = draws([4], slots=3, grid=3).trials(torch.full((300,), 2))
-    assert len(found["answers"]) == 300
+    """On 4 x 4 cells four have an odd product: where others were placed first, they would often be taken."""
+    world = draws([4], slots=7, grid=4)
+    operators = torch.tensor([[1, 1, 1, 4, 4, 4, 4]]).expand(300, -1)
+    _, done = world._attempt(operators, torch.ones(300, 7, dtype=torch.bool), torch.zeros(300, dtype=torch.int64))
+    assert done.all()
 
 
 def test_rules_put_a_test_and_its_if_before_the_two_branches():

@@ -6,7 +6,9 @@ from heldout.measure import axis_report
 from heldout.tasks import (
     GCOG,
     QUESTION_OPERATORS,
+    GCOGTrials,
     answer_question,
+    gcog_axes,
     gcog_leaks,
     gcog_split,
     object_groups,
@@ -60,6 +62,14 @@ def test_test_sets_of_the_same_kind_share_combinations_but_no_trial(splits):
                 assert found.combinations.tolist() == [len(test) - 1]
     sets = splits["systematic1"]
     assert len(gcog_leaks(sets["train"], sets["iid"], "objects").combinations) > 150
+
+
+def test_a_trial_is_its_question_and_its_scene():
+    trials = WORLD.trials(30, 3, 2, seed=1004)
+    rules, mask, scenes, answers = trials.tensors
+    assert gcog_leaks(trials, trials, "trials").combinations.tolist() == list(range(30))
+    for tensors in ([rules.roll(1, 0), mask, scenes, answers], [rules, mask, scenes.roll(1, 0), answers]):
+        assert gcog_leaks(trials, GCOGTrials(WORLD, tensors, trials.factors), "trials").total == 0
 
 
 def test_values_that_training_lacks_are_told_apart_from_combinations():
@@ -117,6 +127,57 @@ def test_sets_hold_what_their_names_say(splits):
     assert all(len(test) == 200 for sets in splits.values() for part, test in sets.items() if part != "train")
 
 
+@pytest.fixture(scope="module")
+def axes():
+    return gcog_axes(GCOG(grid=5, colors=5, shapes=5), train=1500, test=150, seed=1002)
+
+
+@pytest.mark.parametrize(
+    ("part", "by"),
+    [
+        ("distractors", "distractors"),
+        ("systematic1", "objects"),
+        ("systematic3", "operators"),
+        ("depth 5", "depth"),
+        ("iid", "trials"),
+    ],
+)
+def test_on_each_axis_one_thing_is_unseen_and_a_planted_leak_is_found(axes, part, by):
+    train, test = axes["train"], axes[part]
+    assert gcog_leaks(train, test, by).total == 0
+    assert gcog_leaks(train, planted(test, 2, train, 4), by).combinations.tolist() == [len(test) - 1]
+    others = {"objects", "operators", "depth"} - {by}
+    if part != "iid":  # what is not asked for stays as in training
+        for other in others - ({"operators"} if part in ("distractors", "systematic1") else set()):
+            shared = len(gcog_leaks(train, test, other).combinations)
+            assert shared > 0.95 * len(test), other
+
+
+def test_one_training_set_has_both_depths_and_few_distractors(axes):
+    assert axes["train"].factors["depth"].unique(return_counts=True)[1].tolist() == [750, 750]
+    assert axes["train"].factors["distractors"].unique().tolist() == [0, 1, 2, 3]
+    assert axes["distractors"].factors["distractors"].unique().tolist() == [10]
+    depths = {name: each.factors["depth"].unique().tolist() for name, each in axes.items()}
+    assert depths == {"train": [1, 3], "val": [1, 3], "iid": [1, 3], "distractors": [1], "systematic1": [1],
+                      "systematic3": [3], "depth 5": [5]}  # fmt: skip
+    assert axes["depth 5"].factors["distractors"].unique().tolist() == [0, 1, 2, 3]
+
+
+def test_deeper_trees_keep_to_the_groups_of_training(axes):
+    families = [(set(tests), set(leaves)) for tests, leaves in operator_families()]
+    for row in axes["depth 5"].factors["operators"].tolist():
+        names = [QUESTION_OPERATORS[number] for number in row]
+        assert any(set(names[:3]) <= tests and set(names[3:]) <= leaves for tests, leaves in families), names
+
+
+def test_no_trial_is_both_in_val_and_in_iid():
+    """On 4 x 4 cells, of questions about the only object in a scene, they would share a dozen."""
+    world = GCOG(grid=4, colors=5, shapes=5)
+    sets = gcog_axes(world, train=1500, test=600, distractors=(0, 1), seed=1003)
+    assert gcog_leaks(sets["val"], sets["iid"], "trials").total == 0
+    assert gcog_leaks(sets["train"], sets["iid"], "trials").total == 0
+
+
 class Executor(nn.Module):
     """Reads the tokens alone, and answers by the executor; or, of one operator, always wrongly."""
 
@@ -151,6 +212,10 @@ def test_what_cannot_be_split_is_refused():
     for grid, name in ((2, "distractor"), (3, "productive")):
         with pytest.raises(ValueError, match="world must have at least"):
             gcog_split(name, GCOG(grid=grid))
+    with pytest.raises(ValueError, match="world must have all"):
+        gcog_axes(GCOG(operators=("Go",)))
+    with pytest.raises(ValueError, match="distractors"):
+        gcog_axes(WORLD, distractors=(3, 3))
     with pytest.raises(ValueError, match="world of train"):
         gcog_leaks(WORLD.trials(2), GCOG().trials(2), "depth")
     with pytest.raises(ValueError, match="train and test must have trees"):

@@ -84,8 +84,8 @@ def masked_tokens(d: int, /, **named: Tensor | None) -> tuple[Tensor, Tensor | N
 
 def attended(attention: nn.MultiheadAttention, queries: Tensor, tokens: Tensor, mask: Tensor | None) -> Tensor:
     """Returns what queries ``(batch, n, d)`` find in tokens."""
-    found, _ = attention(queries, tokens, tokens, key_padding_mask=None if mask is None else ~mask, need_weights=False)
-    return found
+    hidden = None if mask is None or not len(mask) else ~mask  # an empty batch cannot be masked there
+    return attention(queries, tokens, tokens, key_padding_mask=hidden, need_weights=False)[0]
 
 
 def last_token(tokens: Tensor, mask: Tensor | None) -> Tensor:

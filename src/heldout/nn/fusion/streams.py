@@ -1,4 +1,4 @@
-"""Core: Four ways to bring two streams of tokens together: attention across, latents, one stream, two streams.
+"""Core: Ways to bring two streams of tokens together: attention across, latents, one stream, two streams, a GRU.
 
 Each takes tokens of one width, from any two encoders, which also give them their positions
 (``SinusoidalPositions``), and returns one vector for each pair. Source: arXiv:2401.15030, section 2.3, and its code
@@ -19,13 +19,13 @@ Pair = tuple[Tensor, Tensor | None, Tensor, Tensor | None]
 
 
 class _Fusion(nn.Module):
-    """Two streams and the blocks that each passes first."""
+    """Two streams and the blocks that each passes first; ``width`` is that of what comes out."""
 
-    def __init__(self, d: int, heads: int, blocks: int) -> None:
+    def __init__(self, d: int, heads: int, blocks: int, *, width: int | None = None) -> None:
         check_heads(d, heads)
         check_at_least(0, blocks=blocks)
         super().__init__()
-        self.d = d
+        self.d, self.width = d, d if width is None else width
         self.blocks_a = nn.ModuleList(AttentionBlock(d, heads) for _ in range(blocks))
         self.blocks_b = nn.ModuleList(AttentionBlock(d, heads) for _ in range(blocks))
 
@@ -33,7 +33,7 @@ class _Fusion(nn.Module):
     def forward(
         self, tokens_a: Tensor, tokens_b: Tensor, mask_a: Tensor | None = None, mask_b: Tensor | None = None
     ) -> Tensor:
-        """Returns one vector for each pair of rows, ``(batch, d)``.
+        """Returns one vector for each pair of rows, ``(batch, width)``; the width is mostly ``d``.
 
         Args:
             tokens_a: ``(batch, length, d)``, the instruction.
@@ -214,6 +214,47 @@ class DualStreamFusion(_Fusion):
     def fused(self, pair: Pair) -> Tensor:
         a, mask_a, b, mask_b = pair
         return self.perceptron(self.norm(self.read_a(last_token(a, mask_a)) + self.read_b(last_token(b, mask_b))))
+
+
+class RecurrentFusion(_Fusion):
+    """Reads the instruction token by token with a GRU that sees the whole scene beside each token.
+
+    Args:
+        d: of tokens.
+        length: of the second stream, always the same.
+        hidden: units of the GRU, the width of what is returned. Default: ``d``.
+
+    Raises:
+        ValueError: sizes out of range; in the call, a second stream of another length.
+
+    Source: arXiv:2401.15030, "GRU", and its code (models/rnn.py): the last state, normalised. There the tokens are
+    raw features; here they come from encoders, whose ``d`` sets how many inputs the scene is.
+
+    Example:
+        >>> RecurrentFusion(8, length=5, hidden=16)(torch.zeros(2, 3, 8), torch.zeros(2, 5, 8)).shape
+        torch.Size([2, 16])
+    """
+
+    @checked
+    def __init__(self, d: int, length: int, hidden: int | None = None) -> None:
+        check_at_least(1, length=length)
+        if hidden is not None:
+            check_at_least(1, hidden=hidden)
+        super().__init__(d, 1, 0, width=hidden)
+        self.length = length
+        self.gru = nn.GRU(d * (1 + length), self.width, batch_first=True)
+        self.norm = nn.LayerNorm(self.width)
+
+    def fused(self, pair: Pair) -> Tensor:
+        a, mask_a, b, _ = pair
+        if b.shape[1] != self.length:
+            raise ValueError(f"tokens_b must be {self.length} tokens, got {b.shape[1]}")
+        last = torch.full((len(a),), a.shape[1] - 1, device=a.device)
+        if mask_a is not None:  # what is no token comes last, and the state before it is read
+            a = a.gather(1, (~mask_a).int().argsort(dim=1, stable=True)[:, :, None].expand_as(a))
+            last = mask_a.sum(1) - 1
+        states, _ = self.gru(torch.cat([a, b.flatten(1)[:, None].expand(-1, a.shape[1], -1)], 2))
+        return self.norm(states[torch.arange(len(a), device=a.device), last])
 
 
 def _perceptron(d: int) -> nn.Sequential:

@@ -100,6 +100,15 @@ class SceneDraws:
         )
 
     def _questions(self, count: int) -> tuple[Tensor, Tensor]:
+        operators, truth = self._any_questions(count)
+        for _ in range(_ATTEMPTS):
+            poor = (~self._parities_fit(operators)).nonzero()[:, 0]
+            if not len(poor):
+                return operators, truth
+            operators[poor], truth[poor] = self._any_questions(len(poor))
+        raise ValueError(f"operators must have questions of {self.slots} whose objects find cells for each parity")
+
+    def _any_questions(self, count: int) -> tuple[Tensor, Tensor]:
         family = torch.randint(len(self.families), (count,), generator=self.generator)
         weights = self.families[family]  # (trials, 2, operators)
         tests = [_picked(weights[:, 0], self.generator)[0] for _ in range(self.tests)]
@@ -128,6 +137,17 @@ class SceneDraws:
         drawn = {"operators": operators, "objects": objects, "distractors": distractors, "answered": answered,
                  "scene": scene, "answers": answers, "rules": self._rules(operators, objects)}  # fmt: skip
         return drawn, done
+
+    def _parities_fit(self, operators: Tensor) -> Tensor:
+        """Whether there are cells for each parity of each operator, whatever is to be true.
+
+        Were a question asked only with the parities that fit, products would be even more often than not on few cells.
+        """
+        sums, products = (
+            ((operators >= first) & (operators < first + 2)).sum(1) * self.sizes.parity_objects for first in (1, 3)
+        )
+        odd_sums, odd_products = (int((self.one[kind][self.classes]).sum()) for kind in (1, 3))
+        return (products <= odd_products) & (sums <= odd_sums) & (sums + products <= len(self.classes) - odd_sums)
 
     def _objects(self, operators: Tensor, truth: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Objects of each operator, which others may be in the scene, and where there are such objects."""

@@ -167,6 +167,73 @@ def gcog_split(
 
 
 @checked
+def gcog_axes(
+    world: GCOG,
+    *,
+    train: int = 20_000,
+    test: int = 2_000,
+    distractors: tuple[int, int] = (3, 10),
+    seed: Seed = 0,
+) -> dict[str, GCOGTrials]:
+    """Returns one training set with test sets along all axes: more distractors, unseen combinations, deeper trees.
+
+    "train", and "val" and "iid" of the same kind: half of depth 1 and half of depth 3, with distractors up to the first
+    number, operators that ask for their own group of objects (``operator_filter``) and tests above their own group of
+    leaves (``operator_families``). Each other set differs in one respect: "distractors" has the second number of them,
+    at depth 1; "systematic1" operators that ask for the other group, at depth 1; "systematic3" tests above the other
+    group of leaves, at depth 3; "depth 5" has trees of that depth, in which tests also stand above tests of their group
+    (there Exist is new below the others of its group). No trial of any is trained on, and none of "iid" is in "val";
+    shallow trials of few objects are trained on most often, so that these two have fewer of them.
+
+    Args:
+        world: must have all operators.
+        train: trials to train on.
+        test: trials of each other set.
+        distractors: the most to train on, and how many to test on.
+        seed: of everything.
+
+    Raises:
+        ValueError: a world that lacks operators or cells, or has too few trials; distractors that do not grow.
+
+    Source: arXiv:2401.15030, section 3, whose axes have a training set each.
+
+    Example:
+        >>> sets = gcog_axes(GCOG(grid=5, colors=5, shapes=5), train=200, test=20)
+        >>> {part: len(trials) for part, trials in sets.items()}["train"], gcog_leaks(sets["train"],
+        ...     sets["systematic3"], "operators").total
+        (200, 0)
+    """
+    check_at_least(2, train=train)
+    check_at_least(1, test=test)
+    check_at_least(0, distractors=distractors[0])
+    check_at_least(distractors[0] + 1, distractors=distractors[1])
+    if set(world.operators) != set(QUESTION_OPERATORS):
+        raise ValueError(f"world must have all {len(QUESTION_OPERATORS)} operators, got {len(world.operators)}")
+    generator, groups = generator_of(seed), object_groups(world.colors, world.shapes)
+
+    def drawn(depth: int, *, others: bool = False, crossed: bool = False, more: bool = False) -> _Drawing:
+        number = distractors[1] if more else (0, distractors[0])
+        filters = operator_filter(groups, crossed=others)
+        families = operator_families(crossed=crossed) if depth > 1 else None
+        return lambda count: world.trials(count, depth, number, pair_filter=filters, families=families, seed=generator)
+
+    def mixed(count: int) -> GCOGTrials:
+        shallow = drawn(1)((count + 1) // 2)
+        if count == 1:
+            return shallow
+        both = shallow.joined([drawn(3)(count // 2)])
+        return both.at(torch.randperm(count, generator=generator))
+
+    seen = mixed(train)
+    known = set(_keys(seen))
+    found = {"train": seen, "val": _unseen(mixed, test, known)}
+    found["iid"] = _unseen(mixed, test, known | set(_keys(found["val"])))
+    sources = {"distractors": drawn(1, more=True), "systematic1": drawn(1, others=True),
+               "systematic3": drawn(3, crossed=True), "depth 5": drawn(5)}  # fmt: skip
+    return found | {part: _unseen(each, test, known) for part, each in sources.items()}
+
+
+@checked
 def operator_families(*, crossed: bool = False) -> list[QuestionFamily]:
     """Returns which tests stand above which leaves in the split "systematic3": ``families`` of ``GCOG``.
 
