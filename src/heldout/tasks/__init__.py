@@ -72,6 +72,7 @@ from heldout.tasks.judged.shape_hierarchy import (
     judged_similarity,
     shape_hierarchy,
 )
+from heldout.tasks.language.choice_world import CHOICE_TASKS, ChoiceKind, choice_examples, choice_words
 from heldout.tasks.language.code import stdlib_code, stdlib_digest, stdlib_docstrings
 from heldout.tasks.language.copying_language import CopyingLanguage, copying_language
 from heldout.tasks.language.instruction_world import (
@@ -240,6 +241,7 @@ __all__ = [
     "BOOLEAN_QUESTIONS",
     "CATEGORIES",
     "CHAIN",
+    "CHOICE_TASKS",
     "CLIPART_FOLDERS",
     "COMPOSITION_SETS",
     "DRAWING_CLASSES",
@@ -303,6 +305,7 @@ __all__ = [
     "WORDED_TEMPLATES",
     "ArithmeticSplit",
     "ChainProblem",
+    "ChoiceKind",
     "ChoiceQuestion",
     "ComposeProblem",
     "ContextPairs",
@@ -367,7 +370,9 @@ __all__ = [
     "biased_attribute",
     "chain_fact",
     "chain_problem",
+    "choice_examples",
     "choice_questions",
+    "choice_words",
     "clipart_sprites",
     "colour_bias",
     "coloured_conflict",

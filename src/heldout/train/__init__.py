@@ -77,6 +77,7 @@ if TYPE_CHECKING:
         relabelled,
     )
     from heldout.train.tuning.dpo import dpo
+    from heldout.train.tuning.forget import forget, tune_choices
     from heldout.train.tuning.last_layers import tune_last_layers
     from heldout.train.tuning.sft import encode_rows, pack, sft, weighted_nll
     from heldout.train.tuning.tuned import Tuned, lora
@@ -158,6 +159,7 @@ __all__ = [
     "fit_stopping_early",
     "fit_with",
     "fixmatch",
+    "forget",
     "format_reward",
     "full_batch",
     "gb_nn",
@@ -195,6 +197,7 @@ __all__ = [
     "train_packed",
     "train_router",
     "train_tokens",
+    "tune_choices",
     "tune_last_layers",
     "tune_similarity_transform",
     "weak_to_strong",
@@ -251,6 +254,8 @@ _LATER = {
     "MethodTrainer": "heldout.train.engines.transformers",
     "Tuned": "heldout.train.tuning.tuned",
     "dpo": "heldout.train.tuning.dpo",
+    "forget": "heldout.train.tuning.forget",
+    "tune_choices": "heldout.train.tuning.forget",
     "encode_rows": "heldout.train.tuning.sft",
     "format_reward": "heldout.train.reinforcement.rewards",
     "grpo": "heldout.train.reinforcement.grpo",

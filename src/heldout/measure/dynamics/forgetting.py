@@ -1,0 +1,299 @@
+"""How much of a skill is forgotten on new inputs and on other tasks, after training that shall remove it.
+
+It concerns skills that are tested by choices, and is no guarantee that anything is erased.
+
+Source: arXiv:2409.02228 (Zhang, Choshen, Andreas).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from heldout.errors import (
+    check_between,
+    check_fields,
+    check_nonempty,
+    check_one_of,
+    check_same_length,
+    check_values,
+    checked,
+)
+from heldout.statistics import CONFIDENCE, Interval, interval, ratio_of_means
+
+Array = NDArray[np.float64]
+
+
+@checked
+def forget_gap(acc_after: float, chance: float = 0.5) -> float:
+    """Returns how far above chance an accuracy still is after forgetting: ``acc_after - chance``.
+
+    Args:
+        acc_after: accuracy in [0, 1].
+        chance: of guessing, in [0, 1].
+
+    Raises:
+        ValueError: a number outside of [0, 1].
+
+    Source: arXiv:2409.02228, section 3.
+
+    Example:
+        >>> forget_gap(0.75)
+        0.25
+    """
+    check_between(0, 1, acc_after=acc_after, chance=chance)
+    return acc_after - chance
+
+
+@checked
+def forget_ratio(
+    acc_before: float, acc_after: float, chance: float = 0.5, *, mode: Literal["random", "flip"] = "random"
+) -> float:
+    """Returns the share of a skill that is forgotten: 1 for all of it, 0 for nothing, negative where it got better.
+
+    ``(acc_before - acc_after) / (acc_before - chance)``; for flipped answers, where complete forgetting gives the
+    mirror image of the accuracy before, ``(acc_before - acc_after) / (2 acc_before - 1)``.
+
+    Args:
+        acc_before, acc_after: accuracies in [0, 1]; the former above chance.
+        chance: of guessing, in [0, 1); with flipped answers 0.5 (of two options).
+        mode: what the model was trained on.
+
+    Raises:
+        ValueError: a number out of range, ``acc_before`` not above chance, or flipped answers with another chance.
+
+    Source: arXiv:2409.02228, section 3.
+
+    Example:
+        >>> round(forget_ratio(0.9, 0.6), 6), round(forget_ratio(0.9, 0.1, mode="flip"), 6)
+        (0.75, 1.0)
+    """
+    check_between(0, 1, acc_before=acc_before, acc_after=acc_after, chance=chance)
+    check_one_of(("random", "flip"), mode=mode)
+    if mode == "flip" and chance != 0.5:
+        raise ValueError(f"chance must be 0.5 for flipped answers, which are of two options, got {chance}")
+    if acc_before <= chance:
+        raise ValueError(f"acc_before must be above chance ({chance}), or there is nothing to forget, got {acc_before}")
+    return (acc_before - acc_after) / ((acc_before - chance) * (2 if mode == "flip" else 1))
+
+
+class ForgetClusters(NamedTuple):
+    """Tasks in the order in which average linkage puts them.
+
+    Attributes:
+        forgotten, evaluated: names, like ones beside each other.
+        forgotten_linkage, evaluated_linkage: as ``scipy.cluster.hierarchy`` has them, ``(tasks - 1, 4)``.
+    """
+
+    forgotten: tuple[str, ...]
+    evaluated: tuple[str, ...]
+    forgotten_linkage: Array
+    evaluated_linkage: Array
+
+
+@dataclass(frozen=True, eq=False)
+class ForgetMatrix:
+    """Whether the examples of each task were right before, and after each task was forgotten.
+
+    Attributes:
+        before: evaluated task -> right or not (or a score in [0, 1]) of each of its examples, ``(n,)``.
+        after: forgotten task -> evaluated task -> the same of the same examples.
+        chance: accuracy of guessing.
+        mode: what was trained on.
+
+    Raises:
+        ValueError: no tasks, other examples after than before, or values outside of [0, 1].
+
+    Example:
+        >>> before = {"order": [1, 1, 1, 1], "recall": [1, 1, 1, 0]}
+        >>> found = ForgetMatrix(before, {"order": {"order": [1, 0, 1, 0], "recall": [1, 1, 1, 0]}})
+        >>> found.values.tolist()
+        [[1.0, 0.0]]
+    """
+
+    before: Mapping[str, Sequence[float] | Array]
+    after: Mapping[str, Mapping[str, Sequence[float] | Array]]
+    chance: float = 0.5
+    mode: Literal["random", "flip"] = "random"
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        check_nonempty(before=self.before, after=self.after)
+        object.__setattr__(self, "before", {name: _right("before", row) for name, row in self.before.items()})
+        found: dict[str, dict[str, Array]] = {}
+        for name, rows in self.after.items():
+            if list(rows) != list(self.before):
+                raise ValueError(
+                    f"after must have the tasks {', '.join(self.before)} for {name}, got {', '.join(rows)}"
+                )
+            found[name] = {task: _right("after", row) for task, row in rows.items()}
+            for task, row in found[name].items():
+                check_same_length(**{f"before[{task!r}]": self.before[task], f"after[{name!r}][{task!r}]": row})
+        object.__setattr__(self, "after", found)
+
+    @property
+    def forgotten(self) -> tuple[str, ...]:
+        """Names of the rows."""
+        return tuple(self.after)
+
+    @property
+    def evaluated(self) -> tuple[str, ...]:
+        """Names of the columns."""
+        return tuple(self.before)
+
+    @property
+    def accuracy_before(self) -> Array:
+        """``(evaluated,)``."""
+        return np.array([np.mean(self.before[task]) for task in self.evaluated])
+
+    @property
+    def accuracy_after(self) -> Array:
+        """``(forgotten, evaluated)``."""
+        return np.array([[np.mean(row[task]) for task in self.evaluated] for row in self.after.values()])
+
+    @property
+    def values(self) -> Array:
+        """Forget ratios, ``(forgotten, evaluated)``. Raises ValueError for a task that was not above chance before."""
+        for task, accuracy in zip(self.evaluated, self.accuracy_before, strict=True):
+            if accuracy <= self.chance:
+                raise ValueError(f"{task} was at {accuracy:.3g} before, not above chance: no ratio of it")
+        return np.array(
+            [
+                [
+                    forget_ratio(float(b), float(a), self.chance, mode=self.mode)
+                    for b, a in zip(self.accuracy_before, row, strict=True)
+                ]
+                for row in self.accuracy_after
+            ]
+        )
+
+    def interval(self, forgotten: str, evaluated: str, *, confidence: float = CONFIDENCE) -> Interval:
+        """Returns the forget ratio of a cell with its interval over examples, those of before and after together.
+
+        Args:
+            forgotten, evaluated: names of tasks.
+            confidence: of the interval.
+
+        Raises:
+            ValueError: a task that is not there.
+        """
+        check_one_of(self.forgotten, forgotten=forgotten)
+        check_one_of(self.evaluated, evaluated=evaluated)
+        before, after = (np.asarray(side[evaluated]) for side in (self.before, self.after[forgotten]))
+        whole = 2 * before - 1 if self.mode == "flip" else before - self.chance
+        return interval([before - after, whole], ratio_of_means, confidence=confidence)
+
+    def variance_explained(self) -> dict[str, float]:
+        """Returns the shares of the ratios' variance that the forgotten and the evaluated task and neither explain.
+
+        Sums of squares of a two-way analysis of variance without interaction.
+
+        Raises:
+            ValueError: fewer than 2 tasks on either side, or ratios that do not differ.
+
+        Source: arXiv:2409.02228, section 4 (that evaluation counts more); the analysis is ours.
+        """
+        values = self.values
+        if min(values.shape) < 2:
+            raise ValueError(f"variance_explained needs at least 2 tasks on either side, got {values.shape}")
+        total = float(((values - values.mean()) ** 2).sum())
+        if total <= 1e-12:
+            raise ValueError("variance_explained needs ratios that differ")
+        rows, columns = (
+            float(((values.mean(axis) - values.mean()) ** 2).sum()) * values.shape[axis] / total for axis in (1, 0)
+        )
+        return {"forgotten": rows, "evaluated": columns, "residual": max(0.0, 1 - rows - columns)}
+
+    def cluster(self) -> ForgetClusters:
+        """Returns the tasks clustered by average linkage (UPGMA) of the Euclidean distances of rows and of columns.
+
+        Raises:
+            ValueError: fewer than 2 tasks on either side.
+
+        Source: arXiv:2409.02228, section 4.
+        """
+        from scipy.cluster.hierarchy import leaves_list, linkage
+
+        values = self.values
+        if min(values.shape) < 2:
+            raise ValueError(f"cluster needs at least 2 tasks on either side, got {values.shape}")
+        links = [linkage(side, method="average") for side in (values, values.T)]
+        forgotten, evaluated = (
+            tuple(names[k] for k in leaves_list(link))
+            for names, link in zip((self.forgotten, self.evaluated), links, strict=True)
+        )
+        return ForgetClusters(forgotten, evaluated, links[0], links[1])
+
+
+@checked
+def forget_matrix(
+    model_factory: Callable[[], Any],
+    train: Mapping[str, Sequence[Any]],
+    test: Mapping[str, Sequence[Any]],
+    *,
+    forget: Callable[[Any, Sequence[Any]], Any],
+    right: Callable[[Any, Sequence[Any]], Any],
+    chance: float = 0.5,
+    mode: Literal["random", "flip"] = "random",
+    on_forgotten: Callable[[str, Any], None] | None = None,
+) -> ForgetMatrix:
+    """Returns what remains of each task after each task was forgotten: ``forgotten x evaluated`` tests.
+
+    Args:
+        model_factory: makes a model that has all the skills, anew for each task; called once more for before.
+        train: task -> examples to forget it by, one or more tasks.
+        test: task -> held-out examples.
+        forget: ``(model, examples) -> model``, such as ``lambda m, e: heldout.train.forget(m, tokenizer, e).model``.
+        right: ``(model, examples) -> (n,)`` right or not, such as ``heldout.lm.right_choices`` with a tokenizer.
+        chance: accuracy of guessing.
+        mode: what ``forget`` trains on, for the ratio.
+        on_forgotten: called with each task's name and the model that forgot it, for further measures.
+
+    Raises:
+        ValueError: no tasks, no examples, or an answer that is not of one value for each example.
+
+    Source: arXiv:2409.02228, section 4; deviation: forgetting and scoring are handed in, as this room runs neither.
+
+    Example:
+        >>> examples = {"a": [1, 2], "b": [3, 4]}
+        >>> found = forget_matrix(
+        ...     lambda: {1, 2, 3, 4},
+        ...     examples,
+        ...     examples,
+        ...     forget=lambda known, gone: known - set(gone),
+        ...     right=lambda known, asked: [number in known for number in asked],
+        ...     chance=0.0,
+        ... )
+        >>> found.values.tolist()
+        [[1.0, 0.0], [0.0, 1.0]]
+    """
+    check_nonempty(train=train, test=test)
+    for name, examples in (*train.items(), *test.items()):
+        check_nonempty(**{f"examples of {name}": examples})
+
+    def tested(model: Any) -> dict[str, Array]:
+        found = {name: _right("right", right(model, examples)) for name, examples in test.items()}
+        for name, row in found.items():
+            check_same_length(**{f"test[{name!r}]": test[name], "right": row})
+        return found
+
+    before, after = tested(model_factory()), {}
+    for name, examples in train.items():
+        model = forget(model_factory(), examples)
+        after[name] = tested(model)
+        if on_forgotten is not None:
+            on_forgotten(name, model)
+    return ForgetMatrix(before, after, chance, mode)
+
+
+def _right(name: str, values: Any) -> Array:
+    found = np.asarray(values, dtype=np.float64)
+    if found.ndim != 1:
+        raise ValueError(f"{name} must be of one value for each example, got the shape {found.shape}")
+    check_values(**{name: found})
+    check_between(0, 1, **{name: found})
+    return found

@@ -1,0 +1,204 @@
+"""Nine tasks of two options over one small vocabulary: judgements, four of them in the same two words, and contents.
+
+A judgement is answered "yes" or "no", but that of ``compare``, a twin of ``order``, "more" or "less"; a content task by
+a word of the prompt (``lookup``, ``category``) or one that must be known (``recall``, ``next``). Every option is one
+word, so that no length decides.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import random
+from collections.abc import Callable
+from types import MappingProxyType
+from typing import Literal
+
+from heldout.errors import check_at_least, check_one_of, checked
+from heldout.language_model import ChoiceExample
+
+ChoiceKind = Literal["shared words", "own words", "content"]
+_Draw = tuple[str, str, str]  # prompt, right option, wrong one
+
+_LETTERS = [f"l{k}" for k in range(10)]
+_NOUNS = ["dog", "cat", "bird", "horse", "child", "king", "star", "tree"]
+_VERBS = ["run", "sing", "fall", "shine", "wait", "grow"]
+_NUMBERS = [f"n{k}" for k in range(30)]
+_NAMES = [
+    *("ann", "bob", "eve", "dan", "ida", "max", "joe", "amy", "tom", "liz", "sam", "kim"),
+    *("leo", "zoe", "ben", "fay", "gus", "ivy", "jim", "lea", "ned", "pia", "ron", "sue"),
+]
+_KINDS = {
+    "fruit": ["plum", "pear", "fig", "lime", "date", "kiwi"],
+    "tool": ["saw", "file", "nail", "drill", "rake", "axe"],
+    "cloth": ["hat", "coat", "sock", "scarf", "shoe", "belt"],
+    "dish": ["cup", "bowl", "plate", "fork", "jug", "pan"],
+}
+_VALUES = {
+    "colour": ["red", "blue", "green", "grey", "pink", "white"],
+    "city": ["rome", "oslo", "lima", "paris", "cairo", "delhi"],
+    "game": ["chess", "darts", "cards", "golf", "tennis", "polo"],
+    "month": ["march", "april", "may", "june", "july", "august"],
+}
+_GLUE = "does hold ? the near s right tick hum tock is below with compare : has then pick of likes what even from"
+_ANSWERS = ["no", "yes", "less", "more"]
+
+CHOICE_TASKS: MappingProxyType[str, ChoiceKind] = MappingProxyType(
+    {
+        "inclusion": "shared words",
+        "agreement": "shared words",
+        "parity": "shared words",
+        "order": "shared words",
+        "compare": "own words",
+        "lookup": "content",
+        "recall": "content",
+        "next": "content",
+        "category": "content",
+    }
+)
+"""The tasks of ``choice_examples``, each with what it is answered with."""
+
+
+def choice_words() -> list[str]:
+    """Returns all words of the prompts and the options.
+
+    Example:
+        >>> len(choice_words()) < 200
+        True
+    """
+    groups = [_LETTERS, _NOUNS, _VERBS, _NUMBERS, _NAMES, *_KINDS.values(), *_VALUES.values(), _ANSWERS]
+    return sorted({*_GLUE.split(), *_KINDS, *_VALUES, *(word for group in groups for word in group)})
+
+
+@checked
+def choice_examples(
+    task: str, n: int, *, part: Literal["train", "test", "both"] = "train", world: int = 0, seed: int = 0
+) -> list[ChoiceExample]:
+    """Returns ``n`` examples of a task, the right option first in about half of them.
+
+    A third of the prompts, chosen by their digest, are the part "test" and never in "train"; of ``recall``, which asks
+    for facts that differ between worlds, it is a third of the facts. Judgements have each answer equally often on
+    average, and their options always in the same order.
+
+    Args:
+        task: one of ``CHOICE_TASKS``.
+        n: examples, at least 1; prompts may come again, with the same or another wrong option.
+        part: which prompts.
+        world: number of the world: which facts hold, and which prompts are held out.
+        seed: of the drawing.
+
+    Raises:
+        ValueError: an unknown task or part, n below 1, or a negative seed.
+
+    Example:
+        >>> choice_examples("next", 1, seed=3)[0].prompt
+        'n9 n10 n11 then'
+    """
+    check_one_of(CHOICE_TASKS, task=task)
+    check_one_of(("train", "test", "both"), part=part)
+    check_at_least(1, n=n)
+    check_at_least(0, world=world, seed=seed)
+    rng = random.Random(f"{task} {part} {world} {seed}")
+    draw = functools.partial(_recall, _facts(world)) if task == "recall" else _DRAWS[task]
+    found = []
+    while len(found) < n:
+        prompt, right, wrong = draw(rng)
+        if part != "both" and _held_out(prompt, world) != (part == "test"):
+            continue
+        options = [right, wrong]
+        if CHOICE_TASKS[task] == "content":
+            rng.shuffle(options)
+        else:
+            options.sort(key=_ANSWERS.index)
+        found.append(ChoiceExample(prompt, [f" {option}" for option in options], options.index(right)))
+    return found
+
+
+def _held_out(prompt: str, world: int) -> bool:
+    return hashlib.sha256(f"{world} {prompt}".encode()).digest()[0] % 3 == 0
+
+
+def _facts(world: int) -> dict[tuple[str, str], str]:
+    rng = random.Random(f"facts {world}")
+    return {(name, kind): rng.choice(values) for name in _NAMES for kind, values in _VALUES.items()}
+
+
+def _judged(prompt: str, holds: bool, words: tuple[str, str] = ("no", "yes")) -> _Draw:
+    return prompt, words[holds], words[not holds]
+
+
+def _inclusion(rng: random.Random) -> _Draw:
+    letters = rng.sample(_LETTERS, 6)
+    holds = rng.random() < 0.5
+    asked = letters[:2] if holds else [letters[0], letters[4]]
+    rng.shuffle(asked)
+    held = letters[:4]
+    rng.shuffle(held)
+    return _judged(f"does {' '.join(held)} hold {' '.join(asked)} ?", holds)
+
+
+def _agreement(rng: random.Random) -> _Draw:
+    subject, other = rng.sample(_NOUNS, 2)
+    many, holds = rng.random() < 0.5, rng.random() < 0.5
+    ending = " s" if many != holds else ""
+    other += " s" if rng.random() < 0.5 else ""
+    return _judged(f"the {subject}{' s' if many else ''} near the {other} {rng.choice(_VERBS)}{ending} right ?", holds)
+
+
+def _parity(rng: random.Random) -> _Draw:
+    count = rng.randrange(4)
+    words = ["tick"] * count + rng.choices(["hum", "tock"], k=6 - count)
+    rng.shuffle(words)
+    return _judged(f"{' '.join(words)} even ?", count % 2 == 0)
+
+
+def _order(rng: random.Random) -> _Draw:
+    first, second = rng.sample(range(len(_NUMBERS)), 2)
+    return _judged(f"is {_NUMBERS[first]} below {_NUMBERS[second]} ?", first < second)
+
+
+def _compare(rng: random.Random) -> _Draw:
+    first, second = rng.sample(range(len(_NUMBERS)), 2)
+    return _judged(f"compare {_NUMBERS[first]} with {_NUMBERS[second]} :", first > second, ("less", "more"))
+
+
+def _lookup(rng: random.Random) -> _Draw:
+    names = rng.sample(_NAMES, 3)
+    things = rng.sample([thing for things in _KINDS.values() for thing in things], 3)
+    stated = [f"{name} has {thing}" for name, thing in zip(names, things, strict=True)]
+    asked, other = rng.sample(range(3), 2)
+    return f"{' '.join(stated)} : {names[asked]} has", things[asked], things[other]
+
+
+def _recall(facts: dict[tuple[str, str], str], rng: random.Random) -> _Draw:
+    (name, kind), value = rng.choice(list(facts.items()))
+    other = rng.choice([word for word in _VALUES[kind] if word != value])
+    return f"what {kind} likes {name} :", value, other
+
+
+def _next(rng: random.Random) -> _Draw:
+    step, length = rng.randint(1, 5), rng.randint(3, 4)
+    start = rng.randrange(len(_NUMBERS) - step * length)
+    row = list(range(start, start + step * (length + 1), step))
+    near = [k for k in range(row[-1] - 3, row[-1] + 4) if 0 <= k < len(_NUMBERS) and k != row[-1]]
+    return f"{' '.join(_NUMBERS[k] for k in row[:-1])} then", _NUMBERS[row[-1]], _NUMBERS[rng.choice(near)]
+
+
+def _category(rng: random.Random) -> _Draw:
+    kinds = rng.sample(list(_KINDS), 3)
+    words = [rng.choice(_KINDS[kind]) for kind in kinds]
+    listed = list(words)
+    rng.shuffle(listed)
+    return f"pick {kinds[0]} from {' '.join(listed)} :", words[0], rng.choice(words[1:])
+
+
+_DRAWS: dict[str, Callable[[random.Random], _Draw]] = {
+    "inclusion": _inclusion,
+    "agreement": _agreement,
+    "parity": _parity,
+    "order": _order,
+    "compare": _compare,
+    "lookup": _lookup,
+    "next": _next,
+    "category": _category,
+}
