@@ -87,4 +87,4 @@ def right_choices(
         1
     """
     scores = score_choices(model, tokenizer, examples, normalize, batch_size=batch_size)
-    return scores.argmax(1) == torch.tensor([example.answer for example in examples])
+    return scores.argmax(1) == torch.tensor([example.answer for example in examples], dtype=torch.long)

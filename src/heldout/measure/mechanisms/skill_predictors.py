@@ -93,7 +93,7 @@ def skill_predictors(
     """
     if len(examples) < 2:
         raise ValueError(f"examples must be at least 2, got {len(examples)}")
-    answers = torch.tensor([example.answer for example in examples])
+    answers = torch.tensor([example.answer for example in examples], dtype=torch.long)
     _check_scores(scores, answers.to(scores.device))
     right = scores.gather(1, answers[:, None].to(scores.device))[:, 0]
     wrong = (scores.sum(1) - right) / (scores.shape[1] - 1)

@@ -128,13 +128,9 @@ def _judged(prompt: str, holds: bool, words: tuple[str, str] = ("no", "yes")) ->
 
 
 def _inclusion(rng: random.Random) -> _Draw:
-    letters = rng.sample(_LETTERS, 6)
+    letters = rng.sample(_LETTERS, 4)
     holds = rng.random() < 0.5
-    asked = letters[:2] if holds else [letters[0], letters[4]]
-    rng.shuffle(asked)
-    held = letters[:4]
-    rng.shuffle(held)
-    return _judged(f"does {' '.join(held)} hold {' '.join(asked)} ?", holds)
+    return _judged(f"does {' '.join(letters[:3])} hold {letters[rng.randrange(3) if holds else 3]} ?", holds)
 
 
 def _agreement(rng: random.Random) -> _Draw:
@@ -163,11 +159,11 @@ def _compare(rng: random.Random) -> _Draw:
 
 
 def _lookup(rng: random.Random) -> _Draw:
-    names = rng.sample(_NAMES, 3)
-    things = rng.sample([thing for things in _KINDS.values() for thing in things], 3)
-    stated = [f"{name} has {thing}" for name, thing in zip(names, things, strict=True)]
-    asked, other = rng.sample(range(3), 2)
-    return f"{' '.join(stated)} : {names[asked]} has", things[asked], things[other]
+    names = rng.sample(_NAMES, 2)
+    things = rng.sample([thing for things in _KINDS.values() for thing in things], 2)
+    stated = " ".join(f"{name} {thing}" for name, thing in zip(names, things, strict=True))
+    asked = rng.randrange(2)
+    return f"has {stated} : {names[asked]}", things[asked], things[1 - asked]
 
 
 def _recall(facts: dict[tuple[str, str], str], rng: random.Random) -> _Draw:
@@ -177,11 +173,11 @@ def _recall(facts: dict[tuple[str, str], str], rng: random.Random) -> _Draw:
 
 
 def _next(rng: random.Random) -> _Draw:
-    step, length = rng.randint(1, 5), rng.randint(3, 4)
+    step, length = rng.randint(1, 4), rng.randint(2, 4)
     start = rng.randrange(len(_NUMBERS) - step * length)
     row = list(range(start, start + step * (length + 1), step))
-    near = [k for k in range(row[-1] - 3, row[-1] + 4) if 0 <= k < len(_NUMBERS) and k != row[-1]]
-    return f"{' '.join(_NUMBERS[k] for k in row[:-1])} then", _NUMBERS[row[-1]], _NUMBERS[rng.choice(near)]
+    wrong = rng.choice([word for word in _NUMBERS if word != _NUMBERS[row[-1]]])
+    return f"{' '.join(_NUMBERS[k] for k in row[:-1])} then", _NUMBERS[row[-1]], wrong
 
 
 def _category(rng: random.Random) -> _Draw:
