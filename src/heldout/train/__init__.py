@@ -78,7 +78,7 @@ if TYPE_CHECKING:
     )
     from heldout.train.tuning.dpo import dpo
     from heldout.train.tuning.forget import forget, tune_choices
-    from heldout.train.tuning.last_layers import tune_last_layers
+    from heldout.train.tuning.last_layers import LastBlocks, last_blocks, tune_last_layers
     from heldout.train.tuning.sft import encode_rows, pack, sft, weighted_nll
     from heldout.train.tuning.tuned import Tuned, lora
     from heldout.train.weak_supervision import WeakToStrongResult, weak_to_strong
@@ -104,6 +104,7 @@ __all__ = [
     "GradientBoostedNetworkClassifier",
     "GradientBoostedNetworkRegressor",
     "Hypotheses",
+    "LastBlocks",
     "LightningMethod",
     "MeanTeacher",
     "MethodTrainer",
@@ -167,6 +168,7 @@ __all__ = [
     "inputs_like",
     "label_margins",
     "label_with",
+    "last_blocks",
     "learned_weights",
     "lora",
     "mean_teacher",
@@ -246,6 +248,8 @@ _LATER = {
     "relabelled": "heldout.train.soft_labels",
     "WeakToStrongResult": "heldout.train.weak_supervision",
     "weak_to_strong": "heldout.train.weak_supervision",
+    "LastBlocks": "heldout.train.tuning.last_layers",
+    "last_blocks": "heldout.train.tuning.last_layers",
     "tune_last_layers": "heldout.train.tuning.last_layers",
     "CostReward": "heldout.train.reinforcement.rewards",
     "Environment": "heldout.train.reinforcement.rollouts",

@@ -8,8 +8,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from heldout.errors import check_nonempty, check_one_of, checked
+from heldout.errors import check_at_least, check_nonempty, check_one_of, checked
 from heldout.language_model import ChoiceExample
+from heldout.lm.models.encoding import ids_of_continuation, ids_of_prompt
+from heldout.lm.models.generation import score_whole
 from heldout.lm.models.local import TransformersLM
 from heldout.method import evaluating
 
@@ -25,10 +27,10 @@ def score_choices(
 ) -> Tensor:
     """Returns the log likelihood in nats, ``(n, options)``, of each option after its prompt.
 
-    A prompt is read once for its options. ``option_scores`` is for models that are not at hand, and keeps what it got.
+    A prompt is read once for its options; a module without ``generate`` reads it with each. ``option_scores`` is for models that are not at hand, and keeps what it got.
 
     Args:
-        model: of transformers or peft; in evaluation mode meanwhile.
+        model: of transformers or peft, or a module called like a causal one; in evaluation mode meanwhile.
         tokenizer: with an end token, which pads where it has no padding token.
         examples: with equally many options each.
         normalize: "none": summed over an option's tokens, which favours short options; "tokens": their mean.
@@ -46,12 +48,16 @@ def score_choices(
     """
     check_nonempty(examples=examples)
     check_one_of(("none", "tokens"), normalize=normalize)
+    check_at_least(1, batch_size=batch_size)
     counts = sorted({len(example.options) for example in examples})
     if len(counts) > 1:
         raise ValueError(f"examples must have equally many options, got {counts[0]} and {counts[-1]}")
     with evaluating(model):
-        lm = TransformersLM(model, tokenizer, batch_size=batch_size)
-        scores = torch.tensor(lm.score([e.prompt for e in examples], [list(e.options) for e in examples]))
+        if hasattr(model, "generate"):
+            lm = TransformersLM(model, tokenizer, batch_size=batch_size)
+            scores = torch.tensor(lm.score([e.prompt for e in examples], [list(e.options) for e in examples]))
+        else:
+            scores = _read_whole(model, tokenizer, examples, batch_size)
     if normalize == "none":
         return scores
     lengths = [
@@ -88,3 +94,21 @@ def right_choices(
     """
     scores = score_choices(model, tokenizer, examples, normalize, batch_size=batch_size)
     return scores.argmax(1) == torch.tensor([example.answer for example in examples], dtype=torch.long)
+
+
+def _read_whole(model: Any, tokenizer: Any, examples: Sequence[ChoiceExample], batch_size: int) -> Tensor:
+    contexts, written = [], []
+    for number, example in enumerate(examples):
+        ids = ids_of_prompt(example.prompt, tokenizer)
+        for option in example.options:
+            contexts.append(ids)
+            written.append(ids_of_continuation(example.prompt, ids, option, tokenizer))
+            if not ids or not written[-1]:
+                raise ValueError(f"example {number} has a prompt or an option without tokens")
+    order = sorted(range(len(contexts)), key=lambda row: len(contexts[row]) + len(written[row]))
+    found = torch.empty(len(contexts))
+    for start in range(0, len(order), batch_size):
+        rows = order[start : start + batch_size]
+        scores = score_whole(model, [contexts[row] for row in rows], [written[row] for row in rows], 0)
+        found[torch.tensor(rows)] = scores.cpu().float()
+    return found.view(len(examples), -1)
