@@ -72,6 +72,7 @@ from heldout.tasks.judged.shape_hierarchy import (
     judged_similarity,
     shape_hierarchy,
 )
+from heldout.tasks.language.binary_questions import binary_questions
 from heldout.tasks.language.choice_world import CHOICE_TASKS, ChoiceKind, choice_examples, choice_words
 from heldout.tasks.language.code import stdlib_code, stdlib_digest, stdlib_docstrings
 from heldout.tasks.language.copying_language import CopyingLanguage, copying_language
@@ -368,6 +369,7 @@ __all__ = [
     "answer_in_form",
     "answer_question",
     "biased_attribute",
+    "binary_questions",
     "chain_fact",
     "chain_problem",
     "choice_examples",

@@ -37,8 +37,7 @@ def solved(task, prompt):
     if task == "compare":
         return "more" if number(words[1]) > number(words[3]) else "less"
     if task == "lookup":
-        first, second, asked = words[1:3], words[3:5], words[-1]
-        return dict([first, second])[asked]
+        return words[2] if words[-1] in KINDS else words[4]
     if task == "next":
         row = [number(word) for word in words[:-1]]
         return f"n{2 * row[-1] - row[-2]}"

@@ -27,7 +27,8 @@ def score_choices(
 ) -> Tensor:
     """Returns the log likelihood in nats, ``(n, options)``, of each option after its prompt.
 
-    A prompt is read once for its options; a module without ``generate`` reads it with each. ``option_scores`` is for models that are not at hand, and keeps what it got.
+    A prompt is read once for its options; a module without ``generate`` reads it with each. ``option_scores`` is for
+    models that are not at hand, and keeps what it got.
 
     Args:
         model: of transformers or peft, or a module called like a causal one; in evaluation mode meanwhile.

@@ -159,11 +159,11 @@ def _compare(rng: random.Random) -> _Draw:
 
 
 def _lookup(rng: random.Random) -> _Draw:
-    names = rng.sample(_NAMES[:6], 2)
-    things = rng.sample([thing for things in _KINDS.values() for thing in things], 2)
-    stated = " ".join(f"{name} {thing}" for name, thing in zip(names, things, strict=True))
+    kinds = rng.choice(list(_KINDS)), rng.choice(list(_VALUES))
+    words = rng.choice(_KINDS[kinds[0]]), rng.choice(_VALUES[kinds[1]])
     asked = rng.randrange(2)
-    return f"has {stated} : {names[asked]}", things[asked], things[1 - asked]
+    other = rng.choice([word for word in {**_KINDS, **_VALUES}[kinds[asked]] if word != words[asked]])
+    return f"{rng.choice(_NAMES)} has {words[0]} likes {words[1]} : what {kinds[asked]}", words[asked], other
 
 
 def _recall(facts: dict[tuple[str, str], str], rng: random.Random) -> _Draw:
