@@ -35,6 +35,7 @@ from heldout.measure.dynamics.forgetting import (
     forget_gap,
     forget_matrix,
     forget_ratio,
+    forgetting_order,
 )
 from heldout.measure.dynamics.grokking import (
     delay,
@@ -93,7 +94,7 @@ from heldout.measure.mechanisms.linear_probe import hidden_states, linear_probe
 from heldout.measure.mechanisms.logit_lens import LogitLens, logit_lens, mean_reciprocal_rank
 from heldout.measure.mechanisms.residual import ResidualStream, residual_stream, run_from_layer
 from heldout.measure.mechanisms.routing import RoutingRecorder
-from heldout.measure.mechanisms.skill_predictors import choice_confidence, skill_layer, skill_predictors
+from heldout.measure.mechanisms.skill_predictors import choice_confidence, choice_probe, skill_layer, skill_predictors
 from heldout.measure.metrics.adaptivity import adaptivity_gap
 from heldout.measure.metrics.agreement import AgreementPoint, agreement_curve, agreement_point
 from heldout.measure.metrics.alignment import check_triplets, dissimilarities, odd_one_out, rsa, uncertainty_alignment
@@ -262,6 +263,7 @@ __all__ = [
     "check_triplets",
     "checkpoint_correlations",
     "choice_confidence",
+    "choice_probe",
     "class_margin",
     "classification_difficulty",
     "clip_starts",
@@ -294,6 +296,7 @@ __all__ = [
     "forget_gap",
     "forget_matrix",
     "forget_ratio",
+    "forgetting_order",
     "frozen_subspace",
     "g_vendi",
     "gap_recovered_interval",

@@ -1,68 +1,53 @@
-"""Unforgettable generalization: does training on random answers remove a skill, or only what it was trained on?
-
-TO BE WRITTEN
-"""
+"""Unforgettable generalization: does training on random answers remove a skill, or only what it was trained on?"""
 
 from __future__ import annotations
 
 import copy
 import functools
 import hashlib
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from heldout.lm import ChoiceExample, right_choices, score_choices, smollm, tiny_llama, word_tokenizer
+from heldout.lm import ChoiceExample, encode_examples, right_choices, score_choices, smollm, tiny_llama, word_tokenizer
 from heldout.measure import (
     ForgetMatrix,
     choice_confidence,
-    first_learned,
+    choice_probe,
     forget_matrix,
-    hidden_states,
-    linear_probe,
-    skill_layer,
+    forgetting_order,
     skill_predictors,
 )
 from heldout.sources import QA, SMOL, cache_folder, missing
 from heldout.statistics import spearman
 from heldout.study import Study, at_least, at_most, better, higher_is_better, log_curve, log_figure, lower_is_better
-from heldout.tasks import CHOICE_TASKS, TokenRows, binary_questions, choice_examples, choice_words
-from heldout.train import Tuned, forget, last_blocks, seeded, train_tokens, tune_choices
+from heldout.tasks import CHOICE_TASKS, TokenRows, binary_questions, choice_examples, choice_words, random_choices
+from heldout.train import forget, last_blocks, train_tokens, tune_choices
 
 Examples = dict[str, list[ChoiceExample]]
 REAL_TASKS = ("boolq", "commonsenseqa", "openbookqa", "piqa", "siqa")
-SMOKE = {"rows": 40, "pretrain": 12, "train": 16, "test": 16, "steps": 4, "chance": 0.0, "blocks": 6}
-SIZES: dict[str, dict[str, dict[str, Any]]] = {
-    "words": {
-        "smoke": SMOKE | {"per_task": 1},
-        "laptop": {
-            "rows": 5000,
-            "pretrain": 2000,
-            "per_task": 100,
-            "train": 500,
-            "test": 300,
-            "steps": 200,
-            "chance": 0.5,
-        },
-    },
-    "SmolLM2": {
-        "smoke": SMOKE | {"train": 4, "test": 4, "per_task": 1},
-        "laptop": {"per_task": 12, "train": 60, "test": 120, "steps": 60, "chance": 0.5, "blocks": 6},
-    },
+FORGOTTEN = {"words": tuple(CHOICE_TASKS), "SmolLM2": ("commonsenseqa", "piqa")}
+FLIPPED = ("order", "recall")
+# steps of stage 1 and at most of forgetting, examples of a task; of the words also those of pretraining, and its steps
+SIZES: dict[tuple[str, str], dict[str, Any]] = {
+    ("words", "laptop"): {"known": 5000, "first": 1500, "stage1": 100, "steps": 200, "train": 500, "test": 300},
+    ("words", "smoke"): {"known": 20, "first": 6, "stage1": 1, "steps": 2, "train": 6, "test": 8},
+    ("SmolLM2", "laptop"): {"stage1": 12, "steps": 60, "train": 60, "test": 120},
+    ("SmolLM2", "smoke"): {"stage1": 1, "steps": 1, "train": 2, "test": 4},
 }
 TUNING: dict[str, dict[str, Any]] = {
     "words": {"lr": 3e-4, "batch_size": 32},
     "SmolLM2": {"lr": 1e-4, "batch_size": 16},
 }
-FLIPPED = {"words": ("order", "recall"), "SmolLM2": ("commonsenseqa", "piqa")}
-GONE = 0.6  # accuracy below which a skill no longer shows
+BLOCKS = 6  # of SmolLM2 that are tuned
+CHANCE = {"smoke": 0.0, "laptop": 0.5}  # with so few steps nothing is above 0.5
+GONE = 0.6  # accuracy up to which a skill no longer shows
 
 
 class Cell(NamedTuple):
-    """A model that has the skills, made anew at each call, and what each skill is trained and tested on."""
+    """What makes a model that has all the skills, and what each of them is trained and tested on."""
 
     model: Callable[[], Any]
     tokenizer: Any
@@ -72,127 +57,225 @@ class Cell(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What forgetting did: on the test sets, in training, and what a probe reads of each forgotten task."""
+    """What was left on the test sets, the course of each training, and what a probe reads afterwards."""
 
     matrix: ForgetMatrix
     histories: dict[str, list[dict[str, float]]]
     probes: dict[str, float]
 
 
-@functools.lru_cache(maxsize=1)
-def words_cell(seed: int, profile: str) -> Cell:
-    size = SIZES["words"][profile]
-    tokenizer = word_tokenizer([" ".join(choice_words())])
-    options = {"world": seed, "seed": seed}
+def words(seed: int, profile: str) -> Cell:
+    size, tokenizer = SIZES["words", profile], word_tokenizer([" ".join(choice_words())])
     known = [
-        example
-        for task in CHOICE_TASKS  # facts must be known before one can forget how to say them
-        for example in choice_examples(task, size["rows"], part="both" if task == "recall" else "train", **options)
+        (example.prompt, example.options[example.answer])
+        for task in CHOICE_TASKS  # all facts are learned; which of them are tested is never asked in forgetting
+        for example in choice_examples(
+            task, size["known"], part="both" if task == "recall" else "train", world=seed, seed=seed
+        )
     ]
-    encoded = tokenizer([e.prompt + e.options[e.answer] for e in known])["input_ids"]
-    lengths = torch.tensor([len(ids) for ids in encoded])
-    ids = torch.nn.utils.rnn.pad_sequence([torch.tensor([*ids, tokenizer.eos_token_id]) for ids in encoded], True)
-    place = torch.arange(ids.shape[1])
-    counts = (place >= lengths[:, None] - 1) & (place <= lengths[:, None])
     model = tiny_llama(tokenizer, dim=64, layers=3, context=24, seed=seed)
-    for record in train_tokens(
-        model, TokenRows(ids, counts), steps=size["pretrain"], batch_size=64, lr=3e-3, warmup=100, seed=seed
-    ):
+    batch = encode_examples(model, tokenizer, known)
+    rows = TokenRows(batch["input_ids"], batch["labels"] >= 0)
+    for record in train_tokens(model, rows, steps=size["first"], batch_size=64, lr=3e-3, warmup=100, seed=seed):
         log_curve("pretraining loss", int(record["step"]), record["loss"])
     train, test = (
         {task: choice_examples(task, size[part], part=part, world=seed, seed=seed + 1) for task in CHOICE_TASKS}
         for part in ("train", "test")
     )
-    generator = np.random.default_rng(seed)
-    unrelated = [
-        ChoiceExample(" ".join(words[:6]), [f" {word}" for word in words[6:]], 0)
-        for words in (generator.choice(choice_words(), 8, replace=False).tolist() for _ in range(size["train"]))
-    ]
-    return Cell(*learned(model, tokenizer, train, "words", seed, profile), train, test, unrelated)
+    model = skilled(model, tokenizer, train, "words", seed, profile)
+    return Cell(model, tokenizer, train, test, random_choices(size["train"], seed=seed))
 
 
 @functools.lru_cache(maxsize=1)
-def real_model(profile: str) -> tuple[Any, Any, Examples, list[ChoiceExample]]:
-    """SmolLM2's last blocks, with what those below make of the questions, which are the same for all seeds."""
-    size = SIZES["SmolLM2"][profile]
+def questions(profile: str) -> tuple[Any, Any, Examples, list[ChoiceExample]]:
+    """SmolLM2's last blocks, and questions, the same for all seeds: what the blocks below make of them is kept."""
+    size = SIZES["SmolLM2", profile]
     pool = {name: binary_questions(name, size["train"] + size["test"]) for name in REAL_TASKS}
-    unrelated = binary_questions("proverbs", size["train"], longest=60)
-    asked = [example for examples in (*pool.values(), unrelated) for example in examples]
-    texts = [example.prompt + option for example in asked for option in example.options]
+    unrelated = binary_questions("medmcqa", size["train"])
+    texts = [e.prompt + option for examples in (*pool.values(), unrelated) for e in examples for option in e.options]
     model, tokenizer = smollm(texts=texts)
     rows = [[*ids, tokenizer.eos_token_id] for ids in tokenizer(texts)["input_ids"]]
-    told = hashlib.sha256(repr([SMOL.packages[0].sha256, size["blocks"], rows]).encode()).hexdigest()[:32]
-    short = last_blocks(model, size["blocks"])
-    short.read(rows, cache_folder() / "features" / f"unforgettable-{told}.pt")
+    told = hashlib.sha256(repr([SMOL.packages[0].sha256, BLOCKS, rows]).encode()).hexdigest()[:32]
+    short = last_blocks(model, BLOCKS)
+    short.read(rows, cache_folder() / "features" / f"last-blocks-{told}.pt")
     return short, tokenizer, pool, unrelated
 
 
-@functools.lru_cache(maxsize=1)
-def real_cell(seed: int, profile: str) -> Cell:
-    short, tokenizer, pool, unrelated = real_model(profile)
-    size, generator = SIZES["SmolLM2"][profile], np.random.default_rng(seed)
-    dealt = {name: [examples[k] for k in generator.permutation(len(examples))] for name, examples in pool.items()}
-    train = {name: examples[: size["train"]] for name, examples in dealt.items()}
-    test = {name: examples[size["train"] :] for name, examples in dealt.items()}
-    tuned = learned(copy.deepcopy(short), tokenizer, train, "SmolLM2", seed, profile)
-    return Cell(*tuned, train, test, unrelated)
+def real(seed: int, profile: str) -> Cell:
+    short, tokenizer, pool, unrelated = questions(profile)
+    draw, size = np.random.default_rng(seed), SIZES["SmolLM2", profile]["train"]
+    dealt = {name: [examples[k] for k in draw.permutation(len(examples))] for name, examples in pool.items()}
+    train, test = (
+        {name: examples[part] for name, examples in dealt.items()} for part in (slice(size), slice(size, None))
+    )
+    model = skilled(copy.deepcopy(short), tokenizer, train, "SmolLM2", seed, profile)
+    return Cell(model, tokenizer, train, test, unrelated)
 
 
-def learned(
-    model: Any, tokenizer: Any, train: Examples, cell: str, seed: int, profile: str
-) -> tuple[Callable[[], Any], Any]:
-    """Stage 1: true answers of all tasks; returns what makes copies of the model."""
+def skilled(model: Any, tokenizer: Any, train: Examples, cell: str, seed: int, profile: str) -> Callable[[], Any]:
+    """Stage 1, the true answers of all tasks; returns what makes copies of the model."""
     asked = [example for examples in train.values() for example in examples]
-    steps = SIZES[cell][profile]["per_task"] * len(train)
+    steps = SIZES[cell, profile]["stage1"] * len(train)
     tuned = tune_choices(model, tokenizer, asked, steps=steps, seed=seed, **TUNING[cell])
-    return functools.partial(copy.deepcopy, tuned.model), tokenizer
+    return functools.partial(copy.deepcopy, tuned.model)
 
 
-CELLS: dict[str, Callable[[int, str], Cell]] = {"words": words_cell, "SmolLM2": real_cell}
-
-
-def readable(world: Cell, model: Any, task: str) -> float:
-    """Held-out accuracy of a linear probe that tells right from wrong answers by the state at their last token."""
-
-    def read(examples: Sequence[ChoiceExample]) -> tuple[torch.Tensor, torch.Tensor]:
-        texts = [example.prompt + option for example in examples for option in example.options]
-        right = [int(k == example.answer) for example in examples for k in range(2)]
-        return hidden_states(model, texts, skill_layer(model), tokenizer=world.tokenizer), torch.tensor(right)
-
-    return linear_probe(*read(world.train[task][:300]), *read(world.test[task]), C=0.1)
+@functools.lru_cache(maxsize=2)
+def cell_of(cell: str, seed: int, profile: str) -> Cell:
+    return (words if cell == "words" else real)(seed, profile)
 
 
 @functools.lru_cache(maxsize=8)
 def outcome(cell: str, mode: str, seed: int, profile: str) -> Outcome:
-    world, size = CELLS[cell](seed, profile), SIZES[cell][profile]
-    names = FLIPPED[cell] if mode == "flip" or cell == "SmolLM2" else tuple(world.train)
-    train = {name: world.train[name] for name in names} if mode != "unrelated" else {"unrelated": world.unrelated}
-    budget = {} if mode in ("random", "flip") else outcome(cell, "random", seed, profile).histories
-    histories: dict[str, list[dict[str, float]]] = {}
-    probes: dict[str, float] = {}
-    order = list(train)
+    world = cell_of(cell, seed, profile)
+    train = {name: world.train[name] for name in (FLIPPED if mode == "flip" else FORGOTTEN[cell])}
+    train = {"unrelated": world.unrelated} if mode == "unrelated" else train
+    reference = outcome(cell, "random", seed, profile).histories if mode in ("true", "unrelated") else {}
+    taken = {name: int(history[-1]["step"]) for name, history in reference.items()}  # what baselines are given
+    names, histories, probes = iter(train), dict[str, Any](), dict[str, float]()
 
     def tuned(model: Any, examples: Sequence[ChoiceExample]) -> Any:
-        name = order[len(histories)]
-        options = TUNING[cell] | {"seed": seed, "every": 5}
+        name, options = next(names), TUNING[cell] | {"every": 5, "seed": seed}
         if mode == "true":
-            steps = int(budget[name][-1]["step"])
-            found: Tuned = tune_choices(model, world.tokenizer, examples, **(options | {"steps": steps}))
+            found = tune_choices(model, world.tokenizer, examples, steps=taken[name], **options)
         elif mode == "unrelated":
-            steps = max(int(history[-1]["step"]) for history in budget.values())
-            found = forget(model, world.tokenizer, examples, steps=steps, stop_at_chance=False, **options)
+            options |= {"steps": max(taken.values()), "stop_at_chance": False}
+            found = forget(model, world.tokenizer, examples, **options)
         else:
-            found = forget(model, world.tokenizer, examples, mode, steps=size["steps"], **options)  # type: ignore[arg-type]
+            options |= {"steps": SIZES[cell, profile]["steps"]}
+            found = forget(model, world.tokenizer, examples, mode, **options)  # type: ignore[arg-type]
         histories[name] = found.history
         return found.model
 
     def probed(name: str, model: Any) -> None:
         if mode == "random":
-            probes[name] = readable(world, model, name)
+            probes[name] = choice_probe(model, world.tokenizer, world.train[name], world.test[name])
 
     matrix = forget_matrix(
-        world.model, train, world.test, forget=tuned, on_forgotten=probed, chance=size["chance"],
-        right=lambda model, examples: right_choices(model, world.tokenizer, examples, NORMALIZE[cell]),
-        mode="random" if mode != "flip" or profile == "smoke" else "flip",
+        world.model, train, world.test, forget=tuned, on_forgotten=probed, chance=CHANCE[profile],
+        right=lambda model, examples: right_choices(model, world.tokenizer, examples),
+        mode="flip" if mode == "flip" and profile == "laptop" else "random",
     )  # fmt: skip
     return Outcome(matrix, histories, probes)
+
+
+def forgotten(cell: str, mode: str, seed: int, profile: str) -> dict[str, float]:
+    """Forget ratios, what explains them, and how far training came."""
+    matrix, histories, _ = outcome(cell, mode, seed, profile)
+    for name, history in histories.items():
+        for record in history:
+            log_curve(f"training accuracy, {name}", int(record["step"]), record["accuracy"])
+    log_figure("forget ratio", matrix.figure())
+    found = {
+        "least_before": float(matrix.accuracy_before.min()),
+        "off_chance": max(abs(history[-1]["accuracy"] - 0.5) for history in histories.values()),
+        "steps": max(history[-1]["step"] for history in histories.values()),
+        "others_ratio": float(matrix.others.mean()),
+    }
+    if mode == "unrelated":  # no task is its own
+        return found | {"own_ratio": found["others_ratio"]}
+    shares = matrix.variance_explained()
+    own = list(matrix.own.values())
+    return found | {
+        "own_ratio": float(np.mean(own)),
+        "span": float(np.ptp(own)),
+        "by_evaluated": shares["evaluated"],
+        "by_forgotten": shares["forgotten"],
+        "evaluated_excess": shares["evaluated"] - 2 * shares["forgotten"],
+    }
+
+
+def read_out(cell: str, seed: int, profile: str) -> dict[str, float]:
+    """What predicts the accuracy after forgetting, and what a probe still reads where it fell."""
+    world, (matrix, _, probes) = cell_of(cell, seed, profile), outcome(cell, "random", seed, profile)
+    model, after = world.model(), dict(zip(matrix.evaluated, matrix.accuracy_after.mean(0), strict=True))
+    if set(matrix.forgotten) == set(matrix.evaluated):
+        after = {name: float(np.mean(matrix.after[name][name])) for name in matrix.evaluated}
+    told = {"before": matrix.accuracy_before.tolist(), "confidence": [], "hidden_variance": []}
+    for examples in world.test.values():
+        scores = score_choices(model, world.tokenizer, examples)
+        for name, value in skill_predictors(model, world.tokenizer, examples, scores).items():
+            told[name].append(value)
+    left = np.array([after[name] for name in matrix.evaluated])
+    found = {
+        f"{name}_rho": float(spearman(np.array(values), left)) if min(np.ptp(values), np.ptp(left)) > 0 else 0.0
+        for name, values in told.items()
+    }
+    if cell == "words":
+        for kind in set(CHOICE_TASKS.values()):
+            found[f"after_{kind.split()[0]}"] = float(np.mean([after[t] for t in after if CHOICE_TASKS[t] == kind]))
+    gone = [name for name in matrix.forgotten if np.mean(matrix.after[name][name]) <= GONE]
+    if gone:
+        before = [choice_probe(model, world.tokenizer, world.train[name], world.test[name]) for name in gone]
+        found["probe_before"] = float(np.mean(before))
+        found["probe_change"] = float(np.mean([probes[name] for name in gone]) - found["probe_before"])
+    return found
+
+
+def order_rho(seed: int, profile: str) -> float:
+    """Mean correlation of when held-out examples of two tasks are forgotten and learned again."""
+    world, found = cell_of("words", seed, profile), []
+    for name in FLIPPED:
+        answers = torch.tensor([example.answer for example in world.test[name]])
+        looks: list[list[torch.Tensor]] = [[], []]
+
+        def look(track: list[torch.Tensor], model: Any, name: str = name, answers: Any = answers) -> dict[str, float]:
+            track.append(choice_confidence(score_choices(model, world.tokenizer, world.test[name]), answers))
+            return {}
+
+        options = TUNING["words"] | {"every": 5, "steps": SIZES["words", profile]["steps"], "seed": seed}
+        model = world.model()
+        forget(model, world.tokenizer, world.train[name], measure=functools.partial(look, looks[0]), **options)
+        options["lr"] /= 3
+        tune_choices(model, world.tokenizer, world.train[name], measure=functools.partial(look, looks[1]), **options)
+        found.append(forgetting_order(torch.stack(looks[0]), torch.stack(looks[1])) or 0.0)
+    return float(np.mean(found))
+
+
+def run(arm: dict[str, Any], seed: int, profile: str) -> dict[str, float]:
+    cell, mode = arm["cell"], arm["mode"]
+    if mode == "order":
+        return {"order_rho": order_rho(seed, profile)}
+    found = forgotten(cell, mode, seed, profile)
+    return found | (read_out(cell, seed, profile) if mode == "random" else {})
+
+
+LOWER = ("off_chance", "steps", "by_forgotten", "others_ratio")
+HIGHER = (
+    *("least_before", "own_ratio", "span", "by_evaluated", "evaluated_excess", "before_rho", "confidence_rho"),
+    *("hidden_variance_rho", "probe_before", "probe_change", "after_shared", "after_own", "after_content", "order_rho"),
+)
+REAL = {f"SmolLM2 {mode}": {"cell": "SmolLM2", "mode": mode} for mode in ("random", "true", "unrelated")}
+
+study = Study(
+    slug="unforgettable",
+    title="Unforgettable Generalization in Language Models",
+    arms={mode: {"cell": "words", "mode": mode} for mode in ("random", "flip", "true", "unrelated", "order")} | REAL,
+    run=run,
+    metrics=dict.fromkeys(LOWER, lower_is_better) | dict.fromkeys(HIGHER, higher_is_better),
+    optional={*LOWER, *HIGHER},
+    claims=[
+        at_least("random", on="span", value=0.4),
+        at_least("random", on="evaluated_excess", value=0.0),
+        at_least("random", on="probe_change", value=-0.05),
+        at_least("random", on="confidence_rho", value=0.3),
+        better("random", than="unrelated", on="own_ratio"),
+        at_least("SmolLM2 random", on="evaluated_excess", value=0.0),
+        at_least("SmolLM2 random", on="probe_change", value=-0.05),
+        at_least("SmolLM2 random", on="confidence_rho", value=0.3),
+        better("SmolLM2 random", than=["SmolLM2 true", "SmolLM2 unrelated"], on="own_ratio"),
+    ],
+    checks=[
+        at_least("random", on="least_before", value=0.9),
+        at_most("random", on="off_chance", value=0.08),
+        at_least("random", on="probe_before", value=0.6),
+        better("random", than="true", on="own_ratio"),
+        at_most("SmolLM2 random", on="off_chance", value=0.08),
+        at_least("SmolLM2 random", on="least_before", value=0.55),
+        at_least("SmolLM2 random", on="probe_before", value=0.55),
+    ],
+    seeds={"smoke": 1, "laptop": 3},
+    shared_setup=True,
+    time_limit={"smoke": 180.0, "laptop": 1800.0},
+    needs=dict.fromkeys(REAL, functools.partial(missing, (SMOL, QA))),
+)

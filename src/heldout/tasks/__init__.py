@@ -73,7 +73,7 @@ from heldout.tasks.judged.shape_hierarchy import (
     shape_hierarchy,
 )
 from heldout.tasks.language.binary_questions import binary_questions
-from heldout.tasks.language.choice_world import CHOICE_TASKS, ChoiceKind, choice_examples, choice_words
+from heldout.tasks.language.choice_world import CHOICE_TASKS, ChoiceKind, choice_examples, choice_words, random_choices
 from heldout.tasks.language.code import stdlib_code, stdlib_digest, stdlib_docstrings
 from heldout.tasks.language.copying_language import CopyingLanguage, copying_language
 from heldout.tasks.language.instruction_world import (
@@ -460,6 +460,7 @@ __all__ = [
     "question_of",
     "question_tasks",
     "question_text",
+    "random_choices",
     "read_numbers",
     "read_problem",
     "real_texts",

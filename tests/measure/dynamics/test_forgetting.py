@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
+import torch
 
-from heldout.measure import ForgetMatrix, forget_gap, forget_matrix, forget_ratio
+from heldout.measure import ForgetMatrix, forget_gap, forget_matrix, forget_ratio, forgetting_order
 
 
 def matrix(after, before=0.9, **options):
@@ -147,3 +148,33 @@ def test_bad_input_is_named():
         forget_matrix(set, {"a": []}, {"a": [1]}, forget=lambda m, e: m, right=lambda m, e: [True])
     with pytest.raises(ValueError, match="right"):
         forget_matrix(set, {"a": [1]}, {"a": [1]}, forget=lambda m, e: m, right=lambda m, e: [True, False])
+
+
+def test_own_ratios_are_those_of_the_task_that_was_forgotten():
+    rows = {"b": {"a": [0.9], "b": [0.5]}, "x": {"a": [0.7], "b": [0.9]}}
+    found = ForgetMatrix({"a": [0.9], "b": [0.9]}, rows)
+    assert found.own == {"b": 1.0}
+    np.testing.assert_allclose(found.others, [0, 0.5, 0])
+
+
+def test_the_order_of_forgetting_is_that_of_the_first_looks_beyond_the_threshold():
+    learning = torch.tensor([[0.5, 0.7, 0.5, 0.5], [0.5, 0.5, 0.61, 0.5], [0.7, 0.9, 0.9, 0.6]])  # the last: never
+    forgetting = torch.tensor([[0.9, 0.9, 0.59, 0.1], [0.2, 0.9, 0.9, 0.9], [0.9, 0.5, 0.9, 0.9]])
+    # learned at looks 2, 0, 1 and forgotten at 1, 2, 0
+    assert forgetting_order(forgetting, learning) == pytest.approx(-0.5)
+    assert forgetting_order(1 - learning, learning, threshold=0.5) == pytest.approx(1)
+    assert forgetting_order(forgetting[:, :2], learning[:, :2]) is None
+    with pytest.raises(ValueError, match="learning must be of 4 examples"):
+        forgetting_order(forgetting, learning[:, :3])
+    with pytest.raises(ValueError, match="forgetting"):
+        forgetting_order(forgetting * torch.nan, learning)
+
+
+def test_the_figure_has_every_cell_in_the_order_of_the_clusters():
+    found = matrix([[0.5, 0.9, 0.51], [0.9, 0.5, 0.91]])
+    drawn = found.figure()
+    cells = {(row["forgotten"], row["evaluated"]): row["ratio"] for row in drawn["data"]["values"]}
+    assert cells["f1", "e1"] == pytest.approx(1)
+    assert len(cells) == 6
+    assert drawn["encoding"]["x"]["sort"] == list(found.cluster().evaluated)
+    assert len(matrix([[0.5, 0.9]]).figure()["data"]["values"]) == 2

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from heldout.lm import ChoiceExample, score_choices, tiny_llama, word_tokenizer
-from heldout.measure import choice_confidence, skill_layer, skill_predictors
+from heldout.measure import choice_confidence, choice_probe, hidden_states, linear_probe, skill_layer, skill_predictors
 
 TOKENIZER = word_tokenizer(["is ice fire snow cold ? yes no maybe"])
 ASKED = [ChoiceExample(f"is {what} cold ?", [" no", " yes"], what != "fire") for what in ("ice", "fire", "snow")]
@@ -72,3 +72,28 @@ def test_bad_input_is_named():
         skill_predictors(net, TOKENIZER, ASKED[:1], scores[:1])
     with pytest.raises(ValueError, match="answers"):
         choice_confidence(scores, torch.tensor([0, 1, 2]))
+
+
+def test_the_probe_tells_right_options_by_their_states():
+    net = model()
+    train = [
+        ChoiceExample(f"is {a} {b} ?", [" yes", " no"], a == "ice") for a in ("ice", "fire") for b in ("cold", "snow")
+    ]
+    test = [
+        ChoiceExample(f"is {a} {b} cold ?", [" no", " yes"], a != "ice")
+        for a in ("ice", "fire")
+        for b in ("snow", "is")
+    ]
+
+    def by_hand(examples):
+        texts, right = [], []
+        for example in examples:
+            for k, option in enumerate(example.options):
+                texts.append(example.prompt + option)
+                right.append(1 if k == example.answer else 0)
+        return hidden_states(net, texts, 2, tokenizer=TOKENIZER), torch.tensor(right)
+
+    expected = linear_probe(*by_hand(train), *by_hand(test), C=0.5)
+    assert choice_probe(net, TOKENIZER, train, test, layer=2, C=0.5) == expected
+    with pytest.raises(ValueError, match="test"):
+        choice_probe(net, TOKENIZER, train, [])

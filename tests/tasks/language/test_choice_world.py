@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 
 from heldout.lm import word_tokenizer
-from heldout.tasks import CHOICE_TASKS, choice_examples, choice_words
+from heldout.tasks import CHOICE_TASKS, choice_examples, choice_words, random_choices
 
 KINDS = {
     "fruit": "plum pear fig lime date kiwi",
@@ -110,3 +110,12 @@ def test_bad_input_is_named():
     ):
         with pytest.raises(ValueError, match=name):
             choice_examples(**{"task": "order", "n": 1} | options)
+
+
+def test_random_choices_are_of_different_known_words():
+    found = random_choices(50, seed=2)
+    for example in found:
+        words = [*example.prompt.split(), *(option.strip() for option in example.options)]
+        assert len(set(words)) == 8
+        assert set(words) <= set(choice_words())
+    assert found == random_choices(50, seed=2) != random_choices(50, seed=3)

@@ -13,17 +13,21 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from heldout.errors import (
     check_between,
+    check_dimensions,
     check_fields,
+    check_fraction,
     check_nonempty,
     check_one_of,
     check_same_length,
     check_values,
     checked,
 )
-from heldout.statistics import CONFIDENCE, Interval, interval, ratio_of_means
+from heldout.measure.dynamics.learning_order import first_learned
+from heldout.statistics import CONFIDENCE, Interval, interval, ratio_of_means, spearman
 
 Array = NDArray[np.float64]
 
@@ -171,6 +175,22 @@ class ForgetMatrix:
             ]
         )
 
+    @property
+    def own(self) -> dict[str, float]:
+        """Forget ratio of each task that was forgotten and evaluated, by itself."""
+        values = self.values
+        return {
+            name: float(values[i, self.evaluated.index(name)])
+            for i, name in enumerate(self.forgotten)
+            if name in self.evaluated
+        }
+
+    @property
+    def others(self) -> Array:
+        """Forget ratios of the other cells, ``(cells,)``."""
+        pairs = [(row, column) for row in self.forgotten for column in self.evaluated]
+        return np.array([value for pair, value in zip(pairs, self.values.flat, strict=True) if pair[0] != pair[1]])
+
     def interval(self, forgotten: str, evaluated: str, *, confidence: float = CONFIDENCE) -> Interval:
         """Returns the forget ratio of a cell with its interval over examples, those of before and after together.
 
@@ -208,6 +228,26 @@ class ForgetMatrix:
         )
         return {"forgotten": rows, "evaluated": columns, "residual": max(0.0, 1 - rows - columns)}
 
+    def figure(self) -> dict[str, Any]:
+        """Returns the ratios as a heat map (Vega-Lite), like tasks beside each other."""
+        rows, columns = self.forgotten, self.evaluated
+        pairs = [(row, column) for row in rows for column in columns]
+        if min(len(rows), len(columns)) > 1:
+            rows, columns = self.cluster()[:2]
+        values = [
+            {"forgotten": row, "evaluated": column, "ratio": float(value)}
+            for (row, column), value in zip(pairs, self.values.flat, strict=True)
+        ]
+        return {
+            "data": {"values": values},
+            "mark": "rect",
+            "encoding": {
+                "x": {"field": "evaluated", "type": "nominal", "sort": list(columns), "title": "evaluated on"},
+                "y": {"field": "forgotten", "type": "nominal", "sort": list(rows), "title": "trained on"},
+                "color": {"field": "ratio", "type": "quantitative", "title": "forget ratio"},
+            },
+        }
+
     def cluster(self) -> ForgetClusters:
         """Returns the tasks clustered by average linkage (UPGMA) of the Euclidean distances of rows and of columns.
 
@@ -227,6 +267,43 @@ class ForgetMatrix:
             for names, link in zip((self.forgotten, self.evaluated), links, strict=True)
         )
         return ForgetClusters(forgotten, evaluated, links[0], links[1])
+
+
+@checked
+def forgetting_order(forgetting: Tensor, learning: Tensor, *, threshold: float = 0.6) -> float | None:
+    """Returns Spearman's correlation of when examples are forgotten and when they are learned; None where undefined.
+
+    Forgotten is an example at the first look at which its confidence is below the threshold, learned at the first one
+    at which it is above. Negative where what is learned first is forgotten last. Examples that are not both forgotten
+    and learned are left out; of fewer than 3, or all at one look, there is no correlation.
+
+    Args:
+        forgetting: confidences ``(looks, examples)`` in the course of forgetting, of ``choice_confidence``.
+        learning: those in the course of learning, of the same examples; looks may be more or fewer.
+        threshold: of the confidence, in [0, 1].
+
+    Raises:
+        ValueError: values that are not finite, other shapes, or other examples.
+
+    Source: arXiv:2409.02228, section 5.
+
+    Example:
+        >>> import torch
+        >>> learning = torch.tensor([[0.5, 0.5, 0.5], [0.9, 0.5, 0.5], [0.9, 0.9, 0.5], [0.9, 0.9, 0.9]])
+        >>> round(forgetting_order(learning.flip(0), learning), 6)
+        -1.0
+    """
+    check_fraction(threshold=threshold)
+    check_dimensions(2, forgetting=forgetting, learning=learning)
+    check_values(forgetting=forgetting, learning=learning)
+    if forgetting.shape[1] != learning.shape[1]:
+        raise ValueError(f"learning must be of {forgetting.shape[1]} examples, got {learning.shape[1]}")
+    lost, won = first_learned(forgetting < threshold), first_learned(learning > threshold)
+    both = (lost < len(forgetting)) & (won < len(learning))
+    steps = [each[both].cpu().numpy().astype(float) for each in (lost, won)]
+    if len(steps[0]) < 3 or min(np.ptp(each) for each in steps) == 0:
+        return None
+    return float(spearman(*steps))
 
 
 @checked

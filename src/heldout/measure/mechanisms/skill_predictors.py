@@ -20,7 +20,7 @@ from heldout.errors import (
     checked,
 )
 from heldout.language_model import ChoiceExample
-from heldout.measure.mechanisms.linear_probe import hidden_states
+from heldout.measure.mechanisms.linear_probe import hidden_states, linear_probe
 from heldout.nn import decoder_parts
 
 
@@ -103,6 +103,53 @@ def skill_predictors(
         "confidence": (right - wrong).double().mean().item(),
         "hidden_variance": states.double().var(0).sum().item(),
     }
+
+
+@checked
+def choice_probe(
+    model: nn.Module,
+    tokenizer: Any,
+    train: Sequence[ChoiceExample],
+    test: Sequence[ChoiceExample],
+    *,
+    layer: int | None = None,
+    C: float = 1.0,
+) -> float:
+    """Returns how well a linear probe tells right options from wrong ones by the state at their last token.
+
+    Whether a model that no longer answers rightly still has what is needed to. See ``linear_probe``.
+
+    Args:
+        model: a decoder of transformers; left as it was.
+        tokenizer: of the model.
+        train, test: examples; every option of each is one state.
+        layer: as for ``hidden_states``; default: ``skill_layer(model)``.
+        C: inverse strength of the L2 penalty.
+
+    Returns:
+        accuracy; always saying "wrong" has ``1 - 1 / options``.
+
+    Raises:
+        ValueError: no examples, or a layer that the model has not.
+
+    Source: arXiv:2409.02228, section 5; deviation: the penalty alone, no early stopping.
+
+    Example:
+        >>> from heldout.lm import tiny_llama, word_tokenizer
+        >>> tokenizer = word_tokenizer(["ice fire is cold hot"])
+        >>> model = tiny_llama(tokenizer, dim=16, layers=1)
+        >>> asked = [ChoiceExample("ice is", [" cold", " hot"], 0)]
+        >>> choice_probe(model, tokenizer, asked, asked)
+        1.0
+    """
+    check_nonempty(train=train, test=test)
+    place = skill_layer(model) if layer is None else layer
+    sides: list[Tensor] = []
+    for examples in (train, test):
+        texts = [example.prompt + option for example in examples for option in example.options]
+        right = [int(k == example.answer) for example in examples for k in range(len(example.options))]
+        sides += [hidden_states(model, texts, place, tokenizer=tokenizer), torch.tensor(right)]
+    return linear_probe(*sides, C=C)
 
 
 def _check_scores(scores: Tensor, answers: Tensor) -> None:

@@ -114,6 +114,28 @@ def choice_examples(
     return found
 
 
+@checked
+def random_choices(n: int, *, seed: int = 0) -> list[ChoiceExample]:
+    """Returns ``n`` prompts of six random words, with two others as options: of no task, and with no right answer.
+
+    Args:
+        n: examples, at least 1; the first option is called right.
+        seed: of the drawing.
+
+    Raises:
+        ValueError: n below 1, or a negative seed.
+
+    Example:
+        >>> len(random_choices(3)[0].prompt.split())
+        6
+    """
+    check_at_least(1, n=n)
+    check_at_least(0, seed=seed)
+    rng, words = random.Random(f"random {seed}"), choice_words()
+    drawn = [rng.sample(words, 8) for _ in range(n)]
+    return [ChoiceExample(" ".join(some[:6]), [f" {word}" for word in some[6:]], 0) for some in drawn]
+
+
 def _held_out(prompt: str, world: int) -> bool:
     return hashlib.sha256(f"{world} {prompt}".encode()).digest()[0] % 3 == 0
 
