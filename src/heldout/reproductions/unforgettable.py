@@ -1,4 +1,41 @@
-"""Unforgettable generalization: does training on random answers remove a skill, or only what it was trained on?"""
+"""Unforgettable generalization: does training on random answers remove a skill, or only what it was trained on?
+
+Claim. Trained on random answers of a task, a language model always loses the training examples, but on new ones some
+tasks fall to chance and others hardly at all; which task is evaluated counts for more than which was randomised; low
+confidence beforehand goes with forgetting (weakly), and a linear probe reads the answer as well as before. Source:
+arXiv:2409.02228 (Zhang, Choshen, Andreas, COLM 2024). It is about skills, and no guarantee that anything is erased.
+
+World. ``words``: nine tasks of two options over one vocabulary of 190 words. Judgements: set inclusion, agreement,
+parity of a count and order, all answered by "yes" or "no", and ``compare``, a twin of order with words of its own.
+Contents: a stated fact (``lookup``), a trained one (``recall``), the next of a row of numbers, a word of a category. A
+small Llama learns all of them, then the 180 training examples of each once more (stage 1). A third of the prompts, and
+of the facts, is held out: never asked in stage 1 or in forgetting, and but for the facts not in pretraining. Real cell:
+SmolLM2-135M, of which the last six of 30 blocks are tuned; the tasks are BoolQ (closed-book), CommonsenseQA,
+OpenBookQA, PIQA and SIQA, questions of up to 16 words with the right option and a wrong one.
+
+Arms. ``random`` forgets each task by random answers drawn once, with AdamW started anew, until the accuracy on its
+training examples against the true answers is at chance, and evaluates all nine: the matrix of forget ratios
+``(before - after) / (before - 0.5)``; of SmolLM2, CommonsenseQA and PIQA are forgotten and all five evaluated. ``flip``
+has wrong answers for two tasks; ``true`` the true answers for as many steps as ``random`` took, task by task;
+``unrelated`` random answers of something else (of random words; of questions about medicine), for as many steps as the
+longest. ``own_ratio`` is the mean over tasks of a task's ratio after its own training (``unrelated`` has no own task:
+over all), ``others_ratio`` that over the other cells, ``span`` the range of the former. ``by_evaluated`` and
+``by_forgotten`` are the shares of variance of a two-way analysis without interaction, ``evaluated_excess`` the former
+less twice the latter. ``probe_before`` and ``probe_change`` are those of a linear probe for right and wrong answers, on
+tasks whose own held-out accuracy fell to 0.6 or below. ``confidence_rho``, ``hidden_variance_rho`` and ``before_rho``
+are Spearman's correlations over tasks with the accuracy after forgetting: after a task's own, of SmolLM2 the mean over
+what was forgotten. ``after_shared``, ``after_own`` and ``after_content`` are such accuracies by kind. ``order_rho``
+correlates when held-out examples of two tasks are forgotten and when they are learned again (exploratory).
+
+Deviations. Nine tasks for eight: the twin is extra. A Llama of 0.16 million parameters, 1,500 steps of 64 at 3e-3, in
+place of a GPT-2 of 0.35 million: as good on every task for a quarter of the time. 180 training examples for 500, since
+no prompt may come twice: where one does, with another wrong option, the right answer is still the most frequent of the
+random ones, and a content task cannot be forgotten at all. That answers stay fixed over epochs and that training ends
+at chance are inferred. SmolLM2 learns stage 1 for all tasks together, and its questions are the same for all seeds,
+dealt anew to training and test; what a task's accuracy before has of chance counts as an effect of that task, so that
+C2 is favoured there, and with two tasks forgotten nothing is claimed of their span. The settings were chosen on
+development seed 1000.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +69,7 @@ FORGOTTEN = {"words": tuple(CHOICE_TASKS), "SmolLM2": ("commonsenseqa", "piqa")}
 FLIPPED = ("order", "recall")
 # steps of stage 1 and at most of forgetting, examples of a task; of the words also those of pretraining, and its steps
 SIZES: dict[tuple[str, str], dict[str, Any]] = {
-    ("words", "laptop"): {"known": 5000, "first": 1500, "stage1": 100, "steps": 200, "train": 500, "test": 300},
+    ("words", "laptop"): {"known": 5000, "first": 1500, "stage1": 100, "steps": 300, "train": 180, "test": 80},
     ("words", "smoke"): {"known": 20, "first": 6, "stage1": 1, "steps": 2, "train": 6, "test": 8},
     ("SmolLM2", "laptop"): {"stage1": 12, "steps": 60, "train": 60, "test": 120},
     ("SmolLM2", "smoke"): {"stage1": 1, "steps": 1, "train": 2, "test": 4},
@@ -79,7 +116,10 @@ def words(seed: int, profile: str) -> Cell:
     for record in train_tokens(model, rows, steps=size["first"], batch_size=64, lr=3e-3, warmup=100, seed=seed):
         log_curve("pretraining loss", int(record["step"]), record["loss"])
     train, test = (
-        {task: choice_examples(task, size[part], part=part, world=seed, seed=seed + 1) for task in CHOICE_TASKS}
+        {
+            task: choice_examples(task, size[part], part=part, distinct=True, world=seed, seed=seed)
+            for task in CHOICE_TASKS
+        }
         for part in ("train", "test")
     )
     model = skilled(model, tokenizer, train, "words", seed, profile)
@@ -135,7 +175,7 @@ def outcome(cell: str, mode: str, seed: int, profile: str) -> Outcome:
     names, histories, probes = iter(train), dict[str, Any](), dict[str, float]()
 
     def tuned(model: Any, examples: Sequence[ChoiceExample]) -> Any:
-        name, options = next(names), TUNING[cell] | {"every": 5, "seed": seed}
+        name, options = next(names), TUNING[cell] | {"every": 10, "seed": seed}
         if mode == "true":
             found = tune_choices(model, world.tokenizer, examples, steps=taken[name], **options)
         elif mode == "unrelated":
@@ -223,7 +263,7 @@ def order_rho(seed: int, profile: str) -> float:
             track.append(choice_confidence(score_choices(model, world.tokenizer, world.test[name]), answers))
             return {}
 
-        options = TUNING["words"] | {"every": 5, "steps": SIZES["words", profile]["steps"], "seed": seed}
+        options = TUNING["words"] | {"every": 10, "steps": SIZES["words", profile]["steps"], "seed": seed}
         model = world.model()
         forget(model, world.tokenizer, world.train[name], measure=functools.partial(look, looks[0]), **options)
         options["lr"] /= 3

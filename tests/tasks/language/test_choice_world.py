@@ -56,6 +56,16 @@ def test_answers_follow_from_the_prompt(task, part):
 
 
 @pytest.mark.parametrize("task", CHOICE_TASKS)
+def test_distinct_prompts_come_once_and_are_enough_for_the_study(task):
+    for part, count in (("train", 180), ("test", 80)):
+        for world in range(3):
+            found = choice_examples(task, count, part=part, distinct=True, world=world)
+            assert len({e.prompt for e in found}) == count
+    with pytest.raises(ValueError, match="n must be at most"):
+        choice_examples("recall", 400, distinct=True)
+
+
+@pytest.mark.parametrize("task", CHOICE_TASKS)
 def test_no_prompt_is_in_both_parts_and_answers_are_balanced(task):
     train, test = (choice_examples(task, 800, part=part, world=2, seed=5) for part in ("train", "test"))
     assert not {e.prompt for e in train} & {e.prompt for e in test}
@@ -74,14 +84,14 @@ def test_four_judgements_share_their_words_and_their_order():
 def test_facts_hold_throughout_a_world_and_differ_between_worlds():
     def facts(world, part, seed=0):
         found = {}
-        for e in choice_examples("recall", 2000, part=part, world=world, seed=seed):
+        for e in choice_examples("recall", 4000, part=part, world=world, seed=seed):
             assert found.setdefault(e.prompt, e.options[e.answer]) == e.options[e.answer]
         return found
 
     one, again, other = facts(1, "both"), facts(1, "train", seed=9), facts(2, "both")
     assert again.items() < one.items()
-    assert len(one) == 96
-    assert sum(one[key] == other[key] for key in one) < 48
+    assert len(one) == 288
+    assert sum(one[key] == other[key] for key in one) < 144
 
 
 def test_every_prompt_is_of_known_words_and_short():

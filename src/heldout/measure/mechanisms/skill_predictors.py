@@ -144,12 +144,13 @@ def choice_probe(
     """
     check_nonempty(train=train, test=test)
     place = skill_layer(model) if layer is None else layer
-    sides: list[Tensor] = []
-    for examples in (train, test):
+
+    def read(examples: Sequence[ChoiceExample]) -> tuple[Tensor, Tensor]:
         texts = [example.prompt + option for example in examples for option in example.options]
         right = [int(k == example.answer) for example in examples for k in range(len(example.options))]
-        sides += [hidden_states(model, texts, place, tokenizer=tokenizer), torch.tensor(right)]
-    return linear_probe(*sides, C=C)
+        return hidden_states(model, texts, place, tokenizer=tokenizer), torch.tensor(right)
+
+    return linear_probe(*read(train), *read(test), C)
 
 
 def _check_scores(scores: Tensor, answers: Tensor) -> None:

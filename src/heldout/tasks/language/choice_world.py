@@ -40,6 +40,7 @@ _VALUES = {
     "game": ["chess", "darts", "cards", "golf", "tennis", "polo"],
     "month": ["march", "april", "may", "june", "july", "august"],
 }
+_VERBS_OF_FACTS = ["likes", "has", "from"]
 _GLUE = "does hold ? the near s right tick hum tock is below with compare : has then pick of likes what even from"
 _ANSWERS = ["no", "yes", "less", "more"]
 
@@ -72,7 +73,13 @@ def choice_words() -> list[str]:
 
 @checked
 def choice_examples(
-    task: str, n: int, *, part: Literal["train", "test", "both"] = "train", world: int = 0, seed: int = 0
+    task: str,
+    n: int,
+    *,
+    part: Literal["train", "test", "both"] = "train",
+    distinct: bool = False,
+    world: int = 0,
+    seed: int = 0,
 ) -> list[ChoiceExample]:
     """Returns ``n`` examples of a task, the right option first in about half of them.
 
@@ -82,13 +89,15 @@ def choice_examples(
 
     Args:
         task: one of ``CHOICE_TASKS``.
-        n: examples, at least 1; prompts may come again, with the same or another wrong option.
+        n: examples, at least 1.
         part: which prompts.
+        distinct: no prompt comes twice. Otherwise it may, with another wrong option: of random answers the right one is
+            then still the most frequent, and nothing is forgotten by them.
         world: number of the world: which facts hold, and which prompts are held out.
         seed: of the drawing.
 
     Raises:
-        ValueError: an unknown task or part, n below 1, or a negative seed.
+        ValueError: an unknown task or part, n below 1 or more than there are distinct prompts, or a negative seed.
 
     Example:
         >>> choice_examples("next", 1, seed=3)[0].prompt
@@ -100,11 +109,19 @@ def choice_examples(
     check_at_least(0, world=world, seed=seed)
     rng = random.Random(f"{task} {part} {world} {seed}")
     draw = functools.partial(_recall, _facts(world)) if task == "recall" else _DRAWS[task]
-    found = []
+    found: list[ChoiceExample] = []
+    seen: set[str] = set()
+    draws = 0
     while len(found) < n:
         prompt, right, wrong = draw(rng)
+        draws += 1
+        if draws > 1000 + 100 * n:
+            raise ValueError(f"n must be at most {len(found)} for distinct prompts of {task} in {part}, got {n}")
+        if distinct and prompt in seen:
+            continue
         if part != "both" and _held_out(prompt, world) != (part == "test"):
             continue
+        seen.add(prompt)
         options = [right, wrong]
         if CHOICE_TASKS[task] == "content":
             rng.shuffle(options)
@@ -140,9 +157,10 @@ def _held_out(prompt: str, world: int) -> bool:
     return hashlib.sha256(f"{world} {prompt}".encode()).digest()[0] % 3 == 0
 
 
-def _facts(world: int) -> dict[tuple[str, str], str]:
+def _facts(world: int) -> dict[tuple[str, str, str], str]:
     rng = random.Random(f"facts {world}")
-    return {(name, kind): rng.choice(values) for name in _NAMES for kind, values in _VALUES.items()}
+    pairs = [(kind, verb) for kind in _VALUES for verb in _VERBS_OF_FACTS]
+    return {(kind, verb, name): rng.choice(_VALUES[kind]) for kind, verb in pairs for name in _NAMES}
 
 
 def _judged(prompt: str, holds: bool, words: tuple[str, str] = ("no", "yes")) -> _Draw:
@@ -188,14 +206,14 @@ def _lookup(rng: random.Random) -> _Draw:
     return f"{rng.choice(_NAMES)} has {words[0]} likes {words[1]} : what {kinds[asked]}", words[asked], other
 
 
-def _recall(facts: dict[tuple[str, str], str], rng: random.Random) -> _Draw:
-    (name, kind), value = rng.choice(list(facts.items()))
+def _recall(facts: dict[tuple[str, str, str], str], rng: random.Random) -> _Draw:
+    (kind, verb, name), value = rng.choice(list(facts.items()))
     other = rng.choice([word for word in _VALUES[kind] if word != value])
-    return f"what {kind} likes {name} :", value, other
+    return f"what {kind} {verb} {name} :", value, other
 
 
 def _next(rng: random.Random) -> _Draw:
-    step, length = rng.randint(1, 4), rng.randint(2, 4)
+    step, length = rng.randint(1, 5), rng.randint(2, 4)
     start = rng.randrange(len(_NUMBERS) - step * length)
     row = list(range(start, start + step * (length + 1), step))
     wrong = rng.choice([word for word in _NUMBERS if word != _NUMBERS[row[-1]]])
