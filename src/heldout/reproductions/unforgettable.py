@@ -71,7 +71,7 @@ FLIPPED = ("order", "recall")
 SIZES: dict[tuple[str, str], dict[str, Any]] = {
     ("words", "laptop"): {"known": 5000, "first": 1500, "stage1": 100, "steps": 300, "train": 180, "test": 80},
     ("words", "smoke"): {"known": 20, "first": 6, "stage1": 1, "steps": 2, "train": 6, "test": 8},
-    ("SmolLM2", "laptop"): {"stage1": 12, "steps": 60, "train": 60, "test": 120},
+    ("SmolLM2", "laptop"): {"stage1": 8, "steps": 40, "train": 40, "test": 80},
     ("SmolLM2", "smoke"): {"stage1": 1, "steps": 1, "train": 2, "test": 4},
 }
 TUNING: dict[str, dict[str, Any]] = {
@@ -175,7 +175,7 @@ def outcome(cell: str, mode: str, seed: int, profile: str) -> Outcome:
     names, histories, probes = iter(train), dict[str, Any](), dict[str, float]()
 
     def tuned(model: Any, examples: Sequence[ChoiceExample]) -> Any:
-        name, options = next(names), TUNING[cell] | {"every": 10, "seed": seed}
+        name, options = next(names), TUNING[cell] | {"every": 5, "seed": seed}
         if mode == "true":
             found = tune_choices(model, world.tokenizer, examples, steps=taken[name], **options)
         elif mode == "unrelated":
@@ -263,7 +263,7 @@ def order_rho(seed: int, profile: str) -> float:
             track.append(choice_confidence(score_choices(model, world.tokenizer, world.test[name]), answers))
             return {}
 
-        options = TUNING["words"] | {"every": 10, "steps": SIZES["words", profile]["steps"], "seed": seed}
+        options = TUNING["words"] | {"every": 5, "steps": SIZES["words", profile]["steps"], "seed": seed}
         model = world.model()
         forget(model, world.tokenizer, world.train[name], measure=functools.partial(look, looks[0]), **options)
         options["lr"] /= 3

@@ -25,7 +25,7 @@ def binary_questions(
     """Returns ``n`` short questions of a set, each with its right option and a wrong one, in random order.
 
     Questions that are answered by yes or no have each answer equally often, so that always saying one is no better than
-    chance, and their options in one order; those on a passage are asked without it. No two are of the same group.
+    chance, and their options in one order; those on a passage are asked without it, and one for each article.
 
     Args:
         name: a set of ``heldout.tasks.QUESTION_SETS`` of the kind "choice".
@@ -65,7 +65,7 @@ def binary_questions(
         answer = options.index(question.options[question.answer])
         pool = pools[answer]
         passage = "" if judged else f"{question.passage} "
-        if question.group in groups or len(pool) == n // 2 or len(passage.split()) > longest:
+        if (judged and question.group in groups) or len(pool) == n // 2 or len(passage.split()) > longest:
             continue
         groups |= {question.group} - {""}
         text = f"{passage}{question.question}".strip()
