@@ -178,3 +178,11 @@ def test_the_figure_has_every_cell_in_the_order_of_the_clusters():
     assert len(cells) == 6
     assert drawn["encoding"]["x"]["sort"] == list(found.cluster().evaluated)
     assert len(matrix([[0.5, 0.9]]).figure()["data"]["values"]) == 2
+
+
+def test_tasks_that_the_model_could_not_do_are_left_out():
+    found = ForgetMatrix({"a": [0.9], "b": [0.5], "c": [0.6]}, {"x": {"a": [0.7], "b": [0.4], "c": [0.5]}}).able(0.6)
+    assert found.evaluated == ("a", "c")
+    np.testing.assert_allclose(found.values, [[0.5, 1]])
+    with pytest.raises(ValueError, match="least"):
+        found.able(0.95)

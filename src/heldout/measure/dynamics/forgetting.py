@@ -191,6 +191,19 @@ class ForgetMatrix:
         pairs = [(row, column) for row in self.forgotten for column in self.evaluated]
         return np.array([value for pair, value in zip(pairs, self.values.flat, strict=True) if pair[0] != pair[1]])
 
+    def able(self, least: float) -> ForgetMatrix:
+        """Returns the matrix of those evaluated tasks alone whose accuracy before was at least so high.
+
+        Raises:
+            ValueError: there is none, or a number outside of [0, 1].
+        """
+        check_between(0, 1, least=least)
+        kept = [name for name, value in zip(self.evaluated, self.accuracy_before, strict=True) if value >= least]
+        if not kept:
+            raise ValueError(f"least must be at most {self.accuracy_before.max():.3g}, the highest before, got {least}")
+        after = {name: {task: rows[task] for task in kept} for name, rows in self.after.items()}
+        return ForgetMatrix({task: self.before[task] for task in kept}, after, self.chance, self.mode)
+
     def interval(self, forgotten: str, evaluated: str, *, confidence: float = CONFIDENCE) -> Interval:
         """Returns the forget ratio of a cell with its interval over examples, those of before and after together.
 
