@@ -77,8 +77,8 @@ if TYPE_CHECKING:
         relabelled,
     )
     from heldout.train.tuning.dpo import dpo
-    from heldout.train.tuning.forget import forget, tune_choices
-    from heldout.train.tuning.last_layers import LastBlocks, last_blocks, tune_last_layers
+    from heldout.train.tuning.forget import forget, relearning_order, tune_choices
+    from heldout.train.tuning.last_layers import LastBlocks, last_blocks, smollm_blocks, tune_last_layers
     from heldout.train.tuning.sft import encode_rows, pack, sft, weighted_nll
     from heldout.train.tuning.tuned import Tuned, lora
     from heldout.train.weak_supervision import WeakToStrongResult, weak_to_strong
@@ -185,6 +185,7 @@ __all__ = [
     "reads_progress",
     "reinforce_loss",
     "relabelled",
+    "relearning_order",
     "rollout",
     "router_reward",
     "save",
@@ -193,6 +194,7 @@ __all__ = [
     "seeded",
     "sft",
     "slot_neighbour",
+    "smollm_blocks",
     "soft_align",
     "squared_error",
     "supervisor_reward",
@@ -250,6 +252,7 @@ _LATER = {
     "weak_to_strong": "heldout.train.weak_supervision",
     "LastBlocks": "heldout.train.tuning.last_layers",
     "last_blocks": "heldout.train.tuning.last_layers",
+    "smollm_blocks": "heldout.train.tuning.last_layers",
     "tune_last_layers": "heldout.train.tuning.last_layers",
     "CostReward": "heldout.train.reinforcement.rewards",
     "Environment": "heldout.train.reinforcement.rollouts",
@@ -259,6 +262,7 @@ _LATER = {
     "Tuned": "heldout.train.tuning.tuned",
     "dpo": "heldout.train.tuning.dpo",
     "forget": "heldout.train.tuning.forget",
+    "relearning_order": "heldout.train.tuning.forget",
     "tune_choices": "heldout.train.tuning.forget",
     "encode_rows": "heldout.train.tuning.sft",
     "format_reward": "heldout.train.reinforcement.rewards",

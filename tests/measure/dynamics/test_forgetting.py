@@ -186,3 +186,40 @@ def test_tasks_that_the_model_could_not_do_are_left_out():
     np.testing.assert_allclose(found.values, [[0.5, 1]])
     with pytest.raises(ValueError, match="least"):
         found.able(0.95)
+
+
+def test_what_is_left_is_that_after_its_own_training_or_the_mean_where_not_all_were_forgotten():
+    rows = {"b": {"a": [0.9], "b": [0.5]}, "a": {"a": [0.7], "b": [0.8]}}
+    before = {"a": [0.9], "b": [0.9]}
+    assert ForgetMatrix(before, rows).left == {"a": 0.7, "b": 0.5}
+    rows["x"] = rows.pop("a")
+    assert ForgetMatrix(before, rows).left == pytest.approx({"a": 0.8, "b": 0.65})
+
+
+def test_the_correlation_is_spearmans_of_a_number_of_each_task_with_what_is_left():
+    after = [0.5, 0.8, 0.6, 0.7]
+    found = matrix([after, after])
+    assert found.correlation({"e3": 5, "e0": 1, "e1": 9, "e2": 2}) == pytest.approx(1)
+    assert found.correlation({"e0": 1, "e1": 2, "e2": 3, "e3": 4}) == pytest.approx(0.4)
+    assert found.correlation(dict.fromkeys(("e0", "e1", "e2", "e3"), 1.0)) == 0
+    with pytest.raises(ValueError, match="none for e3"):
+        found.correlation({"e0": 1, "e1": 2, "e2": 3})
+    with pytest.raises(ValueError, match="told"):
+        found.correlation({"e0": 1, "e1": 2, "e2": 3, "e3": np.nan})
+
+
+def test_the_summary_has_what_the_matrix_can_tell():
+    rows = {"b": {"a": [0.8], "b": [0.5]}, "a": {"a": [0.7], "b": [0.9]}}
+    found = ForgetMatrix({"a": [0.9], "b": [0.9]}, rows)
+    told, shares = found.summary(), found.variance_explained()
+    assert told["own_ratio"] == pytest.approx(0.75)
+    assert told["span"] == pytest.approx(0.5)
+    assert told["others_ratio"] == pytest.approx(0.125)
+    assert told["able"] == 2
+    assert told["least_before"] == pytest.approx(0.9)
+    assert (told["by_evaluated"], told["by_forgotten"]) == (shares["evaluated"], shares["forgotten"])
+    assert shares["evaluated"] != pytest.approx(shares["forgotten"])
+    assert told["evaluated_excess"] == pytest.approx(shares["evaluated"] - 2 * shares["forgotten"])
+    one = ForgetMatrix({"a": [0.9]}, {"x": {"a": [0.7]}}).summary()
+    assert set(one) == {"able", "least_before", "others_ratio"}
+    assert "by_evaluated" not in matrix([[0.7, 0.7], [0.7, 0.7]]).summary()

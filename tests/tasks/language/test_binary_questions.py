@@ -41,10 +41,26 @@ def test_long_questions_options_and_passages_are_left_out():
         ChoiceQuestion(long, ("a", "b"), 0),
         ChoiceQuestion("which?", ("a", long), 0),
         ChoiceQuestion("who?", ("a", "b"), 0, long),
-        *(ChoiceQuestion(f"short {k}?", ("a", "b"), 0, "It rained.") for k in range(8)),
+        *(ChoiceQuestion(f"short {k}?", ("a", "b"), 0, f"Rain {k}.") for k in range(8)),
     ]
     found = binary_questions("any", 4, read=lambda name: rows)
-    assert all(example.prompt.startswith("Question: It rained. short") for example in found)
+    assert all(example.prompt.startswith("Question: Rain ") for example in found)
+
+
+def test_the_form_holds_the_question():
+    found = binary_questions("other", 4, form="Q {} A", read=made)
+    assert all(example.prompt.startswith("Q which ") and example.prompt.endswith("? A") for example in found)
+    with pytest.raises(ValueError, match="form"):
+        binary_questions("other", 4, form="Q", read=made)
+
+
+def test_no_prompt_and_no_passage_comes_twice():
+    asked = [ChoiceQuestion(f"which {k // 2}?", (f"a{k}", f"b{k}"), k % 2) for k in range(60)]
+    found = binary_questions("any", 20, read=lambda name: asked)
+    assert len({example.prompt for example in found}) == 20
+    asked = [ChoiceQuestion(f"which {k}?", (f"a{k}", f"b{k}"), k % 2, f"It rained {k // 2} times.") for k in range(60)]
+    found = binary_questions("any", 20, read=lambda name: asked)
+    assert len({example.prompt.split(" which")[0] for example in found}) == 20
 
 
 def test_the_seed_decides_and_too_few_are_said():

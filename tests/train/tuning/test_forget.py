@@ -9,8 +9,16 @@ from peft import get_peft_model
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from heldout.data import randomize_targets
-from heldout.lm import ChoiceExample, encode_examples, right_choices, tiny_llama, word_tokenizer
-from heldout.train import forget, lora, tune_choices
+from heldout.lm import (
+    ChoiceExample,
+    encode_examples,
+    right_choices,
+    score_choices,
+    tiny_llama,
+    word_tokenizer,
+)
+from heldout.measure import choice_confidence, forgetting_order
+from heldout.train import forget, lora, relearning_order, tune_choices
 
 WORDS = [f"w{k}" for k in range(40)]
 TOKENIZER = word_tokenizer([" ".join([*WORDS, "is", "even", "?", "yes", "no"])])
@@ -35,11 +43,36 @@ def test_random_answers_bring_the_accuracy_to_chance_and_training_stops_there():
     steps = [record["step"] for record in found.history]
     assert found.history[0]["accuracy"] == 1
     assert "loss" not in found.history[0]
-    assert found.history[-1]["accuracy"] <= 0.52 < min(record["accuracy"] for record in found.history[:-1])
+    assert abs(found.history[-1]["accuracy"] - 0.5) <= 0.02
+    assert all(abs(record["accuracy"] - 0.5) > 0.02 for record in found.history[:-1])
     assert steps == [5.0 * k for k in range(len(steps))]
     assert steps[-1] < 300
     assert right_choices(found.model, TOKENIZER, ASKED).double().mean().item() == found.history[-1]["accuracy"]
     assert not found.model.training
+
+
+def test_below_chance_training_goes_on():
+    # Of two questions that are wrong in the beginning one is learned: from 0 up to chance
+    wrong = randomize_targets(ASKED, "flip")
+    found = forget(fresh(), TOKENIZER, wrong, steps=300, every=2, lr=2e-3, seed=1)
+    assert found.history[0]["accuracy"] == 0
+    assert abs(found.history[-1]["accuracy"] - 0.5) <= 0.02
+
+
+def test_the_weights_nearest_to_chance_are_given_back_where_it_is_not_reached():
+    seen = []
+    options = {"steps": 12, "every": 2, "lr": 2e-3, "seed": 1, "tolerance": 0.0, "batch_size": 8}
+    options["measure"] = lambda model: seen.append([weight.detach().clone() for weight in model.parameters()]) or {}
+    odd = ASKED[:39]  # 19.5 right ones there are not
+    found = forget(fresh(), TOKENIZER, odd, **options)
+    assert len(seen) == 7
+    seen.clear()
+    every = forget(fresh(), TOKENIZER, odd, stop_at_chance=False, **options).history
+    away = [abs(record["accuracy"] - 0.5) for record in every[1:]]
+    best = len(away) - away[::-1].index(min(away))
+    assert found.history == every[: best + 1]
+    assert all(torch.equal(ours, there) for ours, there in zip(found.model.parameters(), seen[best], strict=True))
+    assert right_choices(found.model, TOKENIZER, odd).double().mean().item() == found.history[-1]["accuracy"]
 
 
 def test_without_the_stop_all_steps_are_made_and_the_drawn_answers_are_learned_by_heart():
@@ -98,6 +131,27 @@ def test_the_same_seed_gives_the_same_model_and_the_global_generator_stays():
 def test_measures_join_the_records():
     found = forget(fresh(), TOKENIZER, ASKED, steps=4, every=2, measure=lambda model: {"mode": float(model.training)})
     assert [record["mode"] for record in found.history] == [0, 0, 0]
+
+
+def test_the_order_of_relearning_is_that_of_held_out_confidences_at_the_looks():
+    train, test = ASKED[:30], ASKED[30:]
+    answers = torch.tensor([example.answer for example in test])
+    looks = [[], []]
+
+    def look(track, model):
+        track.append(choice_confidence(score_choices(model, TOKENIZER, test), answers))
+        return {}
+
+    options = {"steps": 20, "every": 2, "seed": 1, "batch_size": 8}
+    model = forget(fresh(), TOKENIZER, train, lr=3e-3, measure=lambda m: look(looks[0], m), **options).model
+    tune_choices(model, TOKENIZER, train, lr=9e-4, measure=lambda m: look(looks[1], m), **options)
+    expected = forgetting_order(*(torch.stack(each) for each in looks))
+    assert expected is not None
+    found = relearning_order(fresh, TOKENIZER, train, test, lr=3e-3, **options)
+    assert found == pytest.approx(expected)
+    assert found != relearning_order(fresh, TOKENIZER, train, test, lr=3e-3, relearning_lr=5e-3, **options)
+    with pytest.raises(ValueError, match="test"):
+        relearning_order(fresh, TOKENIZER, train, [])
 
 
 def test_bad_input_is_named():

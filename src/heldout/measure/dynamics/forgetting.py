@@ -191,6 +191,60 @@ class ForgetMatrix:
         pairs = [(row, column) for row in self.forgotten for column in self.evaluated]
         return np.array([value for pair, value in zip(pairs, self.values.flat, strict=True) if pair[0] != pair[1]])
 
+    @property
+    def left(self) -> dict[str, float]:
+        """Accuracy after forgetting of each evaluated task: after its own, or the mean where not all were forgotten."""
+        if set(self.evaluated) <= set(self.forgotten):
+            return {task: float(np.mean(self.after[task][task])) for task in self.evaluated}
+        return dict(zip(self.evaluated, self.accuracy_after.mean(0).tolist(), strict=True))
+
+    def correlation(self, told: Mapping[str, float]) -> float:
+        """Returns Spearman's correlation, over evaluated tasks, of a number of each with ``left``; 0 where undefined.
+
+        Args:
+            told: evaluated task -> what may predict how much of it is left, such as the confidence beforehand.
+
+        Raises:
+            ValueError: a task without a number, or one that is not finite.
+
+        Example:
+            >>> rows = {"a": {"a": [0.5], "b": [0.9]}, "b": {"a": [0.9], "b": [0.8]}}
+            >>> round(ForgetMatrix({"a": [0.9], "b": [0.9]}, rows).correlation({"a": 3.0, "b": 7.0}), 6)
+            1.0
+        """
+        if lacking := [task for task in self.evaluated if task not in told]:
+            raise ValueError(f"told must have a number for each evaluated task, got none for {', '.join(lacking)}")
+        values, left = np.array([told[task] for task in self.evaluated]), np.array(list(self.left.values()))
+        check_values(told=values)
+        return float(spearman(values, left)) if min(np.ptp(values), np.ptp(left)) > 0 else 0.0
+
+    def summary(self) -> dict[str, float]:
+        """Returns what a matrix says in a few numbers; those that it cannot tell are left out.
+
+        ``able``: how many tasks are evaluated, ``least_before``: the lowest accuracy before; ``own_ratio`` and
+        ``span``: mean and range of ``own``; ``others_ratio``: mean of ``others``; ``by_evaluated`` and
+        ``by_forgotten``: of ``variance_explained``; ``evaluated_excess``: the former less twice the latter.
+
+        Raises:
+            ValueError: a task that was not above chance before.
+
+        Example:
+            >>> rows = {"a": {"a": [0.5], "b": [0.9]}, "b": {"a": [0.9], "b": [0.7]}}
+            >>> found = ForgetMatrix({"a": [0.9], "b": [0.9]}, rows).summary()
+            >>> round(found["own_ratio"], 6), round(found["span"], 6)
+            (0.75, 0.5)
+        """
+        found = {"able": float(len(self.evaluated)), "least_before": float(self.accuracy_before.min())}
+        if own := list(self.own.values()):
+            found |= {"own_ratio": float(np.mean(own)), "span": float(np.ptp(own))}
+        if self.others.size:
+            found["others_ratio"] = float(np.mean(self.others))
+        if min(self.values.shape) > 1 and np.ptp(self.values) > 1e-6:
+            shares = self.variance_explained()
+            found |= {"by_evaluated": shares["evaluated"], "by_forgotten": shares["forgotten"]}
+            found["evaluated_excess"] = shares["evaluated"] - 2 * shares["forgotten"]
+        return found
+
     def able(self, least: float) -> ForgetMatrix:
         """Returns the matrix of those evaluated tasks alone whose accuracy before was at least so high.
 

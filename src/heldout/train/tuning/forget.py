@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from heldout.data import randomize_targets
 from heldout.errors import (
@@ -24,7 +25,8 @@ from heldout.errors import (
     check_positive,
     checked,
 )
-from heldout.lm import ChoiceExample, encode_examples, right_choices
+from heldout.lm import ChoiceExample, encode_examples, right_choices, score_choices
+from heldout.measure import choice_confidence, forgetting_order
 from heldout.method import device_of
 from heldout.train.supervised import seeded
 from heldout.train.tuning.tuned import Tuned, prepared_tokenizer
@@ -46,6 +48,7 @@ def forget(
     batch_size: int = 32,
     lr: float = 1e-4,
     weight_decay: float = 0.0,
+    normalize: Literal["none", "tokens"] = "none",
     seed: int = 0,
     measure: Measure | None = None,
 ) -> Tuned:
@@ -60,18 +63,22 @@ def forget(
         tokenizer: its tokenizer, with an end token.
         examples: with true answers and equally many options.
         mode: "random" or "flip".
-        stop_at_chance: end as soon as the accuracy on ``examples`` against the true answers is at most ``1 / options``
-            (flip: one less that before) and ``tolerance``; False: make all steps.
-        tolerance: accuracy above chance that counts as chance.
+        stop_at_chance: end at the first look at which the accuracy on ``examples`` against the true answers is no
+            further from ``1 / options`` than ``tolerance`` (flip: at most one less that before, and ``tolerance``).
+            Below chance training goes on, for there wrong answers are given. If all steps are made, the weights of the
+            look nearest to the goal (the last of several) are given back. False: make all steps, keep the last weights.
+        tolerance: difference of the accuracy that counts as none.
         steps: at most.
         every: steps between two looks at the accuracy.
         batch_size, lr, weight_decay: of AdamW.
+        normalize: of the scores that the accuracy is of, see ``right_choices``.
         seed: of the targets, of the order and of dropout.
         measure: from the model to further entries of a record, such as the confidence in single examples.
 
     Returns:
         its ``history`` has ``step``, ``loss`` (mean since the last record), ``accuracy`` against the true answers, and
-        what ``measure`` gave; the first record is of the start, without loss.
+        what ``measure`` gave; the first record is of the start, without loss, and the last one of the weights given
+        back: what came after them is left out.
 
     Raises:
         ValueError: no examples, options that are not equally many, settings out of range, nothing to train, or a loss
@@ -92,14 +99,14 @@ def forget(
     check_nonempty(examples=examples)
     targets = randomize_targets(examples, mode, seed)
 
-    def goal(before: float) -> float:
-        if not stop_at_chance:
-            return -1.0
-        return tolerance + (1 / len(examples[0].options) if mode == "random" else 1 - before)
+    def away(accuracy: float, before: float) -> float:
+        if mode == "flip":
+            return max(0.0, accuracy - (1 - before) - tolerance)
+        return max(0.0, abs(accuracy - 1 / len(examples[0].options)) - tolerance)
 
     options: dict[str, Any] = {"steps": steps, "every": every, "batch_size": batch_size, "lr": lr}
-    options |= {"weight_decay": weight_decay, "seed": seed, "measure": measure}
-    return _tuned(model, tokenizer, examples, targets, goal, **options)
+    options |= {"weight_decay": weight_decay, "normalize": normalize, "seed": seed, "measure": measure}
+    return _tuned(model, tokenizer, examples, targets, away if stop_at_chance else None, **options)
 
 
 @checked
@@ -113,6 +120,7 @@ def tune_choices(
     batch_size: int = 32,
     lr: float = 1e-4,
     weight_decay: float = 0.0,
+    normalize: Literal["none", "tokens"] = "none",
     seed: int = 0,
     measure: Measure | None = None,
 ) -> Tuned:
@@ -121,7 +129,7 @@ def tune_choices(
     It is how a skill is learned first, and what forgetting is to be compared with.
 
     Args:
-        model, tokenizer, examples, batch_size, lr, weight_decay, seed, measure: as for ``forget``.
+        model, tokenizer, examples, batch_size, lr, weight_decay, normalize, seed, measure: as for ``forget``.
         steps: all of them are made.
         every: steps between two records; default: the start and the end are recorded.
 
@@ -137,8 +145,62 @@ def tune_choices(
         1.0
     """
     options: dict[str, Any] = {"steps": steps, "every": steps if every is None else every, "batch_size": batch_size}
-    options |= {"lr": lr, "weight_decay": weight_decay, "seed": seed, "measure": measure}
-    return _tuned(model, tokenizer, examples, examples, lambda before: -1.0, **options)
+    options |= {"lr": lr, "weight_decay": weight_decay, "normalize": normalize, "seed": seed, "measure": measure}
+    return _tuned(model, tokenizer, examples, examples, None, **options)
+
+
+@checked
+def relearning_order(
+    model_factory: Callable[[], Any],
+    tokenizer: Any,
+    train: Sequence[ChoiceExample],
+    test: Sequence[ChoiceExample],
+    *,
+    relearning_lr: float | None = None,
+    lr: float = 1e-4,
+    **options: Any,
+) -> float | None:
+    """Returns how the order of forgetting of held-out examples goes with that of learning them again.
+
+    A model forgets by random answers, then it is tuned on the true ones; at each look the confidence in each held-out
+    example is taken. See ``heldout.measure.forgetting_order``, also for what None means.
+
+    Args:
+        model_factory: makes a model that has the skill; called once.
+        tokenizer: of the model.
+        train: examples to forget and to learn again.
+        test: held-out examples.
+        relearning_lr: rate of the second pass; default: 0.3 times ``lr``, as 3e-5 is of 1e-4.
+        lr: rate of the first.
+        options: of ``forget`` and ``tune_choices``: steps, every, batch_size, weight_decay, seed.
+
+    Raises:
+        ValueError: as ``forget``.
+
+    Source: arXiv:2409.02228, section 5.
+
+    Example:
+        >>> from heldout.lm import tiny_llama, word_tokenizer
+        >>> tokenizer = word_tokenizer(["is ice cold ? yes no"])
+        >>> asked = [ChoiceExample("is ice cold ?", [" no", " yes"], 1)]
+        >>> relearning_order(lambda: tiny_llama(tokenizer, dim=16, layers=1), tokenizer, asked, asked, steps=2) is None
+        True
+    """
+    check_nonempty(train=train, test=test)
+    answers = torch.tensor([example.answer for example in test])
+    looks: tuple[list[Tensor], list[Tensor]] = ([], [])
+
+    def look(track: list[Tensor]) -> Measure:
+        def taken(model: Any) -> dict[str, float]:
+            track.append(choice_confidence(score_choices(model, tokenizer, test), answers))
+            return {}
+
+        return taken
+
+    model = forget(model_factory(), tokenizer, train, lr=lr, measure=look(looks[0]), **options).model
+    again = {"every": 10, "lr": 0.3 * lr if relearning_lr is None else relearning_lr} | options
+    tune_choices(model, tokenizer, train, measure=look(looks[1]), **again)
+    return forgetting_order(torch.stack(looks[0]), torch.stack(looks[1]))
 
 
 def _tuned(
@@ -146,13 +208,14 @@ def _tuned(
     tokenizer: Any,
     examples: Sequence[ChoiceExample],
     targets: Sequence[ChoiceExample],
-    goal: Callable[[float], float],
+    away: Callable[[float, float], float] | None,
     *,
     steps: int,
     every: int,
     batch_size: int,
     lr: float,
     weight_decay: float,
+    normalize: Literal["none", "tokens"],
     seed: int,
     measure: Measure | None,
 ) -> Tuned:
@@ -166,12 +229,12 @@ def _tuned(
     pairs = [(example.prompt, example.options[example.answer]) for example in targets]
 
     def looked(step: int, **found: float) -> dict[str, float]:
-        accuracy = right_choices(model, tokenizer, examples).double().mean().item()
+        accuracy = right_choices(model, tokenizer, examples, normalize).double().mean().item()
         model.eval()
         return {"step": float(step), **found, "accuracy": accuracy, **({} if measure is None else measure(model))}
 
     history = [looked(0)]
-    end = goal(history[0]["accuracy"])
+    nearest, kept = math.inf, (0, list[Tensor]())
     optimizer = torch.optim.AdamW(weights, lr=lr, weight_decay=weight_decay)
     generator, order, losses = torch.Generator().manual_seed(seed), list[int](), list[float]()
     with seeded(seed):
@@ -192,7 +255,16 @@ def _tuned(
             if step % every == 0 or step == steps:
                 history.append(looked(step, loss=sum(losses) / len(losses)))
                 losses = []
-                if history[-1]["accuracy"] <= end:
+                if away is None:
+                    continue
+                distance = away(history[-1]["accuracy"], history[0]["accuracy"])
+                if distance <= nearest:
+                    nearest, kept = distance, (len(history), [weight.detach().clone() for weight in weights])
+                if distance <= 1e-9:
                     break
+    if away is not None:
+        with torch.no_grad():
+            for weight, best in zip(weights, kept[1], strict=True):
+                weight.copy_(best)
     model.eval()
-    return Tuned(model, history)
+    return Tuned(model, history[: kept[0]] if away is not None else history)

@@ -7,6 +7,7 @@ forward and a backward pass through the last blocks and the head alone. Deviatio
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from heldout.errors import check_nonnegative, checked
-from heldout.sources import computed_once
+from heldout.errors import check_nonempty, check_nonnegative, checked
+from heldout.sources import SMOL, cache_folder, computed_once
 
 _IGNORED = -100
 
@@ -203,6 +204,34 @@ def last_blocks(model: Any, layers: int) -> LastBlocks:
     return (
         LastBlocks(_Below(_with_layers(model, inner.layers[:-layers], nn.Identity())), top).requires_grad_(True).eval()
     )
+
+
+@checked
+def smollm_blocks(texts: Sequence[str], layers: int) -> tuple[LastBlocks, Any]:
+    """Returns the last blocks of SmolLM2-135M over some texts, and its tokenizer, cut to the tokens of these texts.
+
+    What the blocks below make of the texts is computed once and kept in ``heldout.sources.cache_folder``.
+
+    Args:
+        texts: whole, such as a prompt with an option; an end token is put behind each.
+        layers: last blocks, from 1 to 30.
+
+    Raises:
+        SourceError: the package of the model is not installed; the message names the command to run.
+        ValueError: no texts, or layers out of range.
+
+    Example:
+        >>> model, tokenizer = smollm_blocks(["A cat sat."], 6)  # doctest: +SKIP
+    """
+    from heldout.lm import smollm
+
+    check_nonempty(texts=texts)
+    model, tokenizer = smollm(texts=texts)
+    short = last_blocks(model, layers)
+    rows = [[*ids, tokenizer.eos_token_id] for ids in tokenizer(list(texts))["input_ids"]]
+    told = hashlib.sha256(repr([SMOL.packages[0].sha256, layers, rows]).encode()).hexdigest()[:32]
+    short.read(rows, cache_folder() / "features" / f"last-blocks-{told}.pt")
+    return short, tokenizer
 
 
 class _Below:
