@@ -5,7 +5,7 @@ import torch
 
 from heldout.lm import ChoiceExample, encode_examples, score_choices, tiny_llama, train_tiny, word_tokenizer
 from heldout.measure import hidden_states, skill_layer
-from heldout.train import last_blocks, tune_choices, tune_last_layers
+from heldout.train import last_blocks, smollm_blocks, tune_choices, tune_last_layers
 
 ROWS = [("a b", " c"), ("b c d", " a b"), ("d", " d c"), ("c a b d", " b")]
 
@@ -157,3 +157,25 @@ def test_rows_padded_in_front_and_wrong_numbers_of_blocks_are_refused(model):
     for count in (0, 4):
         with pytest.raises(ValueError, match="layers must be from 1 to 3"):
             last_blocks(model, count)
+
+
+def test_the_last_blocks_of_smollm_know_the_texts_and_keep_what_is_below(model, tokenizer, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr("heldout.lm.smollm", lambda texts: asked.append(texts) or (model, tokenizer))
+    monkeypatch.setattr("heldout.train.tuning.last_layers.cache_folder", lambda: tmp_path)
+    short, found = smollm_blocks(["a b", "c d"], 2)
+    assert found is tokenizer
+    assert asked == [["a b", "c d"]]
+    assert len(short.blocks) == 2
+    monkeypatch.setattr(type(short), "read", lambda self, rows, path=None: pytest.fail("was computed again"))
+    ids = torch.tensor([[*tokenizer("c d")["input_ids"], tokenizer.eos_token_id]])
+    torch.testing.assert_close(short(ids).logits, model(ids).logits, atol=1e-5, rtol=1e-4)
+    monkeypatch.undo()
+    monkeypatch.setattr("heldout.lm.smollm", lambda texts: (model, tokenizer))
+    monkeypatch.setattr("heldout.train.tuning.last_layers.cache_folder", lambda: tmp_path)
+    smollm_blocks(["a b", "c d"], 2)
+    assert len(list(tmp_path.rglob("*.pt"))) == 1
+    smollm_blocks(["a b", "c d"], 1)
+    assert len(list(tmp_path.rglob("*.pt"))) == 2
+    with pytest.raises(ValueError, match="texts"):
+        smollm_blocks([], 2)
