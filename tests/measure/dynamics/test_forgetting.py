@@ -102,6 +102,8 @@ def test_the_interval_of_a_cell_pairs_the_examples():
     assert cell.high - cell.low < 0.4
     unpaired = ForgetMatrix({"a": before}, {"b": {"a": np.random.default_rng(2).permutation(after)}}).interval("b", "a")
     assert unpaired.high - unpaired.low > cell.high - cell.low
+    flipped = ForgetMatrix({"a": before}, {"b": {"a": after}}, mode="flip")
+    assert flipped.interval("b", "a").estimate == pytest.approx(flipped.values[0, 0])
     same = ForgetMatrix({"a": before}, {"b": {"a": before}}).interval("b", "a")
     assert (same.low, same.estimate, same.high) == (0, 0, 0)
 
@@ -199,7 +201,7 @@ def test_what_is_left_is_that_after_its_own_training_or_the_mean_where_not_all_w
 def test_the_correlation_is_spearmans_of_a_number_of_each_task_with_what_is_left():
     after = [0.5, 0.8, 0.6, 0.7]
     found = matrix([after, after])
-    assert found.correlation({"e3": 5, "e0": 1, "e1": 9, "e2": 2}) == pytest.approx(1)
+    assert found.correlation({"e3": 0.05, "e0": 0.01, "e1": 0.09, "e2": 0.02}) == pytest.approx(1)
     assert found.correlation({"e0": 1, "e1": 2, "e2": 3, "e3": 4}) == pytest.approx(0.4)
     assert found.correlation(dict.fromkeys(("e0", "e1", "e2", "e3"), 1.0)) == 0
     with pytest.raises(ValueError, match="none for e3"):
