@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
-from heldout.errors import check_at_least, check_fields
+from heldout.errors import check_at_least, check_fields, check_nonempty
 
 Prompt = str | Sequence[Mapping[str, str]]
 """A text, or chat messages: ``[{"role": "user", "content": "..."}]``."""
@@ -39,6 +39,42 @@ class Completion:
     def __post_init__(self) -> None:
         check_fields(self)
         check_at_least(0, tokens=self.tokens, prompt_tokens=self.prompt_tokens)
+
+
+@dataclass(frozen=True)
+class ChoiceExample:
+    """A prompt with the options that it can be continued by, one of which is right.
+
+    Attributes:
+        prompt: what is read.
+        options: at least two texts, their leading spaces included.
+        answer: which option is right, from 0.
+
+    Raises:
+        TypeError: options that are not texts.
+        ValueError: an empty prompt or option, fewer than two options, or an answer that is none of them.
+
+    Example:
+        >>> ChoiceExample("is ice cold ?", [" no", " yes"], 1).options
+        (' no', ' yes')
+    """
+
+    prompt: str
+    options: Sequence[str]
+    answer: int
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if isinstance(self.options, str):
+            raise TypeError(f"options must be a list of texts, got the text {self.options!r}")
+        object.__setattr__(self, "options", tuple(self.options))
+        if len(self.options) < 2:
+            raise ValueError(f"options must be at least 2, got {len(self.options)}")
+        check_nonempty(prompt=self.prompt)
+        for option in self.options:
+            check_nonempty(options=option)
+        if not 0 <= self.answer < len(self.options):
+            raise ValueError(f"answer must be from 0 to {len(self.options) - 1}, got {self.answer}")
 
 
 @runtime_checkable

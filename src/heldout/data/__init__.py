@@ -1,6 +1,7 @@
 """What the model sees: select, reweight, mix, clean, augment and synthesize a training set."""
 
 from heldout.data.balancing import balanced_sampling, class_counts, why_balanced
+from heldout.data.choice_targets import randomize_targets
 from heldout.data.image_mixing import CutMix, Mixing, MixingChoice, Mixup, blend_targets, derangement
 from heldout.data.indexed import IndexedDataset
 from heldout.data.instructions import DEFINITION, FULL, NO_INSTRUCTION, PROMPT, encode_instruction
@@ -158,6 +159,7 @@ __all__ = [
     "primitive_copies",
     "primitive_split",
     "prototype_difficulty",
+    "randomize_targets",
     "randomize_verbalizers",
     "relexicalize",
     "repeated_data",

@@ -1,6 +1,6 @@
 """How a language model is used: interfaces, small models that are made here, and their cache."""
 
-from heldout.language_model import LM, Completion, Prompt
+from heldout.language_model import LM, ChoiceExample, Completion, Prompt
 from heldout.lm.models.bases import LlamaBase, stdlib_llama
 from heldout.lm.models.encoding import context_of, ids_of_prompt
 from heldout.lm.models.endpoint import BudgetError, EndpointError, EndpointLM
@@ -46,6 +46,7 @@ from heldout.lm.strategies.answers import (
     last_number,
     numbers_in,
 )
+from heldout.lm.strategies.choices import right_choices, score_choices
 from heldout.lm.strategies.model_pool import ModelPool, PoolModel, Reply
 from heldout.lm.strategies.option_scores import option_scores, option_similarities
 from heldout.lm.strategies.prompting import (
@@ -88,6 +89,7 @@ __all__ = [
     "BudgetError",
     "CachedLM",
     "ChainOfThought",
+    "ChoiceExample",
     "Completion",
     "Composition",
     "EndpointError",
@@ -146,11 +148,13 @@ __all__ = [
     "numbers_in",
     "option_scores",
     "option_similarities",
+    "right_choices",
     "routing_prompt",
     "run_python",
     "run_strategy",
     "run_tests",
     "sample_paths",
+    "score_choices",
     "search_request",
     "self_agreement",
     "self_consistency",

@@ -29,6 +29,14 @@ from heldout.measure.datasets.required_bias import (
 )
 from heldout.measure.datasets.vendi import vendi_score
 from heldout.measure.dynamics.checkpoint_correlations import CheckpointCorrelation, checkpoint_correlations
+from heldout.measure.dynamics.forgetting import (
+    ForgetClusters,
+    ForgetMatrix,
+    forget_gap,
+    forget_matrix,
+    forget_ratio,
+    forgetting_order,
+)
 from heldout.measure.dynamics.grokking import (
     delay,
     discrete_log_order,
@@ -86,6 +94,7 @@ from heldout.measure.mechanisms.linear_probe import hidden_states, linear_probe
 from heldout.measure.mechanisms.logit_lens import LogitLens, logit_lens, mean_reciprocal_rank
 from heldout.measure.mechanisms.residual import ResidualStream, residual_stream, run_from_layer
 from heldout.measure.mechanisms.routing import RoutingRecorder
+from heldout.measure.mechanisms.skill_predictors import choice_confidence, choice_probe, skill_layer, skill_predictors
 from heldout.measure.metrics.adaptivity import adaptivity_gap
 from heldout.measure.metrics.agreement import AgreementPoint, agreement_curve, agreement_point
 from heldout.measure.metrics.alignment import check_triplets, dissimilarities, odd_one_out, rsa, uncertainty_alignment
@@ -200,6 +209,8 @@ __all__ = [
     "DirichletPredictor",
     "DiscreteMMSE",
     "ErrorLaw",
+    "ForgetClusters",
+    "ForgetMatrix",
     "FrozenSubspace",
     "GeneralizationMonitor",
     "GradientSums",
@@ -251,6 +262,8 @@ __all__ = [
     "brier",
     "check_triplets",
     "checkpoint_correlations",
+    "choice_confidence",
+    "choice_probe",
     "class_margin",
     "classification_difficulty",
     "clip_starts",
@@ -280,6 +293,10 @@ __all__ = [
     "first_learned",
     "first_word",
     "fit_size_law",
+    "forget_gap",
+    "forget_matrix",
+    "forget_ratio",
+    "forgetting_order",
     "frozen_subspace",
     "g_vendi",
     "gap_recovered_interval",
@@ -373,6 +390,8 @@ __all__ = [
     "sequences_match",
     "sharpness",
     "shuffle_patches",
+    "skill_layer",
+    "skill_predictors",
     "spectral_learning_curve",
     "steps_to",
     "strategy_loss",

@@ -72,6 +72,8 @@ from heldout.tasks.judged.shape_hierarchy import (
     judged_similarity,
     shape_hierarchy,
 )
+from heldout.tasks.language.binary_questions import binary_questions
+from heldout.tasks.language.choice_world import CHOICE_TASKS, ChoiceKind, choice_examples, choice_words, random_choices
 from heldout.tasks.language.code import stdlib_code, stdlib_digest, stdlib_docstrings
 from heldout.tasks.language.copying_language import CopyingLanguage, copying_language
 from heldout.tasks.language.instruction_world import (
@@ -248,6 +250,7 @@ __all__ = [
     "BOOLEAN_QUESTIONS",
     "CATEGORIES",
     "CHAIN",
+    "CHOICE_TASKS",
     "CLIPART_FOLDERS",
     "COMPOSITION_SETS",
     "DRAWING_CLASSES",
@@ -312,6 +315,7 @@ __all__ = [
     "WORDED_TEMPLATES",
     "ArithmeticSplit",
     "ChainProblem",
+    "ChoiceKind",
     "ChoiceQuestion",
     "ComposeProblem",
     "ContextPairs",
@@ -375,12 +379,15 @@ __all__ = [
     "answer_in_form",
     "answer_question",
     "biased_attribute",
+    "binary_questions",
     "caption_holds",
     "caption_question",
     "caption_text",
     "chain_fact",
     "chain_problem",
+    "choice_examples",
     "choice_questions",
+    "choice_words",
     "clipart_sprites",
     "colour_bias",
     "coloured_conflict",
@@ -468,6 +475,7 @@ __all__ = [
     "question_of",
     "question_tasks",
     "question_text",
+    "random_choices",
     "read_numbers",
     "read_problem",
     "real_texts",

@@ -77,7 +77,8 @@ if TYPE_CHECKING:
         relabelled,
     )
     from heldout.train.tuning.dpo import dpo
-    from heldout.train.tuning.last_layers import tune_last_layers
+    from heldout.train.tuning.forget import forget, relearning_order, tune_choices
+    from heldout.train.tuning.last_layers import LastBlocks, last_blocks, smollm_blocks, tune_last_layers
     from heldout.train.tuning.sft import encode_rows, pack, sft, weighted_nll
     from heldout.train.tuning.tuned import Tuned, lora
     from heldout.train.weak_supervision import WeakToStrongResult, weak_to_strong
@@ -103,6 +104,7 @@ __all__ = [
     "GradientBoostedNetworkClassifier",
     "GradientBoostedNetworkRegressor",
     "Hypotheses",
+    "LastBlocks",
     "LightningMethod",
     "MeanTeacher",
     "MethodTrainer",
@@ -158,6 +160,7 @@ __all__ = [
     "fit_stopping_early",
     "fit_with",
     "fixmatch",
+    "forget",
     "format_reward",
     "full_batch",
     "gb_nn",
@@ -165,6 +168,7 @@ __all__ = [
     "inputs_like",
     "label_margins",
     "label_with",
+    "last_blocks",
     "learned_weights",
     "lora",
     "mean_teacher",
@@ -181,6 +185,7 @@ __all__ = [
     "reads_progress",
     "reinforce_loss",
     "relabelled",
+    "relearning_order",
     "rollout",
     "router_reward",
     "save",
@@ -189,12 +194,14 @@ __all__ = [
     "seeded",
     "sft",
     "slot_neighbour",
+    "smollm_blocks",
     "soft_align",
     "squared_error",
     "supervisor_reward",
     "train_packed",
     "train_router",
     "train_tokens",
+    "tune_choices",
     "tune_last_layers",
     "tune_similarity_transform",
     "weak_to_strong",
@@ -243,6 +250,9 @@ _LATER = {
     "relabelled": "heldout.train.soft_labels",
     "WeakToStrongResult": "heldout.train.weak_supervision",
     "weak_to_strong": "heldout.train.weak_supervision",
+    "LastBlocks": "heldout.train.tuning.last_layers",
+    "last_blocks": "heldout.train.tuning.last_layers",
+    "smollm_blocks": "heldout.train.tuning.last_layers",
     "tune_last_layers": "heldout.train.tuning.last_layers",
     "CostReward": "heldout.train.reinforcement.rewards",
     "Environment": "heldout.train.reinforcement.rollouts",
@@ -251,6 +261,9 @@ _LATER = {
     "MethodTrainer": "heldout.train.engines.transformers",
     "Tuned": "heldout.train.tuning.tuned",
     "dpo": "heldout.train.tuning.dpo",
+    "forget": "heldout.train.tuning.forget",
+    "relearning_order": "heldout.train.tuning.forget",
+    "tune_choices": "heldout.train.tuning.forget",
     "encode_rows": "heldout.train.tuning.sft",
     "format_reward": "heldout.train.reinforcement.rewards",
     "grpo": "heldout.train.reinforcement.grpo",
