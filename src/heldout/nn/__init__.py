@@ -69,6 +69,8 @@ from heldout.nn.lora_group import (
 )
 from heldout.nn.mixstyle import MixStyle, draw_mix, mix_style
 from heldout.nn.modular import ModularMLP, PowerActivation, TokenSumMLP
+from heldout.nn.parsing.shift_reduce import Parse, RuleParser, ShiftReduceParser
+from heldout.nn.parsing.transitions import OracleStep, ParseState, check_heads, oracle_steps
 from heldout.nn.sequences.convolution import ConvSeq2Seq
 from heldout.nn.sequences.lstm import Seq2SeqLSTM
 from heldout.nn.sequences.seq2seq import Memory, Seq2Seq, SinusoidalPositions
@@ -133,21 +135,26 @@ __all__ = [
     "ModularMLP",
     "MultiChannelNetwork",
     "MultiHead",
+    "OracleStep",
     "P3DBasicBlock",
     "P3DBottleneck",
     "P3DResNet",
     "P3DUnit",
+    "Parse",
+    "ParseState",
     "PatchCNN",
     "PathStep",
     "PerceiverFusion",
     "PowerActivation",
     "ResizablePool",
+    "RuleParser",
     "SearchCell",
     "SearchNetwork",
     "Seq2Seq",
     "Seq2SeqLSTM",
     "Seq2SeqTransformer",
     "SharpSepConv",
+    "ShiftReduceParser",
     "SingleStreamFusion",
     "SinusoidalPositions",
     "StagedModel",
@@ -165,6 +172,7 @@ __all__ = [
     "build_from_genotype",
     "build_from_path",
     "cached_features",
+    "check_heads",
     "convert_ghost_batchnorm",
     "decoder_parts",
     "draw_mix",
@@ -183,6 +191,7 @@ __all__ = [
     "mixing_coefficients",
     "mlp",
     "normalised_entropy",
+    "oracle_steps",
     "p3d63",
     "p3d131",
     "p3d199",

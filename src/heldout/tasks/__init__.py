@@ -12,6 +12,7 @@ from heldout.tasks.grammars.composition_sets import (
 )
 from heldout.tasks.grammars.place_questions import PLACE_NAMES, place_questions
 from heldout.tasks.grammars.scan import SCAN_PRIMITIVES, ScanGrammar, mini_scan
+from heldout.tasks.grammars.scan_trees import SCAN_ARITIES, command_heads, projective_command
 from heldout.tasks.grammars.sentence_forms import SentenceForms
 from heldout.tasks.grammars.string_edits import EDIT_FUNCTIONS, StringEdits
 from heldout.tasks.grammars.synchronous import SynchronousGrammar
@@ -285,6 +286,7 @@ __all__ = [
     "RELATIONS",
     "RETENTION_SKILLS",
     "RULE_FIELDS",
+    "SCAN_ARITIES",
     "SCAN_PRIMITIVES",
     "SCENE_COLORS",
     "SCENE_SHAPES",
@@ -372,6 +374,7 @@ __all__ = [
     "colour_bias",
     "coloured_conflict",
     "colourise",
+    "command_heads",
     "comparison_facts",
     "compose_problem",
     "composition_facts",
@@ -450,6 +453,7 @@ __all__ = [
     "photo_crops",
     "photographs",
     "place_questions",
+    "projective_command",
     "question_of",
     "question_tasks",
     "question_text",

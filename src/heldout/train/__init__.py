@@ -15,6 +15,11 @@ from heldout.train.full_batch import full_batch
 from heldout.train.own_loop import Stages, TrainFunction, fit_with
 from heldout.train.population.abstraction import Abstracted, abstract_subtrees
 from heldout.train.population.evolve import Evolution, Structure, evolve_structures
+from heldout.train.programs.abduction import GroundedTree, abduce
+from heldout.train.programs.deduction_abduction import AbductionRecipe, DeductionAbduction, Phase
+from heldout.train.programs.dsl import DSL, EMPTY, MISSING, IntDSL, ListDSL, NoValue, Operation, SmallProgram
+from heldout.train.programs.enumeration import Synthesis, draw_program, synthesize
+from heldout.train.programs.library import LearnedProgram, Observation, ProgramLibrary
 from heldout.train.ps_kd import ProgressiveSelfDistillation, ps_kd
 from heldout.train.reweighting.bilevel import bilevel_weights, effective_sample_size, learned_weights
 from heldout.train.saving import Saved, read_saved, save
@@ -85,7 +90,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "APPROACH_RATES",
+    "DSL",
+    "EMPTY",
+    "MISSING",
     "SEQUENCE_APPROACHES",
+    "AbductionRecipe",
     "Abstracted",
     "AffineTransform",
     "Aligned",
@@ -93,6 +102,7 @@ __all__ = [
     "BoostingLoss",
     "CostReward",
     "CrossFit",
+    "DeductionAbduction",
     "DifferentiableSearch",
     "Environment",
     "Episode",
@@ -102,11 +112,20 @@ __all__ = [
     "FixMatch",
     "GradientBoostedNetworkClassifier",
     "GradientBoostedNetworkRegressor",
+    "GroundedTree",
     "Hypotheses",
+    "IntDSL",
+    "LearnedProgram",
     "LightningMethod",
+    "ListDSL",
     "MeanTeacher",
     "MethodTrainer",
+    "NoValue",
     "ObjectiveLoss",
+    "Observation",
+    "Operation",
+    "Phase",
+    "ProgramLibrary",
     "ProgressiveSelfDistillation",
     "PseudoLabelLoss",
     "PseudoSupervisor",
@@ -116,6 +135,7 @@ __all__ = [
     "SemiSupervised",
     "SlotNeighbour",
     "SlotWord",
+    "SmallProgram",
     "SoftmaxLoss",
     "SpanGD",
     "SpanPoints",
@@ -123,11 +143,13 @@ __all__ = [
     "Stages",
     "StepLog",
     "Structure",
+    "Synthesis",
     "TrainFunction",
     "Tuned",
     "UnlabelledBatches",
     "UnlabelledLoss",
     "WeakToStrongResult",
+    "abduce",
     "abstract_subtrees",
     "answer_accuracy",
     "approach_scores",
@@ -146,6 +168,7 @@ __all__ = [
     "divdis",
     "diversify",
     "dpo",
+    "draw_program",
     "effective_sample_size",
     "embed_images",
     "encode_rows",
@@ -192,6 +215,7 @@ __all__ = [
     "soft_align",
     "squared_error",
     "supervisor_reward",
+    "synthesize",
     "train_packed",
     "train_router",
     "train_tokens",
