@@ -115,6 +115,14 @@ from heldout.tasks.reasoning.compose_functions import (
     entries_of,
     fixed_tables,
 )
+from heldout.tasks.reasoning.digit_expressions import (
+    ARITHMETIC_SYMBOLS,
+    DigitExpression,
+    arithmetic_heads,
+    arithmetic_text,
+    arithmetic_value,
+    digit_expressions,
+)
 from heldout.tasks.reasoning.expert_facts import (
     EXPERT_NAMES,
     EXPERT_WORDINGS,
@@ -238,6 +246,7 @@ from heldout.tasks.video.real_scenes import cut_out, photo_crops, photographs
 __all__ = [
     "ALL_MATHS_FRAMES",
     "ANSWER_FORMS",
+    "ARITHMETIC_SYMBOLS",
     "BOOLEAN_QUESTIONS",
     "CATEGORIES",
     "CHAIN",
@@ -309,6 +318,7 @@ __all__ = [
     "ComposeProblem",
     "ContextPairs",
     "CopyingLanguage",
+    "DigitExpression",
     "Dominoes",
     "DrawingTags",
     "Drawings",
@@ -366,6 +376,9 @@ __all__ = [
     "agreement_replies",
     "answer_in_form",
     "answer_question",
+    "arithmetic_heads",
+    "arithmetic_text",
+    "arithmetic_value",
     "biased_attribute",
     "chain_fact",
     "chain_problem",
@@ -385,6 +398,7 @@ __all__ = [
     "covering_exemplars",
     "cut_out",
     "dense_facts",
+    "digit_expressions",
     "digits",
     "domains",
     "dominoes",

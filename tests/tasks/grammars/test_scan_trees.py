@@ -34,7 +34,7 @@ def test_every_clause_and_pair_of_clauses_has_a_projective_tree():
 
 def test_only_manners_move_and_moving_twice_is_moving_once():
     once = projective_command("jump around left twice after walk opposite right")
-    assert once == tuple("jump left around twice after walk right opposite".split())
+    assert " ".join(once) == "jump left around twice after walk right opposite"
     assert projective_command(once) == once
     assert projective_command("jump left twice") == ("jump", "left", "twice")
 

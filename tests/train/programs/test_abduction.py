@@ -1,4 +1,4 @@
-"""Trees against a recursion by hand; the edit that is found is one, gives the answer, and is not found where none is."""
+"""Trees against a recursion by hand; the edit that is found is one, gives the answer, or is not found."""
 
 import itertools
 import math

@@ -7,6 +7,7 @@ trees then, and how many arguments a word takes, is knowledge of the domain.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from types import MappingProxyType
 
 from heldout.data import as_tokens
@@ -66,7 +67,7 @@ def command_heads(words: str | Sequence[str]) -> tuple[int, ...]:
     tokens = as_tokens(words, "words")
     joined = [position for position, word in enumerate(tokens) if word in _CONJUNCTIONS]
     bounds = [-1, *joined, len(tokens)]
-    if len(joined) > 1 or any(stop - start < 2 for start, stop in zip(bounds, bounds[1:], strict=False)):
+    if len(joined) > 1 or any(stop - start < 2 for start, stop in pairwise(bounds)):
         raise ValueError(f"words must be one clause, or two with a conjunction, got {' '.join(tokens)!r}")
     heads = [position + 1 for position in range(len(tokens))]
     for end in bounds[1:]:

@@ -97,10 +97,10 @@ class AbductionRecipe:
     def __post_init__(self) -> None:
         check_fields(self)
         check_at_least(
-            1, epochs=self.epochs, batch_size=self.batch_size, buffer=self.buffer, passes=self.passes, max_size=self.max_size,
-            synthesize_every=self.synthesize_every, max_terms=self.max_terms, parser_steps=self.parser_steps,
-            parser_batch=self.parser_batch, perception_steps=self.perception_steps,
-            perception_batch=self.perception_batch,
+            1, epochs=self.epochs, batch_size=self.batch_size, buffer=self.buffer, passes=self.passes,
+            max_size=self.max_size, synthesize_every=self.synthesize_every, max_terms=self.max_terms,
+            parser_steps=self.parser_steps, parser_batch=self.parser_batch,
+            perception_steps=self.perception_steps, perception_batch=self.perception_batch,
         )  # fmt: skip
         check_positive(timeout=self.timeout, perception_lr=self.perception_lr)
 
