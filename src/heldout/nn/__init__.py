@@ -72,6 +72,7 @@ from heldout.nn.modular import ModularMLP, PowerActivation, TokenSumMLP
 from heldout.nn.parsing.shift_reduce import Parse, RuleParser, ShiftReduceParser
 from heldout.nn.parsing.transitions import OracleStep, ParseState, check_heads, oracle_steps
 from heldout.nn.sequences.convolution import ConvSeq2Seq
+from heldout.nn.sequences.image_sequence import ImageSequenceClassifier
 from heldout.nn.sequences.lstm import Seq2SeqLSTM
 from heldout.nn.sequences.seq2seq import Memory, Seq2Seq, SinusoidalPositions
 from heldout.nn.sequences.transformer import Seq2SeqTransformer
@@ -125,6 +126,7 @@ __all__ = [
     "GraphReadout",
     "GraphSpec",
     "HyperCuboid",
+    "ImageSequenceClassifier",
     "KNNMemory",
     "LoRAGroup",
     "LogitEnsemble",

@@ -110,7 +110,7 @@ def test_inverse_tries_nothing_and_the_empty_sequence():
     assert numbers.inverse(1, 0, [5], [3]) == [EMPTY]
 
 
-def test_a_solved_recursion_becomes_an_operation_for_others():
+def test_a_recursion_that_is_used_becomes_an_operation_for_others():
     numbers = ProgramLibrary(IntDSL(), [2, 2], wanted=1)
     pairs = [(x, y) for x in range(6) for y in range(6)]
     numbers.observe([Observation(0, pair, sum(pair)) for pair in pairs])

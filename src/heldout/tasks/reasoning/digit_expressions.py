@@ -206,9 +206,8 @@ def _check(symbols: Sequence[int]) -> None:
 
 
 def _drawn(operator: int, noise: float, generator: torch.Generator) -> Tensor:
-    """An operator in 8 by 8 pixels: strokes of varying strength, a pixel to any side, with noise."""
+    """An operator in 8 by 8 pixels: strokes of varying strength, with noise."""
     image = torch.zeros(8, 8)
-    down, right = (torch.randint(-1, 2, (2,), generator=generator)).tolist()
     for row, column in _STROKES[operator]:
-        image[min(7, row + down), min(7, column + right)] = 0.6 + 0.4 * torch.rand(1, generator=generator).item()
+        image[row, column] = 0.6 + 0.4 * torch.rand(1, generator=generator).item()
     return (image + noise * torch.randn(8, 8, generator=generator)).clamp(0, 1).unsqueeze(0)

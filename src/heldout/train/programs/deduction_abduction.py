@@ -61,6 +61,7 @@ class AbductionRecipe:
         max_size: of a program.
         max_terms: tried for a symbol in a search.
         timeout: seconds for a symbol in a search.
+        max_examples: of a symbol that a search looks at.
         parser_steps: of the parser in a phase.
         parser_batch: transitions in such a step.
         perception_steps: of the perception in a phase.
@@ -87,6 +88,7 @@ class AbductionRecipe:
     max_size: int = 9
     max_terms: int = 20_000
     timeout: float = 10.0
+    max_examples: int = 100
     parser_steps: int = 100
     parser_batch: int = 1024
     perception_steps: int = 100
@@ -99,7 +101,7 @@ class AbductionRecipe:
         check_at_least(
             1, epochs=self.epochs, batch_size=self.batch_size, buffer=self.buffer, passes=self.passes,
             max_size=self.max_size, synthesize_every=self.synthesize_every, max_terms=self.max_terms,
-            parser_steps=self.parser_steps, parser_batch=self.parser_batch,
+            parser_steps=self.parser_steps, parser_batch=self.parser_batch, max_examples=self.max_examples,
             perception_steps=self.perception_steps, perception_batch=self.perception_batch,
         )  # fmt: skip
         check_positive(timeout=self.timeout, perception_lr=self.perception_lr)
@@ -226,7 +228,8 @@ class DeductionAbduction:
             self.programs.observe([each for tree, _ in found for each in tree.observations()])
             if self.semantics_phases % recipe.synthesize_every == 0:
                 self.programs.synthesize(
-                    max_size=recipe.max_size, max_terms=recipe.max_terms, timeout=recipe.timeout
+                    max_size=recipe.max_size, max_terms=recipe.max_terms, timeout=recipe.timeout,
+                    max_examples=recipe.max_examples,
                 )  # fmt: skip
         elif module == "syntax":
             parses = [tree.parse for tree, _ in found if len(tree.symbols) > 1]

@@ -139,6 +139,13 @@ class DSL:
         operation = Operation((self.value,) * arity, self.value, known)
         return DSL({**self.operations, name: operation}, self.value, self.recursion, self.limit)
 
+    def without(self, name: str) -> DSL:
+        """Returns the language without an operation; the same where it has none of that name."""
+        if name not in self.operations:
+            return self
+        kept = {each: operation for each, operation in self.operations.items() if each != name}
+        return DSL(kept, self.value, self.recursion, self.limit)
+
     @checked
     def compile(self, program: SmallProgram) -> Callable[..., Any]:
         """Returns the function of a program: of values, to a value or ``MISSING``.

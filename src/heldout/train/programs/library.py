@@ -76,7 +76,7 @@ class ProgramLibrary:
             ``wanted * arity / examples``.
         explore: whether a symbol of which nothing is known gives the value of a random program, in place of
             ``MISSING``.
-        invent: whether a solved program with a recursion becomes an operation for other programs.
+        invent: whether a program with a recursion that is used becomes an operation for other programs.
         seed: of all draws.
 
     Attributes:
@@ -273,7 +273,7 @@ class ProgramLibrary:
             if known.function is not None and all(known.function(*inputs) == value for inputs, value in examples):
                 continue  # as good as it can be until more is seen
             found = synthesize(
-                self.dsl, self._chosen(known, examples, max_examples), known.arity,
+                self.dsl.without(f"f{symbol}"), self._chosen(known, examples, max_examples), known.arity,
                 max_size=max_size, max_terms=max_terms, timeout=timeout,
             ).program  # fmt: skip
             if found is None or found == known.program:
@@ -298,10 +298,10 @@ class ProgramLibrary:
         return wrong + self.rng.sample(right, most - len(wrong))
 
     def _keep(self, symbol: int, known: _Symbol) -> None:
-        """A solved recursion becomes an operation of the language, for other programs."""
+        """A recursion that is used becomes an operation of the language, for other programs."""
         recurs = known.program is not None and known.program.name.startswith("rec")
         name = f"f{symbol}"
-        if self.invent and recurs and known.likelihood >= SOLVED and name not in self.dsl.operations:
+        if self.invent and recurs and known.likelihood > USED and name not in self.dsl.operations:
             self.dsl = self.dsl.extended(name, known.program, known.arity)  # type: ignore[arg-type]
 
     def _clear_doubles(self) -> None:

@@ -1,0 +1,309 @@
+"""NSR: are trees and small programs, learned from inputs and answers alone, right on lengths never trained?
+
+Claim. Perception, a dependency parser and a program for each symbol, learned together by deduction and abduction, give
+exact recursion: all of SCAN's splits are solved, where networks from sequence to sequence fail. Without abduction
+hardly anything is learned. Digits are learned from the final value of an expression. Source: arXiv:2210.01603 (Li et
+al., ICLR 2024).
+
+World. mini-SCAN with opposite and around: four primitives, two directions, two repetitions, two conjunctions; 500
+commands for training: all single clauses that a split allows, and drawn pairs of clauses. ``length``: targets of at
+most 8 actions, tested on 300 of 9 to 24. ``jump``: "jump" alone and commands without it, tested on 300 that compose it.
+All arms read the order in which trees are projective ("left around" for "around left", as the paper's code has it).
+``exact`` is the exact match on the test, ``train`` that on training.
+
+Arms. ``nsr-*`` knows how many arguments a word takes, for programs and for the parser's legal moves; ``hidden-*`` does
+not, nor does its parser: the most frequent number of children counts. ``no-abduction-length`` learns only from trees
+whose deduced answer is right, and tries random programs for words of which it knows nothing. ``given-*`` is given all
+trees: an upper bound. Baselines: a Transformer and an LSTM with attention that reads both directions. ``trees`` is the
+share of test commands whose tree is the right one, ``programs`` that of words whose program does what it should on
+inputs longer than any in training; the programs are in the report's figures.
+
+``digits-*`` is the real cell: expressions of scikit-learn's digits with drawn +, - (floored at 0) and *, no part above
+99; 600 with at most 3 operators for training, tested on 200 (``exact_iid``), and on 200 with 4 to 6, in which no
+digit's picture is one of training. ``nsr-digits`` starts from clusters of pictures that nobody named, as the paper
+starts from a self-supervised model: ten clusters of those that stand alone, three of others. ``cnn-transformer`` reads
+the same pictures and answers with one of 100 numbers. ``seen_right`` is the share of test pictures whose symbol has the
+right number, or is the right operator.
+
+Settings. {SETTINGS}
+
+What is known beforehand (in the paper, too): arities, but for ``hidden-*``; the order of words; a language of 5
+operations for sequences and 5 for numbers. What is not: which word means what, trees, programs.
+
+Deviations. Programs are enumerated, smallest first, in place of DreamCoder's learned search; ``concat`` is given,
+recursion over a number stands for "if" and the fixpoint; five confident examples for each argument in place of ten, for
+there are only four primitives; half the epochs at ten times the rate; abduced symbols have as many arguments as they
+take. HINT's brackets and division, PCFG, and SCAN's "turn" and around-right are left out.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import Any, NamedTuple
+
+import torch
+from sklearn.cluster import KMeans
+from torch import Tensor, nn
+
+from heldout.data import SequencePair
+from heldout.measure import sequences_match
+from heldout.nn import (
+    ImageSequenceClassifier,
+    RuleParser,
+    Seq2SeqLSTM,
+    Seq2SeqTransformer,
+    ShiftReduceParser,
+    mlp,
+)
+from heldout.study import Study, at_least, at_most, better, higher_is_better, log_curve, log_figure, lower_is_better
+from heldout.tasks import (
+    SCAN_ARITIES,
+    DigitExpression,
+    command_heads,
+    digit_expressions,
+    digits,
+    mini_scan,
+    projective_command,
+)
+from heldout.train import (
+    AbductionRecipe,
+    DeductionAbduction,
+    IntDSL,
+    ListDSL,
+    ProgramLibrary,
+    fit,
+    fit_pairs,
+    seeded,
+)
+
+GRAMMAR = mini_scan(manners=("opposite", "around"))
+LONGEST, TRAINED = 24, 8  # actions of a target
+CONJUNCTIONS = {"and", "after"}
+WANTED = 5  # confident examples for each argument
+
+
+class Size(NamedTuple):
+    train: int
+    test: int
+    phases: int
+    steps: int  # of a baseline
+    expressions: int
+    tested: int
+    scale: int  # by which the phases of digits are more
+
+
+SIZES = {"smoke": Size(70, 20, 2, 10, 60, 20, 1), "laptop": Size(500, 300, 16, 1500, 600, 200, 2)}
+RATES = {"transformer": 3e-3, "lstm": 3e-3, "cnn": 1e-3}
+
+
+class Commands(NamedTuple):
+    train: list[SequencePair]
+    test: list[SequencePair]
+
+
+def commands(split: str, size: Size, seed: int) -> Commands:
+    """Pairs of a split, in projective order."""
+    pairs = [(projective_command(source), target) for source, target in GRAMMAR.pairs() if len(target) <= LONGEST]
+    if split == "length":
+        trained = [pair for pair in pairs if len(pair[1]) <= TRAINED]
+        tested = [pair for pair in pairs if len(pair[1]) > TRAINED]
+    else:
+        trained = [pair for pair in pairs if "jump" not in pair[0] or len(pair[0]) == 1]
+        tested = [pair for pair in pairs if "jump" in pair[0] and len(pair[0]) > 1]
+    clauses = [pair for pair in trained if not CONJUNCTIONS & set(pair[0])]
+    joined = [pair for pair in trained if CONJUNCTIONS & set(pair[0])]
+    rng = random.Random(seed)
+    return Commands(clauses + rng.sample(joined, size.train - len(clauses)), rng.sample(tested, size.test))
+
+
+def baseline(kind: str, data: Commands, size: Size, seed: int) -> dict[str, float]:
+    def model(vocabulary: int) -> nn.Module:
+        if kind == "lstm":
+            return Seq2SeqLSTM(vocabulary, dim=128, bidirectional=True)
+        return Seq2SeqTransformer(vocabulary, dim=64, heads=4, layers=2, positions="both")
+
+    rate = RATES[kind]
+    trained = fit_pairs(model, data.train, steps=size.steps, batch_size=64, learning_rate=rate, seed=seed)
+    right = {}
+    for name, pairs in (("train", data.train), ("exact", data.test)):
+        written = trained.predict([source for source, _ in pairs], max_length=LONGEST + 2)
+        right[name] = sequences_match(written, [target for _, target in pairs]).double().mean().item()
+    return right
+
+
+def machine(arm: dict[str, Any], data: Commands, size: Size, seed: int) -> dict[str, float]:
+    words = sorted({word for source, _ in (*data.train, *data.test) for word in source})
+    known = [SCAN_ARITIES.get(word, 0) for word in words] if arm["arities"] else None
+    actions = sorted({action for _, target in data.train for action in target})
+
+    def encoded(source: tuple[str, ...]) -> list[int]:
+        return [words.index(word) for word in source]
+
+    given = RuleParser(lambda symbols: command_heads([words[symbol] for symbol in symbols]))
+    with seeded(seed):
+        parser = given if arm["given"] else ShiftReduceParser(len(words), known, lr=arm["rate"])
+    library = ProgramLibrary(ListDSL(actions), known, wanted=WANTED, explore=not arm["abduction"], seed=seed)
+    modules = ["semantics"] if arm["given"] else ["semantics", "syntax"]
+    learner = DeductionAbduction(parser, library, schedule=modules, seed=seed)  # type: ignore[arg-type]
+    recipe = AbductionRecipe(
+        epochs=arm["times"] * size.phases, passes=2, batch_size=500, synthesize_every=1, parser_steps=40,
+        parser_batch=256, abduction=arm["abduction"], curriculum=arm["curriculum"],
+    )  # fmt: skip
+    for number, phase in enumerate(learner.fit([(encoded(source), target) for source, target in data.train], recipe)):
+        log_curve("deduced", number, phase.deduced)
+    show_programs(library, words)
+    found = {}
+    for name, pairs in (("train", data.train), ("exact", data.test)):
+        trees = learner.predict([encoded(source) for source, _ in pairs])
+        found[name] = share(tree.value == target for tree, (_, target) in zip(trees, pairs, strict=True))
+    found["trees"] = share(tree.heads == command_heads(source) for tree, (source, _) in zip(trees, data.test, strict=True))
+    true = DeductionAbduction(given, library, schedule=["semantics"]).predict([encoded(s) for s, _ in data.test])
+    found["programs"] = share(tree.value == target for tree, (_, target) in zip(true, data.test, strict=True))
+    return found
+
+
+def share(hits: Any) -> float:
+    counted = list(hits)
+    return sum(counted) / len(counted)
+
+
+def show_programs(library: ProgramLibrary, names: list[str]) -> None:
+    rows = [dict(zip(("symbol", "program"), line.split(": ", 1), strict=True)) for line in library.report(names).split("\n")]
+    encoding = {"y": {"field": "symbol", "type": "nominal"}, "text": {"field": "program"}}
+    log_figure("programs", {"data": {"values": rows}, "mark": {"type": "text", "align": "left"}, "encoding": encoding})
+
+
+class Expressions(NamedTuple):
+    train: list[DigitExpression]
+    iid: list[DigitExpression]
+    ood: list[DigitExpression]
+
+
+def expressions(size: Size, seed: int) -> Expressions:
+    images, labels = digits()
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    own, other = order[:1000], order[1000:]
+    return Expressions(
+        digit_expressions(images[own], labels[own], size.expressions, seed=seed),
+        digit_expressions(images[other], labels[other], size.tested, seed=seed + 1),
+        digit_expressions(images[other], labels[other], size.tested, operators=(4, 6), seed=seed + 2),
+    )
+
+
+def clusters(train: list[DigitExpression], seed: int) -> tuple[Tensor, Tensor]:
+    """Pictures, and a number for each that nobody gave a meaning: 10 for digits, 3 for what stands between them."""
+    images = torch.cat([each.images for each in train])
+    between = torch.tensor([place % 2 for each in train for place in range(len(each.images))])
+    numbers = torch.zeros(len(images), dtype=torch.int64)
+    for kind, (count, first) in enumerate(((10, 0), (3, 10))):
+        pixels = images[between == kind].flatten(1).numpy()
+        found = KMeans(count, n_init=10, random_state=seed).fit_predict(pixels)
+        numbers[between == kind] = torch.from_numpy(found).long() + first
+    return images, numbers
+
+
+def digit_machine(data: Expressions, size: Size, seed: int) -> dict[str, float]:
+    arities = [0] * 10 + [2] * 3
+    start = fit(
+        lambda: mlp(64, 13, (100,)), clusters(data.train, seed), epochs=10, batch_size=64, seed=seed,
+        optimizer=lambda module: torch.optim.AdamW(module.parameters(), lr=3e-3),
+    )  # fmt: skip
+    with seeded(seed):
+        parser = ShiftReduceParser(13, arities, lr=1e-3)
+    library = ProgramLibrary(IntDSL(limit=200), arities, wanted=WANTED, seed=seed)
+    learner = DeductionAbduction(parser, library, start.module, seed=seed)
+    phases = 18 * size.scale if size.scale > 1 else 6
+    recipe = AbductionRecipe(
+        epochs=phases, passes=2, batch_size=600, synthesize_every=1, max_size=10, max_examples=40, parser_steps=40,
+        parser_batch=256, perception_steps=100, perception_batch=128,
+        curriculum=[(0, 1), (phases // 6, 3), (phases // 2, 7)],
+    )  # fmt: skip
+    learner.fit([(each.images, each.value) for each in data.train], recipe)
+    show_programs(library, [f"cluster {symbol}" for symbol in range(13)])
+    found, meant = {}, [library.value_of(symbol, []) for symbol in range(10)]
+    for name, test in (("train", data.train), ("exact_iid", data.iid), ("exact", data.ood)):
+        trees = learner.predict([each.images for each in test])
+        found[name] = share(tree.value == each.value for tree, each in zip(trees, test, strict=True))
+    pairs = [pair for tree, each in zip(trees, data.ood, strict=True) for pair in zip(tree.symbols, each.symbols, strict=True)]
+    found["seen_right"] = share(symbol < 10 and meant[symbol] == true for symbol, true in pairs if true < 10)
+    return found
+
+
+def digit_baseline(data: Expressions, size: Size, seed: int) -> dict[str, float]:
+    longest = max(len(each.images) for each in data.ood)
+
+    def tensors(test: list[DigitExpression]) -> tuple[Tensor, Tensor]:
+        images = torch.zeros(len(test), longest, 1, 8, 8)
+        for row, each in zip(images, test, strict=True):
+            row[: len(each.images)] = each.images
+        return images, torch.tensor([len(each.images) for each in test])
+
+    answers = torch.tensor([each.value for each in data.train])
+    images, lengths = tensors(data.train)
+    pairs = [((image, length), answer) for image, length, answer in zip(images, lengths, answers, strict=True)]
+    trained = fit(
+        lambda: ImageSequenceClassifier(mlp(64, 64, (100,)), 100), pairs, epochs=max(1, size.steps // 20), batch_size=64,
+        seed=seed, optimizer=lambda module: torch.optim.AdamW(module.parameters(), lr=RATES["cnn"]),
+    ).module.eval()  # fmt: skip
+    found = {}
+    for name, test in (("train", data.train), ("exact_iid", data.iid), ("exact", data.ood)):
+        with torch.no_grad():
+            chosen = trained(*tensors(test)).argmax(1).tolist()
+        found[name] = share(answer == each.value for answer, each in zip(chosen, test, strict=True))
+    return found
+
+
+def run(arm: dict[str, Any], seed: int, profile: str) -> dict[str, float]:
+    size = SIZES[profile]
+    if arm["split"] == "digits":
+        data = expressions(size, seed)
+        return (digit_machine if arm["method"] == "nsr" else digit_baseline)(data, size, seed)
+    pairs = commands(arm["split"], size, seed)
+    leaks = len({source for source, _ in pairs.train} & {source for source, _ in pairs.test})
+    method = machine(arm, pairs, size, seed) if arm["method"] == "nsr" else baseline(arm["method"], pairs, size, seed)
+    return method | {"leaks": leaks}
+
+
+def nsr(split: str, **changed: Any) -> dict[str, Any]:
+    arm = {"split": split, "method": "nsr", "arities": True, "given": False, "abduction": True, "times": 1}
+    return arm | {"rate": 1e-3, "curriculum": []} | changed
+
+
+HIDDEN: dict[str, Any] = {"arities": False, "times": 2, "curriculum": [[0, 3], [6, 5], [12, 11]]}
+study = Study(
+    slug="nsr",
+    title="Neural-Symbolic Recursive Machine for Systematic Generalization",
+    arms={
+        **{f"nsr-{split}": nsr(split) for split in ("length", "jump")},
+        **{f"hidden-{split}": nsr(split, **HIDDEN) for split in ("length", "jump")},
+        "no-abduction-length": nsr("length", abduction=False, times=3),
+        "given-length": nsr("length", given=True),
+        **{f"{kind}-{split}": {"split": split, "method": kind} for kind in ("transformer", "lstm")
+           for split in ("length", "jump")},
+        "nsr-digits": {"split": "digits", "method": "nsr"},
+        "cnn-transformer": {"split": "digits", "method": "cnn"},
+    },
+    run=run,
+    metrics={
+        **dict.fromkeys(("exact", "train", "trees", "programs", "exact_iid", "seen_right"), higher_is_better),
+        "leaks": lower_is_better,
+    },
+    optional={"trees", "programs", "exact_iid", "seen_right", "leaks"},
+    claims=[
+        better("nsr-length", than="transformer-length", on="exact", margin=0.4),
+        better("nsr-length", than="lstm-length", on="exact", margin=0.4),
+        better("nsr-jump", than="transformer-jump", on="exact", margin=0.3),
+        better("nsr-jump", than="lstm-jump", on="exact", margin=0.3),
+        better("nsr-length", than="no-abduction-length", on="exact", margin=0.2),
+        better("nsr-length", than="no-abduction-length", on="train", margin=0.2),
+        better("nsr-digits", than="cnn-transformer", on="exact", margin=0.2),
+    ],
+    checks=[
+        *(at_most(f"{kind}-{split}", on="leaks", value=0) for kind in ("nsr", "lstm") for split in ("length", "jump")),
+        *(at_least(f"{kind}-{split}", on="train", value=0.95) for kind in ("transformer", "lstm")
+          for split in ("length", "jump")),
+        at_least("given-length", on="exact", value=0.95),
+        at_least("cnn-transformer", on="train", value=0.9),
+    ],
+    seeds={"smoke": 1, "laptop": 3},
+)  # fmt: skip
