@@ -38,47 +38,27 @@ take. HINT's brackets and division, PCFG, and SCAN's "turn" and around-right are
 
 from __future__ import annotations
 
-import random
 from typing import Any, NamedTuple
 
 import torch
 from sklearn.cluster import KMeans
 from torch import Tensor, nn
 
-from heldout.data import SequencePair
 from heldout.measure import sequences_match
-from heldout.nn import (
-    ImageSequenceClassifier,
-    RuleParser,
-    Seq2SeqLSTM,
-    Seq2SeqTransformer,
-    ShiftReduceParser,
-    mlp,
-)
+from heldout.nn import ImageSequenceClassifier, RuleParser, Seq2SeqLSTM, Seq2SeqTransformer, ShiftReduceParser, mlp
 from heldout.study import Study, at_least, at_most, better, higher_is_better, log_curve, log_figure, lower_is_better
 from heldout.tasks import (
     SCAN_ARITIES,
+    CommandSplit,
     DigitExpression,
     command_heads,
     digit_expressions,
     digits,
-    mini_scan,
-    projective_command,
+    padded_images,
+    projective_split,
 )
-from heldout.train import (
-    AbductionRecipe,
-    DeductionAbduction,
-    IntDSL,
-    ListDSL,
-    ProgramLibrary,
-    fit,
-    fit_pairs,
-    seeded,
-)
+from heldout.train import AbductionRecipe, DeductionAbduction, IntDSL, ListDSL, ProgramLibrary, fit, fit_pairs, seeded
 
-GRAMMAR = mini_scan(manners=("opposite", "around"))
-LONGEST, TRAINED = 24, 8  # actions of a target
-CONJUNCTIONS = {"and", "after"}
 WANTED = 5  # confident examples for each argument
 
 
@@ -96,42 +76,21 @@ SIZES = {"smoke": Size(70, 20, 2, 10, 60, 20, 1), "laptop": Size(500, 300, 16, 1
 RATES = {"transformer": 3e-3, "lstm": 3e-3, "cnn": 1e-3}
 
 
-class Commands(NamedTuple):
-    train: list[SequencePair]
-    test: list[SequencePair]
-
-
-def commands(split: str, size: Size, seed: int) -> Commands:
-    """Pairs of a split, in projective order."""
-    pairs = [(projective_command(source), target) for source, target in GRAMMAR.pairs() if len(target) <= LONGEST]
-    if split == "length":
-        trained = [pair for pair in pairs if len(pair[1]) <= TRAINED]
-        tested = [pair for pair in pairs if len(pair[1]) > TRAINED]
-    else:
-        trained = [pair for pair in pairs if "jump" not in pair[0] or len(pair[0]) == 1]
-        tested = [pair for pair in pairs if "jump" in pair[0] and len(pair[0]) > 1]
-    clauses = [pair for pair in trained if not CONJUNCTIONS & set(pair[0])]
-    joined = [pair for pair in trained if CONJUNCTIONS & set(pair[0])]
-    rng = random.Random(seed)
-    return Commands(clauses + rng.sample(joined, size.train - len(clauses)), rng.sample(tested, size.test))
-
-
-def baseline(kind: str, data: Commands, size: Size, seed: int) -> dict[str, float]:
+def baseline(arm: dict[str, Any], data: CommandSplit, size: Size, seed: int) -> dict[str, float]:
     def model(vocabulary: int) -> nn.Module:
-        if kind == "lstm":
+        if arm["method"] == "lstm":
             return Seq2SeqLSTM(vocabulary, dim=128, bidirectional=True)
         return Seq2SeqTransformer(vocabulary, dim=64, heads=4, layers=2, positions="both")
 
-    rate = RATES[kind]
-    trained = fit_pairs(model, data.train, steps=size.steps, batch_size=64, learning_rate=rate, seed=seed)
+    trained = fit_pairs(model, data.train, steps=size.steps, batch_size=64, learning_rate=arm["rate"], seed=seed)
     right = {}
     for name, pairs in (("train", data.train), ("exact", data.test)):
-        written = trained.predict([source for source, _ in pairs], max_length=LONGEST + 2)
+        written = trained.predict([source for source, _ in pairs], max_length=26)
         right[name] = sequences_match(written, [target for _, target in pairs]).double().mean().item()
     return right
 
 
-def machine(arm: dict[str, Any], data: Commands, size: Size, seed: int) -> dict[str, float]:
+def machine(arm: dict[str, Any], data: CommandSplit, size: Size, seed: int) -> dict[str, float]:
     words = sorted({word for source, _ in (*data.train, *data.test) for word in source})
     known = [SCAN_ARITIES.get(word, 0) for word in words] if arm["arities"] else None
     actions = sorted({action for _, target in data.train for action in target})
@@ -156,7 +115,8 @@ def machine(arm: dict[str, Any], data: Commands, size: Size, seed: int) -> dict[
     for name, pairs in (("train", data.train), ("exact", data.test)):
         trees = learner.predict([encoded(source) for source, _ in pairs])
         found[name] = share(tree.value == target for tree, (_, target) in zip(trees, pairs, strict=True))
-    found["trees"] = share(tree.heads == command_heads(source) for tree, (source, _) in zip(trees, data.test, strict=True))
+    right = zip(trees, data.test, strict=True)
+    found["trees"] = share(tree.heads == command_heads(source) for tree, (source, _) in right)
     true = DeductionAbduction(given, library, schedule=["semantics"]).predict([encoded(s) for s, _ in data.test])
     found["programs"] = share(tree.value == target for tree, (_, target) in zip(true, data.test, strict=True))
     return found
@@ -168,7 +128,8 @@ def share(hits: Any) -> float:
 
 
 def show_programs(library: ProgramLibrary, names: list[str]) -> None:
-    rows = [dict(zip(("symbol", "program"), line.split(": ", 1), strict=True)) for line in library.report(names).split("\n")]
+    lines = [line.split(": ", 1) for line in library.report(names).splitlines()]
+    rows = [{"symbol": symbol, "program": program} for symbol, program in lines]
     encoding = {"y": {"field": "symbol", "type": "nominal"}, "text": {"field": "program"}}
     log_figure("programs", {"data": {"values": rows}, "mark": {"type": "text", "align": "left"}, "encoding": encoding})
 
@@ -220,35 +181,29 @@ def digit_machine(data: Expressions, size: Size, seed: int) -> dict[str, float]:
     )  # fmt: skip
     learner.fit([(each.images, each.value) for each in data.train], recipe)
     show_programs(library, [f"cluster {symbol}" for symbol in range(13)])
-    found, meant = {}, [library.value_of(symbol, []) for symbol in range(10)]
+    found, meant = {}, {symbol: library.value_of(symbol, []) for symbol in range(10)}
     for name, test in (("train", data.train), ("exact_iid", data.iid), ("exact", data.ood)):
         trees = learner.predict([each.images for each in test])
         found[name] = share(tree.value == each.value for tree, each in zip(trees, test, strict=True))
-    pairs = [pair for tree, each in zip(trees, data.ood, strict=True) for pair in zip(tree.symbols, each.symbols, strict=True)]
-    found["seen_right"] = share(symbol < 10 and meant[symbol] == true for symbol, true in pairs if true < 10)
+    seen = [symbol for tree in trees for symbol in tree.symbols]
+    shown = [symbol for each in data.ood for symbol in each.symbols]
+    found["seen_right"] = share(meant.get(s) == true for s, true in zip(seen, shown, strict=True) if true < 10)
     return found
 
 
-def digit_baseline(data: Expressions, size: Size, seed: int) -> dict[str, float]:
+def digit_baseline(data: Expressions, size: Size, arm: dict[str, Any], seed: int) -> dict[str, float]:
     longest = max(len(each.images) for each in data.ood)
-
-    def tensors(test: list[DigitExpression]) -> tuple[Tensor, Tensor]:
-        images = torch.zeros(len(test), longest, 1, 8, 8)
-        for row, each in zip(images, test, strict=True):
-            row[: len(each.images)] = each.images
-        return images, torch.tensor([len(each.images) for each in test])
-
+    images, lengths = padded_images(data.train, longest)
     answers = torch.tensor([each.value for each in data.train])
-    images, lengths = tensors(data.train)
     pairs = [((image, length), answer) for image, length, answer in zip(images, lengths, answers, strict=True)]
     trained = fit(
-        lambda: ImageSequenceClassifier(mlp(64, 64, (100,)), 100), pairs, epochs=max(1, size.steps // 20), batch_size=64,
-        seed=seed, optimizer=lambda module: torch.optim.AdamW(module.parameters(), lr=RATES["cnn"]),
+        lambda: ImageSequenceClassifier(mlp(64, 64, (100,)), 100), pairs, epochs=size.steps // 10,
+        batch_size=64, seed=seed, optimizer=lambda module: torch.optim.AdamW(module.parameters(), lr=arm["rate"]),
     ).module.eval()  # fmt: skip
     found = {}
     for name, test in (("train", data.train), ("exact_iid", data.iid), ("exact", data.ood)):
         with torch.no_grad():
-            chosen = trained(*tensors(test)).argmax(1).tolist()
+            chosen = trained(*padded_images(test, longest)).argmax(1).tolist()
         found[name] = share(answer == each.value for answer, each in zip(chosen, test, strict=True))
     return found
 
@@ -257,10 +212,10 @@ def run(arm: dict[str, Any], seed: int, profile: str) -> dict[str, float]:
     size = SIZES[profile]
     if arm["split"] == "digits":
         data = expressions(size, seed)
-        return (digit_machine if arm["method"] == "nsr" else digit_baseline)(data, size, seed)
-    pairs = commands(arm["split"], size, seed)
+        return digit_machine(data, size, seed) if arm["method"] == "nsr" else digit_baseline(data, size, arm, seed)
+    pairs = projective_split(arm["split"], train=size.train, test=size.test, seed=seed)
     leaks = len({source for source, _ in pairs.train} & {source for source, _ in pairs.test})
-    method = machine(arm, pairs, size, seed) if arm["method"] == "nsr" else baseline(arm["method"], pairs, size, seed)
+    method = machine(arm, pairs, size, seed) if arm["method"] == "nsr" else baseline(arm, pairs, size, seed)
     return method | {"leaks": leaks}
 
 
@@ -278,10 +233,10 @@ study = Study(
         **{f"hidden-{split}": nsr(split, **HIDDEN) for split in ("length", "jump")},
         "no-abduction-length": nsr("length", abduction=False, times=3),
         "given-length": nsr("length", given=True),
-        **{f"{kind}-{split}": {"split": split, "method": kind} for kind in ("transformer", "lstm")
+        **{f"{kind}-{split}": {"split": split, "method": kind, "rate": RATES[kind]} for kind in ("transformer", "lstm")
            for split in ("length", "jump")},
         "nsr-digits": {"split": "digits", "method": "nsr"},
-        "cnn-transformer": {"split": "digits", "method": "cnn"},
+        "cnn-transformer": {"split": "digits", "method": "cnn", "rate": RATES["cnn"]},
     },
     run=run,
     metrics={

@@ -12,7 +12,13 @@ from heldout.tasks.grammars.composition_sets import (
 )
 from heldout.tasks.grammars.place_questions import PLACE_NAMES, place_questions
 from heldout.tasks.grammars.scan import SCAN_PRIMITIVES, ScanGrammar, mini_scan
-from heldout.tasks.grammars.scan_trees import SCAN_ARITIES, command_heads, projective_command
+from heldout.tasks.grammars.scan_trees import (
+    SCAN_ARITIES,
+    CommandSplit,
+    command_heads,
+    projective_command,
+    projective_split,
+)
 from heldout.tasks.grammars.sentence_forms import SentenceForms
 from heldout.tasks.grammars.string_edits import EDIT_FUNCTIONS, StringEdits
 from heldout.tasks.grammars.synchronous import SynchronousGrammar
@@ -122,6 +128,7 @@ from heldout.tasks.reasoning.digit_expressions import (
     arithmetic_text,
     arithmetic_value,
     digit_expressions,
+    padded_images,
 )
 from heldout.tasks.reasoning.expert_facts import (
     EXPERT_NAMES,
@@ -315,6 +322,7 @@ __all__ = [
     "ArithmeticSplit",
     "ChainProblem",
     "ChoiceQuestion",
+    "CommandSplit",
     "ComposeProblem",
     "ContextPairs",
     "CopyingLanguage",
@@ -462,12 +470,14 @@ __all__ = [
     "operator_filter",
     "opinion_words",
     "opinions",
+    "padded_images",
     "paint_patches",
     "patch_colours",
     "photo_crops",
     "photographs",
     "place_questions",
     "projective_command",
+    "projective_split",
     "question_of",
     "question_tasks",
     "question_text",

@@ -3,7 +3,14 @@
 import pytest
 
 from heldout.nn import oracle_steps
-from heldout.tasks import SCAN_ARITIES, SCAN_PRIMITIVES, ScanGrammar, command_heads, projective_command
+from heldout.tasks import (
+    SCAN_ARITIES,
+    SCAN_PRIMITIVES,
+    ScanGrammar,
+    command_heads,
+    projective_command,
+    projective_split,
+)
 
 MEANING = {
     "left": lambda x: ("I_TURN_LEFT", *x), "right": lambda x: ("I_TURN_RIGHT", *x), "turn": lambda: (),
@@ -46,3 +53,30 @@ def test_what_has_no_tree_is_refused():
     for source in ("jump around", "jump around twice", ""):
         with pytest.raises(ValueError, match="source"):
             projective_command(source)
+
+
+def test_the_splits_hold_out_what_they_say_and_train_on_every_clause_that_they_may():
+    for seed in (0, 1):
+        length = projective_split("length", seed=seed)
+        assert max(len(target) for _, target in length.train) == 8
+        assert {len(target) for _, target in length.test} <= set(range(9, 25))
+        jump = projective_split("jump", seed=seed)
+        assert [source for source, _ in jump.train if "jump" in source] == [("jump",)]
+        assert all("jump" in source and len(source) > 1 for source, _ in jump.test)
+        for split, clauses in ((length, 60), (jump, 64)):
+            assert (len(split.train), len(split.test)) == (500, 300)
+            assert not {source for source, _ in split.train} & {source for source, _ in split.test}
+            assert sum(not {"and", "after"} & set(source) for source, _ in split.train) == clauses
+            for source, target in split.train[::9] + split.test[::9]:
+                heads = command_heads(source)
+                assert meaning(source, heads, heads.index(-1)) == target
+    assert projective_split("jump", seed=3) == projective_split("jump", seed=3) != projective_split("jump", seed=4)
+
+
+def test_splits_that_there_are_not_are_refused():
+    with pytest.raises(ValueError, match="train must be from 60"):
+        projective_split("length", train=59)
+    with pytest.raises(ValueError, match="test must be at most"):
+        projective_split("length", test=10**6)
+    with pytest.raises(ValueError, match="kind"):
+        projective_split("around")

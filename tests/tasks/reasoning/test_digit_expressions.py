@@ -13,6 +13,7 @@ from heldout.tasks import (
     arithmetic_value,
     digit_expressions,
     digits,
+    padded_images,
 )
 
 
@@ -83,6 +84,17 @@ def test_operators_look_like_themselves_and_vary():
     assert torch.cdist(means, means)[~torch.eye(3, dtype=torch.bool)].min() > 0.7
     assert all(each.std(0).mean() > 0.05 for each in pictures.values())
     assert all(each.min() >= 0 and each.max() <= 1 for each in pictures.values())
+
+
+def test_pictures_of_several_expressions_are_filled_up_at_the_end():
+    found = digit_expressions(*digits(), n=6, seed=1)
+    images, lengths = padded_images(found, 9)
+    assert lengths.tolist() == [len(each.symbols) for each in found]
+    for row, each in zip(images, found, strict=True):
+        assert torch.equal(row[: len(each.images)], each.images)
+        assert not row[len(each.images) :].any()
+    with pytest.raises(ValueError, match="length"):
+        padded_images(found, max(lengths.tolist()) - 1)
 
 
 def test_they_are_the_same_again():

@@ -120,6 +120,32 @@ def digit_expressions(
     raise ValueError(f"n must be at most about {len(found)} for such operators and max_value, got {n}")
 
 
+@checked
+def padded_images(expressions: Sequence[DigitExpression], length: int) -> tuple[Tensor, Tensor]:
+    """Returns the pictures of expressions as one tensor ``(n, length, 1, 8, 8)``, and how many each has.
+
+    Args:
+        expressions: at least one.
+        length: pictures in a row; at least as many as the longest has.
+
+    Raises:
+        ValueError: no expressions, or a longer one.
+
+    Example:
+        >>> from heldout.tasks import digits
+        >>> images, lengths = padded_images(digit_expressions(*digits(), n=4, operators=(1, 1)), length=5)
+        >>> tuple(images.shape), lengths.tolist()
+        ((4, 5, 1, 8, 8), [3, 3, 3, 3])
+    """
+    check_nonempty(expressions=expressions)
+    lengths = [len(each.images) for each in expressions]
+    check_at_least(max(lengths), length=length)
+    images = expressions[0].images.new_zeros(len(lengths), length, *expressions[0].images.shape[1:])
+    for row, each in zip(images, expressions, strict=True):
+        row[: len(each.images)] = each.images
+    return images, torch.tensor(lengths)
+
+
 def arithmetic_text(symbols: Sequence[int]) -> str:
     """Returns an expression in writing.
 
