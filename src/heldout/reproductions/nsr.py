@@ -72,7 +72,7 @@ class Size(NamedTuple):
     digit_phases: int
 
 
-SIZES = {"smoke": Size(70, 20, 2, 10, 60, 6), "laptop": Size(500, 300, 16, 1500, 600, 36)}
+SIZES = {"smoke": Size(70, 20, 2, 10, 60, 6), "laptop": Size(500, 300, 16, 900, 600, 36)}
 RATES = {"transformer": 3e-3, "lstm": 3e-3, "pictures": 1e-3}
 
 

@@ -17,7 +17,7 @@ from heldout.train.population.abstraction import Abstracted, abstract_subtrees
 from heldout.train.population.evolve import Evolution, Structure, evolve_structures
 from heldout.train.programs.abduction import GroundedTree, abduce
 from heldout.train.programs.deduction_abduction import AbductionRecipe, DeductionAbduction, Phase
-from heldout.train.programs.dsl import DSL, EMPTY, MISSING, IntDSL, ListDSL, NoValue, Operation, SmallProgram
+from heldout.train.programs.dsl import DSL, EMPTY, MISSING, IntDSL, ListDSL, Operation, SmallProgram
 from heldout.train.programs.enumeration import Synthesis, draw_program, synthesize
 from heldout.train.programs.library import LearnedProgram, Observation, ProgramLibrary
 from heldout.train.ps_kd import ProgressiveSelfDistillation, ps_kd
@@ -120,7 +120,6 @@ __all__ = [
     "ListDSL",
     "MeanTeacher",
     "MethodTrainer",
-    "NoValue",
     "ObjectiveLoss",
     "Observation",
     "Operation",

@@ -5,7 +5,8 @@ import pickle
 
 import pytest
 
-from heldout.train import DSL, EMPTY, MISSING, IntDSL, ListDSL, NoValue, Operation, SmallProgram
+from heldout.train import DSL, EMPTY, MISSING, IntDSL, ListDSL, Operation, SmallProgram
+from heldout.train.programs.dsl import NoValue
 
 
 def term(text):

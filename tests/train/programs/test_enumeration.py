@@ -108,7 +108,7 @@ def test_bad_input_is_refused_by_name():
             synthesize(language, good, 1, **options)
     with pytest.raises(ValueError, match="examples"):
         synthesize(language, [], 1)
-    with pytest.raises(ValueError, match="inputs of 2"):
+    with pytest.raises(ValueError, match="as arity, 2"):
         synthesize(language, good, 2)
     with pytest.raises(TypeError, match="examples must be a tuple"):
         synthesize(language, [((3,), ("A",))], 1)

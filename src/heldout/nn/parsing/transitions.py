@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from heldout.errors import check_nonempty, checked, short
+from heldout.errors import check_at_least, check_nonempty, checked, short
 
 LEFT, RIGHT, SHIFT = 0, 1, 2
 """Transitions: the second of the stack becomes a child of the top, the top one of the second, the next word comes."""
@@ -46,6 +46,7 @@ class ParseState:
 
     __slots__ = ("arities", "heads", "left", "next", "right", "stack", "symbols")
 
+    @checked
     def __init__(self, symbols: Sequence[int], arities: Sequence[int] | None = None) -> None:
         check_nonempty(symbols=symbols)
         if arities is not None and (unknown := [each for each in symbols if not 0 <= each < len(arities)]):
@@ -160,6 +161,7 @@ def oracle_steps(symbols: Sequence[int], heads: Sequence[int], null: int) -> lis
         [2, 2, 0, 2, 1]
     """
     check_heads(len(symbols), heads)
+    check_at_least(0, null=null)
     state = ParseState(symbols)
     missing = [0] * len(symbols)
     for head in heads:
@@ -197,6 +199,7 @@ def check_heads(length: int, heads: Sequence[int]) -> None:
         Traceback (most recent call last):
         ValueError: heads must be positions with one root (-1), got [1, 0]
     """
+    check_at_least(1, length=length)
     if len(heads) != length:
         raise ValueError(f"heads must be as many as symbols, got {len(heads)} for {length}")
     if any(not -1 <= head < length for head in heads) or list(heads).count(-1) != 1:

@@ -146,13 +146,18 @@ def padded_images(expressions: Sequence[DigitExpression], length: int) -> tuple[
     return images, torch.tensor(lengths)
 
 
+@checked
 def arithmetic_text(symbols: Sequence[int]) -> str:
     """Returns an expression in writing.
+
+    Raises:
+        ValueError: a number that is none of ``ARITHMETIC_SYMBOLS``.
 
     Example:
         >>> arithmetic_text([3, 10, 4, 12, 2])
         '3+4*2'
     """
+    check_labels(len(ARITHMETIC_SYMBOLS), symbols=symbols)
     return "".join(ARITHMETIC_SYMBOLS[symbol] for symbol in symbols)
 
 

@@ -128,8 +128,18 @@ class GroundedTree:
                 found.append(Observation(symbol, given, self.values[position]))
         return found
 
+    @checked
     def formula(self, names: Sequence[str]) -> str:
-        """Returns the tree as a formula of names, as in "and(twice(jump), walk)"."""
+        """Returns the tree as a formula, as in "and(twice(jump), walk)".
+
+        Args:
+            names: of the symbols, by number.
+
+        Raises:
+            ValueError: a symbol without a name.
+        """
+        if max(self.symbols) >= len(names):
+            raise ValueError(f"names must be one for each symbol up to {max(self.symbols)}, got {len(names)}")
 
         def written(position: int) -> str:
             symbol = names[self.symbols[position]]

@@ -70,6 +70,9 @@ class SmallProgram:
     name: str
     parts: tuple[SmallProgram, ...] = ()
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
     @property
     def size(self) -> int:
         return 1 + sum(part.size for part in self.parts)

@@ -88,7 +88,7 @@ def synthesize(
     check_positive(timeout=timeout)
     for inputs, output in examples:
         if not isinstance(inputs, tuple) or len(inputs) != arity:
-            raise ValueError(f"examples must have inputs of {arity} values, got {inputs!r}")
+            raise ValueError(f"examples must have inputs of as many values as arity, {arity}, got {inputs!r}")
         for value in (*inputs, output):
             dsl.check(examples=value)
     outputs = tuple(output for _, output in examples)
