@@ -47,8 +47,8 @@ def test_trees_and_programs_are_learned_from_answers_and_carry_over_to_longer_in
     assert [str(machine.programs.learned(symbol).program) for symbol in range(4)] == [
         "cons('A', nil)", "cons('B', nil)", "concat(x0, x0)", "concat(x0, x1)",
     ]  # fmt: skip
-    longer = [[0, 2, 2, 3, 1, 2, 2], [1, 3, 0, 2, 2, 2]]
-    assert [tree.value for tree in machine.predict(longer)] == [("A",) * 4 + ("B",) * 4, ("B",) + ("A",) * 8]
+    longer = [[0, 2, 3, 1, 2], [1, 3, 0, 2, 2, 2]]
+    assert [tree.value for tree in machine.predict(longer)] == [("A", "A", "B", "B"), ("B",) + ("A",) * 8]
 
 
 def test_learning_is_the_same_again():
