@@ -160,6 +160,7 @@ def oracle_steps(symbols: Sequence[int], heads: Sequence[int], null: int) -> lis
         >>> [step.transition for step in oracle_steps([5, 6, 7], [1, -1, 1], null=0)]
         [2, 2, 0, 2, 1]
     """
+    check_nonempty(symbols=symbols)
     check_heads(len(symbols), heads)
     check_at_least(0, null=null)
     state = ParseState(symbols)
