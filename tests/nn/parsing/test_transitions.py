@@ -86,6 +86,13 @@ def test_features_reach_to_the_children_of_children():
     assert state.features(99)[6:12] == [11, 13, 99, 99, 10, 14]
 
 
+def test_the_second_to_the_right_is_the_last_but_one():
+    state = ParseState([10, 11, 12, 13])
+    for move in (SHIFT, SHIFT, RIGHT, SHIFT, RIGHT, SHIFT, RIGHT):
+        state.advance(move)
+    assert state.features(99)[6:12] == [99, 13, 99, 12, 99, 99]
+
+
 def test_arities_leave_the_trees_that_they_allow():
     state = ParseState([0, 1], [0, 1])
     assert state.legal() == (False, False, True)

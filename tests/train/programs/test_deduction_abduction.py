@@ -134,6 +134,20 @@ def test_perception_is_learned_from_answers_of_sums_where_the_rest_is_known():
     assert sum(tree.symbols == each for tree, each in zip(trees, sentences, strict=True)) / len(examples) > 0.9
 
 
+def test_perception_with_dropout_is_learned_the_same_again_whatever_was_drawn_before():
+    weights = []
+    for before in (1, 2):
+        torch.manual_seed(0)
+        picture = Picture()
+        torch.manual_seed(before)
+        machine = DeductionAbduction(RuleParser(lambda symbols: [-1]), library((0, 0, 0, 0)), picture, seed=2,
+                                     schedule=["semantics", "perception"])  # fmt: skip
+        examples = [(pictures([n % 2], torch.Generator().manual_seed(n)), ("A", "B")[n % 2 : n % 2 + 1]) for n in range(8)]
+        machine.fit(examples, AbductionRecipe(epochs=4, passes=1, synthesize_every=1, perception_steps=3))
+        weights.append(picture.layers[-1].weight.detach().clone())
+    assert torch.equal(*weights)
+
+
 def test_the_next_likely_symbols_are_tried_where_the_likeliest_have_no_value():
     class Unsure(nn.Module):
         def forward(self, x):
@@ -167,6 +181,12 @@ def test_bad_input_is_refused_by_name():
     for options in ({"epochs": 0}, {"timeout": 0.0}, {"passes": 0}, {"perception_lr": 0.0}, {"buffer": 0}):
         with pytest.raises(ValueError, match=next(iter(options))):
             AbductionRecipe(**options)
+    for curriculum in ([(5, 9), (0, 3)], [(0, 3), (0, 5)], [(0, 0)], [(-1, 3)]):
+        with pytest.raises(ValueError, match="curriculum"):
+            AbductionRecipe(curriculum=curriculum)
+    seeing = DeductionAbduction(RuleParser(lambda symbols: [-1]), library(), Picture(), ["semantics"])
+    with pytest.raises(ValueError, match="perception must be finite"):
+        seeing.predict([torch.full((1, 6), torch.nan)])
     with pytest.raises(ValueError, match="schedule"):
         DeductionAbduction(RuleParser(heads), library(), schedule=[])
     with pytest.raises(TypeError, match="parser"):

@@ -43,6 +43,11 @@ def test_few_examples_do_not_make_a_program_that_is_used():
     assert few.likelihood(1) == pytest.approx(0.4)
     assert few.evaluate(1, [C + C]) is MISSING
     assert few.evaluate(1, [B]) == B + B
+    half = library(wanted=8)
+    half.observe(doubled(A, B, C, A + B))
+    half.synthesize()
+    assert half.likelihood(1) == 0.5
+    assert half.evaluate(1, [C + C]) is MISSING
     many = library(wanted=6)
     many.observe(doubled(A, B, C, A + B))
     many.synthesize()
@@ -155,6 +160,20 @@ def test_without_arities_the_most_frequent_number_of_arguments_counts():
     known.observe([Observation(1, (A, C), A + C)] * 9)
     assert known.arity(1) == 2
     assert known.learned(1).program is None
+
+
+def test_numbers_of_arguments_are_forgotten_as_values_are():
+    known = library(None)
+    known.observe(doubled(A, B, C))
+    known.observe([Observation(1, (A, B), A)] * 2)  # 1.5 with one argument, 2 with two
+    assert known.arity(1) == 2
+
+
+def test_one_example_is_enough_where_there_are_no_arguments():
+    known = library(wanted=10)
+    known.observe([Observation(0, (), A)])
+    assert known.synthesize() == [0]
+    assert known.likelihood(0) == 1.0
 
 
 def test_exploring_gives_values_of_random_programs():

@@ -9,6 +9,7 @@ import heapq
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from heldout.errors import (
     check_at_least,
     check_fields,
+    check_finite,
     check_has,
     check_labels,
     check_nonempty,
@@ -28,6 +30,7 @@ from heldout.method import device_of, evaluating
 from heldout.train.programs.abduction import GroundedTree, LearnedModule, abduce
 from heldout.train.programs.dsl import EMPTY, MISSING
 from heldout.train.programs.library import ProgramLibrary
+from heldout.train.supervised import seeded
 
 _UNLIKELY = 1e-5  # symbols of smaller probability are not tried in an answer
 
@@ -70,7 +73,7 @@ class AbductionRecipe:
         abduction: whether trees with a wrong answer are edited; without, only trees that are right are learned from.
 
     Raises:
-        ValueError: numbers out of range.
+        ValueError: numbers out of range, or a curriculum that is not in rising order.
 
     Source: arXiv:2210.01603 and the official code; deviation: a length of 0 in its curriculum is none here.
 
@@ -105,6 +108,10 @@ class AbductionRecipe:
             perception_steps=self.perception_steps, perception_batch=self.perception_batch,
         )  # fmt: skip
         check_positive(timeout=self.timeout, perception_lr=self.perception_lr)
+        check_at_least(0, curriculum=[start for start, _ in self.curriculum])
+        check_at_least(1, curriculum=[longest for _, longest in self.curriculum])
+        if any(later[0] <= start[0] for start, later in pairwise(self.curriculum)):
+            raise ValueError(f"curriculum must have its epochs in rising order, got {list(self.curriculum)}")
 
     def longest(self, epoch: int) -> int | None:
         """Returns how many symbols an input may have in an epoch, counted from 0; None for any number."""
@@ -243,16 +250,18 @@ class DeductionAbduction:
         perception: nn.Module = self.perception  # type: ignore[assignment]
         if self.optimizer is None:
             self.optimizer = torch.optim.Adam(perception.parameters(), lr=recipe.perception_lr)
-        images = torch.cat([inputs for _, inputs in found])
+        images = torch.cat([inputs for _, inputs in found]).to(device_of(perception))
         symbols = torch.tensor([symbol for tree, _ in found for symbol in tree.symbols], device=images.device)
         was = perception.training
         perception.train()
-        for _ in range(recipe.perception_steps):
-            drawn = torch.randint(len(images), (recipe.perception_batch,), generator=self.generator).to(images.device)
-            loss = F.cross_entropy(perception(images[drawn]), symbols[drawn])
-            self.optimizer.zero_grad()
-            loss.backward()
-            self.optimizer.step()
+        with seeded(self.rng.randrange(2**31)):  # its dropout
+            for _ in range(recipe.perception_steps):
+                drawn = torch.randint(len(images), (recipe.perception_batch,), generator=self.generator)
+                drawn = drawn.to(images.device)
+                loss = F.cross_entropy(perception(images[drawn]), symbols[drawn])
+                self.optimizer.zero_grad()
+                loss.backward()
+                self.optimizer.step()
         perception.train(was)
 
     @torch.no_grad()
@@ -261,6 +270,7 @@ class DeductionAbduction:
         perception: nn.Module = self.perception  # type: ignore[assignment]
         with evaluating(perception):
             logits = perception(torch.cat(list(inputs)).to(device_of(perception)))
+        check_finite(perception=logits)
         return list(logits.float().log_softmax(1).cpu().split([len(each) for each in inputs]))
 
     def _deduced(self, inputs: Sequence[Any]) -> list[GroundedTree]:
