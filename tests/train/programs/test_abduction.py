@@ -134,6 +134,43 @@ def test_the_least_likely_symbol_of_those_that_would_do_is_edited():
     assert abduce(tree, 4, "perception").symbols == [3, 5, 1]
 
 
+def test_of_two_symbols_that_would_do_the_likelier_one_is_taken():
+    library = ProgramLibrary(IntDSL(), [0, 0, 0])
+    library.observe([Observation(0, (), 1), Observation(1, (), 3), Observation(2, (), 3)])
+    for likelier, other in ((1, 2), (2, 1)):
+        given = torch.zeros(1, 3)
+        given[0, likelier], given[0, other] = -1.0, -3.0
+        tree = GroundedTree(Parse((0,), (-1,)), library, given)
+        assert abduce(tree, 3, "perception").symbols == [likelier]
+
+
+def followers():
+    """0 is 3, 1 is the next number, 2 is nothing, 3 is 8, 4 is 5; once 5 was seen to be followed by 9."""
+    library = ProgramLibrary(IntDSL(), [0, 1, 0, 0, 0], wanted=1)
+    library.give(1, term("succ(x0)"), 1)
+    library.observe([Observation(2, (), EMPTY), *(Observation(s, (), n) for s, n in ((0, 3), (3, 8), (4, 5))),
+                     Observation(1, (5,), 9), *(Observation(1, (n,), n + 1) for n in (1, 2, 3, 4, 8))])  # fmt: skip
+    return library
+
+
+def test_nothing_before_an_argument_does_not_count_as_one():
+    parse = Parse((2, 0, 1), (2, 2, -1))
+    tree = GroundedTree(parse, followers(), torch.full((3, 5), -1.6))
+    assert tree.values == [EMPTY, 3, 4]
+    assert abduce(tree, 9, "perception").symbols == [2, 3, 1]
+
+
+def test_what_was_seen_but_is_not_what_the_program_gives_does_not_pass():
+    library = followers()
+    library.observe([Observation(1, (5,), 9), *(Observation(1, (n,), n + 1) for n in (1, 2, 3, 4)),
+                     *(Observation(s, (), n) for s, n in ((0, 3), (4, 5)))])  # fmt: skip
+    only = torch.full((2, 5), -1.6)
+    only[0, 4] = -1.0  # tried first
+    tree = GroundedTree(Parse((0, 1), (1, -1)), library, only)
+    assert library.inverse(1, 0, [3], [9]) == [5, 8]
+    assert abduce(tree, 9, "perception").symbols == [3, 1]  # not 4, whose 5 is followed by 6
+
+
 def test_a_value_is_given_to_the_symbol_whose_program_is_not_known():
     library = scan_library([word for word in WORDS if word != "left"])
     tree = GroundedTree(command("walk left"), library)
@@ -177,6 +214,34 @@ def test_a_child_may_turn_out_to_be_nothing():
     edited = abduce(tree, 4, "semantics")
     assert edited.values == [3, 4, EMPTY]
     assert edited.observations()[1] == Observation(1, (3,), 4)
+
+
+def test_a_child_may_turn_out_to_be_nothing_in_sequences_too():
+    library = ProgramLibrary(ListDSL(["A", "B"]), [0, 1, 0], wanted=1)
+    library.give(1, term("concat(x0, x0)"), 1)
+    library.give(0, term("cons('A', nil)"), 0)
+    library.give(2, term("cons('B', nil)"), 0)
+    tree = GroundedTree(Parse((0, 1, 2), (1, -1, 1)), library)
+    assert tree.value is MISSING
+    assert abduce(tree, ("A", "A"), "semantics").values == [("A",), ("A", "A"), EMPTY]
+
+
+def test_of_several_values_that_would_do_each_is_given_sometimes():
+    library = ProgramLibrary(IntDSL(), [0, 1])
+    library.observe([Observation(1, (5,), 9), Observation(1, (8,), 9)])
+    tree = GroundedTree(Parse((0, 1), (1, -1)), library)
+    found = [abduce(tree, 9, "semantics", random.Random(seed)).values for seed in range(30)]
+    assert {values[0] for values in found} == {5, 8}
+    assert all(values[1] == 9 for values in found)
+
+
+@pytest.mark.parametrize(("known", "expected"), [(0, [3, 9]), (1, [8, 9])])
+def test_what_is_less_sure_is_edited(known, expected):
+    library = ProgramLibrary(IntDSL(), [0, 1], wanted=1)
+    library.observe([Observation(0, (), 3), Observation(1, (3,), 4), Observation(1, (8,), 9)])
+    library.give(known, term(["succ(succ(succ(zero)))", "succ(x0)"][known]), known)
+    tree = GroundedTree(Parse((0, 1), (1, -1)), library)
+    assert abduce(tree, 9, "semantics").values == expected
 
 
 def test_bad_input_is_refused_by_name():

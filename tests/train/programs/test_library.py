@@ -162,6 +162,36 @@ def test_without_arities_the_most_frequent_number_of_arguments_counts():
     assert known.learned(1).program is None
 
 
+def test_a_shorter_program_of_the_same_likelihood_is_taken():
+    known = library(wanted=1)
+    known.give(1, term("concat(x0, concat(x0, nil))"), 1)
+    known.observe([*doubled(A, B), Observation(1, (C,), A)])
+    assert known.likelihood(1) == pytest.approx(2 / 3)
+    assert known.synthesize(max_terms=3000) == [1]
+    assert str(known.learned(1).program) == "concat(x0, x0)"
+
+
+def test_what_an_earlier_program_gave_is_forgotten_with_it():
+    known = library(wanted=1)
+    known.observe(doubled(A, B))
+    known.synthesize()
+    assert known.evaluate(1, [C + C]) == C * 4
+    known.observe([Observation(1, (value,), A + value) for value in (A, B, C)] * 3)
+    assert known.synthesize() == [1]
+    assert known.evaluate(1, [C + C]) == A + C + C
+
+
+def test_a_search_looks_first_at_what_the_program_gets_wrong():
+    known = library(wanted=1, seed=1)
+    known.give(1, term("concat(x0, x0)"), 1)
+    known.observe(doubled(*((f"s{number}",) for number in range(30))))
+    known.observe([*doubled(*((f"s{number}",) for number in range(30))),
+                   *(Observation(1, (value,), value[:1] + value) for value in (A + B, B + C))])  # fmt: skip
+    assert known.synthesize(max_examples=4) == [1]
+    assert str(known.learned(1).program) == "cons(car(x0), x0)"
+    assert known.likelihood(1) == 1.0
+
+
 def test_numbers_of_arguments_are_forgotten_as_values_are():
     known = library(None)
     known.observe(doubled(A, B, C))
