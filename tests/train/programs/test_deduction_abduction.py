@@ -142,7 +142,9 @@ def test_perception_with_dropout_is_learned_the_same_again_whatever_was_drawn_be
         torch.manual_seed(before)
         machine = DeductionAbduction(RuleParser(lambda symbols: [-1]), library((0, 0, 0, 0)), picture, seed=2,
                                      schedule=["semantics", "perception"])  # fmt: skip
-        examples = [(pictures([n % 2], torch.Generator().manual_seed(n)), ("A", "B")[n % 2 : n % 2 + 1]) for n in range(8)]
+        examples = [
+            (pictures([n % 2], torch.Generator().manual_seed(n)), ("A", "B")[n % 2 : n % 2 + 1]) for n in range(8)
+        ]
         machine.fit(examples, AbductionRecipe(epochs=4, passes=1, synthesize_every=1, perception_steps=3))
         weights.append(picture.layers[-1].weight.detach().clone())
     assert torch.equal(*weights)
