@@ -76,7 +76,10 @@ from heldout.nn.lora_group import (
 )
 from heldout.nn.mixstyle import MixStyle, draw_mix, mix_style
 from heldout.nn.modular import ModularMLP, PowerActivation, TokenSumMLP
+from heldout.nn.parsing.shift_reduce import Parse, RuleParser, ShiftReduceParser
+from heldout.nn.parsing.transitions import OracleStep, ParseState, check_heads, oracle_steps
 from heldout.nn.sequences.convolution import ConvSeq2Seq
+from heldout.nn.sequences.image_sequence import ImageSequenceClassifier
 from heldout.nn.sequences.lstm import Seq2SeqLSTM
 from heldout.nn.sequences.seq2seq import Memory, Seq2Seq, SinusoidalPositions
 from heldout.nn.sequences.transformer import Seq2SeqTransformer
@@ -132,6 +135,7 @@ __all__ = [
     "GraphReadout",
     "GraphSpec",
     "HyperCuboid",
+    "ImageSequenceClassifier",
     "KNNMemory",
     "LoRAGroup",
     "LogitEnsemble",
@@ -142,22 +146,27 @@ __all__ = [
     "ModularMLP",
     "MultiChannelNetwork",
     "MultiHead",
+    "OracleStep",
     "P3DBasicBlock",
     "P3DBottleneck",
     "P3DResNet",
     "P3DUnit",
+    "Parse",
+    "ParseState",
     "PatchCNN",
     "PathStep",
     "PerceiverFusion",
     "PowerActivation",
     "RecurrentFusion",
     "ResizablePool",
+    "RuleParser",
     "SearchCell",
     "SearchNetwork",
     "Seq2Seq",
     "Seq2SeqLSTM",
     "Seq2SeqTransformer",
     "SharpSepConv",
+    "ShiftReduceParser",
     "SingleStreamFusion",
     "SinusoidalPositions",
     "StagedModel",
@@ -175,6 +184,7 @@ __all__ = [
     "build_from_genotype",
     "build_from_path",
     "cached_features",
+    "check_heads",
     "convert_ghost_batchnorm",
     "decoder_parts",
     "draw_mix",
@@ -193,6 +203,7 @@ __all__ = [
     "mixing_coefficients",
     "mlp",
     "normalised_entropy",
+    "oracle_steps",
     "p3d63",
     "p3d131",
     "p3d199",

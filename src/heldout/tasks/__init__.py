@@ -12,6 +12,13 @@ from heldout.tasks.grammars.composition_sets import (
 )
 from heldout.tasks.grammars.place_questions import PLACE_NAMES, place_questions
 from heldout.tasks.grammars.scan import SCAN_PRIMITIVES, ScanGrammar, mini_scan
+from heldout.tasks.grammars.scan_trees import (
+    SCAN_ARITIES,
+    CommandSplit,
+    command_heads,
+    projective_command,
+    projective_split,
+)
 from heldout.tasks.grammars.sentence_forms import SentenceForms
 from heldout.tasks.grammars.string_edits import EDIT_FUNCTIONS, StringEdits
 from heldout.tasks.grammars.synchronous import SynchronousGrammar
@@ -113,6 +120,15 @@ from heldout.tasks.reasoning.compose_functions import (
     covering_exemplars,
     entries_of,
     fixed_tables,
+)
+from heldout.tasks.reasoning.digit_expressions import (
+    ARITHMETIC_SYMBOLS,
+    DigitExpression,
+    arithmetic_heads,
+    arithmetic_text,
+    arithmetic_value,
+    digit_expressions,
+    padded_images,
 )
 from heldout.tasks.reasoning.expert_facts import (
     EXPERT_NAMES,
@@ -247,6 +263,7 @@ from heldout.tasks.video.real_scenes import cut_out, photo_crops, photographs
 __all__ = [
     "ALL_MATHS_FRAMES",
     "ANSWER_FORMS",
+    "ARITHMETIC_SYMBOLS",
     "BOOLEAN_QUESTIONS",
     "CATEGORIES",
     "CHAIN",
@@ -296,6 +313,7 @@ __all__ = [
     "RELATIONS",
     "RETENTION_SKILLS",
     "RULE_FIELDS",
+    "SCAN_ARITIES",
     "SCAN_PRIMITIVES",
     "SCENE_COLORS",
     "SCENE_RELATIONS",
@@ -317,9 +335,11 @@ __all__ = [
     "ChainProblem",
     "ChoiceKind",
     "ChoiceQuestion",
+    "CommandSplit",
     "ComposeProblem",
     "ContextPairs",
     "CopyingLanguage",
+    "DigitExpression",
     "Dominoes",
     "DrawingTags",
     "Drawings",
@@ -378,6 +398,9 @@ __all__ = [
     "agreement_replies",
     "answer_in_form",
     "answer_question",
+    "arithmetic_heads",
+    "arithmetic_text",
+    "arithmetic_value",
     "biased_attribute",
     "binary_questions",
     "caption_holds",
@@ -392,6 +415,7 @@ __all__ = [
     "colour_bias",
     "coloured_conflict",
     "colourise",
+    "command_heads",
     "comparison_facts",
     "compose_problem",
     "composition_facts",
@@ -402,6 +426,7 @@ __all__ = [
     "covering_exemplars",
     "cut_out",
     "dense_facts",
+    "digit_expressions",
     "digits",
     "domains",
     "dominoes",
@@ -467,11 +492,14 @@ __all__ = [
     "operator_filter",
     "opinion_words",
     "opinions",
+    "padded_images",
     "paint_patches",
     "patch_colours",
     "photo_crops",
     "photographs",
     "place_questions",
+    "projective_command",
+    "projective_split",
     "question_of",
     "question_tasks",
     "question_text",

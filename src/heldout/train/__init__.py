@@ -15,6 +15,11 @@ from heldout.train.full_batch import full_batch
 from heldout.train.own_loop import Stages, TrainFunction, fit_with
 from heldout.train.population.abstraction import Abstracted, abstract_subtrees
 from heldout.train.population.evolve import Evolution, Structure, evolve_structures
+from heldout.train.programs.abduction import GroundedTree, abduce
+from heldout.train.programs.deduction_abduction import AbductionRecipe, DeductionAbduction, Phase
+from heldout.train.programs.dsl import DSL, EMPTY, MISSING, IntDSL, ListDSL, Operation, SmallProgram
+from heldout.train.programs.enumeration import Synthesis, draw_program, synthesize
+from heldout.train.programs.library import LearnedProgram, Observation, ProgramLibrary
 from heldout.train.ps_kd import ProgressiveSelfDistillation, ps_kd
 from heldout.train.reweighting.bilevel import bilevel_weights, effective_sample_size, learned_weights
 from heldout.train.saving import Saved, read_saved, save
@@ -86,7 +91,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "APPROACH_RATES",
+    "DSL",
+    "EMPTY",
+    "MISSING",
     "SEQUENCE_APPROACHES",
+    "AbductionRecipe",
     "Abstracted",
     "AffineTransform",
     "Aligned",
@@ -94,6 +103,7 @@ __all__ = [
     "BoostingLoss",
     "CostReward",
     "CrossFit",
+    "DeductionAbduction",
     "DifferentiableSearch",
     "Environment",
     "Episode",
@@ -103,12 +113,20 @@ __all__ = [
     "FixMatch",
     "GradientBoostedNetworkClassifier",
     "GradientBoostedNetworkRegressor",
+    "GroundedTree",
     "Hypotheses",
+    "IntDSL",
     "LastBlocks",
+    "LearnedProgram",
     "LightningMethod",
+    "ListDSL",
     "MeanTeacher",
     "MethodTrainer",
     "ObjectiveLoss",
+    "Observation",
+    "Operation",
+    "Phase",
+    "ProgramLibrary",
     "ProgressiveSelfDistillation",
     "PseudoLabelLoss",
     "PseudoSupervisor",
@@ -118,6 +136,7 @@ __all__ = [
     "SemiSupervised",
     "SlotNeighbour",
     "SlotWord",
+    "SmallProgram",
     "SoftmaxLoss",
     "SpanGD",
     "SpanPoints",
@@ -125,11 +144,13 @@ __all__ = [
     "Stages",
     "StepLog",
     "Structure",
+    "Synthesis",
     "TrainFunction",
     "Tuned",
     "UnlabelledBatches",
     "UnlabelledLoss",
     "WeakToStrongResult",
+    "abduce",
     "abstract_subtrees",
     "answer_accuracy",
     "approach_scores",
@@ -148,6 +169,7 @@ __all__ = [
     "divdis",
     "diversify",
     "dpo",
+    "draw_program",
     "effective_sample_size",
     "embed_images",
     "encode_rows",
@@ -198,6 +220,7 @@ __all__ = [
     "soft_align",
     "squared_error",
     "supervisor_reward",
+    "synthesize",
     "train_packed",
     "train_router",
     "train_tokens",

@@ -1,0 +1,1 @@
+"""Which networks read a sentence as a tree?"""

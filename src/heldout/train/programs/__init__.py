@@ -1,0 +1,1 @@
+"""What learns symbols, trees and programs from answers alone?"""
