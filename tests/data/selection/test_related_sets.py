@@ -94,7 +94,7 @@ def test_groups_that_cannot_be_made_are_refused():
     catalog = {"a": {"modality": 0, "area": 1}, "b": {"modality": 1, "area": 0}}
     with pytest.raises(ValueError, match="0 data sets share no element with the target, 2 are needed"):
         training_group("unrelated", target, catalog)
-    with pytest.raises(ValueError, match="arm must be base, related, .* or without one of modality, area, got 'near'"):
+    with pytest.raises(ValueError, match=r"arm must be base, related, .* or without one of modality, area, got 'near'"):
         training_group("near", target, catalog)
     with pytest.raises(ValueError, match="arm must be"):
         training_group("without task", target, catalog)

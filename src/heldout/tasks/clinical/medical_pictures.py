@@ -1,7 +1,7 @@
 """Synthetic medical pictures: five ways of imaging, five organs, four questions, in every combination.
 
-Made for arXiv:2412.20070, most of whose data may not be passed on. The shapes are cartoons of textbooks, the numbers are
-invented: nothing learnt here holds for patients.
+Made for arXiv:2412.20070, most of whose data may not be passed on. The shapes are cartoons of textbooks, the numbers
+are invented: nothing learnt here holds for patients.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ class _Organs:
         self.mask = torch.sigmoid(inside * 8)
 
     def spots(self, count: int, apart: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Coordinates ``(n, count)`` of pixels well inside of each organ, ``apart`` from each other if there is room."""
+        """Coordinates ``(n, count)`` of pixels well inside of each organ, ``apart`` from each other where possible."""
         inside = self.mask * (F.avg_pool2d(self.mask.unsqueeze(1), 3, 1, 1).squeeze(1) > 0.8)
         chance = inside.flatten(1) + 1e-6
         xs, ys = [], []
