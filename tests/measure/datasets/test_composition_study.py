@@ -37,11 +37,8 @@ def test_arms_see_the_elements_that_they_should_and_never_the_target():
     order = [(target, seed, arm) for target in ("m-a-t", "o-c-v") for seed in (1000, 1001) for arm in arms]
     for (target, seed, arm), model in zip(order, seen, strict=True):
         assert all(name != target for name, _ in model["rows"])
-        assert (
-            len(set(model["rows"]))
-            == len(model["rows"])
-            == (0 if arm == "base" else min(30, 20 * len(found.groups[target, seed, arm])))
-        )
+        size = 0 if arm == "base" else min(30, 20 * len(found.groups[target, seed, arm]))
+        assert len(set(model["rows"])) == len(model["rows"]) == size
         assert model["seed"] == seed
     assert found.gain("related", "unrelated").estimate == 1
     assert len(found.table()) == 2 * len(arms)
