@@ -2,7 +2,9 @@
 
 from collections import Counter
 
+import numpy as np
 import pytest
+import torch
 from scipy import stats
 
 from heldout.data import to_multiple_choice
@@ -42,3 +44,22 @@ def test_what_is_no_question_is_refused():
         to_multiple_choice(["a", "b"], [])
     with pytest.raises(ValueError, match="max_options"):
         to_multiple_choice(["a", "b"], ["?"], max_options=1)
+    with pytest.raises(ValueError, match="labels must not be NaN"):
+        to_multiple_choice([float("nan"), 1.0, float("nan")], ["?"])
+    with pytest.raises(TypeError, match="labels must hold hashable values, got list"):
+        to_multiple_choice([["a"], ["b"]], ["?"])
+    with pytest.raises(TypeError, match="labels must hold hashable values, got Tensor"):
+        to_multiple_choice(list(torch.arange(3)), ["?"])
+
+
+def test_labels_may_be_a_tensor_or_an_array():
+    labels = [0, 1, 0, 1, 2, 2]
+    made = to_multiple_choice(labels, ["?"], seed=1000)
+    assert to_multiple_choice(torch.tensor(labels), ["?"], seed=1000) == made
+    assert to_multiple_choice(np.array(labels), ["?"], seed=1000) == made
+
+
+def test_instructions_are_mixed_with_the_labels():
+    """Not in the order of the examples: labels that alternate would be told by the wording."""
+    made = to_multiple_choice([0, 1] * 100, ["What?", "Which?"], seed=1000)
+    assert 30 < sum(made.questions[i] == "What?" for i in range(0, 200, 2)) < 70

@@ -84,7 +84,9 @@ def test_training_groups_are_what_their_names_say(seed):
         alone = [
             n for n in catalog if all(catalog[n][o] == target[o] for o in rest) and factor not in shares.get(n, ())
         ]
-        assert len(group) == (1 if alone else 2)
+        assert len(set(group)) == len(group) == len(related)
+        assert sum(bool(shares[name]) for name in group) == (1 if alone else 2)  # else one that shares nothing
+        assert group[-1] in alone or not alone or not shares[group[-1]]
     drawn = {training_group("related", target, catalog, seed=s) for s in range(30)}
     assert len(drawn) > 1
 
@@ -100,6 +102,10 @@ def test_groups_that_cannot_be_made_are_refused():
         training_group("without task", target, catalog)
     with pytest.raises(ValueError, match="no data set of the catalog has the area 0"):
         related_sets(target, {"a": {"modality": 0, "area": 1}})
+    with pytest.raises(ValueError, match="0 data sets share no element with the target, 1 are needed"):
+        training_group("without area", target, catalog)
+    with pytest.raises(ValueError, match="data sets without the area must not be empty"):
+        training_group("without area", target, {"b": {"modality": 1, "area": 0}})
     with pytest.raises(ValueError, match="a must have elements of modality, area"):
         related_sets(target, {"a": {"modality": 0}})
     with pytest.raises(ValueError, match="max_size"):
@@ -153,3 +159,7 @@ def test_draws_that_cannot_be_made_are_refused():
         match_size(data, ["a"], 2, labels={"a": [0, 1, 2]})
     with pytest.raises(ValueError, match="n must be"):
         match_size(data, ["a"], 0)
+    with pytest.raises(ValueError, match="labels must have those of b; they have a"):
+        match_size(data, ["a", "b"], 2, labels={"a": [0, 1, 2, 3]})
+    with pytest.raises(ValueError, match="labels of a must not be NaN"):
+        match_size(data, ["a"], 2, labels={"a": [0, 1, 2, float("nan")]})

@@ -6,8 +6,10 @@ Source: arXiv:2412.20070 (Cai et al.), section 3: how its data sets of pictures 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any, NamedTuple
+
+import torch
 
 from heldout.errors import check_at_least, check_nonempty, checked
 
@@ -36,13 +38,16 @@ def to_multiple_choice(
     neither tells the answer.
 
     Args:
-        labels: one for each example, hashable; at least two different ones.
+        labels: one for each example, a tensor ``(n,)`` or hashable values; at least two different ones.
         instructions: wordings of the question, one of which is drawn for each example.
         max_options: options of a question, at least 2; fewer where there are fewer labels.
         seed: of the draws.
 
     Raises:
-        ValueError: no labels or instructions, fewer than two different labels, ``max_options`` below 2.
+        ValueError: no labels or instructions, fewer than two different labels, NaN, ``max_options`` below 2.
+        TypeError: labels that are not hashable.
+
+    Deviation: pictures stay with the caller, in the order of the labels; only the questions are made.
 
     Example:
         >>> made = to_multiple_choice(["cyst", "tumour", "cyst"], ["What is it?"])
@@ -51,6 +56,13 @@ def to_multiple_choice(
     """
     check_nonempty(labels=labels, instructions=instructions)
     check_at_least(2, max_options=max_options)
+    if isinstance(labels, torch.Tensor):
+        labels = labels.tolist()
+    for label in labels:
+        if isinstance(label, torch.Tensor) or not isinstance(label, Hashable):
+            raise TypeError(f"labels must hold hashable values, got {type(label).__name__}")
+        if label != label:
+            raise ValueError("labels must not be NaN")
     known = list(dict.fromkeys(labels))
     if len(known) < 2:
         raise ValueError(f"labels must be of at least two kinds, got {known[0]!r} alone")

@@ -105,7 +105,8 @@ def training_group(arm: str, target: Mapping, catalog: Mapping, *, seed: int = 0
         arm: "base": none. "related": one of the smallest groups of ``related_sets``, drawn. "unrelated": as many data
             sets as in that group that share no element with the target, drawn. "all": all but the target.
             "all-related": of these, the ones that share at most one element with the target. "without FACTOR":
-            one of the smallest groups that supplies all elements but this one, drawn from the data sets that lack it.
+            one of the smallest groups that supplies all elements but this one, drawn from the data sets that lack it,
+            and data sets that share none, until they are as many as in "related".
         target: the element of each factor, by name.
         catalog: data set -> its elements, of the same factors.
         seed: of the draws; "unrelated" belongs to the group of "related" with the same seed.
@@ -128,9 +129,10 @@ def training_group(arm: str, target: Mapping, catalog: Mapping, *, seed: int = 0
         ... }
         >>> target = {"modality": "CT", "area": "lung"}
         >>> training_group("without modality", target, catalog)
-        ('lung X-ray',)
+        ('lung X-ray', 'eye photo')
     """
     shares = shared_elements(target, catalog)
+    unrelated = [name for name, same in shares.items() if not same]
     rng = random.Random(seed)
     if arm == "base":
         return ()
@@ -143,10 +145,7 @@ def training_group(arm: str, target: Mapping, catalog: Mapping, *, seed: int = 0
         group = groups[rng.randrange(len(groups))]
         if arm == "related":
             return group
-        others = [name for name, same in shares.items() if not same]
-        if len(others) < len(group):
-            raise ValueError(f"{len(others)} data sets share no element with the target, {len(group)} are needed")
-        return tuple(rng.sample(others, len(group)))
+        return _some(unrelated, len(group), rng)
     factor = arm.removeprefix("without ")
     if factor == arm or factor not in target or len(target) < 2:
         raise ValueError(
@@ -158,7 +157,16 @@ def training_group(arm: str, target: Mapping, catalog: Mapping, *, seed: int = 0
     }
     check_nonempty(**{f"data sets without the {factor}": lacking})
     groups = [(name,) for name, elements in lacking.items() if elements == rest] or _smallest(rest, lacking)
-    return groups[rng.randrange(len(groups))]
+    group = groups[rng.randrange(len(groups))]
+    missing = len(_smallest(target, catalog)[0]) - len(group)
+    return group + _some([name for name in unrelated if name not in group], max(0, missing), rng)
+
+
+def _some(unrelated: Sequence[str], count: int, rng: random.Random) -> tuple[str, ...]:
+    """``count`` of the data sets without any element of the target, drawn."""
+    if len(unrelated) < count:
+        raise ValueError(f"{len(unrelated)} data sets share no element with the target, {count} are needed")
+    return tuple(rng.sample(unrelated, count))
 
 
 def _smallest(target: Elements, catalog: Catalog) -> list[tuple[str, ...]]:
@@ -186,7 +194,7 @@ def match_size(
         seed: of the draws.
 
     Raises:
-        ValueError: no names, one twice or unknown, ``n`` below 1 or more than there is, labels of another length.
+        ValueError: no names, one twice or unknown, ``n`` below 1 or more than there is, labels of another length, missing or NaN.
 
     Example:
         >>> data = {"a": list(range(10)), "b": list(range(10, 30))}
@@ -211,10 +219,14 @@ def match_size(
         if labels is None:
             groups[None] = list(range(len(data)))
         else:
+            if name not in labels:
+                raise ValueError(f"labels must have those of {name}; they have {', '.join(map(str, labels))}")
             own = labels[name].tolist() if isinstance(labels[name], torch.Tensor) else list(labels[name])
             if len(own) != len(data):
                 raise ValueError(f"labels of {name} must be {len(data)}, got {len(own)}")
             for index, label in enumerate(own):
+                if label != label:
+                    raise ValueError(f"labels of {name} must not be NaN")
                 groups.setdefault(label, []).append(index)
         taken: list[int] = []
         counts = _shares([len(group) for group in groups.values()], share, rng)

@@ -42,30 +42,39 @@ class CompositionStudy:
 
     @checked
     def mean(self, arm: str, shots: int = 0) -> float:
-        """Returns the mean score of an arm over targets and seeds."""
-        return float(np.mean([score for (_, _, name, n), score in self.scores.items() if (name, n) == (arm, shots)]))
-
-    @checked
-    def gain(self, arm: str, other: str, shots: int = 0) -> Interval:
-        """Returns how much an arm scores above another, with a 95 % interval: of the mean over seeds of each target.
-
-        The targets are what is drawn again; seeds of one target are no independent evidence on others. With one
-        target, the seeds are.
+        """Returns the mean score of an arm over targets and seeds.
 
         Raises:
             ValueError: an arm that was not run with so many shots.
         """
+        found = [score for (_, _, name, n), score in self.scores.items() if (name, n) == (arm, shots)]
+        if not found:
+            raise ValueError(f"{arm} was not run with {shots} shots")
+        return float(np.mean(found))
+
+    @checked
+    def gain(self, arm: str, other: str, shots: int = 0, *, target: str | None = None) -> Interval:
+        """Returns how much an arm scores above another, with a 95 % interval: of the mean over seeds of each target.
+
+        The targets are what is drawn again; seeds of one target are no independent evidence on others. With one
+        target, or of ``target`` alone, the seeds are; a single one has no interval.
+
+        Raises:
+            ValueError: an arm that was not run with so many shots (on that target).
+        """
         pairs = {
-            (target, seed): score - self.scores[target, seed, other, shots]
-            for (target, seed, name, n), score in self.scores.items()
-            if (name, n) == (arm, shots) and (target, seed, other, shots) in self.scores
+            (own, seed): score - self.scores[own, seed, other, shots]
+            for (own, seed, name, n), score in self.scores.items()
+            if (name, n) == (arm, shots) and (own, seed, other, shots) in self.scores and target in (None, own)
         }
         if not pairs:
-            raise ValueError(f"{arm} and {other} were not both run with {shots} shots")
-        targets = list(dict.fromkeys(target for target, _ in pairs))
+            raise ValueError(
+                f"{arm} and {other} were not both run with {shots} shots{f' on {target}' if target else ''}"
+            )
+        targets = list(dict.fromkeys(own for own, _ in pairs))
         if len(targets) == 1:
             return interval([np.array(list(pairs.values()))])
-        means = [np.mean([gain for (target, _), gain in pairs.items() if target == each]) for each in targets]
+        means = [np.mean([gain for (own, _), gain in pairs.items() if own == each]) for each in targets]
         return interval([np.array(means)])
 
     def table(self) -> list[dict[str, Any]]:
@@ -101,17 +110,18 @@ def composition_study(
         evaluate: (model, target's name) -> score on its test data, which no training may hold.
         datasets: training data by name, also those of targets if ``shots`` are asked for.
         catalog: data set -> its elements by factor, ``{"modality": "CT", "area": "lung", "task": "nodules"}``;
-            targets are among them, and no arm trains on one but by ``shots``.
+            targets are among them. What has all elements of a target is not trained on for it, but by ``shots``.
         targets: names in the catalog.
         arms: of ``heldout.data.training_group``.
-        n: examples of an arm, drawn evenly from its data sets; all, where they hold fewer.
+        n: examples of every arm but "base", drawn evenly from its data sets.
         shots: of the target's own examples, besides.
         labels: of each data set by name: draws are balanced over them.
         seeds: of the draws and of the training.
 
     Raises:
-        ValueError: no target, seed or arm, a target without elements, an arm that its target's catalog does not allow,
-            a score that is not finite.
+        ValueError: no target, seed or arm, a target without elements, an arm that its target's catalog does not allow
+            or whose data sets hold fewer than ``n`` examples, a data set or labels that are missing, a score that is
+            not finite.
 
     Source: arXiv:2412.20070, section 4.
 
@@ -143,8 +153,7 @@ def composition_study(
                 groups[target, seed, arm] = group
                 parts: list[Dataset] = []
                 if group:
-                    size = min(n, sum(len(datasets[name]) for name in group))
-                    parts.append(match_size(datasets, group, size, labels=labels, seed=seed))
+                    parts.append(match_size(datasets, group, n, labels=labels, seed=seed))
                 for count in shots:
                     own = [match_size(datasets, [target], count, labels=labels, seed=seed)] if count else []
                     data = [*parts, *own]
