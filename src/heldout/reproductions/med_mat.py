@@ -15,22 +15,22 @@ to be seen), whose outcome is compared with the embeddings of the offered answer
 is untrained, as nothing is pretrained here; ``related`` has 300 pictures of each of two data sets, ``unrelated`` as
 many of two that share nothing with the target; ``without ...`` as many of two that have all elements but this one
 (where one data set has both others, the second shares nothing); ``nearest`` as many of the two data sets with the
-target's question whose mean pictures are nearest to the target's. ``all`` and ``all-related`` have 3,000 pictures; the latter lacks all that share two or more elements.
-``few shots`` and ``related, few shots`` have n pictures of the target, the latter besides those of ``related``, drawn
-so often that they are a fifth of the training set, a seventh where n is 100; ``area_under`` is the mean accuracy over
-n = 0, 10 and 30. ``target`` has 600 pictures of the target, the upper line. ``half_lost`` is the mean of related and
-unrelated less the arm's own accuracy, and no more than what related gains: above 0, related gains, and more than half
-of it is lost.
+target's question whose mean pictures are nearest to the target's. ``all`` and ``all-related`` have 3,000 pictures; the
+latter lacks all that share two or more elements. ``few shots`` and ``related, few shots`` have n pictures of the
+target, the latter besides those of ``related``, drawn so often that they are a fifth of the training set, a seventh
+where n is 100; ``area_under`` is the mean accuracy over n = 0, 10 and 30. ``target`` has 600 pictures of the target,
+the upper line. ``half_lost`` is the mean of related and unrelated less the arm's own accuracy, and no more than what
+related gains: above 0, related gains, and more than half of it is lost.
 
 What it can tell. ``unrelated``, ``base`` and ``without task`` have never seen the target's answers, so that they stay
 at chance, where a pretrained model would know the words. Whether composition is what helps is told by ``without
 modality``, ``without area`` and ``nearest``, which know the answers: these are claims, ``without task`` is a check.
 ``nearest`` has the question in all of its pictures, ``related`` mostly in half, so that it is a strong comparison.
 
-Deviations. A small network from scratch in place of a pretrained multimodal model; ``all-related`` as said
-(without all that share any element, no data set has the answers). A target's options are all answers to its question,
-so that no letter has to be chosen. Few pictures that are real fit the triplets, so that no real cell is judged. The rate, the steps and the noise of imaging
-were chosen on development seed 1000 by the accuracy of ``target`` and ``all`` alone.
+Deviations. A small network from scratch in place of a pretrained multimodal model; ``all-related`` as said (without all
+that share any element, no data set has the answers); all answers to a question are offered, so that there is no letter
+to choose. Few real pictures fit the triplets: no real cell is judged. The rate, the steps and the noise of imaging were
+chosen on development seed 1000 by the accuracy of ``target`` and ``all`` alone.
 """
 
 from __future__ import annotations
@@ -230,7 +230,7 @@ study = Study(
     arms={name: {"data": name} for name in ALONE}
     | {"few shots": {"data": "base", "shots": True}, "related, few shots": {"data": "related", "shots": True}},
     run=run,
-    metrics=dict.fromkeys(("accuracy", "half_lost", "shots_10", "shots_30", "shots_100", "area_under"), higher_is_better),
+    metrics=dict.fromkeys(("accuracy", "half_lost", "area_under", *(f"shots_{n}" for n in SHOTS)), higher_is_better),
     claims=[
         better("related", than="unrelated", on="accuracy", margin=0.1),
         better("related", than="nearest", on="accuracy", margin=0.1),
@@ -242,9 +242,7 @@ study = Study(
         at_least("without area", on="half_lost", value=0.0),
     ],
     checks=[
-        at_least(
-            "target", on="accuracy", value=0.75, text="the questions can be answered where the target is trained on"
-        ),
+        at_least("target", on="accuracy", value=0.75, text="the questions can be answered where they are trained on"),
         at_most("unrelated", on="accuracy", value=0.45, text="nothing but the answers' words tells the answer"),
         at_most("without task", on="accuracy", value=0.45, text="neither do pictures of other questions"),
     ],

@@ -194,7 +194,8 @@ def match_size(
         seed: of the draws.
 
     Raises:
-        ValueError: no names, one twice or unknown, ``n`` below 1 or more than there is, labels of another length, missing or NaN.
+        ValueError: no names, one twice or unknown, ``n`` below 1 or more than there is, labels of another length,
+            missing or NaN.
 
     Example:
         >>> data = {"a": list(range(10)), "b": list(range(10, 30))}
