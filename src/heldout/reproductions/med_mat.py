@@ -65,7 +65,7 @@ class Size(NamedTuple):
     tested: int
 
 
-SIZES = {"smoke": Size(24, 40, 60, 3, 3, 1, 24), "laptop": Size(300, 600, 3000, 200, 500, TARGETS, TESTED)}
+SIZES = {"smoke": Size(50, 100, 100, 3, 3, 1, 24), "laptop": Size(300, 600, 3000, 200, 500, TARGETS, TESTED)}
 ALONE = (
     *("base", "related", "unrelated", "nearest", "without modality", "without area", "without task"),
     *("all", "all-related", "target"),
@@ -158,7 +158,7 @@ def trained(data: Dataset | None, steps: int, seed: int) -> Reader:
     model = Reader()
     if data is None:
         return model
-    images, task, area, answers = (torch.stack(list(column)) for column in zip(*data, strict=True))  # type: ignore[call-overload]
+    images, task, area, answers = (torch.stack(list(column)) for column in zip(*data, strict=True))  # type: ignore[misc]
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=steps + 1)
     generator = torch.Generator().manual_seed(seed)

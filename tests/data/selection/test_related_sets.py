@@ -87,8 +87,11 @@ def test_training_groups_are_what_their_names_say(seed):
         assert len(set(group)) == len(group) == len(related)
         assert sum(bool(shares[name]) for name in group) == (1 if alone else 2)  # else one that shares nothing
         assert group[-1] in alone or not alone or not shares[group[-1]]
-    drawn = {training_group("related", target, catalog, seed=s) for s in range(30)}
-    assert len(drawn) > 1
+    for arm in ("related", "unrelated", "without area"):
+        drawn = {training_group(arm, target, catalog, seed=s) for s in range(30)}
+        assert len(drawn) > 1
+    unrelated = {n for s in range(200) for n in training_group("unrelated", target, catalog, seed=s)}
+    assert unrelated == {n for n, same in shares.items() if not same}
 
 
 def test_groups_that_cannot_be_made_are_refused():
@@ -137,6 +140,16 @@ def test_sizes_are_matched_between_sets_and_labels(n, counts):
     again = [(int(x), int(y)) for x, y in match_size(shifted, list(data), n, labels=labels, seed=3)]
     assert again == rows
     assert [(int(x), int(y)) for x, y in match_size(shifted, list(data), n, labels=labels, seed=4)] != rows or n == 64
+
+
+def test_labels_are_mixed_and_who_gets_one_more_is_drawn():
+    data = sets({"a": 20, "b": 20})
+    labels = {name: each.tensors[1] for name, each in data.items()}
+    orders = [[int(y) for _, y in match_size(data, ["a"], 12, labels=labels, seed=seed)] for seed in range(10)]
+    assert all(order != sorted(order, key=order.index) for order in orders)  # not one label after another
+    more = Counter(len(match_size(data, ["a", "b"], 5, seed=seed).datasets[0]) for seed in range(100))
+    assert set(more) == {2, 3}
+    assert 25 < more[2] < 75
 
 
 def test_without_labels_draws_are_uniform():
