@@ -19,6 +19,7 @@ from heldout.data.loading import (
 from heldout.data.mixing import Mixed, beta_weight, mix, mixup, permutation, soft_labels
 from heldout.data.pairs.answer_formats import add_index_hints, draw_hints, reverse_answer, running_state_scratchpad
 from heldout.data.pairs.augzero import AugZeroPairs, augzero
+from heldout.data.pairs.multiple_choice import MultipleChoice, to_multiple_choice
 from heldout.data.pairs.packing import PackedBlocks, pack_with_offset
 from heldout.data.pairs.primitives import expand_primitives, primitive_copies
 from heldout.data.pairs.relexicalize import Relexicalized, relexicalize, spell_words
@@ -28,6 +29,7 @@ from heldout.data.prismatic import Clusters, PrismaticSynthesizer, SynthesisRoun
 from heldout.data.selection.draws import EndlessSampler, ShareSampler
 from heldout.data.selection.novelty import NoveltyCurriculum, novelty_curriculum
 from heldout.data.selection.prototype_difficulty import difficulty_quantiles, difficulty_subset, prototype_difficulty
+from heldout.data.selection.related_sets import match_size, related_sets, shared_elements, training_group
 from heldout.data.selection.repeated_data import RepeatSchedule, repeated_data
 from heldout.data.self_targets import RESTATE, TARGET_SOURCES, SelfTargets, self_targets
 from heldout.data.semi_supervised import InputsOnly, SemiSupervisedSplit, semi_supervised_split
@@ -102,6 +104,7 @@ __all__ = [
     "Mixing",
     "MixingChoice",
     "Mixup",
+    "MultipleChoice",
     "NoveltyCurriculum",
     "PackedBlocks",
     "PairTensors",
@@ -146,6 +149,7 @@ __all__ = [
     "hold_out_combinations",
     "is_tensor_data",
     "length_split",
+    "match_size",
     "mcd_split",
     "mix",
     "mixup",
@@ -161,6 +165,7 @@ __all__ = [
     "prototype_difficulty",
     "randomize_targets",
     "randomize_verbalizers",
+    "related_sets",
     "relexicalize",
     "repeated_data",
     "reverse_answer",
@@ -171,6 +176,7 @@ __all__ = [
     "self_targets",
     "semi_supervised_split",
     "separating_epoch",
+    "shared_elements",
     "shifted_words",
     "skic_traces",
     "soft_labels",
@@ -183,6 +189,8 @@ __all__ = [
     "strong_view",
     "template_split",
     "to_device",
+    "to_multiple_choice",
+    "training_group",
     "upsample",
     "upsample_sampler",
     "useful",

@@ -3,6 +3,7 @@
 from heldout.measure.algorithms import rasp, rasp_library
 from heldout.measure.algorithms.length_curve import LengthCurve, greedy_answers, length_curve
 from heldout.measure.algorithms.rasp_programs import RASP_PROGRAMS, rasp_codes, rasp_simplicity
+from heldout.measure.datasets.composition_study import CompositionStudy, composition_study
 from heldout.measure.datasets.description_bits import STDLIB_COMPRESSORS, description_bits
 from heldout.measure.datasets.difficulty import (
     ClassificationDifficulty,
@@ -196,6 +197,7 @@ __all__ = [
     "Coherence",
     "CoherenceTracker",
     "CompositionReport",
+    "CompositionStudy",
     "Concurrence",
     "ConcurrenceMatrix",
     "ConcurrenceSummary",
@@ -268,6 +270,7 @@ __all__ = [
     "classification_difficulty",
     "clip_starts",
     "composition_report",
+    "composition_study",
     "concurrence",
     "concurrence_matrix",
     "confidence_gap",

@@ -2,6 +2,7 @@
 
 from heldout.tasks.algorithmic.sequence_task import SEQUENCE_TASKS, SequenceTask, TokenSamples, sequence_task
 from heldout.tasks.clinical.glaucoma import VISUAL_FIELD_POINTS, GlaucomaMaps, glaucoma_maps
+from heldout.tasks.clinical.medical_pictures import FINDINGS, IMAGING, ORGANS, MedicalPictures, medical_pictures
 from heldout.tasks.control.gridworld import GRID, MOVES, GridPolicy, grid_policy
 from heldout.tasks.grammars.composition_sets import (
     COMPOSITION_SETS,
@@ -275,6 +276,7 @@ __all__ = [
     "EDIT_FUNCTIONS",
     "EXPERT_NAMES",
     "EXPERT_WORDINGS",
+    "FINDINGS",
     "FIXED_NAMES",
     "FUNCTION_NAMES",
     "GCOG",
@@ -284,6 +286,7 @@ __all__ = [
     "GRID",
     "GROUND_TEXTURES",
     "HELD_OUT_FAMILIES",
+    "IMAGING",
     "JUDGED_LEVELS",
     "KEYWORD_LANGUAGES",
     "LARGER_WORDED_RANGE",
@@ -301,6 +304,7 @@ __all__ = [
     "NUMBER_WORDS",
     "OCCLUDERS",
     "OPINION_CLASSES",
+    "ORGANS",
     "OTHER_WORDED_TEMPLATES",
     "PANEL_RULES",
     "PEOPLE",
@@ -363,6 +367,7 @@ __all__ = [
     "ListTask",
     "MathsFamily",
     "MathsProblem",
+    "MedicalPictures",
     "MovingClips",
     "OpenQuestion",
     "OptionInstance",
@@ -476,6 +481,7 @@ __all__ = [
     "maths_solution",
     "maths_words",
     "meaning",
+    "medical_pictures",
     "mini_scan",
     "modular",
     "moving_clips",
