@@ -6,7 +6,7 @@ without those; few pictures of the target go further after such a training; each
 arXiv:2412.20070 (Cai et al., ACL 2025), for multimodal language models on 53 sets of medical pictures.
 
 World. Synthetic medical pictures of 24 x 24: five ways of imaging (modality), five organs (area), four questions (task)
-with 2 or 3 answers; of the 100 cells 60, drawn per seed, are the catalog and five others the targets. Chance is a half
+with 2 or 3 answers; of the 100 cells 60, drawn per seed, are the catalog and four others the targets. Chance is a half
 or a third, 0.38 in the mean. ``accuracy`` is the mean over the targets, each on 240 pictures of its own, of choosing
 the right answer.
 
@@ -30,7 +30,8 @@ modality``, ``without area`` and ``nearest``, which know the answers: these are 
 Deviations. A small network from scratch in place of a pretrained multimodal model; ``all-related`` as said (without all
 that share any element, no data set has the answers); all answers to a question are offered, so that there is no letter
 to choose. Few real pictures fit the triplets: no real cell is judged. The rate, the steps and the noise of imaging were
-chosen on development seed 1000 by the accuracy of ``target`` and ``all`` alone.
+chosen on development seed 1000 by the accuracy of ``target`` and ``all`` alone. The other arms were seen there, too, in
+the form that they had before the review (related 0.38, unrelated 0.33, without area 0.60, without modality 0.35).
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ ANSWERS = [answer for answers in FINDINGS.values() for answer in answers]
 FIRST = [ANSWERS.index(answers[0]) for answers in FINDINGS.values()]  # an answer's number: the question's first + label
 FACTORS = ("modality", "area", "task")
 CELLS = [(m, a, t) for m in IMAGING for a in ORGANS for t in FINDINGS]
-KNOWN, TARGETS, TESTED = 60, 5, 240
+KNOWN, TARGETS, TESTED = 60, 4, 240
 
 
 class Size(NamedTuple):
