@@ -57,6 +57,10 @@ ALLOWED = {
         for argument in RECIPE
         for value in ("NaN", "None", "an object", "text", "-1", "1.5", "0", "inf", "empty")
     ],
+    "there is no cache to use: taken so that the blocks stand where a model stands": [
+        "train.LastBlocks.forward(use_cache=None)",
+        "train.LastBlocks.forward(use_cache=an object)",
+    ],
     "what is no fact is told by -1": ["tasks.FactWorld.uses(ids=a label of -1)"],
     "a guess may look at no token of a question": ["tasks.majority_answer(given=empty)"],
     "nothing need be evaluated": ["train.train_tokens(evaluate=empty)"],
