@@ -415,7 +415,14 @@ def test_a_budget_that_is_large_enough_is_spent_under_the_other_name():
 
 
 @pytest.mark.parametrize(
-    "usage", [{"completion_tokens": -5}, {"completion_tokens": "2"}, [1], {"completion_tokens": 1.5}]
+    "usage",
+    [
+        {"prompt_tokens": 5, "total_tokens": 1005},
+        {"completion_tokens": -5},
+        {"completion_tokens": "2"},
+        [1],
+        {"completion_tokens": 1.5},
+    ],
 )
 def test_usage_that_cannot_be_counts_as_the_worst_case(usage):
     async def liar(number, path, body, request):

@@ -74,6 +74,8 @@ ECHOES = [  # echoed text and log probabilities of "ab cd", of which " cd" is sc
     ("ab cd!", logprobs([None, "x", -2.0, -9.0], [0, 2, 4, 5]), "no log probability of the continuation"),
     ("ab cd!", logprobs([], []), "no log probabilities"),
     ("ab cd!", None, "no log probabilities"),
+    ("ab cd4", logprobs([None, -0.5, -9.0], [0, 1, 2], ["1", "2", "3"]), "text_offset"),  # ids, whose places are wrong
+    ("ab cd4", logprobs([None, -0.5, -9.0], [0, 0, 0], [f"token_id:{n}" for n in range(3)]), "text_offset"),
 ]
 
 

@@ -112,7 +112,21 @@ def test_messages_of_any_mapping_are_told_apart_by_what_they_say(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "value", ["", "{", "[]", "null", "[{}]", '[{"text": 3}]', '[{"text": "a", "what": 1}]', "[1, 2]"]
+    "value",
+    [
+        '[{"text": "x", "tokens": 1.5}]',
+        '[{"text": "x", "tokens": -5}]',
+        '[{"text": "x", "cost": NaN}]',
+        '[{"text": "x", "cost": true}]',
+        "",
+        "{",
+        "[]",
+        "null",
+        "[{}]",
+        '[{"text": 3}]',
+        '[{"text": "a", "what": 1}]',
+        "[1, 2]",
+    ],
 )
 def test_damaged_answers_are_asked_for_again(tmp_path, value):
     cached = CachedLM(counting(), tmp_path / "answers.db")

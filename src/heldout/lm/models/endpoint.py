@@ -26,7 +26,7 @@ _TRY_AGAIN = {408, 409, 425, 429}
 _LONGEST_PAUSE = 60.0  # seconds
 _LARGEST = 64 * 2**20  # bytes of an answer
 _LIMITS = ("max_tokens", "max_completion_tokens", "max_new_tokens", "max_output_tokens", "num_predict", "n_predict")
-_USELESS_AGAIN = ("insufficient_quota", "billing", "credit", "invalid_api_key")
+_USELESS_AGAIN = ("insufficient_quota", "current quota", "billing", "credit", "invalid_api_key")
 _PER_MESSAGE = 16  # tokens that a chat template may add, for the worst case of a cost
 
 
@@ -347,7 +347,8 @@ class _Exchange:
                 pass
         if status < 400:
             raise _UnusableError("an answer that is not the protocol's", charged=True)
-        useless = any(word in said for word in _USELESS_AGAIN)
+        whole = body[:100_000].decode(errors="replace")  # limits of a rate pass, whatever page their words point to
+        useless = any(word in whole for word in _USELESS_AGAIN) and "rate_limit" not in whole
         if (status in _TRY_AGAIN or status >= 500) and not useless:
             raise _UnusableError(f"status {status}: {said}", pause=pause_of(response.headers.get("Retry-After")))
         raise EndpointError(f"{self.lm.base_url}/{path} refused the request with status {status}: {said}")

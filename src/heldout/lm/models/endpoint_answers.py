@@ -39,7 +39,7 @@ def usage_in(answer: Mapping[str, Any]) -> tuple[int, int] | None:
     usage = answer.get("usage")
     if not isinstance(usage, Mapping):
         return None
-    counts = [usage.get(name, 0) for name in ("prompt_tokens", "completion_tokens")]
+    counts = [usage.get("prompt_tokens", 0), usage.get("completion_tokens")]
     if not any(counts) or not all(isinstance(c, int) and not isinstance(c, bool) and c >= 0 for c in counts):
         return None
     return counts[0], counts[1]
@@ -61,7 +61,7 @@ def echoed_score(choice: Mapping[str, Any], text: str, start: int) -> float:
     if len(values) != len(places) or any(type(p) is not int for p in places) or places != sorted(places) or places[0]:
         raise ValueError("its text_offset does not follow the text")
     ends = [*places[1:], len(echoed)]
-    if places[-1] > len(echoed):
+    if places[-1] > len(echoed) or (len(echoed) > len(text) and places[-1] != len(text)):  # one token is written
         raise ValueError("its text_offset does not follow the text")
     if tokens is not None and not all(_ID.fullmatch(str(token)) for token in tokens):
         wide = [(str(token), low) for token, low, high in zip(tokens, places, ends, strict=False) if high > low]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import math
 import sqlite3
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -230,8 +231,12 @@ def _read_value(text: Any) -> Any:
 def _is_completion(entry: Any) -> bool:
     if not isinstance(entry, dict) or not isinstance(entry.get("text"), str) or not entry.keys() <= _FIELDS:
         return False
-    numbers = [value for name, value in entry.items() if name not in ("text", "finish_reason")]
-    return all(isinstance(v, int | float) for v in numbers) and isinstance(entry.get("finish_reason", ""), str)
+    numbers = {name: value for name, value in entry.items() if name not in ("text", "finish_reason")}
+    if any(isinstance(v, bool) or not isinstance(v, int | float) or not math.isfinite(v) for v in numbers.values()):
+        return False
+    counts = [numbers.get(name, 0) for name in ("tokens", "prompt_tokens")]
+    whole = all(isinstance(count, int) for count in counts) and min(*counts, numbers.get("cost", 0)) >= 0
+    return whole and isinstance(entry.get("finish_reason", ""), str)
 
 
 def _tells(method: Callable[..., Any]) -> bool:

@@ -31,7 +31,7 @@ _UNITS = {
         ("s", "seconds", "second", "sec"), ("min", "minutes", "minute"), ("h", "hours", "hour"), ("days", "day"),
         ("weeks", "week"), ("years", "year"), ("ml",), ("l", "liters", "litres"), ("feet", "ft", "foot"),
         ("inches", "inch"), ("miles", "mile"), ("cents", "cent"), ("dollars", "dollar"),
-        ("degrees", "degree", "\u00b0"), ("million",), ("billion",), ("thousand",), ("trillion",),
+        ("degrees", "degree", "\u00b0"), ("million",), ("billion",), ("thousand", "k"), ("trillion",),
     )
     for name in names
 }  # fmt: skip
@@ -112,7 +112,8 @@ def _boxed(text: str) -> str | None:
 
 def _plain(text: str) -> str:
     """Returns text with the signs of TeX and of typography replaced by + - * / ^ ( ) sqrt pi."""
-    text = re.sub("[\u2212\ufe63\uff0d]", "-", text).replace("\u2044", "/")
+    text = re.sub("[\u2212\ufe63\uff0d]|(?<!\\w)\u2013(?=\\d)", "-", text)
+    text = re.sub("[\u2044\u2215]", "/", re.sub(r"\b(?:minus|negative)\s+(?=[\d.$])", "-", text, flags=re.IGNORECASE))
     for glyph, written in _HALVES.items():
         text = re.sub(rf"(\d)\s?{glyph}", rf"(\1+{written})", text).replace(glyph, written)
     text = re.sub("[\u2070\u00b9\u00b2\u00b3\u2074-\u2079\u207b]+", lambda m: "^" + m[0].translate(_SUPERSCRIPTS), text)
@@ -134,7 +135,7 @@ def _plain(text: str) -> str:
             break
     text = re.sub(r"\\sqrt\s*(\d)|\u221a\s*(\d+(?:\.\d+)?)", r"sqrt(\1\2)", text).replace("\u221a", "sqrt")
     text = (
-        re.sub(r"\\(?:cdot|times)(?![A-Za-z])|[\u00d7\u00b7\u22c5]", "*", text)
+        re.sub(r"\s*(?:\\(?:cdot|times)(?![A-Za-z])|[\u00d7\u00b7\u22c5])\s*", "*", text)
         .replace("\\div", "/")
         .replace("\u00f7", "/")
     )

@@ -15,7 +15,7 @@ from typing import Any
 from heldout.errors import checked
 
 _GROUPING = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
-_SIGNS = re.compile("[\u2212\ufe63\uff0d]")
+_SIGNS = re.compile("(?<![\\w)])[-\u2212\ufe63\uff0d][$\u20ac\u00a3](?=\\.?\\d)|[\u2212\ufe63\uff0d]")  # -$3 is -3
 # Punctuation that says something: inside a number or before one, and what makes C++ and C# of C.
 _PUNCTUATION = re.compile(
     r"(?<=\d)[!-/:-@\[-`{-~](?=\d)|(?<=\de)[-+](?=\d)|(?<![\w)\]])[-+.](?=\.?\d)|(?<=\b[a-z])(?:\+\+|#)(?!\w)"
