@@ -54,6 +54,15 @@ from heldout.data.splits.sequences import (
     split_leaks,
     template_split,
 )
+from heldout.data.texts.language_skills import (
+    IMPROVE_SKILL_TEXT,
+    LanguageSkill,
+    SkillCombination,
+    compose_skill_texts,
+    skill_combinations,
+    skill_messages,
+    write_skill_texts,
+)
 from heldout.data.triplets import TripletKind, sample_triplets
 from heldout.data.useful import (
     early_output_clusters,
@@ -80,6 +89,7 @@ __all__ = [
     "DEFINITION",
     "END",
     "FULL",
+    "IMPROVE_SKILL_TEXT",
     "NO_INSTRUCTION",
     "PAD",
     "PROMPT",
@@ -97,6 +107,7 @@ __all__ = [
     "HeldOutSplit",
     "IndexedDataset",
     "InputsOnly",
+    "LanguageSkill",
     "Mixed",
     "Mixing",
     "MixingChoice",
@@ -112,6 +123,7 @@ __all__ = [
     "SemiSupervisedSplit",
     "SequencePair",
     "ShareSampler",
+    "SkillCombination",
     "SplitLeaks",
     "SynthesisRound",
     "TokenVocabulary",
@@ -132,6 +144,7 @@ __all__ = [
     "chernoff_divergence",
     "class_counts",
     "combination_leaks",
+    "compose_skill_texts",
     "derangement",
     "difficulty_quantiles",
     "difficulty_subset",
@@ -171,6 +184,8 @@ __all__ = [
     "separating_epoch",
     "shifted_words",
     "skic_traces",
+    "skill_combinations",
+    "skill_messages",
     "soft_labels",
     "sparse_select",
     "spell_words",
@@ -189,4 +204,5 @@ __all__ = [
     "verbalizer_sets",
     "weak_view",
     "why_balanced",
+    "write_skill_texts",
 ]

@@ -113,6 +113,17 @@ from heldout.measure.metrics.ensembles import (
 from heldout.measure.metrics.few_shot import few_shot_accuracy, ridge_probe
 from heldout.measure.metrics.rank_transfer import RankTransfer, rank_transfer
 from heldout.measure.metrics.sequences import match_by_length, sequences_match
+from heldout.measure.metrics.skill_mix import (
+    GRADE_SKILL_TEXT,
+    SkillMix,
+    SkillMixReport,
+    SkillPoints,
+    SkillRules,
+    count_sentences,
+    grade_skill_points,
+    grade_skill_text,
+    skill_mix_report,
+)
 from heldout.measure.metrics.subgroup_auc import SubgroupAUC, subgroup_auc
 from heldout.measure.metrics.sweet_spot import SweetSpot, sweet_spot
 from heldout.measure.metrics.text import exact_match, normalise_answer, rouge_l, token_f1
@@ -175,7 +186,9 @@ from heldout.measure.routing.pathways import (
 
 generalization_difficulty = classification_difficulty  # under the name of the paper
 
+
 __all__ = [
+    "GRADE_SKILL_TEXT",
     "RASP_PROGRAMS",
     "STDLIB_COMPRESSORS",
     "AgreementPoint",
@@ -226,6 +239,10 @@ __all__ = [
     "Sharpness",
     "Site",
     "SizeLaw",
+    "SkillMix",
+    "SkillMixReport",
+    "SkillPoints",
+    "SkillRules",
     "StoredItemsPredictor",
     "StrategyCell",
     "StrategyPosterior",
@@ -262,6 +279,7 @@ __all__ = [
     "copying_loss",
     "correction_table",
     "cost_frontier",
+    "count_sentences",
     "cross_task",
     "delay",
     "description_bits",
@@ -286,6 +304,8 @@ __all__ = [
     "gate_rows",
     "generalization_difficulty",
     "generalization_steps",
+    "grade_skill_points",
+    "grade_skill_text",
     "gradient_coherence",
     "gradient_features",
     "gradient_sums",
@@ -373,6 +393,7 @@ __all__ = [
     "sequences_match",
     "sharpness",
     "shuffle_patches",
+    "skill_mix_report",
     "spectral_learning_curve",
     "steps_to",
     "strategy_loss",
