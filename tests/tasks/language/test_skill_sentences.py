@@ -123,22 +123,6 @@ def test_what_the_grammar_does_not_have_shows_nothing_and_makes_no_sense(sentenc
     assert not SENTENCE_RULES.makes_sense(sentence, "bread")
 
 
-@pytest.mark.parametrize(
-    "sentence",
-    [
-        "baker will knead not dough but dough .",
-        "baker will knead more dough than dough .",
-        "baker will knead dough like dough of kitchen .",
-        "baker will knead dough because baker roast .",
-        "o baker , baker will knead dough .",
-        "baker will say that baker will knead dough .",
-    ],
-)
-def test_a_sentence_against_itself_shows_its_skills_and_makes_no_sense(sentence):
-    assert len(shown(sentence, "bread")) >= 1
-    assert not SENTENCE_RULES.makes_sense(sentence, "bread")
-
-
 def test_a_skill_in_the_words_of_another_topic_is_not_credited():
     assert not BY_NAME["setting"].check("baker will knead dough in harbour .", "bread")
     assert BY_NAME["setting"].check("sailor will drop net . baker will knead dough in kitchen .", "bread")
