@@ -112,6 +112,14 @@ from heldout.tasks.language.wordnet import (
     wordnet_facts,
     wordnet_nouns,
 )
+from heldout.tasks.language.wordnet_skills import (
+    WORDNET_SKILL_TOPICS,
+    WORDNET_SKILLS,
+    kinds_of,
+    wordnet_skill_rules,
+    wordnet_skill_topics,
+    write_wordnet_skills,
+)
 from heldout.tasks.reasoning.compose_functions import (
     FIXED_NAMES,
     FUNCTION_NAMES,
@@ -313,6 +321,8 @@ __all__ = [
     "WORDED_RANGE",
     "WORDED_STYLES",
     "WORDED_TEMPLATES",
+    "WORDNET_SKILLS",
+    "WORDNET_SKILL_TOPICS",
     "ArithmeticSplit",
     "ChainProblem",
     "ChoiceQuestion",
@@ -429,6 +439,7 @@ __all__ = [
     "judges_choices",
     "keyword_judges",
     "keyword_similarity",
+    "kinds_of",
     "l_shape",
     "label_noise",
     "leave_one_domain_out",
@@ -508,11 +519,14 @@ __all__ = [
     "worded_words",
     "wordnet_facts",
     "wordnet_nouns",
+    "wordnet_skill_rules",
+    "wordnet_skill_topics",
     "worked_answer",
     "worked_reference",
     "worked_style",
     "write_problem",
     "write_sentence",
     "write_worded",
+    "write_wordnet_skills",
     "xor_clusters",
 ]
