@@ -47,11 +47,11 @@ from heldout.tasks import (
 )
 from heldout.train import encode_rows, train_packed
 
-LAPTOP = {"pretrained": 800, "tuned": 600, "known": 20_000, "tokens": 120_000, "combos": 150}
+LAPTOP = {"pretrained": 800, "tuned": 900, "known": 20_000, "tokens": 150_000, "combos": 150}
 SMOKE = {"pretrained": 4, "tuned": 4, "known": 100, "tokens": 1_500, "combos": 4}
 SIZES = {"smoke": SMOKE, "laptop": LAPTOP}
 BLOCK, BLOCKS = 96, 10  # tokens of a block, blocks of a batch
-CELLS = {"train": (1, 3, 4, 5), "held": (1, 2, 3), "all": (3,)}
+CELLS = {"train": (1, 3, 4, 5), "topics": (3,), "held": (1, 2, 3), "all": (3,)}
 SLIPS = 0.3  # of the writer
 
 
@@ -82,13 +82,15 @@ def words(row: dict[str, Any]) -> int:
 def tuning_set(arm: dict[str, Any], split: SkillSplit, tokens: int, seed: int) -> list[dict[str, Any]]:
     """Equally many texts of each k, in turn, until there are as many tokens."""
     limited = arm["writer"] == "few"
-    written = [
-        compose_skill_texts(
-            teacher(SkillWriter(arm["writer"], SLIPS), seed + k), split.train, split.train_topics, k,
-            tokens // (len(arm["ks"]) * (7 + 3 * k)), functools.partial(grade, limited=limited), prompt=request, seed=seed,
+    written = []
+    for k in arm["ks"]:
+        writer, grader = SkillWriter(arm["writer"], SLIPS), functools.partial(grade, limited=limited)
+        wanted = tokens // (len(arm["ks"]) * (7 + 3 * k))  # more than are needed
+        written.append(
+            compose_skill_texts(
+                teacher(writer, seed + k), split.train, split.train_topics, k, wanted, grader, prompt=request, seed=seed
+            )
         )
-        for k in arm["ks"]
-    ]  # fmt: skip
     rows: list[dict[str, Any]] = []
     for turn in zip(*written, strict=False):
         rows.extend(turn)
@@ -137,11 +139,13 @@ def run(arm: dict[str, Any], seed: int, profile: str) -> dict[str, float]:
         unseen = {skill.name for skill in split.held_out} | set(split.held_out_topics)
         leaks = sum(bool(unseen & {*row["skills"], row["topic"]}) for row in rows)
         own = {"texts": len(rows), "token_gap": abs(sum(map(words, rows)) / size["tokens"] - 1), "leaks": leaks}
+        model.get_input_embeddings().requires_grad_(False)  # and with it the head
         train_packed(model, blocks(rows, tokenizer, seed), steps=size["tuned"], batch_size=BLOCKS, lr=arm["lr"],
                      warmup=50, seed=seed)  # fmt: skip
     lm = TransformersLM(model, tokenizer, batch_size=size["combos"])
     places = {
         "train": (split.train, split.train_topics),
+        "topics": (split.train, split.held_out_topics),
         "held": (split.held_out, split.held_out_topics),
         "all": (SENTENCE_SKILLS, split.held_out_topics),
     }
