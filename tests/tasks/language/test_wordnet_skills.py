@@ -60,6 +60,7 @@ def test_what_is_no_plain_sentence_makes_no_sense(text):
 
 def test_a_text_is_on_topic_by_two_words_and_none_of_another_topic():
     assert RULES.on_topic("A robin and a wren.", "bird")
+    assert RULES.on_topic("The bird is a robin.", "bird")
     assert not RULES.on_topic("A robin.", "bird")
     assert not RULES.on_topic("A robin, a wren and an axe.", "bird")
 

@@ -246,7 +246,7 @@ def write_sentence(skills: Sequence[str], topic: str, *, seed: int = 0) -> str:
 
     Example:
         >>> write_sentence(["question", "litotes"], "bread")
-        'will cook never knead flour ?'
+        'will miller never grind dough ?'
     """
     check_at_least(0, seed=seed)
     _check_known(skills, topic)
@@ -265,9 +265,9 @@ class SkillWriter:
     Example:
         >>> asked = SkillCombination(SENTENCE_SKILLS[8:10], "bread")
         >>> SkillWriter().write(asked, seed=1)
-        'o cook , will miller roast flour ?'
-        >>> SkillWriter("each").write(asked, seed=1).count("miller") > 0
-        True
+        'o cook , will miller grind loaf ?'
+        >>> SkillWriter("each").write(asked, seed=1)
+        'will miller grind flour ? o baker , miller will knead dough .'
     """
 
     sentences: str = "few"

@@ -110,7 +110,7 @@ WORDNET_SKILLS = tuple(
 def wordnet_skill_rules(words: Mapping[str, Sequence[str]]) -> SkillRules:
     """Returns the rules for the other three points.
 
-    On topic are texts with two of the topic's words or more, and none of another. Sense is what rules can see of it:
+    On topic are texts with two of the topic's words or more, itself among them, and none of another. Sense is what rules can see of it:
     each sentence has 4 to 40 words, begins with a capital, ends with a mark and has an "is" or another of a few verbs.
 
     Args:
@@ -125,7 +125,7 @@ def wordnet_skill_rules(words: Mapping[str, Sequence[str]]) -> SkillRules:
         (True, False)
     """
     check_nonempty(words=words)
-    topic_of = {word: topic for topic, members in words.items() for word in members}
+    topic_of = {word: topic for topic, members in words.items() for word in (topic, *members)}
 
     def on_topic(text: str, topic: str) -> bool:
         topics = [topic_of[word] for word in re.findall(r"[a-z]+", text.lower()) if word in topic_of]
@@ -166,7 +166,7 @@ def write_wordnet_skills(
     Example:
         >>> asked = SkillCombination(WORDNET_SKILLS[1:3], "bird")
         >>> write_wordnet_skills(asked, {"bird": ("robin", "wren", "owl", "lark", "finch", "crow")}, seed=1)
-        'The wren is not a finch but an owl and is like a crow.'
+        'The lark is not a crow but a finch and is like an owl.'
     """
     check_at_least(0, seed=seed)
     check_nonempty(combination=combination.skills)
