@@ -106,7 +106,7 @@ class SkillRules:
 
     on_topic: Callable[[str, str], bool] = _mentions_topic
     makes_sense: Callable[[str, str], bool] = _has_words
-    sentences: Callable[[str], int] = count_sentences
+    sentences: Callable[[str], int] = field(default_factory=lambda: count_sentences)
 
     def __post_init__(self) -> None:
         check_fields(self)
