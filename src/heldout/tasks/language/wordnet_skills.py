@@ -110,8 +110,9 @@ WORDNET_SKILLS = tuple(
 def wordnet_skill_rules(words: Mapping[str, Sequence[str]]) -> SkillRules:
     """Returns the rules for the other three points.
 
-    On topic are texts with two of the topic's words or more, itself among them, and none of another. Sense is what rules can see of it:
-    each sentence has 4 to 40 words, begins with a capital, ends with a mark and has an "is" or another of a few verbs.
+    On topic are texts with two of the topic's words or more, itself among them, and none of another. Sense is what
+    rules can see of it: each sentence has 4 to 40 words, begins with a capital, ends with a mark and has an "is" or
+    another of a few verbs.
 
     Args:
         words: of each topic.
