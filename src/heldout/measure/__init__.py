@@ -113,17 +113,6 @@ from heldout.measure.metrics.ensembles import (
 from heldout.measure.metrics.few_shot import few_shot_accuracy, ridge_probe
 from heldout.measure.metrics.rank_transfer import RankTransfer, rank_transfer
 from heldout.measure.metrics.sequences import match_by_length, sequences_match
-from heldout.measure.metrics.skill_mix import (
-    GRADE_SKILL_TEXT,
-    SkillMix,
-    SkillMixReport,
-    SkillPoints,
-    SkillRules,
-    count_sentences,
-    grade_skill_points,
-    grade_skill_text,
-    skill_mix_report,
-)
 from heldout.measure.metrics.subgroup_auc import SubgroupAUC, subgroup_auc
 from heldout.measure.metrics.sweet_spot import SweetSpot, sweet_spot
 from heldout.measure.metrics.text import exact_match, normalise_answer, rouge_l, token_f1
@@ -182,6 +171,17 @@ from heldout.measure.routing.pathways import (
     pathway_distance_by_layer,
     pathways,
     permute_experts,
+)
+from heldout.measure.texts.skill_mix import (
+    GRADE_SKILL_TEXT,
+    SkillMix,
+    SkillMixReport,
+    SkillPoints,
+    SkillRules,
+    count_sentences,
+    grade_skill_points,
+    grade_skill_text,
+    skill_mix_report,
 )
 
 generalization_difficulty = classification_difficulty  # under the name of the paper
