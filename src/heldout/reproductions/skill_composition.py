@@ -21,8 +21,8 @@ Deviations. A small Llama instead of a GPT-2, for positions beyond those trained
 (and with it the head) as it was, without which a network so small loses every word that it does not see; one turn
 instead of two; rules grade, not a language model. A sentence makes sense where the grammar has it. These, and the rates
 of fine-tuning, were chosen on development seed 1000: for ``k12`` and ``k123`` the better of 1e-3 and 3e-3 by
-``train_3``; ``k1`` has the former's, ``concatenated`` the latter's. There is no real cell: SmolLM2 with LoRA does not learn one skill of ``WORDNET_SKILLS`` in the minutes
-that it may take.
+``train_3``; ``k1`` has the former's, ``concatenated`` the latter's. There is no real cell: SmolLM2 with LoRA did not
+learn single skills of ``WORDNET_SKILLS`` in the time that it may take.
 """
 
 from __future__ import annotations
