@@ -33,6 +33,15 @@ def test_the_names_of_skills_are_not_credited_in_any_case():
     assert grade_skill_text("metaphors of the sea", combination)[0] == 1.0  # another word
 
 
+def test_rules_judge_topic_sense_and_length_of_the_text_as_it_was_written():
+    combination = SkillCombination((QUESTION,), "sea")
+    assert grade_skill_text("Question. Is the sea calm?", combination) == (1.0, 1.0, 1.0, 0.0)
+    named = SkillCombination((LanguageSkill("sea", check=lambda text, topic: "sea" in text),), "sea")
+    assert grade_skill_text("The sea.", named) == (0.0, 1.0, 1.0, 1.0)
+    rules = SkillRules(makes_sense=lambda text, topic: "question" not in text)
+    assert grade_skill_text("sea question?", combination, rules) == (1.0, 1.0, 0.0, 1.0)
+
+
 def test_an_lm_judge_does_not_see_the_names_in_the_text():
     lm = ScriptedLM(["1 1 1 1"])
     grade_skill_text("The irony of the sea", SkillCombination((FREE,), "sea"), lm, rounds=1)
@@ -92,7 +101,20 @@ def test_rules_for_the_other_three_points_are_used():
 
 @pytest.mark.parametrize(
     ("text", "count"),
-    [("One. Two! Three?", 3), ("one", 1), ("One . Two", 2), ("Really?! Yes.", 2), ('"So." he', 2), ("3.5 of it.", 1)],
+    [
+        ("One. Two! Three?", 3),
+        ("one", 1),
+        ("One . Two", 2),
+        ("Really?! Yes.", 2),
+        ('"So." he', 2),
+        ("3.5 of it.", 1),
+        ("One.Two.Three.", 3),
+        ("one\n\ntwo", 2),
+        ("a line\nthat goes on.", 1),
+        ("end.\n\nNew.", 2),
+        ("wait\u2026 Now.", 2),
+        ("\u4e00\u3002\u4e8c\u3002", 2),
+    ],
 )
 def test_sentences_are_counted(text, count):
     assert count_sentences(text) == count

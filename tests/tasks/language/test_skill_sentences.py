@@ -116,6 +116,11 @@ def test_two_skills_of_one_place_change_each_other(sentence, names):
         "baker will knead dough than flour .",
         "baker will knead dough in kitchen in kitchen .",
         "baker will knead dough in kitchen",
+        "baker will knead not dough but dough .",
+        "baker will knead more dough than dough .",
+        "baker will knead dough like dough of kitchen .",
+        "baker will say that baker will knead dough .",
+        "will baker say that baker will knead dough ?",
     ],
 )
 def test_what_the_grammar_does_not_have_shows_nothing_and_makes_no_sense(sentence):
@@ -126,6 +131,25 @@ def test_what_the_grammar_does_not_have_shows_nothing_and_makes_no_sense(sentenc
 def test_a_skill_in_the_words_of_another_topic_is_not_credited():
     assert not BY_NAME["setting"].check("baker will knead dough in harbour .", "bread")
     assert BY_NAME["setting"].check("sailor will drop net . baker will knead dough in kitchen .", "bread")
+
+
+def test_a_text_that_names_a_skill_never_has_full_marks():
+    rng = random.Random(5)
+    for number in range(40):
+        asked = combination(rng, 3)
+        words = SkillWriter().write(asked, seed=number).split()
+        words.insert(rng.randrange(len(words) + 1), asked.skills[0].name)
+        assert not grade_skill_points(" ".join(words), asked, SENTENCE_RULES).full
+
+
+def test_skills_in_one_sentence_are_not_their_sentences_without_the_marks_between():
+    rng = random.Random(6)
+    for number in range(40):
+        asked = combination(rng, 2)
+        first, second = (write_sentence([skill.name], asked.topic, seed=number) for skill in asked.skills)
+        for between in ("", " ,", " though"):
+            glued = f"{first[:-2]}{between} {second}"
+            assert not grade_skill_points(glued, asked, SENTENCE_RULES).full, glued
 
 
 def test_slips_leave_out_one_skill():

@@ -43,6 +43,13 @@ def test_examples_show_their_skill():
         assert skill.check(skill.example, "bird")
 
 
+def test_nothing_is_denied_to_say_the_same():
+    antithesis = WORDNET_SKILLS[1]
+    assert antithesis.check("It is not a wren but the robin.", "bird")
+    assert antithesis.check("It is not a wren but a wrentit.", "bird")
+    assert not antithesis.check("It is not a wren but the wren.", "bird")
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -62,6 +69,7 @@ def test_a_text_is_on_topic_by_two_words_and_none_of_another_topic():
     assert RULES.on_topic("A robin and a wren.", "bird")
     assert RULES.on_topic("The bird is a robin.", "bird")
     assert not RULES.on_topic("A robin.", "bird")
+    assert not RULES.on_topic("A robin and the robin.", "bird")
     assert not RULES.on_topic("A robin, a wren and an axe.", "bird")
 
 

@@ -74,8 +74,15 @@ def _has_words(text: str, topic: str) -> bool:
     return re.search(r"\w", text) is not None
 
 
+_ENDS = re.compile(
+    r"[.!?\u2026]+[\"'\u201d\u2019)\]]*(?:\s+|$)|(?<=[a-z])[.!?]+(?=[A-Z])|\n\s*\n|[\u3002\uff01\uff1f]+"
+)
+
+
 def count_sentences(text: str) -> int:
     """Returns how many sentences end in a text, and one more where it does not end with one.
+
+    An empty line ends one too, and so does a mark between a small letter and a capital: "One.Two".
 
     Raises:
         TypeError: no text.
@@ -86,7 +93,7 @@ def count_sentences(text: str) -> int:
     """
     if not isinstance(text, str):
         raise TypeError(f"text must be a str, got {type(text).__name__}")
-    return len([part for part in re.split(r"[.!?]+[\"')\]]*(?:\s+|$)", text) if part.strip(" .!?")])
+    return len([part for part in _ENDS.split(text) if part.strip(" .!?")])
 
 
 @dataclass(frozen=True)
@@ -130,7 +137,7 @@ def grade_skill_points(
     shown = _without_names(text, combination)
     if isinstance(grader, str | SkillRules):
         check_one_of(["rules"], **({"grader": grader} if isinstance(grader, str) else {}))
-        return _by_rules(shown, combination, grader if isinstance(grader, SkillRules) else SkillRules())
+        return _by_rules(text, shown, combination, grader if isinstance(grader, SkillRules) else SkillRules())
     if not isinstance(grader, LM):
         raise TypeError(f'grader must be "rules", SkillRules or a language model, got {type(grader).__name__}')
     check_at_least(1, rounds=rounds)
@@ -148,7 +155,8 @@ def grade_skill_text(
 ) -> tuple[float, ...]:
     """Returns the k + 3 points of a text, each 0.0 or 1.0: for each skill, the topic, the sense and the length.
 
-    The names of the skills are cut out of the text first: to mention one is not to show it.
+    The names of the skills are cut out of the text first: to mention one is not to show it. Rules judge the topic, the
+    sense and the length of the text as it was written; a language model sees the text without the names alone.
 
     Args:
         text: what was written.
@@ -352,12 +360,12 @@ def _without_names(text: str, combination: SkillCombination) -> str:
     return re.sub(r" {2,}", " ", found.sub("", text)).strip() if found.search(text) else text
 
 
-def _by_rules(text: str, combination: SkillCombination, rules: SkillRules) -> SkillPoints:
+def _by_rules(text: str, shown_in: str, combination: SkillCombination, rules: SkillRules) -> SkillPoints:
     topic, shown = combination.topic, []
     for skill in combination.skills:
         if skill.check is None:
             raise ValueError(f"skill {skill.name!r} has no rule (check): a language model must be the grader")
-        shown.append(bool(skill.check(text, topic)))
+        shown.append(bool(skill.check(shown_in, topic)))
     return SkillPoints(
         tuple(shown),
         bool(rules.on_topic(text, topic)),

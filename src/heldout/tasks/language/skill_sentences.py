@@ -134,6 +134,10 @@ def _read(sentence: str) -> frozenset[str] | None:
             shown |= {name} if times else set()
     if "epanalepsis" in shown and groups["again"] != (groups.get("reporter") or groups["subject"]):
         return None
+    # What is another thing, or somebody else, is not the same: no "not dough but dough".
+    others = re.findall(r"(?<=not )T:\w+(?= but)|(?<=than )T:\w+|(?<=like )T:\w+", told)
+    if groups["object"] in others or groups.get("reporter") == groups["subject"]:
+        return None
     return frozenset(shown)
 
 

@@ -26,7 +26,11 @@ WORDNET_SKILL_TOPICS = (
 _A = r"(?:an?|the)"
 _SKILLS = {
     "rhetorical question": ("asks what it means to say", "Is it true that the robin is small?", r"\?"),
-    "antithesis": ("denies one thing to say another", "It is not a robin but a wren.", rf"\bnot {_A} \w+ but {_A} \w+"),
+    "antithesis": (
+        "denies one thing to say another",
+        "It is not a robin but a wren.",
+        rf"\bnot {_A} (\w+) but {_A} (?!\1\b)\w+",
+    ),
     "simile": ("compares with something by like", "It is like a wren.", rf"\blike {_A} \w+"),
     "causal clause": ("gives a reason by because", "It sings because the owl is near.", rf"\bbecause {_A} \w+ \w+"),
     "reported speech": ("lets others say it", "People say that it sings.", r"\bsay that \w+ \w+"),
@@ -110,9 +114,9 @@ WORDNET_SKILLS = tuple(
 def wordnet_skill_rules(words: Mapping[str, Sequence[str]]) -> SkillRules:
     """Returns the rules for the other three points.
 
-    On topic are texts with two of the topic's words or more, itself among them, and none of another. Sense is what
-    rules can see of it: each sentence has 4 to 40 words, begins with a capital, ends with a mark and has an "is" or
-    another of a few verbs.
+    On topic are texts with two different words of the topic or more, itself among them, and none of another. Sense is
+    what rules can see of it: each sentence has 4 to 40 words, begins with a capital, ends with a mark and has an "is"
+    or another of a few verbs.
 
     Args:
         words: of each topic.
@@ -129,8 +133,8 @@ def wordnet_skill_rules(words: Mapping[str, Sequence[str]]) -> SkillRules:
     topic_of = {word: topic for topic, members in words.items() for word in (topic, *members)}
 
     def on_topic(text: str, topic: str) -> bool:
-        topics = [topic_of[word] for word in re.findall(r"[a-z]+", text.lower()) if word in topic_of]
-        return len(topics) >= 2 and all(each == topic for each in topics)
+        found = {word for word in re.findall(r"[a-z]+", text.lower()) if word in topic_of}
+        return len(found) >= 2 and all(topic_of[word] == topic for word in found)
 
     return SkillRules(on_topic, _plain_sentences, count_sentences)
 
