@@ -135,6 +135,14 @@ def test_the_ratios_of_four_rows_are_those_counted_by_hand():
     assert (report.topic, report.sense, report.length) == (1.0, 0.75, 0.5)
 
 
+def test_all_skills_need_two_of_the_other_three_points():
+    for others in ((True, False, False), (False, True, False), (False, False, True), (False, False, False)):
+        assert not SkillPoints((True, True), *others).all_skills
+    for others in ((True, True, False), (False, True, True), (True, False, True)):
+        assert SkillPoints((True, True), *others).all_skills
+        assert SkillPoints((True, True), *others).skill_fraction == 0.0
+
+
 def test_the_best_of_several_texts_counts_and_the_mean_is_told():
     full, half = SkillPoints((True, True), True, True, True), SkillPoints((True, False), True, True, True)
     report = skill_mix_report([TWO, TWO], [[half, full], [half, half]])
