@@ -134,14 +134,14 @@ def grade_skill_points(
         SkillPoints(skills=(True,), topic=True, sense=True, length=True)
     """
     check_nonempty(combination=combination.skills)
+    check_at_least(1, rounds=rounds)
+    check_at_least(0, retries=retries, seed=seed)
     shown = _without_names(text, combination)
     if isinstance(grader, str | SkillRules):
         check_one_of(["rules"], **({"grader": grader} if isinstance(grader, str) else {}))
         return _by_rules(text, shown, combination, grader if isinstance(grader, SkillRules) else SkillRules())
     if not isinstance(grader, LM):
         raise TypeError(f'grader must be "rules", SkillRules or a language model, got {type(grader).__name__}')
-    check_at_least(1, rounds=rounds)
-    check_at_least(0, retries=retries, seed=seed)
     if rounds % 2 == 0:
         raise ValueError(f"rounds must be odd, for an even number may tie, got {rounds}")
     gradings = [_asked(shown, combination, grader, retries, seed + number) for number in range(rounds)]
