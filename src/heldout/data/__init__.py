@@ -57,6 +57,15 @@ from heldout.data.splits.sequences import (
     split_leaks,
     template_split,
 )
+from heldout.data.texts.language_skills import (
+    IMPROVE_SKILL_TEXT,
+    LanguageSkill,
+    SkillCombination,
+    compose_skill_texts,
+    skill_combinations,
+    skill_messages,
+    write_skill_texts,
+)
 from heldout.data.triplets import TripletKind, sample_triplets
 from heldout.data.useful import (
     early_output_clusters,
@@ -83,6 +92,7 @@ __all__ = [
     "DEFINITION",
     "END",
     "FULL",
+    "IMPROVE_SKILL_TEXT",
     "NO_INSTRUCTION",
     "PAD",
     "PROMPT",
@@ -100,6 +110,7 @@ __all__ = [
     "HeldOutSplit",
     "IndexedDataset",
     "InputsOnly",
+    "LanguageSkill",
     "Mixed",
     "Mixing",
     "MixingChoice",
@@ -116,6 +127,7 @@ __all__ = [
     "SemiSupervisedSplit",
     "SequencePair",
     "ShareSampler",
+    "SkillCombination",
     "SplitLeaks",
     "SynthesisRound",
     "TokenVocabulary",
@@ -136,6 +148,7 @@ __all__ = [
     "chernoff_divergence",
     "class_counts",
     "combination_leaks",
+    "compose_skill_texts",
     "derangement",
     "difficulty_quantiles",
     "difficulty_subset",
@@ -179,6 +192,8 @@ __all__ = [
     "shared_elements",
     "shifted_words",
     "skic_traces",
+    "skill_combinations",
+    "skill_messages",
     "soft_labels",
     "sparse_select",
     "spell_words",
@@ -199,4 +214,5 @@ __all__ = [
     "verbalizer_sets",
     "weak_view",
     "why_balanced",
+    "write_skill_texts",
 ]

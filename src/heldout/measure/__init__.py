@@ -182,10 +182,23 @@ from heldout.measure.routing.pathways import (
     pathways,
     permute_experts,
 )
+from heldout.measure.texts.skill_mix import (
+    GRADE_SKILL_TEXT,
+    SkillMix,
+    SkillMixReport,
+    SkillPoints,
+    SkillRules,
+    count_sentences,
+    grade_skill_points,
+    grade_skill_text,
+    skill_mix_report,
+)
 
 generalization_difficulty = classification_difficulty  # under the name of the paper
 
+
 __all__ = [
+    "GRADE_SKILL_TEXT",
     "RASP_PROGRAMS",
     "STDLIB_COMPRESSORS",
     "AgreementPoint",
@@ -239,6 +252,10 @@ __all__ = [
     "Sharpness",
     "Site",
     "SizeLaw",
+    "SkillMix",
+    "SkillMixReport",
+    "SkillPoints",
+    "SkillRules",
     "StoredItemsPredictor",
     "StrategyCell",
     "StrategyPosterior",
@@ -278,6 +295,7 @@ __all__ = [
     "copying_loss",
     "correction_table",
     "cost_frontier",
+    "count_sentences",
     "cross_task",
     "delay",
     "description_bits",
@@ -306,6 +324,8 @@ __all__ = [
     "gate_rows",
     "generalization_difficulty",
     "generalization_steps",
+    "grade_skill_points",
+    "grade_skill_text",
     "gradient_coherence",
     "gradient_features",
     "gradient_sums",
@@ -394,6 +414,7 @@ __all__ = [
     "sharpness",
     "shuffle_patches",
     "skill_layer",
+    "skill_mix_report",
     "skill_predictors",
     "spectral_learning_curve",
     "steps_to",

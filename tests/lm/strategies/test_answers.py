@@ -132,7 +132,8 @@ def test_rewards_cannot_be_had_without_an_answer(response):
 
 @pytest.mark.parametrize(
     ("response", "reference"),
-    [("", "A"), ("-3", "3"), ("-$3", "$3"), ("-\u20ac3", "3"), ("1.5", "15"), ("\u22123", "3"), (".5", "5"), ("1/2", "12"), ("10:30", "1030"),
+    [("", "A"), ("-3", "3"), ("-$3", "$3"),
+     ("-\u20ac3", "3"), ("1.5", "15"), ("\u22123", "3"), (".5", "5"), ("1/2", "12"), ("10:30", "1030"),
      ("C++", "C"), ("C#", "C"), ("+", "-"), ("vitamin A", "vitamin"), ("A, C", "C"), ("1,5", "15"), ("the", "")],
 )  # fmt: skip
 def test_exact_judges_keep_letters_signs_and_decimals(response, reference):

@@ -1,0 +1,1 @@
+"""What texts are written to train a language model?"""

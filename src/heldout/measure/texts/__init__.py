@@ -1,0 +1,1 @@
+"""What does a text show? Points for what was asked for."""
