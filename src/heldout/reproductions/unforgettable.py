@@ -8,7 +8,7 @@ arXiv:2409.02228 (Zhang, Choshen, Andreas, COLM 2024). It is about skills, and n
 World. ``words``: nine tasks of two options over 190 words. Judgements: set inclusion, agreement, parity of a count and
 order, all answered by "yes" or "no", and ``compare``, a twin of order with words of its own. Contents: a stated fact
 (``lookup``), a trained one (``recall``), the next of a row of numbers, a word of a category. A small Llama learns all
-of them, then the 180 training examples of each once more (stage 1). A third of the prompts, and of the facts, is held
+of them, then the 160 training examples of each once more (stage 1). A third of the prompts, and of the facts, is held
 out: never asked in stage 1 or in forgetting, and but for the facts not in pretraining. Real cell: SmolLM2-135M, of
 which the last six of 30 blocks are tuned, on questions of up to 16 words of CommonsenseQA, OpenBookQA and PIQA.
 
@@ -20,12 +20,13 @@ tasks. Tasks below 0.55 before are left out (``able`` are left). The probe is fo
 whose own held-out accuracy fell to 0.6 or below. The ``_rho`` are correlations over tasks with the accuracy after
 forgetting; ``order_rho`` of when held-out examples are forgotten and when they are learned again (exploratory).
 
-Deviations. Nine tasks for eight. A Llama of 0.16 million parameters for a GPT-2 of 0.35 million. 180 training examples
+Deviations. Nine tasks for eight. A Llama of 0.16 million parameters for a GPT-2 of 0.35 million. 160 training examples
 for 500, since no prompt may come twice: where one does, with another wrong option, the right answer is the most
 frequent of the random ones. That answers stay fixed and that training ends at chance are inferred. Settings are of
 development seed 1000. Of the real cell nothing is claimed: as it is, SmolLM2 is right in 0.6 or more of the short
 questions of two sets alone. It has no stage 1, which on 40 examples a task changed little; wording and normalisation
-are those with the best accuracy before forgetting.
+are those with the best accuracy before forgetting. A first recording failed: two of its three seeds have 178 and 179
+prompts of ``recall``, where 180 were asked for (160 are now); of the third the course of training was seen.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ FLIPPED = ("order", "recall")
 KNOWN: dict[str, Literal["both"]] = {"recall": "both"}
 # steps at most of forgetting, examples of a task; of the words also those of pretraining, its steps, and of stage 1
 SIZES: dict[tuple[str, str], dict[str, Any]] = {
-    ("words", "laptop"): {"known": 5000, "first": 1500, "stage1": 900, "steps": 200, "train": 180, "test": 80},
+    ("words", "laptop"): {"known": 5000, "first": 1500, "stage1": 900, "steps": 200, "train": 160, "test": 80},
     ("words", "smoke"): {"known": 20, "first": 6, "stage1": 9, "steps": 2, "train": 6, "test": 8},
     ("SmolLM2", "laptop"): {"steps": 40, "train": 60, "test": 100},
     ("SmolLM2", "smoke"): {"steps": 1, "train": 2, "test": 4},
