@@ -25,8 +25,8 @@ for 500, since no prompt may come twice: where one does, with another wrong opti
 frequent of the random ones. That answers stay fixed and that training ends at chance are inferred. Settings are of
 development seed 1000. Of the real cell nothing is claimed: as it is, SmolLM2 is right in 0.6 or more of the short
 questions of two sets alone. It has no stage 1, which on 40 examples a task changed little; wording and normalisation
-are those with the best accuracy before forgetting. A first recording failed: two of its three seeds have 178 and 179
-prompts of ``recall``, where 180 were asked for (160 are now); of the third the course of training was seen.
+are those with the best accuracy before forgetting. A first recording failed on two seeds, which lack prompts of
+``recall`` for 180 examples; of the third some results were seen.
 """
 
 from __future__ import annotations
