@@ -42,10 +42,10 @@ def binary_questions(
         ValueError: fewer short questions than asked for, n that is not even and at least 2, or a form without "{}".
 
     Example:
-        >>> known = [ChoiceQuestion("Is ice cold?", ("no", "yes"), k % 2) for k in range(4)]
+        >>> known = [ChoiceQuestion(f"Is {k} even?", ("no", "yes"), 1 - k % 2) for k in range(4)]
         >>> found = binary_questions("boolq", 2, read=lambda name: known)
-        >>> sorted(example.answer for example in found), found[0].prompt
-        ([0, 1], 'Question: Is ice cold?\\nAnswer:')
+        >>> sorted(example.answer for example in found), found[0].options
+        ([0, 1], (' no', ' yes'))
     """
     check_at_least(2, n=n)
     check_at_least(1, longest=longest)

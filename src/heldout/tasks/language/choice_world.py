@@ -101,7 +101,7 @@ def choice_examples(
 
     Example:
         >>> choice_examples("next", 1, seed=3)[0].prompt
-        'n9 n10 n11 then'
+        'n25 n26 n27 n28 then'
     """
     check_one_of(CHOICE_TASKS, task=task)
     check_one_of(("train", "test", "both"), part=part)
