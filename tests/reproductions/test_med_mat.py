@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from torch.utils.data import ConcatDataset
 
 from heldout.data import related_sets, shared_elements
 from heldout.reproductions import med_mat
@@ -34,12 +33,8 @@ def given(monkeypatch):
 
 def names_of(world, rows):
     """The data set of each picture, found by the picture itself; the target's own and its test pictures too."""
-    target = "/".join(world.targets[0].values())
-    known = {}
-    for name in (*world.catalog, target):
-        for image in world.pictures(name, 0).tensors[0]:
-            known[image.numpy().tobytes()] = name
-    for image in world.pictures(target, 1).tensors[0]:
+    known = {image.numpy().tobytes(): name for name, data in world.sets.items() for image in data.tensors[0]}
+    for image in world.tests[next(iter(world.targets))].tensors[0]:
         assert image.numpy().tobytes() not in known  # no picture is both trained on and tested on
         known[image.numpy().tobytes()] = "test"
     return [known[row[0].numpy().tobytes()] for row in rows]
@@ -47,8 +42,7 @@ def names_of(world, rows):
 
 def test_no_arm_without_shots_sees_the_target_and_sizes_are_equal(given):
     world, of = given
-    target = world.targets[0]
-    own = "/".join(target.values())
+    own, target = next(iter(world.targets.items()))
     assert own not in world.catalog
     assert len(world.catalog) == 60
     shares = shared_elements(target, world.catalog)
@@ -77,10 +71,10 @@ def test_no_arm_without_shots_sees_the_target_and_sizes_are_equal(given):
 
 def test_the_nearest_are_the_nearest_of_the_question(given):
     world, of = given
-    target = world.targets[0]
-    mean = world.pictures("/".join(target.values()), 0).tensors[0].mean(0)
+    own, target = next(iter(world.targets.items()))
+    mean = world.sets[own].tensors[0].mean(0)
     far = {
-        name: (world.pictures(name, 0).tensors[0].mean(0) - mean).square().sum().item()
+        name: (world.sets[name].tensors[0].mean(0) - mean).square().sum().item()
         for name, elements in world.catalog.items()
         if elements["task"] == target["task"]
     }
@@ -90,7 +84,7 @@ def test_the_nearest_are_the_nearest_of_the_question(given):
 @pytest.mark.parametrize("shots", SHOTS[:2])
 def test_shots_are_of_the_target_and_no_test_pictures(given, shots):
     world, of = given
-    own = "/".join(world.targets[0].values())
+    own = next(iter(world.targets))
     alone, beside = (of(arm, shots)[0] for arm in ("base", "related"))
     assert set(names_of(world, alone)) == {own}
     assert len(alone) == shots
@@ -127,9 +121,9 @@ def test_the_area_is_under_few_shots_alone(monkeypatch, given):
 
 def test_a_model_reads_its_question_and_is_trained():
     world = World(SEED, SMALL)
-    data = ConcatDataset([world.pictures(next(iter(world.catalog)), 0)])
+    data = world.sets[next(iter(world.catalog))]
     first, then = med_mat.trained(None, 3, SEED), med_mat.trained(data, 3, SEED)
-    images, task, area, _ = data.datasets[0].tensors
+    images, task, area, _ = data.tensors
     assert not torch.equal(first(images, task, area), then(images, task, area))
     assert not torch.equal(first(images, task, area), first(images, (task + 1) % 4, area))
     assert not torch.equal(first(images, task, area), first(images, task, (area + 1) % 5))

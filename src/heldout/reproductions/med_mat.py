@@ -17,10 +17,9 @@ many of two that share nothing with the target; ``without ...`` as many of two t
 (where one data set has both others, the second shares nothing); ``nearest`` as many of the two data sets with the
 target's question whose mean pictures are nearest to the target's. ``all`` and ``all-related`` have 3,000 pictures; the
 latter lacks all that share two or more elements. ``few shots`` and ``related, few shots`` have n pictures of the
-target, the latter besides those of ``related``, drawn so often that they are a fifth of the training set, a seventh
-where n is 100; ``area_under`` is the mean accuracy over n = 0, 10 and 30. ``target`` has 600 pictures of the target,
-the upper line. ``half_lost`` is the mean of related and unrelated less the arm's own accuracy, and no more than what
-related gains: above 0, related gains, and more than half of it is lost.
+target, the latter besides those of ``related``; ``area_under`` is the mean accuracy over n = 0, 10 and 30. ``target``
+has 600 pictures of the target, the upper line. ``half_lost`` is the mean of related and unrelated less the arm's own
+accuracy, and no more than what related gains: above 0, related gains, and more than half of it is lost.
 
 What it can tell. ``unrelated``, ``base`` and ``without task`` have never seen the target's answers, so that they stay
 at chance, where a pretrained model would know the words. Whether composition is what helps is told by ``without
@@ -43,9 +42,10 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import ConcatDataset, Dataset, TensorDataset
+from torch.utils.data import Dataset, TensorDataset
 
-from heldout.data import match_size, shared_elements, training_group
+from heldout.data import shared_elements, training_group
+from heldout.measure import composition_study
 from heldout.study import Study, at_least, at_most, better, higher_is_better
 from heldout.tasks import FINDINGS, IMAGING, ORGANS, medical_pictures
 
@@ -115,7 +115,7 @@ def offered(scores: Tensor, task: Tensor) -> Tensor:
 
 
 class World:
-    """The catalog and the targets of a seed, with the pictures of each cell, made when first asked for."""
+    """The catalog and the targets of a seed, with pictures of each to train on and, of the targets, to be tested on."""
 
     def __init__(self, seed: int, size: Size) -> None:
         self.seed, self.size = seed, size
@@ -123,33 +123,31 @@ class World:
         random.Random(seed).shuffle(cells)
         elements = {"/".join(cell): dict(zip(FACTORS, cell, strict=True)) for cell in cells}
         self.catalog = dict(list(elements.items())[:KNOWN])
-        self.targets: list[dict[str, Any]] = []
-        for target in list(elements.values())[KNOWN:]:
+        self.targets: dict[str, dict[str, str]] = {}
+        for name, target in list(elements.items())[KNOWN:]:
             try:
                 for arm in ("unrelated", *(f"without {factor}" for factor in FACTORS)):
                     training_group(arm, target, self.catalog)
             except ValueError:
                 continue
-            self.targets.append(target)
-        self.targets = self.targets[: size.targets]
-        self.pictures = functools.cache(self._pictures)
+            self.targets[name] = target
+            if len(self.targets) == size.targets:
+                break
+        self.sets = {name: self.pictures(name, size.pictures, 0) for name in self.catalog}
+        self.sets |= {name: self.pictures(name, size.pair, 0) for name in self.targets}
+        self.tests = {name: self.pictures(name, size.tested, 1) for name in self.targets}
+        self.labels = {name: data.tensors[3] for name, data in self.sets.items()}
 
-    def _pictures(self, name: str, kind: int) -> TensorDataset:
+    def pictures(self, name: str, count: int, kind: int) -> TensorDataset:
         """Images, task, area, answer; kind 0 is to train on, 1 to be tested on."""
         modality, area, task = name.split("/")
-        count = (self.size.pair, self.size.tested)[kind] if name not in self.catalog else self.size.pictures
-        number = CELLS.index((modality, area, task))
-        made = medical_pictures(modality, area, task, count, seed=1_000_000 * kind + 1000 * self.seed + number)
-        asked = list(FINDINGS).index(task)
-        return TensorDataset(
-            made.images,
-            torch.full((count,), asked),
-            torch.full((count,), ORGANS.index(area)),
-            made.labels + FIRST[asked],
-        )
+        seed = 1_000_000 * kind + 1000 * self.seed + CELLS.index((modality, area, task))
+        made, asked = medical_pictures(modality, area, task, count, seed=seed), list(FINDINGS).index(task)
+        place = torch.full((count,), ORGANS.index(area))
+        return TensorDataset(made.images, torch.full((count,), asked), place, made.labels + FIRST[asked])
 
 
-@functools.lru_cache(maxsize=1)
+@functools.lru_cache(maxsize=8)
 def world_of(seed: int, profile: str) -> World:
     return World(seed, SIZES[profile])
 
@@ -173,39 +171,38 @@ def trained(data: Dataset | None, steps: int, seed: int) -> Reader:
     return model
 
 
-def nearest(world: World, target: dict[str, Any]) -> tuple[str, ...]:
+def right(model: Any, data: TensorDataset) -> float:
+    """The share of questions that a model answers right."""
+    images, task, area, answers = data.tensors
+    with torch.no_grad():
+        chosen = offered(model(images, task, area), task).argmax(1)
+    return (chosen == answers).double().mean().item()
+
+
+def nearest(world: World, name: str) -> tuple[str, ...]:
     """The two data sets with the target's question whose mean pictures are nearest to the target's, without labels."""
-    mean = world.pictures("/".join(target.values()), 0).tensors[0].mean(0)
-    asked = [name for name, same in shared_elements(target, world.catalog).items() if "task" in same]
-    far = {name: float((world.pictures(name, 0).tensors[0].mean(0) - mean).norm()) for name in asked}
-    return tuple(sorted(far, key=lambda name: far[name])[:2])
+    mean = world.sets[name].tensors[0].mean(0)
+    asked = [other for other, same in shared_elements(world.targets[name], world.catalog).items() if "task" in same]
+    far = {other: float((world.sets[other].tensors[0].mean(0) - mean).norm()) for other in asked}
+    return tuple(sorted(far, key=lambda other: far[other])[:2])
 
 
 @functools.cache
 def accuracy(arm: str, shots: int, number: int, seed: int, profile: str) -> float:
     """Of one target, after training in an arm with ``shots`` pictures of the target besides."""
     world = world_of(seed, profile)
-    size, target = world.size, world.targets[number]
-    own = world.pictures("/".join(target.values()), 0)
+    size, name = world.size, list(world.targets)[number]
     mixture = arm in ("all", "all-related")
-    parts: list[Dataset] = []
-    if arm == "target":
-        parts.append(own)
-    elif arm != "base":
-        names = nearest(world, target) if arm == "nearest" else training_group(arm, target, world.catalog, seed=seed)
-        sets = {name: world.pictures(name, 0) for name in names}
-        labels = {name: data.tensors[3] for name, data in sets.items()}
-        count = min(size.mixture if mixture else size.pair, len(names) * size.pictures)
-        parts.append(match_size(sets, list(names), count, labels=labels, seed=seed))
-    if shots:
-        drawn = match_size({"own": own}, ["own"], shots, labels={"own": own.tensors[3]}, seed=seed)
-        parts += [drawn] * (1 if not parts else max(1, size.pair // (4 * shots)))  # a fifth of all
     steps = size.mixture_steps if mixture else size.steps
-    model = trained(ConcatDataset(parts) if parts else None, steps, seed)
-    images, task, area, answers = world.pictures("/".join(target.values()), 1).tensors
-    with torch.no_grad():
-        chosen = offered(model(images, task, area), task).argmax(1)
-    return (chosen == answers).double().mean().item()
+    if arm == "target":
+        arm, shots = "base", size.pair
+    return composition_study(
+        lambda data, seed: trained(data, steps, seed),
+        lambda model, name: right(model, world.tests[name]),
+        world.sets, {**world.catalog, name: world.targets[name]}, [name],
+        arms=[arm], n=size.mixture if mixture else size.pair, shots=[shots], labels=world.labels, seeds=[seed],
+        groups={"nearest": lambda name, seed: nearest(world, name)},
+    ).mean(arm, shots)  # fmt: skip
 
 
 def run(arm: dict[str, Any], seed: int, profile: str) -> dict[str, float]:

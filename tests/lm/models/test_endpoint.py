@@ -122,6 +122,11 @@ async def _too_many(number, path, body, request):
     return web.Response(status=429, headers={"Retry-After": "0"})
 
 
+async def _too_fast(number, path, body, request):
+    told = {"message": "Rate limit reached. Visit https://models.invalid/account/billing", "code": "rate_limit_exceeded"}
+    return web.json_response({"error": told}, status=429, headers={"Retry-After": "0"})
+
+
 async def _broken(number, path, body, request):
     return web.Response(status=500)
 
@@ -148,7 +153,7 @@ async def _drop(number, path, body, request):
     return web.Response()
 
 
-@pytest.mark.parametrize("fault", [_too_many, _broken, _garbage, _no_choices, _no_text, _hang, _drop])
+@pytest.mark.parametrize("fault", [_too_many, _too_fast, _broken, _garbage, _no_choices, _no_text, _hang, _drop])
 def test_a_fault_that_passes_is_survived_and_one_that_stays_is_told(fault, quick):
     async def first_time_only(number, path, body, request):
         return await (fault if number == 0 else echo)(number, path, body, request)
@@ -341,6 +346,7 @@ REFUSED = [  # status, headers, body, what the error says
     (200, {}, {"error": {"message": "the model is gone", "type": "x"}}, "in an answer of 200: .*the model is gone"),
     (200, {}, {"error": "out of\x1b[31m luck"}, r"out of.{0,6}\[31m luck"),
     (429, {}, {"error": {"code": "insufficient_quota", "message": "pay"}}, "status 429.*insufficient_quota"),
+    (429, {}, {"error": {"message": "pay " * 100, "code": "insufficient_quota"}}, "status 429.*pay pay"),
     (402, {}, {"error": {"message": "Insufficient credits"}}, "status 402.*Insufficient credits"),
     (400, {}, {"detail": "header was Bearer sk-secret"}, r"header was Bearer \*\*\*"),
     (307, {"Location": "http://elsewhere.invalid/v1/chat/completions"}, {}, "redirects to elsewhere.invalid"),

@@ -117,6 +117,20 @@ def test_a_target_with_a_twin_sees_neither():
     assert not any("twin" in group for group in found.groups.values())
 
 
+def test_an_arm_of_ones_own_trains_on_its_group_and_never_on_the_target():
+    seen = []
+    found = composition_study(
+        known, lambda model, target: seen.append({name for name, _ in model["rows"]}) or 0.0, DATASETS, CATALOG,
+        ["m-a-t", "o-c-v"], arms=("mine",), n=4, groups={"mine": lambda target, seed: [f"n-b-{target[-1]}"]},
+    )  # fmt: skip
+    assert seen == [{"n-b-t"}, {"n-b-v"}]
+    assert found.groups["o-c-v", 0, "mine"] == ("n-b-v",)
+    with pytest.raises(ValueError, match="mine must not train on m-a-t for m-a-t"):
+        composition_study(
+            known, share, DATASETS, CATALOG, ["m-a-t"], arms=("mine",), n=4, groups={"mine": lambda *_: ["m-a-t"]}
+        )
+
+
 def test_labels_balance_the_draws_of_arms_and_shots():
     labels = {name: [i % 2 if i < 4 else 0 for i in range(20)] for name in CATALOG}
     shares = []

@@ -101,6 +101,7 @@ def composition_study(
     shots: Sequence[int] = (0,),
     labels: Mapping | None = None,
     seeds: Sequence[int] = (0,),
+    groups: Mapping | None = None,
 ) -> CompositionStudy:
     """Trains in every arm for every target, and scores the model on it.
 
@@ -117,11 +118,12 @@ def composition_study(
         shots: of the target's own examples, besides.
         labels: of each data set by name: draws are balanced over them.
         seeds: of the draws and of the training.
+        groups: further arms by name, each (target's name, seed) -> the data sets that it trains on.
 
     Raises:
-        ValueError: no target, seed or arm, a target without elements, an arm that its target's catalog does not allow
-            or whose data sets hold fewer than ``n`` examples, a data set or labels that are missing, a score that is
-            not finite.
+        ValueError: no target, seed or arm, a target without elements, an arm that its target's catalog does not allow,
+            that has the target in its group or whose data sets hold fewer than ``n`` examples, a data set or labels
+            that are missing, a score that is not finite.
 
     Source: arXiv:2412.20070, section 4.
 
@@ -142,15 +144,20 @@ def composition_study(
     check_nonempty(targets=targets, arms=arms, shots=shots, seeds=seeds)
     check_at_least(1, n=n)
     check_at_least(0, shots=shots)
-    scores, groups = {}, {}
+    scores, trained_on, own_arms = {}, {}, dict(groups or {})
     for target in targets:
         if target not in catalog:
             raise ValueError(f"{target} has no elements in the catalog")
         others = {name: elements for name, elements in catalog.items() if elements != catalog[target]}
         for seed in seeds:
             for arm in arms:
-                group = training_group(arm, catalog[target], others, seed=seed)
-                groups[target, seed, arm] = group
+                if arm in own_arms:
+                    group = tuple(own_arms[arm](target, seed))
+                    if leaked := [name for name in group if name not in others]:
+                        raise ValueError(f"{arm} must not train on {leaked[0]} for {target}")
+                else:
+                    group = training_group(arm, catalog[target], others, seed=seed)
+                trained_on[target, seed, arm] = group
                 parts: list[Dataset] = []
                 if group:
                     parts.append(match_size(datasets, group, n, labels=labels, seed=seed))
@@ -161,4 +168,4 @@ def composition_study(
                     score = evaluate(model, target)
                     check_finite(score=score)
                     scores[target, seed, arm, count] = float(score)
-    return CompositionStudy(scores, groups)
+    return CompositionStudy(scores, trained_on)
