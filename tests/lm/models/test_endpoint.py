@@ -123,7 +123,10 @@ async def _too_many(number, path, body, request):
 
 
 async def _too_fast(number, path, body, request):
-    told = {"message": "Rate limit reached. Visit https://models.invalid/account/billing", "code": "rate_limit_exceeded"}
+    told = {
+        "message": "Rate limit reached. Visit https://models.invalid/account/billing",
+        "code": "rate_limit_exceeded",
+    }
     return web.json_response({"error": told}, status=429, headers={"Retry-After": "0"})
 
 

@@ -165,7 +165,7 @@ class LastBlocks(nn.Module):
         rows = [tuple(ids[:count]) for ids, count in zip(input_ids.tolist(), mask.sum(1).tolist(), strict=True)]
         if unknown := [row for row in dict.fromkeys(rows) if not self._kept.below.knows(row)]:
             self.read(unknown)
-        hidden = nn.utils.rnn.pad_sequence([self._kept.below.find(row) for row in rows], True)
+        hidden = nn.utils.rnn.pad_sequence([self._kept.below.find(row).to(self.device) for row in rows], True)
         if hidden.shape[1] < input_ids.shape[1]:
             hidden = functional.pad(hidden, (0, 0, 0, input_ids.shape[1] - hidden.shape[1]))
         top = _with_layers(self._kept.top, self.blocks, self.norm)
