@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import socket
 import subprocess
@@ -146,6 +147,10 @@ async def _no_text(number, path, body, request):
     return web.json_response({"choices": [{"message": {"content": 7}}]})
 
 
+async def _broken_off(number, path, body, request):
+    return web.json_response({"choices": [{"message": {"content": "ha"}, "error": {"code": 502}}]})
+
+
 async def _hang(number, path, body, request):
     await asyncio.sleep(2)
     return answer("late")
@@ -156,7 +161,9 @@ async def _drop(number, path, body, request):
     return web.Response()
 
 
-@pytest.mark.parametrize("fault", [_too_many, _too_fast, _broken, _garbage, _no_choices, _no_text, _hang, _drop])
+@pytest.mark.parametrize(
+    "fault", [_too_many, _too_fast, _broken, _garbage, _no_choices, _no_text, _broken_off, _hang, _drop]
+)
 def test_a_fault_that_passes_is_survived_and_one_that_stays_is_told(fault, quick):
     async def first_time_only(number, path, body, request):
         return await (fault if number == 0 else echo)(number, path, body, request)
@@ -278,12 +285,14 @@ def test_it_works_inside_a_running_loop():
         ({"max_concurrency": 0}, "max_concurrency"),
         ({"timeout": 0.0}, "timeout"),
         ({"prices": (-1.0, 0.0)}, "prices"),
+        ({"prices": (math.inf, 0.0)}, "finite"),
+        ({"base_url": "http://x/v1?key=sk-secret"}, "must end with its path"),
         ({"api": "edits"}, "api must be"),
     ],
 )
 def test_options_that_mean_nothing_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
-        EndpointLM("m", "http://x", **options)
+        EndpointLM("m", **{"base_url": "http://x", **options})
 
 
 def test_a_real_server_answers_as_the_model_does(tmp_path):
@@ -354,6 +363,7 @@ REFUSED = [  # status, headers, body, what the error says
     (400, {}, {"detail": "header was Bearer sk-secret"}, r"header was Bearer \*\*\*"),
     (307, {"Location": "http://elsewhere.invalid/v1/chat/completions"}, {}, "redirects to elsewhere.invalid"),
     (302, {}, {}, "redirects to"),
+    (302, {"Location": "http://[x/v1"}, {}, "redirects to"),
 ]
 
 
@@ -403,6 +413,8 @@ def test_an_answer_larger_than_the_limit_is_broken_off(monkeypatch):
         {"max_completion_tokens": 1000},
         {"max_tokens": None, "options": {"num_predict": 1000}},
         {"best_of": 20},
+        {"max_tokens": None, "parameters": {"max_new_tokens": 1000}},
+        {"parameters": {"num_return_sequences": 20}},
         {"max_tokens": None},
         {"max_tokens": -1},
     ],

@@ -123,6 +123,27 @@ def test_code_blocks_are_those_of_the_language_as_commonmark_reads_them():
 
 
 @pytest.mark.parametrize(
+    "text",
+    [
+        "> ```python\n> a = 1\n> if a:\n>     b\n> ```",
+        ">  > ```python\n> > a = 1\n> > if a:\n> >     b\n> > ```",
+        "- ```python\n  a = 1\n  if a:\n      b\n  ```\n- more",
+        "2. ```python3.11\n   a = 1\n   if a:\n       b\n   ```",
+        "```Python 3.11\na = 1\nif a:\n    b\n```",
+        "<think>\n```python\na = 2\n```\n</think>\n```python\na = 1\nif a:\n    b\n```",
+        "```python\na = 2\n```\nno.</THINKING>\n```python\na = 1\nif a:\n    b\n```",
+        "<think>\n```python\na = 1\nif a:\n    b\n```\n</think>\nThat is it.",
+    ],
+)
+def test_code_stands_in_quotations_lists_and_behind_thoughts(text):
+    assert code_blocks(text) == ["a = 1\nif a:\n    b\n"]
+
+
+def test_what_is_in_the_code_ends_no_thought_and_opens_no_list():
+    assert code_blocks("```python\nx = '</think>'\n- ```\n```") == ["x = '</think>'\n- ```\n"]
+
+
+@pytest.mark.parametrize(
     "response",
     ["raise SystemExit", "import os; os._exit(0)", "class A:\n  def __eq__(s, o): return True\nadd = lambda a, b: A()"],
 )

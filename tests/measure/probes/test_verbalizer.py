@@ -100,6 +100,9 @@ def test_the_first_whole_word_counts(text, found):
         ("so no </think> yes", ["no", "yes"], 1),
         ("yes <think> no", ["no", "yes"], 1),
         ("<think> no", ["no", "yes"], -1),
+        ("<thinking> no </thinking> yes", ["no", "yes"], 1),
+        ("<THINK> no </Think> yes", ["no", "yes"], 1),
+        ("yes <Thinking> no", ["no", "yes"], 1),
     ],
 )
 def test_words_are_found_in_any_script_and_not_in_thoughts(text, words, found):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import os
 import random
 from collections.abc import Callable, Coroutine, Mapping, Sequence
@@ -26,6 +27,7 @@ _TRY_AGAIN = {408, 409, 425, 429}
 _LONGEST_PAUSE = 60.0  # seconds
 _LARGEST = 64 * 2**20  # bytes of an answer
 _LIMITS = ("max_tokens", "max_completion_tokens", "max_new_tokens", "max_output_tokens", "num_predict", "n_predict")
+_TIMES = ("n", "best_of", "num_return_sequences")
 _USELESS_AGAIN = ("insufficient_quota", "current quota", "billing", "credit", "invalid_api_key")
 _PER_MESSAGE = 16  # tokens that a chat template may add, for the worst case of a cost
 
@@ -108,13 +110,15 @@ class EndpointLM:
                 "max_concurrency must be at least 1, retries at least 0 and timeout above 0, "
                 f"got {max_concurrency}, {retries} and {timeout}"
             )
-        if not all(p >= 0 for p in prices) or (budget is not None and not budget >= 0):
-            raise ValueError(f"prices and budget must not be negative, got {prices} and {budget}")
+        if not all(0 <= p < math.inf for p in prices) or (budget is not None and not budget >= 0):
+            raise ValueError(f"prices and budget must not be negative, and prices finite, got {prices} and {budget}")
         if api not in ("chat", "completions"):
             raise ValueError(f"api must be 'chat' or 'completions', got {api!r}")
         address = base_url or os.environ.get("OPENAI_BASE_URL") or ""
         if "@" in urlsplit(address).netloc:
             raise ValueError(f"base_url must not hold user and password: put the key into ${api_key_env}")
+        if urlsplit(address).query or urlsplit(address).fragment:
+            raise ValueError("base_url must end with its path, without ? and #: fields of a request go into extra")
         self.model = model
         self.base_url = (base_url or os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1").rstrip("/")
         self.api, self.api_key_env, self.max_concurrency = api, api_key_env, max_concurrency
@@ -341,6 +345,8 @@ class _Exchange:
                 else:
                     for choice in answer["choices"]:
                         text_of(choice)
+                        if choice.get("error"):
+                            raise ValueError
                     if answer["choices"]:
                         return dict(answer)
             except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
@@ -355,7 +361,11 @@ class _Exchange:
 
     def _moved(self, address: str, location: str | None) -> str:
         """Where a redirect leads, if that is the same server: prompts and keys are not sent to another."""
-        old, new = urlsplit(address), urlsplit(urljoin(address, location or ""))
+        old = urlsplit(address)
+        try:
+            new = urlsplit(urljoin(address, location or ""))
+        except ValueError:  # no address at all
+            new = urlsplit("")
         if not location or (old.scheme, old.netloc) != (new.scheme, new.netloc):
             raise EndpointError(
                 f"{self.lm.base_url} redirects to {self._shown(new.netloc)}: give that address if it is right"
@@ -377,16 +387,17 @@ class _Exchange:
         read = len(json.dumps(fields, ensure_ascii=False).encode()) + _PER_MESSAGE * (
             len(fields.get("messages", ())) + 1
         )
-        inner = fields["options"] if isinstance(fields.get("options"), Mapping) else {}
-        limits = [place[name] for place in (fields, inner) for name in _LIMITS if place.get(name) is not None]
-        counts = [*limits, fields.get("n", 1), fields.get("best_of", 1)]
+        places = [fields, *(f for f in map(fields.get, ("options", "parameters")) if isinstance(f, Mapping))]
+        limits = [place[name] for place in places for name in _LIMITS if place.get(name) is not None]
+        times = [place[name] for place in places for name in _TIMES if place.get(name) is not None]
+        counts = [*limits, *times]
         if not limits or not all(isinstance(c, int) and not isinstance(c, bool) and c >= 1 for c in counts):
             if self.lm.budget is not None and self.lm.prices[1] > 0:
                 raise BudgetError(
                     f"a budget needs a limit on tokens, an int of at least 1, in one of {', '.join(_LIMITS)}"
                 )
             return self._price(read, 0)
-        return self._price(read, max(fields.get("n", 1), fields.get("best_of", 1)) * max(limits))
+        return self._price(read, max([1, *times]) * max(limits))
 
     def _price(self, read: int, written: int) -> float:
         return (read * self.lm.prices[0] + written * self.lm.prices[1]) / 1e6

@@ -22,7 +22,9 @@ Judge = Callable[[str, str, str], bool]
 
 _NUMBER = re.compile(r"[-+\u2212]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?(?:[eE][-+]?\d{1,3})?%?")
 _LINE_END = re.compile(r"\r\n|\n|\r")  # of CommonMark: no form feed, no separator of paragraphs
-_FENCE = re.compile(r"([ \t]*)(`{3,}|~{3,})(.*)$")
+_FENCE = re.compile(r"((?:[ \t]*>)*[ \t]*)((?:[-*+]|\d{1,9}[.)])[ \t]+)?(`{3,}|~{3,})(.*)$")
+_VERSION = re.compile(r"(?<=[a-z])[ \-=]?\d+(?:\.\d+)+$")
+_THOUGHT_END = re.compile(r"</think(?:ing)?>[ \t]*$", re.IGNORECASE | re.MULTILINE)
 EQUIVALENT = (
     "Question:\n{prompt}\n\nReference answer:\n{reference}\n\nProposed answer:\n{response}\n\n"
     "Does the proposed answer say the same as the reference answer? Reply with yes or no."
@@ -160,29 +162,41 @@ def code_blocks(text: str, languages: Sequence[str] = ("python", "python3", "py"
     """Returns the fenced blocks of code in a text that are in one of the languages; if none is, those without a name.
 
     Fences are read as CommonMark says: three or more backticks or tildes, indented or not, closed by as many of the
-    same kind, or by the end of the text. The name of the language may be in any case.
+    same kind, or by the end of the text; one may stand in a quotation or begin an item of a list. The name of the
+    language may be in any case, with a version behind it ("python3.11"). Blocks before the last ``</think>`` count
+    only where none is behind it.
 
     Example:
         >>> code_blocks("Install:\\n```bash\\npip install x\\n```\\nthen\\n```Python\\nprint(1)\\n```")
         ['print(1)\\n']
     """
+    *_, after = _THOUGHT_END.split(text)
+    if after != text and (said := code_blocks(after, languages)):
+        return said
     found: list[tuple[str, str]] = []
     fence = None
     for line in _LINE_END.split(text.removesuffix("\n")):
         match = _FENCE.match(line)
         if fence is None:
-            if match and not (match[2][0] == "`" and "`" in match[3]):
+            if match and not (match[3][0] == "`" and "`" in match[4]):
                 fence = match
-                words = match[3].split()
-                found.append((words[0].strip("{}.").lower() if words else "", ""))
-        elif match and match[2].startswith(fence[2]) and not match[3].strip():
+                words = match[4].split()
+                found.append((_VERSION.sub("", words[0].strip("{}.").lower()) if words else "", ""))
+        elif match and not match[2] and match[3].startswith(fence[3]) and not match[4].strip():
             fence = None
         else:
-            indent = len(line) - len(line.lstrip(" \t"))
             language, code = found[-1]
-            found[-1] = language, code + line[min(indent, len(fence[1])) :] + "\n"
+            found[-1] = language, code + _inside(line, fence) + "\n"
     named = [code for language, code in found if language in languages]
     return named or [code for language, code in found if not language]
+
+
+def _inside(line: str, fence: re.Match[str]) -> str:
+    """Returns a line of a block as code: without the marks of the quotation and the indent that its fence has."""
+    quoted, indent = fence[1].count(">"), len(fence[1].rpartition(">")[2]) + len(fence[2] or "")
+    for _ in range(quoted):
+        line = re.sub(r"^[ \t]*>", "", line, count=1)
+    return line[min(len(line) - len(line.lstrip(" \t")), indent) :]
 
 
 @checked

@@ -8,10 +8,12 @@ from fractions import Fraction
 from typing import Any, NamedTuple
 
 _GROUPED = r"\d{1,3}(?:(?:,\d{3})+|(?:[ \u00a0\u2009\u202f'\u2019]\d{3})+)(?!\d)"
-_POINTED = r"\d{1,3}(?:\.\d{3})+,\d+(?![.,]?\d)"  # 1.200,5: points for thousands, a comma for decimals
+# Points for thousands: 1.200,5 with a comma for decimals; 1.000.000, which can be nothing else.
+_POINTED = r"\d{1,3}(?:(?:\.\d{3})+,\d+|(?:\.\d{3}){2,})(?![.,]?\d)"
 _DIGITS = re.compile(rf"{_POINTED}|(?:{_GROUPED}|\d+(?:_\d+)*)(?:\.\d+)?|\.\d+")
 _EITHER = re.compile(r"\s*[A-Za-z\u00b0]*,?\s+or\s+(?:[A-Za-z]+\s+)?")
 _NEGATED = re.compile(r"(?:\bnot|n't)\s+$", re.IGNORECASE)
+_BOUND = re.compile(r"(?:(?<!<)<=?|(?<=[\w)] )>|(?<![-=>])>=|[\u00b1\u2264\u2265\u2260])\s*[-+$\u20ac\u00a3]*$")
 _EXPONENT = re.compile(r"[eE]([-+]?\d{1,4})(?![\w.])")
 _WORDS = re.compile(r"[ ~]?([A-Za-z\u00b0\u03bc]+)")
 _SUPERSCRIPTS = str.maketrans("\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079\u207b", "0123456789-")
@@ -32,10 +34,11 @@ _UNITS = {
         ("weeks", "week"), ("years", "year"), ("ml",), ("l", "liters", "litres"), ("feet", "ft", "foot"),
         ("inches", "inch"), ("miles", "mile"), ("cents", "cent"), ("dollars", "dollar"),
         ("degrees", "degree", "\u00b0"), ("million",), ("billion",), ("thousand", "k"), ("trillion",),
+        ("dozen", "dozens"),
     )
     for name in names
 }  # fmt: skip
-_SCALES = {"thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
+_SCALES = {"dozen": 12, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 _LARGEST = 4096  # exponents beyond it are not worked out
 
 
@@ -56,8 +59,8 @@ def final_quantity(text: str) -> Quantity | None:
 
     It is looked for in the last ``\\boxed{...}``, else behind the last "####" or "answer is", else it is the last
     expression. Fractions, roots, powers, scientific notation, percent, grouped thousands, TeX and sums are read whole;
-    an expression with a variable in it is none, and so are a box with several numbers, a bound or a function, two
-    different numbers with "or" between them, and a number behind "not".
+    an expression with a variable in it is none, and so are a box with several numbers, a bound or a function, a bound
+    outside a box ("<5"), two different numbers with "or" between them, and a number behind "not".
 
     Example:
         >>> final_quantity("so it costs \\\\boxed{\\\\frac{3}{2}} in all"), final_quantity("2x + 1")
@@ -145,6 +148,8 @@ def _plain(text: str) -> str:
     text = re.sub(r"[(\[](?!\d{1,3}(?:,\d{3})+[)\]])\s*[-\d./]+(?:\s*,\s*[-\d./]+)+\s*[)\]]", " tuple ", text)
     text = re.sub(r"\b\d{4}-\d\d-\d\d\b|\b\d\d?/\d\d?/\d{2,4}\b", " date ", text)
     text = re.sub(r"\\pi(?![A-Za-z])|\u03c0", "pi", text)
+    text = re.sub(r"\\pm(?![a-z])|\+/-", "\u00b1", re.sub(r"\\(?:[lg]eq?(?:slant)?|neq?)(?![a-z])", "\u2264", text))
+    text = re.sub(r"\\lvert\s*|\s*\\rvert(?![a-z])", "|", text)
     return re.sub(
         r"\\\$|[$\u20ac\u00a3\u00a5]|\\(?=[A-Za-z])", "", re.sub(r"-\s?\\?([$\u20ac\u00a3\u00a5])", "-", text)
     )
@@ -153,12 +158,12 @@ def _plain(text: str) -> str:
 def _expressions(text: str) -> list[Quantity | None]:
     """Returns the quantities of a plain text in order, without what is part of a name or of an algebraic expression.
 
-    None stands for what is given as one of two that differ.
+    None stands for a bound, and for what is given as one of two that differ.
     """
     found: list[Quantity | None] = []
     read: Quantity | None = None
     at = last = 0
-    start = re.compile(r"[-+]?\s?\(*\s?[-+]?\s?(?:\d|\.\d|sqrt|pi(?![A-Za-z]))")
+    start = re.compile(r"[-+]?\s?\(*\s?[-+]?\s?(?:\d|\.\d|sqrt|pi(?![A-Za-z])|\|(?=[-+(]?[\d.]))")
     while match := start.search(text, at):
         begin = match.end() - len(match[0].lstrip())
         before = text[:begin].rstrip()
@@ -175,7 +180,9 @@ def _expressions(text: str) -> list[Quantity | None]:
             scale = _SCALES.get(unit)
             either, read = read, Quantity(value * scale if scale else value, "" if scale else unit)
             found.append(read)
-            if either and _EITHER.fullmatch(text, last, begin) and not same_quantity(read, either, 1e-9):
+            if _BOUND.search(text[:begin]):
+                found[-1] = read = None
+            if either and read and _EITHER.fullmatch(text, last, begin) and not same_quantity(read, either, 1e-9):
                 found[-2:] = [None, None]
             last = parser.at
     return found
@@ -284,6 +291,14 @@ class _Parser:
                 return None
             self.at += 1
             return self._percent(value)
+        if re.compile(r"\|\S").match(self.text, self.at):  # a spaced bar is a table's
+            kept, self.at = self.at, self.at + 1
+            value = self._sum()
+            if value is None or self.text[self.at : self.at + 1] != "|":
+                self.at = kept
+                return None
+            self.at += 1
+            return abs(value)
         match = _DIGITS.match(self.text, self.at)
         if not match:
             return None

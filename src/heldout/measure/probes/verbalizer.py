@@ -25,7 +25,8 @@ from heldout.study import Interval, interval, wilson
 
 _UNBALANCED = 0.02  # share of the texts by which classes may differ in number
 _PER_ORDER = 2  # texts of a class, at least, over which scores are calibrated
-_THOUGHT = re.compile(r"<think>.*\Z", re.DOTALL)  # begun, not ended
+# Up to the end of the last thought, and what is begun, not ended.
+_THOUGHT = re.compile(r"\A.*</think(?:ing)?>|<think(?:ing)?>.*\Z", re.DOTALL | re.IGNORECASE)
 _UNSPACED = re.compile(  # Thai, Lao, Burmese, Khmer, kana, ideographs
     "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]"
 )
@@ -314,9 +315,9 @@ class VerbalizerManipulation:
 def first_word(text: str, words: Sequence[str]) -> int:
     """Returns which of the words stands first in a text as a word of its own, in whatever case; -1 for none.
 
-    What stands between ``<think>`` and ``</think>``, or before the latter, is skipped. In scripts that write without
-    spaces (Chinese, Japanese, Thai, Lao, Khmer, Burmese), a word may stand anywhere; of two that begin at one place the
-    longer is meant.
+    What stands between ``<think>`` and ``</think>`` (or ``thinking``, in any case), or before the latter, is skipped.
+    In scripts that write without spaces (Chinese, Japanese, Thai, Lao, Khmer, Burmese), a word may stand anywhere; of
+    two that begin at one place the longer is meant.
 
     Example:
         >>> first_word("Nothing? Yes, not no.", ["no", "yes"])
@@ -324,7 +325,7 @@ def first_word(text: str, words: Sequence[str]) -> int:
         >>> first_word("<think>no?</think> yes", ["no", "yes"])
         1
     """
-    said = _THOUGHT.sub(" ", text.rpartition("</think>")[2])
+    said = _THOUGHT.sub(" ", text)
     places: list[tuple[int, int, int]] = []
     for i, word in enumerate(words):
         before = "" if _UNSPACED.match(word[:1]) else rf"(?:(?<!\w)|(?<={_UNSPACED.pattern}))"
