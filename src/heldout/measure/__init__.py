@@ -88,6 +88,13 @@ from heldout.measure.in_context.strategy_posterior import (
     strategy_loss,
 )
 from heldout.measure.in_context.strategy_weights import output_distance, strategy_weights
+from heldout.measure.label_free.error_estimates import (
+    atc_error,
+    average_confidence,
+    average_entropy,
+    disagreement,
+    doc_error,
+)
 from heldout.measure.mechanisms.activation_patching import Site, activation_patch, all_sites
 from heldout.measure.mechanisms.copying import copying_loss
 from heldout.measure.mechanisms.induction import attention_patterns, induction_score, prefix_matching
@@ -272,8 +279,11 @@ __all__ = [
     "agreement_curve",
     "agreement_point",
     "all_sites",
+    "atc_error",
     "attention_patterns",
     "aurc",
+    "average_confidence",
+    "average_entropy",
     "axis_report",
     "balance_temperatures",
     "best_constant",
@@ -299,9 +309,11 @@ __all__ = [
     "cross_task",
     "delay",
     "description_bits",
+    "disagreement",
     "discrete_log_order",
     "dissimilarities",
     "divergences",
+    "doc_error",
     "eaurc",
     "edit_distances",
     "edit_distances_within",

@@ -23,6 +23,8 @@ from heldout.tasks.grammars.scan_trees import (
 from heldout.tasks.grammars.sentence_forms import SentenceForms
 from heldout.tasks.grammars.string_edits import EDIT_FUNCTIONS, StringEdits
 from heldout.tasks.grammars.synchronous import SynchronousGrammar
+from heldout.tasks.graphs.block_model import BlockModel
+from heldout.tasks.graphs.graph_shifts import masked_columns, noisy_features, rewired
 from heldout.tasks.graphs.nas_bench_graph import (
     GRAPH_DATASETS,
     GRAPH_LINKS,
@@ -360,6 +362,7 @@ __all__ = [
     "WORDNET_SKILLS",
     "WORDNET_SKILL_TOPICS",
     "ArithmeticSplit",
+    "BlockModel",
     "ChainProblem",
     "ChoiceKind",
     "ChoiceQuestion",
@@ -504,6 +507,7 @@ __all__ = [
     "list_levels",
     "list_tasks",
     "majority_answer",
+    "masked_columns",
     "maths_family",
     "maths_solution",
     "maths_words",
@@ -517,6 +521,7 @@ __all__ = [
     "nas_bench_graph",
     "neutral_text",
     "noisy_classification",
+    "noisy_features",
     "noisy_maths_solutions",
     "object_groups",
     "occluders",
@@ -547,6 +552,7 @@ __all__ = [
     "restating_document",
     "restating_template",
     "retention_example",
+    "rewired",
     "rotate",
     "rotation_sequence",
     "row_panels",

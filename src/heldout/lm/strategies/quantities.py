@@ -298,7 +298,7 @@ class _Parser:
                 self.at = kept
                 return None
             self.at += 1
-            return abs(value)
+            return abs(value)  # type: ignore[return-value]
         match = _DIGITS.match(self.text, self.at)
         if not match:
             return None

@@ -1,1 +1,1 @@
-"""Graphs: what measured architectures reach on graph data sets."""
+"""Graphs: communities with features, what may shift between graphs, and what measured architectures reach."""
