@@ -95,6 +95,7 @@ from heldout.measure.label_free.error_estimates import (
     disagreement,
     doc_error,
 )
+from heldout.measure.label_free.lebed import LebedResult, lebed_score, parameter_distance, structure_loss
 from heldout.measure.mechanisms.activation_patching import Site, activation_patch, all_sites
 from heldout.measure.mechanisms.copying import copying_loss
 from heldout.measure.mechanisms.induction import attention_patterns, induction_score, prefix_matching
@@ -238,6 +239,7 @@ __all__ = [
     "GradientSums",
     "GroupConcurrence",
     "LearningCurve",
+    "LebedResult",
     "LengthCurve",
     "LogitLens",
     "NeuronAlignment",
@@ -355,6 +357,7 @@ __all__ = [
     "kernel_inductive_bias",
     "knn_distances",
     "largest_change",
+    "lebed_score",
     "length_curve",
     "linear_agreement",
     "linear_probe",
@@ -382,6 +385,7 @@ __all__ = [
     "optimal_stopping_time",
     "output_distance",
     "overfitting_report",
+    "parameter_distance",
     "participation_ratio",
     "patch_drop_curve",
     "patch_replacement_curve",
@@ -432,6 +436,7 @@ __all__ = [
     "steps_to",
     "strategy_loss",
     "strategy_weights",
+    "structure_loss",
     "subgroup_auc",
     "subspace_bound",
     "supervisor_agreement",

@@ -1,0 +1,268 @@
+import copy
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from heldout.measure import lebed_score, parameter_distance, structure_loss
+from heldout.tasks import BlockModel, noisy_features
+
+pytest.importorskip("torch_geometric")
+from torch_geometric.data import Data
+from torch_geometric.nn import GCN, GCNConv
+
+ALL_PAIRS = torch.cartesian_prod(torch.arange(3), torch.arange(3)).T
+
+
+class Network(nn.Module):
+    def __init__(self, *, dropout=0.0, norm=False):
+        super().__init__()
+        self.first, self.norm = GCNConv(64, 16), nn.BatchNorm1d(16) if norm else nn.Identity()
+        self.drop, self.head = nn.Dropout(dropout), nn.Linear(16, 5)
+
+    def forward(self, x, edge_index):
+        return self.head(self.drop(self.norm(self.first(x, edge_index)).relu()))
+
+
+def trained(network, graph, steps=40):
+    torch.manual_seed(0)
+    for layer in network.modules():
+        if hasattr(layer, "reset_parameters"):
+            layer.reset_parameters()
+    initial = copy.deepcopy(network.state_dict())
+    optimizer = torch.optim.Adam(network.parameters(), lr=0.02)
+    network.train()
+    for _ in range(steps):
+        optimizer.zero_grad()
+        F.cross_entropy(network(graph.x, graph.edge_index), graph.y).backward()
+        optimizer.step()
+    return network.eval(), initial
+
+
+@pytest.fixture(scope="module")
+def graph():
+    return BlockModel(nodes=120, signal=2.0).sample(0)
+
+
+@pytest.fixture(scope="module")
+def network(graph):
+    return trained(Network(), graph)
+
+
+def by_hand(network, initial, graph, steps, lr=1e-3, weight_decay=5e-4):
+    """Adam written out, on the network's own answers: the distance after so many steps."""
+    with torch.no_grad():
+        labels = network(graph.x, graph.edge_index).argmax(1)
+    learner = copy.deepcopy(network)
+    learner.load_state_dict(initial)
+    names = [name for name, _ in learner.named_parameters()]
+    means, squares = (dict.fromkeys(names, 0.0) for _ in range(2))
+    for step in range(1, steps + 1):
+        learner.zero_grad()
+        F.cross_entropy(learner(graph.x, graph.edge_index), labels).backward()
+        with torch.no_grad():
+            for name, value in learner.named_parameters():
+                slope = value.grad + weight_decay * value
+                means[name] = 0.9 * means[name] + 0.1 * slope
+                squares[name] = 0.999 * squares[name] + 0.001 * slope**2
+                corrected = (squares[name] / (1 - 0.999**step)).sqrt() + 1e-8
+                value -= lr * (means[name] / (1 - 0.9**step)) / corrected
+    return math.sqrt(
+        sum(
+            float((a - b).double().square().sum())
+            for a, b in zip(learner.parameters(), network.parameters(), strict=True)
+        )
+    )
+
+
+@pytest.mark.parametrize("steps", [1, 4, 11])
+def test_with_a_wide_margin_it_is_so_many_steps_of_adam(network, graph, steps):
+    found = lebed_score(*network, graph, min_epochs=steps, margin=100.0)
+    assert (found.epoch, found.stopped) == (steps, True)
+    assert found.score == pytest.approx(by_hand(*network, graph, steps), rel=1e-5)
+
+
+def test_rate_and_decay_are_adams(network, graph):
+    found = lebed_score(*network, graph, min_epochs=6, margin=100.0, lr=0.01, weight_decay=0.1)
+    assert found.score == pytest.approx(by_hand(*network, graph, 6, 0.01, 0.1), rel=1e-5)
+
+
+def test_it_stops_at_the_first_epoch_whose_structure_is_near_enough(network, graph):
+    found = lebed_score(*network, graph, margin=0.01, lr=0.01)
+    assert found.stopped
+    assert found.structure_gap < 0.01
+    assert 5 < found.epoch < 500
+    earlier = lebed_score(*network, graph, margin=0.01, lr=0.01, max_epochs=found.epoch - 1)
+    assert not earlier.stopped
+    assert earlier.structure_gap >= 0.01
+    assert earlier.epoch == found.epoch - 1
+
+
+def test_the_gap_is_of_the_embeddings_before_the_step(network, graph):
+    model, initial = network
+    first = copy.deepcopy(model)
+    first.load_state_dict(initial)
+    one = lebed_score(model, initial, graph, min_epochs=1, max_epochs=1, margin=1e-9)
+    with torch.no_grad():
+        embeddings = [m.first(graph.x, graph.edge_index).relu() for m in (first, model)]
+    assert one.epoch == 1
+    unit = [F.normalize(e, dim=1) for e in embeddings]
+    edges = [F.softplus(-(u[graph.edge_index[0]] * u[graph.edge_index[1]]).sum(1)).mean() for u in unit]
+    pairs = torch.combinations(torch.arange(120)).T
+    adjacent = torch.zeros(120, 120, dtype=torch.bool)
+    adjacent[graph.edge_index[0], graph.edge_index[1]] = True
+    pairs = pairs[:, ~adjacent[pairs[0], pairs[1]]]
+    away = [F.softplus((u[pairs[0]] * u[pairs[1]]).sum(1)).mean() for u in unit]
+    expected = abs(float(edges[0] + away[0] - edges[1] - away[1])) / 2
+    assert one.structure_gap == pytest.approx(expected, abs=0.02)  # that is of all pairs, this of some
+
+
+def test_a_relative_margin_is_a_share_of_the_reference(network, graph):
+    gap = lebed_score(*network, graph, min_epochs=3, max_epochs=3, margin=1e-9).structure_gap
+    wide = lebed_score(*network, graph, min_epochs=3, margin=2 * gap, relative=True)
+    assert wide.epoch > 3 or 2 * gap * 0.313 < gap  # the reference is between softplus(-1) and softplus(1)
+    assert lebed_score(*network, graph, min_epochs=3, margin=4 * gap, relative=True).epoch == 3
+    assert lebed_score(*network, graph, min_epochs=3, margin=gap / 1.4, relative=True).epoch > 3
+
+
+def test_nothing_of_the_users_changes(graph):
+    model, initial = trained(Network(dropout=0.5, norm=True), graph)
+    model.train()
+    kept, first = copy.deepcopy(model.state_dict()), copy.deepcopy(initial)
+    random, edges = torch.get_rng_state(), graph.edge_index.clone()
+    one, two = (lebed_score(model, initial, graph, max_epochs=12, seed=3) for _ in range(2))
+    assert one == two
+    assert one != lebed_score(model, initial, graph, max_epochs=12, seed=4)
+    assert torch.equal(torch.get_rng_state(), random)
+    assert torch.equal(graph.edge_index, edges)
+    assert model.training
+    assert all(torch.equal(value, kept[name]) for name, value in model.state_dict().items())
+    assert all(torch.equal(value, first[name]) for name, value in initial.items())
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_running_statistics_are_no_part_of_the_distance(graph):
+    model, initial = trained(Network(norm=True), graph)
+    far = {name: value + 100 if "running_mean" in name else value for name, value in initial.items()}
+    options = {"min_epochs": 4, "margin": 100.0}
+    assert lebed_score(model, far, graph, **options).score == lebed_score(model, initial, graph, **options).score
+
+
+def test_the_last_layer_with_weights_is_the_head(graph):
+    convolutions = GCN(64, 16, 2, 5)
+    model, initial = trained(convolutions, graph)
+    short = {"max_epochs": 8, "margin": 1e-9}
+    found = lebed_score(model, initial, graph, **short)
+    assert found == lebed_score(model, initial, graph, head="convs.1", **short)
+    assert found.structure_gap != lebed_score(model, initial, graph, head="convs.0", **short).structure_gap
+
+
+def test_a_call_of_ones_own_and_gradients_that_are_off(network, graph):
+    model, initial = network
+    asked = []
+
+    def call(module, given):
+        asked.append(given)
+        return module(given.x, given.edge_index)
+
+    with torch.no_grad():
+        found = lebed_score(model, initial, graph, forward=call, max_epochs=6)
+    assert found == lebed_score(model, initial, graph, max_epochs=6)
+    assert all(given is graph for given in asked)
+    assert len(asked) == found.epoch + 3
+
+
+def test_it_is_larger_where_more_is_wrong(network, graph):
+    noisy = noisy_features(graph, 3.0, seed=1)
+    with torch.no_grad():
+        wrong = [float((network[0](g.x, g.edge_index).argmax(1) != g.y).float().mean()) for g in (graph, noisy)]
+    assert wrong[0] < 0.1 < wrong[1]
+    assert lebed_score(*network, graph).score < lebed_score(*network, noisy).score
+
+
+def test_answers_of_one_class_are_told(network, graph):
+    model = copy.deepcopy(network[0])
+    with torch.no_grad():
+        model.head.bias[2] += 1000
+    found = lebed_score(model, network[1], graph, max_epochs=6)
+    assert found.predicted == 1
+    assert lebed_score(*network, graph, max_epochs=6).predicted == 5
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m, i, g: (m, {}, g), "the same names"),
+        (lambda m, i, g: (m, {**i, "head.bias": torch.zeros(4)}, g), "'head.bias' of initial must have shape"),
+        (lambda m, i, g: (m, copy.deepcopy(m.state_dict()), g), "weights before training"),
+        (lambda m, i, g: (m, i, Data(x=g.x, edge_index=torch.zeros(2, 0, dtype=torch.int64))), "must have edges"),
+        (lambda m, i, g: (m, i, Data(x=g.x * math.nan, edge_index=g.edge_index)), "not finite"),
+        (
+            lambda m, i, g: (m, i, Data(x=g.x[:3], edge_index=torch.cartesian_prod(*[torch.arange(3)] * 2).T)),
+            "almost all",
+        ),
+    ],
+)
+def test_what_cannot_be_scored_is_refused(network, graph, change, message):
+    with pytest.raises(ValueError, match=message):
+        lebed_score(*change(*network, graph))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"lr": 0.0}, "lr"),
+        ({"margin": -1.0}, "margin"),
+        ({"min_epochs": 0}, "min_epochs"),
+        ({"min_epochs": 9, "max_epochs": 8}, "max_epochs"),
+        ({"weight_decay": math.nan}, "weight_decay"),
+        ({"head": "drop.x"}, "head must name a layer"),
+        ({"forward": lambda m, g: m.head(g.x[:, :16]), "head": "first"}, "is not called"),
+        ({"forward": lambda m, g: m(g.x, g.edge_index)[:5]}, "logits"),
+        ({"forward": lambda m, g: (m(g.x, g.edge_index), 1)}, "logits"),
+    ],
+)
+def test_options_that_mean_nothing_are_refused(network, graph, options, message):
+    with pytest.raises(ValueError, match=message):
+        lebed_score(*network, graph, **options)
+
+
+def test_structure_loss_by_hand_and_at_its_ends():
+    torch.manual_seed(0)
+    h, edges, others = torch.randn(6, 3), torch.tensor([[0, 1, 2], [1, 2, 5]]), torch.tensor([[0, 3], [4, 5]])
+    cosine = lambda a, b: float(a @ b / (a.norm() * b.norm()))  # noqa: E731
+    losses = [math.log1p(math.exp(-cosine(h[a], h[b]))) for a, b in edges.T.tolist()]
+    losses += [math.log1p(math.exp(cosine(h[a], h[b]))) for a, b in others.T.tolist()]
+    assert float(structure_loss(h, edges, others)) == pytest.approx(sum(losses) / 5, rel=1e-5)
+    line = torch.tensor([[1.0], [2.0], [-1.0]])
+    best = structure_loss(line, torch.tensor([[0], [1]]), torch.tensor([[0], [2]]))
+    assert float(best) == pytest.approx(math.log1p(math.exp(-1)))
+    assert float(structure_loss(torch.zeros(3, 2), edges[:, :1], others[:, :0])) == pytest.approx(math.log(2))
+
+
+def test_distance_is_of_all_numbers_together():
+    first = {"a": torch.tensor([1.0, 2.0]), "b": torch.tensor([[3.0]])}
+    second = {"b": torch.tensor([[1.0]]), "a": torch.tensor([1.0, 0.0])}
+    assert float(parameter_distance(first, second)) == pytest.approx(math.sqrt(8))
+    assert float(parameter_distance(first, first)) == 0.0
+    half = {name: value.half() for name, value in second.items()}
+    assert float(parameter_distance(first, half)) == pytest.approx(math.sqrt(8))
+    with pytest.raises(ValueError, match="same names"):
+        parameter_distance(first, {"a": first["a"]})
+    with pytest.raises(ValueError, match="no parameters"):
+        parameter_distance({}, {})
+
+
+@pytest.mark.parametrize(
+    ("h", "edges", "others"),
+    [
+        (torch.zeros(3), torch.zeros(2, 1, dtype=torch.int64), torch.zeros(2, 1, dtype=torch.int64)),
+        (torch.zeros(3, 2), torch.zeros(3, 1, dtype=torch.int64), torch.zeros(2, 1, dtype=torch.int64)),
+        (torch.zeros(3, 2), torch.zeros(2, 0, dtype=torch.int64), torch.zeros(2, 0, dtype=torch.int64)),
+    ],
+)
+def test_structure_of_other_shapes_is_refused(h, edges, others):
+    with pytest.raises(ValueError, match=r"expected embeddings|must not both be empty"):
+        structure_loss(h, edges, others)
