@@ -217,6 +217,6 @@ study = Study(
         *(at_most(name, on="leaks", value=0) for name in TUNED),
         *(at_most(name, on="token_gap", value=0.005) for name in TUNED),
     ],
-    seeds={"smoke": 1, "laptop": 3},
+    seeds={"smoke": 1, "laptop": 4},
     shared_setup=True,
 )  # fmt: skip
