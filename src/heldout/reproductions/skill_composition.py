@@ -21,10 +21,10 @@ fine-tuned on, sets of 4 and 5 are not. ``topics_3`` and ``skills_3`` hold out t
 Deviations. A small Llama instead of a GPT-2, for positions beyond those trained on; fine-tuning leaves the embedding
 (and with it the head) as it was, without which a network so small loses every word that it does not see; one turn
 instead of two; rules grade, not a language model. A sentence makes sense where the grammar has it. Of the paper's
-cells, 2 skills, and all skills at 4 and 5, are left out. These, and the rates of fine-tuning, were chosen on
-development seed 1000: for ``k12`` and ``k123`` the better of 1e-3 and 3e-3 by ``train_3``; ``k1`` has the former's and
-``concatenated`` the latter's, and no rate was searched for them. There is no real cell: SmolLM2 with LoRA did not learn
-single skills of ``WORDNET_SKILLS`` in the time that it may take.
+cells, 2 skills, and all skills at 4 and 5, are left out. Sizes, and the rates of fine-tuning (see ``TUNED``), were
+chosen on development seed 1000, by training skills alone. At the rate that teaches those best the held-out skills are
+forgotten, one alone too (``held_1``), so that the last claim is on forgetting as much as on combining. There is no real
+cell: SmolLM2 with LoRA did not learn single skills of ``WORDNET_SKILLS`` in the time that it may take.
 """
 
 from __future__ import annotations
@@ -176,10 +176,18 @@ def arm(ks: list[int], lr: float = 0.0, writer: str = "few") -> dict[str, Any]:
     return {"ks": ks, "lr": lr, "writer": writer}
 
 
+# Each arm at four rates, by run(TUNED[name] | {"lr": rate}, 1000, "laptop"). Taken is the rate of the most full marks,
+# the mean of train_4 and train_5; of two alike, that of the larger shown_4. k1 has none at any rate, and a shown_4 of
+# 0.025 to 0.028: it has the rate at which it shows most skills alone (train_1), a rule made after that was seen.
+#                3e-4   1e-3   3e-3   1e-2
+# k1 (train_1)   0.847  0.792  0.861  0.833
+# k12            0.003  0.013  0.007  0.010
+# k123           0.020  0.097  0.133  0.073
+# concatenated   0.003  0.003  0.000  0.000
 TUNED = {
     "k1": arm([1], 3e-3),
-    "k12": arm([1, 2], 3e-3),
-    "k123": arm([1, 2, 3], 1e-3),
+    "k12": arm([1, 2], 1e-3),
+    "k123": arm([1, 2, 3], 3e-3),
     "concatenated": arm([1, 2, 3], 1e-3, "each"),
 }
 
@@ -209,6 +217,6 @@ study = Study(
         *(at_most(name, on="leaks", value=0) for name in TUNED),
         *(at_most(name, on="token_gap", value=0.005) for name in TUNED),
     ],
-    seeds={"smoke": 1, "laptop": 3},
+    seeds={"smoke": 1, "laptop": 4},
     shared_setup=True,
 )  # fmt: skip

@@ -133,6 +133,30 @@ def test_a_writer_that_never_succeeds_is_an_error_after_the_tries():
     assert len(lm.calls) == 6
 
 
+class SeededLM(ScriptedLM):
+    """Keeps the seed and the prompts of each call."""
+
+    def generate(self, prompts, n=1, *, seed=0, **options):
+        self.asked = [*getattr(self, "asked", []), (seed, list(prompts))]
+        return super().generate(prompts, n, seed=seed, **options)
+
+
+def test_each_round_of_writing_has_other_combinations_and_another_seed():
+    skills = [LanguageSkill(name, check=lambda text, topic: "!" in text) for name in "abcdefghijkl"]
+    said = iter(range(10_000))
+    lm = SeededLM(lambda prompt, sample: "sea!" if next(said) % 4 == 0 else "sea")
+    compose_skill_texts(lm, skills, ["sea"], 3, 10, RULES, prompt=lambda c: str(sorted(c.names)), seed=5)
+    (first, asked), (second, again), *_ = lm.asked
+    assert first != second
+    assert not set(again) <= set(asked)
+
+
+def test_the_second_turn_has_another_seed_than_the_draft():
+    lm = SeededLM(lambda prompt, sample: "text")
+    write_skill_texts(lm, [[{"role": "user", "content": "go"}]], seed=3)
+    assert len({seed for seed, _ in lm.asked}) == 2
+
+
 def test_points_that_are_none_are_an_error_with_the_text():
     lm = ScriptedLM(lambda prompt, sample: "a text")
     with pytest.raises(ValueError, match=r"points of 0 or 1.*'a text'"):

@@ -63,6 +63,23 @@ def test_each_point_goes_by_the_majority_of_the_rounds():
     assert grade_skill_text("text", TWO, ScriptedLM(said)) == counted
 
 
+class SeededJudge(ScriptedLM):
+    """Keeps the seed of each call."""
+
+    def generate(self, prompts, n=1, *, seed=0, **options):
+        self.seeds = [*getattr(self, "seeds", []), seed]
+        return super().generate(prompts, n, seed=seed, **options)
+
+
+def test_each_round_and_each_retry_has_a_seed_of_its_own():
+    lm = SeededJudge(["1 1 1 1 1"] * 5)
+    grade_skill_points("text", TWO, lm, rounds=5, seed=7)
+    assert len(set(lm.seeds)) == 5
+    lm = SeededJudge(["nothing"] * 2 + ["1 1 1 1 1"] * 3)
+    grade_skill_points("text", TWO, lm, rounds=3, seed=7)
+    assert len(set(lm.seeds)) == len(lm.seeds) == 5
+
+
 def test_an_even_number_of_rounds_is_refused():
     with pytest.raises(ValueError, match="rounds must be odd"):
         grade_skill_text("text", TWO, ScriptedLM(["1"]), rounds=2)
@@ -166,6 +183,24 @@ def test_run_asks_for_its_combinations_in_one_call_and_grades_the_second_turn():
     assert len(lm.calls) == 4
     assert lm.calls[0] == mix.prompt(mix.combinations[0])
     assert mix.run(lm).points == report.points
+
+
+def test_a_mix_draws_by_its_seed_and_leaves_out_what_is_excluded():
+    skills = [LanguageSkill(name) for name in "abcdef"]
+    drawn = [SkillMix(skills, ["sea", "sky"], 2, 20, seed=seed).combinations for seed in (0, 1)]
+    assert drawn[0] != drawn[1]
+    barred = [frozenset("ab"), frozenset("cd")]
+    assert {each.names for each in drawn[0]} & set(barred)
+    assert not {each.names for each in SkillMix(skills, ["sea", "sky"], 2, 20, exclude=barred).combinations} & set(
+        barred
+    )
+
+
+def test_a_mix_asks_its_judge_in_as_many_rounds_as_it_has():
+    lm = ScriptedLM(["1 1 1 1"] * 5)
+    mix = SkillMix([FREE], ["sea"], k=1, combos=1, grader=lm, rounds=5, improve=None)
+    assert mix.run(ScriptedLM(["The sea."])).full == 1.0
+    assert len(lm.calls) == 5
 
 
 def test_several_generations_are_graded_each():

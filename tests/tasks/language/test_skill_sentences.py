@@ -133,6 +133,13 @@ def test_a_skill_in_the_words_of_another_topic_is_not_credited():
     assert BY_NAME["setting"].check("sailor will drop net . baker will knead dough in kitchen .", "bread")
 
 
+def test_a_text_with_a_word_of_another_topic_is_not_on_topic():
+    assert SENTENCE_RULES.on_topic("baker will knead dough .", "bread")
+    assert not SENTENCE_RULES.on_topic("baker will knead dough . sailor will drop net .", "bread")
+    assert not SENTENCE_RULES.on_topic("baker will knead dough in harbour .", "bread")
+    assert not SENTENCE_RULES.on_topic("will never", "bread")
+
+
 def test_a_text_that_names_a_skill_never_has_full_marks():
     rng = random.Random(5)
     for number in range(40):
