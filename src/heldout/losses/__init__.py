@@ -1,6 +1,7 @@
 """What the model minimises: losses and regularizers."""
 
 from heldout.losses.consistency import LearnedConsistency, gradient_alignment_loss, gradient_distance
+from heldout.losses.distillation import distillation_loss, feature_loss
 from heldout.losses.diversity import dbat_disagreement, divdis_mi, prior_match
 from heldout.losses.image_mixing import cutmix, mixing_method
 from heldout.losses.imbalance import (
@@ -30,7 +31,9 @@ __all__ = [
     "confident_cross_entropy",
     "cutmix",
     "dbat_disagreement",
+    "distillation_loss",
     "divdis_mi",
+    "feature_loss",
     "gradient_alignment_loss",
     "gradient_distance",
     "harden",
