@@ -23,6 +23,7 @@ from heldout.train.programs.enumeration import Synthesis, draw_program, synthesi
 from heldout.train.programs.library import LearnedProgram, Observation, ProgramLibrary
 from heldout.train.ps_kd import ProgressiveSelfDistillation, ps_kd
 from heldout.train.reweighting.bilevel import bilevel_weights, effective_sample_size, learned_weights
+from heldout.train.reweighting.group_dro import GroupWeights, group_dro
 from heldout.train.saving import Saved, read_saved, save
 from heldout.train.semi_supervised.unlabelled import UnlabelledBatches, inputs_like, why_no_unlabelled
 from heldout.train.sequences.train_packed import train_packed
@@ -115,6 +116,7 @@ __all__ = [
     "GradientBoostedNetworkClassifier",
     "GradientBoostedNetworkRegressor",
     "GroundedTree",
+    "GroupWeights",
     "Hypotheses",
     "IntDSL",
     "LastBlocks",
@@ -188,6 +190,7 @@ __all__ = [
     "format_reward",
     "full_batch",
     "gb_nn",
+    "group_dro",
     "grpo",
     "inputs_like",
     "label_margins",
