@@ -17,7 +17,7 @@ def test_python_blocks_run(block, tmp_path):
     check += "assert check_problem(load_problem(__file__)) == []\n"
     file = tmp_path / "block.py"
     file.write_text(block + check)
-    done = subprocess.run([sys.executable, str(file)], capture_output=True, text=True, cwd=tmp_path, timeout=120)
+    done = subprocess.run([sys.executable, str(file)], capture_output=True, text=True, cwd=tmp_path, timeout=600)
     assert done.returncode == 0, done.stderr
 
 
