@@ -41,6 +41,7 @@ from heldout.tasks.images.biases import (
 )
 from heldout.tasks.images.clipart import CLIPART_FOLDERS, clipart_sprites
 from heldout.tasks.images.coloured_conflict import coloured_conflict
+from heldout.tasks.images.coloured_drawings import DRAWN_COLORS, DRAWN_SHAPES, ColouredDrawings, coloured_drawings
 from heldout.tasks.images.domains import domains, leave_one_domain_out, rotation_sequence
 from heldout.tasks.images.dominoes import Dominoes, dominoes
 from heldout.tasks.images.drawing_features import drawing_features, first_drawings
@@ -237,6 +238,13 @@ from heldout.tasks.shapes.gcog_splits import (
     operator_filter,
 )
 from heldout.tasks.shapes.letter_scenes import render_scene
+from heldout.tasks.shapes.object_questions import (
+    OBJECT_QUESTIONS,
+    ObjectExamples,
+    ObjectQuestions,
+    joined_examples,
+    render_objects,
+)
 from heldout.tasks.shapes.scene_captions import (
     SCENE_RELATIONS,
     SceneCaption,
@@ -291,6 +299,8 @@ __all__ = [
     "COMPOSITION_SETS",
     "DRAWING_CLASSES",
     "DRAWING_STYLES",
+    "DRAWN_COLORS",
+    "DRAWN_SHAPES",
     "EDIT_FUNCTIONS",
     "EXPERT_NAMES",
     "EXPERT_WORDINGS",
@@ -321,6 +331,7 @@ __all__ = [
     "NEGATIVE_WORDS",
     "NOUN_RELATIONS",
     "NUMBER_WORDS",
+    "OBJECT_QUESTIONS",
     "OCCLUDERS",
     "OPINION_CLASSES",
     "ORGANS",
@@ -363,6 +374,7 @@ __all__ = [
     "ChainProblem",
     "ChoiceKind",
     "ChoiceQuestion",
+    "ColouredDrawings",
     "CommandSplit",
     "ComposeProblem",
     "ContextPairs",
@@ -393,6 +405,8 @@ __all__ = [
     "MathsProblem",
     "MedicalPictures",
     "MovingClips",
+    "ObjectExamples",
+    "ObjectQuestions",
     "OpenQuestion",
     "OptionInstance",
     "Program",
@@ -445,6 +459,7 @@ __all__ = [
     "clipart_sprites",
     "colour_bias",
     "coloured_conflict",
+    "coloured_drawings",
     "colourise",
     "command_heads",
     "comparison_facts",
@@ -485,6 +500,7 @@ __all__ = [
     "held_out_word",
     "imbalance",
     "interleaved",
+    "joined_examples",
     "judged_choices",
     "judged_drawings",
     "judged_shapes",
@@ -543,6 +559,7 @@ __all__ = [
     "reasoning_path",
     "reasoning_questions",
     "reasoning_words",
+    "render_objects",
     "render_scene",
     "restating_document",
     "restating_template",

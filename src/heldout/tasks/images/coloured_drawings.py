@@ -1,0 +1,79 @@
+"""Real pictures of a shape in a colour, each drawn by four teams, with the words that people find them by."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from heldout.errors import check_nonempty, checked
+from heldout.nn import cached_features, efficientnet_lite0
+from heldout.tasks.images.drawings import drawing_tags, drawings
+
+DRAWN_COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "brown", "black", "white")
+DRAWN_SHAPES = ("circle", "heart", "square")
+
+
+class ColouredDrawings(NamedTuple):
+    """Pictures with a colour, a shape and a style.
+
+    Attributes:
+        features: float32 ``(n, 1280)``, what EfficientNet-Lite0 with ImageNet weights makes of them.
+        colors, shapes: int64 ``(n,)``, positions in the names asked for.
+        styles: int64 ``(n,)``, positions in ``DRAWING_STYLES``.
+    """
+
+    features: Tensor
+    colors: Tensor
+    shapes: Tensor
+    styles: Tensor
+
+
+@checked
+def coloured_drawings(
+    colors: Sequence[str] = DRAWN_COLORS,
+    shapes: Sequence[str] = DRAWN_SHAPES,
+    *,
+    size: int = 96,
+    folder: str | Path | None = None,
+) -> ColouredDrawings:
+    """Returns the pictures of things that are a shape in a colour and nothing else: 144, five or so of each pair.
+
+    A thing is one if its name begins with the colour and ends with the shape, and both are among the words that it is
+    found by. Features are computed once and then read from disk.
+
+    Args:
+        colors, shapes: words.
+        size: height and width in pixels.
+        folder: of the npm archives; default: ``heldout.sources.data_folder()``.
+
+    Raises:
+        SourceError: a package is not there, or is another; the message names the command.
+        ValueError: no names, a size below 8, or a colour and a shape that no thing has.
+
+    Example:
+        >>> coloured_drawings().features.shape  # doctest: +SKIP
+        torch.Size([144, 1280])
+    """
+    check_nonempty(colors=colors, shapes=shapes)
+    pictures = drawings(label="name", size=size, folder=folder)
+    kinds: dict[int, tuple[int, int]] = {}
+    tags = drawing_tags(pictures.names, folder=folder)
+    for number, name in enumerate(pictures.names):
+        if name not in tags:
+            continue
+        words, found_by = tags[name].label.split(), set(tags[name].keywords)
+        if words[0] in colors and words[-1] in shapes and {words[0], words[-1]} <= found_by:
+            kinds[number] = (list(colors).index(words[0]), list(shapes).index(words[-1]))
+    for pair in ((c, s) for c in range(len(colors)) for s in range(len(shapes))):
+        if pair not in kinds.values():
+            raise ValueError(f"colors and shapes must be of drawings: there is no {colors[pair[0]]} {shapes[pair[1]]}")
+    kept = torch.isin(pictures.things, torch.tensor(list(kinds)))
+    pairs = torch.tensor([kinds[thing] for thing in pictures.things[kept].tolist()])
+    net = efficientnet_lite0()
+    before = [name for name, _ in net.named_children()].index("dropout")
+    features = cached_features(net[:before], pictures.images[kept])
+    return ColouredDrawings(features, pairs[:, 0], pairs[:, 1], pictures.domains[kept])
