@@ -62,7 +62,7 @@ def test_a_source_report_tells_sources_and_what_is_there_together_apart():
 
 
 def test_without_seen_examples_there_is_no_gap():
-    report = source_report([True, False], [("LL",), ("VV",)])
+    report = source_report([True, False], [frozenset({"LL"}), {"VV"}])
     assert report.seen is None
     assert report.gaps == {}
     assert report.counts == {"LL": 1, "VV": 1}
@@ -72,8 +72,9 @@ def test_without_seen_examples_there_is_no_gap():
     ("correct", "sources", "message"),
     [
         ([True], [(), ("LL",)], "correct"),
-        ([1, 0], [(), ("LL",)], "bool"),
-        ([True], ["LL"], "collection"),
+        ([1, 0], [(), ("LL",)], "correct"),
+        (torch.tensor([1, 0]), [(), ("LL",)], "bool"),
+        ([True], ["LL"], "sources"),
         ([], [], "sources"),
     ],
 )

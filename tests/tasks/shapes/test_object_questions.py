@@ -26,8 +26,8 @@ def fits(text, thing):
 def read(text, things):
     """The answer, and which pairs of the scene and of the words come from where: a reader of its own."""
     words = text.split()
-    if text.startswith("is there a"):
-        asked = text.removeprefix("is there a ")
+    if text.startswith("is there any"):
+        asked = text.removeprefix("is there any ")
         sources = {(tuple(asked.split()), "LL")} | {(t[:2], "VV") for t in things if not fits(asked, t)}
         return ("yes" if any(fits(asked, t) for t in things) else "no"), sources
     if text.startswith("how many"):
@@ -61,10 +61,8 @@ def test_a_held_out_pair_is_in_no_word_answer_or_picture_of_training_and_its_par
     held = WORLD.held_out_pairs(8, seed=5)
     names = {(WORLD.colors[c], WORLD.shapes[s]) for c, s in held.nonzero().tolist()}
     train = WORLD.draw(500, allowed=~held, seed=1)
-    parts = [train]
-    for kinds in (["exist"], ["color at", "shape at"], ["color", "shape"]):
-        parts.append(WORLD.draw(100, kinds, allowed=~held, asked=held, seed=2))
-    every = joined_examples(parts)
+    kinds = (["exist"], ["color at", "shape at"], ["color", "shape"])
+    every = joined_examples([train, *(WORLD.draw(100, each, allowed=~held, asked=held, seed=2) for each in kinds)])
     pairs = [every.sourced_pairs(i) for i in range(800)]
     held_out = [tuple(pair) for pair in held.nonzero().tolist()]
     split = source_split(pairs, lambda each: each, held_out)
@@ -152,6 +150,7 @@ def test_other_names_and_sizes():
     [
         (lambda: ObjectQuestions(("red", "blue"), ("a", "b", "c")), "colors"),
         (lambda: ObjectQuestions(("a", "blue", "red"), ("a", "b", "c")), "differ"),
+        (lambda: ObjectQuestions(shapes=("thing", "ring", "disc")), "differ"),
         (lambda: ObjectQuestions(objects=(4, 3)), "objects"),
         (lambda: ObjectQuestions(objects=(1, 4)), "objects"),
         (lambda: WORLD.draw(0), "count"),

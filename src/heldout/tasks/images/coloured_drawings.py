@@ -40,7 +40,7 @@ def coloured_drawings(
     size: int = 96,
     folder: str | Path | None = None,
 ) -> ColouredDrawings:
-    """Returns the pictures of things that are a shape in a colour and nothing else: 144, five or so of each pair.
+    """Returns the pictures of things that are a shape in a colour and nothing else: 33 things in four styles.
 
     A thing is one if its name begins with the colour and ends with the shape, and both are among the words that it is
     found by. Features are computed once and then read from disk.
@@ -56,7 +56,7 @@ def coloured_drawings(
 
     Example:
         >>> coloured_drawings().features.shape  # doctest: +SKIP
-        torch.Size([144, 1280])
+        torch.Size([132, 1280])
     """
     check_nonempty(colors=colors, shapes=shapes)
     pictures = drawings(label="name", size=size, folder=folder)

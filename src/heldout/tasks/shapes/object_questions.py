@@ -31,7 +31,7 @@ from heldout.tasks.shapes.scene_questions import SCENE_COLORS, SCENE_SHAPES
 
 OBJECT_QUESTIONS = ("exist", "color", "shape", "color at", "shape at", "count")
 _GRID = 4
-_FRAME_WORDS = ["is", "there", "a", "what", "color", "shape", "the", "thing", "how", "many", "things"]
+_FRAME_WORDS = ["is", "there", "any", "what", "color", "shape", "the", "thing", "how", "many", "things"]
 _Object = tuple[int, int]
 
 
@@ -94,7 +94,7 @@ class ObjectExamples(NamedTuple):
 class ObjectQuestions:
     """A world of scenes with a few coloured shapes on a grid of 4 x 4, and six kinds of questions about them.
 
-    "exist" asks whether there is "a red c": half of the time there is, and there always is something red, and a "c",
+    "exist" asks whether there is "any red c": half of the time there is, and there always is something red, and a "c",
     as many of either whatever the answer, so that only an object which is both tells. "color" and "shape" ask for one
     part of an object that they name by the other, which it alone has. "color at" and "shape at" ask for a part of the
     only object in a relation to another, which they name by a part that it alone has: nothing in the question tells
@@ -132,8 +132,8 @@ class ObjectQuestions:
         check_between(1, 3, textures=self.textures)
         check_between(2, 8, objects=list(self.objects))
         check_at_least(max(3, self.objects[0]), objects=self.objects[1])
-        if len({*self.colors, *self.shapes}) < len(self.colors) + len(self.shapes):
-            raise ValueError("colors and shapes must differ from each other")
+        if len(set(self.vocabulary)) < len(self.vocabulary):
+            raise ValueError("colors and shapes must differ from each other and from the other words of questions")
 
     @property
     def answers(self) -> tuple[str, ...]:
@@ -341,7 +341,7 @@ class _Drawer:
             objects = [self._other(lambda each: each[0] == target[0] and each != target)]
             objects.append(self._other(lambda each: each[1] == target[1] and each != target))
         objects += [self._other(lambda each: each != target) for _ in range(self._size() - 2)]
-        words = f"is there a {self._name(target)}"
+        words = f"is there any {self._name(target)}"
         named = [2 * (each == target) for each in objects]
         return self._made(words, objects, named, ("no", "yes")[there], "exist", target)
 
