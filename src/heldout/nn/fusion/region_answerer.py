@@ -43,7 +43,7 @@ class RegionAnswerer(nn.Module):
         self, vocabulary: int, classes: int, picture: nn.Module, width: int = 64, heads: int = 4, layers: int = 2
     ) -> None:
         check_at_least(2, vocabulary=vocabulary, classes=classes)
-        check_at_least(1, layers=layers)
+        check_at_least(1, width=width, layers=layers)
         check_heads(width, heads)
         super().__init__()
         self.width = width
@@ -93,6 +93,7 @@ class RegionAnswerer(nn.Module):
         """
         check_dimensions(3, features=features)
         check_dimensions(2, words=words, here=here)
+        check_same_length(words=words, here=here)
         check_labels(self.words.num_embeddings, words=words)
         if here.dtype != torch.bool or features.shape != (len(words), words.shape[1] + here.shape[1], self.width):
             raise ValueError(

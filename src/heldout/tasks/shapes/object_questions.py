@@ -255,7 +255,8 @@ def render_objects(objects: Tensor, *, noise: float = 0.1, seed: Seed = 0) -> Te
     if objects.shape[2] != 3:
         raise ValueError(f"objects must be (n, most, 3), got {tuple(objects.shape)}")
     here = (objects >= 0).all(2)
-    check_labels(3, objects=objects[here][:, 2])
+    for part, count in enumerate((len(SCENE_COLORS), len(SCENE_SHAPES), 3)):
+        check_labels(count, objects=objects[here][:, part])
     if (objects[~here] != -1).any():
         raise ValueError("objects must have a colour, a shape and a texture, or -1 for each")
     generator = generator_of(seed)

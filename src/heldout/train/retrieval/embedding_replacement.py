@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from heldout.errors import check_dimensions, check_finite, check_has, checked
+from heldout.errors import check_dimensions, check_finite, check_has, check_nonempty, checked
 
 
 class EmbeddingReplacement(nn.Module):
@@ -57,6 +57,7 @@ class EmbeddingReplacement(nn.Module):
         Raises:
             ValueError: a batch for which the decoder is not called with embeddings or ids.
         """
+        check_nonempty(batch=batch)
 
         def stop(decoder: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
             raise _Reached(_embeddings(decoder, arguments, options))
@@ -81,6 +82,7 @@ class EmbeddingReplacement(nn.Module):
         """
         check_dimensions(3, features=features)
         check_finite(features=features)
+        check_nonempty(batch=batch)
 
         def put(
             decoder: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any]

@@ -175,13 +175,11 @@ class PrimitiveMemory:
             directions = F.normalize(query.detach().to(vectors), dim=1)
             similarity = vectors.new_full((len(query), k), -torch.inf)
             positions = place.new_zeros(len(query), k)
-            wanted = None if keys is None else keys.to(self._device)
-            for key in [None] if wanted is None else wanted.unique().tolist():
-                rows = torch.arange(len(query)) if wanted is None else (wanted == key).nonzero().squeeze(1)
-                rows = rows.to(self._device)
-                there = None if key is None else (marks[:, 0] == key).nonzero().squeeze(1)
-                allowed = vectors if there is None else vectors[there]
-                own = marks[:, 1] if there is None else marks[there, 1]
+            wanted = place.new_zeros(len(query)) if keys is None else keys.to(marks)
+            present = torch.zeros_like(place) if keys is None else marks[:, 0]
+            for key in wanted.unique():
+                rows, there = (wanted == key).nonzero().squeeze(1), (present == key).nonzero().squeeze(1)
+                allowed, own = vectors[there], marks[there, 1]
                 most = min(k, len(allowed))
                 for block in rows.split(max(1, _SIMILARITIES_AT_ONCE // max(1, len(allowed)))):
                     product = directions[block] @ allowed.T
@@ -189,7 +187,7 @@ class PrimitiveMemory:
                         product.masked_fill_(exclude.to(own)[block].unsqueeze(1) == own, -torch.inf)
                     near = product.topk(most, dim=1)
                     similarity[block, :most] = near.values
-                    positions[block, :most] = near.indices if there is None else there[near.indices]
+                    positions[block, :most] = there[near.indices]
         return self._retrieved(query, similarity, vectors[positions] * lengths[positions].unsqueeze(2))
 
     @checked
