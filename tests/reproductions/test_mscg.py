@@ -96,13 +96,13 @@ def test_the_arms_differ_by_what_they_retrieve_alone(world, monkeypatch):
     monkeypatch.setattr(mscg, "RetrievalAugmentedTraining", noted)
     size = Size(300, 60, 4, 8)
     models = {}
-    for name in ("baseline", "retrieval", "own modality", "random", "annotations"):
+    for name in ("baseline", "retrieval", "own modality", "random"):
         models[name] = mscg.trained(ARMS[name], world, size, SEED)
     assert (seen["baseline"].mix, seen["retrieval"].mix, seen["random"].mix) == (0.0, 0.3, 0.3)
     assert (seen["own modality"].databases, seen["retrieval"].databases) == ("own", "all")
     assert (seen["random"].retrieval, seen["retrieval"].retrieval) == ("random", "key")
-    assert all(made.memory.count("vision") == made.memory.count("language") > 0 or made.memory.count("vision") == 2048
-               for made in seen.values())  # fmt: skip
+    for made in seen.values():
+        assert made.memory.count("vision") > made.memory.count("language") > 0
     outputs = [model.answer(model.encode(world.val), world.val).detach() for model in models.values()]
     assert all(not a.allclose(b, atol=1e-3) for i, a in enumerate(outputs) for b in outputs[:i])
     assert right(models["baseline"], world.val).dtype == torch.bool

@@ -20,9 +20,8 @@ Arms. A GRU over words and a small convolutional network (a linear map of the fe
 two layers of attention from words to regions; 0.12 million parameters; AdamW. ``retrieval`` mixes as in the paper, by
 the settings of the specification, which were not searched: 8 entries of the same key from each database, 0.3 of them,
 equal losses, after 10 % of the steps. ``own modality`` looks into the database of the feature's own modality,
-``random`` mixes in random entries of either, of the same length. One that the specification has not: ``annotations`` is
-told by a classifier what retrieval is told by keys (colour and shape of each region, and what each word is), without a
-database. RATES_TEXT
+``random`` mixes in random entries of either, of the same length. ``baseline`` is not
+told the colour and shape of each region, which keys tell the others. RATES_TEXT
 
 Deviations. Answers are one colour or one shape where the paper's are any; "what is left of the square" asks for one
 part. No counts, which such attention learns slowly. Regions are normalised as words are, without which 1,500 steps are
@@ -37,7 +36,6 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from heldout.data import PAIR_SOURCES, combination_leaks, source_split
@@ -73,7 +71,7 @@ SIZES = {
     ("letters", "smoke"): Size(100, 20, 4, 8),
     ("letters", "laptop"): Size(6000, 600, 1200, 8),
     ("drawings", "smoke"): Size(100, 20, 4, 4),
-    ("drawings", "laptop"): Size(3000, 600, 800, 4),
+    ("drawings", "laptop"): Size(3000, 600, 1200, 4),
 }
 
 
@@ -109,19 +107,17 @@ class World(NamedTuple):
 drawn_objects = functools.cache(coloured_drawings)
 
 
-def pictured(examples: ObjectExamples, cell: str, group: str, seed: int) -> Tensor:
-    """What is seen of each object: a crop of letters; or features of a drawing, in tests of another style."""
+def pictured(examples: ObjectExamples, cell: str, style: int, is_test: bool, seed: int) -> Tensor:
+    """What is seen of each object: a crop of letters; or features of a drawing, in tests those of one style alone."""
     if cell == "letters":
         return render_objects(examples.objects, seed=seed)
     drawn, generator = drawn_objects(), torch.Generator().manual_seed(seed)
-    other = drawn.styles == seed % 4
-    features = (drawn.features - drawn.features[~other].mean(0)) / (drawn.features[~other].std(0) + 1e-3)
-    found = torch.zeros(*examples.objects.shape[:2], features.shape[1])
+    found = torch.zeros(*examples.objects.shape[:2], drawn.features.shape[1])
     for pair in torch.unique(examples.objects[examples.objects[:, :, 0] >= 0][:, :2], dim=0):
-        fits = (drawn.colors == pair[0]) & (drawn.shapes == pair[1]) & (other == (group == "test"))
+        fits = (drawn.colors == pair[0]) & (drawn.shapes == pair[1]) & ((drawn.styles == style) == is_test)
         at = (examples.objects[:, :, :2] == pair).all(2)
         places = fits.nonzero().squeeze(1)
-        found[at] = features[places[torch.randint(len(places), (int(at.sum()),), generator=generator)]]
+        found[at] = drawn.features[places[torch.randint(len(places), (int(at.sum()),), generator=generator)]]
     return found
 
 
@@ -147,13 +143,17 @@ def world_of(cell: str, seed: int, profile: str) -> World:
     parts = dict(zip(sets, torch.arange(len(pairs)).tensor_split(ends[:-1]), strict=True))
     wrong = sum(not torch.isin(parts[source], split.tests[source]).all() for source in PAIR_SOURCES)
     wrong += sum(not torch.isin(at, split.train).all() for name, at in parts.items() if name not in PAIR_SOURCES)
-    known = [pair for i in parts["train"].tolist() for pair, _ in pairs[i]]
-    leaks = wrong + combination_leaks(known, held.nonzero().tolist()).total
+    trained_on = [pair for i in parts["train"].tolist() for pair, _ in pairs[i]]
+    leaks = wrong + combination_leaks(trained_on, held.nonzero().tolist()).total
     made = {}
     for number, (name, at) in enumerate(parts.items()):
         part = every.at(at)
-        seen = pictured(part, cell, "train" if name in ("train", "val") else "test", seed + 100_000 * number)
+        seen = pictured(part, cell, seed % 4, name not in ("train", "val"), seed + 100_000 * number)
         made[name] = [part.words, seen, part.boxes, part.objects, at, part.answers]
+    if cell == "drawings":  # features, by what training has of them
+        known = made["train"][1][made["train"][3][:, :, 0] >= 0]
+        for columns in made.values():
+            columns[1] = (columns[1] - known.mean(0)) / (known.std(0) + 1e-3)
     constant = {source: most_frequent(sets[source]) for source in PAIR_SOURCES}
     return World(questions, made.pop("train"), made.pop("val"), made, leaks, constant)
 
@@ -183,8 +183,7 @@ def primitives(batch: Sequence[Tensor], world: ObjectQuestions) -> PrimitiveSet:
 def trained(arm: dict[str, Any], world: World, size: Size, seed: int) -> Answerer:
     torch.manual_seed(seed)
     model = Answerer(world.questions, world.train[1])
-    keys = nn.Linear(WIDTH, len(world.questions.vocabulary))
-    optimizer = torch.optim.AdamW([*model.parameters(), *keys.parameters()], lr=arm["rate"], fused=True)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=arm["rate"], fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, arm["rate"], total_steps=size.steps + 1)
     generator = torch.Generator().manual_seed(seed)
     named = functools.partial(primitives, world=world.questions)
@@ -195,9 +194,6 @@ def trained(arm: dict[str, Any], world: World, size: Size, seed: int) -> Answere
         at = torch.randint(len(world.train[0]), (BATCH,), generator=generator)
         batch = tuple(column[at] for column in world.train)
         loss = training.step(batch)
-        if arm.get("annotated"):
-            features, found = model.encode(batch), named(batch)
-            loss = loss + F.cross_entropy(keys(features[found.rows, found.positions]), found.keys)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -233,10 +229,9 @@ TRAININGS: dict[str, dict[str, Any]] = {
     "retrieval": {"training": {}},
     "own modality": {"training": {"databases": "own"}},
     "random": {"training": {"retrieval": "random"}},
-    "annotations": {"training": OWN, "annotated": True},
 }
 RATES = dict.fromkeys(TRAININGS, 3e-3)
-DRAWN_RATES = dict.fromkeys(("baseline", "retrieval", "own modality", "random"), 3e-3)
+DRAWN_RATES = dict.fromkeys(("baseline", "retrieval"), 3e-3)
 ARMS = {name: {"cell": "letters", "rate": RATES[name], **each} for name, each in TRAININGS.items()} | {
     f"drawings {name}": {"cell": "drawings", "rate": rate, **TRAININGS[name]} for name, rate in DRAWN_RATES.items()
 }
@@ -247,9 +242,7 @@ def claims_of(cell: str) -> list[Claim]:
         at_least(f"{cell}baseline", on="largest_gap", value=0.05),
         better(f"{cell}retrieval", than=f"{cell}baseline", on="novel", margin=0.02),
         better(f"{cell}retrieval", than=f"{cell}baseline", on="iid", margin=-0.01,
-               text=f"{cell}retrieval loses no more than 0.01 of the iid of {cell}baseline"),
-        better(f"{cell}retrieval", than=f"{cell}own modality", on="LV", margin=0.015),
-        better(f"{cell}retrieval", than=f"{cell}random", on="novel", margin=0.015),
+               text=f"{cell}retrieval loses less than 0.01 of the iid of {cell}baseline"),
     ]  # fmt: skip
 
 
@@ -264,10 +257,15 @@ study = Study(
         **{f"{kind}{source}": lower_is_better for kind in ("gap_", "constant_") for source in PAIR_SOURCES},
         **dict.fromkeys(("largest_gap", "leaks"), lower_is_better),
     },
-    claims=[*claims_of(""), *claims_of("drawings ")],
+    claims=[
+        *claims_of(""),
+        better("retrieval", than="own modality", on="LV", margin=0.015),
+        better("retrieval", than="random", on="novel", margin=0.015),
+        *claims_of("drawings "),
+    ],
     checks=[
         *(at_most(name, on="leaks", value=0) for name in ARMS),
-        *(at_least(f"{cell}baseline", on="iid", value=0.9, text=f"{cell}baseline learns what it is trained on")
+        *(at_least(f"{cell}baseline", on="val", value=0.9, text=f"{cell}baseline learns what it is trained on")
           for cell in ("", "drawings ")),
         *(at_most(f"{cell}baseline", on=f"constant_{source}", value=value,
                   text=f"no single answer gets {value:g} of {cell}{source}")

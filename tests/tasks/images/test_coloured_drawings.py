@@ -11,7 +11,7 @@ pytestmark = pytest.mark.skipif(bool(missing([STYLE, TAGS, ENET])), reason="the 
 
 def test_each_pair_is_drawn_in_each_style_and_looks_as_it_is_called():
     drawn = coloured_drawings()
-    assert drawn.features.shape == (len(drawn.colors), 1280)
+    assert drawn.features.shape == (len(drawn.colors), 80)
     cells = set(zip(drawn.colors.tolist(), drawn.shapes.tolist(), drawn.styles.tolist(), strict=True))
     assert len(cells) == len(DRAWN_COLORS) * len(DRAWN_SHAPES) * 4
     assert drawn.features.isfinite().all()
@@ -20,6 +20,12 @@ def test_each_pair_is_drawn_in_each_style_and_looks_as_it_is_called():
     middle = pictures.images[red][:, :, 48, 48].float()
     assert (middle[:, 0] > 1.5 * middle[:, 2]).all()
     assert int(((drawn.colors == 0) & (drawn.shapes == 0)).sum()) == len(red) == 4
+
+
+def test_the_last_features_are_those_that_enter_the_head():
+    drawn = coloured_drawings(("red", "blue"), ("circle", "heart"), before="dropout")
+    assert drawn.features.shape == (16, 1280)
+    assert drawn.colors.bincount().tolist() == drawn.shapes.bincount().tolist() == [8, 8]
 
 
 def test_pictures_of_one_colour_are_nearer_to_each_other_across_styles_than_chance():
@@ -37,6 +43,7 @@ def test_pictures_of_one_colour_are_nearer_to_each_other_across_styles_than_chan
         ({"colors": ()}, "colors"),
         ({"colors": ("red", "turquoise")}, "no turquoise"),
         ({"size": 4}, "size"),
+        ({"before": "stage9"}, "before"),
     ],
 )
 def test_what_is_not_drawn_is_refused(options, message):

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from heldout.errors import check_nonempty, checked
+from heldout.errors import check_nonempty, check_one_of, checked
 from heldout.nn import cached_features, efficientnet_lite0
 from heldout.tasks.images.drawings import drawing_tags, drawings
 
@@ -21,7 +21,8 @@ class ColouredDrawings(NamedTuple):
     """Pictures with a colour, a shape and a style.
 
     Attributes:
-        features: float32 ``(n, 1280)``, what EfficientNet-Lite0 with ImageNet weights makes of them.
+        features: float32 ``(n, channels)``, what EfficientNet-Lite0 with ImageNet weights makes of them up to one of
+            its parts, the mean over places.
         colors, shapes: int64 ``(n,)``, positions in the names asked for.
         styles: int64 ``(n,)``, positions in ``DRAWING_STYLES``.
     """
@@ -38,6 +39,7 @@ def coloured_drawings(
     shapes: Sequence[str] = DRAWN_SHAPES,
     *,
     size: int = 96,
+    before: str = "stage5",
     folder: str | Path | None = None,
 ) -> ColouredDrawings:
     """Returns the pictures of things that are a shape in a colour and nothing else: 33 things in four styles.
@@ -48,17 +50,22 @@ def coloured_drawings(
     Args:
         colors, shapes: words.
         size: height and width in pixels.
+        before: the part that would come next: "stage5" gives 80 channels, of which colours and shapes can be read
+            across styles, "dropout" the 1280 that enter its head.
         folder: of the npm archives; default: ``heldout.sources.data_folder()``.
 
     Raises:
         SourceError: a package is not there, or is another; the message names the command.
-        ValueError: no names, a size below 8, or a colour and a shape that no thing has.
+        ValueError: no names, a size below 8, no such part, or a colour and a shape that no thing has.
 
     Example:
         >>> coloured_drawings().features.shape  # doctest: +SKIP
-        torch.Size([132, 1280])
+        torch.Size([132, 80])
     """
     check_nonempty(colors=colors, shapes=shapes)
+    net = efficientnet_lite0()
+    parts = [name for name, _ in net.named_children()]
+    check_one_of(parts[1:], before=before)
     pictures = drawings(label="name", size=size, folder=folder)
     kinds: dict[int, tuple[int, int]] = {}
     tags = drawing_tags(pictures.names, folder=folder)
@@ -73,7 +80,6 @@ def coloured_drawings(
             raise ValueError(f"colors and shapes must be of drawings: there is no {colors[pair[0]]} {shapes[pair[1]]}")
     kept = torch.isin(pictures.things, torch.tensor(list(kinds)))
     pairs = torch.tensor([kinds[thing] for thing in pictures.things[kept].tolist()])
-    net = efficientnet_lite0()
-    before = [name for name, _ in net.named_children()].index("dropout")
-    features = cached_features(net[:before], pictures.images[kept])
+    features = cached_features(net[: parts.index(before)], pictures.images[kept])
+    features = features.mean((2, 3)) if features.ndim == 4 else features
     return ColouredDrawings(features, pairs[:, 0], pairs[:, 1], pictures.domains[kept])
