@@ -13,20 +13,23 @@ an object named by its place alone; ``seen_...`` are the same kinds about pairs 
 lost, ``iid`` and ``novel`` the means over sources. ``constant_...`` is what the best single answer to each kind gets.
 
 Real cell. Circles, hearts and squares in nine colours, drawn by four teams (emoji; 27 pairs, of which four are held
-out), as features of EfficientNet-Lite0, with the words that people find them by. Tests show the drawings of a team that
+out), as features of the first stages of EfficientNet-Lite0, with the words that people find them by. Tests show the drawings of a team that
 training has none of, so that no picture is seen twice.
 
 Arms. A GRU over words and a small convolutional network (a linear map of the features) on regions, both normalised;
 two layers of attention from words to regions; 0.12 million parameters; AdamW. ``retrieval`` mixes as in the paper, by
 the settings of the specification, which were not searched: 8 entries of the same key from each database, 0.3 of them,
 equal losses, after 10 % of the steps. ``own modality`` looks into the database of the feature's own modality,
-``random`` mixes in random entries of either, of the same length. ``baseline`` is not
-told the colour and shape of each region, which keys tell the others. RATES_TEXT
+``random`` mixes in random entries of either, of the same length. ``baseline`` is not told the colour and shape of each
+region, which keys tell the others. The
+rates of baseline and retrieval were searched on development seed 1000 by accuracy on ``val``, which has seen pairs
+alone, among 1e-3, 3e-3 and 1e-2, over 1,200 steps: 3e-3 for both. The other arms take it, unsearched.
 
-Deviations. Answers are one colour or one shape where the paper's are any; "what is left of the square" asks for one
-part. No counts, which such attention learns slowly. Regions are normalised as words are, without which 1,500 steps are
-too few for "is there". A learned vector for "nothing" can be attended to. Keys of regions are annotations. The paper's
-gains are 1 to 4 points; margins here are those of the specification.
+Deviations. Answers are one colour or one shape, where the paper's are any; "what is left of the square" asks for one
+part. No counts, which such attention learns slowly. Regions are normalised as words are, without which "is there" stays
+at chance for as many steps. A learned vector for "nothing" can be attended to. Keys of regions are annotations. Of the
+drawings only the first two claims are judged. The stage of their features was chosen by how well ridge regression reads
+colours and shapes across styles.
 """
 
 from __future__ import annotations
@@ -69,9 +72,9 @@ class Size(NamedTuple):
 
 SIZES = {
     ("letters", "smoke"): Size(100, 20, 4, 8),
-    ("letters", "laptop"): Size(6000, 600, 1200, 8),
+    ("letters", "laptop"): Size(6000, 600, 1400, 8),
     ("drawings", "smoke"): Size(100, 20, 4, 4),
-    ("drawings", "laptop"): Size(3000, 600, 1200, 4),
+    ("drawings", "laptop"): Size(3000, 600, 800, 4),
 }
 
 
