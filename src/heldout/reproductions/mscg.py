@@ -13,17 +13,17 @@ an object named by its place alone; ``seen_...`` are the same kinds about pairs 
 lost, ``iid`` and ``novel`` the means over sources. ``constant_...`` is what the best single answer to each kind gets.
 
 Real cell. Circles, hearts and squares in nine colours, drawn by four teams (emoji; 27 pairs, of which four are held
-out), as features of the first stages of EfficientNet-Lite0, with the words that people find them by. Tests show the drawings of a team that
-training has none of, so that no picture is seen twice.
+out), as features of the first stages of EfficientNet-Lite0, with the words that people find them by. Tests show the
+drawings of a team that training has none of, so that no picture is seen twice.
 
-Arms. A GRU over words and a small convolutional network (a linear map of the features) on regions, both normalised;
-two layers of attention from words to regions; 0.12 million parameters; AdamW. ``retrieval`` mixes as in the paper, by
-the settings of the specification, which were not searched: 8 entries of the same key from each database, 0.3 of them,
-equal losses, after 10 % of the steps. ``own modality`` looks into the database of the feature's own modality,
-``random`` mixes in random entries of either, of the same length. ``baseline`` is not told the colour and shape of each
-region, which keys tell the others. The
-rates of baseline and retrieval were searched on development seed 1000 by accuracy on ``val``, which has seen pairs
-alone, among 1e-3, 3e-3 and 1e-2, over 1,200 steps: 3e-3 for both. The other arms take it, unsearched.
+Arms. A GRU over words and a small convolutional network (a linear map of the features) on regions, both normalised; two
+layers of attention from words to regions; 0.12 million parameters; AdamW. ``retrieval`` mixes as in the paper, by the
+settings of the specification, which were not searched: 8 entries of the same key from each database, 0.3 of them, equal
+losses, after 10 % of the steps. ``own modality`` looks into the database of the feature's own modality, ``random``
+mixes in random entries of either, of the same length. ``baseline`` is not told the colour and shape of each region,
+which keys tell the others. The rates of baseline and retrieval were searched on development seed 1000 by accuracy on
+``val``, which has seen pairs alone, among 1e-3, 3e-3 and 1e-2, over 1,200 steps: 3e-3 for both. The other arms take it,
+unsearched.
 
 Deviations. Answers are one colour or one shape, where the paper's are any; "what is left of the square" asks for one
 part. No counts, which such attention learns slowly. Regions are normalised as words are, without which "is there" stays
@@ -50,6 +50,7 @@ from heldout.tasks import (
     DRAWN_COLORS,
     DRAWN_SHAPES,
     SCENE_RELATIONS,
+    ColouredDrawings,
     ObjectExamples,
     ObjectQuestions,
     coloured_drawings,
@@ -107,14 +108,16 @@ class World(NamedTuple):
     constant: dict[str, float]
 
 
-drawn_objects = functools.cache(coloured_drawings)
+@functools.cache
+def drawn_objects(profile: str) -> ColouredDrawings:
+    return coloured_drawings(size=64 if profile == "smoke" else 96)
 
 
-def pictured(examples: ObjectExamples, cell: str, style: int, is_test: bool, seed: int) -> Tensor:
+def pictured(examples: ObjectExamples, drawn: ColouredDrawings | None, style: int, is_test: bool, seed: int) -> Tensor:
     """What is seen of each object: a crop of letters; or features of a drawing, in tests those of one style alone."""
-    if cell == "letters":
+    if drawn is None:
         return render_objects(examples.objects, seed=seed)
-    drawn, generator = drawn_objects(), torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
     found = torch.zeros(*examples.objects.shape[:2], drawn.features.shape[1])
     for pair in torch.unique(examples.objects[examples.objects[:, :, 0] >= 0][:, :2], dim=0):
         fits = (drawn.colors == pair[0]) & (drawn.shapes == pair[1]) & ((drawn.styles == style) == is_test)
@@ -148,10 +151,10 @@ def world_of(cell: str, seed: int, profile: str) -> World:
     wrong += sum(not torch.isin(at, split.train).all() for name, at in parts.items() if name not in PAIR_SOURCES)
     trained_on = [pair for i in parts["train"].tolist() for pair, _ in pairs[i]]
     leaks = wrong + combination_leaks(trained_on, held.nonzero().tolist()).total
-    made = {}
+    made, drawn = {}, drawn_objects(profile) if cell == "drawings" else None
     for number, (name, at) in enumerate(parts.items()):
         part = every.at(at)
-        seen = pictured(part, cell, seed % 4, name not in ("train", "val"), seed + 100_000 * number)
+        seen = pictured(part, drawn, seed % 4, name not in ("train", "val"), seed + 100_000 * number)
         made[name] = [part.words, seen, part.boxes, part.objects, at, part.answers]
     if cell == "drawings":  # features, by what training has of them
         known = made["train"][1][made["train"][3][:, :, 0] >= 0]
