@@ -75,7 +75,7 @@ SIZES = {
     ("letters", "smoke"): Size(100, 20, 4, 8),
     ("letters", "laptop"): Size(6000, 600, 1400, 8),
     ("drawings", "smoke"): Size(100, 20, 4, 4),
-    ("drawings", "laptop"): Size(3000, 600, 800, 4),
+    ("drawings", "laptop"): Size(3000, 600, 1000, 4),
 }
 
 
