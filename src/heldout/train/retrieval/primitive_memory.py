@@ -101,7 +101,9 @@ class PrimitiveMemory:
         # the label of an entry there is its place in the tables here
         self._entries = {name: KNNMemory(self.dim, self.capacity, device=self._device) for name in self.modalities}
         self._added = dict.fromkeys(self.modalities, 0)
-        self._lengths = {name: torch.zeros(self.capacity, device=self._device) for name in self.modalities}
+        self._lengths = {
+            name: torch.zeros(self.capacity, dtype=torch.float32, device=self._device) for name in self.modalities
+        }
         self._marks = {
             name: torch.zeros(self.capacity, 2, dtype=torch.int64, device=self._device) for name in self.modalities
         }
