@@ -41,7 +41,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from heldout.data import PAIR_SOURCES, combination_leaks, source_split
+from heldout.data import PAIR_SOURCES
 from heldout.measure import source_report
 from heldout.nn import RegionAnswerer
 from heldout.sources import ENET, STYLE, TAGS, missing
@@ -49,18 +49,14 @@ from heldout.study import Claim, Study, at_least, at_most, better, higher_is_bet
 from heldout.tasks import (
     DRAWN_COLORS,
     DRAWN_SHAPES,
-    SCENE_RELATIONS,
     ColouredDrawings,
-    ObjectExamples,
     ObjectQuestions,
     coloured_drawings,
-    joined_examples,
     render_objects,
+    sourced_questions,
 )
 from heldout.train import PrimitiveMemory, PrimitiveSet, RetrievalAugmentedTraining
 
-KINDS = {"LL": ("exist",), "VV": ("color at", "shape at"), "LV": ("color", "shape")}
-TRAINED = ("exist", "exist", "color", "shape", "color at", "shape at")
 WIDTH, BATCH = 64, 64
 
 
@@ -113,20 +109,6 @@ def drawn_objects(profile: str) -> ColouredDrawings:
     return coloured_drawings(size=64 if profile == "smoke" else 96)
 
 
-def pictured(examples: ObjectExamples, drawn: ColouredDrawings | None, style: int, is_test: bool, seed: int) -> Tensor:
-    """What is seen of each object: a crop of letters; or features of a drawing, in tests those of one style alone."""
-    if drawn is None:
-        return render_objects(examples.objects, seed=seed)
-    generator = torch.Generator().manual_seed(seed)
-    found = torch.zeros(*examples.objects.shape[:2], drawn.features.shape[1])
-    for pair in torch.unique(examples.objects[examples.objects[:, :, 0] >= 0][:, :2], dim=0):
-        fits = (drawn.colors == pair[0]) & (drawn.shapes == pair[1]) & ((drawn.styles == style) == is_test)
-        at = (examples.objects[:, :, :2] == pair).all(2)
-        places = fits.nonzero().squeeze(1)
-        found[at] = drawn.features[places[torch.randint(len(places), (int(at.sum()),), generator=generator)]]
-    return found
-
-
 def needs() -> str:
     return missing([STYLE, TAGS, ENET])
 
@@ -135,55 +117,26 @@ def needs() -> str:
 def world_of(cell: str, seed: int, profile: str) -> World:
     size = SIZES[cell, profile]
     questions = ObjectQuestions() if cell == "letters" else ObjectQuestions(DRAWN_COLORS, DRAWN_SHAPES)
-    held = questions.held_out_pairs(size.held_out, seed=seed)
-    generator = torch.Generator().manual_seed(seed)
-    sets = {"train": questions.draw(size.train, TRAINED, allowed=~held, seed=generator)}
-    sets["val"] = questions.draw(size.test, TRAINED, allowed=~held, seed=generator)
-    for source, kinds in KINDS.items():
-        sets[f"seen {source}"] = questions.draw(size.test, kinds, allowed=~held, seed=generator)
-        sets[source] = questions.draw(size.test, kinds, allowed=~held, asked=held, seed=generator)
-    every = joined_examples(list(sets.values()))
-    pairs = [every.sourced_pairs(i) for i in range(len(every.answers))]
-    split = source_split(pairs, lambda each: each, [tuple(pair) for pair in held.nonzero().tolist()])
-    ends = torch.tensor([len(each.answers) for each in sets.values()]).cumsum(0)
-    parts = dict(zip(sets, torch.arange(len(pairs)).tensor_split(ends[:-1]), strict=True))
-    wrong = sum(not torch.isin(parts[source], split.tests[source]).all() for source in PAIR_SOURCES)
-    wrong += sum(not torch.isin(at, split.train).all() for name, at in parts.items() if name not in PAIR_SOURCES)
-    trained_on = [pair for i in parts["train"].tolist() for pair, _ in pairs[i]]
-    leaks = wrong + combination_leaks(trained_on, held.nonzero().tolist()).total
-    made, drawn = {}, drawn_objects(profile) if cell == "drawings" else None
-    for number, (name, at) in enumerate(parts.items()):
-        part = every.at(at)
-        seen = pictured(part, drawn, seed % 4, name not in ("train", "val"), seed + 100_000 * number)
-        made[name] = [part.words, seen, part.boxes, part.objects, at, part.answers]
+    made = sourced_questions(questions, size.train, size.test, size.held_out, seed=seed)
+    columns: dict[str, list[Tensor]] = {}
+    for number, (name, part) in enumerate(made.sets.items()):
+        drawing = seed + 100_000 * number
+        if cell == "letters":
+            seen = render_objects(part.objects, seed=drawing)
+        else:  # in tests those of a style that training has not
+            within = name not in ("train", "val")
+            seen = drawn_objects(profile).of_objects(part.objects, seed % 4, within=within, seed=drawing)
+        columns[name] = [part.words, seen, part.boxes, part.objects, made.numbers[name], part.answers]
     if cell == "drawings":  # features, by what training has of them
-        known = made["train"][1][made["train"][3][:, :, 0] >= 0]
-        for columns in made.values():
-            columns[1] = (columns[1] - known.mean(0)) / (known.std(0) + 1e-3)
-    constant = {source: most_frequent(sets[source]) for source in PAIR_SOURCES}
-    return World(questions, made.pop("train"), made.pop("val"), made, leaks, constant)
-
-
-def most_frequent(examples: ObjectExamples) -> float:
-    """The accuracy of one answer to each kind of question, the best one."""
-    right = sum(int(examples.answers[examples.kinds == kind].bincount().max()) for kind in examples.kinds.unique())
-    return right / len(examples.answers)
+        known = columns["train"][1][columns["train"][3][:, :, 0] >= 0]
+        for each in columns.values():
+            each[1] = (each[1] - known.mean(0)) / (known.std(0) + 1e-3)
+    constant = {source: made.sets[source].constant_accuracy for source in PAIR_SOURCES}
+    return World(questions, columns.pop("train"), columns.pop("val"), columns, made.leaks, constant)
 
 
 def primitives(batch: Sequence[Tensor], world: ObjectQuestions) -> PrimitiveSet:
-    """Colours, shapes and relations in words; the colour and the shape of each region."""
-    words, objects = batch[0], batch[3]
-    colors, length = len(world.colors), words.shape[1]
-    rows, places = ((words > 0) & (words <= colors + len(world.shapes) + len(SCENE_RELATIONS))).nonzero().unbind(1)
-    region_rows, slots = (objects[:, :, 0] >= 0).nonzero().unbind(1)
-    color, shape = objects[region_rows, slots, 0], objects[region_rows, slots, 1] + colors
-    return PrimitiveSet(
-        torch.cat([rows, region_rows, region_rows]),
-        torch.cat([places, slots + length, slots + length]),
-        torch.cat([words[rows, places] - 1, color, shape]),
-        torch.cat([torch.zeros_like(rows), torch.ones_like(slots), torch.ones_like(slots)]),
-        batch[4],
-    )
+    return PrimitiveSet(*world.primitives(batch[0], batch[3]), batch[4])
 
 
 def trained(arm: dict[str, Any], world: World, size: Size, seed: int) -> Answerer:

@@ -268,6 +268,7 @@ from heldout.tasks.shapes.scene_questions import (
     question_text,
     rule_tokens,
 )
+from heldout.tasks.shapes.sourced_questions import SOURCE_QUESTIONS, SourcedQuestions, sourced_questions
 from heldout.tasks.vectors.modular import ArithmeticSplit, corrupt_labels, modular
 from heldout.tasks.vectors.points import LShape, l_shape
 from heldout.tasks.vectors.slabs import SlabData, TwoBlockImages, slabs, two_block_images
@@ -358,6 +359,7 @@ __all__ = [
     "SEQUENCE_TASKS",
     "SHAPE_KINDS",
     "SHIFTS",
+    "SOURCE_QUESTIONS",
     "STYLES",
     "SYMBOLS",
     "TABLES",
@@ -427,6 +429,7 @@ __all__ = [
     "SkillSplit",
     "SkillWriter",
     "SlabData",
+    "SourcedQuestions",
     "SpuriousVotes",
     "StringEdits",
     "SynchronousGrammar",
@@ -575,6 +578,7 @@ __all__ = [
     "shape_hierarchy",
     "shifted",
     "slabs",
+    "sourced_questions",
     "split_by_group",
     "split_drawings",
     "split_skills",

@@ -103,6 +103,34 @@ def test_answers_are_even_and_every_kind_comes_as_often():
     assert colors.min() > 150
 
 
+def test_one_answer_to_each_kind_gets_as_much_as_a_slow_count_says():
+    examples = WORLD.draw(90, ["exist", "color", "shape at"], seed=4)
+    best = 0
+    for kind in examples.kinds.unique().tolist():
+        given = [a for a, k in zip(examples.answers.tolist(), examples.kinds.tolist(), strict=True) if k == kind]
+        best += max(given.count(answer) for answer in given)
+    assert examples.constant_accuracy == best / 90
+    assert WORLD.draw(5, ["exist"], seed=1).at(torch.tensor([0])).constant_accuracy == 1.0
+
+
+def test_primitives_are_words_and_objects_that_mean_the_same():
+    examples = WORLD.draw(60, seed=5)
+    found = list(zip(*(each.tolist() for each in WORLD.primitives(examples.words, examples.objects)), strict=True))
+    expected, length = set(), examples.words.shape[1]
+    names = [*WORLD.colors, *WORLD.shapes, "left of", "right of", "above", "below"]
+    for i in range(60):
+        for j, word in enumerate(examples.words[i].tolist()):
+            if WORLD.vocabulary[word] in names:
+                expected.add((i, j, names.index(WORLD.vocabulary[word]), 0))
+        for j, (color, shape, _) in enumerate(examples.objects[i].tolist()):
+            if color >= 0:
+                expected |= {(i, length + j, color, 1), (i, length + j, names.index(WORLD.shapes[shape]), 1)}
+    assert set(found) == expected
+    assert len(found) == len(expected)
+    with pytest.raises(ValueError, match="words"):
+        WORLD.primitives(examples.words[:1], examples.objects)
+
+
 def test_the_same_seed_draws_the_same():
     one, other, third = WORLD.draw(20, seed=1), WORLD.draw(20, seed=1), WORLD.draw(20, seed=2)
     assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))

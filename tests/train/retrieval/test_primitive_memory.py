@@ -121,6 +121,34 @@ def test_half_precision_queries_get_half_precision_back():
     assert memory.search(torch.ones(1, 5, dtype=torch.bfloat16), 2, "vision").features.dtype == torch.bfloat16
 
 
+def test_mixed_precision_and_another_default_type_change_nothing():
+    memory, *_ = filled()
+    query, keys = torch.randn(7, 5, generator=torch.Generator().manual_seed(3)), torch.arange(7) % 4
+    expected = memory.search(query, 3, "vision", keys=keys)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = memory.search(query, 3, "vision", keys=keys)
+        drawn = memory.draw(query, 3, "vision", generator=torch.Generator().manual_seed(0))
+    assert torch.equal(found.features, expected.features)
+    assert torch.equal(found.weights, expected.weights)
+    assert drawn.features.dtype == torch.float32
+    torch.set_default_dtype(torch.float64)
+    try:
+        other, *_ = filled()
+        assert other.search(query.double(), 3, "vision").features.dtype == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_many_queries_are_searched_in_blocks(monkeypatch):
+    memory, *_ = filled()
+    query = torch.randn(40, 5, generator=torch.Generator().manual_seed(3))
+    whole = memory.search(query, 3, "vision", exclude=torch.arange(40))
+    monkeypatch.setattr("heldout.train.retrieval.primitive_memory._SIMILARITIES_AT_ONCE", 130)
+    blocks = memory.search(query, 3, "vision", exclude=torch.arange(40))
+    assert blocks.features.allclose(whole.features, atol=1e-5)
+    assert blocks.weights.allclose(whole.weights, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [

@@ -150,6 +150,45 @@ def test_without_mixing_loss_and_gradients_are_the_models_own(options):
     assert training.memory.count("language") == 20
 
 
+def test_mixing_starts_with_the_step_after_the_warm_up():
+    training, plain = made(warm_up=2, mix=0.9), made(mix=0.0)
+    same = [float(training.step(batch_of(n)).detach()) == float(plain.step(batch_of(n)).detach()) for n in (1, 2, 3)]
+    assert same == [True, True, False]
+
+
+def test_a_batch_without_primitives_gives_its_own_loss_twice_and_with_an_empty_memory_once():
+    training = made()
+    some, none = training.primitives, torch.zeros(0).long()
+    training.primitives = lambda batch: PrimitiveSet(none, none, none, none, batch[2])
+    own = float(training.step(batch_of(1)).detach())
+    training.primitives = some
+    training.step(batch_of(2))
+    training.primitives = lambda batch: PrimitiveSet(none, none, none, none, batch[2])
+    assert float(training.step(batch_of(1)).detach()) == pytest.approx(2 * own, rel=1e-5)
+
+
+def test_random_retrieval_has_the_norms_of_retrieval_by_key_over_both_databases():
+    norms = {}
+    for retrieval in ("key", "random"):
+        training = made(mix=1.0, retrieval=retrieval)
+        for number in range(1, 6):
+            training.step(batch_of(number, 30))
+        mixed = training.mixed(training.model.encode(batch_of(9, 30)), primitives(batch_of(9, 30)))
+        norms[retrieval] = mixed[:, :3].norm(dim=2).detach()
+    assert float(norms["random"].mean()) == pytest.approx(float(norms["key"].mean()), rel=0.25)
+
+
+def test_random_retrieval_takes_nothing_of_ones_own_example():
+    training, eye = made(mix=1.0, retrieval="random"), torch.eye(DIM)
+    for sample in (7, 8):  # half of the entries are its own
+        training.memory.add(
+            eye[sample - 7].expand(20, -1), torch.zeros(20).long(), "language", torch.full((20,), sample)
+        )
+    one = torch.zeros(1).long()
+    mixed = training.mixed(torch.ones(1, 1, DIM), PrimitiveSet(one, one, one, one, torch.tensor([7])))
+    assert mixed[0, 0].allclose(eye[1], atol=1e-5)
+
+
 def test_random_retrieval_mixes_in_means_of_the_same_length_and_another_direction():
     near, random = made(mix=1.0, databases="own"), made(mix=1.0, databases="own", retrieval="random", k=3)
     near.k = 3

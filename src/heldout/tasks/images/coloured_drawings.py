@@ -9,9 +9,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from heldout.errors import check_nonempty, check_one_of, checked
+from heldout.errors import check_at_least, check_dimensions, check_nonempty, check_one_of, checked
 from heldout.nn import cached_features, efficientnet_lite0
 from heldout.tasks.images.drawings import drawing_tags, drawings
+from heldout.tasks.seeds import Seed, generator_of
 
 DRAWN_COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "brown", "black", "white")
 DRAWN_SHAPES = ("circle", "heart", "square")
@@ -31,6 +32,38 @@ class ColouredDrawings(NamedTuple):
     colors: Tensor
     shapes: Tensor
     styles: Tensor
+
+    @checked
+    def of_objects(self, objects: Tensor, style: int, *, within: bool, seed: Seed = 0) -> Tensor:
+        """Returns the features of a drawing of each object, float32 ``(n, most, channels)``; zeros where there is none.
+
+        Args:
+            objects: int64 ``(n, most, 3)`` as of ``ObjectExamples``: a colour and a shape, or -1.
+            style: one of those that there are.
+            within: whether drawings are of that style alone; False: of all others.
+            seed: which of several drawings is taken.
+
+        Raises:
+            ValueError: a pair that is not drawn so, or objects of another shape.
+
+        Example:
+            >>> drawn = ColouredDrawings(torch.eye(2), *torch.tensor([[0, 0], [1, 1], [0, 1]]))
+            >>> drawn.of_objects(torch.tensor([[[0, 1, 0], [-1, -1, -1]]]), 0, within=False)
+            tensor([[[0., 1.],
+                     [0., 0.]]])
+        """
+        check_dimensions(3, objects=objects)
+        check_at_least(0, style=style)
+        generator = generator_of(seed)
+        found = torch.zeros(*objects.shape[:2], self.features.shape[1])
+        for pair in torch.unique(objects[objects[:, :, 0] >= 0][:, :2], dim=0):
+            fits = (self.colors == pair[0]) & (self.shapes == pair[1]) & ((self.styles == style) == within)
+            places = fits.nonzero().squeeze(1)
+            if not len(places):
+                raise ValueError(f"objects must be drawn: there is no {tuple(pair.tolist())} in that style")
+            at = (objects[:, :, :2] == pair).all(2)
+            found[at] = self.features[places[torch.randint(len(places), (int(at.sum()),), generator=generator)]]
+        return found
 
 
 @checked

@@ -89,6 +89,12 @@ class ObjectExamples(NamedTuple):
             found.insert(0, (tuple(self.asked[index].tolist()), "LL"))
         return found
 
+    @property
+    def constant_accuracy(self) -> float:
+        """What one answer to each kind of question gets right, the best one."""
+        kinds = self.kinds.unique()
+        return sum(int(self.answers[self.kinds == kind].bincount().max()) for kind in kinds) / len(self.answers)
+
 
 @dataclass(frozen=True)
 class ObjectQuestions:
@@ -158,6 +164,43 @@ class ObjectQuestions:
         check_dimensions(1, words=words)
         check_labels(len(self.vocabulary), words=words)
         return " ".join(self.vocabulary[number] for number in words.tolist() if number)
+
+    @checked
+    def primitives(self, words: Tensor, objects: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Returns what words and objects stand for a colour, a shape or a relation: rows, positions, keys, modalities.
+
+        Each int64 ``(primitives,)``. Words come first, objects after all of them, each twice: by colour and by shape.
+        A key is the same for a word and for what is seen; modalities are 0 for words, 1 for objects.
+
+        Args:
+            words: int64 ``(n, length)``.
+            objects: int64 ``(n, most, 3)``, as of ``ObjectExamples``.
+
+        Raises:
+            ValueError: numbers of no word, or not as many rows.
+
+        Example:
+            >>> world = ObjectQuestions()
+            >>> examples = world.draw(1, ["color"], seed=1)
+            >>> rows, positions, keys, modalities = world.primitives(examples.words, examples.objects)
+            >>> world.text(examples.words[0]), world.vocabulary[keys[0] + 1], int(positions[0])
+            ('what color is the b', 'b', 4)
+        """
+        check_dimensions(2, words=words)
+        check_dimensions(3, objects=objects)
+        check_same_length(words=words, objects=objects)
+        check_labels(len(self.vocabulary), words=words)
+        last = len(self.colors) + len(self.shapes) + len(SCENE_RELATIONS)
+        rows, places = ((words > 0) & (words <= last)).nonzero().unbind(1)
+        seen, slots = (objects[:, :, 0] >= 0).nonzero().unbind(1)
+        color, shape = objects[seen, slots, 0], objects[seen, slots, 1] + len(self.colors)
+        slots = slots + words.shape[1]
+        return (
+            torch.cat([rows, seen, seen]),
+            torch.cat([places, slots, slots]),
+            torch.cat([words[rows, places] - 1, color, shape]),
+            torch.cat([torch.zeros_like(rows), torch.ones_like(seen), torch.ones_like(seen)]),
+        )
 
     @checked
     def held_out_pairs(self, count: int, *, seed: Seed = 0) -> Tensor:

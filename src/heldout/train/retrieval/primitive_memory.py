@@ -173,7 +173,7 @@ class PrimitiveMemory:
         entries = self._entries[modality]
         vectors, place = entries.features, entries.labels
         marks, lengths = self._marks[modality][place], self._lengths[modality][place]
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(self._device.type, enabled=False):
             directions = F.normalize(query.detach().to(vectors), dim=1)
             similarity = vectors.new_full((len(query), k), -torch.inf)
             positions = place.new_zeros(len(query), k)
@@ -215,7 +215,7 @@ class PrimitiveMemory:
         entries = self._entries[modality]
         vectors, place = entries.features, entries.labels
         marks, lengths = self._marks[modality][place], self._lengths[modality][place]
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(self._device.type, enabled=False):
             positions = torch.randint(len(vectors), (len(query), k), generator=generator).to(self._device)
             similarity = (F.normalize(query.detach().to(vectors), dim=1).unsqueeze(1) * vectors[positions]).sum(2)
             if exclude is not None:
