@@ -20,16 +20,22 @@ Arms. A GRU over words and a small convolutional network (a linear map of the fe
 layers of attention from words to regions; 0.12 million parameters; AdamW. ``retrieval`` mixes as in the paper, by the
 settings of the specification, which were not searched: 8 entries of the same key from each database, 0.3 of them, equal
 losses, after 10 % of the steps. ``own modality`` looks into the database of the feature's own modality, ``random``
-mixes in random entries of either, of the same length. ``baseline`` is not told the colour and shape of each region,
-which keys tell the others. The rates of baseline and retrieval were searched on development seed 1000 by accuracy on
-``val``, which has seen pairs alone, among 1e-3, 3e-3 and 1e-2, over 1,200 steps: 3e-3 for both. The other arms take it,
-unsearched.
+mixes in random entries of either, of the same length; its weights still lean to entries like the feature. Keys tell
+``retrieval`` and ``own modality`` the colour and shape of each region, ``baseline`` and ``random`` not: what both
+modalities give beyond that is retrieval less own modality alone. Mixing takes a second pass per step.
+Rates by accuracy on ``val``, which has seen pairs alone, development seed 1000 (a dash: not run): baseline at 1e-3, 3e-3
+and 1e-2 0.817, 0.983, 0.560; retrieval 0.847, 0.980, -; drawings baseline 0.712, 0.957, -. Over 1,200 steps of an
+earlier version 3e-3 was best of the three for baseline and retrieval. All arms take it: ``own modality``, ``random``
+and ``drawings retrieval`` unsearched.
+Steps were raised, to 1,400 and 1,000, after novel scores of development seeds had been seen.
 
 Deviations. Answers are one colour or one shape, where the paper's are any; "what is left of the square" asks for one
-part. No counts, which such attention learns slowly. Regions are normalised as words are, without which "is there" stays
-at chance for as many steps. A learned vector for "nothing" can be attended to. Keys of regions are annotations. Of the
-drawings only the first two claims are judged. The stage of their features was chosen by how well ridge regression reads
-colours and shapes across styles.
+part: there the words of question and answer may be those of a held-out pair, of two objects. No counts, which such
+attention learns slowly. Regions are normalised as words are, without which "is there" stays at chance for as many
+steps. A learned vector for "nothing" can be attended to. Keys of regions are annotations. ``largest_gap`` is a maximum
+of three, which noise raises. Of the drawings only the first two claims are judged. The stage of their features is the
+one from which ridge regression reads colours and shapes best in a training style left out, on average, from training
+pairs and styles of development seeds 1000 to 1002 alone.
 """
 
 from __future__ import annotations
@@ -230,7 +236,7 @@ study = Study(
                   text=f"no single answer gets {value:g} of {cell}{source}")
           for cell in ("", "drawings ") for source, value in (("LL", 0.6), ("VV", 0.6), ("LV", 0.6))),
     ],
-    seeds={"smoke": 1, "laptop": 4},
+    seeds={"smoke": 1, "laptop": 3},
     time_limit=900,
     shared_setup=True,
     needs={name: needs for name in ARMS if name.startswith("drawings")},

@@ -103,6 +103,12 @@ def test_answers_are_even_and_every_kind_comes_as_often():
     assert colors.min() > 150
 
 
+@pytest.mark.parametrize("kind", OBJECT_QUESTIONS)
+def test_scenes_of_each_kind_have_all_sizes(kind):
+    counts = (WORLD.draw(90, [kind], seed=6).objects[:, :, 0] >= 0).sum(1)
+    assert counts.unique().tolist() == [2, 3, 4]
+
+
 def test_one_answer_to_each_kind_gets_as_much_as_a_slow_count_says():
     examples = WORLD.draw(90, ["exist", "color", "shape at"], seed=4)
     best = 0
