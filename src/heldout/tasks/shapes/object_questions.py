@@ -184,7 +184,7 @@ class ObjectQuestions:
             >>> examples = world.draw(1, ["color"], seed=1)
             >>> rows, positions, keys, modalities = world.primitives(examples.words, examples.objects)
             >>> world.text(examples.words[0]), world.vocabulary[keys[0] + 1], int(positions[0])
-            ('what color is the b', 'b', 4)
+            ('what color is the a', 'a', 4)
         """
         check_dimensions(2, words=words)
         check_dimensions(3, objects=objects)
