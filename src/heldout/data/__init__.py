@@ -57,6 +57,7 @@ from heldout.data.splits.sequences import (
     split_leaks,
     template_split,
 )
+from heldout.data.splits.sources import PAIR_SOURCES, SourceSplit, source_split
 from heldout.data.texts.language_skills import (
     IMPROVE_SKILL_TEXT,
     LanguageSkill,
@@ -95,6 +96,7 @@ __all__ = [
     "IMPROVE_SKILL_TEXT",
     "NO_INSTRUCTION",
     "PAD",
+    "PAIR_SOURCES",
     "PROMPT",
     "RESTATE",
     "START",
@@ -128,6 +130,7 @@ __all__ = [
     "SequencePair",
     "ShareSampler",
     "SkillCombination",
+    "SourceSplit",
     "SplitLeaks",
     "SynthesisRound",
     "TokenVocabulary",
@@ -195,6 +198,7 @@ __all__ = [
     "skill_combinations",
     "skill_messages",
     "soft_labels",
+    "source_split",
     "sparse_select",
     "spell_words",
     "spherical_kmeans",

@@ -118,7 +118,7 @@ from heldout.measure.metrics.calibration import (
     reliability_table,
     risk_coverage_curve,
 )
-from heldout.measure.metrics.composition import CompositionReport, composition_report
+from heldout.measure.metrics.composition import CompositionReport, SourceReport, composition_report, source_report
 from heldout.measure.metrics.contamination import divergences, min_k_probability
 from heldout.measure.metrics.cost_frontier import CostFrontier, cost_frontier
 from heldout.measure.metrics.ensembles import (
@@ -265,6 +265,7 @@ __all__ = [
     "SkillMixReport",
     "SkillPoints",
     "SkillRules",
+    "SourceReport",
     "StoredItemsPredictor",
     "StrategyCell",
     "StrategyPosterior",
@@ -432,6 +433,7 @@ __all__ = [
     "skill_layer",
     "skill_mix_report",
     "skill_predictors",
+    "source_report",
     "spectral_learning_curve",
     "steps_to",
     "strategy_loss",

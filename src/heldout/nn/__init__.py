@@ -29,6 +29,7 @@ from heldout.nn.ensemble import LogitEnsemble
 from heldout.nn.features import Encoder, inputs_for, split_head, why_no_head
 from heldout.nn.fusion.attention_block import AttentionBlock
 from heldout.nn.fusion.classifier import FieldEmbedding, FusionClassifier
+from heldout.nn.fusion.region_answerer import RegionAnswerer
 from heldout.nn.fusion.streams import (
     CrossAttentionFusion,
     DualStreamFusion,
@@ -158,6 +159,7 @@ __all__ = [
     "PerceiverFusion",
     "PowerActivation",
     "RecurrentFusion",
+    "RegionAnswerer",
     "ResizablePool",
     "RuleParser",
     "SearchCell",

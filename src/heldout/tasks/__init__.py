@@ -43,6 +43,7 @@ from heldout.tasks.images.biases import (
 )
 from heldout.tasks.images.clipart import CLIPART_FOLDERS, clipart_sprites
 from heldout.tasks.images.coloured_conflict import coloured_conflict
+from heldout.tasks.images.coloured_drawings import DRAWN_COLORS, DRAWN_SHAPES, ColouredDrawings, coloured_drawings
 from heldout.tasks.images.domains import domains, leave_one_domain_out, rotation_sequence
 from heldout.tasks.images.dominoes import Dominoes, dominoes
 from heldout.tasks.images.drawing_features import drawing_features, first_drawings
@@ -239,6 +240,13 @@ from heldout.tasks.shapes.gcog_splits import (
     operator_filter,
 )
 from heldout.tasks.shapes.letter_scenes import render_scene
+from heldout.tasks.shapes.object_questions import (
+    OBJECT_QUESTIONS,
+    ObjectExamples,
+    ObjectQuestions,
+    joined_examples,
+    render_objects,
+)
 from heldout.tasks.shapes.scene_captions import (
     SCENE_RELATIONS,
     SceneCaption,
@@ -262,6 +270,7 @@ from heldout.tasks.shapes.scene_questions import (
     question_text,
     rule_tokens,
 )
+from heldout.tasks.shapes.sourced_questions import SOURCE_QUESTIONS, SourcedQuestions, sourced_questions
 from heldout.tasks.vectors.modular import ArithmeticSplit, corrupt_labels, modular
 from heldout.tasks.vectors.points import LShape, l_shape
 from heldout.tasks.vectors.slabs import SlabData, TwoBlockImages, slabs, two_block_images
@@ -293,6 +302,8 @@ __all__ = [
     "COMPOSITION_SETS",
     "DRAWING_CLASSES",
     "DRAWING_STYLES",
+    "DRAWN_COLORS",
+    "DRAWN_SHAPES",
     "EDIT_FUNCTIONS",
     "EXPERT_NAMES",
     "EXPERT_WORDINGS",
@@ -323,6 +334,7 @@ __all__ = [
     "NEGATIVE_WORDS",
     "NOUN_RELATIONS",
     "NUMBER_WORDS",
+    "OBJECT_QUESTIONS",
     "OCCLUDERS",
     "OPINION_CLASSES",
     "ORGANS",
@@ -349,6 +361,7 @@ __all__ = [
     "SEQUENCE_TASKS",
     "SHAPE_KINDS",
     "SHIFTS",
+    "SOURCE_QUESTIONS",
     "STYLES",
     "SYMBOLS",
     "TABLES",
@@ -366,6 +379,7 @@ __all__ = [
     "ChainProblem",
     "ChoiceKind",
     "ChoiceQuestion",
+    "ColouredDrawings",
     "CommandSplit",
     "ComposeProblem",
     "ContextPairs",
@@ -396,6 +410,8 @@ __all__ = [
     "MathsProblem",
     "MedicalPictures",
     "MovingClips",
+    "ObjectExamples",
+    "ObjectQuestions",
     "OpenQuestion",
     "OptionInstance",
     "Program",
@@ -416,6 +432,7 @@ __all__ = [
     "SkillSplit",
     "SkillWriter",
     "SlabData",
+    "SourcedQuestions",
     "SpuriousVotes",
     "StringEdits",
     "SynchronousGrammar",
@@ -448,6 +465,7 @@ __all__ = [
     "clipart_sprites",
     "colour_bias",
     "coloured_conflict",
+    "coloured_drawings",
     "colourise",
     "command_heads",
     "comparison_facts",
@@ -488,6 +506,7 @@ __all__ = [
     "held_out_word",
     "imbalance",
     "interleaved",
+    "joined_examples",
     "judged_choices",
     "judged_drawings",
     "judged_shapes",
@@ -548,6 +567,7 @@ __all__ = [
     "reasoning_path",
     "reasoning_questions",
     "reasoning_words",
+    "render_objects",
     "render_scene",
     "restating_document",
     "restating_template",
@@ -564,6 +584,7 @@ __all__ = [
     "shape_hierarchy",
     "shifted",
     "slabs",
+    "sourced_questions",
     "split_by_group",
     "split_drawings",
     "split_skills",

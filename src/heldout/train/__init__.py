@@ -60,6 +60,9 @@ if TYPE_CHECKING:
     from heldout.train.reinforcement.rewards import CostReward, format_reward, router_reward
     from heldout.train.reinforcement.rollouts import Environment, Episode, rollout
     from heldout.train.reinforcement.router import train_router
+    from heldout.train.retrieval.embedding_replacement import EmbeddingReplacement
+    from heldout.train.retrieval.primitive_memory import PrimitiveMemory, Retrieved
+    from heldout.train.retrieval.retrieval_training import PrimitiveSet, RetrievalAugmentedTraining
     from heldout.train.semi_supervised.loop import StepLog
     from heldout.train.semi_supervised.methods import fixmatch, mean_teacher, pseudo_labels, pseudo_supervisor
     from heldout.train.semi_supervised.pseudo_supervisor import PseudoSupervisor, supervisor_reward
@@ -107,6 +110,7 @@ __all__ = [
     "CrossFit",
     "DeductionAbduction",
     "DifferentiableSearch",
+    "EmbeddingReplacement",
     "Environment",
     "Episode",
     "Evolution",
@@ -129,12 +133,16 @@ __all__ = [
     "Observation",
     "Operation",
     "Phase",
+    "PrimitiveMemory",
+    "PrimitiveSet",
     "ProgramLibrary",
     "ProgressiveSelfDistillation",
     "PseudoLabelLoss",
     "PseudoSupervisor",
     "Recipe",
     "Relabelled",
+    "RetrievalAugmentedTraining",
+    "Retrieved",
     "Saved",
     "SemiSupervised",
     "SlotNeighbour",
@@ -240,6 +248,11 @@ __all__ = [
 ]
 
 _LATER = {
+    "EmbeddingReplacement": "heldout.train.retrieval.embedding_replacement",
+    "PrimitiveMemory": "heldout.train.retrieval.primitive_memory",
+    "PrimitiveSet": "heldout.train.retrieval.retrieval_training",
+    "Retrieved": "heldout.train.retrieval.primitive_memory",
+    "RetrievalAugmentedTraining": "heldout.train.retrieval.retrieval_training",
     "APPROACH_RATES": "heldout.train.sequences.approaches",
     "SEQUENCE_APPROACHES": "heldout.train.sequences.approaches",
     "approach_scores": "heldout.train.sequences.approaches",

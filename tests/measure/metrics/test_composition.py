@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 import torch
 
-from heldout.measure import composition_report
+from heldout.measure import composition_report, source_report
 from heldout.statistics import newcombe, wilson
 
 TRAIN = [("disc", "red"), ("ring", "blue"), ("disc", "green")]
@@ -39,3 +39,45 @@ def test_unusable_input_is_refused_by_name():
         composition_report(TRAIN, TEST, torch.ones(6))
     with pytest.raises(ValueError, match="factors_test must have the factors of factors_train"):
         composition_report({"a": [1], "b": [2]}, {"a": [1], "c": [2]}, [True])
+
+
+def test_a_source_report_tells_sources_and_what_is_there_together_apart():
+    generator = torch.Generator().manual_seed(0)
+    names = ("LL", "VV", "LV")
+    sources = [tuple(n for n, there in zip(names, row, strict=True) if there) for row in
+               (torch.rand(300, 3, generator=generator) < 0.4).tolist()]  # fmt: skip
+    right = torch.rand(300, generator=generator) < 0.6
+    report = source_report(right, sources)
+    for name in names:
+        own = [bool(r) for r, each in zip(right, sources, strict=True) if name in each]
+        assert report.by_source[name] == wilson(sum(own), len(own))
+    exactly = [bool(r) for r, each in zip(right, sources, strict=True) if set(each) == {"LL", "LV"}]
+    assert report.by_sources["LL+LV"] == wilson(sum(exactly), len(exactly))
+    assert report.counts["LL+LV"] == len(exactly)
+    assert sum(report.counts.values()) == 300
+    seen = [bool(r) for r, each in zip(right, sources, strict=True) if not each]
+    assert report.seen == wilson(sum(seen), len(seen))
+    assert report.gaps["VV"] == newcombe(report.seen, report.by_source["VV"])
+    assert report.gaps["VV"].estimate == pytest.approx(report.seen.estimate - report.by_source["VV"].estimate)
+
+
+def test_without_seen_examples_there_is_no_gap():
+    report = source_report([True, False], [frozenset({"LL"}), {"VV"}])
+    assert report.seen is None
+    assert report.gaps == {}
+    assert report.counts == {"LL": 1, "VV": 1}
+
+
+@pytest.mark.parametrize(
+    ("correct", "sources", "message"),
+    [
+        ([True], [(), ("LL",)], "correct"),
+        ([1, 0], [(), ("LL",)], "correct"),
+        (torch.tensor([1, 0]), [(), ("LL",)], "bool"),
+        ([True], ["LL"], "sources"),
+        ([], [], "sources"),
+    ],
+)
+def test_sources_that_cannot_be_reported_are_refused(correct, sources, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        source_report(correct, sources)
