@@ -2,6 +2,7 @@
 
 from heldout.data.balancing import balanced_sampling, class_counts, why_balanced
 from heldout.data.choice_targets import randomize_targets
+from heldout.data.graphs.edge_pruning import edge_degree_scores, prune_edges
 from heldout.data.image_mixing import CutMix, Mixing, MixingChoice, Mixup, blend_targets, derangement
 from heldout.data.indexed import IndexedDataset
 from heldout.data.instructions import DEFINITION, FULL, NO_INSTRUCTION, PROMPT, encode_instruction
@@ -154,6 +155,7 @@ __all__ = [
     "difficulty_subset",
     "draw_hints",
     "early_output_clusters",
+    "edge_degree_scores",
     "emphasised_instruction",
     "encode_instruction",
     "expand_primitives",
@@ -176,6 +178,7 @@ __all__ = [
     "primitive_copies",
     "primitive_split",
     "prototype_difficulty",
+    "prune_edges",
     "randomize_targets",
     "randomize_verbalizers",
     "related_sets",

@@ -1,0 +1,155 @@
+"""Core: Edges of a graph removed in one shot, by their degrees (TEDDY), at random, or by any score.
+
+Source: arXiv:2402.01261 (Seo, Yun and Yang, ICLR 2024), section 4; self-loops as in the official code.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from heldout.errors import (
+    check_at_least,
+    check_finite,
+    check_has,
+    check_labels,
+    check_one_of,
+    checked,
+)
+
+EdgeScore = Literal["edge_degree", "random"]
+
+
+@checked
+def edge_degree_scores(edge_index: Tensor, num_nodes: int | None = None) -> Tensor:
+    """Returns TEDDY's score of each edge: large at nodes of low degree, smallest between hubs among hubs.
+
+    With ``d`` the number of edges that leave a node, ``s_i`` the mean of ``1 / sqrt(d_j)`` over the neighbours of i and
+    ``a_i = s_i / d_i``, the score of an edge is ``a_i a_j``. Self-loops have the largest score of all. Costs one
+    scatter over the edges and four gathers.
+
+    Args:
+        edge_index: int64 ``(2, edges)``, both directions of each edge of an undirected graph; a self-loop counts in the
+            degree.
+        num_nodes: of the graph; default: the largest number of a node, plus 1.
+
+    Returns:
+        float64 ``(edges,)``, on the device of ``edge_index``.
+
+    Raises:
+        ValueError: another shape, no integers, or nodes outside of the graph.
+
+    Source: arXiv:2402.01261, equation of the edge-degree score in section 4.
+
+    Example:
+        >>> path = torch.tensor([[0, 1, 1, 2], [1, 0, 2, 1]])
+        >>> edge_degree_scores(path)
+        tensor([0.3536, 0.3536, 0.3536, 0.3536], dtype=torch.float64)
+    """
+    nodes = _check_edges(edge_index, num_nodes)
+    source, target = edge_index
+    degree = torch.bincount(source, minlength=nodes).double()
+    inverse = degree.reciprocal().masked_fill_(degree == 0, 0.0)
+    neighbours = torch.zeros_like(degree).index_add_(0, source, inverse.sqrt()[target])
+    factor = neighbours * inverse * inverse
+    scores = factor[source] * factor[target]
+    if len(scores):
+        scores[source == target] = scores.max()
+    return scores
+
+
+@checked
+def prune_edges(
+    data: Any,
+    sparsity: float,
+    score: Tensor | Callable[[Any], Tensor] | EdgeScore = "edge_degree",
+    undirected: bool = True,
+    *,
+    seed: int = 0,
+) -> Any:
+    """Returns a copy of a graph without the edges of lowest score; all nodes stay, and attributes of edges follow.
+
+    Of n pairs of joined nodes ``floor(sparsity * n)`` go, each with both directions and all its copies; its score is
+    the mean of theirs. Self-loops never go and do not count. Ties are broken at random. With one score and seed, what
+    goes at a lower sparsity goes at a higher one, too.
+
+    Args:
+        data: ``torch_geometric.data.Data``; it stays as it is, and shares with the copy what has nothing to do with
+            edges.
+        sparsity: share of the pairs to remove, in [0, 1).
+        score: "edge_degree" for ``edge_degree_scores``, "random", or real numbers ``(edges,)``, or a function of
+            ``data`` that returns them.
+        undirected: whether both directions of a pair go together; if not, n counts directed edges, and each goes alone.
+        seed: of ties, and of "random".
+
+    Raises:
+        ValueError: a sparsity outside [0, 1), an edge whose other direction is missing (with ``undirected``), scores of
+            another number or not finite, or a graph that keeps its edges as a sparse matrix ``adj_t``, too.
+
+    Source: arXiv:2402.01261, section 4. deviation: pairs are counted where the official code counts directed edges.
+
+    Example:
+        >>> from heldout.tasks import BlockModel
+        >>> graph = BlockModel(nodes=100, tail=2.0).sample(0)
+        >>> graph.num_edges, prune_edges(graph, 0.25).num_edges
+        (600, 450)
+    """
+    check_has("edge_index", "edge_subgraph", "num_nodes", data=data)
+    if not 0 <= sparsity < 1:
+        raise ValueError(f"sparsity, the share of edges to remove, must lie in [0, 1), got {sparsity}")
+    check_at_least(0, seed=seed)
+    if getattr(data, "adj_t", None) is not None:
+        raise ValueError("data has edges in adj_t besides edge_index: which of them the model reads cannot be told")
+    edges = data.edge_index
+    nodes = _check_edges(edges, int(data.num_nodes) if data.num_nodes is not None else None)
+    scores = _scores_of(data, score, nodes)
+    proper = (edges[0] != edges[1]).nonzero()[:, 0]
+    groups, count = _groups(edges[:, proper], nodes, undirected)
+    mean = torch.zeros(count, dtype=torch.float64, device=edges.device)
+    mean.index_add_(0, groups, scores[proper].double())
+    mean /= groups.bincount(minlength=count)
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).to(edges.device)
+    order = order[mean[order].argsort(stable=True)]
+    gone = torch.zeros(count, dtype=torch.bool, device=edges.device)
+    gone[order[: math.floor(sparsity * count + 1e-9)]] = True
+    keep = torch.ones(edges.shape[1], dtype=torch.bool, device=edges.device)
+    keep[proper] = ~gone[groups]
+    pruned = data.edge_subgraph(keep)
+    if "num_nodes" not in pruned and pruned.num_nodes != nodes:  # it was told by the edges alone
+        pruned.num_nodes = nodes
+    return pruned
+
+
+def _check_edges(edge_index: Tensor, num_nodes: int | None) -> int:
+    if edge_index.ndim != 2 or edge_index.shape[0] != 2 or edge_index.dtype != torch.int64:
+        raise ValueError(f"edge_index must be int64 (2, edges), got {edge_index.dtype} {tuple(edge_index.shape)}")
+    check_at_least(0, num_nodes=num_nodes)
+    check_labels(num_nodes, edge_index=edge_index)
+    return num_nodes if num_nodes is not None else int(edge_index.max()) + 1 if edge_index.numel() else 0
+
+
+def _scores_of(data: Any, score: Any, nodes: int) -> Tensor:
+    edges = data.edge_index
+    if isinstance(score, str):
+        check_one_of(("edge_degree", "random"), score=score)
+        return edges.new_zeros(edges.shape[1]) if score == "random" else edge_degree_scores(edges, nodes)
+    found = torch.as_tensor(score(data) if callable(score) else score, device=edges.device).detach()
+    if found.shape != (edges.shape[1],):
+        raise ValueError(f"score must have one number for each of {edges.shape[1]} edges, got {tuple(found.shape)}")
+    check_finite(score=found)
+    return found
+
+
+def _groups(edges: Tensor, nodes: int, undirected: bool) -> tuple[Tensor, int]:
+    """Returns which edges go together ``(edges,)``, and how many groups there are."""
+    if not undirected:
+        return torch.arange(edges.shape[1], device=edges.device), edges.shape[1]
+    there, back = edges[0] * nodes + edges[1], edges[1] * nodes + edges[0]
+    if not torch.equal(there.sort().values, back.sort().values):
+        raise ValueError("data must have both directions of each edge: it is directed, so ask with undirected=False")
+    pairs, groups = torch.minimum(there, back).unique(return_inverse=True)
+    return groups, len(pairs)
