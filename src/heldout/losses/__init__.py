@@ -15,7 +15,7 @@ from heldout.losses.mixup import mixup_method
 from heldout.losses.orthogonal import orthogonal_group_loss, overlap, pego
 from heldout.losses.patch_mixing import patch_mixing
 from heldout.losses.pseudo_labels import confident_cross_entropy
-from heldout.losses.soft_targets import soft_cross_entropy
+from heldout.losses.soft_targets import distillation_loss, soft_cross_entropy
 from heldout.losses.triplets import check_choices, pair_similarities, triplet_soft
 from heldout.losses.weak_labels import ConfidenceLoss, ProductLoss, as_weak_probs, harden
 
@@ -30,6 +30,7 @@ __all__ = [
     "confident_cross_entropy",
     "cutmix",
     "dbat_disagreement",
+    "distillation_loss",
     "divdis_mi",
     "gradient_alignment_loss",
     "gradient_distance",

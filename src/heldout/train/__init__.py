@@ -53,6 +53,8 @@ if TYPE_CHECKING:
     from heldout.train.boosting.network import boost_head, boosted_network, gb_nn
     from heldout.train.engines.lightning import LightningMethod
     from heldout.train.engines.transformers import MethodTrainer
+    from heldout.train.graphs.graph_tickets import graph_ticket
+    from heldout.train.graphs.sparse_gnn import SparseResult, accuracy_on, train_sparse_gnn
     from heldout.train.reinforcement.grpo import grpo
     from heldout.train.reinforcement.policy_gradient import discounted_returns, normalize_rewards, reinforce_loss
     from heldout.train.reinforcement.rewards import CostReward, format_reward, router_reward
@@ -140,6 +142,7 @@ __all__ = [
     "SoftmaxLoss",
     "SpanGD",
     "SpanPoints",
+    "SparseResult",
     "SquaredLoss",
     "Stages",
     "StepLog",
@@ -152,6 +155,7 @@ __all__ = [
     "WeakToStrongResult",
     "abduce",
     "abstract_subtrees",
+    "accuracy_on",
     "answer_accuracy",
     "approach_scores",
     "bilevel_weights",
@@ -186,6 +190,7 @@ __all__ = [
     "format_reward",
     "full_batch",
     "gb_nn",
+    "graph_ticket",
     "grpo",
     "inputs_like",
     "label_margins",
@@ -223,6 +228,7 @@ __all__ = [
     "synthesize",
     "train_packed",
     "train_router",
+    "train_sparse_gnn",
     "train_tokens",
     "tune_choices",
     "tune_last_layers",
@@ -235,6 +241,10 @@ __all__ = [
 ]
 
 _LATER = {
+    "graph_ticket": "heldout.train.graphs.graph_tickets",
+    "SparseResult": "heldout.train.graphs.sparse_gnn",
+    "accuracy_on": "heldout.train.graphs.sparse_gnn",
+    "train_sparse_gnn": "heldout.train.graphs.sparse_gnn",
     "APPROACH_RATES": "heldout.train.sequences.approaches",
     "SEQUENCE_APPROACHES": "heldout.train.sequences.approaches",
     "approach_scores": "heldout.train.sequences.approaches",
