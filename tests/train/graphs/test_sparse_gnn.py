@@ -134,7 +134,8 @@ def test_projection_follows_every_step_and_a_weight_may_come_back(graph):
             return self.logits
 
     teacher = torch.randn(240, 3, generator=torch.Generator().manual_seed(1))
-    found = train_sparse_gnn(Watched(240), graph, 0.0, 0.9, 5.0, teacher, epochs=30)
+    adam = lambda parameters: torch.optim.Adam(parameters, lr=0.3)  # noqa: E731
+    found = train_sparse_gnn(Watched(240), graph, 0.0, 0.9, 5.0, teacher, epochs=30, optimizer=adam)
     after = seen[1::2]  # each step
     assert all(int(zero.sum()) == 648 for zero in after)
     assert any((before & ~later).any() for before, later in pairwise(after))

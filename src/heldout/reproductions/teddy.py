@@ -1,0 +1,184 @@
+"""TEDDY: may edges between hubs go, and does one training with a teacher find tickets as good as iterative pruning?
+
+DOC
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Iterable
+from statistics import fmean
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from heldout.data import edge_degree_scores
+from heldout.sources import WORDNET, missing
+from heldout.study import Claim, Study, better, cheaper, higher_is_better, lower_is_better
+from heldout.tasks import BlockModel, split_nodes, wordnet_graph
+from heldout.train import SparseResult, graph_ticket, seeded, train_sparse_gnn
+
+EDGES, WEIGHTS, HIDDEN = (0.2, 0.4, 0.6), (0.0, 0.8), 64
+TICKETS = {"gcn": EDGES, "gin": (0.4,), "wordnet": (0.4,)}  # edge sparsities at which the iterative masks are tried
+METRICS = ("accuracy", "at_20", "at_40", "at_60", "sparse", "ticket")
+SPARSE = ("random with teacher", "teddy", "teddy with teacher")  # tried with few weights, too
+
+
+class Size(NamedTuple):
+    nodes: int
+    real: int  # nodes of the real graph
+    val: int
+    epochs: int
+    rounds: int
+
+
+class Setting(NamedTuple):
+    lr: float
+    distill: float = 0.0
+    l1: float = 1.0  # times the published strengths of both penalties
+
+
+SIZES = {"smoke": Size(300, 400, 60, 2, 1), "laptop": Size(1500, 2000, 500, 100, 5)}
+TUNED: dict[str, dict[str, Setting]] = {}
+DEFAULT = {"taught": Setting(0.01, 1.0), "other": Setting(0.01)}
+
+
+def reverse(data: Any) -> Tensor:
+    """Scores that prune first what TEDDY prunes last."""
+    return -edge_degree_scores(data.edge_index, data.num_nodes)
+
+
+SCORES: dict[str, Any] = {"random": "random", "reverse": reverse, "teddy": "edge_degree"}
+
+
+@functools.lru_cache(maxsize=4)
+def graph_of(cell: str, seed: int, profile: str) -> Any:
+    size = SIZES[profile]
+    if cell == "wordnet":
+        return split_nodes(wordnet_graph(size.real, least=60 * size.real // 2000, seed=seed), 10, size.val, seed=seed)
+    world = BlockModel(
+        size.nodes, 6, tail=2.0, homophily=0.8, hub_homophily=0.5 if cell == "hubs" else None,
+        features=200, kind="words", signal=0.3, world=seed,
+    )  # fmt: skip
+    return split_nodes(world.sample(seed), 20 if profile == "laptop" else 5, size.val, seed=seed)
+
+
+def network(cell: str, data: Any, seed: int, cached: bool = True) -> nn.Module:
+    from torch_geometric.nn import GCN, GIN
+
+    sizes = (data.x.shape[1], HIDDEN, 2, int(data.y.max()) + 1)
+    with seeded(seed):
+        if cell == "gin":
+            return GIN(*sizes, dropout=0.5)
+        return GCN(*sizes, dropout=0.5, cached=cached)
+
+
+def setting(cell: str, name: str) -> Setting:
+    return TUNED.get("gcn" if cell == "hubs" else cell, {}).get(
+        name, DEFAULT["taught" if name.endswith("teacher") else "other"]
+    )
+
+
+def trained(
+    cell: str, name: str, edges: float, weights: float, seed: int, profile: str, chosen: Setting
+) -> tuple[SparseResult, float]:
+    """One training, with the seconds of processor time that it took, those of its teacher included."""
+    data, size = graph_of(cell, seed, profile), SIZES[profile]
+
+    def adam(parameters: Iterable[Any]) -> torch.optim.Optimizer:
+        return torch.optim.Adam(parameters, lr=chosen.lr, weight_decay=5e-4)
+
+    teacher, before = dense(cell, seed, profile) if chosen.distill else (None, 0.0)
+    start = time.process_time()
+    if name == "ugs":
+        found = graph_ticket(
+            network(cell, data, seed, cached=False), data, edges, weights, rounds=size.rounds, epochs=size.epochs,
+            edge_l1=1e-6 * chosen.l1, weight_l1=1e-5 * chosen.l1, optimizer=adam, seed=seed,
+        )  # fmt: skip
+    else:
+        found = train_sparse_gnn(
+            network(cell, data, seed), data, edges, weights, chosen.distill, teacher, size.epochs,
+            adam, score=SCORES.get(name.split()[0], "edge_degree"), seed=seed,
+        )  # fmt: skip
+    return found, before + time.process_time() - start
+
+
+@functools.lru_cache(maxsize=8)
+def dense(cell: str, seed: int, profile: str) -> tuple[Tensor, float]:
+    """Logits of the dense network, and the time of its training."""
+    found, seconds = trained(cell, "dense", 0.0, 0.0, seed, profile, setting(cell, "dense"))
+    return found.logits, seconds
+
+
+def run(arm: dict[str, Any], seed: int, profile: str) -> dict[str, float]:
+    cell, name = arm["cell"], arm["name"]
+    chosen = setting(cell, name)
+    if name == "dense":
+        found, _ = trained(cell, name, 0.0, 0.0, seed, profile, chosen)
+        return dict.fromkeys(("accuracy", "at_20", "at_40", "at_60"), tested(found))
+    levels = EDGES if profile == "laptop" else EDGES[1:2]
+    tickets = [(e, w) for e in TICKETS.get(cell, ()) for w in WEIGHTS if e in levels]
+    asked = tickets if name == "ugs" else [(e, 0.0) for e in levels]
+    if name in SPARSE and cell != "hubs":
+        asked = [(e, w) for e in levels for w in WEIGHTS]
+    runs = {each: trained(cell, name, *each, seed, profile, chosen) for each in asked}
+    accuracy = {each: tested(found) for each, (found, _) in runs.items()}
+    scores = {f"at_{round(100 * e)}": accuracy[e, 0.0] for e in levels if (e, 0.0) in accuracy}
+    if len(scores) == len(levels):
+        scores["accuracy"] = fmean(scores.values())
+    if name in SPARSE and all((e, 0.8) in accuracy for e in levels):
+        scores["sparse"] = fmean(accuracy[e, 0.8] for e in levels)
+    if tickets and all(each in accuracy for each in tickets):
+        scores["ticket"] = fmean(accuracy[each] for each in tickets)
+        scores["cpu_seconds"] = fmean(runs[each][1] for each in tickets)
+    return scores
+
+
+def tested(found: SparseResult) -> float:
+    assert found.test_accuracy is not None
+    return found.test_accuracy
+
+
+def claims(cell: str) -> list[Claim]:
+    """Those of one network and graph."""
+    teddy, taught = f"{cell} teddy", f"{cell} teddy with teacher"
+    return [
+        better(teddy, than=f"{cell} random", on="accuracy", margin=0.01),
+        better(teddy, than=f"{cell} reverse", on="accuracy", margin=0.02),
+        better(f"{cell} random", than=f"{cell} reverse", on="accuracy"),
+        better(taught, than=f"{cell} random with teacher", on="accuracy", margin=0.01),
+        better(taught, than=f"{cell} ugs", on="ticket", margin=0.005),
+        cheaper(taught, than=f"{cell} ugs", on="cpu_seconds", ratio=1 / 3),
+        better(taught, than=teddy, on="sparse", margin=0.01),
+        better(
+            taught, than=f"{cell} dense", on="at_20", margin=-0.01,
+            text=f"{taught} is within 0.01 of {cell} dense, or better, with a fifth of the edges gone",
+        ),
+    ]  # fmt: skip
+
+
+NAMES = ("dense", "random", "random with teacher", "reverse", "ugs", "teddy", "teddy with teacher")
+ARMS = {f"{cell} {name}": {"cell": cell, "name": name} for cell in TICKETS for name in NAMES}
+ARMS |= {f"hubs {name}": {"cell": "hubs", "name": name} for name in ("dense", "random", "reverse", "teddy")}
+
+study = Study(
+    slug="teddy",
+    title="TEDDY: Trimming Edges with Degree-based Discrimination strategY",
+    arms=ARMS,
+    run=run,
+    metrics=dict.fromkeys(METRICS, higher_is_better) | {"cpu_seconds": lower_is_better},
+    optional={*METRICS, "cpu_seconds"},
+    needs={arm: functools.partial(missing, [WORDNET]) for arm in ARMS if arm.startswith("wordnet")},
+    shared_setup=True,
+    claims=[
+        *(claim for cell in TICKETS for claim in claims(cell)),
+        *(
+            better("hubs teddy", than=f"hubs {other}", on="accuracy", margin=margin, text="exploratory: where edges of "
+                   f"hubs mislead, teddy beats {other} by more than {margin}")
+            for other, margin in (("random", 0.01), ("reverse", 0.02))
+        ),
+    ],
+    seeds={"smoke": 1, "laptop": 4},
+)  # fmt: skip
