@@ -83,5 +83,5 @@ def test_regions_that_cannot_be_are_refused():
 
 
 def test_without_the_package_it_is_told(tmp_path):
-    with pytest.raises(SourceError, match="(?i)wordnet"):
+    with pytest.raises(SourceError, match=r"(?i)wordnet"):
         wordnet_graph(100, folder=tmp_path)

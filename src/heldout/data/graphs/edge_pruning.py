@@ -99,29 +99,63 @@ def prune_edges(
         (600, 450)
     """
     check_has("edge_index", "edge_subgraph", "num_nodes", data=data)
-    if not 0 <= sparsity < 1:
-        raise ValueError(f"sparsity, the share of edges to remove, must lie in [0, 1), got {sparsity}")
+    _check_sparsity(sparsity)
     check_at_least(0, seed=seed)
     if getattr(data, "adj_t", None) is not None:
         raise ValueError("data has edges in adj_t besides edge_index: which of them the model reads cannot be told")
     edges = data.edge_index
     nodes = _check_edges(edges, int(data.num_nodes) if data.num_nodes is not None else None)
     scores = _scores_of(data, score, nodes)
-    proper = (edges[0] != edges[1]).nonzero()[:, 0]
-    groups, count = _groups(edges[:, proper], nodes, undirected)
-    mean = torch.zeros(count, dtype=torch.float64, device=edges.device)
-    mean.index_add_(0, groups, scores[proper].double())
-    mean /= groups.bincount(minlength=count)
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).to(edges.device)
-    order = order[mean[order].argsort(stable=True)]
-    gone = torch.zeros(count, dtype=torch.bool, device=edges.device)
-    gone[order[: math.floor(sparsity * count + 1e-9)]] = True
-    keep = torch.ones(edges.shape[1], dtype=torch.bool, device=edges.device)
-    keep[proper] = ~gone[groups]
+    keep = kept_edges(edges, sparsity, scores, undirected, seed=seed)
     pruned = data.edge_subgraph(keep)
     if "num_nodes" not in pruned and pruned.num_nodes != nodes:  # it was told by the edges alone
         pruned.num_nodes = nodes
     return pruned
+
+
+@checked
+def kept_edges(edge_index: Tensor, sparsity: float, score: Tensor, undirected: bool = True, *, seed: int = 0) -> Tensor:
+    """Returns which edges stay when those of lowest score go, bool ``(edges,)``; see ``prune_edges``.
+
+    Args:
+        edge_index: int64 ``(2, edges)``.
+        sparsity: share of the pairs to remove, in [0, 1).
+        score: one number for each edge, ``(edges,)``.
+        undirected: whether both directions of a pair go together.
+        seed: of ties.
+
+    Raises:
+        ValueError: as ``prune_edges``.
+
+    Example:
+        >>> kept_edges(torch.tensor([[0, 1, 1, 2], [1, 0, 2, 1]]), 0.5, torch.tensor([1.0, 1.0, 2.0, 2.0]))
+        tensor([False, False,  True,  True])
+    """
+    _check_sparsity(sparsity)
+    check_at_least(0, seed=seed)
+    nodes = _check_edges(edge_index, None)
+    if score.shape != (edge_index.shape[1],):
+        raise ValueError(
+            f"score must have one number for each of {edge_index.shape[1]} edges, got {tuple(score.shape)}"
+        )
+    check_finite(score=score)
+    proper = (edge_index[0] != edge_index[1]).nonzero()[:, 0]
+    groups, count = _groups(edge_index[:, proper], nodes, undirected)
+    mean = torch.zeros(count, dtype=torch.float64, device=edge_index.device)
+    mean.index_add_(0, groups, score[proper].detach().double())
+    mean /= groups.bincount(minlength=count)
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).to(edge_index.device)
+    order = order[mean[order].argsort(stable=True)]
+    gone = torch.zeros(count, dtype=torch.bool, device=edge_index.device)
+    gone[order[: math.floor(sparsity * count + 1e-9)]] = True
+    keep = torch.ones_like(edge_index[0], dtype=torch.bool)
+    keep[proper] = ~gone[groups]
+    return keep
+
+
+def _check_sparsity(sparsity: float) -> None:
+    if not 0 <= sparsity < 1:
+        raise ValueError(f"sparsity, the share of edges to remove, must lie in [0, 1), got {sparsity}")
 
 
 def _check_edges(edge_index: Tensor, num_nodes: int | None) -> int:
@@ -137,11 +171,7 @@ def _scores_of(data: Any, score: Any, nodes: int) -> Tensor:
     if isinstance(score, str):
         check_one_of(("edge_degree", "random"), score=score)
         return edges.new_zeros(edges.shape[1]) if score == "random" else edge_degree_scores(edges, nodes)
-    found = torch.as_tensor(score(data) if callable(score) else score, device=edges.device).detach()
-    if found.shape != (edges.shape[1],):
-        raise ValueError(f"score must have one number for each of {edges.shape[1]} edges, got {tuple(found.shape)}")
-    check_finite(score=found)
-    return found
+    return torch.as_tensor(score(data) if callable(score) else score, device=edges.device)
 
 
 def _groups(edges: Tensor, nodes: int, undirected: bool) -> tuple[Tensor, int]:
