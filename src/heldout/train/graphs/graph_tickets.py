@@ -47,8 +47,8 @@ def graph_ticket(
     ``train_sparse_gnn`` without a teacher. Costs ``rounds + 1`` trainings.
 
     Args:
-        model: called as ``model(x, edge_index)``, of layers that pass messages as in PyTorch Geometric, without
-            ``cached=True``; it stays as it is.
+        model: called as ``model(x, edge_index)``, of layers that pass messages as in PyTorch Geometric; it stays as it
+            is. One that keeps what it computed from a graph (``cached=True``) must be new.
         data: undirected, without self-loops, otherwise as for ``train_sparse_gnn``.
         edge_sparsity: share of the pairs of nodes to part, in [0, 1).
         weight_sparsity: share of the weights with at least two axes to set to zero, in [0, 1).
