@@ -47,7 +47,7 @@ def edge_degree_scores(edge_index: Tensor, num_nodes: int | None = None) -> Tens
 
     Example:
         >>> path = torch.tensor([[0, 1, 1, 2], [1, 0, 2, 1]])
-        >>> edge_degree_scores(path)
+        >>> edge_degree_scores(path, 3)
         tensor([0.3536, 0.3536, 0.3536, 0.3536], dtype=torch.float64)
     """
     nodes = _check_edges(edge_index, num_nodes)
@@ -180,6 +180,8 @@ def _groups(edges: Tensor, nodes: int, undirected: bool) -> tuple[Tensor, int]:
         return torch.arange(edges.shape[1], device=edges.device), edges.shape[1]
     there, back = edges[0] * nodes + edges[1], edges[1] * nodes + edges[0]
     if not torch.equal(there.sort().values, back.sort().values):
-        raise ValueError("data must have both directions of each edge: it is directed, so ask with undirected=False")
+        raise ValueError(
+            "edge_index must hold both directions of each edge; of a directed graph, ask with undirected=False"
+        )
     pairs, groups = torch.minimum(there, back).unique(return_inverse=True)
     return groups, len(pairs)

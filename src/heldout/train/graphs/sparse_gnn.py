@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -60,7 +60,7 @@ def train_sparse_gnn(
     epochs: int = 200,
     optimizer: Callable[[Iterable[Any]], Optimizer] | None = None,
     *,
-    score: Tensor | Callable[[Any], Tensor] | str = "edge_degree",
+    score: Tensor | Callable[[Any], Tensor] | Literal["edge_degree", "random"] = "edge_degree",
     exclude: Callable[[str, Tensor], bool] | None = None,
     seed: int = 0,
 ) -> SparseResult:
