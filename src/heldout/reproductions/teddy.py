@@ -6,13 +6,13 @@ largest weights set to zero after each step, and a dense teacher on all nodes, o
 least as good as iterative pruning of learned masks (UGS). Source: arXiv:2402.01261 (Seo, Yun, Yang, ICLR 2024), on
 citation graphs; its abstract gives no figures.
 
-World. Communities of 1,500 nodes in 6 classes, mean degree 6 with a Pareto tail (exponent 2), homophily 0.8 whatever the
-degree, bags of 200 words of which a share of 0.3 are topical (an MLP reaches about 60 %); 20 nodes of each class to
+World. Communities of 1,500 nodes in 6 classes, mean degree 6 with a Pareto tail (exponent 2), homophily 0.8 whatever
+the degree, bags of 200 words of which a share of 0.3 are topical (an MLP reaches about 60 %); 20 nodes of each class to
 train on, 500 to choose the epoch by, the others are tested on. Cells: ``gcn`` and ``gin``, two layers of 64 on this
 graph, which carry the verdict; ``hubs``, a GCN where edges drawn from the tenth of the nodes of highest expected degree
 have a homophily of 0.5, so that degree carries signal (exploratory); ``wordnet``, a GCN on a connected region of 2,000
-nouns of WordNet, joined to what they are kinds of, with the 500 most frequent words of their glosses, whose class is the
-file of lexicographers that wrote them (rare files are one class together), 10 of each to train on: judged separately.
+nouns of WordNet, joined to what they are kinds of, with the 500 most frequent words of their glosses, whose class is
+the file of lexicographers that wrote them (rare files are one class together), 10 of each to train on: judged apart.
 
 Arms. ``dense``; ``random``, ``reverse`` (the edges that TEDDY would keep longest go first) and ``teddy``, without a
 teacher; ``random with teacher`` and ``teddy with teacher``, the method; ``ugs``, masks on edges and weights with an L1

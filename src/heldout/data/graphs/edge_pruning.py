@@ -180,8 +180,6 @@ def _groups(edges: Tensor, nodes: int, undirected: bool) -> tuple[Tensor, int]:
         return torch.arange(edges.shape[1], device=edges.device), edges.shape[1]
     there, back = edges[0] * nodes + edges[1], edges[1] * nodes + edges[0]
     if not torch.equal(there.sort().values, back.sort().values):
-        raise ValueError(
-            "edge_index must hold both directions of each edge; of a directed graph, ask with undirected=False"
-        )
+        raise ValueError("edge_index must hold both directions of each edge; for a directed graph, undirected=False")
     pairs, groups = torch.minimum(there, back).unique(return_inverse=True)
     return groups, len(pairs)
