@@ -22,7 +22,11 @@ mean of dense and sparse weights at 40 %, where ``ugs`` is tried, for it costs s
 processor time of one such network, a teacher of its own included: a measured quantity, and noisy. Of ``dense`` all
 accuracies are that of the whole graph.
 
-Settings. SETTINGS
+Settings. By validation accuracy on development seed 1000 with 40 % of the edges gone (arms that have them: dense and
+sparse weights): three rates, then three weights of the teacher, 1, 10 and 100, with up to two more where the best stood
+at an end. The search is not finished: of ``ugs`` the GCN's rate alone was searched, GIN's and all of WordNet but
+``dense`` are not, and stand at one setting for all. The rates of ``gin`` differ much from one to the next: without
+normalisation, sums over hubs make it unstable.
 
 Deviations. 100 epochs for 150 (200 in the paper), for the time. Pairs of nodes are counted where the official code
 counts directed edges. Masks of ``ugs`` multiply messages, so that GIN takes them; it prunes weights with two axes where
@@ -73,29 +77,29 @@ TUNED: dict[str, dict[str, Setting]] = {
     "gcn": {
         "dense": Setting(0.001),
         "random": Setting(0.03),
-        "random with teacher": Setting(0.03, 10.0),
+        "random with teacher": Setting(0.09, 100.0),
         "reverse": Setting(0.03),
         "ugs": Setting(0.03),
         "teddy": Setting(0.01),
-        "teddy with teacher": Setting(0.01, 10.0),
+        "teddy with teacher": Setting(0.03, 1000.0),
     },
     "gin": {
-        "dense": Setting(0.003),
-        "random": Setting(0.003),
-        "random with teacher": Setting(0.003, 10.0),
+        "dense": Setting(0.001),
+        "random": Setting(0.01),
+        "random with teacher": Setting(0.01, 10000.0),
         "reverse": Setting(0.003),
         "ugs": Setting(0.003),
-        "teddy": Setting(0.003),
-        "teddy with teacher": Setting(0.003, 10.0),
+        "teddy": Setting(0.01),
+        "teddy with teacher": Setting(0.01, 1000.0),
     },
     "wordnet": {
         "dense": Setting(0.01),
         "random": Setting(0.01),
-        "random with teacher": Setting(0.01, 10.0),
+        "random with teacher": Setting(0.01, 100.0),
         "reverse": Setting(0.01),
         "ugs": Setting(0.01),
         "teddy": Setting(0.01),
-        "teddy with teacher": Setting(0.01, 10.0),
+        "teddy with teacher": Setting(0.01, 100.0),
     },
 }
 
