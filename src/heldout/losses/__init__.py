@@ -1,6 +1,7 @@
 """What the model minimises: losses and regularizers."""
 
 from heldout.losses.consistency import LearnedConsistency, gradient_alignment_loss, gradient_distance
+from heldout.losses.distillation import distillation_loss, feature_loss
 from heldout.losses.diversity import dbat_disagreement, divdis_mi, prior_match
 from heldout.losses.image_mixing import cutmix, mixing_method
 from heldout.losses.imbalance import (
@@ -15,7 +16,7 @@ from heldout.losses.mixup import mixup_method
 from heldout.losses.orthogonal import orthogonal_group_loss, overlap, pego
 from heldout.losses.patch_mixing import patch_mixing
 from heldout.losses.pseudo_labels import confident_cross_entropy
-from heldout.losses.soft_targets import distillation_loss, soft_cross_entropy
+from heldout.losses.soft_targets import soft_cross_entropy
 from heldout.losses.triplets import check_choices, pair_similarities, triplet_soft
 from heldout.losses.weak_labels import ConfidenceLoss, ProductLoss, as_weak_probs, harden
 
@@ -32,6 +33,7 @@ __all__ = [
     "dbat_disagreement",
     "distillation_loss",
     "divdis_mi",
+    "feature_loss",
     "gradient_alignment_loss",
     "gradient_distance",
     "harden",

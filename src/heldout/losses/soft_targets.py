@@ -36,31 +36,3 @@ def soft_cross_entropy(logits: Tensor, targets: Tensor, reduction: Literal["mean
     if reduction == "none":
         return losses
     raise ValueError(f'reduction must be "mean", "sum" or "none", got {reduction!r}')
-
-
-@checked
-def distillation_loss(logits: Tensor, teacher_logits: Tensor) -> Tensor:
-    """Returns the KL divergence between a teacher's class probabilities and its student's, the mean of all rows.
-
-    A row's is ``sum_k t_k (log t_k - log s_k)`` with the teacher's probabilities t, at temperature 1: 0 where both
-    agree. The teacher gets no gradient.
-
-    Args:
-        logits: of the student, ``(..., classes)``.
-        teacher_logits: of the same shape.
-
-    Raises:
-        ValueError: shapes differ.
-
-    Source: arXiv:1503.02531 (Hinton et al.), section 2.
-
-    Example:
-        >>> import torch
-        >>> distillation_loss(torch.tensor([[0.0, 0.0]]), torch.tensor([[100.0, 0.0]]))
-        tensor(0.6931)
-    """
-    if logits.shape != teacher_logits.shape:
-        got = tuple(teacher_logits.shape)
-        raise ValueError(f"teacher_logits must have the shape of logits {tuple(logits.shape)}, got {got}")
-    teacher = teacher_logits.detach().log_softmax(-1)
-    return soft_cross_entropy(logits, teacher.exp()) + (teacher.exp() * teacher).sum(-1).mean()
