@@ -161,6 +161,24 @@ def test_edges_of_a_directed_graph_go_alone():
         prune_edges(directed, 0.5)
 
 
+def test_a_directed_edge_counts_for_both_of_its_ends(graph):
+    one_way = graph.edge_index[0] < graph.edge_index[1]
+    directed = Data(edge_index=graph.edge_index[:, one_way], num_nodes=300)
+    scores = edge_degree_scores(directed.edge_index, 300, undirected=False)
+    torch.testing.assert_close(scores, edge_degree_scores(graph.edge_index, 300)[one_way], rtol=1e-12, atol=0)
+    kept = {tuple(e) for e in prune_edges(directed, 0.3, undirected=False).edge_index.T.tolist()}
+    there = torch.tensor([tuple(e) in kept for e in directed.edge_index.T.tolist()])
+    assert scores[~there].max() <= scores[there].min()
+
+
+def test_double_edges_and_isolated_nodes_are_scored_as_by_a_plain_loop():
+    edges = both([(0, 1), (0, 1), (1, 2), (1, 4), (4, 6), (1, 6)])
+    assert edge_degree_scores(edges, 9).tolist() == pytest.approx(naive(edges, 9), rel=1e-12)
+    pruned = prune_edges(Data(edge_index=edges, num_nodes=9), 0.2)
+    assert pruned.num_nodes == 9
+    assert pruned.num_edges in (8, 10)  # one of five pairs: the copies of a pair go together
+
+
 def test_nodes_that_lose_all_edges_stay():
     pruned = prune_edges(Data(edge_index=both([(0, 1), (1, 2), (2, 3)])), 0.99, torch.tensor([3.0, 2.0, 1.0] * 2))
     assert pruned.num_nodes == 4

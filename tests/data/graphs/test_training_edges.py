@@ -83,8 +83,26 @@ def test_a_directed_graph_loses_directed_edges(graph):
     directed = graph.clone()
     one_way = graph.edge_index[0] < graph.edge_index[1]
     directed.edge_index, directed.edge_weight = graph.edge_index[:, one_way], graph.edge_weight[one_way]
+    seen = trained(directed, teddy(0.5), epochs=1).training_edges[0]
+    assert torch.equal(seen, prune_edges(directed, 0.5, undirected=False).edge_index)
     for method in (teddy(0.5), drop_edge(0.5)):
         assert trained(directed, method, epochs=1).training_edges[0].shape[1] == 300
+
+
+def test_a_method_that_was_used_before_does_not_remember_it():
+    edges = torch.stack([torch.arange(60), (torch.arange(60) + 1) % 60])
+    ring = Data(x=torch.randn(60, 64), edge_index=torch.cat([edges, edges.flip(0)], 1), y=torch.arange(60) % 5)
+    ring.train_mask, ring.val_mask = torch.arange(60) < 30, torch.arange(60) >= 30
+    splits, graphs = graph_splits(Splits(train=ring, val=ring))
+
+    def seen(method, seed):
+        model = on_graphs(Seen(), graphs)
+        return heldout.fit(model, splits, method, epochs=1, batch_size=30, seed=seed).module.training_edges[0]
+
+    used = teddy(0.5)
+    first = seen(used, 0)  # all edges tie
+    assert torch.equal(seen(used, 1), seen(teddy(0.5), 1))
+    assert not torch.equal(seen(used, 1), first)
 
 
 def test_graphs_as_examples_lose_edges_too():

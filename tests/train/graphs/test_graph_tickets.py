@@ -2,12 +2,17 @@ import copy
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import nn
 
+from heldout.data import prune_edges
 from heldout.tasks import BlockModel
 from heldout.train import accuracy_on, graph_ticket, train_sparse_gnn
+from heldout.train.graphs.graph_tickets import _masked_messages
 
 pytest.importorskip("torch_geometric")
-from torch_geometric.nn import GCN, GIN, MLP
+from torch_geometric.data import Data
+from torch_geometric.nn import GAT, GCN, GIN, MLP, GATConv, SimpleConv
 from torch_geometric.utils import is_undirected
 
 
@@ -24,7 +29,7 @@ def network(kind=GCN):
     return kind(30, 16, 2, 3)
 
 
-@pytest.mark.parametrize("kind", [GCN, GIN])
+@pytest.mark.parametrize("kind", [GCN, GIN, GAT])
 def test_a_ticket_has_the_sparsities_that_were_asked_for_and_whole_pairs(graph, kind):
     start = network(kind)
     before = copy.deepcopy(start.state_dict())
@@ -60,6 +65,90 @@ def test_without_sparsity_it_is_the_plain_training(graph):
     torch.testing.assert_close(found.logits, plain.logits)
     assert found.data.num_edges == graph.num_edges
     assert found.weight_sparsity == 0.0
+
+
+class Summed(nn.Module):
+    """Sums the features of neighbours, with no weight: what remains to be learned are masks on edges."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.scale = SimpleConv(aggr="sum"), nn.Parameter(torch.ones(3))
+
+    def forward(self, x, edge_index):
+        return self.conv(x, edge_index) * self.scale
+
+
+def test_masks_are_those_of_a_plain_loop():
+    data = ring_of_six()
+    found = graph_ticket(Summed(), data, 0.3, rounds=1, edge_l1=0.02, epochs=4, optimizer=still)
+    mask, steps = torch.ones(12, requires_grad=True), []
+    adam = torch.optim.Adam([mask], lr=0.1)
+    for _ in range(4):
+        messages = data.x[data.edge_index[0]] * mask[:, None]
+        logits = torch.stack([messages[data.edge_index[1] == node].sum(0) for node in range(6)])
+        loss = F.cross_entropy(logits[data.train_mask], data.y[data.train_mask]) + 0.02 * mask.abs().sum()
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+        with torch.no_grad():
+            messages = data.x[data.edge_index[0]] * mask[:, None]
+            logits = torch.stack([messages[data.edge_index[1] == node].sum(0) for node in range(6)])
+        steps.append((accuracy_on(data, "val_mask", logits), mask.detach().clone()))
+    top = max(accuracy for accuracy, _ in steps)
+    chosen = [kept for accuracy, kept in steps if accuracy == top][-1]
+    assert torch.equal(found.data.edge_index, prune_edges(data, 1 / 6 + 1e-9, chosen).edge_index)
+
+
+def ring_of_six():
+    ring = torch.stack([torch.arange(6), (torch.arange(6) + 1) % 6])
+    x = torch.randn(6, 3, generator=torch.Generator().manual_seed(2))
+    masks = dict.fromkeys(("train_mask", "val_mask"), torch.tensor([True, True, True, True, False, True]))
+    return Data(x=x, edge_index=torch.cat([ring, ring.flip(0)], 1), y=torch.tensor([0, 1, 2, 0, 1, 2]), **masks)
+
+
+def still(parameters):
+    """Weights stay; masks take its rate."""
+    made = torch.optim.SGD(parameters, lr=0.1)
+    made.param_groups[0]["lr"] = 0.1
+    for each in made.param_groups[0]["params"]:
+        each.register_hook(torch.zeros_like)
+    return made
+
+
+def test_masks_multiply_messages_of_every_head(graph):
+    torch.manual_seed(0)
+    conv, seen = GATConv(30, 4, heads=3), []
+    mask = torch.rand(graph.num_edges, generator=torch.Generator().manual_seed(0))
+    with _masked_messages(conv, mask):
+        handle = conv.register_message_forward_hook(lambda module, inputs, out: seen.append(out))
+        conv(graph.x, graph.edge_index)
+        handle.remove()
+    conv.register_message_forward_hook(lambda module, inputs, out: seen.append(out))
+    conv(graph.x, graph.edge_index)
+    factors = torch.cat([mask, torch.ones(200)])[:, None, None]
+    torch.testing.assert_close(seen[0], seen[1] * factors)
+
+
+def test_weights_that_never_learn_tie_and_exactly_as_many_go(graph):
+    data = graph.clone()
+    data.x[:, 10:] = 0.0  # two thirds of the first weights get no gradient but that of the penalty
+    found = graph_ticket(network(), data, 0.0, 0.3, rounds=1, epochs=4)
+    sizes = [p.numel() for p in network().parameters() if p.ndim >= 2]
+    assert found.weight_sparsity == pytest.approx(0.3, abs=1 / sum(sizes))
+
+
+def test_frozen_weights_stay(graph):
+    start = network()
+    start.convs[0].lin.weight.requires_grad_(False)
+    found = graph_ticket(start, graph, 0.2, 0.5, rounds=1, epochs=2)
+    assert torch.equal(found.model.convs[0].lin.weight, start.convs[0].lin.weight)
+
+
+def test_copies_of_edges_count_once(graph):
+    double = graph.clone()
+    double.edge_index = torch.cat([graph.edge_index, graph.edge_index[:, :80], graph.edge_index[:, :80].flip(0)], 1)
+    found = graph_ticket(network(), double, 0.5, rounds=3, epochs=2)
+    assert found.data.edge_index.unique(dim=1).shape[1] == 600
 
 
 @pytest.mark.parametrize(

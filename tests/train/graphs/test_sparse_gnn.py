@@ -185,6 +185,40 @@ def test_graphs_without_masks_or_classes_are_refused(graph):
             train_sparse_gnn(network(), other, epochs=1)
 
 
+def test_a_model_that_keeps_another_graph_and_one_without_logits_are_refused(graph):
+    kept = network(cached=True)
+    kept(graph.x, graph.edge_index)
+    with pytest.raises(ValueError, match="model keeps"):
+        train_sparse_gnn(kept, graph, 0.3, epochs=1)
+    train_sparse_gnn(network(cached=True), graph, 0.3, epochs=1)
+
+    class Pair(GCN):
+        def forward(self, x, edge_index):
+            return super().forward(x, edge_index), None
+
+    with pytest.raises(ValueError, match=r"model must give logits .* tuple"):
+        train_sparse_gnn(network(Pair), graph, epochs=1)
+
+
+def test_edges_of_a_directed_graph_go_alone(graph):
+    directed = graph.clone()
+    directed.edge_index = graph.edge_index[:, graph.edge_index[0] < graph.edge_index[1]]
+    found = train_sparse_gnn(network(), directed, 0.25, undirected=False, epochs=1)
+    assert torch.equal(found.data.edge_index, prune_edges(directed, 0.25, undirected=False).edge_index)
+    with pytest.raises(ValueError, match="undirected=False"):
+        train_sparse_gnn(network(), directed, 0.25, epochs=1)
+
+
+def test_frozen_weights_stay_and_do_not_count(graph):
+    start = network(norm="batch_norm")
+    for parameter in start.convs[0].parameters():
+        parameter.requires_grad_(False)
+    found = train_sparse_gnn(start, graph, 0.2, 0.5, epochs=3)
+    assert torch.equal(found.model.convs[0].lin.weight, start.convs[0].lin.weight)
+    trained = torch.cat([p.flatten() for p in found.model.parameters() if p.requires_grad])
+    assert int((trained == 0).sum()) == -(-len(trained) // 2)
+
+
 def test_a_loss_that_is_not_finite_is_told(graph):
     model = network()
     with torch.no_grad():

@@ -6,7 +6,7 @@ Sources: arXiv:2402.01261 (Seo, Yun and Yang, ICLR 2024); arXiv:1907.10903 (Rong
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -40,13 +40,14 @@ def teddy(sparsity: float = 0.2) -> Method:
         ('model', 'weights')
     """
     _check(sparsity)
-    known: list[tuple[Tensor, Tensor]] = []  # graphs, and which edges of them stay
 
     def choose(run: Run, edges: Tensor) -> Tensor:
+        known = run.state.setdefault("teddy edges", [])  # graphs, and which edges of them stay
         for seen, keep in known:
             if seen is edges:
-                return keep
-        keep = kept_edges(edges, sparsity, edge_degree_scores(edges), _undirected(edges), seed=run.seed)
+                return cast(Tensor, keep)
+        both = _undirected(edges)
+        keep = kept_edges(edges, sparsity, edge_degree_scores(edges, undirected=both), both, seed=run.seed)
         known.append((edges, keep))
         del known[:-4]
         return keep

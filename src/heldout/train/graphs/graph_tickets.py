@@ -22,7 +22,7 @@ from heldout.errors import check_at_least, check_has, check_nonnegative, checked
 from heldout.method import evaluating
 from heldout.train.graphs.sparse_gnn import SparseResult, accuracy_on, train_sparse_gnn
 from heldout.train.supervised import seeded
-from heldout.weights import apply_mask, make_mask, weights_only
+from heldout.weights import L0Projection, apply_mask, weights_only
 
 
 @checked
@@ -62,8 +62,8 @@ def graph_ticket(
         ValueError: sparsities outside [0, 1), a graph with self-loops, and what ``train_sparse_gnn`` refuses.
         FloatingPointError: the loss is no longer finite.
 
-    Source: arXiv:2102.06790. deviation: masks multiply messages, so that any network takes them, and are as large for
-    both directions of a pair; without weight decay.
+    Source: arXiv:2102.06790. deviation: masks multiply messages, so that any network takes them; a pair of nodes goes
+    by the mean of the masks of its two directions; masks have no weight decay.
 
     Example:
         >>> from torch_geometric.nn import GCN
@@ -82,16 +82,22 @@ def graph_ticket(
             raise ValueError(f"{name} must lie in [0, 1), got {sparsity}")
     if bool((data.edge_index[0] == data.edge_index[1]).any()):
         raise ValueError("data must have no self-loops: networks add their own, and masks would not tell them apart")
-    pairs = prune_edges(data, 0.0, "random", seed=seed).num_edges // 2
-    graph = data
-    mask = {n: torch.ones_like(p, dtype=torch.bool) for n, p in model.named_parameters() if weights_only(n, p)}
+    prune_edges(data, 0.0, "random", seed=seed)  # refuses a graph that it cannot prune
+    graph, pairs = data, _pairs(data)
+    mask = {
+        name: torch.ones_like(p, dtype=torch.bool)
+        for name, p in model.named_parameters()
+        if p.requires_grad and weights_only(name, p)
+    }
     for number in range(1, rounds + 1):
         with seeded(seed):
             edges, weights = _learned_masks(model, graph, mask, edge_l1, weight_l1, epochs, optimizer or _adam)
         left = pairs - int((1 - (1 - edge_sparsity) ** (number / rounds)) * pairs + 1e-6)
-        now = graph.num_edges // 2
+        now = _pairs(graph)
         graph = prune_edges(graph, max(0.0, (now - left) / now), edges, seed=seed) if now else graph
-        mask = make_mask(weights, (1 - weight_sparsity) ** (number / rounds)) if weight_sparsity else mask
+        if weight_sparsity and mask:
+            L0Projection(weights.items(), 1 - (1 - weight_sparsity) ** (number / rounds)).project_()
+            mask = {name: each.detach() != 0 for name, each in weights.items()}
     ticket = copy.deepcopy(model)
     if weight_sparsity:
         apply_mask(ticket, mask)
@@ -115,14 +121,14 @@ def _learned_masks(
     epochs: int,
     optimizer: Callable[[Iterable[Any]], Optimizer],
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Returns the sizes of masks on edges and weights, 0 where a weight is gone."""
+    """Returns the sizes of masks on edges ``(edges,)``, and on weights, 0 where one is gone."""
     learner = copy.deepcopy(model)
     own = dict(learner.named_parameters())
     edges = torch.ones(data.num_edges, device=data.edge_index.device, dtype=data.x.dtype, requires_grad=True)
     weights = {name: kept.to(own[name]).requires_grad_() for name, kept in mask.items()}
     steps = optimizer([p for p in own.values() if p.requires_grad])
     masks = torch.optim.Adam([edges, *weights.values()], lr=steps.param_groups[0]["lr"])
-    best, found = -1.0, (edges.detach(), {name: each.detach() for name, each in weights.items()})
+    best, found = -1.0, (edges, weights)
 
     def logits() -> Tensor:
         masked = {name: own[name] * torch.where(mask[name], each, 0.0) for name, each in weights.items()}
@@ -144,7 +150,7 @@ def _learned_masks(
                 accuracy = accuracy_on(data, "val_mask", logits())
             if accuracy >= best:
                 sizes = {name: torch.where(mask[name], each.detach().abs(), 0.0) for name, each in weights.items()}
-                best, found = accuracy, (edges.detach().abs().clone(), sizes)
+                best, found = accuracy, (edges.detach().abs(), {n: each.requires_grad_() for n, each in sizes.items()})
     return found
 
 
@@ -157,8 +163,12 @@ def _masked_messages(model: nn.Module, mask: Tensor) -> Iterator[None]:
         raise ValueError("model must hold layers that pass messages as in PyTorch Geometric, got none")
 
     def multiply(module: Any, inputs: Any, messages: Tensor) -> Tensor:
-        factors = F.pad(mask, (0, messages.shape[-2] - len(mask)), value=1.0)
-        return messages * factors[:, None]
+        axis = module.node_dim % messages.ndim
+        added = messages.shape[axis] - len(mask)
+        if added < 0:
+            raise ValueError(f"model must pass one message along each of {len(mask)} edges, got {messages.shape[axis]}")
+        factors = F.pad(mask, (0, added), value=1.0)
+        return messages * factors.view(-1, *[1] * (messages.ndim - axis - 1))
 
     handles = [layer.register_message_forward_hook(multiply) for layer in layers]
     try:
@@ -166,6 +176,11 @@ def _masked_messages(model: nn.Module, mask: Tensor) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _pairs(data: Any) -> int:
+    """Returns how many pairs of nodes are joined, each counted once."""
+    return int(data.edge_index.sort(0).values.unique(dim=1).shape[1])
 
 
 def _adam(parameters: Iterable[Any]) -> Optimizer:

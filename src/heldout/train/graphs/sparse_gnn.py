@@ -62,6 +62,7 @@ def train_sparse_gnn(
     *,
     score: Tensor | Callable[[Any], Tensor] | Literal["edge_degree", "random"] = "edge_degree",
     exclude: Callable[[str, Tensor], bool] | None = None,
+    undirected: bool = True,
     seed: int = 0,
 ) -> SparseResult:
     """Returns a copy of a graph network trained on a pruned graph, with few weights, by a dense teacher.
@@ -85,11 +86,13 @@ def train_sparse_gnn(
         optimizer: makes one of the parameters; default: Adam with a rate of 0.01 and weight decay of 5e-4.
         score: of edges, as for ``prune_edges``.
         exclude: ``(name, parameter) -> bool``, parameters that are not projected, such as biases.
+        undirected: whether both directions of a pair go together, as for ``prune_edges``.
         seed: of dropout, and of ties among edges.
 
     Raises:
-        ValueError: sparsities outside [0, 1), a graph without masks or class labels, teacher logits of another shape or
-            not finite, and what ``prune_edges`` and ``L0Projection`` refuse.
+        ValueError: sparsities outside [0, 1), a graph without masks or class labels, a model that keeps what it
+            computed from a graph, teacher logits of another shape or not finite, and what ``prune_edges`` and
+            ``L0Projection`` refuse.
         FloatingPointError: the loss is no longer finite.
 
     Source: arXiv:2402.01261, section 4.
@@ -111,6 +114,7 @@ def train_sparse_gnn(
         if not 0 <= sparsity < 1:
             raise ValueError(f"{name} must lie in [0, 1), got {sparsity}")
     _check_nodes(data)
+    _check_new(model)
     if distill and teacher_logits is None:
         dense = train_sparse_gnn(model, data, 0.0, 0.0, 0.0, epochs=epochs, optimizer=optimizer, seed=seed)
         teacher_logits = dense.logits
@@ -119,7 +123,7 @@ def train_sparse_gnn(
         if teacher_logits.ndim != 2 or len(teacher_logits) != len(data.y):
             got = tuple(teacher_logits.shape)
             raise ValueError(f"teacher_logits must have one row for each of {len(data.y)} nodes, got {got}")
-    graph = prune_edges(data, edge_sparsity, score, seed=seed) if edge_sparsity else data
+    graph = prune_edges(data, edge_sparsity, score, undirected, seed=seed) if edge_sparsity else data
     student = copy.deepcopy(model)
     steps = (optimizer or _adam)([p for p in student.parameters() if p.requires_grad])
     projection = L0Projection(student, weight_sparsity, exclude=exclude) if weight_sparsity else None
@@ -184,8 +188,9 @@ def _fit(
         model.train()
         optimizer.zero_grad()
         logits = model(data.x, data.edge_index)
-        if logits.ndim != 2 or len(logits) != len(data.y):
-            raise ValueError(f"model must give logits (nodes, classes), got {tuple(logits.shape)}")
+        if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(data.y):
+            got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise ValueError(f"model must give logits (nodes, classes), got {got}")
         loss = F.cross_entropy(logits[data.train_mask], data.y[data.train_mask])
         if distill and teacher is not None:
             loss = loss + distill * distillation_loss(logits, teacher)
@@ -207,6 +212,12 @@ def _fit(
 
 def _adam(parameters: Iterable[Any]) -> Optimizer:
     return torch.optim.Adam(parameters, lr=0.01, weight_decay=5e-4)
+
+
+def _check_new(model: nn.Module) -> None:
+    for module in model.modules():
+        if any(value is not None for name, value in vars(module).items() if name.startswith("_cached")):
+            raise ValueError("model keeps what it computed from a graph (cached=True): pruning would not reach it")
 
 
 def _has(data: Any, name: str) -> bool:
