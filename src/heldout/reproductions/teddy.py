@@ -30,7 +30,7 @@ arm of ``gcn``, with up to two more where the best stood at an end, and the rate
 searched in its range: the weight of the teacher. Its grid is that of the paper, 0.1, 1 and 10; an earlier search went
 beyond and ended there, so that it stands at 10. Not searched at all: the strength of the penalties of ``ugs``; anything
 of ``gin``, whose network has changed since, and of the other arms on ``wordnet``: all of these stand at one setting,
-0.01 and 10.
+0.01 and 10. ``hubs`` has the settings of ``gcn``.
 
 Deviations. 100 epochs for 150 (200 in the paper), for the time. Pairs of nodes are counted where the official code
 counts directed edges. Masks of ``ugs`` multiply messages, so that GIN takes them; it prunes weights with two axes where

@@ -1,3 +1,4 @@
+import copy
 from types import SimpleNamespace
 
 import pytest
@@ -95,8 +96,10 @@ def test_a_method_that_was_used_before_does_not_remember_it():
     ring.train_mask, ring.val_mask = torch.arange(60) < 30, torch.arange(60) >= 30
     splits, graphs = graph_splits(Splits(train=ring, val=ring))
 
+    start = on_graphs(Seen(), graphs)
+
     def seen(method, seed):
-        model = on_graphs(Seen(), graphs)
+        model = copy.deepcopy(start)  # as where several methods are tried on one model
         return heldout.fit(model, splits, method, epochs=1, batch_size=30, seed=seed).module.training_edges[0]
 
     used = teddy(0.5)

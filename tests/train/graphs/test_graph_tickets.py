@@ -8,7 +8,7 @@ from torch import nn
 from heldout.data import prune_edges
 from heldout.tasks import BlockModel
 from heldout.train import accuracy_on, graph_ticket, train_sparse_gnn
-from heldout.train.graphs.graph_tickets import _masked_messages
+from heldout.train.graphs.graph_tickets import _learned_masks, _masked_messages
 
 pytest.importorskip("torch_geometric")
 from torch_geometric.data import Data
@@ -115,6 +115,25 @@ def still(parameters):
     return made
 
 
+def test_each_round_takes_the_same_share_and_what_is_gone_stays_gone(graph):
+    seen = []
+
+    class Watched(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.conv, self.out = nn.Linear(30, 10), SimpleConv(aggr="mean"), nn.Linear(10, 3)
+
+        def forward(self, x, edge_index):
+            zeros = int((self.first.weight == 0).sum() + (self.out.weight == 0).sum())
+            if (edge_index.shape[1] // 2, zeros) not in seen[-1:]:
+                seen.append((edge_index.shape[1] // 2, zeros))
+            return self.out(self.conv(self.first(x).relu(), edge_index))
+
+    torch.manual_seed(0)
+    graph_ticket(Watched(), graph, 0.51, 0.75, rounds=2, epochs=5)
+    assert seen == [(600, 0), (420, 165), (294, 248)]  # 30 % of the pairs and half of the weights, then again
+
+
 def test_masks_multiply_messages_of_every_head(graph):
     torch.manual_seed(0)
     conv, seen = GATConv(30, 4, heads=3), []
@@ -135,6 +154,17 @@ def test_weights_that_never_learn_tie_and_exactly_as_many_go(graph):
     found = graph_ticket(network(), data, 0.0, 0.3, rounds=1, epochs=4)
     sizes = [p.numel() for p in network().parameters() if p.ndim >= 2]
     assert found.weight_sparsity == pytest.approx(0.3, abs=1 / sum(sizes))
+
+
+@pytest.mark.parametrize(("penalty", "size"), [(0.0, 1.0), (1e-4, 0.99)])
+def test_the_penalty_shrinks_masks_of_weights(graph, penalty, size):
+    data = graph.clone()
+    data.x[:, 10:] = 0.0  # weights of these learn from the penalty alone: one step of Adam is its rate
+    model = network()
+    mask = {"convs.0.lin.weight": torch.ones_like(model.convs[0].lin.weight, dtype=torch.bool)}
+    adam = lambda parameters: torch.optim.Adam(parameters, lr=0.01)  # noqa: E731
+    _, sizes = _learned_masks(model, data, mask, 0.0, penalty, 1, adam)
+    torch.testing.assert_close(sizes["convs.0.lin.weight"][:, 10:], torch.full((16, 20), size), rtol=0, atol=1e-4)
 
 
 def test_frozen_weights_stay(graph):
