@@ -185,6 +185,24 @@ def test_graphs_without_masks_or_classes_are_refused(graph):
             train_sparse_gnn(network(), other, epochs=1)
 
 
+def test_weights_and_statistics_are_those_of_the_best_epoch(graph):
+    class Worse(Bias):
+        """Answers right in its first two steps."""
+
+        def __init__(self):
+            super().__init__(240)
+            self.register_buffer("steps", torch.tensor(0))
+
+        def forward(self, x, edge_index):
+            self.steps += self.training
+            return self.logits + F.one_hot((graph.y + (self.steps > 2)) % 3, 3) * 100.0
+
+    found = train_sparse_gnn(Worse(), graph, distill=0.0, epochs=5, optimizer=sgd)
+    assert found.epoch == int(found.model.steps) == 2
+    with torch.no_grad():
+        torch.testing.assert_close(found.model.eval()(graph.x, graph.edge_index), found.logits)
+
+
 def test_a_model_that_keeps_another_graph_and_one_without_logits_are_refused(graph):
     kept = network(cached=True)
     kept(graph.x, graph.edge_index)

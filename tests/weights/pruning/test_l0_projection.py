@@ -109,6 +109,10 @@ def test_tied_weights_count_once():
     model[1].weight = model[0].weight
     L0Projection([model[0].weight, model[1].weight], 0.5).project_()
     assert int((model[0].weight == 0).sum()) == 8
+    small = nn.Parameter(torch.full((16,), 1e-9))
+    model[0].weight.data.fill_(1.0)
+    L0Projection([model[0].weight, model[1].weight, small], 0.5).project_()
+    assert int((model[0].weight == 0).sum() + (small == 0).sum()) == 16
 
 
 def test_after_every_step_of_an_optimizer_and_weights_may_come_back(model):
