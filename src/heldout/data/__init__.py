@@ -2,6 +2,8 @@
 
 from heldout.data.balancing import balanced_sampling, class_counts, why_balanced
 from heldout.data.choice_targets import randomize_targets
+from heldout.data.graphs.edge_pruning import edge_degree_scores, kept_edges, prune_edges
+from heldout.data.graphs.training_edges import drop_edge, teddy
 from heldout.data.image_mixing import CutMix, Mixing, MixingChoice, Mixup, blend_targets, derangement
 from heldout.data.indexed import IndexedDataset
 from heldout.data.instructions import DEFINITION, FULL, NO_INSTRUCTION, PROMPT, encode_instruction
@@ -156,7 +158,9 @@ __all__ = [
     "difficulty_quantiles",
     "difficulty_subset",
     "draw_hints",
+    "drop_edge",
     "early_output_clusters",
+    "edge_degree_scores",
     "emphasised_instruction",
     "encode_instruction",
     "expand_primitives",
@@ -164,6 +168,7 @@ __all__ = [
     "gather",
     "hold_out_combinations",
     "is_tensor_data",
+    "kept_edges",
     "length_split",
     "match_size",
     "mcd_split",
@@ -179,6 +184,7 @@ __all__ = [
     "primitive_copies",
     "primitive_split",
     "prototype_difficulty",
+    "prune_edges",
     "randomize_targets",
     "randomize_verbalizers",
     "related_sets",
@@ -206,6 +212,7 @@ __all__ = [
     "split_leaks",
     "split_target",
     "strong_view",
+    "teddy",
     "template_split",
     "to_device",
     "to_multiple_choice",

@@ -33,6 +33,8 @@ from heldout.tasks.graphs.nas_bench_graph import (
     nas_bench_graph,
     read_numbers,
 )
+from heldout.tasks.graphs.node_split import split_nodes
+from heldout.tasks.graphs.wordnet_graph import wordnet_graph
 from heldout.tasks.images.biases import (
     biased_attribute,
     colour_bias,
@@ -587,6 +589,7 @@ __all__ = [
     "sourced_questions",
     "split_by_group",
     "split_drawings",
+    "split_nodes",
     "split_skills",
     "split_table",
     "stdlib_code",
@@ -605,6 +608,7 @@ __all__ = [
     "worded_problem",
     "worded_words",
     "wordnet_facts",
+    "wordnet_graph",
     "wordnet_nouns",
     "wordnet_skill_rules",
     "wordnet_skill_topics",

@@ -55,6 +55,8 @@ if TYPE_CHECKING:
     from heldout.train.boosting.network import boost_head, boosted_network, gb_nn
     from heldout.train.engines.lightning import LightningMethod
     from heldout.train.engines.transformers import MethodTrainer
+    from heldout.train.graphs.graph_tickets import graph_ticket
+    from heldout.train.graphs.sparse_gnn import SparseResult, accuracy_on, train_sparse_gnn
     from heldout.train.reinforcement.grpo import grpo
     from heldout.train.reinforcement.policy_gradient import discounted_returns, normalize_rewards, reinforce_loss
     from heldout.train.reinforcement.rewards import CostReward, format_reward, router_reward
@@ -151,6 +153,7 @@ __all__ = [
     "SoftmaxLoss",
     "SpanGD",
     "SpanPoints",
+    "SparseResult",
     "SquaredLoss",
     "Stages",
     "StepLog",
@@ -163,6 +166,7 @@ __all__ = [
     "WeakToStrongResult",
     "abduce",
     "abstract_subtrees",
+    "accuracy_on",
     "answer_accuracy",
     "approach_scores",
     "bilevel_weights",
@@ -198,6 +202,7 @@ __all__ = [
     "format_reward",
     "full_batch",
     "gb_nn",
+    "graph_ticket",
     "group_dro",
     "grpo",
     "inputs_like",
@@ -236,6 +241,7 @@ __all__ = [
     "synthesize",
     "train_packed",
     "train_router",
+    "train_sparse_gnn",
     "train_tokens",
     "tune_choices",
     "tune_last_layers",
@@ -253,6 +259,10 @@ _LATER = {
     "PrimitiveSet": "heldout.train.retrieval.retrieval_training",
     "Retrieved": "heldout.train.retrieval.primitive_memory",
     "RetrievalAugmentedTraining": "heldout.train.retrieval.retrieval_training",
+    "graph_ticket": "heldout.train.graphs.graph_tickets",
+    "SparseResult": "heldout.train.graphs.sparse_gnn",
+    "accuracy_on": "heldout.train.graphs.sparse_gnn",
+    "train_sparse_gnn": "heldout.train.graphs.sparse_gnn",
     "APPROACH_RATES": "heldout.train.sequences.approaches",
     "SEQUENCE_APPROACHES": "heldout.train.sequences.approaches",
     "approach_scores": "heldout.train.sequences.approaches",

@@ -26,6 +26,7 @@ from heldout.weights.merging.merge import (
 )
 from heldout.weights.merging.merge_checkpoints import MERGE_METHODS, MergeReport, merge_checkpoints
 from heldout.weights.merging.wise_ft import wise_ft
+from heldout.weights.pruning.l0_projection import L0Projection
 from heldout.weights.pruning.prune import (
     MaskHandle,
     apply_mask,
@@ -69,6 +70,7 @@ __all__ = [
     "BlockIndex",
     "BlockRule",
     "Checkpoint",
+    "L0Projection",
     "MaskHandle",
     "MergeReport",
     "PruneCurve",

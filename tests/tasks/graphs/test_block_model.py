@@ -110,3 +110,18 @@ def test_models_that_cannot_be_are_refused(options, message):
 def test_too_few_pairs_are_told():
     with pytest.raises(ValueError, match="pairs could be drawn"):
         BlockModel(nodes=60, classes=30, degree=12.0, homophily=1.0).sample(0)
+
+
+def test_edges_of_hubs_may_have_a_homophily_of_their_own():
+    plain = BlockModel(nodes=2000, classes=4, tail=2.0, homophily=0.9)
+    graphs = [replace(plain, hub_homophily=share).sample(1) for share in (None, 0.9, 0.3)]
+    assert torch.equal(graphs[0].edge_index, graphs[1].edge_index)
+    graph = graphs[2]
+    hubs = degrees(graph).topk(100).indices
+    same = graph.y[graph.edge_index[0]] == graph.y[graph.edge_index[1]]
+    between = torch.isin(graph.edge_index, hubs).all(0)
+    without = ~torch.isin(graph.edge_index, degrees(graph).topk(300).indices).any(0)
+    assert float(same[between].double().mean()) < 0.45
+    assert float(same[without].double().mean()) > 0.85
+    with pytest.raises(ValueError, match="tail"):
+        BlockModel(hub_homophily=0.5)

@@ -40,6 +40,8 @@ class BlockModel:
         classes: communities.
         degree: mean degree.
         homophily: share of edges that stay within a class, in the mean.
+        hub_homophily: the same for edges that are drawn from the tenth of the nodes with the largest expected degrees;
+            None for no difference.
         tail: exponent of a Pareto distribution of expected degrees, none of them above the root of ``nodes`` times the
             mean; None for equal ones. The smaller, the heavier the tail: citation graphs have about 2.
         priors: probabilities of the classes; None for equal ones.
@@ -59,6 +61,7 @@ class BlockModel:
     classes: int = 5
     degree: float = 6.0
     homophily: float = 0.8
+    hub_homophily: float | None = None
     tail: float | None = None
     priors: tuple[float, ...] | None = None
     features: int = 64
@@ -72,10 +75,12 @@ class BlockModel:
         check_at_least(1, features=self.features)
         check_at_least(0, world=self.world)
         check_positive(degree=self.degree, tail=self.tail)
-        check_fraction(homophily=self.homophily)
+        check_fraction(homophily=self.homophily, hub_homophily=self.hub_homophily)
         check_nonnegative(signal=self.signal)
         if self.degree > self.nodes / 4:
             raise ValueError(f"degree must be at most a quarter of the nodes ({self.nodes}), got {self.degree}")
+        if self.hub_homophily is not None and self.tail is None:
+            raise ValueError("hub_homophily needs a tail: without one all nodes have the same expected degree")
         if self.kind == "words":
             check_fraction(signal=self.signal)
             if self.features < self.classes:
@@ -119,11 +124,14 @@ class BlockModel:
         wanted = round(self.nodes * self.degree / 2)
         order = labels.argsort(stable=True)
         sizes = labels.bincount(minlength=self.classes)
-        totals = self._weights(generator)[order].cumsum(0)
+        weights = self._weights(generator)[order]
+        totals, within = weights.cumsum(0), torch.full((self.nodes,), self.homophily, dtype=torch.float64)
+        if self.hub_homophily is not None:
+            within[weights >= weights.quantile(0.9)] = self.hub_homophily
         ends = torch.cat([totals.new_zeros(1), totals])[torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])]
         found = np.zeros(0, dtype=np.int64)
         for _ in range(64):
-            first, second = self._pairs(round(1.2 * (wanted - len(found))) + 16, totals, ends, generator)
+            first, second = self._pairs(round(1.2 * (wanted - len(found))) + 16, totals, ends, within, generator)
             low, high = torch.minimum(first, second), torch.maximum(first, second)
             codes = np.concatenate([found, (low * self.nodes + high)[low < high].numpy()])
             found = codes[np.sort(np.unique(codes, return_index=True)[1])][:wanted]  # in the order of drawing
@@ -142,12 +150,15 @@ class BlockModel:
         heavy = (1 - uniform) ** (-1 / self.tail)
         return heavy.clamp(max=math.sqrt(self.nodes) * heavy.mean().item())
 
-    def _pairs(self, number: int, totals: Tensor, ends: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def _pairs(
+        self, number: int, totals: Tensor, ends: Tensor, homophily: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
         """Returns nodes in the order of classes: the first by weight, the second by weight in its class or outside it.
 
         Args:
             totals: ``(nodes,)``, sums of weights up to and with each node.
             ends: ``(classes + 1,)``, sums of weights before each class, and of all.
+            homophily: ``(nodes,)``, of edges from each node.
         """
         draw = torch.rand(3, number, dtype=torch.float64, generator=generator)
         first = torch.searchsorted(totals, draw[0] * ends[-1], right=True).clamp(max=self.nodes - 1)
@@ -156,6 +167,6 @@ class BlockModel:
         inside = low + draw[1] * (high - low)
         outside = draw[1] * (ends[-1] - (high - low))
         outside = torch.where(outside >= low, outside + (high - low), outside)
-        within = (draw[2] < self.homophily) | (high - low >= ends[-1])
+        within = (draw[2] < homophily[first]) | (high - low >= ends[-1])
         second = torch.searchsorted(totals, torch.where(within, inside, outside), right=True)
         return first, second.clamp(max=self.nodes - 1)

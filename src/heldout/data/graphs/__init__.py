@@ -1,0 +1,1 @@
+"""Which edges of a graph does a model see?"""

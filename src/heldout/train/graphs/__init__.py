@@ -1,0 +1,1 @@
+"""How does a graph network learn with few edges and few weights?"""
