@@ -24,6 +24,7 @@ from heldout.tasks.grammars.sentence_forms import SentenceForms
 from heldout.tasks.grammars.string_edits import EDIT_FUNCTIONS, StringEdits
 from heldout.tasks.grammars.synchronous import SynchronousGrammar
 from heldout.tasks.graphs.block_model import BlockModel
+from heldout.tasks.graphs.call_graphs import call_graph, returns_value
 from heldout.tasks.graphs.graph_shifts import masked_columns, noisy_features, rewired
 from heldout.tasks.graphs.nas_bench_graph import (
     GRAPH_DATASETS,
@@ -437,6 +438,7 @@ __all__ = [
     "arithmetic_value",
     "biased_attribute",
     "binary_questions",
+    "call_graph",
     "caption_holds",
     "caption_question",
     "caption_text",
@@ -552,6 +554,7 @@ __all__ = [
     "restating_document",
     "restating_template",
     "retention_example",
+    "returns_value",
     "rewired",
     "rotate",
     "rotation_sequence",
