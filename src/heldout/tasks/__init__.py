@@ -24,6 +24,7 @@ from heldout.tasks.grammars.sentence_forms import SentenceForms
 from heldout.tasks.grammars.string_edits import EDIT_FUNCTIONS, StringEdits
 from heldout.tasks.grammars.synchronous import SynchronousGrammar
 from heldout.tasks.graphs.block_model import BlockModel
+from heldout.tasks.graphs.block_shifts import BLOCK_SHIFTS, block_shifts
 from heldout.tasks.graphs.call_graphs import call_graph, returns_value
 from heldout.tasks.graphs.graph_shifts import masked_columns, noisy_features, rewired
 from heldout.tasks.graphs.nas_bench_graph import (
@@ -286,6 +287,7 @@ __all__ = [
     "ALL_MATHS_FRAMES",
     "ANSWER_FORMS",
     "ARITHMETIC_SYMBOLS",
+    "BLOCK_SHIFTS",
     "BOOLEAN_QUESTIONS",
     "CATEGORIES",
     "CHAIN",
@@ -438,6 +440,7 @@ __all__ = [
     "arithmetic_value",
     "biased_attribute",
     "binary_questions",
+    "block_shifts",
     "call_graph",
     "caption_holds",
     "caption_question",

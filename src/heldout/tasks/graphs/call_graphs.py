@@ -107,9 +107,8 @@ def returns_value(function: ast.AST) -> int:
     for node in _within(function.body, (*_FUNCTIONS, ast.Lambda, ast.ClassDef)):
         if isinstance(node, ast.Yield | ast.YieldFrom):
             return 1
-        if isinstance(node, ast.Return) and node.value is not None:
-            if not (isinstance(node.value, ast.Constant) and node.value.value is None):
-                return 1
+        if isinstance(node, ast.Return) and (node.value is not None and ast.unparse(node.value) != "None"):
+            return 1
     return 0
 
 
