@@ -108,7 +108,7 @@ def columns(*words):
     return {zlib.crc32(word.encode()) % 4096 for word in words}
 
 
-def test_words_are_those_of_identifiers_alone(tmp_path):
+def test_words_are_those_of_identifiers_and_kinds_of_syntax(tmp_path):
     source = '''
     def loadHTTPFile_v2(some_path: Hint = DEFAULT, *args, key=None, **options) -> Answer:
         """zebra"""
@@ -119,11 +119,24 @@ def test_words_are_those_of_identifiers_alone(tmp_path):
     '''
     graph = call_graph(package(tmp_path, one=source), features=4096)
     expected = columns(
-        *("load", "http", "file", "v", "some", "path", "hint", "default", "args", "key", "options", "value", "size")
+        *("Expr", "Assign", "IfExp", "Attribute", "Name"),
+        *("load", "http", "file", "v", "some", "path", "hint", "default", "args", "key", "options", "value", "size"),
     )
     assert set(graph.x[0].nonzero().flatten().tolist()) == expected
     assert set(graph.x[0].tolist()) == {0.0, 1.0}
-    assert set(graph.x[1].nonzero().flatten().tolist()) == columns("inner", "hidden")
+    assert set(graph.x[1].nonzero().flatten().tolist()) == columns("inner", "hidden", "Name")
+
+
+def test_what_comes_back_is_not_told_by_the_words(tmp_path):
+    pairs = {
+        "returns": ("def f(x) -> int: x; return x", "def f(x): x; x"),
+        "yields": ("def f(x) -> Iterator: x; yield x", "def f(x): x; x"),
+        "none": ("def f(x): x; return None", "def f(x): x; return 1"),
+    }
+    for name, (one, other) in pairs.items():
+        first, second = (call_graph(package(tmp_path / f"{name}{n}", m=text)) for n, text in enumerate((one, other)))
+        assert torch.equal(first.x, second.x)
+        assert first.y.item() != second.y.item()
 
 
 def test_an_ambiguous_name_leads_nowhere(tmp_path):

@@ -23,6 +23,7 @@ from heldout.errors import check_at_least, check_nonnegative, checked, require
 
 _AMBIGUOUS = 3  # functions of one name in other files: of more, a call says nothing
 _FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
+_UNTOLD = (ast.Return, ast.Yield, ast.YieldFrom, ast.expr_context, ast.Constant)  # a docstring is a constant
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 
 
@@ -32,10 +33,11 @@ def call_graph(
 ) -> Any:
     """Returns the functions of a package and their calls of each other as a ``torch_geometric.data.Data``.
 
-    Attributes: ``x`` float32 ``(functions, features)``, 1 where a word occurs: those of the function's name, its
-    parameters and the identifiers in its body, hashed; keywords, strings and docstrings do not count. ``y`` int64
-    ``(functions,)``. ``edge_index`` int64 ``(2, edges)``, both directions of each call, sorted, no loops. ``names`` the
-    functions as ``file:Class.name``, in the order of the files and of their lines.
+    Attributes: ``x`` float32 ``(functions, features)``, 1 where a word occurs, hashed: those of the function's name,
+    its parameters and the identifiers in its body, and the kinds of syntax there (``If``, ``Compare``, ...) but
+    ``return`` and ``yield``; strings, docstrings and what the function is said to return do not count. ``y`` int64
+    ``(functions,)``. ``edge_index`` int64 ``(2, edges)``, both directions of each call, sorted, no loops. ``names``
+    the functions as ``file:Class.name``, in the order of the files and of their lines.
 
     A call by a name or an attribute leads to the functions of that name in the same file, or else in other files
     unless more than 3 have it. A function within another is a node of its own, and no part of the outer one.
@@ -44,7 +46,7 @@ def call_graph(
         package: name of an installed top-level package or module, or the ``Path`` of a folder or file of Python.
         features: number of columns to hash words into.
         label: class of a function, from its ``ast.FunctionDef`` or ``ast.AsyncFunctionDef``; default:
-            ``returns_value``, which no identifier states.
+            ``returns_value``, which the features do not state.
         skip: names of folders to leave out, such as tests.
 
     Raises:
@@ -72,7 +74,7 @@ def call_graph(
         far[node.name].append(number)
     x, codes = torch.zeros(len(functions), features), []
     for number, (_, node) in enumerate(functions):
-        words = {word for name in _identifiers(node) for word in _words(name)}
+        words = {word for name in _identifiers(node) for word in _words(name)} | _kinds(node)
         x[number, [zlib.crc32(word.encode()) % features for word in sorted(words)]] = 1.0
         for name in _calls(node):
             found = near.get((modules[number], name)) or far.get(name, [])
@@ -176,6 +178,10 @@ def _identifiers(function: ast.FunctionDef | ast.AsyncFunctionDef) -> Iterator[s
             yield node.id
         elif isinstance(node, ast.Attribute):
             yield node.attr
+
+
+def _kinds(function: ast.FunctionDef | ast.AsyncFunctionDef) -> set[str]:
+    return {type(node).__name__ for node in _within(function.body, _FUNCTIONS) if not isinstance(node, _UNTOLD)}
 
 
 def _words(name: str) -> list[str]:
