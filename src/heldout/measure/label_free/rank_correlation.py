@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from heldout.errors import check_dimensions, check_finite, check_same_length, checked
+from heldout.errors import check_between, check_dimensions, check_finite, check_nonnegative, check_same_length, checked
 from heldout.statistics import pearson, spearman
 
 
@@ -35,20 +36,22 @@ def rank_correlation(errors: ArrayLike, scores: ArrayLike) -> RankCorrelation:
     Where all errors or all scores are equal both are 0: such scores rank nothing.
 
     Args:
-        errors: ``(n,)`` true errors of a model, one for each data set.
+        errors: ``(n,)`` true errors of a model, 0 or more, one for each data set.
         scores: ``(n,)`` in the same order; the larger, the more wrong.
 
     Raises:
-        ValueError: fewer than 2 of them, lengths that differ, or numbers that are not finite.
+        ValueError: fewer than 2 of them, lengths that differ, numbers that are not finite, or errors below 0.
 
     Example:
         >>> rank_correlation([0.1, 0.2, 0.4], [1.0, 3.0, 2.0])
         RankCorrelation(spearman=0.5, r2=0.10714285714285714)
     """
+    check_nonnegative(errors=errors)
+    check_between(-math.inf, math.inf, scores=scores)  # numbers at all
+    check_finite(scores=scores)
     first, second = np.asarray(errors, dtype=float), np.asarray(scores, dtype=float)
     check_dimensions(1, errors=first, scores=second)
     check_same_length(errors=first, scores=second)
-    check_finite(errors=first, scores=second)
     if len(first) < 2:
         raise ValueError(f"errors must be of at least 2 data sets, got {len(first)}")
     if np.ptp(first) == 0 or np.ptp(second) == 0:
