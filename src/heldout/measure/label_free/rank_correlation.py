@@ -43,8 +43,9 @@ def rank_correlation(errors: ArrayLike, scores: ArrayLike) -> RankCorrelation:
         ValueError: fewer than 2 of them, lengths that differ, numbers that are not finite, or errors below 0.
 
     Example:
-        >>> rank_correlation([0.1, 0.2, 0.4], [1.0, 3.0, 2.0])
-        RankCorrelation(spearman=0.5, r2=0.10714285714285714)
+        >>> found = rank_correlation([0.1, 0.2, 0.4], [1.0, 3.0, 2.0])
+        >>> round(found.spearman, 6), round(found.r2, 6)
+        (0.5, 0.107143)
     """
     check_nonnegative(errors=errors)
     check_between(-math.inf, math.inf, scores=scores)  # numbers at all
