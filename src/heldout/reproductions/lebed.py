@@ -52,7 +52,7 @@ STOPS = {"epochs": "epoch", "stopped": "stopped"}
 LR, MARGIN = 3e-3, 0.1
 ATC: Any = "confidence"
 SOURCES = ("asyncio", "aiohttp", "fsspec", "rich")
-LIBRARY = "collections email http importlib logging multiprocessing unittest urllib wsgiref xml xmlrpc"
+LIBRARY = "wsgiref xmlrpc collections email http importlib logging multiprocessing unittest urllib xml"
 TARGETS = (*LIBRARY.split(), *["jinja2", "joblib", "markdown_it", "packaging", "pygments", "requests", "typer"])
 TESTS = ("tests", "test", "testing")  # folders that are no part of a package
 
