@@ -74,3 +74,25 @@ def test_shares_and_graphs_are_checked(graph):
             shift(graph, 1.5)
     with pytest.raises(ValueError, match="std"):
         noisy_features(graph, float("nan"))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({}, "edge_index"),
+        ({"edge_index": torch.tensor([[0, 9], [9, 0]])}, "integers from 0 to 4"),
+        ({"edge_index": torch.tensor([[0.0, 1.0], [1.0, 0.0]])}, "integers from 0 to 4"),
+        ({"edge_index": torch.tensor([0, 1])}, "2 dimensions"),
+        ({"edge_index": torch.tensor([[0, 1], [1, 0], [1, 1]])}, "2 entries"),
+    ],
+)
+def test_edges_that_cannot_be_are_named(given, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        rewired(Data(num_nodes=5, **given), 0.5)
+
+
+@pytest.mark.parametrize("shift", [noisy_features, masked_columns])
+def test_features_that_cannot_be_are_named(shift):
+    for x, message in ((None, "x must have"), (torch.ones(5), "2 dimensions"), (torch.full((5, 2), float("nan")), "x must")):
+        with pytest.raises((ValueError, TypeError), match=message):
+            shift(Data(x=x, num_nodes=5), 0.5)
