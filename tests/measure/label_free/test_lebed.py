@@ -121,11 +121,15 @@ def test_the_gap_is_of_the_embeddings_before_the_step(network, graph):
 
 
 def test_a_relative_margin_is_a_share_of_the_reference(network, graph):
+    torch.manual_seed(0)
+    away = _pairs_without_edge(graph.edge_index, 120)
+    with torch.no_grad():
+        reference = float(structure_loss(network[0].first(graph.x, graph.edge_index).relu(), graph.edge_index, away))
+    assert reference < 0.9  # else one cannot be told from the other
     gap = lebed_score(*network, graph, min_epochs=3, max_epochs=3, margin=1e-9).structure_gap
-    wide = lebed_score(*network, graph, min_epochs=3, margin=2 * gap, relative=True)
-    assert wide.epoch > 3 or 2 * gap * 0.313 < gap  # the reference is between softplus(-1) and softplus(1)
-    assert lebed_score(*network, graph, min_epochs=3, margin=4 * gap, relative=True).epoch == 3
-    assert lebed_score(*network, graph, min_epochs=3, margin=gap / 1.4, relative=True).epoch > 3
+    options = {"min_epochs": 3, "max_epochs": 3, "relative": True}
+    assert lebed_score(*network, graph, margin=1.001 * gap / reference, **options).stopped
+    assert not lebed_score(*network, graph, margin=0.999 * gap / reference, **options).stopped
 
 
 def test_nothing_of_the_users_changes(graph):

@@ -93,6 +93,10 @@ def test_edges_that_cannot_be_are_named(given, message):
 
 @pytest.mark.parametrize("shift", [noisy_features, masked_columns])
 def test_features_that_cannot_be_are_named(shift):
-    for x, message in ((None, "x must have"), (torch.ones(5), "2 dimensions"), (torch.full((5, 2), float("nan")), "x must")):
+    for x, message in (
+        (None, "x must have"),
+        (torch.ones(5), "2 dimensions"),
+        (torch.full((5, 2), float("nan")), "x must"),
+    ):
         with pytest.raises((ValueError, TypeError), match=message):
             shift(Data(x=x, num_nodes=5), 0.5)
