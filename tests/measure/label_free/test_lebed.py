@@ -184,6 +184,22 @@ def test_a_network_inside_of_another_is_no_head_of_it(graph):
     assert not any(p.requires_grad for p in inner.parameters())
 
 
+class Again(nn.Module):
+    """One layer twice, the first time for the features."""
+
+    def __init__(self):
+        super().__init__()
+        self.shared, self.last = nn.Linear(64, 64), nn.Linear(64, 5)
+
+    def forward(self, x, edge_index):
+        return self.last(self.shared(self.shared(x).relu()))
+
+
+def test_of_a_layer_that_is_called_twice_the_last_time_counts(graph):
+    model, initial = trained(Again(), graph)
+    assert lebed_score(model, initial, graph, head="shared", max_epochs=6).structure_gap > 0
+
+
 class Pairs(nn.Module):
     """Convolutions of pairs, as of two kinds of nodes."""
 

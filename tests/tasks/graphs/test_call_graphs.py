@@ -131,6 +131,7 @@ def test_what_comes_back_is_not_told_by_the_words(tmp_path):
     pairs = {
         "returns": ("def f(x) -> int: x; return x", "def f(x): x; x"),
         "yields": ("def f(x) -> Iterator: x; yield x", "def f(x): x; x"),
+        "yields from": ("def f(x): yield from x", "def f(x): x"),
         "none": ("def f(x): x; return None", "def f(x): x; return 1"),
     }
     for name, (one, other) in pairs.items():

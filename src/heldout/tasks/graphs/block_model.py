@@ -40,8 +40,8 @@ class BlockModel:
         classes: communities.
         degree: mean degree.
         homophily: share of edges that stay within a class, in the mean.
-        tail: exponent of a Pareto distribution of expected degrees, none of them above the root of ``nodes`` times the
-            mean; None for equal ones. The smaller, the heavier the tail: citation graphs have about 2.
+        tail: exponent of a Pareto distribution of expected degrees, cut at the root of ``nodes`` times the mean
+            before the cut; None for equal ones. The smaller, the heavier the tail: citation graphs have about 2.
         priors: probabilities of the classes; None for equal ones.
         features: numbers of a node.
         signal: of features "gaussian", the distance of a centre from 0 in standard deviations of the noise; of "words",
