@@ -159,6 +159,7 @@ def test_labels_may_be_ones_own_and_folders_left_out(tmp_path):
     assert graph.y.tolist() == [2, 0, 1, 1, 1]
     with pytest.raises(ValueError, match="label"):
         call_graph(folder, label=lambda node: -1)
+    assert len(call_graph(folder / "tests", skip=("tests",)).y) == 3  # of the folder itself, the name does not count
 
 
 def test_what_is_no_python_is_passed_over(tmp_path):
