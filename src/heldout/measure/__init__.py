@@ -96,6 +96,7 @@ from heldout.measure.label_free.error_estimates import (
     doc_error,
 )
 from heldout.measure.label_free.lebed import LebedResult, lebed_score, parameter_distance, structure_loss
+from heldout.measure.label_free.rank_correlation import RankCorrelation, rank_correlation
 from heldout.measure.mechanisms.activation_patching import Site, activation_patch, all_sites
 from heldout.measure.mechanisms.copying import copying_loss
 from heldout.measure.mechanisms.induction import attention_patterns, induction_score, prefix_matching
@@ -245,6 +246,7 @@ __all__ = [
     "NeuronAlignment",
     "OptimalRidge",
     "OverfitReport",
+    "RankCorrelation",
     "RankTransfer",
     "ReliabilityBin",
     "Reliance",
@@ -407,6 +409,7 @@ __all__ = [
     "probe_prompt",
     "randomize_features",
     "randomized_feature_score",
+    "rank_correlation",
     "rank_transfer",
     "rasp",
     "rasp_codes",

@@ -54,6 +54,7 @@ from heldout.nn.graphs.graph_program import (
 )
 from heldout.nn.graphs.graph_readout import GraphReadout
 from heldout.nn.graphs.graph_spec import GraphEdge, GraphSpec
+from heldout.nn.graphs.node_classifier import NODE_ENCODERS, NodeClassifier, NodeEncoder
 from heldout.nn.graphs.program_grammar import FoundGraph, Grammar, enumerate_programs
 from heldout.nn.heads import DomainHeads, MultiHead
 from heldout.nn.knn_memory import KNNMemory
@@ -106,6 +107,7 @@ from heldout.nn.zoo import PatchCNN, mlp, small_cnn
 __all__ = [
     "ACTIVATIONS",
     "GRAPH_OPERATORS",
+    "NODE_ENCODERS",
     "P3D_VARIANTS",
     "PRIMITIVES",
     "RESIZABLE_PRIMITIVES",
@@ -147,6 +149,8 @@ __all__ = [
     "ModularMLP",
     "MultiChannelNetwork",
     "MultiHead",
+    "NodeClassifier",
+    "NodeEncoder",
     "OracleStep",
     "P3DBasicBlock",
     "P3DBottleneck",

@@ -24,6 +24,8 @@ from heldout.tasks.grammars.sentence_forms import SentenceForms
 from heldout.tasks.grammars.string_edits import EDIT_FUNCTIONS, StringEdits
 from heldout.tasks.grammars.synchronous import SynchronousGrammar
 from heldout.tasks.graphs.block_model import BlockModel
+from heldout.tasks.graphs.block_shifts import BLOCK_SHIFTS, block_shifts
+from heldout.tasks.graphs.call_graphs import call_graph, returns_value
 from heldout.tasks.graphs.graph_shifts import masked_columns, noisy_features, rewired
 from heldout.tasks.graphs.nas_bench_graph import (
     GRAPH_DATASETS,
@@ -296,6 +298,7 @@ __all__ = [
     "ALL_MATHS_FRAMES",
     "ANSWER_FORMS",
     "ARITHMETIC_SYMBOLS",
+    "BLOCK_SHIFTS",
     "BOOLEAN_QUESTIONS",
     "CATEGORIES",
     "CHAIN",
@@ -456,6 +459,8 @@ __all__ = [
     "arithmetic_value",
     "biased_attribute",
     "binary_questions",
+    "block_shifts",
+    "call_graph",
     "caption_holds",
     "caption_question",
     "caption_text",
@@ -574,6 +579,7 @@ __all__ = [
     "restating_document",
     "restating_template",
     "retention_example",
+    "returns_value",
     "rewired",
     "rotate",
     "rotation_sequence",

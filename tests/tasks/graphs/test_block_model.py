@@ -36,6 +36,26 @@ def test_a_tail_makes_hubs_and_keeps_the_mean():
     assert float(degrees(even).float().var()) == pytest.approx(6.0, rel=0.15)  # Poisson
 
 
+def test_a_heavy_tail_is_cut_at_the_root_of_the_nodes_times_its_mean():
+    model = BlockModel(nodes=400, tail=0.5)
+    generator = torch.Generator().manual_seed(3)
+    uncut = [(1 - u) ** -2 for u in torch.rand(400, dtype=torch.float64, generator=generator).tolist()]
+    most = 20 * sum(uncut) / 400
+    assert max(uncut) > 2 * most
+    found = model._weights(torch.Generator().manual_seed(3)).tolist()
+    assert found == pytest.approx([min(each, most) for each in uncut])
+
+
+def test_degrees_of_a_class_are_those_of_the_formula():
+    """An end is drawn by weight, the other in its class or among the others by weight there."""
+    priors, share = (0.6, 0.2, 0.1, 0.1), 0.5
+    graph = BlockModel(nodes=6000, classes=4, priors=priors, homophily=share, features=4).sample(1)
+    for c, prior in enumerate(priors):
+        others = sum(each / (1 - each) for o, each in enumerate(priors) if o != c)
+        found = degrees(graph)[graph.y == c].float().mean().item()
+        assert found == pytest.approx(3 * (1 + share + (1 - share) * others), rel=0.05), prior
+
+
 def test_expected_degrees_do_not_depend_on_the_class():
     graph = BlockModel(nodes=4000, priors=(0.7, 0.1, 0.1, 0.05, 0.05), homophily=0.5).sample(0)
     first = degrees(graph)[graph.y == 0].float().mean()

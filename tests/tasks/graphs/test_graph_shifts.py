@@ -46,6 +46,15 @@ def test_rewiring_moves_one_end_of_that_share_of_edges(graph, share):
     assert homophily(shifted.edge_index, shifted.y) == pytest.approx(expected, abs=0.04)
 
 
+def test_either_end_of_an_edge_may_move():
+    leaves = torch.arange(1, 81)
+    star = torch.stack([torch.zeros_like(leaves), leaves])
+    moved = rewired(Data(edge_index=torch.cat([star, star.flip(0)], 1), num_nodes=600), 1.0, seed=0).edge_index
+    degree = moved[0].bincount(minlength=600)
+    assert 25 < int(degree[0]) < 55
+    assert 25 < int((degree[1:81] > 0).sum()) < 60
+
+
 def test_self_loops_stay_and_the_order_of_edges_does_not_matter_to_what_is_undirected(graph):
     loops = Data(edge_index=torch.tensor([[0, 1, 1, 2, 3], [1, 0, 1, 2, 3]]), num_nodes=40)
     moved = rewired(loops, 1.0, seed=0).edge_index
@@ -74,3 +83,26 @@ def test_shares_and_graphs_are_checked(graph):
             shift(graph, 1.5)
     with pytest.raises(ValueError, match="std"):
         noisy_features(graph, float("nan"))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({}, "edge_index"),
+        ({"edge_index": torch.tensor([[0, 9], [9, 0]])}, "integers from 0 to 4"),
+        ({"edge_index": torch.tensor([[0.0, 1.0], [1.0, 0.0]])}, "integers from 0 to 4"),
+        ({"edge_index": torch.tensor([0, 1])}, "2 dimensions"),
+        ({"edge_index": torch.tensor([[0, 1], [1, 0], [1, 1]])}, "2 entries"),
+    ],
+)
+def test_edges_that_cannot_be_are_named(given, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        rewired(Data(num_nodes=5, **given), 0.5)
+
+
+@pytest.mark.parametrize("shift", [noisy_features, masked_columns])
+def test_features_that_cannot_be_are_named(shift):
+    nan = torch.full((5, 2), float("nan"))
+    for x, message in ((None, "x must have"), (torch.ones(5), "2 dimensions"), (nan, "x must be finite")):
+        with pytest.raises((ValueError, TypeError), match=message):
+            shift(Data(x=x, num_nodes=5), 0.5)

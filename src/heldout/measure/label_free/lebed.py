@@ -20,7 +20,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from heldout.errors import check_at_least, check_finite, check_has, check_nonnegative, check_positive, checked
+from heldout.errors import (
+    check_at_least,
+    check_dimensions,
+    check_finite,
+    check_has,
+    check_labels,
+    check_length,
+    check_nonnegative,
+    check_positive,
+    checked,
+)
 from heldout.method import device_of
 
 
@@ -70,8 +80,9 @@ def lebed_score(
         model: a trained network that gives logits ``(nodes, classes)``; in training mode it may use dropout.
         initial: the ``state_dict`` of the same model before it was trained.
         graph: has ``x`` and ``edge_index`` ``(2, edges)``, without labels.
-        head: name of the layer whose first argument is the embeddings ``(nodes, dim)``; default: the last called one of
-            those that are children, at any depth, and have weights, such as the last convolution.
+        head: name of the layer whose first argument is the embeddings ``(nodes, dim)``; default: of the layers with
+            weights, at any depth, that are given what layers before them made, the last called one, such as the last
+            convolution.
         lr, weight_decay: of Adam.
         max_epochs: steps at most.
         min_epochs: steps at least.
@@ -81,9 +92,11 @@ def lebed_score(
         seed: of the pairs without edge, and of dropout.
 
     Raises:
-        ValueError: first weights with other names or shapes than the model's, or equal to the trained ones; a head that
-            is no layer, or not called; a graph without edges, or without pairs that have none; logits that are not
-            ``(nodes, classes)`` or not finite.
+        TypeError: a graph without ``x`` or ``edge_index``.
+        ValueError: first weights with other names or shapes than the model's, not finite, or equal to the trained ones;
+            a head that is no layer, or not called, or given features in place of embeddings, as in a network of one
+            layer; a graph without edges, with edges of nodes that it has not, or without pairs that have no edge;
+            logits that are not ``(nodes, classes)`` or not finite.
 
     Example:
         >>> from torch_geometric.nn import GCN
@@ -103,20 +116,24 @@ def lebed_score(
     check_nonnegative(weight_decay=weight_decay)
     check_at_least(1, min_epochs=min_epochs)
     check_at_least(min_epochs, max_epochs=max_epochs)
+    check_has("ndim", "dtype", x=graph.x, edge_index=graph.edge_index)
+    check_dimensions(2, edge_index=graph.edge_index)
+    check_length(2, edge_index=graph.edge_index)
+    check_labels(len(graph.x), edge_index=graph.edge_index)
     _check_states(model, initial)
     call = forward or (lambda module, given: module(given.x, given.edge_index))
-    trained = copy.deepcopy(model).eval()
-    place = device_of(trained)
+    place = device_of(model)
     nodes, edges = len(graph.x), graph.edge_index.to(place)
     devices = [place] if place.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), torch.enable_grad():
+    with torch.random.fork_rng(devices=devices), torch.inference_mode(False), torch.enable_grad():
         torch.manual_seed(seed)
+        trained = copy.deepcopy(model).eval().requires_grad_(True)
         away = _pairs_without_edge(graph.edge_index.cpu(), nodes).to(place)
         if head is not None and head not in dict(trained.named_modules()):
             raise ValueError(f"head must name a layer of the model, got {head!r}")
         layer = head or _last_layer(trained, graph, call)
         with torch.no_grad():
-            answers, embeddings = _embedded(trained, layer, graph, call)
+            answers, embeddings = _embedded(trained, layer, graph, call, "the model's logits for this graph")
             labels = answers.argmax(1)
             reference = structure_loss(embeddings, edges, away)
         allowed = margin * float(reference) if relative else margin
@@ -125,8 +142,11 @@ def lebed_score(
         learner.requires_grad_(True)
         optimizer = torch.optim.Adam(learner.parameters(), lr=lr, weight_decay=weight_decay)
         gap, epoch = math.inf, 0
+        said = "lr may be too high, or half precision too coarse: logits of the copy that learns this graph"
         for epoch in range(1, max_epochs + 1):
-            logits, embeddings = _embedded(learner, layer, graph, call)
+            logits, embeddings = _embedded(learner, layer, graph, call, said)
+            if not embeddings.requires_grad:
+                raise ValueError(f"head {layer!r} is given features and no embeddings: their structure never changes")
             gap = abs(float(structure_loss(embeddings.detach(), edges, away)) - float(reference))
             optimizer.zero_grad()
             F.cross_entropy(logits, labels).backward()
@@ -134,7 +154,7 @@ def lebed_score(
             if epoch >= min_epochs and gap < allowed:
                 break
         with torch.no_grad():
-            again = _embedded(learner.eval(), layer, graph, call)[0].argmax(1)
+            again = _embedded(learner.eval(), layer, graph, call, said)[0].argmax(1)
     distance = parameter_distance(dict(learner.named_parameters()), dict(trained.named_parameters()))
     return LebedResult(
         distance.item(), epoch, gap, gap < allowed, (again == labels).double().mean().item(), len(labels.unique())
@@ -151,7 +171,8 @@ def structure_loss(embeddings: Tensor, edges: Tensor, others: Tensor) -> Tensor:
         others: int64 ``(2, n)``, pairs without.
 
     Returns:
-        The mean binary cross-entropy over all pairs, a scalar in nats, from softplus(-1) to softplus(1).
+        The mean binary cross-entropy over all pairs, a scalar in nats, from softplus(-1) to softplus(1), in float32 or
+        float64.
 
     Raises:
         ValueError: embeddings or pairs of other shapes, embeddings that are not finite, or no pairs.
@@ -167,7 +188,8 @@ def structure_loss(embeddings: Tensor, edges: Tensor, others: Tensor) -> Tensor:
     if not edges.shape[1] + others.shape[1]:
         raise ValueError("edges and others must not both be empty")
     check_finite(embeddings=embeddings)
-    unit = F.normalize(embeddings, dim=1)
+    # In half precision a cosine has two or three digits: fewer than a margin.
+    unit = F.normalize(embeddings.to(torch.promote_types(embeddings.dtype, torch.float32)), dim=1)
     logits = [(unit[pairs[0]] * unit[pairs[1]]).sum(1) for pairs in (edges, others)]
     return torch.cat([F.softplus(-logits[0]), F.softplus(logits[1])]).mean()
 
@@ -212,13 +234,14 @@ def _check_alike(one: Mapping[str, Tensor], other: Mapping[str, Tensor], name: s
 def _check_states(model: nn.Module, initial: Mapping[str, Tensor]) -> None:
     trained = model.state_dict()
     _check_alike(initial, trained, "initial", "the model")
+    check_finite(initial=initial)
     names = [name for name, _ in model.named_parameters()]
     if all(torch.equal(initial[name].to(trained[name]), trained[name]) for name in names):
         raise ValueError("initial must be the weights before training, but they are those that the model has now")
 
 
 def _embedded(
-    module: nn.Module, layer: str, graph: Any, call: Callable[[nn.Module, Any], Tensor]
+    module: nn.Module, layer: str, graph: Any, call: Callable[[nn.Module, Any], Tensor], said: str
 ) -> tuple[Tensor, Tensor]:
     entered: list[Tensor] = []
     handle = module.get_submodule(layer).register_forward_pre_hook(
@@ -232,16 +255,21 @@ def _embedded(
         shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise ValueError(f"the model must give logits ({len(graph.x)}, classes) for this graph, got {shape}")
     if not bool(logits.isfinite().all()):
-        raise ValueError("the model's logits for this graph are not finite")
+        raise ValueError(f"{said} are not finite")
     if not entered:
         raise ValueError(f"head {layer!r} is not called")
-    if entered[-1].ndim != 2 or len(entered[-1]) != len(graph.x):
-        raise ValueError(f"head {layer!r} must be given embeddings (nodes, dim), got {tuple(entered[-1].shape)}")
-    return logits, entered[-1]
+    given = entered[-1]
+    if not isinstance(given, Tensor) or given.ndim != 2 or len(given) != len(graph.x):
+        shape = tuple(given.shape) if isinstance(given, Tensor) else type(given).__name__
+        raise ValueError(f"head {layer!r} must be given embeddings (nodes, dim), got {shape}")
+    return logits, given
 
 
 def _last_layer(module: nn.Module, graph: Any, call: Callable[[nn.Module, Any], Tensor]) -> str:
-    """Returns the name of the last layer with weights that is called with a row for each node."""
+    """Returns the name of the last layer with weights that is called with a row for each node, made by others before.
+
+    What is called with the features of the graph, such as a network inside of another, is none.
+    """
     called: list[str] = []
     handles = []
     for name, child in module.named_modules():
@@ -250,33 +278,33 @@ def _last_layer(module: nn.Module, graph: Any, call: Callable[[nn.Module, Any], 
 
         def note(_: nn.Module, args: Any, kwargs: Any, name: str = name) -> None:
             given = args[0] if args else next(iter(kwargs.values()), None)
-            if isinstance(given, Tensor) and given.ndim == 2 and len(given) == len(graph.x):
+            if isinstance(given, Tensor) and given.requires_grad and given.ndim == 2 and len(given) == len(graph.x):
                 called.append(name)
 
         handles.append(child.register_forward_pre_hook(note, with_kwargs=True))
     try:
-        with torch.no_grad():
-            call(module, graph)
+        call(module, graph)
     finally:
         for handle in handles:
             handle.remove()
     # A convolution is called before the linear layer inside of it: the outermost of the last is meant.
     outer = [name for name in called if not any(name.startswith(f"{other}.") for other in called)]
     if not outer:
-        raise ValueError("the model has no layer that is called with a row for each node: give head")
+        raise ValueError("the model has no layer that is called with embeddings, a row for each node: give head")
     return outer[-1]
 
 
 def _pairs_without_edge(edges: Tensor, nodes: int) -> Tensor:
-    """Returns as many pairs as there are edges, of two nodes each and without an edge, drawn with replacement."""
+    """Returns as many pairs as there are edges, of two nodes and without an edge either way, drawn with replacement."""
     if not edges.shape[1]:
         raise ValueError("graph must have edges: their structure tells when to stop")
-    taken = (edges[0] * nodes + edges[1]).unique()
-    if len(taken) + nodes > 0.9 * nodes * nodes:
+    loops = torch.arange(nodes) * (nodes + 1)
+    taken = torch.cat([edges[0] * nodes + edges[1], edges[1] * nodes + edges[0], loops]).unique()
+    if len(taken) > 0.9 * nodes * nodes:
         raise ValueError("graph must have pairs without an edge: almost all pairs have one")
     found: list[Tensor] = []
     while sum(map(len, found)) < edges.shape[1]:
         drawn = torch.randint(nodes * nodes, (edges.shape[1],))
-        found.append(drawn[(drawn // nodes != drawn % nodes) & ~torch.isin(drawn, taken)])
+        found.append(drawn[~torch.isin(drawn, taken)])
     codes = torch.cat(found)[: edges.shape[1]]
     return torch.stack([codes // nodes, codes % nodes])

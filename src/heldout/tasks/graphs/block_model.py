@@ -42,8 +42,8 @@ class BlockModel:
         homophily: share of edges that stay within a class, in the mean.
         hub_homophily: the same for edges that are drawn from the tenth of the nodes with the largest expected degrees;
             None for no difference.
-        tail: exponent of a Pareto distribution of expected degrees, none of them above the root of ``nodes`` times the
-            mean; None for equal ones. The smaller, the heavier the tail: citation graphs have about 2.
+        tail: exponent of a Pareto distribution of expected degrees, cut at the root of ``nodes`` times the mean
+            before the cut; None for equal ones. The smaller, the heavier the tail: citation graphs have about 2.
         priors: probabilities of the classes; None for equal ones.
         features: numbers of a node.
         signal: of features "gaussian", the distance of a centre from 0 in standard deviations of the noise; of "words",

@@ -10,7 +10,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from heldout.errors import check_fraction, check_has, check_nonnegative, checked
+from heldout.errors import (
+    check_dimensions,
+    check_finite,
+    check_fraction,
+    check_has,
+    check_labels,
+    check_length,
+    check_nonnegative,
+    checked,
+)
 from heldout.tasks.seeds import Seed, generator_of
 
 
@@ -24,7 +33,8 @@ def noisy_features(graph: Any, std: float, seed: Seed = 0) -> Any:
         seed: number or generator.
 
     Raises:
-        ValueError: std below 0 or not finite; a graph without ``x``.
+        TypeError: a graph without ``x``.
+        ValueError: std below 0 or not finite; features that are not ``(nodes, columns)``, or not finite.
 
     Example:
         >>> from heldout.tasks import BlockModel
@@ -32,7 +42,7 @@ def noisy_features(graph: Any, std: float, seed: Seed = 0) -> Any:
         >>> noisy_features(graph, 0.5).x.std() > graph.x.std()
         tensor(True)
     """
-    check_has("x", "clone", graph=graph)
+    _check_features(graph)
     check_nonnegative(std=std)
     shifted = graph.clone()
     noise = torch.randn(graph.x.shape, generator=generator_of(seed))
@@ -50,7 +60,8 @@ def masked_columns(graph: Any, share: float, seed: Seed = 0) -> Any:
         seed: number or generator.
 
     Raises:
-        ValueError: a share outside [0, 1]; a graph without ``x``.
+        TypeError: a graph without ``x``.
+        ValueError: a share outside [0, 1]; features that are not ``(nodes, columns)``, or not finite.
 
     Example:
         >>> from heldout.tasks import BlockModel
@@ -58,7 +69,7 @@ def masked_columns(graph: Any, share: float, seed: Seed = 0) -> Any:
         >>> masked_columns(graph, 1.0).x.abs().sum()
         tensor(0.)
     """
-    check_has("x", "clone", graph=graph)
+    _check_features(graph)
     check_fraction(share=share)
     shifted = graph.clone()
     masked = torch.rand(graph.x.shape[1], generator=generator_of(seed)) < share
@@ -79,7 +90,9 @@ def rewired(graph: Any, share: float, seed: Seed = 0) -> Any:
         seed: number or generator.
 
     Raises:
-        ValueError: a share outside [0, 1]; a graph that is directed, has double edges, attributes of edges, or no room.
+        TypeError: a graph without ``edge_index``.
+        ValueError: a share outside [0, 1]; a graph that is directed, has double edges, attributes of edges, edges of
+            nodes that it has not, or no room.
 
     Example:
         >>> from heldout.tasks import BlockModel
@@ -92,6 +105,10 @@ def rewired(graph: Any, share: float, seed: Seed = 0) -> Any:
     if graph.edge_attr is not None or graph.edge_weight is not None:
         raise ValueError("a graph with attributes of edges cannot be rewired: they are not known for new edges")
     nodes = int(graph.num_nodes)
+    check_has("ndim", "dtype", edge_index=graph.edge_index)
+    check_dimensions(2, edge_index=graph.edge_index)
+    check_length(2, edge_index=graph.edge_index)
+    check_labels(nodes, edge_index=graph.edge_index)
     edges = graph.edge_index.cpu()
     codes = (edges[0] * nodes + edges[1]).sort().values
     if len(codes) != len(codes.unique()) or not torch.equal(codes, (edges[1] * nodes + edges[0]).sort().values):
@@ -119,3 +136,10 @@ def rewired(graph: Any, share: float, seed: Seed = 0) -> Any:
     shifted = graph.clone()
     shifted.edge_index = both[:, (both[0] * nodes + both[1]).argsort()].to(graph.edge_index.device)
     return shifted
+
+
+def _check_features(graph: Any) -> None:
+    check_has("x", "clone", graph=graph)
+    check_has("ndim", "dtype", x=graph.x)
+    check_dimensions(2, x=graph.x)
+    check_finite(x=graph.x)
