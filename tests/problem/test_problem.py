@@ -84,7 +84,7 @@ def test_bad_files_are_told_in_one_line(what, write):
 
 
 def test_a_missing_file_names_the_examples(tmp_path):
-    with pytest.raises(ProblemError, match=r"no file .* digits, fashion, smollm"):
+    with pytest.raises(ProblemError, match=r"no file .* digits, fashion, graphs, smollm"):
         load_problem(tmp_path / "nothing.py")
 
 

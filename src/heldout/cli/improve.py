@@ -17,7 +17,8 @@ def improve(
     file: Annotated[
         str,
         typer.Argument(
-            help="A file that defines model() and data(); or: digits, fashion, smollm.", autocompletion=example_names
+            help="A file that defines model() and data(); or: digits, fashion, graphs, smollm.",
+            autocompletion=example_names,
         ),
     ],
     budget: Annotated[str, typer.Option(help="Wall-clock time, such as 90s, 10m, 2h.")] = "10m",
@@ -86,7 +87,7 @@ def audit(
     file: Annotated[
         str,
         typer.Argument(
-            help="What improve takes: a file with model() and data(); or: digits, fashion, smollm.",
+            help="What improve takes: a file with model() and data(); or: digits, fashion, graphs, smollm.",
             autocompletion=example_names,
         ),
     ],

@@ -45,14 +45,14 @@ from heldout.problem.language import is_language, load_language
 from heldout.problem.problem import Problem
 from heldout.study import StudyError, load_file
 
-EXAMPLES = ("digits", "fashion", "smollm")
+EXAMPLES = ("digits", "fashion", "graphs", "smollm")
 RECIPE = ("optimizer", "epochs", "batch_size", "schedule", "loss", "augment", "max_grad_norm")
 PLACE = ("device", "autocast", "num_workers")
 
 
 @checked
 def load_problem(path: str | Path, *, device: str | None = None) -> Problem:
-    """Returns the problem that a file defines; "digits", "fashion" and "smollm" are the built-in examples.
+    """Returns the problem that a file defines; "digits", "fashion", "graphs" and "smollm" are the built-in examples.
 
     Args:
         path: the file.
