@@ -54,6 +54,13 @@ def test_the_score_is_given_the_first_weights_and_no_labels_of_targets(asked):
     assert [call[2] for call in asked] == [graph for graphs in world.axes.values() for graph in graphs]
     assert all((call[3]["lr"], call[3]["margin"]) == (lebed.LR, lebed.MARGIN) for call in asked)
     assert all((call[3]["min_epochs"], call[3]["max_epochs"]) == (5, 9) for call in asked)
+    assert all(set(call[3]) == {"head", "lr", "margin", "min_epochs", "max_epochs", "seed"} for call in asked)
+
+
+def test_each_seed_has_a_source_of_its_own():
+    first, second = (lebed.blocks(seed, SMALL).source for seed in (SEED, SEED + 1))
+    assert not torch.equal(first.y, second.y)
+    assert not torch.equal(first.edge_index, second.edge_index)
 
 
 @pytest.mark.parametrize("score", ["lebed", "fresh start", *BASELINES])
