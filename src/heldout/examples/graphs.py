@@ -1,8 +1,8 @@
 """Call graphs of Python packages: `heldout improve graphs`.
 
 A node is a function of this Python's standard library, joined with those that it calls and is called by; does it
-return a value? Four packages are trained on, which are the domains; methods are selected on other functions of them and
-on two packages more, and tested on seven others.
+return a value? Four packages are trained on; methods are selected on other functions of them and on two packages more,
+and tested on seven others.
 """
 
 from functools import cache, partial
