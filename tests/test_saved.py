@@ -94,8 +94,8 @@ COMBINED = [
     "itta(size='channel',depth=2)", "ghost_batch_norm(ghost_size=4)+tent(lr=0.05)", "pego+t3a", "centre+adanpc(k=3)",
     "centre", "own_tent", "shifted",
 ]  # fmt: skip
-OF_TEXTS = {"position_offsets"}  # needs a language model
-EXPRESSIONS = ["baseline", *(OPTIONS.get(name, name) for name in available() if name not in OF_TEXTS), *COMBINED]
+OF_OTHERS = {"position_offsets", "drop_edge", "teddy"}  # need a language model, or graphs
+EXPRESSIONS = ["baseline", *(OPTIONS.get(name, name) for name in available() if name not in OF_OTHERS), *COMBINED]
 
 
 @pytest.fixture(scope="module")
