@@ -1,3 +1,5 @@
+import contextlib
+
 import pytest
 import torch
 
@@ -106,3 +108,15 @@ def test_features_that_cannot_be_are_named(shift):
     for x, message in ((None, "x must have"), (torch.ones(5), "2 dimensions"), (nan, "x must be finite")):
         with pytest.raises((ValueError, TypeError), match=message):
             shift(Data(x=x, num_nodes=5), 0.5)
+
+
+def test_a_node_without_a_place_left_is_told():
+    pairs = torch.tensor([[0, 0, 0, 0, 1], [1, 2, 3, 4, 2]])  # 0 is joined to all others
+    wheel = Data(edge_index=torch.cat([pairs, pairs.flip(0)], 1), num_nodes=5)
+    told = 0
+    for seed in range(400):
+        with contextlib.suppress(ValueError):
+            assert rewired(wheel, 0.4, seed).num_edges == 10
+            continue
+        told += 1
+    assert 0 < told < 40

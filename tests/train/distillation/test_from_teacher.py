@@ -83,6 +83,13 @@ def test_features_are_learned_and_the_projection_is_dropped(width):
     assert unexplained(fitted.module) < 0.7 * unexplained(plain.module)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_the_teacher_may_be_of_another_precision(dtype):
+    hint = {"feature_weight": 1.0, "layer": "1", "teacher_layer": "1"}
+    fitted = fit(network(4), data(40), distillation(network(16).to(dtype), **hint), **RECIPE)
+    assert all(p.dtype == torch.float32 and bool(p.isfinite().all()) for p in fitted.module.parameters())
+
+
 class Pictures(nn.Module):
     def __init__(self, channels, stride=1):
         super().__init__()

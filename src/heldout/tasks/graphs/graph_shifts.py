@@ -18,6 +18,7 @@ from heldout.errors import (
     check_labels,
     check_length,
     check_nonnegative,
+    check_positive,
     checked,
 )
 from heldout.tasks.seeds import Seed, generator_of
@@ -92,7 +93,7 @@ def rewired(graph: Any, share: float, seed: Seed = 0) -> Any:
     Raises:
         TypeError: a graph without ``edge_index``.
         ValueError: a share outside [0, 1]; a graph that is directed, has double edges, attributes of edges, edges of
-            nodes that it has not, or no room.
+            nodes that it has not, or one in which a node has no place left for an edge.
 
     Example:
         >>> from heldout.tasks import BlockModel
@@ -122,6 +123,9 @@ def rewired(graph: Any, share: float, seed: Seed = 0) -> Any:
     ends = pairs[torch.randint(2, (len(moved),), generator=generator), moved]  # that stay where they are
     taken = pairs[0, stay] * nodes + pairs[1, stay]
     while len(ends):
+        check_positive(
+            places_left=nodes - 1 - torch.cat([taken // nodes, taken % nodes]).bincount(minlength=nodes)[ends]
+        )
         others = torch.randint(nodes, (len(ends),), generator=generator)
         drawn = torch.minimum(ends, others) * nodes + torch.maximum(ends, others)
         places = torch.from_numpy(np.unique(drawn.numpy(), return_index=True)[1])

@@ -72,9 +72,9 @@ def distillation(
     def optimizer(run: Run, base: Optimizer) -> Optimizer:
         inputs = inputs_for(run.module, gather(run.train_set, torch.arange(min(2, len(run.train_set))))[0])
         with torch.no_grad(), evaluating(run.module):
-            projection = _projection(
-                _run(run.module, inputs, layer)[1], _run(frozen.to(run.device), inputs, teacher_layer)[1]
-            )
+            own = _run(run.module, inputs, layer)[1]
+            taught = _run(frozen, inputs_for(frozen.to(run.device), inputs), teacher_layer)[1]
+            projection = _projection(own, taught)
         run.state["distillation"] = projection.to(run.device)
         if added := list(projection.parameters()):
             base.add_param_group({"params": added})
@@ -83,7 +83,7 @@ def distillation(
     def loss(run: Run, batch: Batch) -> Tensor:
         frozen.to(run.device)
         with torch.no_grad():
-            answers, taught = _run(frozen, batch.inputs, teacher_layer)
+            answers, taught = _run(frozen, inputs_for(frozen, batch.inputs), teacher_layer)
         own = None
         if layer is not None:
             batch.cached_logits, own = _run(run.module, batch.inputs, layer)
