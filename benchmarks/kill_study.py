@@ -57,8 +57,11 @@ study = Study(
 )
 """
 
-MAIN = """
-import json, sys
+PATIENCE = 300  # seconds for one study; one that takes longer hangs, and says where
+
+MAIN = f"""
+import faulthandler, json, sys
+faulthandler.dump_traceback_later({PATIENCE - 10})
 from heldout.study import load_study, run_study
 file, on, out = sys.argv[1:]
 results = run_study(load_study(file), on=on, workers=1 if on in ("in-process", "local") else 2, out=out).to_json()
@@ -140,12 +143,17 @@ def _start(file: Path, on: str, out: Path, stdout: int) -> subprocess.Popen:
     out.mkdir(exist_ok=True)
     environment = {**os.environ, "HELDOUT_KILL_LOG": str(out / "log"), "PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-c", MAIN, str(file), on, str(out)]
-    return subprocess.Popen(command, env=environment, stdout=stdout, stderr=subprocess.DEVNULL)
+    with (out / "errors").open("w") as errors:
+        return subprocess.Popen(command, env=environment, stdout=stdout, stderr=errors)
 
 
 def _finish(file: Path, on: str, out: Path) -> object:
     process = _start(file, on, out, subprocess.PIPE)
-    printed, _ = process.communicate(timeout=300)
+    try:
+        printed, _ = process.communicate(timeout=PATIENCE)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise AssertionError(f"the study hangs: {(out / 'errors').read_text()[-4000:]}") from None
     assert process.returncode == 0, f"the study ended with {process.returncode}"
     return json.loads(printed)
 

@@ -34,14 +34,15 @@ def model():
 """
 
 
-def test_a_search_on_two_machines_finds_what_one_finds(tmp_path):
+def test_a_search_on_two_machines_finds_what_one_finds(tmp_path, ray_lock):
     pytest.importorskip("ray")
     path = tmp_path / "offset.py"
     path.write_text(FILE.replace("\ndef model():\n", PLACE))
-    done = subprocess.run(
-        [sys.executable, "-c", SEARCH, str(path), str(tmp_path / "two")],
-        capture_output=True, text=True, check=False, env=os.environ | {"RAY_USAGE_STATS_ENABLED": "0"},
-    )  # fmt: skip
+    with ray_lock:
+        done = subprocess.run(
+            [sys.executable, "-c", SEARCH, str(path), str(tmp_path / "two")],
+            capture_output=True, text=True, check=False, env=os.environ | {"RAY_USAGE_STATS_ENABLED": "0"},
+        )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     assert len(list(tmp_path.glob("at-*"))) == 2
     two = json.loads(done.stdout.splitlines()[-1])

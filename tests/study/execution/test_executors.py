@@ -10,7 +10,9 @@ import pytest
 
 from heldout.study import Study, StudyError, higher_is_better, load_study, log_curve, make_executor, run_study
 from heldout.study.execution.executors import _Queue
+from heldout.study.execution.on_ray import RayWorker
 from heldout.study.execution.runs import Task
+from heldout.study.execution.workers import WorkerDiedError
 
 FILE = """
 import os
@@ -82,9 +84,10 @@ def runs(tmp_path, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def ray_executor():
+def ray_executor(ray_lock):
     pytest.importorskip("ray")
-    executor = make_executor("ray", workers=2)
+    with ray_lock:
+        executor = make_executor("ray", workers=2)
     yield executor
     executor.close()
 
@@ -259,8 +262,33 @@ def test_sigkill_at_random_moments_loses_and_repeats_no_finished_run(on, tmp_pat
 
 
 @pytest.mark.slow
-def test_sigkill_under_ray_loses_and_repeats_no_finished_run(tmp_path):
-    assert kill_study().run_campaign("ray", kills=1, seed=1, folder=tmp_path).kills == 1
+@pytest.mark.timeout(900)
+def test_sigkill_under_ray_loses_and_repeats_no_finished_run(tmp_path, ray_lock):
+    with ray_lock:
+        assert kill_study().run_campaign("ray", kills=1, seed=1, folder=tmp_path).kills == 1
+
+
+class NeverUp:
+    """An actor that Ray has accepted and does not start."""
+
+    def __init__(self):
+        self.load = self.make = self
+        self.remote = lambda *_: "a call"
+
+
+def test_a_worker_that_a_ray_of_our_own_does_not_bring_up_counts_as_dead(monkeypatch):
+    ray = pytest.importorskip("ray")
+    monkeypatch.setattr(ray, "wait", lambda calls, **_: ([], calls))
+    worker, in_a_cluster = RayWorker(NeverUp(), patience=0.05), RayWorker(NeverUp())
+    for each in (worker, in_a_cluster):
+        each.start("run", tasks_of([0])[0])
+        assert each.answer() is None
+    time.sleep(0.06)
+    assert in_a_cluster.answer() is None
+    with pytest.raises(WorkerDiedError, match=r"Ray did not bring it up within 0\.05 s"):
+        worker.answer()
+    worker.since = time.monotonic()  # it was loaded, and its run may take as long as it likes
+    assert worker.answer() is None
 
 
 def kill_study():

@@ -3,6 +3,7 @@
 import os
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import psutil
@@ -184,11 +185,13 @@ def fork(arm, seed, profile):
 
 
 @pytest.mark.parametrize("on", ["in-process", "local", pytest.param("ray", marks=pytest.mark.slow)])
-def test_a_forked_child_that_returns_has_no_outcome(on):
+def test_a_forked_child_that_returns_has_no_outcome(on, ray_lock):
     if on == "ray":
         pytest.importorskip("ray")
     arms = {"returns": {"child": "returns"}, "raises": {"child": "raises"}, "exits": {"child": "exits"}}
-    results = run_study(Study(slug="f", arms=arms, run=fork, metrics={"score": higher_is_better}, seeds=2), on=on)
+    study = Study(slug="f", arms=arms, run=fork, metrics={"score": higher_is_better}, seeds=2)
+    with ray_lock if on == "ray" else nullcontext():
+        results = run_study(study, on=on)
     assert results.ok
     assert {arm: results.metric(arm, "score") for arm in arms} == {
         "returns": {0: 0.0, 1: 0.0},

@@ -22,6 +22,8 @@ from heldout.study.execution.workers import Worker, WorkerDiedError
 from heldout.study.loading import Reference, only_a_file
 from heldout.study.spec import Run, StudyError
 
+_PATIENCE = 120.0  # seconds that a Ray of our own has to bring up a worker; others may have to wait for a processor
+
 
 class _Actor:
     """What lives in a Ray worker process."""
@@ -39,10 +41,12 @@ class _Actor:
 
 
 class RayWorker:
-    """One actor."""
+    """One actor; one that is not up after ``patience`` seconds counts as dead."""
 
-    def __init__(self, actor: Any) -> None:
+    def __init__(self, actor: Any, patience: float | None = None) -> None:
         self.since: float | None = None
+        self._patience = patience
+        self._asked = 0.0
         self.call: Any = None
         self._actor = actor
         self._loaded: Any = None
@@ -53,13 +57,15 @@ class RayWorker:
         if self._loaded is run:
             self._make()
         else:
-            self._loaded = run
+            self._loaded, self._asked = run, time.monotonic()
             self.call = self._actor.load.remote(run)
 
     def answer(self) -> Outcome | None:
         import ray
 
         if not ray.wait([self.call], timeout=0)[0]:
+            if self.since is None and self._patience and time.monotonic() - self._asked > self._patience:
+                raise WorkerDiedError(f"Ray did not bring it up within {self._patience:g} s")
             return None
         try:
             answer = ray.get(self.call)
@@ -108,6 +114,7 @@ class RayActors:
         environment = {"env_vars": thread_environment(threads)}
         self._class = ray.remote(num_cpus=1, runtime_env=environment)(_Actor)
         self._sent: dict[bytes, Any] = {}
+        self._patience = _PATIENCE if self._ours and not (address or os.environ.get("RAY_ADDRESS")) else None
         self.slots = max(1, int(ray.cluster_resources().get("CPU", 1)))
 
     def portable(self, run: Run) -> Any:
@@ -119,7 +126,7 @@ class RayActors:
         return self._sent[function]
 
     def new(self) -> Worker:
-        return RayWorker(self._class.remote(list(sys.path)))
+        return RayWorker(self._class.remote(list(sys.path)), self._patience)
 
     def wait(self, busy: Sequence[Worker], timeout: float) -> None:
         import ray
