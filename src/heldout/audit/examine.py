@@ -10,13 +10,14 @@ from typing import Any
 
 from torch import nn
 
+from heldout.audit.graphs import OF_GRAPHS
 from heldout.audit.judging import LADDER, ranked
 from heldout.audit.parts import PARTS
 from heldout.audit.report import to_html
 from heldout.audit.work import Audit, NotApplicableError, metric_of
 from heldout.errors import checked
 from heldout.method import Method, Run, device_of
-from heldout.problem import EXAMPLES, Problem, ProblemError, check_problem, load_problem
+from heldout.problem import EXAMPLES, GraphProblem, Problem, ProblemError, check_problem, load_problem
 from heldout.report import LogEvent, OnEvent, ignore, telling
 from heldout.saved import Loaded, load
 from heldout.study import environment, write_atomically
@@ -94,6 +95,8 @@ def audit(
     work = Audit(problem, module, seed, started + budget, document, on_event, predictor)
     classifies = problem.task == "classification"
     for title, part, needs_classes in PARTS:
+        if part in OF_GRAPHS and not isinstance(problem, GraphProblem):
+            continue
         if needs_classes and not classifies:
             reason = f"it needs classes, this is {problem.kind.name}"
             document["not_applicable"].append({"part": title, "reason": reason})

@@ -19,6 +19,7 @@ from torch.utils.data import Subset
 
 from heldout.audit.composition import compositions
 from heldout.audit.examples import shown_suspects, worst_examples
+from heldout.audit.graphs import GRAPH_PARTS
 from heldout.audit.judging import Threshold, chance_calibration_error
 from heldout.audit.probing import probes
 from heldout.audit.repeated import repeated_rows
@@ -36,7 +37,7 @@ from heldout.measure import (
     vendi_score,
 )
 from heldout.nn import inputs_for, split_head
-from heldout.problem import no_difference, resolution, undertrained
+from heldout.problem import Nodes, no_difference, resolution, undertrained
 from heldout.report import number
 from heldout.statistics import Interval, newcombe, wilson
 from heldout.train import contradicted_labels, cross_fit, fit
@@ -287,6 +288,8 @@ def _coherence(work: Audit) -> None:
 
 
 def _diversity(work: Audit) -> None:
+    if isinstance(work.problem.splits.train, Nodes):
+        raise NotApplicableError("the classification layer is given all nodes of a graph, not the examples alone")
     probed = work.probed()
     inputs, _ = gather(probed, torch.arange(len(probed)))
     module = work.differentiated()
@@ -462,11 +465,13 @@ def _given_set(work: Audit) -> Any:
     return work.problem.splits.test[work.given]
 
 
+# what each is, what makes it, and whether it needs classes; those of graphs are for problems of graphs alone
 PARTS: tuple[tuple[str, Callable[[Audit], None], bool], ...] = (
     ("scores and shifts", _scores, False),
     ("calibration", _calibration, True),
     ("classes and groups", _classes, True),
     ("unseen combinations of factors", compositions, True),
+    *GRAPH_PARTS,
     ("memorization", _memorization, False),
     ("repeated rows", repeated_rows, False),
     ("training curve", _curve, False),

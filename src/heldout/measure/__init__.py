@@ -142,6 +142,7 @@ from heldout.measure.metrics.weak_supervision import (
 )
 from heldout.measure.probes.coherence import Coherence, CoherenceTracker, gradient_coherence
 from heldout.measure.probes.cross_task import CrossTask, TaskScore, best_constant, beyond_constant, cross_task
+from heldout.measure.probes.dirichlet_energy import dirichlet_energy
 from heldout.measure.probes.frozen import FrozenSubspace, frozen_subspace
 from heldout.measure.probes.gradients import GradientSums, gradient_features, gradient_sums, per_example_grads
 from heldout.measure.probes.patch_selectivity import (
@@ -314,6 +315,7 @@ __all__ = [
     "cross_task",
     "delay",
     "description_bits",
+    "dirichlet_energy",
     "disagreement",
     "discrete_log_order",
     "dissimilarities",

@@ -6,6 +6,9 @@
   target is the node's ``y``; every step runs the model on the whole graph. Sets may lie in one graph or in several.
 * data sets or lists of ``Data`` with one ``y`` each: an example is a graph.
 
+``Splits(unlabeled=...)`` takes a graph, a list of them, or graphs by name, whose nodes have no targets: ``audit`` ranks
+them by how wrong the model seems to be on each.
+
 The model is called with those of ``x``, ``edge_index``, ``edge_weight``, ``edge_attr`` and ``batch`` that its
 ``forward`` names, or with one ``Data`` where it takes nothing else. Targets tell the kind, as for other data: classes,
 labels or real numbers. To ``fit`` an example is a dict of tensors; the model puts them together again.
@@ -39,9 +42,11 @@ class GraphProblem(Problem):
 
     Attributes:
         graphs: those that nodes are examples of.
+        unlabeled: graphs without targets, by name.
     """
 
     graphs: list[Any] = field(default_factory=list)
+    unlabeled: dict[str, Any] = field(default_factory=dict)
 
     def _given_model(self, seed: int) -> nn.Module:
         return on_graphs(super()._given_model(seed), self.graphs)
@@ -244,6 +249,69 @@ def _arguments(module: nn.Module, whole: Mapping[str, Tensor]) -> tuple[tuple[An
 
         return (Data(**whole),), {}
     return (whole["x"], whole["edge_index"]), {name: value for name, value in named.items() if name != "edge_index"}
+
+
+def call_on_graph(module: nn.Module, graph: Any) -> Any:
+    """Returns what a module answers for one graph, called as ``on_graphs`` has it.
+
+    Args:
+        module: takes those of ``x``, ``edge_index``, ``edge_weight``, ``edge_attr`` and ``batch`` that its ``forward``
+            names, or one ``Data``.
+        graph: with ``x`` and ``edge_index``.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> dot = SimpleNamespace(x=torch.ones(1, 2), edge_index=torch.zeros(2, 0, dtype=torch.int64))
+        >>> call_on_graph(nn.Bilinear(2, 0, 1), dot)
+        Traceback (most recent call last):
+        ...
+        RuntimeError
+    """
+    whole = {"x": graph.x, "edge_index": graph.edge_index, "batch": graph.x.new_zeros(len(graph.x), dtype=torch.int64)}
+    whole |= {name: getattr(graph, name) for name in EDGES if getattr(graph, name, None) is not None}
+    args, kwargs = _arguments(module, whole)
+    return forward(lambda: module(*args, **kwargs), ())
+
+
+def graph_fields(fields: Mapping[str, Any]) -> tuple[Splits, list[Any], dict[str, Any]]:
+    """Returns Splits of ``Nodes`` or ``Graphs``, the graphs that nodes are examples of, and those without targets.
+
+    Args:
+        fields: of Splits, as a file gave them; ``domains`` and ``groups`` have one entry for each training example, or
+            for each node of the graph that is trained on.
+
+    Raises:
+        ValueError: what ``graph_splits`` refuses; domains or groups of another length.
+    """
+    of_examples = {name: fields[name] for name in ("domains", "groups") if fields.get(name) is not None}
+    apart = ("unlabeled", "domains", "groups")
+    splits, known = graph_splits(Splits(**{name: value for name, value in fields.items() if name not in apart}))
+    train = splits.train
+    for name, values in of_examples.items():
+        values = torch.as_tensor(values)
+        if isinstance(train, Nodes) and len(values) == len(train.graph.x):
+            values = values[train.nodes.cpu()]
+        if len(values) != len(train):  # type: ignore[arg-type]
+            raise ValueError(f"{name} needs one entry for each of {len(train)} training examples, got {len(values)}")  # type: ignore[arg-type]
+        splits = replace(splits, **{name: values})
+    return splits, known, unlabeled_graphs(fields.get("unlabeled"))
+
+
+def unlabeled_graphs(given: Any) -> dict[str, Any]:
+    """Returns graphs without targets by name, from one graph, several, or graphs by name.
+
+    Raises:
+        ValueError: something among them is no graph with node features.
+    """
+    if given is None:
+        return {}
+    named = given if isinstance(given, Mapping) else {"unlabeled": given} if is_graph(given) else None
+    if named is None:
+        named = {f"unlabeled {number}": given[number] for number in range(len(given))}
+    for name, graph in named.items():
+        if not is_graph(graph) or graph.x is None:
+            raise ValueError(f"unlabeled[{name!r}] must be a graph with node features x, got {type(graph).__name__}")
+    return {str(name): graph for name, graph in named.items()}
 
 
 def is_graph(value: Any) -> bool:

@@ -39,7 +39,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
 from heldout.errors import ProblemError, checked
 from heldout.method import Splits
-from heldout.problem.graphs import GraphProblem, graph_splits, holds_graphs
+from heldout.problem.graphs import GraphProblem, graph_fields, holds_graphs
 from heldout.problem.inputs import as_examples, sampler_of
 from heldout.problem.language import is_language, load_language
 from heldout.problem.problem import Problem
@@ -74,12 +74,13 @@ def load_problem(path: str | Path, *, device: str | None = None) -> Problem:
     given = _call(names["data"], file, "data", (Splits, Mapping))
     fields = dict(given) if isinstance(given, Mapping) else dict(vars(given))
     graphs: list[Any] | None = None
+    unlabeled: dict[str, Any] = {}
     sampler = None
     try:
         if is_language(names, fields.get("train")):
             return _language(file, names, Splits(**fields), device)
         if holds_graphs(fields.get("train")):
-            splits, graphs = graph_splits(Splits(**fields))
+            splits, graphs, unlabeled = graph_fields(fields)
         else:
             sampler = sampler_of(fields.get("train"))
             splits = _with_examples(fields, _epoch_length(names))
@@ -89,7 +90,7 @@ def load_problem(path: str | Path, *, device: str | None = None) -> Problem:
     metric, goal = names.get("metric"), names.get("metric_goal", "max")
     if goal not in ("max", "min"):
         raise ProblemError(f'{file}: metric_goal must be "max" or "min", got {goal!r}')
-    own: Any = Problem if graphs is None else partial(GraphProblem, graphs=graphs)
+    own: Any = Problem if graphs is None else partial(GraphProblem, graphs=graphs, unlabeled=unlabeled)
     problem = own(
         path=file,
         make_model=lambda: _call(names["model"], file, "model", nn.Module),
