@@ -36,6 +36,8 @@ from heldout.tasks.graphs.nas_bench_graph import (
     read_numbers,
 )
 from heldout.tasks.graphs.node_split import split_nodes
+from heldout.tasks.graphs.ordered_split import split_nodes_by
+from heldout.tasks.graphs.scaffold_split import ScaffoldSplit, graph_scaffold, split_by_scaffold
 from heldout.tasks.graphs.wordnet_graph import wordnet_graph
 from heldout.tasks.images.biases import (
     biased_attribute,
@@ -424,6 +426,7 @@ __all__ = [
     "QuestionSet",
     "ReasoningQuestion",
     "RowPanels",
+    "ScaffoldSplit",
     "ScanGrammar",
     "SceneAnswer",
     "SceneCaption",
@@ -509,6 +512,7 @@ __all__ = [
     "gcog_leaks",
     "gcog_split",
     "glaucoma_maps",
+    "graph_scaffold",
     "grid_policy",
     "held_out_word",
     "imbalance",
@@ -594,8 +598,10 @@ __all__ = [
     "slabs",
     "sourced_questions",
     "split_by_group",
+    "split_by_scaffold",
     "split_drawings",
     "split_nodes",
+    "split_nodes_by",
     "split_skills",
     "split_table",
     "stdlib_code",
