@@ -56,3 +56,10 @@ def test_by_time_the_test_is_later_and_ties_are_broken_by_chance():
 def test_what_cannot_be_split_is_refused(change, message):
     with pytest.raises(ValueError, match=message):
         split_nodes_by(graph(), **{"values": "degree", **change})
+
+
+def test_no_node_is_on_both_sides_where_both_shares_are_rounded_up():
+    three = BlockModel(nodes=100).sample(0).subgraph(torch.arange(11))
+    split = split_nodes_by(three, torch.arange(11), 0.5, 0.5, val=0.2)
+    assert int(torch.stack([split[f"{part}_mask"] for part in PARTS]).sum(0).max()) == 1
+    assert [int(split[f"{part}_mask"].sum()) for part in PARTS] == [4, 1, 1, 5]

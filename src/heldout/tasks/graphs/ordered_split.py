@@ -61,7 +61,8 @@ def split_nodes_by(
     generator = generator_of(seed)
     mixed = torch.randperm(nodes, generator=generator)
     order = mixed[values.cpu()[mixed].argsort(stable=True)]
-    few, many = round(low * nodes), round(high * nodes)
+    few = round(low * nodes)
+    many = min(round(high * nodes), nodes - few)  # both may have been rounded up
     known = order[:few][torch.randperm(few, generator=generator)]
     held = round(val * few)
     parts = {
