@@ -18,19 +18,16 @@ together), 10 of each to train on: judged apart.
 Arms. ``dense``; ``random``, ``reverse`` (the edges that TEDDY would keep longest go first) and ``teddy``, without a
 teacher; ``random with teacher`` and ``teddy with teacher``, the method; ``ugs``, masks on edges and weights with an L1
 penalty, 5 rounds, weights rewound to their start. ``accuracy`` is the mean over 20, 40 and 60 % of the edges gone, with
-dense weights, and ``at_20`` ... one of them; ``sparse`` the same mean with 80 % of the weights at zero; ``ticket`` the
-mean of dense and sparse weights at 40 %, where ``ugs`` is tried, for it costs six trainings; ``steps`` those that an
-optimizer took for one such network, a teacher of its own included: two trainings against six by construction, hence a
-check in the place of the wall time that the specification claims. Of ``dense`` all accuracies are that of the whole
-graph.
+dense weights, and ``at_20`` ... one of them; ``sparse`` the same mean with 80 % of the weights at zero; ``ticket`` that
+with 40 % of the edges gone, where ``ugs`` is tried, for it costs six trainings; ``steps`` those that an optimizer took
+for it, a teacher of its own included: two trainings against six by construction, hence a check in the place of the wall
+time that the specification claims. Of ``dense`` all accuracies are that of the whole graph.
 
-Settings. The search is to be finished, and this study is not to be recorded before. Searched by validation accuracy on
-development seed 1000 with 40 % of the edges gone (arms that have them: dense and sparse weights): three rates of each
-arm of ``gcn``, with up to two more where the best stood at an end, and the rate of ``dense`` on ``wordnet``. Not
-searched in its range: the weight of the teacher. Its grid is that of the paper, 0.1, 1 and 10; an earlier search went
-beyond and ended there, so that it stands at 10. Not searched at all: the strength of the penalties of ``ugs``; anything
-of ``gin``, whose network has changed since, and of the other arms on ``wordnet``: all of these stand at one setting,
-0.01 and 10. ``hubs`` has the settings of ``gcn``.
+Settings. By validation accuracy on development seed 1000 with 40 % of the edges gone (arms that have them: the mean of
+dense and sparse weights; ``ugs``: the ticket): the rate from 0.003, 0.01 and 0.03 (``ugs``: 0.01 and 0.03), extended by
+steps of three until the best lay inside; for each of the teacher's weights 0.1, 1 and 10, the paper's grid, anew; the
+penalties of ``ugs`` 0.1, 1 and 10 times the published ones, at its best rate, and 0.01 where 0.1 was best. The
+teacher's best weight is the largest of its grid but once. ``hubs`` has the settings of ``gcn``.
 
 Deviations. 100 epochs for 150 (200 in the paper), for the time. Pairs of nodes are counted where the official code
 counts directed edges. Masks of ``ugs`` multiply messages, so that GIN takes them; it prunes weights with two axes where
@@ -55,7 +52,7 @@ from heldout.tasks import BlockModel, split_nodes, wordnet_graph
 from heldout.train import SparseResult, graph_ticket, seeded, train_sparse_gnn
 
 EDGES, WEIGHTS, HIDDEN = (0.2, 0.4, 0.6), (0.0, 0.8), 64
-TICKET = 0.4  # edge sparsity at which the iterative masks are tried, for they cost six trainings
+TICKET = (0.4, 0.8)  # sparsities of edges and weights at which the iterative masks are tried: they cost six trainings
 CELLS = ("gcn", "gin", "wordnet")
 METRICS = ("accuracy", "at_20", "at_40", "at_60", "sparse", "ticket")
 SPARSE = ("random with teacher", "teddy", "teddy with teacher")  # tried with few weights, too
@@ -77,10 +74,9 @@ class Setting(NamedTuple):
 
 SIZES = {"smoke": Size(300, 400, 60, 2, 1), "laptop": Size(1500, 2000, 500, 100, 5)}
 NAMES = ("dense", "random", "random with teacher", "reverse", "ugs", "teddy", "teddy with teacher")
-ONE = {name: Setting(0.01, 10.0 if "teacher" in name else 0.0) for name in NAMES}  # where nothing was searched
 TUNED: dict[str, dict[str, Setting]] = {
     "gcn": {
-        "dense": Setting(0.001),
+        "dense": Setting(0.003),
         "random": Setting(0.03),
         "random with teacher": Setting(0.09, 10.0),
         "reverse": Setting(0.03),
@@ -88,8 +84,24 @@ TUNED: dict[str, dict[str, Setting]] = {
         "teddy": Setting(0.01),
         "teddy with teacher": Setting(0.03, 10.0),
     },
-    "gin": ONE,
-    "wordnet": ONE,
+    "gin": {
+        "dense": Setting(0.09),
+        "random": Setting(0.09),
+        "random with teacher": Setting(0.01, 10.0),
+        "reverse": Setting(0.09),
+        "ugs": Setting(0.09),
+        "teddy": Setting(0.09),
+        "teddy with teacher": Setting(0.09, 10.0),
+    },
+    "wordnet": {
+        "dense": Setting(0.01),
+        "random": Setting(0.01),
+        "random with teacher": Setting(0.09, 10.0),
+        "reverse": Setting(0.003),
+        "ugs": Setting(0.03, l1=0.1),
+        "teddy": Setting(0.03),
+        "teddy with teacher": Setting(0.09, 1.0),
+    },
 }
 
 
@@ -169,20 +181,18 @@ def run(arm: dict[str, Any], seed: int, profile: str) -> dict[str, float]:
     if name == "dense":
         found, _ = trained(cell, name, 0.0, 0.0, seed, profile, chosen)
         return dict.fromkeys(("accuracy", "at_20", "at_40", "at_60"), tested(found))
-    tickets = [(TICKET, w) for w in WEIGHTS]
-    asked = tickets if name == "ugs" else [(e, 0.0) for e in EDGES]
+    asked = [TICKET] if name == "ugs" else [(e, 0.0) for e in EDGES]
     if name in SPARSE and cell != "hubs":
         asked = [(e, w) for e in EDGES for w in WEIGHTS]
     runs = {each: trained(cell, name, *each, seed, profile, chosen) for each in asked}
     accuracy = {each: tested(found) for each, (found, _) in runs.items()}
     scores = {f"at_{round(100 * e)}": accuracy[e, 0.0] for e in EDGES if (e, 0.0) in accuracy}
-    if name != "ugs":
+    if scores:
         scores["accuracy"] = fmean(scores.values())
     if (EDGES[0], 0.8) in accuracy:
         scores["sparse"] = fmean(accuracy[e, 0.8] for e in EDGES)
-    if set(tickets) <= set(asked):
-        scores["ticket"] = fmean(accuracy[each] for each in tickets)
-        scores["steps"] = fmean(runs[each][1] for each in tickets)
+    if TICKET in asked:
+        scores["ticket"], scores["steps"] = accuracy[TICKET], runs[TICKET][1]
     return scores
 
 
@@ -231,5 +241,5 @@ study = Study(
     checks=[
         cheaper(f"{cell} teddy with teacher", than=f"{cell} ugs", on="steps", ratio=1 / 3) for cell in CELLS
     ],
-    seeds={"smoke": 1, "laptop": 4},
+    seeds={"smoke": 1, "laptop": 3},
 )  # fmt: skip
