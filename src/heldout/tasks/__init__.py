@@ -27,6 +27,7 @@ from heldout.tasks.graphs.block_model import BlockModel
 from heldout.tasks.graphs.block_shifts import BLOCK_SHIFTS, block_shifts
 from heldout.tasks.graphs.call_graphs import call_graph, returns_value
 from heldout.tasks.graphs.graph_shifts import masked_columns, noisy_features, rewired
+from heldout.tasks.graphs.motif_graphs import motif_graphs
 from heldout.tasks.graphs.nas_bench_graph import (
     GRAPH_DATASETS,
     GRAPH_LINKS,
@@ -36,6 +37,7 @@ from heldout.tasks.graphs.nas_bench_graph import (
     read_numbers,
 )
 from heldout.tasks.graphs.node_split import split_nodes
+from heldout.tasks.graphs.size_split import SizeSplit, split_by_size
 from heldout.tasks.graphs.wordnet_graph import wordnet_graph
 from heldout.tasks.images.biases import (
     biased_attribute,
@@ -434,6 +436,7 @@ __all__ = [
     "SequenceTask",
     "ShapeItems",
     "SimulatedExpert",
+    "SizeSplit",
     "SkillSplit",
     "SkillWriter",
     "SlabData",
@@ -541,6 +544,7 @@ __all__ = [
     "medical_pictures",
     "mini_scan",
     "modular",
+    "motif_graphs",
     "moving_clips",
     "moving_shapes",
     "multicolour",
@@ -594,6 +598,7 @@ __all__ = [
     "slabs",
     "sourced_questions",
     "split_by_group",
+    "split_by_size",
     "split_drawings",
     "split_nodes",
     "split_skills",
