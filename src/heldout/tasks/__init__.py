@@ -38,6 +38,7 @@ from heldout.tasks.graphs.nas_bench_graph import (
 )
 from heldout.tasks.graphs.node_split import split_nodes
 from heldout.tasks.graphs.size_split import SizeSplit, split_by_size
+from heldout.tasks.graphs.syntax_graphs import SYNTAX_KINDS, syntax_graphs
 from heldout.tasks.graphs.wordnet_graph import wordnet_graph
 from heldout.tasks.images.biases import (
     biased_attribute,
@@ -371,6 +372,7 @@ __all__ = [
     "SOURCE_QUESTIONS",
     "STYLES",
     "SYMBOLS",
+    "SYNTAX_KINDS",
     "TABLES",
     "TEST_NAMES",
     "TEST_WORDINGS",
@@ -609,6 +611,7 @@ __all__ = [
     "stratified_split",
     "style_domains",
     "styled",
+    "syntax_graphs",
     "table",
     "task_split",
     "teacher_student",
