@@ -120,6 +120,7 @@ def biased(graphs: list[Any], share: float, n: int, middle: Tensor) -> list[Any]
     for (y, large), found in kinds.items():
         for graph in found[: round(most * shares[y, large])]:
             twin = graph.clone()
+            twin.x = torch.cat([graph.x[:, :-2].sum(1, keepdim=True), graph.x[:, -2:]], 1)  # expression, statement, other
             twin.spurious, twin.importance = torch.tensor([large]), torch.tensor([0.25 / shares[y, large]])
             chosen.append(twin)
     return chosen
