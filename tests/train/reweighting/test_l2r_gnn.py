@@ -249,3 +249,18 @@ def test_the_method_says_when_it_cannot_act():
 def test_bad_options_of_the_method_are_refused_by_name(options, argument):
     with pytest.raises(ValueError, match=rf"\b{argument}\b"):
         l2r(**options)
+
+
+def test_the_method_trains_a_network_on_the_graphs_of_a_problem():
+    pytest.importorskip("torch_geometric")
+    from heldout.nn import GraphClassifier
+    from heldout.problem.graphs import graph_splits, on_graphs
+    from heldout.tasks import motif_graphs
+
+    torch.manual_seed(0)
+    model = on_graphs(GraphClassifier("gin", 4, 2, hidden=6))
+    splits, _ = graph_splits(heldout.Splits(train=motif_graphs(40, 0.9), test={"other": motif_graphs(10)}))
+    assert l2r(3).check(model, splits) is None
+    fitted = heldout.fit(model, splits, l2r(3, 2, trusted=0.2, warmup=0.4), epochs=3, batch_size=16, seed=0)
+    assert fitted.run.state["l2r weights"].std() > 0
+    assert fitted.evaluate(splits.test["other"])["loss"] > 0
