@@ -19,7 +19,12 @@ of nodes with their graphs as groups. Ablations: ``all-pairs`` (OOD-GNN's decorr
 takes the covariance of the weighted data, which vanishes at importance weights as the printed one does not. ``erm`` is
 plain training, ``oracle`` draws graphs by the importance that undoes the bias: the upper bound.
 
-SETTINGS
+Settings, by accuracy on validation graphs, which are biased as the training graphs are, on seed 1000 and mu 0.9 alone:
+the model's rate of 1e-2, 3e-2 and 1e-1 by ``erm``, taken over by all arms (3e-2; on ``syntax`` 1e-2, of 3e-3 besides);
+the weights' rate of 0.05, 0.2 and 0.8 by ``l2r`` and ``l2r-reweighted``, taken over by the ablations; ``pull_rate`` of
+0.1 and 0.4, where 0.1 is as good. Validation hardly tells these apart. Clusters, queues and steps were not searched.
+Deviations. 600 graphs on trees of 8 to 15 nodes in place of 800 on 15 to 30, one queue, 10 steps and 2 functions a
+variable (drawn anew in each step), for time; weights of a batch start at 1.
 """
 
 from __future__ import annotations
@@ -184,7 +189,7 @@ def run(arm: dict[str, Any], seed: int, profile: str) -> dict[str, float]:
 
 PLAIN: dict[str, Any] = {
     "bilevel": True, "decorrelate": "clusters", "form": "scaled", "random": False, "oracle": False,
-    "lr": 3e-2, "weight_lr": 0.05, "pull_rate": 0.1,
+    "lr": 3e-2, "weight_lr": 0.2, "pull_rate": 0.1,
 }  # fmt: skip
 KINDS: dict[str, dict[str, Any]] = {
     "erm": {"bilevel": False, "decorrelate": "none"},
@@ -198,10 +203,9 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 REAL = ("erm", "oracle", "l2r", "l2r-reweighted", "all-pairs", "alternating")
 ARMS = {name: PLAIN | {"cell": "motifs"} | kind for name, kind in KINDS.items()}
-ARMS |= {f"syntax: {name}": PLAIN | {"cell": "syntax"} | KINDS[name] for name in REAL}
-GAPS = dict.fromkeys(("gap",), lower_is_better)
-STUDY_METRICS = ("test", "reversed", "val", "train", "ess", "conflicting")
-METRICS = dict.fromkeys(STUDY_METRICS, higher_is_better) | GAPS
+ARMS |= {f"syntax: {name}": PLAIN | {"cell": "syntax", "lr": 1e-2} | KINDS[name] for name in REAL}
+METRICS = dict.fromkeys(("test", "reversed", "val", "train", "ess", "conflicting"), higher_is_better)
+METRICS |= {"gap": lower_is_better}
 METRICS |= {f"{name}_{bias}": higher_is_better for name in ("test", "reversed", "ess") for bias in BIASES}
 
 study = Study(
@@ -214,7 +218,9 @@ study = Study(
     claims=[
         better("l2r", than="erm", on="test", margin=0.02),
         better("l2r", than="all-pairs", on="ess", margin=0.05),
-        better("l2r", than="all-pairs", on="test", margin=-0.005),
+        better(
+            "l2r", than="all-pairs", on="test", margin=-0.005, text="l2r is less than 0.005 below all-pairs on test"
+        ),
         better("l2r", than="alternating", on="gap", margin=0.01),
         better("l2r", than="no-decorrelation", on="test", margin=0.0),
         better("l2r", than="random-clusters", on="test", margin=0.0),

@@ -207,7 +207,8 @@ def l2r(
     Raises:
         ValueError: an option that is out of range.
 
-    Source: arXiv:2312.12475. deviation: see ``train_reweighted``.
+    Source: arXiv:2312.12475. deviation: as ``train_reweighted``, and the covariance is that of the weighted data; the
+    paper prints "scaled".
 
     Example:
         >>> l2r(clusters=3).stages
