@@ -99,10 +99,12 @@ def syntax(seed: int, profile: str) -> World:
     names = [size.packages[place] for place in torch.randperm(len(size.packages), generator=generator)]
     known, new = ([graph for name in half for graph in functions(name)] for half in (names[::2], names[1::2]))
     middle = torch.tensor([float(graph.num_nodes) for graph in known]).median()
-    order = [known[place] for place in torch.randperm(len(known), generator=generator)]
+    order, new = (
+        [graphs[place] for place in torch.randperm(len(graphs), generator=generator)] for graphs in (known, new)
+    )
     cut = round(len(order) * size.train / (size.train + size.val))
     drawn = [
-        biased(graphs, share, n, middle)
+        biased(graphs, share, n, middle, generator)
         for graphs, n, share in (
             (order[:cut], size.train, SYNTAX_BIAS),
             (order[cut:], size.val, SYNTAX_BIAS),
@@ -113,7 +115,7 @@ def syntax(seed: int, profile: str) -> World:
     return World(*drawn)
 
 
-def biased(graphs: list[Any], share: float, n: int, middle: Tensor) -> list[Any]:
+def biased(graphs: list[Any], share: float, n: int, middle: Tensor, generator: torch.Generator) -> list[Any]:
     """At most n graphs, as many of each class as of the other, of which a share has the size that goes with its class.
 
     Where a kind is rarer than that, all kinds shrink with it.
@@ -129,7 +131,7 @@ def biased(graphs: list[Any], share: float, n: int, middle: Tensor) -> list[Any]
             twin = graph.clone()
             twin.spurious, twin.importance = torch.tensor([large]), torch.tensor([0.25 / shares[y, large]])
             chosen.append(twin)
-    return chosen
+    return [chosen[place] for place in torch.randperm(len(chosen), generator=generator)]
 
 
 def accuracy(model: GraphClassifier, batches: list[Any]) -> float:
@@ -165,7 +167,8 @@ def train(arm: dict[str, Any], world: World, size: Size, seed: int) -> dict[str,
             form=arm["form"], seed=seed,
         )  # fmt: skip
         found = train_reweighted(
-            model, loader, held_out, **options, reweighter=weigher, variables=embeddings, epochs=size.epochs,
+            model, loader, DataLoader(world.val, rows, shuffle=True), **options, reweighter=weigher,
+            variables=embeddings, epochs=size.epochs,
             warmup=size.warmup, optimizer=functools.partial(torch.optim.AdamW, lr=arm["lr"]), seed=seed,
             on_batch=lambda batch, weights: seen.append((batch.spurious != batch.y, weights)),
         )  # fmt: skip
