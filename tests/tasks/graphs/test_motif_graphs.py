@@ -78,3 +78,8 @@ def test_a_seed_gives_the_same_graphs_and_a_generator_goes_on():
 def test_bad_options_are_refused_by_name(options, argument):
     with pytest.raises(ValueError, match=rf"\b{argument}\b"):
         motif_graphs(**{"n": 4, **options})
+
+
+def test_more_edges_than_small_graphs_have_places_for_are_refused():
+    with pytest.raises(ValueError, match="extra_edges must be at most the least number of nodes, 4, got 1000"):
+        motif_graphs(2, nodes=(4, 4), extra_edges=1000)

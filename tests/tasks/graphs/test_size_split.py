@@ -50,3 +50,10 @@ def test_bad_input_is_refused_by_name():
     ):
         with pytest.raises((ValueError, TypeError), match=rf"\b{name}\b"):
             call()
+
+
+@pytest.mark.parametrize(("sizes", "small", "large"), [((1, 2, 3), 0.5, 0.5), ((1, 2, 3, 4, 5), 0.7, 0.3)])
+def test_no_graph_is_on_both_sides_where_both_shares_are_rounded_up(sizes, small, large):
+    graphs = [data.Data(x=torch.zeros(size, 1), edge_index=torch.zeros(2, 0, dtype=torch.int64)) for size in sizes]
+    split = split_by_size(graphs, small, large, val=0.0)
+    assert sorted([*split.train.tolist(), *split.test.tolist()]) == list(range(len(sizes)))

@@ -239,6 +239,7 @@ def test_the_meta_gradient_refuses_bad_input_by_name():
         (lambda: meta_gradient(losses, ones, {"w": torch.zeros(1)}, good), "parameters"),
         (lambda: meta_gradient(losses, ones, one, lambda at: at["w"].expand(3)), "validation_loss"),
         (lambda: meta_gradient(losses, ones, one, lambda at: torch.ones(())), "validation_loss"),
+        (lambda: meta_gradient(losses, ones, one, lambda at: (at["w"] * torch.nan).sum()), "validation_loss"),
         (lambda: meta_gradient(losses, ones, one, good, lr=0.0), "lr"),
         (lambda: meta_gradient(losses[:0], ones[:0], one, good), "losses"),
     ):

@@ -58,7 +58,7 @@ def motif_graphs(
         base: "tree", in which each node hangs on a random one before it, or "ba", in which it hangs on two of them by
             their degrees.
         nodes: least and most nodes of that graph, drawn uniformly.
-        extra_edges: random pairs of nodes that are joined besides.
+        extra_edges: random pairs of nodes that are joined besides, at most as many as the least number of nodes.
         features: columns of ``x``.
         noise: its standard deviation.
 
@@ -81,6 +81,8 @@ def motif_graphs(
     check_nonnegative(noise=noise)
     if nodes[0] > nodes[1]:
         raise ValueError(f"nodes must be (least, most), got {nodes}")
+    if extra_edges > nodes[0]:
+        raise ValueError(f"extra_edges must be at most the least number of nodes, {nodes[0]}, got {extra_edges}")
     geometric = require("torch_geometric.data")
     generator = generator_of(seed)
     rng = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))

@@ -70,7 +70,8 @@ def split_by_size(
         own = (labels == label).nonzero()[:, 0]
         own = own[torch.randperm(len(own), generator=generator)]
         own = own[sizes[own].argsort(stable=True)]
-        few, many = round(small * len(own)), round(large * len(own))
+        few = round(small * len(own))
+        many = min(round(large * len(own)), len(own) - few)  # both may have been rounded up
         chosen = own[:few][torch.randperm(few, generator=generator)]
         held = round(val * few)
         found = {"train": chosen[held:], "val": chosen[:held], "test": own[len(own) - many :]}

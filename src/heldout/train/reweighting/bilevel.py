@@ -96,8 +96,8 @@ def meta_gradient(
 
     Raises:
         ValueError: losses or weights that are not finite, lengths that differ, no parameter or one that needs no
-            gradient, losses without a graph, a validation loss that is no single number or depends on no parameter
-            that the losses depend on.
+            gradient, losses without a graph, a validation loss that is no single number, not finite or depends on no
+            parameter that the losses depend on.
 
     Source: arXiv:2312.12475, the upper level; exact for a lower level of one SGD step.
 
@@ -126,6 +126,7 @@ def meta_gradient(
         after = validation_loss(moved)
     if after.numel() != 1 or not after.requires_grad:
         raise ValueError(f"validation_loss must give one number with its graph, got {tuple(after.shape)}")
+    check_finite(validation_loss=after.detach())
     slopes = torch.autograd.grad(after, list(moved.values()), allow_unused=True)
     products = _products(losses, tensors, slopes)
     if products is None:
