@@ -1,6 +1,13 @@
 """What the model minimises: losses and regularizers."""
 
 from heldout.losses.consistency import LearnedConsistency, gradient_alignment_loss, gradient_distance
+from heldout.losses.decorrelation import (
+    CovarianceForm,
+    cluster_variables,
+    correlation_stability,
+    random_fourier_features,
+    rff_decorrelation,
+)
 from heldout.losses.distillation import distillation_loss, feature_loss
 from heldout.losses.diversity import dbat_disagreement, divdis_mi, prior_match
 from heldout.losses.image_mixing import cutmix, mixing_method
@@ -22,13 +29,16 @@ from heldout.losses.weak_labels import ConfidenceLoss, ProductLoss, as_weak_prob
 
 __all__ = [
     "ConfidenceLoss",
+    "CovarianceForm",
     "LearnedConsistency",
     "ProductLoss",
     "as_weak_probs",
     "check_choices",
     "class_balanced",
     "class_balanced_weights",
+    "cluster_variables",
     "confident_cross_entropy",
+    "correlation_stability",
     "cutmix",
     "dbat_disagreement",
     "distillation_loss",
@@ -50,6 +60,8 @@ __all__ = [
     "patch_mixing",
     "pego",
     "prior_match",
+    "random_fourier_features",
+    "rff_decorrelation",
     "soft_cross_entropy",
     "triplet_soft",
 ]

@@ -45,6 +45,7 @@ from heldout.nn.ghost_batch_norm import (
     ghost_batch_norm,
     revert_ghost_batchnorm,
 )
+from heldout.nn.graphs.graph_classifier import GRAPH_READOUTS, GraphClassifier, GraphReadoutKind
 from heldout.nn.graphs.graph_program import (
     GRAPH_OPERATORS,
     GraphProgram,
@@ -107,6 +108,7 @@ from heldout.nn.zoo import PatchCNN, mlp, small_cnn
 __all__ = [
     "ACTIVATIONS",
     "GRAPH_OPERATORS",
+    "GRAPH_READOUTS",
     "NODE_ENCODERS",
     "P3D_VARIANTS",
     "PRIMITIVES",
@@ -133,9 +135,11 @@ __all__ = [
     "GhostBatchNorm2d",
     "GhostBatchNorm3d",
     "Grammar",
+    "GraphClassifier",
     "GraphEdge",
     "GraphProgram",
     "GraphReadout",
+    "GraphReadoutKind",
     "GraphSpec",
     "HyperCuboid",
     "ImageSequenceClassifier",

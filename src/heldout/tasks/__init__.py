@@ -27,6 +27,7 @@ from heldout.tasks.graphs.block_model import BlockModel
 from heldout.tasks.graphs.block_shifts import BLOCK_SHIFTS, block_shifts
 from heldout.tasks.graphs.call_graphs import call_graph, returns_value
 from heldout.tasks.graphs.graph_shifts import masked_columns, noisy_features, rewired
+from heldout.tasks.graphs.motif_graphs import motif_graphs
 from heldout.tasks.graphs.nas_bench_graph import (
     GRAPH_DATASETS,
     GRAPH_LINKS,
@@ -38,6 +39,8 @@ from heldout.tasks.graphs.nas_bench_graph import (
 from heldout.tasks.graphs.node_split import split_nodes
 from heldout.tasks.graphs.ordered_split import split_nodes_by
 from heldout.tasks.graphs.scaffold_split import ScaffoldSplit, graph_scaffold, split_by_scaffold
+from heldout.tasks.graphs.size_split import SizeSplit, split_by_size
+from heldout.tasks.graphs.syntax_graphs import SYNTAX_KINDS, syntax_graphs
 from heldout.tasks.graphs.wordnet_graph import wordnet_graph
 from heldout.tasks.images.biases import (
     biased_attribute,
@@ -371,6 +374,7 @@ __all__ = [
     "SOURCE_QUESTIONS",
     "STYLES",
     "SYMBOLS",
+    "SYNTAX_KINDS",
     "TABLES",
     "TEST_NAMES",
     "TEST_WORDINGS",
@@ -437,6 +441,7 @@ __all__ = [
     "SequenceTask",
     "ShapeItems",
     "SimulatedExpert",
+    "SizeSplit",
     "SkillSplit",
     "SkillWriter",
     "SlabData",
@@ -545,6 +550,7 @@ __all__ = [
     "medical_pictures",
     "mini_scan",
     "modular",
+    "motif_graphs",
     "moving_clips",
     "moving_shapes",
     "multicolour",
@@ -599,6 +605,7 @@ __all__ = [
     "sourced_questions",
     "split_by_group",
     "split_by_scaffold",
+    "split_by_size",
     "split_drawings",
     "split_nodes",
     "split_nodes_by",
@@ -610,6 +617,7 @@ __all__ = [
     "stratified_split",
     "style_domains",
     "styled",
+    "syntax_graphs",
     "table",
     "task_split",
     "teacher_student",

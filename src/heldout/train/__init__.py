@@ -22,8 +22,10 @@ from heldout.train.programs.dsl import DSL, EMPTY, MISSING, IntDSL, ListDSL, Ope
 from heldout.train.programs.enumeration import Synthesis, draw_program, synthesize
 from heldout.train.programs.library import LearnedProgram, Observation, ProgramLibrary
 from heldout.train.ps_kd import ProgressiveSelfDistillation, ps_kd
-from heldout.train.reweighting.bilevel import bilevel_weights, effective_sample_size, learned_weights
+from heldout.train.reweighting.bilevel import bilevel_weights, effective_sample_size, learned_weights, meta_gradient
 from heldout.train.reweighting.group_dro import GroupWeights, group_dro
+from heldout.train.reweighting.l2r_gnn import Reweighted, l2r, train_reweighted
+from heldout.train.reweighting.sample_reweighter import SampleReweighter
 from heldout.train.saving import Saved, read_saved, save
 from heldout.train.semi_supervised.unlabelled import UnlabelledBatches, inputs_like, why_no_unlabelled
 from heldout.train.sequences.train_packed import train_packed
@@ -145,6 +147,8 @@ __all__ = [
     "Relabelled",
     "RetrievalAugmentedTraining",
     "Retrieved",
+    "Reweighted",
+    "SampleReweighter",
     "Saved",
     "SemiSupervised",
     "SlotNeighbour",
@@ -206,12 +210,14 @@ __all__ = [
     "group_dro",
     "grpo",
     "inputs_like",
+    "l2r",
     "label_margins",
     "label_with",
     "last_blocks",
     "learned_weights",
     "lora",
     "mean_teacher",
+    "meta_gradient",
     "normalize_rewards",
     "outputs_of",
     "pack",
@@ -240,6 +246,7 @@ __all__ = [
     "supervisor_reward",
     "synthesize",
     "train_packed",
+    "train_reweighted",
     "train_router",
     "train_sparse_gnn",
     "train_tokens",

@@ -5,10 +5,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.func import functional_call
 
 import heldout
 from heldout.nn import tiny_vit
-from heldout.train import bilevel_weights, effective_sample_size, learned_weights
+from heldout.train import bilevel_weights, effective_sample_size, learned_weights, meta_gradient
 
 
 def network(seed=0):
@@ -192,3 +193,55 @@ def test_it_says_what_it_lacks():
     assert "no class has two" in method.check(model, heldout.Splits(train=(torch.zeros(3, 4), torch.arange(3))))
     with pytest.raises(ValueError, match="trusted"):
         learned_weights(0.8)
+
+
+def test_the_meta_gradient_is_that_of_finite_differences_of_the_validation_loss_after_a_step():
+    model = network().eval()
+    (x, y), (known, labels) = batch(6, 1), batch(5, 2)
+    params = dict(model.named_parameters())
+    weights = torch.rand(6, generator=torch.Generator().manual_seed(3)).double() + 0.1
+
+    def validation(at):
+        return F.cross_entropy(functional_call(model, at, (known,)), labels)
+
+    def after(w):
+        losses = F.cross_entropy(model(x), y, reduction="none")
+        steps = torch.autograd.grad((w * losses).sum() / 6, list(params.values()))
+        return validation({n: p - 0.5 * g for (n, p), g in zip(params.items(), steps, strict=True)}).item()
+
+    losses = F.cross_entropy(model(x), y, reduction="none")
+    found = meta_gradient(losses, weights, params, validation, lr=0.5)
+    for i in range(6):
+        e = torch.zeros(6).double()
+        e[i] = 1e-5
+        assert found[i].item() == pytest.approx((after(weights + e) - after(weights - e)) / 2e-5, rel=1e-5, abs=1e-9)
+    losses.sum().backward()  # the graph is still there
+    assert not found.requires_grad
+    unused = params | {"unused": torch.zeros(2, requires_grad=True)}
+    again = meta_gradient(F.cross_entropy(model(x), y, reduction="none"), weights, unused, validation, lr=0.5)
+    assert torch.allclose(again, found)
+
+
+def test_the_meta_gradient_refuses_bad_input_by_name():
+    w = torch.zeros(1, requires_grad=True)
+    losses = (w - torch.tensor([1.0, 2.0])) ** 2
+
+    def good(at):
+        return at["w"].sum() ** 2 + at["w"].sum()
+
+    ones, one = torch.ones(2), {"w": w}
+    for call, name in (
+        (lambda: meta_gradient(losses * float("nan"), ones, one, good), "losses"),
+        (lambda: meta_gradient(losses.detach(), ones, one, good), "losses"),
+        (lambda: meta_gradient(losses, ones[:1], one, good), "weights"),
+        (lambda: meta_gradient(losses, ones * float("inf"), one, good), "weights"),
+        (lambda: meta_gradient(losses, ones, {}, good), "parameters"),
+        (lambda: meta_gradient(losses, ones, {"w": torch.zeros(1)}, good), "parameters"),
+        (lambda: meta_gradient(losses, ones, one, lambda at: at["w"].expand(3)), "validation_loss"),
+        (lambda: meta_gradient(losses, ones, one, lambda at: torch.ones(())), "validation_loss"),
+        (lambda: meta_gradient(losses, ones, one, lambda at: (at["w"] * torch.nan).sum()), "validation_loss"),
+        (lambda: meta_gradient(losses, ones, one, good, lr=0.0), "lr"),
+        (lambda: meta_gradient(losses[:0], ones[:0], one, good), "losses"),
+    ):
+        with pytest.raises(ValueError, match=rf"\b{name}\b"):
+            call()

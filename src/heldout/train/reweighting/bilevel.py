@@ -1,11 +1,12 @@
 """Core: Bi-level example weighting: an example counts as far as a step on it helps examples that are trusted.
 
-Source: arXiv:1803.09050 (Ren, Zeng, Yang, Urtasun, ICML 2018), algorithm 1.
+Source: arXiv:1803.09050 (Ren, Zeng, Yang, Urtasun, ICML 2018), algorithm 1; arXiv:2312.12475, the first-order gradient
+of a validation loss with respect to weights.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,6 +22,8 @@ from heldout.errors import (
     check_finite,
     check_nonempty,
     check_nonnegative,
+    check_positive,
+    check_same_length,
     checked,
 )
 from heldout.method import Batch, Method, Run, Splits, forward, why_no_class_labels
@@ -60,15 +63,75 @@ def bilevel_weights(losses: Tensor, trusted_loss: Tensor, parameters: Sequence[T
         if not all(tensor.requires_grad for tensor in tensors):
             raise ValueError(f"{name} must require gradients")
     slopes = torch.autograd.grad(trusted_loss, parameters, retain_graph=True, allow_unused=True)
-    pulls = torch.zeros_like(losses, requires_grad=True)
-    steps = torch.autograd.grad(losses, parameters, pulls, create_graph=True, allow_unused=True)
-    products = [(step * slope).sum() for step, slope in zip(steps, slopes, strict=True) if _both(step, slope)]
-    if not products:
+    helps = _products(losses, parameters, slopes)
+    if helps is None:
         raise ValueError("losses and trusted_loss depend on no parameter together")
-    (helps,) = torch.autograd.grad(torch.stack(products).sum(), pulls)
     helps = helps.clamp(min=0)
     total = helps.sum()
     return torch.where(total > 0, helps / total.clamp(min=torch.finfo(total.dtype).tiny), torch.zeros_like(helps))
+
+
+@checked
+def meta_gradient(
+    losses: Tensor,
+    weights: Tensor,
+    parameters: Mapping[str, Tensor],
+    validation_loss: Callable[[dict[str, Tensor]], Tensor],
+    *,
+    lr: float = 1e-3,
+) -> Tensor:
+    """Returns the gradient of a validation loss after one weighted SGD step with respect to the weights, ``(batch,)``.
+
+    The step is ``theta' = theta - lr grad mean_n(w_n L_n)``; the gradient with respect to ``w_n`` is then exactly
+    ``-lr/batch <grad L_n(theta), grad L_val(theta')>``: below 0 for an example whose weight should grow. It costs a
+    backward pass of the training loss and one through it, and a forward and backward pass at ``theta'``. The graph of
+    ``losses`` stays, so that they can be trained on.
+
+    Args:
+        losses: of each training example, ``(batch,)``, with their graph.
+        weights: ``(batch,)``; no gradient flows to them.
+        parameters: those that the step changes, by name.
+        validation_loss: from parameters under the same names to a number, as ``torch.func.functional_call`` makes it.
+        lr: of the step.
+
+    Raises:
+        ValueError: losses or weights that are not finite, lengths that differ, no parameter or one that needs no
+            gradient, losses without a graph, a validation loss that is no single number, not finite or depends on no
+            parameter that the losses depend on.
+
+    Source: arXiv:2312.12475, the upper level; exact for a lower level of one SGD step.
+
+    Example:
+        >>> theta = torch.zeros(1, requires_grad=True)
+        >>> targets = torch.tensor([1.0, 2.0, -5.0])
+        >>> losses = (theta - targets) ** 2
+        >>> meta_gradient(losses, torch.ones(3), {"t": theta}, lambda at: ((at["t"] - 1) ** 2).sum(), lr=0.3)
+        tensor([-0.5600, -1.1200,  2.8000])
+    """
+    check_dimensions(1, losses=losses, weights=weights)
+    check_nonempty(losses=losses, parameters=parameters)
+    check_finite(losses=losses, weights=weights)
+    check_same_length(losses=losses, weights=weights)
+    check_positive(lr=lr)
+    names, tensors = list(parameters), list(parameters.values())
+    for name, each in (("losses", [losses]), ("parameters", tensors)):
+        if not all(tensor.requires_grad for tensor in each):
+            raise ValueError(f"{name} must require gradients")
+    down = torch.autograd.grad((weights.detach() * losses).mean(), tensors, retain_graph=True, allow_unused=True)
+    moved = {
+        name: (tensor.detach() if step is None else tensor.detach() - lr * step).requires_grad_()
+        for name, tensor, step in zip(names, tensors, down, strict=True)
+    }
+    with torch.enable_grad():
+        after = validation_loss(moved)
+    if after.numel() != 1 or not after.requires_grad:
+        raise ValueError(f"validation_loss must give one number with its graph, got {tuple(after.shape)}")
+    check_finite(validation_loss=after.detach())
+    slopes = torch.autograd.grad(after, list(moved.values()), allow_unused=True)
+    products = _products(losses, tensors, slopes)
+    if products is None:
+        raise ValueError("losses and validation_loss depend on no parameter together")
+    return -lr / len(losses) * products
 
 
 @checked
@@ -121,7 +184,7 @@ def learned_weights(trusted: float = 0.1) -> Method:
             raise TypeError(
                 "learned_weights sets examples of a data set aside, got a sampler: write it before that method"
             )
-        kept = _balanced(all_targets(train_set), trusted, run.generator)
+        kept = within_classes(all_targets(train_set), trusted, run.generator)
         run.state["learned_weights"] = Subset(train_set, kept.nonzero().flatten().tolist())
         return Subset(train_set, (~kept).nonzero().flatten().tolist())
 
@@ -137,11 +200,19 @@ def learned_weights(trusted: float = 0.1) -> Method:
             weights = bilevel_weights(losses, F.cross_entropy(known, targets), learnt)
         return (weights * losses).sum()
 
-    return Method("learned_weights", data=data, loss=loss, check=_why_none_aside)
+    return Method("learned_weights", data=data, loss=loss, check=why_none_aside)
 
 
-def _balanced(labels: Tensor, share: float, generator: torch.Generator) -> Tensor:
-    """Which examples are set aside: as many of each class, together about a share, at most half of any class."""
+def _products(losses: Tensor, parameters: Sequence[Tensor], slopes: Sequence[Tensor | None]) -> Tensor | None:
+    """Inner products of each example's gradient with slopes, by a backward pass through the backward pass."""
+    pulls = torch.zeros_like(losses, requires_grad=True)
+    steps = torch.autograd.grad(losses, parameters, pulls, create_graph=True, allow_unused=True)
+    products = [(step * slope).sum() for step, slope in zip(steps, slopes, strict=True) if _both(step, slope)]
+    return torch.autograd.grad(torch.stack(products).sum(), pulls)[0] if products else None
+
+
+def within_classes(labels: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    """Returns which examples to set aside, bool ``(n,)``: as many of each class, about a share, at most half of any."""
     classes = labels.unique()
     most = max(1, round(share * len(labels) / len(classes)))
     kept = torch.zeros(len(labels), dtype=torch.bool)
@@ -152,7 +223,8 @@ def _balanced(labels: Tensor, share: float, generator: torch.Generator) -> Tenso
     return kept
 
 
-def _why_none_aside(module: nn.Module, splits: Splits) -> str | None:
+def why_none_aside(module: nn.Module, splits: Splits) -> str | None:
+    """Returns why no examples of each class can be set aside, or None: the check of methods that trust some."""
     targets = all_targets(splits.train)
     if (reason := why_no_class_labels(targets)) or targets.ndim != 1:
         return reason or "it needs one class index per example as the target"
