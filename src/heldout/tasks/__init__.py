@@ -27,6 +27,7 @@ from heldout.tasks.graphs.block_model import BlockModel
 from heldout.tasks.graphs.block_shifts import BLOCK_SHIFTS, block_shifts
 from heldout.tasks.graphs.call_graphs import call_graph, returns_value
 from heldout.tasks.graphs.graph_shifts import masked_columns, noisy_features, rewired
+from heldout.tasks.graphs.knowledge import KnowledgeGraph, shared_words
 from heldout.tasks.graphs.nas_bench_graph import (
     GRAPH_DATASETS,
     GRAPH_LINKS,
@@ -36,7 +37,9 @@ from heldout.tasks.graphs.nas_bench_graph import (
     read_numbers,
 )
 from heldout.tasks.graphs.node_split import split_nodes
+from heldout.tasks.graphs.worded_towns import TOWN_WORDS, worded_towns
 from heldout.tasks.graphs.wordnet_graph import wordnet_graph
+from heldout.tasks.graphs.wordnet_knowledge import wordnet_knowledge
 from heldout.tasks.images.biases import (
     biased_attribute,
     colour_bias,
@@ -126,6 +129,7 @@ from heldout.tasks.language.wordnet import (
     FactGraph,
     Synset,
     dense_facts,
+    lexicographer_files,
     wordnet_facts,
     wordnet_nouns,
 )
@@ -372,6 +376,7 @@ __all__ = [
     "TABLES",
     "TEST_NAMES",
     "TEST_WORDINGS",
+    "TOWN_WORDS",
     "UNABLE",
     "VISUAL_FIELD_POINTS",
     "WORDED_RANGE",
@@ -409,6 +414,7 @@ __all__ = [
     "InstructionTask",
     "InstructionWorld",
     "JudgedPictures",
+    "KnowledgeGraph",
     "LShape",
     "ListTask",
     "MathsFamily",
@@ -527,6 +533,7 @@ __all__ = [
     "label_noise",
     "leave_one_domain_out",
     "level_triplets",
+    "lexicographer_files",
     "lexicon",
     "linear_regression",
     "list_facts",
@@ -590,6 +597,7 @@ __all__ = [
     "scene_captions",
     "sequence_task",
     "shape_hierarchy",
+    "shared_words",
     "shifted",
     "slabs",
     "sourced_questions",
@@ -612,9 +620,11 @@ __all__ = [
     "urns",
     "worded_fact",
     "worded_problem",
+    "worded_towns",
     "worded_words",
     "wordnet_facts",
     "wordnet_graph",
+    "wordnet_knowledge",
     "wordnet_nouns",
     "wordnet_skill_rules",
     "wordnet_skill_topics",
