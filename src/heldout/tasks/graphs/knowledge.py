@@ -23,7 +23,8 @@ class KnowledgeGraph(NamedTuple):
         labels: classes, int64 ``(entities,)``.
 
     Example:
-        >>> KnowledgeGraph(torch.tensor([[0, 0, 1]]), ("cat", "pet"), ("kind of",), ("it purrs", "kept"), torch.zeros(2))[2]
+        >>> triples, labels = torch.tensor([[0, 0, 1]]), torch.tensor([0, 1])
+        >>> KnowledgeGraph(triples, ("cat", "pet"), ("kind of",), ("it purrs", "it is kept"), labels).relations
         ('kind of',)
     """
 

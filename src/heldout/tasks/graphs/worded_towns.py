@@ -33,14 +33,15 @@ def worded_towns(entities: int = 500, *, seed: Seed = 0) -> KnowledgeGraph:
         seed: number or generator.
 
     Returns:
-        descriptions of 13 or 14 words; the class of a town is its size; its name are its own three words.
+        descriptions of 13 or 14 words; the class of a town is its size; its name is its own three words.
 
     Raises:
         ValueError: fewer than 2 entities, or more than 512.
 
     Example:
         >>> towns = worded_towns(3, seed=1)
-        >>> towns.names[0], towns.descriptions[0]
+        >>> towns.names[2], towns.descriptions[2]
+        ('vast mature red', 'a vast mature red town that lies beside a minute elderly brown town')
     """
     check_at_least(2, entities=entities)
     combinations = list(itertools.product(range(8), repeat=3))

@@ -23,7 +23,7 @@ _LINKS = (*_RELATIONS, "~", "~i", "%m", "%p")  # and back
 def wordnet_knowledge(
     entities: int = 1500, *, least: int = 20, seed: Seed = 0, folder: str | Path | None = None
 ) -> KnowledgeGraph:
-    """Returns a region of the nouns, grown from a random one, with all "kind of", "instance of", "member of", "part of".
+    """Returns a region of the nouns, grown from a random one, with its kinds, instances, members and parts as triples.
 
     The region grows by one noun at a time, along a link of a kind that is drawn first, all kinds (and directions) that
     lead out of it being equally likely, so that rare relations are there. Inverse relations are left out. A description

@@ -195,5 +195,5 @@ def _files(archive: Path) -> dict[str, int]:
     with tarfile.open(archive) as tar:
         file = tar.extractfile("package/dict/data.noun")
         assert file is not None
-        rows = (line.split(maxsplit=2) for line in file.read().decode().splitlines() if not line.startswith("  "))
-        return {row[0]: int(row[1]) for row in rows}
+        lines = file.read().decode().splitlines()
+        return {line[:8]: int(line[9:11]) for line in lines if not line.startswith("  ")}  # columns of fixed width

@@ -40,6 +40,7 @@ def fit_link_predictor(
     num_negatives: int = 64,
     lr: float = 2e-5,
     warmup: float | None = 0.2,
+    optimizer: torch.optim.Optimizer | None = None,
     pieces: int = 1,
     seed: int = 0,
 ) -> list[dict[str, float]]:
@@ -56,6 +57,7 @@ def fit_link_predictor(
         val: triples to choose the epoch by; default: the last epoch stays.
         candidates: entities that ``val`` is ranked among, int64; default: all.
         epochs, batch_size, num_negatives, lr: of the training. A last batch of one triple is left out.
+        optimizer: in the place of Adam at ``lr``, for parameters with rates of their own.
         warmup: share of the steps in which the rate rises, after which it falls to 0, both linearly; None: constant.
         pieces: parts, by length, in which the descriptions of a batch are encoded, so that less is padding.
         seed: of order and corruptions; dropout follows torch's own state.
@@ -92,8 +94,8 @@ def fit_link_predictor(
             )
         check_labels(**{name: part})
         check_labels(len(ids), **{name: part[:, [0, 2]]})
-    parameters = [each for each in model.parameters() if each.requires_grad]
-    optimizer = torch.optim.Adam(parameters, lr=lr)
+    if optimizer is None:
+        optimizer = torch.optim.Adam([each for each in model.parameters() if each.requires_grad], lr=lr)
     generator = torch.Generator().manual_seed(seed)
     steps = epochs * _steps(len(triples), batch_size)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps, warmup))

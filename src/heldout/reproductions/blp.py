@@ -1,0 +1,304 @@
+"""BLP: does training on links give useful vectors to entities that are known by their description alone?"""
+
+from __future__ import annotations
+
+import copy
+import functools
+from typing import Any, NamedTuple
+
+import torch
+from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
+from torch import Tensor, nn
+
+from heldout.data import InductiveSplit, inductive_split, inductive_split_by_subtree
+from heldout.lm import minilm
+from heldout.measure import new_ends, probe_entities, rank_triples
+from heldout.nn import (
+    BagOfWordsEncoder,
+    DKRLEncoder,
+    EntityTable,
+    InductiveLinkPredictor,
+    TextEntityEncoder,
+    split_encoder,
+)
+from heldout.sources import MINI, WORDNET, missing
+from heldout.study import Claim, Study, at_least, at_most, better, cheaper, higher_is_better, lower_is_better, ordered
+from heldout.tasks import KnowledgeGraph, shared_words, worded_towns, wordnet_knowledge
+from heldout.train import embed_entities, fit_link_predictor, seeded
+
+SCORERS = ("transe", "complex", "distmult", "simple")
+DIM, LENGTH, NEGATIVES, UPPER = 64, 32, 32, 1
+
+
+class Size(NamedTuple):
+    entities: int
+    towns: int
+    epochs: int  # of what is cheap
+    tuned: int  # epochs of MiniLM's last layer
+    scratch: int  # epochs of a transformer from scratch
+
+
+class Setting(NamedTuple):
+    lr: float  # of weights that begin at random, and of word vectors
+    l2: float = 0.0
+    loss: Any = "margin"
+    tuned: float = 0.0  # of the pretrained layer
+
+
+CELLS = ("wordnet", "towns")
+TUNED: dict[tuple[str, str, str], Setting] = {
+    ("wordnet", "lookup", "transe"): Setting(3e-3),
+    ("wordnet", "bow", "transe"): Setting(3e-3),
+    ("wordnet", "dkrl", "transe"): Setting(3e-3),
+    ("wordnet", "frozen", "transe"): Setting(3e-3),
+    ("wordnet", "blp", "transe"): Setting(3e-3, tuned=1e-4),
+    ("wordnet", "blp", "complex"): Setting(3e-3, 1e-3, tuned=1e-4),
+    ("wordnet", "blp", "distmult"): Setting(3e-3, 1e-3, tuned=1e-4),
+    ("wordnet", "blp", "simple"): Setting(3e-3, 1e-3, tuned=1e-4),
+    ("towns", "lookup", "transe"): Setting(3e-3),
+    ("towns", "oracle", "transe"): Setting(3e-3),
+    ("towns", "bow", "transe"): Setting(3e-3),
+    ("towns", "dkrl", "transe"): Setting(3e-3),
+    ("towns", "blp", "transe"): Setting(3e-3),
+    ("towns", "blp", "complex"): Setting(3e-3, 1e-3),
+    ("towns", "blp", "distmult"): Setting(3e-3, 1e-3),
+    ("towns", "blp", "simple"): Setting(3e-3, 1e-3),
+}
+SIZES = {"smoke": Size(60, 60, 2, 1, 2), "laptop": Size(800, 500, 40, 5, 60)}
+
+
+class World(NamedTuple):
+    """A graph, its split, and the descriptions as every encoder takes them."""
+
+    graph: KnowledgeGraph
+    split: InductiveSplit
+    ids: Tensor  # of the tokens that occur, from 1; 0 is padding
+    mask: Tensor
+    words: Tensor  # their pretrained vectors
+    stop: list[int]
+    own: Tensor  # mask of the words of the entity itself, where that is known
+    hidden: Tensor  # what MiniLM's lower layers make of them
+    pooled: Tensor  # what MiniLM makes of them
+    overlap: Tensor  # whether the ends of a test triple share a word
+
+
+@functools.lru_cache(maxsize=1)
+def pretrained() -> tuple[Any, Any]:
+    return minilm()
+
+
+@functools.lru_cache(maxsize=2)
+def world_of(cell: str, seed: int, profile: str) -> World:
+    return (wordnet if cell == "wordnet" else towns)(seed, SIZES[profile])
+
+
+def wordnet(seed: int, size: Size) -> World:
+    graph = wordnet_knowledge(size.entities, seed=seed)
+    above = [graph.relations.index(name) for name in ("kind of", "instance of")]
+    split = inductive_split_by_subtree(graph.triples, size.entities, above, largest=0.05, seed=seed)
+    model, tokenizer = pretrained()
+    read = tokenizer(list(graph.descriptions), truncation=True, max_length=LENGTH, padding=True, return_tensors="pt")
+    ids, mask = read["input_ids"], read["attention_mask"]
+    below, above_them = split_encoder(model, UPPER)
+    hidden, pooled = torch.zeros(*ids.shape, model.config.hidden_size), torch.zeros(len(ids), model.config.hidden_size)
+    with torch.no_grad():
+        for rows in mask.sum(1).argsort().split(64):
+            inside = mask[rows, : int(mask[rows].sum(1).max())]
+            states = below(input_ids=ids[rows, : inside.shape[1]], attention_mask=inside).last_hidden_state
+            hidden[rows, : inside.shape[1]] = states
+            last = above_them(inputs_embeds=states, attention_mask=inside).last_hidden_state
+            pooled[rows] = (last * inside[..., None]).sum(1) / inside.sum(1, keepdim=True)
+    there, places = (ids * mask).unique(return_inverse=True)
+    tokens = tokenizer.convert_ids_to_tokens(there.tolist())
+    stop = [at for at, token in enumerate(tokens) if token in ENGLISH_STOP_WORDS or not token.strip("#").isalnum()]
+    return World(
+        graph, split, places, mask, model.get_input_embeddings().weight.detach()[there], stop, mask, hidden, pooled,
+        shared_words(split.test, graph.descriptions, ENGLISH_STOP_WORDS) > 0,
+    )  # fmt: skip
+
+
+def towns(seed: int, size: Size) -> World:
+    graph = worded_towns(size.towns, seed=seed)
+    split = inductive_split(graph.triples, size.towns, seed=seed)
+    texts = [text.split() for text in graph.descriptions]
+    words = ["", *sorted({word for text in texts for word in text})]
+    ids = nn.utils.rnn.pad_sequence([torch.tensor([words.index(word) for word in text]) for text in texts], True)
+    mask = (ids > 0).long()
+    said = torch.zeros_like(mask)
+    for row, (text, name) in enumerate(zip(graph.descriptions, graph.names, strict=True)):
+        start = text.split().index("a") + 1 if text.startswith("a ") else len(text.split()) - 4
+        assert text.split()[start : start + 3] == name.split()
+        said[row, start : start + 3] = 1
+    stop = [at for at, word in enumerate(words) if word in {"", "a", "town", "that", "lies", "beside", "there"}]
+    vectors = torch.randn(len(words), DIM, generator=torch.Generator().manual_seed(seed))
+    none = torch.zeros(0)
+    return World(graph, split, ids, mask, vectors, stop, said, none, none, torch.ones(len(split.test)) > 0)
+
+
+def encoder_of(name: str, world: World) -> tuple[nn.Module, Tensor, Tensor]:
+    """An encoder before training, with what it takes of each entity."""
+    ids, mask = world.ids, world.mask
+    one = torch.ones(len(ids), 1, dtype=torch.int64)
+    if name == "lookup":
+        return EntityTable(len(ids), DIM), torch.arange(len(ids))[:, None], one
+    if name == "bow":
+        return BagOfWordsEncoder(world.words, DIM, stop=world.stop), ids, mask
+    if name == "oracle":
+        own, first = world.own.sort(dim=1, descending=True, stable=True)
+        return BagOfWordsEncoder(world.words, DIM), ids.gather(1, first), own
+    if name == "dkrl":
+        return DKRLEncoder(world.words, DIM), ids, mask
+    if name == "frozen":
+        width = world.pooled.shape[1]
+        return TextEntityEncoder(lambda ids, mask: ids, DIM, width=width), world.pooled[:, None], one
+    if len(world.hidden):
+        upper = copy.deepcopy(split_encoder(pretrained()[0], UPPER)[1])
+        return TextEntityEncoder(upper, DIM, pooling="mean"), world.hidden, mask
+    from transformers import BertConfig, BertModel
+
+    config = BertConfig(
+        len(world.words), hidden_size=DIM, num_hidden_layers=2, num_attention_heads=4, intermediate_size=2 * DIM,
+        max_position_embeddings=LENGTH, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+    )  # fmt: skip
+    return TextEntityEncoder(BertModel(config), DIM, pooling="mean"), ids, mask
+
+
+class Trained(NamedTuple):
+    model: InductiveLinkPredictor
+    vectors: Tensor
+    history: list[dict[str, float]]
+
+
+@functools.lru_cache(maxsize=32)
+def trained(cell: str, name: str, scorer: Any, seed: int, profile: str, chosen: Setting) -> Trained:
+    """A link predictor at the epoch with the best raw validation MRR; a pretrained layer starts from "frozen"."""
+    world, size = world_of(cell, seed, profile), SIZES[profile]
+    split = world.split
+    with seeded(seed):
+        encoder, ids, mask = encoder_of(name, world)
+        model = InductiveLinkPredictor(
+            encoder, len(world.graph.relations), scorer=scorer, loss=chosen.loss, l2=chosen.l2
+        )
+        options: dict[str, Any] = {"epochs": size.epochs, "warmup": None, "pieces": 1 if mask.shape[1] == 1 else 4}
+        optimizer = torch.optim.Adam(model.parameters(), lr=chosen.lr)
+        if name == "blp" and cell == "towns":
+            options = {"epochs": size.scratch, "warmup": 0.2}
+        elif name == "blp":
+            start = trained(cell, "frozen", scorer, seed, profile, chosen._replace(tuned=0.0)).model
+            model.relations.load_state_dict(start.relations.state_dict())
+            model.encoder.linear.load_state_dict(start.encoder.linear.state_dict())
+            new = [model.relations.weight, model.encoder.linear.weight]
+            optimizer = torch.optim.Adam(
+                [{"params": new, "lr": chosen.lr}, {"params": [*model.encoder.model.parameters()], "lr": chosen.tuned}]
+            )
+            options = {"epochs": size.tuned, "warmup": 0.2, "pieces": 4}
+        candidates = torch.cat([split.train_entities, split.val_entities])
+        history = fit_link_predictor(
+            model, ids, mask, split.train, val=split.val, candidates=candidates, num_negatives=NEGATIVES,
+            optimizer=optimizer, seed=seed, **options,
+        )  # fmt: skip
+    return Trained(model, embed_entities(model, ids, mask), history)
+
+
+def setting(cell: str, name: str, scorer: str) -> Setting:
+    return TUNED[cell, name, scorer]
+
+
+def ranked(cell: str, name: str, scorer: str, seed: int, profile: str) -> dict[str, float]:
+    """Where the ends of test triples stand among all entities."""
+    world = world_of(cell, seed, profile)
+    found = trained(cell, name, scorer, seed, profile, setting(cell, name, scorer))
+    test, known = world.split.test, world.graph.triples
+    filtered = rank_triples(found.model, test, found.vectors, filter_with=known)
+    raw = rank_triples(found.model, test, found.vectors)
+    rows = {f"mrr_new_{end}": mask for end, mask in new_ends(test, world.split.test_entities).items()}
+    if cell == "wordnet":
+        rows |= {"mrr_overlap": world.overlap, "mrr_no_overlap": ~world.overlap}
+    scores = {"mrr": filtered.mrr, "hits_10": filtered.hits_10, "raw_mrr": raw.mrr}
+    return scores | {name: filtered.of(mask).mrr for name, mask in rows.items() if bool(mask.any())}
+
+
+def probed(cell: str, name: str, scorer: str, seed: int, profile: str) -> float:
+    """Balanced accuracy of a linear classifier of lexicographers' files on frozen vectors of new entities."""
+    world = world_of(cell, seed, profile)
+    if name == "minilm":
+        vectors = world.pooled
+    else:
+        vectors = trained(cell, name, scorer, seed, profile, setting(cell, name, scorer)).vectors
+    split, labels = world.split, world.graph.labels
+    known = torch.isin(labels, labels[split.train_entities])
+    parts = [part[known[part]] for part in (split.train_entities, split.val_entities, split.test_entities)]
+    return probe_entities(vectors, labels, parts).balanced_accuracy
+
+
+def run(arm: dict[str, Any], seed: int, profile: str) -> dict[str, float]:
+    cell, name, scorer = arm["cell"], arm["name"], arm["scorer"]
+    if name == "minilm":
+        world = world_of(cell, seed, profile)
+        return {"probe": probed(cell, name, scorer, seed, profile), "overlap": float(world.overlap.double().mean())}
+    if name == "spread":
+        found = [ranked(cell, "blp", each, seed, profile)["mrr"] for each in SCORERS]
+        gap = found[0] - ranked(cell, "bow", "transe", seed, profile)["mrr"]
+        spread = max(found) - min(found)
+        return {"gap": gap, "spread": spread, "gap_over_spread": gap - spread}
+    scores = ranked(cell, name, scorer, seed, profile)
+    if cell == "wordnet":
+        scores["probe"] = probed(cell, name, scorer, seed, profile)
+    return scores
+
+
+HIGHER = (
+    *("mrr", "hits_10", "raw_mrr", "mrr_new_head", "mrr_new_tail", "mrr_new_both", "mrr_overlap", "mrr_no_overlap"),
+    *("probe", "gap", "gap_over_spread"),
+)
+METRICS = dict.fromkeys(HIGHER, higher_is_better) | {"spread": lower_is_better, "overlap": lower_is_better}
+NAMES = ("lookup", "bow", "dkrl")
+ARMS = {f"{cell} {name}": {"cell": cell, "name": name, "scorer": "transe"} for cell in CELLS for name in NAMES}
+ARMS |= {
+    f"{cell} blp-{scorer}": {"cell": cell, "name": "blp", "scorer": scorer} for cell in CELLS for scorer in SCORERS
+}
+ARMS |= {f"{cell} spread": {"cell": cell, "name": "spread", "scorer": "transe"} for cell in CELLS}
+ARMS |= {
+    "wordnet frozen": {"cell": "wordnet", "name": "frozen", "scorer": "transe"},
+    "wordnet minilm": {"cell": "wordnet", "name": "minilm", "scorer": "transe"},
+    "towns oracle": {"cell": "towns", "name": "oracle", "scorer": "transe"},
+}
+
+
+def tenth_more(cell: str, arm: str, than: str, on: str) -> Claim:
+    return cheaper(
+        f"{cell} {than}", than=f"{cell} {arm}", on=on, ratio=1 / 1.1,
+        text=f"{cell} {arm} has at least 1.1 x the {on} of {cell} {than}",
+    )  # fmt: skip
+
+
+study = Study(
+    slug="blp",
+    title="Inductive Entity Representations from Text via Link Prediction",
+    arms=ARMS,
+    run=run,
+    metrics=METRICS,
+    optional=set(METRICS),
+    needs={
+        arm: functools.partial(missing, [WORDNET, MINI]) for arm, each in ARMS.items() if each["cell"] == "wordnet"
+    },
+    shared_setup=True,
+    claims=[
+        *(tenth_more(cell, "blp-transe", "bow", "mrr") for cell in CELLS),
+        tenth_more("wordnet", "blp-transe", "bow", "mrr_no_overlap"),
+        *(better(f"{cell} blp-transe", than=f"{cell} dkrl", on="mrr") for cell in CELLS),
+        *(ordered([f"{cell} bow", f"{cell} dkrl"], on="mrr") for cell in CELLS),
+        better("wordnet blp-transe", than="wordnet frozen", on="mrr", text="training the encoder, too, has better mrr"),
+        better("wordnet blp-transe", than="wordnet minilm", on="probe", margin=0.03),
+        *(
+            at_least(f"{cell} spread", on="gap_over_spread", value=0, text=f"{cell}: the four scorers lie closer "
+                     "together than TransE on words and TransE on the encoder")
+            for cell in CELLS
+        ),
+    ],
+    checks=[
+        at_most(f"{cell} lookup", on="mrr", value=0.05, text=f"{cell}: a table knows no new entity") for cell in CELLS
+    ],
+    seeds={"smoke": 1, "laptop": 3},
+    time_limit=900,
+)  # fmt: skip
