@@ -95,6 +95,7 @@ ALLOWED = {
         "tasks.judged_similarity(classes=a label of 10**6)",
         "measure.few_shot_accuracy(y=a label of 10**6)",
         "measure.ridge_probe(y=a label of 10**6)",
+        "measure.probe_entities(labels=a label of 10**6)",
         "measure.linear_probe(labels=a label of 10**6)",
         "measure.linear_probe(test_labels=a label of 10**6)",
         "measure.induction_score(input_ids=a label of 10**6)",

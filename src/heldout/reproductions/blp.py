@@ -42,7 +42,7 @@ class Setting(NamedTuple):
     lr: float  # of weights that begin at random, and of word vectors
     l2: float = 0.0
     loss: Any = "margin"
-    tuned: float = 0.0  # of the pretrained layer
+    tuned: float = 0.0  # of all weights in the second stage, where the pretrained layer is trained, too
 
 
 CELLS = ("wordnet", "towns")
@@ -187,10 +187,7 @@ def trained(cell: str, name: str, scorer: Any, seed: int, profile: str, chosen: 
             start = trained(cell, "frozen", scorer, seed, profile, chosen._replace(tuned=0.0)).model
             model.relations.load_state_dict(start.relations.state_dict())
             model.encoder.linear.load_state_dict(start.encoder.linear.state_dict())
-            new = [model.relations.weight, model.encoder.linear.weight]
-            optimizer = torch.optim.Adam(
-                [{"params": new, "lr": chosen.lr}, {"params": [*model.encoder.model.parameters()], "lr": chosen.tuned}]
-            )
+            optimizer = torch.optim.Adam(model.parameters(), lr=chosen.tuned)
             options = {"epochs": size.tuned, "warmup": 0.2, "pieces": 4}
         candidates = torch.cat([split.train_entities, split.val_entities])
         history = fit_link_predictor(

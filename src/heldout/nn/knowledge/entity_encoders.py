@@ -14,7 +14,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from heldout.errors import check_at_least, check_dimensions, check_labels, check_nonempty, check_one_of, checked
+from heldout.errors import (
+    check_at_least,
+    check_dimensions,
+    check_fraction,
+    check_labels,
+    check_nonempty,
+    check_one_of,
+    check_same_length,
+    checked,
+)
 
 Pooling = Literal["cls", "mean"]
 
@@ -216,12 +225,14 @@ class EntityTable(nn.Module):
 
     @checked
     def forward(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Returns the vectors ``(n, dim)`` of entities, int64 ``(n, 1)``; the mask is not looked at.
+        """Returns the vectors ``(n, dim)`` of entities, int64 ``(n, 1)``; all have a mask.
 
         Raises:
             ValueError: entities that the table does not have, or not one in a row.
         """
         check_labels(self.vectors.num_embeddings, ids=ids)
+        check_same_length(ids=ids, mask=mask)
+        check_fraction(mask=mask)
         if ids.ndim != 2 or ids.shape[1] != 1:
             raise ValueError(f"ids must be the number of one entity in each row, (n, 1), got {tuple(ids.shape)}")
         return cast(Tensor, self.vectors(ids[:, 0]))
@@ -290,6 +301,7 @@ def _trimmed(ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     check_dimensions(2, mask=mask)
     if ids.shape[:2] != mask.shape:
         raise ValueError(f"mask must be {tuple(ids.shape[:2])} as ids are, got {tuple(mask.shape)}")
+    check_fraction(mask=mask)
     there = mask > 0
     if not bool(there.any(1).all()):
         raise ValueError("mask must have a token in each row: there is an empty description")

@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from heldout.errors import check_dimensions, check_one_of, check_same_length, checked
+from heldout.errors import check_dimensions, check_nonempty, check_one_of, check_same_length, checked
 
 Scorer = Literal["transe", "distmult", "complex", "simple"]
 End = Literal["head", "tail"]
@@ -164,6 +164,7 @@ def _query(scorer: Scorer, known: Tensor, relations: Tensor, end: End) -> Tensor
 
 def _check_vectors(h: Tensor, r: Tensor, t: Tensor) -> None:
     check_dimensions(*range(1, 9), h=h, r=r, t=t)
+    check_nonempty(h=h, r=r, t=t)
     if not h.shape[-1] == r.shape[-1] == t.shape[-1]:
         raise ValueError(f"h, r and t must have vectors of one length, got {[x.shape[-1] for x in (h, r, t)]}")
 
