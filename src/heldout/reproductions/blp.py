@@ -1,4 +1,32 @@
-"""BLP: does training on links give useful vectors to entities that are known by their description alone?"""
+"""BLP: does training on links give useful vectors to entities that are known by their description alone?
+
+Claim. A text encoder that is fine-tuned to tell triples from corrupted ones ranks the entities of triples with new
+entities better than a CNN (DKRL) and a bag of words do: MRR is 22 % higher on average. Frozen, its vectors tell the
+classes of new entities better than the encoder did before. Which scorer is used matters less than the encoder.
+Source: arXiv:2010.03496 (Daza, Cochez, Groth, WWW 2021), on WN18RR, FB15k-237 and Wikidata5M.
+
+World. ``wordnet``, the real cell: a connected region of 1,000 nouns of WordNet with "kind of", "instance of", "member
+of" and "part of", of which only the glosses are known, without names and examples. New entities are whole subtrees of
+"kind of" and "instance of", 15 % each to choose by and to be tested on. Ends of a triple may have glosses that share a
+word: ``overlap`` is how many do (stop words apart), ``mrr_no_overlap`` is judged apart. ``towns``: procedural, 400
+descriptions such as "a small old red town that lies beside a huge new white town" in two orders, where the order of the
+words tells which are the town's own; relations are one or two steps in size, age or shade; new entities at random.
+
+Arms. With TransE: ``lookup``, a table, which knows no new entity; ``bow``, ``dkrl``, on the same pretrained word
+vectors, which are trained; ``frozen``, MiniLM with a trained linear map; ``blp-transe``, MiniLM's last layer with it
+(towns: a transformer from scratch); ``oracle``, a bag of the town's own words. ``blp-complex``, ``-distmult``,
+``-simple``. ``minilm``: its own vectors, for the probe, a logistic regression of lexicographers' files on all vectors.
+``mrr`` is filtered, over both ends of test triples, among all entities; the epoch is chosen by raw MRR in validation.
+``spread``: the largest less the smallest ``mrr`` of the four scorers, beside the ``gap`` of blp-transe to bow.
+
+SETTINGS
+
+Deviations. One layer of MiniLM is trained, not two, and 5 epochs, for time; what the layers below make is computed
+once, without dropout. Mean for CLS, as MiniLM was trained so. Weights that begin at random have a rate of their own,
+for there are some hundred steps where the paper has thousands. Vectors of 64, 32 negatives. ``bow`` has a linear map
+to 64, for equal lengths. Texts are cut after 32 tokens. Triples between entities to choose by and to be tested on are
+dropped. Entity search is left out. ``lookup`` is expected at chance: a check.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +70,7 @@ class Setting(NamedTuple):
     lr: float  # of weights that begin at random, and of word vectors
     l2: float = 0.0
     loss: Any = "margin"
-    tuned: float = 0.0  # of all weights in the second stage, where the pretrained layer is trained, too
+    tuned: float = 0.0  # of the pretrained layer
 
 
 CELLS = ("wordnet", "towns")
@@ -64,7 +92,7 @@ TUNED: dict[tuple[str, str, str], Setting] = {
     ("towns", "blp", "distmult"): Setting(3e-3, 1e-3),
     ("towns", "blp", "simple"): Setting(3e-3, 1e-3),
 }
-SIZES = {"smoke": Size(60, 60, 2, 1, 2), "laptop": Size(800, 500, 40, 5, 60)}
+SIZES = {"smoke": Size(60, 60, 3, 1, 2), "laptop": Size(1000, 400, 30, 5, 30)}
 
 
 class World(NamedTuple):
@@ -100,14 +128,13 @@ def wordnet(seed: int, size: Size) -> World:
     read = tokenizer(list(graph.descriptions), truncation=True, max_length=LENGTH, padding=True, return_tensors="pt")
     ids, mask = read["input_ids"], read["attention_mask"]
     below, above_them = split_encoder(model, UPPER)
-    hidden, pooled = torch.zeros(*ids.shape, model.config.hidden_size), torch.zeros(len(ids), model.config.hidden_size)
+    hidden = torch.zeros(*ids.shape, model.config.hidden_size)
     with torch.no_grad():
         for rows in mask.sum(1).argsort().split(64):
             inside = mask[rows, : int(mask[rows].sum(1).max())]
             states = below(input_ids=ids[rows, : inside.shape[1]], attention_mask=inside).last_hidden_state
             hidden[rows, : inside.shape[1]] = states
-            last = above_them(inputs_embeds=states, attention_mask=inside).last_hidden_state
-            pooled[rows] = (last * inside[..., None]).sum(1) / inside.sum(1, keepdim=True)
+    pooled = pooled_states(TextEntityEncoder(above_them, DIM, pooling="mean"), hidden, mask)
     there, places = (ids * mask).unique(return_inverse=True)
     tokens = tokenizer.convert_ids_to_tokens(there.tolist())
     stop = [at for at, token in enumerate(tokens) if token in ENGLISH_STOP_WORDS or not token.strip("#").isalnum()]
@@ -115,6 +142,15 @@ def wordnet(seed: int, size: Size) -> World:
         graph, split, places, mask, model.get_input_embeddings().weight.detach()[there], stop, mask, hidden, pooled,
         shared_words(split.test, graph.descriptions, ENGLISH_STOP_WORDS) > 0,
     )  # fmt: skip
+
+
+def pooled_states(encoder: TextEntityEncoder, hidden: Tensor, mask: Tensor) -> Tensor:
+    """What an encoder makes of descriptions before its linear map."""
+    body = copy.copy(encoder).eval()
+    body._modules = dict(encoder._modules) | {"linear": nn.Identity()}
+    order = mask.sum(1).argsort()
+    with torch.no_grad():
+        return torch.cat([body(hidden[rows], mask[rows]) for rows in order.split(64)])[order.argsort()]
 
 
 def towns(seed: int, size: Size) -> World:
@@ -149,8 +185,7 @@ def encoder_of(name: str, world: World) -> tuple[nn.Module, Tensor, Tensor]:
     if name == "dkrl":
         return DKRLEncoder(world.words, DIM), ids, mask
     if name == "frozen":
-        width = world.pooled.shape[1]
-        return TextEntityEncoder(lambda ids, mask: ids, DIM, width=width), world.pooled[:, None], one
+        return linear_map(world.pooled), world.pooled[:, None], one
     if len(world.hidden):
         upper = copy.deepcopy(split_encoder(pretrained()[0], UPPER)[1])
         return TextEntityEncoder(upper, DIM, pooling="mean"), world.hidden, mask
@@ -163,6 +198,11 @@ def encoder_of(name: str, world: World) -> tuple[nn.Module, Tensor, Tensor]:
     return TextEntityEncoder(BertModel(config), DIM, pooling="mean"), ids, mask
 
 
+def linear_map(features: Tensor) -> TextEntityEncoder:
+    """A linear map of features that stay as they are."""
+    return TextEntityEncoder(lambda features, _: features, DIM, width=features.shape[1])
+
+
 class Trained(NamedTuple):
     model: InductiveLinkPredictor
     vectors: Tensor
@@ -171,7 +211,7 @@ class Trained(NamedTuple):
 
 @functools.lru_cache(maxsize=32)
 def trained(cell: str, name: str, scorer: Any, seed: int, profile: str, chosen: Setting) -> Trained:
-    """A link predictor at the epoch with the best raw validation MRR; a pretrained layer starts from "frozen"."""
+    """A link predictor at the epoch with the best raw validation MRR."""
     world, size = world_of(cell, seed, profile), SIZES[profile]
     split = world.split
     with seeded(seed):
@@ -184,16 +224,24 @@ def trained(cell: str, name: str, scorer: Any, seed: int, profile: str, chosen: 
         if name == "blp" and cell == "towns":
             options = {"epochs": size.scratch, "warmup": 0.2}
         elif name == "blp":
-            start = trained(cell, "frozen", scorer, seed, profile, chosen._replace(tuned=0.0)).model
-            model.relations.load_state_dict(start.relations.state_dict())
-            model.encoder.linear.load_state_dict(start.encoder.linear.state_dict())
-            optimizer = torch.optim.Adam(model.parameters(), lr=chosen.tuned)
+            new = [model.relations.weight, model.encoder.linear.weight]
+            layer = [*model.encoder.model.parameters()]
+            optimizer = torch.optim.Adam([{"params": new, "lr": chosen.lr}, {"params": layer, "lr": chosen.tuned}])
             options = {"epochs": size.tuned, "warmup": 0.2, "pieces": 4}
         candidates = torch.cat([split.train_entities, split.val_entities])
         history = fit_link_predictor(
             model, ids, mask, split.train, val=split.val, candidates=candidates, num_negatives=NEGATIVES,
             optimizer=optimizer, seed=seed, **options,
         )  # fmt: skip
+        if name == "blp" and cell == "wordnet":  # the layer stays now: what it makes is computed once
+            features = pooled_states(model.encoder, ids, mask)
+            ids, mask = features[:, None], torch.ones(len(features), 1, dtype=torch.int64)
+            linear, model.encoder = model.encoder.linear, linear_map(features)
+            model.encoder.linear = linear
+            history += fit_link_predictor(
+                model, ids, mask, split.train, val=split.val, candidates=candidates, num_negatives=NEGATIVES,
+                lr=chosen.lr, warmup=None, epochs=size.epochs - size.tuned, seed=seed,
+            )  # fmt: skip
     return Trained(model, embed_entities(model, ids, mask), history)
 
 
