@@ -192,8 +192,8 @@ def encoder_of(name: str, world: World) -> tuple[nn.Module, Tensor, Tensor]:
     from transformers import BertConfig, BertModel
 
     config = BertConfig(
-        len(world.words), hidden_size=DIM, num_hidden_layers=2, num_attention_heads=4, intermediate_size=2 * DIM,
-        max_position_embeddings=LENGTH, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+        vocab_size=len(world.words), hidden_size=DIM, num_hidden_layers=2, num_attention_heads=4,
+        intermediate_size=2 * DIM, max_position_embeddings=LENGTH, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
     )  # fmt: skip
     return TextEntityEncoder(BertModel(config), DIM, pooling="mean"), ids, mask
 

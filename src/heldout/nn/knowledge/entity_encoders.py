@@ -46,7 +46,7 @@ class TextEntityEncoder(nn.Module):
 
     Example:
         >>> from transformers import BertConfig, BertModel
-        >>> model = BertModel(BertConfig(30, hidden_size=16, num_hidden_layers=1, num_attention_heads=2))
+        >>> model = BertModel(BertConfig(vocab_size=30, hidden_size=16, num_hidden_layers=1, num_attention_heads=2))
         >>> encoder = TextEntityEncoder(model, dim=8)
         >>> encoder(torch.tensor([[2, 5, 3, 0], [2, 7, 9, 3]]), torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1]])).shape
         torch.Size([2, 8])
@@ -255,7 +255,8 @@ def split_encoder(model: nn.Module, upper: int) -> tuple[nn.Module, nn.Module]:
 
     Example:
         >>> from transformers import BertConfig, BertModel
-        >>> model = BertModel(BertConfig(30, hidden_size=16, num_hidden_layers=3, num_attention_heads=2)).eval()
+        >>> config = BertConfig(vocab_size=30, hidden_size=16, num_hidden_layers=3, num_attention_heads=2)
+        >>> model = BertModel(config).eval()
         >>> lower, upper = split_encoder(model, 1)
         >>> ids, mask = torch.tensor([[2, 5, 3, 0]]), torch.tensor([[1, 1, 1, 0]])
         >>> hidden = lower(input_ids=ids, attention_mask=mask).last_hidden_state
