@@ -19,10 +19,15 @@ vectors, which are trained; ``frozen``, MiniLM with a trained linear map; ``blp-
 ``mrr`` is filtered, over both ends of test triples, among all entities; the epoch is chosen by raw MRR in validation.
 ``spread``: the largest less the smallest ``mrr`` of the four scorers, beside the ``gap`` of blp-transe to bow.
 
-SETTINGS
+Settings. The search is to be finished, and this study is not to be recorded before: arms have not had the same one.
+Compared so far, by raw validation MRR on development seed 1000 alone. ``wordnet``: ``frozen`` with TransE at rates of
+1e-3, 3e-3, 1e-2 and 3e-2, ``bow`` and ``dkrl`` at 1e-3 and 1e-2, on regions of 800; on those of 1,000, one rate of each
+of these; ``frozen`` with ComplEx at 1e-2 under both losses, of which "nll" was better, hence that of the three scorers
+without a norm. ``towns``: ``blp-transe`` at 1e-3 and 3e-3, the better one being the end of the grid. Not searched: every
+other arm, the rate of MiniLM's layer on this design, epochs, and l2.
 
-Deviations. One layer of MiniLM is trained, not two, and 5 epochs, for time; what the layers below make is computed
-once, without dropout. Mean for CLS, as MiniLM was trained so. Weights that begin at random have a rate of their own,
+Deviations. One layer of MiniLM is trained, not two, in the first 5 of 30 epochs, for time; afterwards the map and the
+relations alone. What lies below is computed once, without dropout. Mean for CLS, as MiniLM was trained so. Weights that begin at random have a rate of their own,
 for there are some hundred steps where the paper has thousands. Vectors of 64, 32 negatives. ``bow`` has a linear map
 to 64, for equal lengths. Texts are cut after 32 tokens. Triples between entities to choose by and to be tested on are
 dropped. Entity search is left out. ``lookup`` is expected at chance: a check.
@@ -60,6 +65,7 @@ DIM, LENGTH, NEGATIVES, UPPER = 64, 32, 32, 1
 
 class Size(NamedTuple):
     entities: int
+    largest: float  # subtree that is held out, as a share
     towns: int
     epochs: int  # of what is cheap
     tuned: int  # epochs of MiniLM's last layer
@@ -79,20 +85,20 @@ TUNED: dict[tuple[str, str, str], Setting] = {
     ("wordnet", "bow", "transe"): Setting(3e-3),
     ("wordnet", "dkrl", "transe"): Setting(3e-3),
     ("wordnet", "frozen", "transe"): Setting(3e-3),
-    ("wordnet", "blp", "transe"): Setting(3e-3, tuned=1e-4),
-    ("wordnet", "blp", "complex"): Setting(3e-3, 1e-3, tuned=1e-4),
-    ("wordnet", "blp", "distmult"): Setting(3e-3, 1e-3, tuned=1e-4),
-    ("wordnet", "blp", "simple"): Setting(3e-3, 1e-3, tuned=1e-4),
+    ("wordnet", "blp", "transe"): Setting(3e-3, tuned=3e-4),
+    ("wordnet", "blp", "complex"): Setting(1e-2, 0.0, "nll", 3e-4),
+    ("wordnet", "blp", "distmult"): Setting(1e-2, 0.0, "nll", 3e-4),
+    ("wordnet", "blp", "simple"): Setting(1e-2, 0.0, "nll", 3e-4),
     ("towns", "lookup", "transe"): Setting(3e-3),
-    ("towns", "oracle", "transe"): Setting(3e-3),
-    ("towns", "bow", "transe"): Setting(3e-3),
+    ("towns", "oracle", "transe"): Setting(1e-2),
+    ("towns", "bow", "transe"): Setting(1e-2),
     ("towns", "dkrl", "transe"): Setting(3e-3),
     ("towns", "blp", "transe"): Setting(3e-3),
-    ("towns", "blp", "complex"): Setting(3e-3, 1e-3),
-    ("towns", "blp", "distmult"): Setting(3e-3, 1e-3),
-    ("towns", "blp", "simple"): Setting(3e-3, 1e-3),
+    ("towns", "blp", "complex"): Setting(3e-3, 0.0, "nll"),
+    ("towns", "blp", "distmult"): Setting(3e-3, 0.0, "nll"),
+    ("towns", "blp", "simple"): Setting(3e-3, 0.0, "nll"),
 }
-SIZES = {"smoke": Size(60, 60, 3, 1, 2), "laptop": Size(1000, 400, 30, 5, 30)}
+SIZES = {"smoke": Size(120, 0.15, 60, 3, 1, 2), "laptop": Size(1000, 0.05, 400, 30, 5, 30)}
 
 
 class World(NamedTuple):
@@ -123,7 +129,7 @@ def world_of(cell: str, seed: int, profile: str) -> World:
 def wordnet(seed: int, size: Size) -> World:
     graph = wordnet_knowledge(size.entities, seed=seed)
     above = [graph.relations.index(name) for name in ("kind of", "instance of")]
-    split = inductive_split_by_subtree(graph.triples, size.entities, above, largest=0.05, seed=seed)
+    split = inductive_split_by_subtree(graph.triples, size.entities, above, largest=size.largest, seed=seed)
     model, tokenizer = pretrained()
     read = tokenizer(list(graph.descriptions), truncation=True, max_length=LENGTH, padding=True, return_tensors="pt")
     ids, mask = read["input_ids"], read["attention_mask"]
@@ -193,7 +199,8 @@ def encoder_of(name: str, world: World) -> tuple[nn.Module, Tensor, Tensor]:
 
     config = BertConfig(
         vocab_size=len(world.words), hidden_size=DIM, num_hidden_layers=2, num_attention_heads=4,
-        intermediate_size=2 * DIM, max_position_embeddings=LENGTH, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+        intermediate_size=2 * DIM, max_position_embeddings=LENGTH,
+        hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
     )  # fmt: skip
     return TextEntityEncoder(BertModel(config), DIM, pooling="mean"), ids, mask
 

@@ -25,9 +25,9 @@ class InductiveSplit(NamedTuple):
         train_entities, val_entities, test_entities: int64, sorted.
 
     Example:
-        >>> split = inductive_split(torch.tensor([[0, 0, 1], [1, 0, 2], [2, 0, 3]]), 4, 0.25, 0.25, seed=1)
+        >>> split = inductive_split(torch.tensor([[a, 0, b] for a in range(9) for b in range(9)]), 9)
         >>> sum(len(part) for part in split[:4]), sum(len(part) for part in split[4:])
-        (3, 4)
+        (81, 9)
     """
 
     train: Tensor

@@ -74,7 +74,7 @@ def ranking_metrics(ranks: Tensor) -> RankingMetrics:
 
     Example:
         >>> found = ranking_metrics(torch.tensor([1.0, 2.0, 20.0, 10.0]))
-        >>> found.mrr, found.hits_10
+        >>> round(found.mrr, 4), found.hits_10
         (0.4125, 0.75)
     """
     check_values(ranks=ranks)

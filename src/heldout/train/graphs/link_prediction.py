@@ -78,7 +78,7 @@ def fit_link_predictor(
         >>> model = InductiveLinkPredictor(BagOfWordsEncoder(torch.randn(9, 4)), num_relations=1)
         >>> history = fit_link_predictor(model, ids, torch.ones(6, 3), triples, epochs=2, num_negatives=3, lr=0.1)
         >>> [record["epoch"] for record in history]
-        [1, 2]
+        [1.0, 2.0]
     """
     check_has("encode", "loss_of_vectors", "scores", model=model)
     check_at_least(1, epochs=epochs, num_negatives=num_negatives, pieces=pieces)
