@@ -23,8 +23,8 @@ Settings. The search is to be finished, and this study is not to be recorded bef
 Compared so far, by raw validation MRR on development seed 1000 alone. ``wordnet``: ``frozen`` with TransE at rates of
 1e-3, 3e-3, 1e-2 and 3e-2, ``bow`` and ``dkrl`` at 1e-3 and 1e-2, on regions of 800; on those of 1,000, one rate of each
 of these; ``frozen`` with ComplEx at 1e-2 under both losses (margin with an l2 of 1e-3): "nll", which the three scorers
-without a norm have, was better. ``towns``: ``blp-transe`` at 1e-3 and 3e-3, the better one being the end of the grid. The layer
-of ``blp-transe`` at 1e-4 and 3e-4, again an end. Not searched: every other arm, epochs, and l2.
+without a norm have, was better. ``towns``: ``blp-transe`` at 1e-3 and 3e-3, the better one being the end of the grid.
+The layer of ``blp-transe`` at 1e-4 and 3e-4, again an end. Not searched: every other arm, epochs, and l2.
 
 Deviations. One layer of MiniLM is trained, not two, in the first 5 of 30 epochs, for time; afterwards the map and the
 relations alone. What lies below is computed once, without dropout. Mean for CLS, as MiniLM was trained so. Weights that
