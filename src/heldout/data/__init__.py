@@ -2,6 +2,7 @@
 
 from heldout.data.balancing import balanced_sampling, class_counts, why_balanced
 from heldout.data.choice_targets import randomize_targets
+from heldout.data.graphs.corruptions import in_batch_corruptions
 from heldout.data.graphs.edge_pruning import edge_degree_scores, kept_edges, prune_edges
 from heldout.data.graphs.training_edges import drop_edge, teddy
 from heldout.data.image_mixing import CutMix, Mixing, MixingChoice, Mixup, blend_targets, derangement
@@ -50,6 +51,7 @@ from heldout.data.splits.compound_divergence import (
     ngrams,
     split_divergences,
 )
+from heldout.data.splits.inductive import InductiveSplit, inductive_split, inductive_split_by_subtree
 from heldout.data.splits.sequences import (
     HeldOutSplit,
     SplitLeaks,
@@ -113,6 +115,7 @@ __all__ = [
     "EndlessSampler",
     "HeldOutSplit",
     "IndexedDataset",
+    "InductiveSplit",
     "InputsOnly",
     "LanguageSkill",
     "Mixed",
@@ -167,6 +170,9 @@ __all__ = [
     "factor_rows",
     "gather",
     "hold_out_combinations",
+    "in_batch_corruptions",
+    "inductive_split",
+    "inductive_split_by_subtree",
     "is_tensor_data",
     "kept_edges",
     "length_split",

@@ -88,6 +88,8 @@ from heldout.measure.in_context.strategy_posterior import (
     strategy_loss,
 )
 from heldout.measure.in_context.strategy_weights import output_distance, strategy_weights
+from heldout.measure.knowledge.entity_probe import EntityProbe, probe_entities
+from heldout.measure.knowledge.triple_ranks import RankingMetrics, new_ends, rank_triples, ranking_metrics
 from heldout.measure.label_free.error_estimates import (
     atc_error,
     average_confidence,
@@ -206,7 +208,6 @@ from heldout.measure.texts.skill_mix import (
 
 generalization_difficulty = classification_difficulty  # under the name of the paper
 
-
 __all__ = [
     "GRADE_SKILL_TEXT",
     "RASP_PROGRAMS",
@@ -233,6 +234,7 @@ __all__ = [
     "Dimension",
     "DirichletPredictor",
     "DiscreteMMSE",
+    "EntityProbe",
     "ErrorLaw",
     "ForgetClusters",
     "ForgetMatrix",
@@ -249,6 +251,7 @@ __all__ = [
     "OverfitReport",
     "RankCorrelation",
     "RankTransfer",
+    "RankingMetrics",
     "ReliabilityBin",
     "Reliance",
     "Repetition",
@@ -382,6 +385,7 @@ __all__ = [
     "mp_learning_curve",
     "neuron_alignment",
     "neuron_scores",
+    "new_ends",
     "nll",
     "normalise_answer",
     "occlusion_accuracy",
@@ -407,12 +411,15 @@ __all__ = [
     "pgd",
     "pomdp_difficulty",
     "prefix_matching",
+    "probe_entities",
     "probe_inputs",
     "probe_prompt",
     "randomize_features",
     "randomized_feature_score",
     "rank_correlation",
     "rank_transfer",
+    "rank_triples",
+    "ranking_metrics",
     "rasp",
     "rasp_codes",
     "rasp_library",

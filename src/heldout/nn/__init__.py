@@ -59,6 +59,22 @@ from heldout.nn.graphs.node_classifier import NODE_ENCODERS, NodeClassifier, Nod
 from heldout.nn.graphs.program_grammar import FoundGraph, Grammar, enumerate_programs
 from heldout.nn.heads import DomainHeads, MultiHead
 from heldout.nn.knn_memory import KNNMemory
+from heldout.nn.knowledge.entity_encoders import (
+    BagOfWordsEncoder,
+    DKRLEncoder,
+    EntityTable,
+    TextEntityEncoder,
+    split_encoder,
+)
+from heldout.nn.knowledge.link_predictor import InductiveLinkPredictor
+from heldout.nn.knowledge.scorers import (
+    SCORERS,
+    candidate_scores,
+    score_complex,
+    score_distmult,
+    score_simple,
+    score_transe,
+)
 from heldout.nn.language.causal_transformer import CausalOutput, CausalTransformer
 from heldout.nn.language.decoder import DecoderParts, decoder_parts
 from heldout.nn.language.position_offsets import (
@@ -113,17 +129,21 @@ __all__ = [
     "P3D_VARIANTS",
     "PRIMITIVES",
     "RESIZABLE_PRIMITIVES",
+    "SCORERS",
     "AffineChain",
     "AnytimeMLP",
     "AttentionBlock",
+    "BagOfWordsEncoder",
     "CausalOutput",
     "CausalTransformer",
     "ConvSeq2Seq",
     "CrossAttentionFusion",
+    "DKRLEncoder",
     "DecoderParts",
     "DomainHeads",
     "DualStreamFusion",
     "Encoder",
+    "EntityTable",
     "FactorizedReduce",
     "FieldEmbedding",
     "FoundGraph",
@@ -143,6 +163,7 @@ __all__ = [
     "GraphSpec",
     "HyperCuboid",
     "ImageSequenceClassifier",
+    "InductiveLinkPredictor",
     "KNNMemory",
     "LoRAGroup",
     "LogitEnsemble",
@@ -184,6 +205,7 @@ __all__ = [
     "Targets",
     "TemporalConv3d",
     "TemporalInsert",
+    "TextEntityEncoder",
     "TokenSumMLP",
     "TwoLayerReLU",
     "VisionTransformer",
@@ -194,6 +216,7 @@ __all__ = [
     "build_from_genotype",
     "build_from_path",
     "cached_features",
+    "candidate_scores",
     "check_heads",
     "convert_ghost_batchnorm",
     "decoder_parts",
@@ -225,8 +248,13 @@ __all__ = [
     "rebuilt",
     "revert_ghost_batchnorm",
     "run_graph_program",
+    "score_complex",
+    "score_distmult",
+    "score_simple",
+    "score_transe",
     "share_layers",
     "small_cnn",
+    "split_encoder",
     "split_head",
     "staged_as",
     "stages_of",

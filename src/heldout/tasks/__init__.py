@@ -28,6 +28,7 @@ from heldout.tasks.graphs.block_shifts import BLOCK_SHIFTS, block_shifts
 from heldout.tasks.graphs.call_graphs import call_graph, returns_value
 from heldout.tasks.graphs.graph_shifts import masked_columns, noisy_features, rewired
 from heldout.tasks.graphs.motif_graphs import motif_graphs
+from heldout.tasks.graphs.knowledge import KnowledgeGraph, shared_words
 from heldout.tasks.graphs.nas_bench_graph import (
     GRAPH_DATASETS,
     GRAPH_LINKS,
@@ -41,7 +42,9 @@ from heldout.tasks.graphs.ordered_split import split_nodes_by
 from heldout.tasks.graphs.scaffold_split import ScaffoldSplit, graph_scaffold, split_by_scaffold
 from heldout.tasks.graphs.size_split import SizeSplit, split_by_size
 from heldout.tasks.graphs.syntax_graphs import SYNTAX_KINDS, syntax_graphs
+from heldout.tasks.graphs.worded_towns import TOWN_WORDS, worded_towns
 from heldout.tasks.graphs.wordnet_graph import wordnet_graph
+from heldout.tasks.graphs.wordnet_knowledge import wordnet_knowledge
 from heldout.tasks.images.biases import (
     biased_attribute,
     colour_bias,
@@ -131,6 +134,7 @@ from heldout.tasks.language.wordnet import (
     FactGraph,
     Synset,
     dense_facts,
+    lexicographer_files,
     wordnet_facts,
     wordnet_nouns,
 )
@@ -378,6 +382,7 @@ __all__ = [
     "TABLES",
     "TEST_NAMES",
     "TEST_WORDINGS",
+    "TOWN_WORDS",
     "UNABLE",
     "VISUAL_FIELD_POINTS",
     "WORDED_RANGE",
@@ -415,6 +420,7 @@ __all__ = [
     "InstructionTask",
     "InstructionWorld",
     "JudgedPictures",
+    "KnowledgeGraph",
     "LShape",
     "ListTask",
     "MathsFamily",
@@ -536,6 +542,7 @@ __all__ = [
     "label_noise",
     "leave_one_domain_out",
     "level_triplets",
+    "lexicographer_files",
     "lexicon",
     "linear_regression",
     "list_facts",
@@ -600,6 +607,7 @@ __all__ = [
     "scene_captions",
     "sequence_task",
     "shape_hierarchy",
+    "shared_words",
     "shifted",
     "slabs",
     "sourced_questions",
@@ -626,9 +634,11 @@ __all__ = [
     "urns",
     "worded_fact",
     "worded_problem",
+    "worded_towns",
     "worded_words",
     "wordnet_facts",
     "wordnet_graph",
+    "wordnet_knowledge",
     "wordnet_nouns",
     "wordnet_skill_rules",
     "wordnet_skill_topics",

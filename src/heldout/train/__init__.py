@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from heldout.train.engines.lightning import LightningMethod
     from heldout.train.engines.transformers import MethodTrainer
     from heldout.train.graphs.graph_tickets import graph_ticket
+    from heldout.train.graphs.link_prediction import embed_entities, fit_link_predictor
     from heldout.train.graphs.sparse_gnn import SparseResult, accuracy_on, train_sparse_gnn
     from heldout.train.reinforcement.grpo import grpo
     from heldout.train.reinforcement.policy_gradient import discounted_returns, normalize_rewards, reinforce_loss
@@ -191,11 +192,13 @@ __all__ = [
     "dpo",
     "draw_program",
     "effective_sample_size",
+    "embed_entities",
     "embed_images",
     "encode_rows",
     "evolve_structures",
     "finish",
     "fit",
+    "fit_link_predictor",
     "fit_pairs",
     "fit_similarity_transform",
     "fit_soft_labels",
@@ -266,6 +269,8 @@ _LATER = {
     "PrimitiveSet": "heldout.train.retrieval.retrieval_training",
     "Retrieved": "heldout.train.retrieval.primitive_memory",
     "RetrievalAugmentedTraining": "heldout.train.retrieval.retrieval_training",
+    "embed_entities": "heldout.train.graphs.link_prediction",
+    "fit_link_predictor": "heldout.train.graphs.link_prediction",
     "graph_ticket": "heldout.train.graphs.graph_tickets",
     "SparseResult": "heldout.train.graphs.sparse_gnn",
     "accuracy_on": "heldout.train.graphs.sparse_gnn",

@@ -6,9 +6,7 @@ its gloss nor its links name.
 
 from __future__ import annotations
 
-import functools
 import re
-import tarfile
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -16,8 +14,7 @@ from typing import Any
 import torch
 
 from heldout.errors import check_at_least, checked, require
-from heldout.sources import WORDNET
-from heldout.tasks.language.wordnet import wordnet_nouns
+from heldout.tasks.language.wordnet import lexicographer_files, wordnet_nouns
 from heldout.tasks.seeds import Seed, generator_of
 
 _LINKS = ("@", "@i", "~", "~i")  # kind of, instance of, and back
@@ -74,8 +71,7 @@ def wordnet_graph(
     number = {key: at for at, key in enumerate(links)}
     pairs = {(number[a], number[b]) for a in links for b in links[a] if b in number}
     edges = torch.tensor(sorted(pairs | {(b, a) for a, b in pairs}), dtype=torch.int64).T
-    (archive,) = WORDNET.files(folder)
-    files = _files(archive)
+    files = lexicographer_files(folder)
     sizes = Counter(files[key] for key in links)
     classes = {file: at for at, file in enumerate(sorted(file for file, size in sizes.items() if size >= least))}
     labels = torch.tensor([classes.get(files[key], len(classes)) for key in links])
@@ -97,13 +93,3 @@ def _words(glosses: list[str], count: int) -> torch.Tensor:
     for row, each in enumerate(found):
         x[row, [place[word] for word in each if word in place]] = 1.0
     return x
-
-
-@functools.lru_cache(maxsize=1)
-def _files(archive: Path) -> dict[str, int]:
-    """The number of the lexicographers' file of each noun."""
-    with tarfile.open(archive) as tar:
-        file = tar.extractfile("package/dict/data.noun")
-        assert file is not None
-        rows = (line.split(maxsplit=2) for line in file.read().decode().splitlines() if not line.startswith("  "))
-        return {row[0]: int(row[1]) for row in rows}
