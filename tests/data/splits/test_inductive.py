@@ -55,6 +55,13 @@ def test_what_has_several_parents_goes_with_whichever_is_held_out_and_never_to_b
         assert 255 in part or not part & set(parents)
 
 
+def test_no_leaf_is_held_out_alone_and_seeds_draw_subtrees():
+    split = inductive_split_by_subtree(GRAPH, 255, [0], seed=1)
+    held = set(torch.cat([split.val_entities, split.test_entities]).tolist())
+    assert all((each - 1) // 2 in held for each in held if each >= 127)
+    assert not torch.equal(split.test_entities, inductive_split_by_subtree(GRAPH, 255, [0], seed=2).test_entities)
+
+
 def test_seeds_draw_and_bad_input_is_refused():
     assert not torch.equal(inductive_split(GRAPH, 255, seed=1).test, inductive_split(GRAPH, 255, seed=2).test)
     for call, said in (

@@ -28,6 +28,17 @@ def test_it_is_scikit_learns_regression_with_the_strength_chosen_on_the_second_p
     assert found.majority == float((Y[PARTS[2]] == 0).double().mean())
 
 
+def test_classes_that_are_not_tested_on_do_not_count_and_the_majority_is_that_of_what_is_known():
+    test = PARTS[2][Y[PARTS[2]] != 0]
+    found = probe_entities(X, Y, [PARTS[0], PARTS[1], test])
+    both = torch.cat(PARTS[:2]).numpy()
+    said = LogisticRegression(C=found.C, max_iter=2000).fit(X.double().numpy()[both], Y.numpy()[both])
+    right = torch.tensor(said.predict(X.double().numpy()[test.numpy()])) == Y[test]
+    expected = sum(float(right[Y[test] == label].double().mean()) for label in (1, 2)) / 2
+    assert found.balanced_accuracy == pytest.approx(expected)
+    assert found.majority == 0
+
+
 def test_bad_input_is_refused():
     for call, said in (
         (lambda: probe_entities(X * float("nan"), Y, PARTS), "vectors"),

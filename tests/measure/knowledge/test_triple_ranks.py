@@ -59,6 +59,15 @@ def test_ranks_are_those_of_brute_force_with_ties_at_their_mean(filtered, candid
     assert found.hits_3 == pytest.approx(float((expected <= 3).double().mean()))
 
 
+def test_a_relation_without_known_triples_is_raw_and_candidates_count_once():
+    model = Scores(6, 2)
+    of_first = TRIPLES[TRIPLES[:, 1] == 0]
+    found = rank_triples(model, TRIPLES, names(6), filter_with=of_first)
+    assert torch.equal(found.ranks, brute(model, TRIPLES, of_first, range(6)))
+    twice = rank_triples(model, TRIPLES, names(6), candidates=torch.tensor([0, 1, 2, 3, 4, 5, 5, 2, 2]))
+    assert torch.equal(twice.ranks, brute(model, TRIPLES, TRIPLES[:0], range(6)))
+
+
 def test_equal_scores_are_no_better_than_chance():
     model = Scores(101, 1, values=1)
     found = rank_triples(model, torch.tensor([[0, 0, 1], [7, 0, 100]]), names(101))

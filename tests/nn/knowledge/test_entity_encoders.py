@@ -128,6 +128,27 @@ def test_a_table_knows_each_entity_by_its_number():
             table(ids)
 
 
+def test_cls_is_the_first_token_of_a_text_that_is_padded_on_the_left():
+    encoder = TextEntityEncoder(lambda ids, mask: nn.functional.one_hot(ids, 12).float(), 12, width=12)
+    nn.init.eye_(encoder.linear.weight)
+    assert encoder(IDS.flip(1), MASK.flip(1)).argmax(1).tolist() == [7, 6]
+
+
+@pytest.mark.parametrize("make", [BagOfWordsEncoder, DKRLEncoder])
+def test_words_are_copied_and_trained(make):
+    words = WORDS.clone()
+    encoder = make(words, 4)
+    encoder(IDS, MASK).square().sum().backward()
+    torch.optim.SGD(encoder.parameters(), lr=1.0).step()
+    assert torch.equal(words, WORDS)
+    assert not torch.equal(encoder.words.weight, WORDS)
+
+
+def test_the_map_of_a_bag_has_no_bias_and_a_table_begins_within_xaviers_bound():
+    assert BagOfWordsEncoder(WORDS, 4).linear.bias is None
+    assert EntityTable(500, 4).vectors.weight.abs().max() <= (6 / 504) ** 0.5
+
+
 def test_bad_options_are_refused():
     with pytest.raises(ValueError, match="upper"):
         split_encoder(network(), 4)

@@ -67,6 +67,36 @@ def test_embed_is_in_evaluation_mode_and_leaves_the_mode_as_it_was():
     assert model.training
 
 
+@pytest.mark.parametrize("scorer", SCORERS)
+@pytest.mark.parametrize("loss", ["margin", "nll"])
+def test_gradients_are_those_of_plain_loops(scorer, loss):
+    model = predictor(scorer=scorer, loss=loss, l2=0.3)
+    model.loss(IDS, MASK, RELATIONS, CORRUPTED).backward()
+    words, relations = WORDS.clone().requires_grad_(), model.relations.weight.detach().clone().requires_grad_()
+    slots = [words[IDS[i, end]].mean(0) for i in range(4) for end in range(2)]
+    if scorer == "transe":
+        slots = [each / each.square().sum().sqrt() for each in slots]
+    r = [relations[i] for i in RELATIONS]
+    positive = [SCORERS[scorer](slots[2 * i], r[i], slots[2 * i + 1]) for i in range(4)]
+    negative = [[SCORERS[scorer](slots[a], r[i], slots[b]) for a, b in CORRUPTED[i].tolist()] for i in range(4)]
+    if loss == "margin":
+        value = sum(torch.relu(1 - positive[i] + each) for i in range(4) for each in negative[i]) / 12
+    else:
+        value = sum((1 + (-each).exp()).log() for each in positive) / 8
+        value = value + sum((1 + each.exp()).log() for row in negative for each in row) / 24
+    parts = (slots[0::2], slots[1::2], r)
+    (value + 0.1 * sum(torch.stack(part).square().mean() for part in parts)).backward()
+    assert torch.allclose(model.encoder.words.weight.grad, words.grad)
+    assert torch.allclose(model.relations.weight.grad, relations.grad)
+
+
+def test_relations_begin_within_xaviers_bound():
+    torch.manual_seed(0)
+    weights = InductiveLinkPredictor(BagOfWordsEncoder(WORDS), 500).relations.weight
+    bound = math.sqrt(6 / 506)
+    assert 0.95 * bound < weights.abs().max() <= bound
+
+
 def test_every_part_has_gradients():
     model = predictor(scorer="complex", loss="nll")
     model.loss(IDS, MASK, RELATIONS, CORRUPTED).backward()

@@ -10,6 +10,7 @@ TRIPLES = torch.tensor([[0, 0, 1], [1, 5, 0], [0, 0, 2], [3, 0, 0]])
 def test_words_are_shared_whatever_their_case_and_number():
     assert shared_words(TRIPLES, TEXTS).tolist() == [3, 3, 0, 2]
     assert shared_words(TRIPLES, TEXTS, stop={"a", "of"}).tolist() == [2, 2, 0, 0]
+    assert shared_words(TRIPLES, TEXTS, stop={"cats"}).tolist() == [2, 2, 0, 2]
 
 
 def test_bad_input_is_refused():

@@ -89,6 +89,42 @@ def test_seeds_draw():
     assert loss(0) == loss(0) != loss(1)
 
 
+def test_steps_are_in_training_mode_and_validation_is_not():
+    modes = []
+
+    class Watched(BagOfWordsEncoder):
+        def forward(self, ids, mask):
+            modes.append(self.training)
+            return super().forward(ids, mask)
+
+    model = predictor(Watched).eval()
+    fit_link_predictor(model, IDS, MASK, TRIPLES, val=TRIPLES[:2], epochs=2, batch_size=6, num_negatives=2)
+    assert modes == [True, True, False] * 2
+
+
+def test_validation_is_raw_whatever_else_is_true():
+    model, val = predictor(), torch.tensor([[9, 0, 8], [9, 0, 7], [0, 0, 9]])
+    history = fit_link_predictor(model, IDS, MASK, TRIPLES[:8], val=val, epochs=1, batch_size=4, lr=0.1)
+    vectors = embed_entities(model, IDS, MASK)
+    raw, *others = (rank_triples(model, val, vectors, filter_with=known).mrr for known in (None, val, TRIPLES[:8]))
+    assert history[0]["mrr"] == pytest.approx(raw)
+    assert all(abs(raw - each) > 1e-4 for each in others)
+
+
+def test_a_last_batch_of_one_triple_is_left_out_and_no_step_of_the_schedule():
+    model = predictor()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    fit_link_predictor(model, IDS, MASK, TRIPLES[:9], epochs=2, batch_size=4, optimizer=optimizer, warmup=0.5)
+    assert optimizer.param_groups[0]["lr"] == 0
+
+
+def test_a_rate_that_is_too_high_is_told():
+    torch.manual_seed(0)
+    model = InductiveLinkPredictor(BagOfWordsEncoder(WORDS, 4), 2, scorer="distmult")
+    with pytest.raises(ValueError, match="lr must be lower"):
+        fit_link_predictor(model, IDS, MASK, TRIPLES, epochs=4, batch_size=4, lr=1e20, warmup=None)
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
