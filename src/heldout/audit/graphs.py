@@ -32,7 +32,7 @@ THIRDS = (1 / 3, 2 / 3)
 
 def neighbours(work: Audit) -> None:
     """How much worse nodes do most of whose neighbours have another label."""
-    rows, found = _nodes(work), {}
+    rows, found = _nodes(work), dict[str, dict[str, Any]]()
     for name, each in rows.items():
         alike, known = _share_alike(each)
         right = work.of(name)[0].argmax(1).cpu() == work.of(name)[1].cpu()
@@ -58,9 +58,10 @@ def neighbours(work: Audit) -> None:
     work.document["homophily"] = found
     seen = _share_alike(work.problem.splits.train)
     base = float(seen[0][seen[1]].mean()) if seen[1].any() else None
-    changes = {name: row["homophily"] - base for name, row in found.items() if base is not None and row["homophily"]}
-    if base is None or not changes:
+    shares = {name: row["homophily"] for name, row in found.items() if row["homophily"] is not None}
+    if base is None or not shares:
         return
+    changes = {name: value - base for name, value in shares.items()}
     worst = max(changes, key=lambda name: abs(changes[name]))
     reading = (
         f"by how much the share of neighbours with the same label, {base:.2f} in training, differs in {worst}: a "
@@ -83,7 +84,7 @@ def sizes(work: Audit) -> None:
     parts = [part for part in member.unique().tolist() if int((member == part).sum()) >= LEAST]
     if len(parts) < 2:
         raise NotApplicableError(f"{work.given} has too few examples, or all of them have equally many {what}")
-    rows = []
+    rows = list[dict[str, Any]]()
     for part in parts:
         chosen = member == part
         share = wilson(float(right[chosen].sum()), int(chosen.sum()), 1 - 0.05 / len(parts))
@@ -165,7 +166,7 @@ def without_labels(work: Audit) -> None:
         with evaluating(module), torch.no_grad():
             probs = call_on_graph(module, graph).double().softmax(1).cpu()
         mine = probs[tests[name].nodes.cpu()] if name in tests else probs
-        row = {
+        row: dict[str, Any] = {
             "nodes": len(mine), "atc": atc_error(known.cpu(), labels.cpu(), mine),
             "doc": doc_error(known.cpu(), labels.cpu(), mine), "doubt": 1 - average_confidence(mine),
         }  # fmt: skip

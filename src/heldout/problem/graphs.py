@@ -293,7 +293,7 @@ def graph_fields(fields: Mapping[str, Any]) -> tuple[Splits, list[Any], dict[str
             values = values[train.nodes.cpu()]
         if len(values) != len(train):  # type: ignore[arg-type]
             raise ValueError(f"{name} needs one entry for each of {len(train)} training examples, got {len(values)}")  # type: ignore[arg-type]
-        splits = replace(splits, **{name: values})
+        splits = replace(splits, **{name: values})  # type: ignore[arg-type]
     return splits, known, unlabeled_graphs(fields.get("unlabeled"))
 
 

@@ -234,6 +234,7 @@ def trained(cell: str, name: str, scorer: Any, seed: int, profile: str, chosen: 
     """A link predictor at the epoch with the best raw validation MRR."""
     world, size = world_of(cell, seed, profile), SIZES[profile]
     split = world.split
+    encoder: Any
     with seeded(seed):
         encoder, ids, mask = encoder_of(name, world)
         model = InductiveLinkPredictor(
@@ -254,10 +255,10 @@ def trained(cell: str, name: str, scorer: Any, seed: int, profile: str, chosen: 
             optimizer=optimizer, seed=seed, **options,
         )  # fmt: skip
         if name == "blp" and cell == "wordnet":  # the layer stays now: what it makes is computed once
-            features = pooled_states(model.encoder, ids, mask)
+            features = pooled_states(encoder, ids, mask)
             ids, mask = features[:, None], torch.ones(len(features), 1, dtype=torch.int64)
-            linear, model.encoder = model.encoder.linear, linear_map(features)
-            model.encoder.linear = linear
+            mapped = linear_map(features)
+            mapped.linear, model.encoder = encoder.linear, mapped
             before = copy.deepcopy(model)
             later = fit_link_predictor(
                 model, ids, mask, split.train, val=split.val, candidates=candidates, num_negatives=NEGATIVES,

@@ -80,8 +80,8 @@ def ranking_metrics(ranks: Tensor) -> RankingMetrics:
     check_values(ranks=ranks)
     check_at_least(1, ranks=ranks)
     exact = ranks.double()
-    hits = [float((exact <= most).double().mean()) for most in (1, 3, 10)]
-    return RankingMetrics(float((1 / exact).mean()), *hits, float(exact.mean()), exact)
+    first, third, tenth = (float((exact <= most).double().mean()) for most in (1, 3, 10))
+    return RankingMetrics(float((1 / exact).mean()), first, third, tenth, float(exact.mean()), exact)
 
 
 @checked

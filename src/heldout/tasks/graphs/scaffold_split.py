@@ -110,4 +110,5 @@ def split_by_scaffold(graphs: Sequence[Any], train: float = 0.8, val: float = 0.
             parts[1].extend(group)
         else:
             parts[2].extend(group)
-    return ScaffoldSplit(*(torch.tensor(sorted(part), dtype=torch.int64) for part in parts), scaffolds)
+    first, second, third = (torch.tensor(sorted(part), dtype=torch.int64) for part in parts)
+    return ScaffoldSplit(first, second, third, scaffolds)

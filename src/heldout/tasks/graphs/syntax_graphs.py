@@ -61,7 +61,12 @@ def syntax_graphs(
     if nodes[0] > nodes[1]:
         raise ValueError(f"nodes must be (least, most), got {nodes}")
     functions: list[Any] = []
-    call_graph(package, features=1, label=lambda function: len(functions.append(function) or ()), skip=skip)
+
+    def collect(function: Any) -> int:
+        functions.append(function)
+        return 0
+
+    call_graph(package, features=1, label=collect, skip=skip)
     geometric = require("torch_geometric.data")
     graphs = []
     for function in functions:

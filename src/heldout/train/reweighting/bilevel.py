@@ -207,7 +207,8 @@ def _products(losses: Tensor, parameters: Sequence[Tensor], slopes: Sequence[Ten
     """Inner products of each example's gradient with slopes, by a backward pass through the backward pass."""
     pulls = torch.zeros_like(losses, requires_grad=True)
     steps = torch.autograd.grad(losses, parameters, pulls, create_graph=True, allow_unused=True)
-    products = [(step * slope).sum() for step, slope in zip(steps, slopes, strict=True) if _both(step, slope)]
+    pairs = zip(steps, slopes, strict=True)
+    products = [(step * slope).sum() for step, slope in pairs if slope is not None and _both(step, slope)]
     return torch.autograd.grad(torch.stack(products).sum(), pulls)[0] if products else None
 
 
