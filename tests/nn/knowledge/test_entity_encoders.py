@@ -13,12 +13,12 @@ IDS = torch.tensor([[3, 5, 7, 0, 0, 0, 0], [4, 9, 1, 8, 11, 2, 6]])
 MASK = torch.tensor([[1, 1, 1, 0, 0, 0, 0], [1] * 7])
 
 
-def network(kind="Bert", layers=3):
+def network(kind="Bert", layers=3, **more):
     torch.manual_seed(0)
     sizes = {"hidden_size": 16, "num_hidden_layers": layers, "num_attention_heads": 2, "intermediate_size": 32}
     if kind == "DistilBert":
         sizes = {"dim": 16, "n_layers": layers, "n_heads": 2, "hidden_dim": 32}
-    config = getattr(transformers, f"{kind}Config")(vocab_size=12, **sizes)
+    config = getattr(transformers, f"{kind}Config")(vocab_size=12, **sizes, **more)
     return getattr(transformers, f"{kind}Model")(config).eval()
 
 
@@ -44,6 +44,25 @@ def test_a_split_encoder_gives_what_the_whole_gives(kind, upper):
     half.linear = whole.linear
     assert torch.allclose(half(hidden, MASK), whole(IDS, MASK), atol=1e-5)
     assert len(getattr(model, "encoder", getattr(model, "transformer", None)).layer) == 3
+
+
+@pytest.mark.parametrize(
+    ("kind", "more"), [("Electra", {"embedding_size": 8}), ("DebertaV2", {"conv_kernel_size": 3, "conv_act": "gelu"})]
+)
+@pytest.mark.parametrize("upper", [1, 2])
+def test_what_stands_between_embeddings_and_layers_is_passed_once(kind, more, upper):
+    model = network(kind, **more)
+    whole = model(input_ids=IDS, attention_mask=MASK).last_hidden_state
+    below, above = split_encoder(copy.deepcopy(model), upper)
+    hidden = below(input_ids=IDS, attention_mask=MASK).last_hidden_state
+    halves = above(inputs_embeds=hidden, attention_mask=MASK).last_hidden_state
+    assert torch.allclose(halves[MASK > 0], whole[MASK > 0], atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_word_vectors_of_another_precision_are_taken(dtype):
+    for encoder in (BagOfWordsEncoder(WORDS.to(dtype), 4), DKRLEncoder(WORDS.to(dtype), 4)):
+        assert encoder(IDS, MASK).dtype == dtype
 
 
 def test_only_the_upper_layers_have_gradients_and_parameters():

@@ -13,6 +13,12 @@ def test_words_are_shared_whatever_their_case_and_number():
     assert shared_words(TRIPLES, TEXTS, stop={"cats"}).tolist() == [2, 2, 0, 2]
 
 
+def test_words_are_runs_of_letters_of_any_script():
+    texts = ["café", "caf e", "δέντρο 12", "το δέντρο", "12"]
+    triples = torch.tensor([[0, 0, 1], [2, 0, 3], [2, 0, 4]])
+    assert shared_words(triples, texts).tolist() == [0, 1, 0]
+
+
 def test_bad_input_is_refused():
     for triples in (TRIPLES[:, :2], TRIPLES + 1, TRIPLES - 1, TRIPLES.double()):
         with pytest.raises(ValueError, match="triples"):

@@ -128,7 +128,7 @@ class BagOfWordsEncoder(nn.Module):
         check_at_least(1, dim=dim)
         check_labels(len(words), stop=stop)
         self.words = nn.Embedding.from_pretrained(words.detach().clone(), freeze=False)
-        self.linear = nn.Identity() if dim is None else nn.Linear(words.shape[1], dim, bias=False)
+        self.linear = nn.Identity() if dim is None else nn.Linear(words.shape[1], dim, bias=False, dtype=words.dtype)
         self.dim = words.shape[1] if dim is None else dim
         kept = torch.ones(len(words), dtype=torch.bool)
         kept[list(stop)] = False
@@ -176,8 +176,8 @@ class DKRLEncoder(nn.Module):
         _check_words(words)
         check_at_least(1, dim=dim)
         self.words = nn.Embedding.from_pretrained(words.detach().clone(), freeze=False)
-        self.first = nn.Conv1d(words.shape[1], dim, kernel_size=2)
-        self.second = nn.Conv1d(dim, dim, kernel_size=2)
+        self.first = nn.Conv1d(words.shape[1], dim, kernel_size=2, dtype=words.dtype)
+        self.second = nn.Conv1d(dim, dim, kernel_size=2, dtype=words.dtype)
         self.dim = dim
 
     @checked
@@ -247,7 +247,8 @@ def split_encoder(model: nn.Module, upper: int) -> tuple[nn.Module, nn.Module]:
     those of the model, no copies; pass ``copy.deepcopy(model)`` to keep it as it is.
 
     Args:
-        model: whose layers are ``encoder.layer`` (BERT, RoBERTa, MPNet, ELECTRA) or ``transformer.layer`` (DistilBERT).
+        model: whose layers are ``encoder.layer`` (BERT, RoBERTa, MPNet, ELECTRA,
+            DeBERTa) or ``transformer.layer`` (DistilBERT).
         upper: layers of the second, from 1 to all of them but none.
 
     Raises:
@@ -271,7 +272,14 @@ def split_encoder(model: nn.Module, upper: int) -> tuple[nn.Module, nn.Module]:
     if not 1 <= upper <= len(layers):
         raise ValueError(f"upper must be from 1 to {len(layers)}, got {upper}")
     below = _with_layers(model, name, layers[: len(layers) - upper], model.embeddings)
-    return below, _with_layers(model, name, layers[len(layers) - upper :], _HiddenStates())
+    above = _with_layers(model, name, layers[len(layers) - upper :], _HiddenStates())
+    if hasattr(model, "embeddings_project"):  # ELECTRA, between embeddings and layers of another width
+        above._modules["embeddings_project"] = nn.Identity()
+    if (
+        upper < len(layers) and getattr(getattr(model, name), "conv", None) is not None
+    ):  # DeBERTa, after its first layer
+        above._modules[name]._modules["conv"] = None
+    return below, above
 
 
 class _HiddenStates(nn.Module):

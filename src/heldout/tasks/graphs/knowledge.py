@@ -60,6 +60,7 @@ def shared_words(triples: Tensor, texts: Sequence[str], stop: Collection[str] = 
     check_labels(triples=triples)
     check_labels(len(texts), triples=triples[:, [0, 2]])
     words = [
-        {word.removesuffix("s") for word in re.findall(r"[a-z]+", text.lower()) if word not in stop} for text in texts
+        {word.removesuffix("s") for word in re.findall(r"[^\W\d_]+", text.lower()) if word not in stop}
+        for text in texts
     ]
     return torch.tensor([len(words[h] & words[t]) for h, _, t in triples.tolist()], dtype=torch.int64)
