@@ -19,18 +19,21 @@ vectors, which are trained; ``frozen``, MiniLM with a trained linear map; ``blp-
 ``mrr`` is filtered, over both ends of test triples, among all entities; the epoch is chosen by raw MRR in validation.
 ``spread``: the largest less the smallest ``mrr`` of the four scorers, beside the ``gap`` of blp-transe to bow.
 
-Settings. The search is to be finished, and this study is not to be recorded before: arms have not had the same one.
-Compared so far, by raw validation MRR on development seed 1000 alone. ``wordnet``: ``frozen`` with TransE at rates of
-1e-3, 3e-3, 1e-2 and 3e-2, ``bow`` and ``dkrl`` at 1e-3 and 1e-2, on regions of 800; on those of 1,000, one rate of each
-of these; ``frozen`` with ComplEx at 1e-2 under both losses (margin with an l2 of 1e-3): "nll", which the three scorers
-without a norm have, was better. ``towns``: ``blp-transe`` at 1e-3 and 3e-3, the better one being the end of the grid.
-The layer of ``blp-transe`` at 1e-4 and 3e-4, again an end. Not searched: every other arm, epochs, and l2.
+Settings. The search is to be finished, and this study is not to be recorded before. By raw validation MRR on
+development seed 1000. ``wordnet``: ``bow``, ``dkrl`` and ``frozen`` at rates of 1e-3 to 3e-2, ``bow`` and ``dkrl`` also
+at rates of their word vectors from 1e-4 to 3e-3, with the best inside; ``blp-transe`` at one rate, and of its layer
+3e-4 and 1e-3, the better one being the end. ``towns``: ``bow``, ``dkrl``, ``blp-transe`` and ``blp-complex`` at 1e-3 to
+1e-1, best inside; the last under "nll" alone, where it overfits. Not searched: loss and l2 of the scorers without a
+norm, without which the claims on the spread of scorers mean nothing, and anything of ``distmult`` and ``simple``;
+epochs (DKRL on ``towns`` is best in its last one).
 
 Deviations. One layer of MiniLM is trained, not two, in the first 5 of 30 epochs, for time; afterwards the map and the
 relations alone. What lies below is computed once, without dropout. Mean for CLS, as MiniLM was trained so. Weights that
 begin at random have a rate of their own, for there are some hundred steps where the paper has thousands. Vectors of 64,
-32 negatives. ``bow`` has a linear map to 64, for equal lengths. Texts are cut after 32 tokens. Triples between entities
-to choose by and to be tested on are dropped. Entity search is left out. ``lookup`` is expected at chance: a check.
+32 negatives. ``bow`` has a linear map to 64, for equal lengths. On ``wordnet`` stop words are dropped for both word
+baselines, before the cut, as in the official code (DKRL validates better with them); on ``towns`` DKRL keeps them, for
+they tell the order. Texts are cut after 32 tokens. Triples between entities to choose by and to be tested on are
+dropped. Entity search is left out. ``lookup`` is expected at chance: a check.
 """
 
 from __future__ import annotations
@@ -82,19 +85,19 @@ class Setting(NamedTuple):
 CELLS = ("wordnet", "towns")
 TUNED: dict[tuple[str, str, str], Setting] = {
     ("wordnet", "lookup", "transe"): Setting(3e-3),
-    ("wordnet", "bow", "transe"): Setting(3e-3, tuned=1e-3),
-    ("wordnet", "dkrl", "transe"): Setting(3e-3, tuned=1e-3),
+    ("wordnet", "bow", "transe"): Setting(1e-3, tuned=3e-4),
+    ("wordnet", "dkrl", "transe"): Setting(1e-2, tuned=3e-4),
     ("wordnet", "frozen", "transe"): Setting(3e-3),
-    ("wordnet", "blp", "transe"): Setting(3e-3, tuned=3e-4),
+    ("wordnet", "blp", "transe"): Setting(3e-3, tuned=1e-3),
     ("wordnet", "blp", "complex"): Setting(1e-2, 0.0, "nll", 3e-4),
     ("wordnet", "blp", "distmult"): Setting(1e-2, 0.0, "nll", 3e-4),
     ("wordnet", "blp", "simple"): Setting(1e-2, 0.0, "nll", 3e-4),
     ("towns", "lookup", "transe"): Setting(3e-3),
     ("towns", "oracle", "transe"): Setting(1e-2),
-    ("towns", "bow", "transe"): Setting(1e-2),
-    ("towns", "dkrl", "transe"): Setting(3e-3),
-    ("towns", "blp", "transe"): Setting(3e-3),
-    ("towns", "blp", "complex"): Setting(3e-3, 0.0, "nll"),
+    ("towns", "bow", "transe"): Setting(3e-2),
+    ("towns", "dkrl", "transe"): Setting(1e-2),
+    ("towns", "blp", "transe"): Setting(1e-2),
+    ("towns", "blp", "complex"): Setting(1e-2, 0.0, "nll"),
     ("towns", "blp", "distmult"): Setting(3e-3, 0.0, "nll"),
     ("towns", "blp", "simple"): Setting(3e-3, 0.0, "nll"),
 }
