@@ -35,6 +35,7 @@ from heldout.tasks.graphs.nas_bench_graph import (
     nas_bench_graph,
     read_numbers,
 )
+from heldout.tasks.graphs.network_families import NETWORK_FAMILIES, build_network, draw_network
 from heldout.tasks.graphs.node_split import split_nodes
 from heldout.tasks.graphs.ordered_split import split_nodes_by
 from heldout.tasks.graphs.scaffold_split import ScaffoldSplit, graph_scaffold, split_by_scaffold
@@ -339,6 +340,7 @@ __all__ = [
     "MOVES",
     "MOVING_SHAPES",
     "NEGATIVE_WORDS",
+    "NETWORK_FAMILIES",
     "NOUN_RELATIONS",
     "NUMBER_WORDS",
     "OBJECT_QUESTIONS",
@@ -463,6 +465,7 @@ __all__ = [
     "biased_attribute",
     "binary_questions",
     "block_shifts",
+    "build_network",
     "call_graph",
     "caption_holds",
     "caption_question",
@@ -494,6 +497,7 @@ __all__ = [
     "dominoes",
     "draw_captions",
     "draw_experts",
+    "draw_network",
     "drawing_features",
     "drawing_tags",
     "drawings",
