@@ -20,7 +20,7 @@ RECIPE = {
     "data": "digits, 16 x 16 pixels, every second of the first 1200 to train on, the other 597 to test on",
     "epochs": 3, "batch_size": 40, "optimizer": "Adam", "lr": 0.01, "seeds": [0, 1],
 }  # fmt: skip
-NETWORKS = {"cells": 130} | dict.fromkeys(NETWORK_FAMILIES[1:], 80)
+NETWORKS = {"cells": 110} | dict.fromkeys(NETWORK_FAMILIES[1:], 60)
 WRITTEN_FIRST = 1200
 
 
@@ -55,8 +55,10 @@ def measure(number_of: dict[str, int], seeds: list[int]) -> list[dict]:
     networks = []
     for family, number in number_of.items():
         start = time.time()
-        for design in designs(family, number):
-            networks.append({"design": design, "accuracy": [accuracy(design, images, labels, seed) for seed in seeds]})
+        networks += [
+            {"design": design, "accuracy": [accuracy(design, images, labels, seed) for seed in seeds]}
+            for design in designs(family, number)
+        ]
         print(family, number, f"{time.time() - start:.0f} s", file=sys.stderr, flush=True)
     return networks
 

@@ -24,6 +24,9 @@ from heldout.nn.architecture_search.mixed_op import (
     mixing_coefficients,
     normalised_entropy,
 )
+from heldout.nn.architectures.cg_encoder import CGEncoder
+from heldout.nn.architectures.computation_graph import CG_KERNELS, CG_OPERATIONS, computation_graph, shape_maxima
+from heldout.nn.architectures.fuzzy_heads import FuzzyCMeans, FuzzyHeads, fuzzy_membership
 from heldout.nn.efficientnet import MobileBlock, Standardise, cached_features, efficientnet_lite0
 from heldout.nn.ensemble import LogitEnsemble
 from heldout.nn.features import Encoder, inputs_for, split_head, why_no_head
@@ -106,6 +109,8 @@ from heldout.nn.zoo import PatchCNN, mlp, small_cnn
 
 __all__ = [
     "ACTIVATIONS",
+    "CG_KERNELS",
+    "CG_OPERATIONS",
     "GRAPH_OPERATORS",
     "NODE_ENCODERS",
     "P3D_VARIANTS",
@@ -114,6 +119,7 @@ __all__ = [
     "AffineChain",
     "AnytimeMLP",
     "AttentionBlock",
+    "CGEncoder",
     "CausalOutput",
     "CausalTransformer",
     "ConvSeq2Seq",
@@ -127,6 +133,8 @@ __all__ = [
     "FoundGraph",
     "FrameAverage",
     "FusionClassifier",
+    "FuzzyCMeans",
+    "FuzzyHeads",
     "Genotype",
     "GenotypeEdge",
     "GhostBatchNorm1d",
@@ -191,6 +199,7 @@ __all__ = [
     "build_from_path",
     "cached_features",
     "check_heads",
+    "computation_graph",
     "convert_ghost_batchnorm",
     "decoder_parts",
     "draw_mix",
@@ -200,6 +209,7 @@ __all__ = [
     "factorize_conv3d",
     "find_stages",
     "format_program",
+    "fuzzy_membership",
     "ghost_batch_norm",
     "inflate_2d",
     "inject_lora_group",
@@ -221,6 +231,7 @@ __all__ = [
     "rebuilt",
     "revert_ghost_batchnorm",
     "run_graph_program",
+    "shape_maxima",
     "share_layers",
     "small_cnn",
     "split_head",

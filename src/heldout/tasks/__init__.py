@@ -27,6 +27,7 @@ from heldout.tasks.graphs.block_model import BlockModel
 from heldout.tasks.graphs.block_shifts import BLOCK_SHIFTS, block_shifts
 from heldout.tasks.graphs.call_graphs import call_graph, returns_value
 from heldout.tasks.graphs.graph_shifts import masked_columns, noisy_features, rewired
+from heldout.tasks.graphs.measured_architectures import MeasuredArchitectures, measured_architectures
 from heldout.tasks.graphs.nas_bench_graph import (
     GRAPH_DATASETS,
     GRAPH_LINKS,
@@ -417,6 +418,7 @@ __all__ = [
     "ListTask",
     "MathsFamily",
     "MathsProblem",
+    "MeasuredArchitectures",
     "MedicalPictures",
     "MovingClips",
     "ObjectExamples",
@@ -546,6 +548,7 @@ __all__ = [
     "maths_solution",
     "maths_words",
     "meaning",
+    "measured_architectures",
     "medical_pictures",
     "mini_scan",
     "modular",

@@ -188,7 +188,9 @@ def _two_path(design: dict[str, Any]) -> nn.Module:
         middle = [_conv(width, width, 3, design, 2)] if design["reduce"] else []
         paths.append(nn.Sequential(*layers[:1], *middle, *layers[1:]))
     stem = _conv(1, width, 3, design, 2)
-    return nn.Sequential(stem, _Parallel(paths, design["join"]), _Head(width * 2 if design["join"] == "concat" else width))
+    return nn.Sequential(
+        stem, _Parallel(paths, design["join"]), _Head(width * 2 if design["join"] == "concat" else width)
+    )
 
 
 def _separable(design: dict[str, Any]) -> nn.Module:
