@@ -66,8 +66,11 @@ class Rates(NamedTuple):
 
 
 RATES = {
-    "cells": {"k-gnn": Rates(0, 1e-3, 1e-3), "gennape": Rates(1e-3, 3e-3, 3e-3)},
-    "graphs": {"k-gnn": Rates(0, 1e-3, 1e-3), "gennape": Rates(1e-3, 3e-3, 3e-3)},
+    "k-gnn": Rates(0, 3e-4, 3e-4),
+    "gennape": Rates(1e-3, 3e-2, 1e-3),
+    "one head": Rates(1e-3, 3e-4, 1e-3),
+    "random encoder": Rates(0, 1e-3, 1e-3),
+    "target graphs": Rates(1e-3, 3e-2, 1e-3),
 }
 CONTRASTIVE = {"cells": 100, "graphs": 20}  # epochs
 END_TO_END = {"cells": 100, "graphs": 40}
@@ -226,7 +229,7 @@ def fitted(
 ) -> ArchitecturePredictor:
     clusters, contrast = KINDS[kind]
     predictor = new_predictor(cell, learned, min(clusters, len(learned.graphs) // 3), seed)
-    rates = RATES[cell][kind]
+    rates = RATES[kind]
     if contrast:
         number = epochs(CONTRASTIVE[cell], profile)
         predictor.pretrain([*learned.graphs, *further], epochs=number, lr=rates.contrastive)
@@ -254,7 +257,7 @@ def scores_of(arm: dict[str, Any], part: Part, labelled: Part, seed: int, profil
     predictor = zero_shot(kind, cell, seed, profile)
     if arm["labels"] == "tuned":
         predictor = predictor.finetune(
-            labelled.graphs, labelled.accuracies, epochs=epochs(TUNING, profile), lr=RATES[cell][kind].tuning,
+            labelled.graphs, labelled.accuracies, epochs=epochs(TUNING, profile), lr=RATES[kind].tuning,
             train_encoder=not KINDS[kind][0],
         )  # fmt: skip
     return predictor.predict(part.graphs)
