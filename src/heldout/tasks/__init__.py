@@ -33,6 +33,7 @@ from heldout.tasks.graphs.nas_bench_graph import (
     GRAPH_LINKS,
     GRAPH_OPERATIONS,
     GraphBenchmark,
+    architecture_graph,
     nas_bench_graph,
     read_numbers,
 )
@@ -461,6 +462,7 @@ __all__ = [
     "agreement_replies",
     "answer_in_form",
     "answer_question",
+    "architecture_graph",
     "arithmetic_heads",
     "arithmetic_text",
     "arithmetic_value",

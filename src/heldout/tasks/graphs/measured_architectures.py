@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from heldout.errors import check_at_least, check_one_of, checked
+from heldout.statistics import spearman
 from heldout.tasks.graphs.network_families import NETWORK_FAMILIES, NetworkFamily
 
 _TABLE = Path(__file__).with_name("measured_architectures.json")
@@ -35,6 +36,13 @@ class MeasuredArchitectures(NamedTuple):
     designs: list[dict[str, Any]]
     accuracies: Tensor
     by_training: Tensor
+
+    @property
+    def reliability(self) -> float:
+        """Spearman's correlation of the mean accuracies of one half of the trainings with those of the other."""
+        half = self.by_training.shape[1] // 2
+        first, second = (each.mean(1).numpy() for each in (self.by_training[:, :half], self.by_training[:, half:]))
+        return float(spearman(first, second))
 
 
 @checked
