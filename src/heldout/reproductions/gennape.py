@@ -88,7 +88,8 @@ RATES = {
 }
 CONTRASTIVE = {"cells": 100, "graphs": 20}  # epochs
 END_TO_END = {"cells": 100, "graphs": 40}
-HEADS, TUNING = 200, 100
+HEADS = {"cells": 200, "graphs": 40}
+TUNING = 100
 
 
 class Size(NamedTuple):
@@ -231,7 +232,7 @@ def fitted(
     if contrast:
         number, lr = epochs(CONTRASTIVE[cell], profile), RATES[cell][kind].contrastive
         predictor.pretrain([*learned.graphs, *further], epochs=number, lr=lr)
-    number = epochs(HEADS if clusters else END_TO_END[cell], profile)
+    number = epochs((HEADS if clusters else END_TO_END)[cell], profile)
     return predictor.fit(learned.graphs, learned.accuracies, family, epochs=number, lr=rate, train_encoder=not clusters)
 
 

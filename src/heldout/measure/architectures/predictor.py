@@ -118,7 +118,7 @@ class ArchitecturePredictor:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             projection = nn.Linear(self.encoder.width, self.encoder.width)
-            optimizer = torch.optim.Adam([*self.encoder.parameters(), *projection.parameters()], lr=lr)
+            optimizer = torch.optim.Adam([*self.encoder.parameters(), *projection.parameters()], lr=lr, fused=True)
             self.encoder.train()
             for rows in _batches(len(graphs), batch_size, epochs, generator, least=2):
                 loss = spectral_contrastive(projection(self.encoder(stack.take(rows))), spectra[rows], tau)
@@ -245,7 +245,7 @@ class ArchitecturePredictor:
         check_positive(lr=lr)
         fixed = None if train_encoder else self._embeddings(stack)
         trained = [*self.heads.parameters(), *(self.encoder.parameters() if train_encoder else ())]
-        optimizer = torch.optim.Adam(trained, lr=lr)
+        optimizer = torch.optim.Adam(trained, lr=lr, fused=True)
         generator = torch.Generator().manual_seed(self.seed + 1)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed + 1)
