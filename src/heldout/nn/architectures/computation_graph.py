@@ -262,7 +262,7 @@ def _module_step(module: nn.Module, sources: tuple[int, ...], out: tuple[int, ..
     if word in _BOOKKEEPING:
         return _Step(None, sources, out)
     step = _Step(_OPERATION.get(word, "oov"), sources, out)
-    if step.operation == "conv":
+    if step.operation == "conv" and isinstance(module, nn.modules.conv._ConvNd):
         depthwise = module.groups > 1 and module.groups == module.in_channels
         operation = "depthwise" if depthwise else "conv"
         return replace(step, operation=operation, kernel=_pair(module.kernel_size), bias=module.bias is not None)

@@ -215,7 +215,7 @@ def _inception(design: dict[str, Any]) -> nn.Module:
     for number, branches in enumerate(design["blocks"]):
         if number:
             layers.append(nn.AvgPool2d(2))
-        made = []
+        made = list[nn.Module]()
         for kind, width in branches:
             if kind == "pool":
                 made.append(nn.Sequential(nn.AvgPool2d(3, 1, 1), _conv(source, width, 1, design)))
