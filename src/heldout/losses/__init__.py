@@ -24,6 +24,7 @@ from heldout.losses.orthogonal import orthogonal_group_loss, overlap, pego
 from heldout.losses.patch_mixing import patch_mixing
 from heldout.losses.pseudo_labels import confident_cross_entropy
 from heldout.losses.soft_targets import soft_cross_entropy
+from heldout.losses.spectral_contrastive import spectral_contrastive
 from heldout.losses.triplets import check_choices, pair_similarities, triplet_soft
 from heldout.losses.weak_labels import ConfidenceLoss, ProductLoss, as_weak_probs, harden
 
@@ -63,5 +64,6 @@ __all__ = [
     "random_fourier_features",
     "rff_decorrelation",
     "soft_cross_entropy",
+    "spectral_contrastive",
     "triplet_soft",
 ]

@@ -3,6 +3,8 @@
 from heldout.measure.algorithms import rasp, rasp_library
 from heldout.measure.algorithms.length_curve import LengthCurve, greedy_answers, length_curve
 from heldout.measure.algorithms.rasp_programs import RASP_PROGRAMS, rasp_codes, rasp_simplicity
+from heldout.measure.architectures.laplacian_spectrum import laplacian_spectrum
+from heldout.measure.architectures.predictor import ArchitecturePredictor, regression_head, standardised
 from heldout.measure.datasets.composition_study import CompositionStudy, composition_study
 from heldout.measure.datasets.description_bits import STDLIB_COMPRESSORS, description_bits
 from heldout.measure.datasets.difficulty import (
@@ -184,6 +186,7 @@ from heldout.measure.rankings.concurrence_matrix import (
     concurrence_matrix,
 )
 from heldout.measure.rankings.largest_change import largest_change
+from heldout.measure.rankings.ndcg import ndcg
 from heldout.measure.routing.balance import load_variation, routing_entropy
 from heldout.measure.routing.edit_distance import edit_distances, edit_distances_within
 from heldout.measure.routing.monitor import GeneralizationMonitor, SampleRouting, gate_rows, sample_routing
@@ -213,6 +216,7 @@ __all__ = [
     "RASP_PROGRAMS",
     "STDLIB_COMPRESSORS",
     "AgreementPoint",
+    "ArchitecturePredictor",
     "AxisAccuracy",
     "BayesPredictor",
     "BiasEstimate",
@@ -364,6 +368,7 @@ __all__ = [
     "kernel_error_samples",
     "kernel_inductive_bias",
     "knn_distances",
+    "laplacian_spectrum",
     "largest_change",
     "lebed_score",
     "length_curve",
@@ -383,6 +388,7 @@ __all__ = [
     "min_k_probability",
     "model_error_samples",
     "mp_learning_curve",
+    "ndcg",
     "neuron_alignment",
     "neuron_scores",
     "new_ends",
@@ -425,6 +431,7 @@ __all__ = [
     "rasp_library",
     "rasp_simplicity",
     "rbf_kernel",
+    "regression_head",
     "reliability_table",
     "repetition",
     "repetition_report",
@@ -447,6 +454,7 @@ __all__ = [
     "skill_predictors",
     "source_report",
     "spectral_learning_curve",
+    "standardised",
     "steps_to",
     "strategy_loss",
     "strategy_weights",

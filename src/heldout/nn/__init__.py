@@ -24,6 +24,9 @@ from heldout.nn.architecture_search.mixed_op import (
     mixing_coefficients,
     normalised_entropy,
 )
+from heldout.nn.architectures.cg_encoder import CGEncoder
+from heldout.nn.architectures.computation_graph import CG_KERNELS, CG_OPERATIONS, computation_graph, shape_maxima
+from heldout.nn.architectures.fuzzy_heads import FuzzyCMeans, FuzzyHeads, fuzzy_membership
 from heldout.nn.efficientnet import MobileBlock, Standardise, cached_features, efficientnet_lite0
 from heldout.nn.ensemble import LogitEnsemble
 from heldout.nn.features import Encoder, inputs_for, split_head, why_no_head
@@ -123,6 +126,8 @@ from heldout.nn.zoo import PatchCNN, mlp, small_cnn
 
 __all__ = [
     "ACTIVATIONS",
+    "CG_KERNELS",
+    "CG_OPERATIONS",
     "GRAPH_OPERATORS",
     "GRAPH_READOUTS",
     "NODE_ENCODERS",
@@ -134,6 +139,7 @@ __all__ = [
     "AnytimeMLP",
     "AttentionBlock",
     "BagOfWordsEncoder",
+    "CGEncoder",
     "CausalOutput",
     "CausalTransformer",
     "ConvSeq2Seq",
@@ -149,6 +155,8 @@ __all__ = [
     "FoundGraph",
     "FrameAverage",
     "FusionClassifier",
+    "FuzzyCMeans",
+    "FuzzyHeads",
     "Genotype",
     "GenotypeEdge",
     "GhostBatchNorm1d",
@@ -218,6 +226,7 @@ __all__ = [
     "cached_features",
     "candidate_scores",
     "check_heads",
+    "computation_graph",
     "convert_ghost_batchnorm",
     "decoder_parts",
     "draw_mix",
@@ -227,6 +236,7 @@ __all__ = [
     "factorize_conv3d",
     "find_stages",
     "format_program",
+    "fuzzy_membership",
     "ghost_batch_norm",
     "inflate_2d",
     "inject_lora_group",
@@ -252,6 +262,7 @@ __all__ = [
     "score_distmult",
     "score_simple",
     "score_transe",
+    "shape_maxima",
     "share_layers",
     "small_cnn",
     "split_encoder",

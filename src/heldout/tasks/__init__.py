@@ -29,14 +29,17 @@ from heldout.tasks.graphs.call_graphs import call_graph, returns_value
 from heldout.tasks.graphs.graph_shifts import masked_columns, noisy_features, rewired
 from heldout.tasks.graphs.knowledge import KnowledgeGraph, shared_words
 from heldout.tasks.graphs.motif_graphs import motif_graphs
+from heldout.tasks.graphs.measured_architectures import MeasuredArchitectures, measured_architectures
 from heldout.tasks.graphs.nas_bench_graph import (
     GRAPH_DATASETS,
     GRAPH_LINKS,
     GRAPH_OPERATIONS,
     GraphBenchmark,
+    architecture_graph,
     nas_bench_graph,
     read_numbers,
 )
+from heldout.tasks.graphs.network_families import NETWORK_FAMILIES, build_network, draw_network
 from heldout.tasks.graphs.node_split import split_nodes
 from heldout.tasks.graphs.ordered_split import split_nodes_by
 from heldout.tasks.graphs.scaffold_split import ScaffoldSplit, graph_scaffold, split_by_scaffold
@@ -346,6 +349,7 @@ __all__ = [
     "MOVES",
     "MOVING_SHAPES",
     "NEGATIVE_WORDS",
+    "NETWORK_FAMILIES",
     "NOUN_RELATIONS",
     "NUMBER_WORDS",
     "OBJECT_QUESTIONS",
@@ -425,6 +429,7 @@ __all__ = [
     "ListTask",
     "MathsFamily",
     "MathsProblem",
+    "MeasuredArchitectures",
     "MedicalPictures",
     "MovingClips",
     "ObjectExamples",
@@ -468,12 +473,14 @@ __all__ = [
     "agreement_replies",
     "answer_in_form",
     "answer_question",
+    "architecture_graph",
     "arithmetic_heads",
     "arithmetic_text",
     "arithmetic_value",
     "biased_attribute",
     "binary_questions",
     "block_shifts",
+    "build_network",
     "call_graph",
     "caption_holds",
     "caption_question",
@@ -505,6 +512,7 @@ __all__ = [
     "dominoes",
     "draw_captions",
     "draw_experts",
+    "draw_network",
     "drawing_features",
     "drawing_tags",
     "drawings",
@@ -554,6 +562,7 @@ __all__ = [
     "maths_solution",
     "maths_words",
     "meaning",
+    "measured_architectures",
     "medical_pictures",
     "mini_scan",
     "modular",

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from heldout.sources import NAS, SourceError
-from heldout.tasks import GRAPH_LINKS, GRAPH_OPERATIONS, nas_bench_graph, read_numbers
+from heldout.tasks import GRAPH_LINKS, GRAPH_OPERATIONS, architecture_graph, nas_bench_graph, read_numbers
 
 here = pytest.mark.skipif(not NAS.here(), reason="the package of the source NAS is not installed")
 
@@ -154,3 +154,34 @@ def test_the_package_holds_the_published_space():
     assert ((cora.test > 0) & (cora.test < 0.9)).all()
     best = cora.validation.argmax()
     assert cora.test[best] > cora.test.median()
+
+
+@pytest.mark.parametrize(
+    ("links", "edges"),
+    [
+        ((0, 1, 2, 3), {(0, 1), (1, 2), (2, 3), (3, 4), (4, 5)}),
+        ((0, 0, 1, 3), {(0, 1), (0, 2), (1, 3), (3, 4), (2, 5), (4, 5)}),
+        ((0, 0, 0, 0), {(0, 1), (0, 2), (0, 3), (0, 4), (1, 5), (2, 5), (3, 5), (4, 5)}),
+    ],
+)
+def test_an_architecture_is_a_graph_whose_output_takes_the_leaves(links, edges):
+    graph = architecture_graph(torch.tensor(links), [0, 3, 8, 5])
+    assert set(map(tuple, graph.edge_index.T.tolist())) == edges
+    assert graph.op.tolist() == [9, 0, 3, 8, 5, 10]
+    assert (graph.op.dtype, graph.edge_index.dtype, graph.num_nodes) == (torch.int64, torch.int64, 6)
+
+
+@pytest.mark.parametrize(
+    ("links", "operations", "argument"),
+    [
+        ((0, 1, 2), (0, 0, 0, 0), "links"),
+        ((0, 2, 0, 0), (0, 0, 0, 0), "links"),
+        ((-1, 0, 0, 0), (0, 0, 0, 0), "links"),
+        ((0, 0, 0, 0), (0, 0, 0, 9), "operations"),
+        ((0, 0, 0, 0), (0.5, 0, 0, 0), "operations"),
+        ((0, 0, 0, 0), (), "operations"),
+    ],
+)
+def test_what_is_no_architecture_is_refused_by_name(links, operations, argument):
+    with pytest.raises(ValueError, match=argument):
+        architecture_graph(links, operations)

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
-from heldout.errors import check_one_of, checked
+from heldout.errors import check_labels, check_one_of, checked, require
 from heldout.sources import NAS, SourceError
 
 _SHA256 = {
@@ -108,6 +109,44 @@ def nas_bench_graph(dataset: str = "cora", folder: str | Path | None = None) -> 
         raise ValueError(f"{path} holds numbers that are not finite")
     links, operations = (torch.tensor(each) for each in zip(*found, strict=True))
     return GraphBenchmark(links, operations, *numbers.unbind(1))
+
+
+@checked
+def architecture_graph(links: ArrayLike, operations: ArrayLike) -> Any:
+    """Returns an architecture as a ``torch_geometric.data.Data`` of six nodes: input, four operations, output.
+
+    ``op`` int64 ``(6,)`` holds positions in ``GRAPH_OPERATIONS``, and for input and output the two that follow.
+    ``edge_index`` int64 ``(2, edges)`` is the flow of data; the output takes what no operation takes.
+
+    Args:
+        links: ``(4,)``, a row of ``GraphBenchmark.links`` or of ``GRAPH_LINKS``.
+        operations: ``(4,)``, positions in ``GRAPH_OPERATIONS``.
+
+    Raises:
+        ValueError: not four of each, a link to a node that does not come before, an operation outside of the list.
+        MissingExtraError: without torch-geometric.
+
+    Source: arXiv:2206.09166, figure 1.
+
+    Example:
+        >>> graph = architecture_graph((0, 0, 1, 2), [1, 4, 4, 8])
+        >>> graph.op.tolist(), graph.edge_index.tolist()
+        ([9, 1, 4, 4, 8, 10], [[0, 0, 1, 2, 3, 4], [1, 2, 3, 4, 5, 5]])
+    """
+    geometric = require("torch_geometric.data")
+    sources, codes = torch.as_tensor(links), torch.as_tensor(operations)
+    for name, values in (("links", sources), ("operations", codes)):
+        if values.shape != (4,) or values.is_floating_point():
+            raise ValueError(f"{name} must be 4 integers, got {values.dtype} of shape {tuple(values.shape)}")
+    check_labels(len(GRAPH_OPERATIONS), operations=codes)
+    places = torch.arange(1, 5)
+    if not bool(((sources >= 0) & (sources < places)).all()):
+        raise ValueError(f"links must lead from the input, 0, or an earlier node, got {sources.tolist()}")
+    leaves = places[~torch.isin(places, sources)]
+    edges = torch.stack([torch.cat([sources, leaves]), torch.cat([places, torch.full_like(leaves, 5)])])
+    ends = len(GRAPH_OPERATIONS)
+    op = torch.cat([torch.tensor([ends]), codes, torch.tensor([ends + 1])])
+    return geometric.Data(op=op.long(), edge_index=edges.long(), num_nodes=6)
 
 
 _COLUMNS = ("valid_perf", "perf", "latency", "para")

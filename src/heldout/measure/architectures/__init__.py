@@ -1,0 +1,1 @@
+"""How good will an architecture be? Asked before it is trained."""

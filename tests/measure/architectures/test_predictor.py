@@ -1,0 +1,136 @@
+import pytest
+import torch
+from torch import nn
+from torch_geometric.data import Batch, Data
+
+from heldout.measure import ArchitecturePredictor, regression_head, standardised
+from heldout.nn import CGEncoder, FuzzyHeads, computation_graph, shape_maxima
+
+
+def path(n, op=2):
+    edges = torch.arange(n + 1) + torch.tensor([[0], [1]])
+    return Data(op=torch.tensor([0, *[op] * n, 1]), edge_index=edges, num_nodes=n + 2)
+
+
+GRAPHS = [path(n, op) for n in range(1, 9) for op in (2, 3)]
+VALUES = [n / 10 + (op == 3) for n in range(1, 9) for op in (2, 3)]
+
+
+def predictor(clusters=3, seed=0):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return ArchitecturePredictor(CGEncoder(4, 16, 2), FuzzyHeads(16, clusters), seed=seed)
+
+
+def state(module):
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+def same(first, second):
+    return all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_fitting_learns_the_order_and_leaves_encoder_and_clusters_alone():
+    model = predictor().pretrain(GRAPHS, epochs=3)
+    before = state(model.encoder)
+    model.fit(GRAPHS, VALUES, epochs=200, lr=0.01)
+    assert same(before, model.encoder.state_dict())
+    ranks = model.predict(GRAPHS).argsort().argsort().double()
+    truth = torch.tensor(VALUES).argsort().argsort().double()
+    assert torch.corrcoef(torch.stack([ranks, truth]))[0, 1] > 0.95
+
+
+def test_pretraining_moves_the_encoder_only_and_draws_like_spectra_together():
+    model = predictor()
+    encoder, heads = state(model.encoder), state(model.heads)
+    model.pretrain(GRAPHS, epochs=0)
+    assert same(encoder, model.encoder.state_dict())
+    model.pretrain(GRAPHS, epochs=60, lr=0.01)
+    assert not same(encoder, model.encoder.state_dict())
+    assert same(heads, model.heads.state_dict())
+    with torch.no_grad():
+        unit = nn.functional.normalize(torch.cat([model.encoder(path(n)) for n in (3, 4, 8)]), dim=1)
+    assert unit[0] @ unit[1] > unit[0] @ unit[2]
+
+
+def test_end_to_end_training_moves_the_encoder():
+    torch.manual_seed(0)
+    model = ArchitecturePredictor(CGEncoder(4, 16, 2), regression_head(16))
+    before = state(model.encoder)
+    model.fit(GRAPHS, VALUES, epochs=2, train_encoder=True)
+    assert not same(before, model.encoder.state_dict())
+
+
+def test_finetuning_gives_another_predictor_and_leaves_this_one():
+    model = predictor().fit(GRAPHS, VALUES, epochs=5)
+    scores, centres = model.predict(GRAPHS), model.heads.centres.clone()
+    tuned = model.finetune(GRAPHS, [-value for value in VALUES], epochs=200, lr=0.01)
+    assert torch.equal(model.predict(GRAPHS), scores)
+    assert torch.equal(tuned.heads.centres, centres)
+    assert same(state(model.encoder), tuned.encoder.state_dict())
+    assert torch.corrcoef(torch.stack([tuned.predict(GRAPHS), torch.tensor(VALUES)]))[0, 1] < -0.8
+    other = model.finetune(GRAPHS, VALUES, epochs=2, train_encoder=True)
+    assert not same(state(model.encoder), other.encoder.state_dict())
+
+
+def test_scores_depend_on_the_seed_alone():
+    first, second, other = (
+        predictor(seed=s).pretrain(GRAPHS, epochs=2).fit(GRAPHS, VALUES, epochs=3) for s in (1, 1, 2)
+    )
+    assert torch.equal(first.predict(GRAPHS), second.predict(GRAPHS))
+    assert not torch.equal(first.predict(GRAPHS), other.predict(GRAPHS))
+
+
+def test_batches_are_those_of_torch_geometric():
+    from heldout.measure.architectures.predictor import _Stack
+
+    rows = torch.tensor([5, 0, 11])
+    found, expected = _Stack(GRAPHS).take(rows), Batch.from_data_list([GRAPHS[i] for i in rows])
+    for key in ("op", "edge_index", "batch"):
+        assert torch.equal(found[key], expected[key])
+
+
+def test_models_are_traced_and_rank_as_their_graphs():
+    models = [nn.Sequential(*[nn.Conv2d(1, 1, 3, padding=1) for _ in range(n)]) for n in (1, 2, 3)]
+    x = torch.zeros(1, 1, 5, 5)
+    graphs = [computation_graph(model, x) for model in models]
+    encoder = CGEncoder(layers=1, maxima=shape_maxima(graphs))
+    fitted = ArchitecturePredictor(encoder, regression_head(32), example_input=x).fit(models, [1, 2, 3], epochs=1)
+    assert torch.equal(fitted.predict(models), fitted.predict(graphs))
+
+
+def test_accuracies_are_standardised_within_a_family():
+    found = standardised([0.1, 0.2, 0.3, 90, 50], ["a", "a", "a", "b", "b"])
+    torch.testing.assert_close(found, torch.tensor([-1.224745, 0.0, 1.224745, 1.0, -1.0]))
+
+
+def fitted():
+    return predictor().fit(GRAPHS, VALUES, epochs=1)
+
+
+def cyclic():
+    return Data(op=torch.tensor([0, 2, 1]), edge_index=torch.tensor([[0, 1, 2], [1, 2, 1]]))
+
+
+@pytest.mark.parametrize(
+    ("call", "argument"),
+    [
+        (lambda: predictor().fit([], []), "graphs"),
+        (lambda: predictor().fit(GRAPHS[:2], VALUES[:2]), "X must have at least 3 rows"),
+        (lambda: predictor().fit(GRAPHS, VALUES[:-1]), "accuracies"),
+        (lambda: predictor().fit(GRAPHS, [0.5] * 16), "accuracies"),
+        (lambda: predictor().fit(GRAPHS, [float("nan"), *VALUES[1:]]), "values"),
+        (lambda: predictor().fit(GRAPHS, VALUES, ["a"] * 15), "family"),
+        (lambda: predictor().fit([*GRAPHS[:-1], cyclic()], VALUES), "graphs must be acyclic, that at 15"),
+        (lambda: predictor().fit(GRAPHS, VALUES, lr=0.0), "lr"),
+        (lambda: predictor().predict(GRAPHS), "fit"),
+        (lambda: predictor().finetune(GRAPHS, VALUES), "fit"),
+        (lambda: fitted().predict([]), "graphs"),
+        (lambda: fitted().predict([nn.Linear(2, 2)]), "example_input"),
+        (lambda: predictor().pretrain(GRAPHS[:1]), "graphs"),
+        (lambda: predictor().pretrain(GRAPHS, tau=0.0), "tau"),
+    ],
+)
+def test_bad_input_is_refused_by_name(call, argument):
+    with pytest.raises(ValueError, match=argument):
+        call()
