@@ -28,8 +28,8 @@ from heldout.tasks.graphs.block_shifts import BLOCK_SHIFTS, block_shifts
 from heldout.tasks.graphs.call_graphs import call_graph, returns_value
 from heldout.tasks.graphs.graph_shifts import masked_columns, noisy_features, rewired
 from heldout.tasks.graphs.knowledge import KnowledgeGraph, shared_words
-from heldout.tasks.graphs.motif_graphs import motif_graphs
 from heldout.tasks.graphs.measured_architectures import MeasuredArchitectures, measured_architectures
+from heldout.tasks.graphs.motif_graphs import motif_graphs
 from heldout.tasks.graphs.nas_bench_graph import (
     GRAPH_DATASETS,
     GRAPH_LINKS,
