@@ -23,6 +23,10 @@ from heldout.tasks.grammars.scan_trees import (
 from heldout.tasks.grammars.sentence_forms import SentenceForms
 from heldout.tasks.grammars.string_edits import EDIT_FUNCTIONS, StringEdits
 from heldout.tasks.grammars.synchronous import SynchronousGrammar
+from heldout.tasks.graph_splits.node_split import split_nodes
+from heldout.tasks.graph_splits.ordered_split import split_nodes_by
+from heldout.tasks.graph_splits.scaffold_split import ScaffoldSplit, graph_scaffold, split_by_scaffold
+from heldout.tasks.graph_splits.size_split import SizeSplit, split_by_size
 from heldout.tasks.graphs.block_model import BlockModel
 from heldout.tasks.graphs.block_shifts import BLOCK_SHIFTS, block_shifts
 from heldout.tasks.graphs.call_graphs import call_graph, returns_value
@@ -40,10 +44,6 @@ from heldout.tasks.graphs.nas_bench_graph import (
     read_numbers,
 )
 from heldout.tasks.graphs.network_families import NETWORK_FAMILIES, build_network, draw_network
-from heldout.tasks.graphs.node_split import split_nodes
-from heldout.tasks.graphs.ordered_split import split_nodes_by
-from heldout.tasks.graphs.scaffold_split import ScaffoldSplit, graph_scaffold, split_by_scaffold
-from heldout.tasks.graphs.size_split import SizeSplit, split_by_size
 from heldout.tasks.graphs.syntax_graphs import SYNTAX_KINDS, syntax_graphs
 from heldout.tasks.graphs.worded_towns import TOWN_WORDS, worded_towns
 from heldout.tasks.graphs.wordnet_graph import wordnet_graph
