@@ -22,6 +22,7 @@ from heldout.measure import (
 )
 from heldout.method import evaluating
 from heldout.problem import Graphs, Nodes, call_on_graph
+from heldout.report import number
 from heldout.statistics import newcombe, wilson
 
 LEAST = 10  # nodes or graphs on each side of a comparison
@@ -111,10 +112,10 @@ def smoothing(work: Audit) -> None:
     start = dirichlet_energy(graph.x.float().reshape(len(graph.x), -1), graph.edge_index)
     work.document["energies"] = {"features": start, **energies}
     last = list(energies.values())[-1]
-    told = ", ".join(f"{name} {value:.2g}" for name, value in energies.items())
+    told = ", ".join(f"{name} {number(value, 2)}" for name, value in energies.items())
     reading = (
-        f"Dirichlet energy after the last of {len(energies)} layers that pass messages, {start:.2g} before the first "
-        f"({told}): near 0 all nodes that are joined have become the same, and further layers only take away"
+        f"Dirichlet energy after the last of {len(energies)} layers that pass messages, {number(start, 2)} before the "
+        f"first ({told}): near 0 all nodes that are joined have become the same, and further layers only take away"
     )
     limits = Threshold(0.01, 0.001, "hundredths and thousandths of the squared features differ", low_is_bad=True)
     remedy = "fewer layers, or skip connections between them"
@@ -192,7 +193,7 @@ def without_labels(work: Audit) -> None:
     if unlabeled:
         best = max(trust, key=lambda name: trust[name]) if trust else "atc"
         order = sorted(unlabeled, key=lambda name: -rows[name][best])
-        told = ", ".join(f"{name} {rows[name][best]:.2g}" for name in order)
+        told = ", ".join(f"{name} {number(rows[name][best], 2)}" for name in order)
         reading = f"graphs without labels by {_ESTIMATES[best]}, the most doubtful first: {told}; {judged}"
         work.finding("error on graphs without labels", fmean(rows[name]["atc"] for name in unlabeled), reading)
     elif trust:
