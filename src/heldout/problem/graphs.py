@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Dataset, default_collate
 
-from heldout.errors import require
+from heldout.errors import check_at_least, checked, require
 from heldout.method import Splits, forward
 from heldout.problem.problem import Problem
 from heldout.train import Fitted
@@ -99,7 +99,9 @@ class Nodes(Dataset[dict[str, Any]]):
         {'node': tensor(2), 'graph': tensor(0), 'labels': tensor(1)}
     """
 
+    @checked
     def __init__(self, graph: Any, mask: Tensor, number: int = 0) -> None:
+        check_at_least(0, number=number)
         mask = torch.as_tensor(mask)
         self.nodes = mask.nonzero()[:, 0] if mask.dtype == torch.bool else mask.long()
         self.graph, self.number = graph, number
@@ -127,7 +129,9 @@ class Graphs(Dataset[dict[str, Any]]):
         torch.Size([3, 2])
     """
 
+    @checked
     def __init__(self, graphs: Any, nodes: int, edges: int) -> None:
+        check_at_least(0, nodes=nodes, edges=edges)
         self.graphs, self.nodes, self.edges = graphs, nodes, edges
 
     def __len__(self) -> int:
