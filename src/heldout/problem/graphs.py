@@ -256,23 +256,26 @@ def _arguments(module: nn.Module, whole: Mapping[str, Tensor]) -> tuple[tuple[An
 
 
 def call_on_graph(module: nn.Module, graph: Any) -> Any:
-    """Returns what a module answers for one graph, called as ``on_graphs`` has it.
+    """Returns what a module answers for one graph, called as ``on_graphs`` has it, on its device and in its precision.
 
     Args:
         module: takes those of ``x``, ``edge_index``, ``edge_weight``, ``edge_attr`` and ``batch`` that its ``forward``
             names, or one ``Data``.
-        graph: with ``x`` and ``edge_index``.
+        graph: with ``x`` and ``edge_index``; it stays as it is.
 
     Example:
         >>> from types import SimpleNamespace
-        >>> dot = SimpleNamespace(x=torch.ones(1, 2), edge_index=torch.zeros(2, 0, dtype=torch.int64))
-        >>> call_on_graph(nn.Bilinear(2, 0, 1), dot)
-        Traceback (most recent call last):
-        ...
-        RuntimeError
+        >>> class Degrees(nn.Module):
+        ...     def forward(self, x, edge_index):
+        ...         return x + torch.bincount(edge_index[0], minlength=len(x))[:, None]
+        >>> edge = SimpleNamespace(x=torch.zeros(2, 1), edge_index=torch.tensor([[0], [1]]))
+        >>> call_on_graph(Degrees(), edge).tolist()
+        [[1.0], [0.0]]
     """
     whole = {"x": graph.x, "edge_index": graph.edge_index, "batch": graph.x.new_zeros(len(graph.x), dtype=torch.int64)}
     whole |= {name: getattr(graph, name) for name in EDGES if getattr(graph, name, None) is not None}
+    like = next((p for p in module.parameters() if p.is_floating_point()), graph.x)
+    whole = {n: v.to(like.device, like.dtype if v.is_floating_point() else None) for n, v in whole.items()}
     args, kwargs = _arguments(module, whole)
     return forward(lambda: module(*args, **kwargs), ())
 

@@ -28,7 +28,7 @@ from heldout.errors import (
 )
 from heldout.losses import spectral_contrastive
 from heldout.measure.architectures.laplacian_spectrum import laplacian_spectrum
-from heldout.method import evaluating
+from heldout.method import device_of, evaluating
 from heldout.nn import CGEncoder, FuzzyCMeans, FuzzyHeads, computation_graph
 
 
@@ -41,7 +41,7 @@ class ArchitecturePredictor:
     end to end, without ``pretrain`` a random encoder.
 
     Args:
-        encoder: is trained in place.
+        encoder: is trained in place, on its device, where the heads have to be, too; graphs are moved there.
         heads: ``FuzzyHeads``, or a module ``(n, width) -> (n,)`` or ``(n, 1)``; in place.
         example_input: for ``computation_graph``, where models are given instead of graphs.
         seed: of all that is drawn.
@@ -117,11 +117,12 @@ class ArchitecturePredictor:
         generator = torch.Generator().manual_seed(self.seed)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            projection = nn.Linear(self.encoder.width, self.encoder.width)
+            projection = nn.Linear(self.encoder.width, self.encoder.width).to(self._place)
             optimizer = torch.optim.Adam([*self.encoder.parameters(), *projection.parameters()], lr=lr, fused=True)
             self.encoder.train()
             for rows in _batches(len(graphs), batch_size, epochs, generator, least=2):
-                loss = spectral_contrastive(projection(self.encoder(stack.take(rows))), spectra[rows], tau)
+                embeddings = self.encoder(stack.take(rows).to(self._place))
+                loss = spectral_contrastive(projection(embeddings), spectra[rows].to(self._place), tau)
                 _step(loss, optimizer)
         self.encoder.eval()
         return self
@@ -172,7 +173,8 @@ class ArchitecturePredictor:
             self._scale = embeddings.std(0, correction=0).clamp(min=1e-6)
         if isinstance(self.heads, FuzzyHeads):
             clusters = FuzzyCMeans(len(self.heads.centres), self.heads.m, seed=self.seed)
-            self.heads.assign(clusters.fit((embeddings - self._centre) / self._scale))
+            centred = embeddings - self._centre.to(embeddings)
+            self.heads.assign(clusters.fit(centred / self._scale.to(embeddings)))
         self._train(stack, targets, epochs, lr, batch_size, train_encoder)
         self._fitted = True
         return self
@@ -252,18 +254,23 @@ class ArchitecturePredictor:
             self.heads.train()
             self.encoder.train(train_encoder)
             for rows in _batches(len(targets), batch_size, epochs, generator):
-                embeddings = self.encoder(stack.take(rows)) if fixed is None else fixed[rows]
-                _step(F.mse_loss(self._score(embeddings), targets[rows]), optimizer)
+                embeddings = self.encoder(stack.take(rows).to(self._place)) if fixed is None else fixed[rows]
+                _step(F.mse_loss(self._score(embeddings), targets[rows].to(embeddings)), optimizer)
         self.encoder.eval()
         self.heads.eval()
 
     def _score(self, embeddings: Tensor) -> Tensor:
-        scores = self.heads((embeddings - self._centre) / self._scale)
+        scores = self.heads((embeddings - self._centre.to(embeddings)) / self._scale.to(embeddings))
         return scores.reshape(len(embeddings))
 
     def _embeddings(self, stack: _Stack) -> Tensor:
         with evaluating(self.encoder), torch.no_grad():
-            return torch.cat([self.encoder(stack.take(rows)) for rows in torch.arange(len(stack.graphs)).split(512)])
+            parts = torch.arange(len(stack.graphs)).split(512)
+            return torch.cat([self.encoder(stack.take(rows).to(self._place)) for rows in parts])
+
+    @property
+    def _place(self) -> torch.device:
+        return device_of(self.encoder)
 
     def _graphs(self, graphs: Sequence[Any]) -> list[Any]:
         check_nonempty(graphs=graphs)
