@@ -59,17 +59,13 @@ def split_nodes_by(
     check_finite(values=values)
     check_same_length(values=values, nodes=range(nodes))
     generator = generator_of(seed)
-    mixed = torch.randperm(nodes, generator=generator)
-    order = mixed[values.cpu()[mixed].argsort(stable=True)]
-    few = round(low * nodes)
-    many = min(round(high * nodes), nodes - few)  # both may have been rounded up
-    known = order[:few][torch.randperm(few, generator=generator)]
-    held = round(val * few)
+    known, tested = low_and_high(values.cpu(), low, high, generator)
+    held = round(val * len(known))
     parts = {
         "train": known[2 * held :],
         "val": known[:held],
         "same": known[held : 2 * held],
-        "test": order[nodes - many :],
+        "test": tested,
     }
     split = graph.clone()
     for name, part in parts.items():
@@ -78,3 +74,15 @@ def split_nodes_by(
         mask = torch.zeros(nodes, dtype=torch.bool).index_fill_(0, part, True)
         split[f"{name}_mask"] = mask.to(device)
     return split
+
+
+def low_and_high(values: Tensor, low: float, high: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Returns the positions of a share of the lowest values, in random order, and of a share of the highest.
+
+    Among equal values chance decides, and where both shares are rounded up the lowest have the one that is left.
+    """
+    mixed = torch.randperm(len(values), generator=generator)
+    order = mixed[values[mixed].argsort(stable=True)]
+    few = round(low * len(values))
+    many = min(round(high * len(values)), len(values) - few)
+    return order[:few][torch.randperm(few, generator=generator)], order[len(values) - many :]

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from heldout.errors import check_at_least, check_fraction, check_has, checked
+from heldout.tasks.graph_splits.ordered_split import low_and_high
 from heldout.tasks.seeds import Seed, generator_of
 
 
@@ -68,13 +69,9 @@ def split_by_size(
     parts: dict[str, list[Tensor]] = {"train": [], "val": [], "test": []}
     for label in labels.unique():
         own = (labels == label).nonzero()[:, 0]
-        own = own[torch.randperm(len(own), generator=generator)]
-        own = own[sizes[own].argsort(stable=True)]
-        few = round(small * len(own))
-        many = min(round(large * len(own)), len(own) - few)  # both may have been rounded up
-        chosen = own[:few][torch.randperm(few, generator=generator)]
-        held = round(val * few)
-        found = {"train": chosen[held:], "val": chosen[:held], "test": own[len(own) - many :]}
+        first, last = low_and_high(sizes[own], small, large, generator)
+        held = round(val * len(first))
+        found = {"train": own[first[held:]], "val": own[first[:held]], "test": own[last]}
         for name, wanted in (("train", small), ("val", val), ("test", large)):
             if wanted and not len(found[name]):
                 raise ValueError(
