@@ -4,6 +4,8 @@ from heldout.data.balancing import balanced_sampling, class_counts, why_balanced
 from heldout.data.choice_targets import randomize_targets
 from heldout.data.graphs.corruptions import in_batch_corruptions
 from heldout.data.graphs.edge_pruning import edge_degree_scores, kept_edges, prune_edges
+from heldout.data.graphs.graph_batches import NeighbourBatches, SubgraphBatches
+from heldout.data.graphs.graph_views import graph_view, masked_nodes
 from heldout.data.graphs.training_edges import drop_edge, teddy
 from heldout.data.image_mixing import CutMix, Mixing, MixingChoice, Mixup, blend_targets, derangement
 from heldout.data.indexed import IndexedDataset
@@ -52,6 +54,7 @@ from heldout.data.splits.compound_divergence import (
     split_divergences,
 )
 from heldout.data.splits.inductive import InductiveSplit, inductive_split, inductive_split_by_subtree
+from heldout.data.splits.links import LinkSplit, split_links
 from heldout.data.splits.sequences import (
     HeldOutSplit,
     SplitLeaks,
@@ -118,11 +121,13 @@ __all__ = [
     "InductiveSplit",
     "InputsOnly",
     "LanguageSkill",
+    "LinkSplit",
     "Mixed",
     "Mixing",
     "MixingChoice",
     "Mixup",
     "MultipleChoice",
+    "NeighbourBatches",
     "NoveltyCurriculum",
     "PackedBlocks",
     "PairTensors",
@@ -137,6 +142,7 @@ __all__ = [
     "SkillCombination",
     "SourceSplit",
     "SplitLeaks",
+    "SubgraphBatches",
     "SynthesisRound",
     "TokenVocabulary",
     "TripletKind",
@@ -169,6 +175,7 @@ __all__ = [
     "expand_primitives",
     "factor_rows",
     "gather",
+    "graph_view",
     "hold_out_combinations",
     "in_batch_corruptions",
     "inductive_split",
@@ -176,6 +183,7 @@ __all__ = [
     "is_tensor_data",
     "kept_edges",
     "length_split",
+    "masked_nodes",
     "match_size",
     "mcd_split",
     "mix",
@@ -216,6 +224,7 @@ __all__ = [
     "spherical_kmeans",
     "split_divergences",
     "split_leaks",
+    "split_links",
     "split_target",
     "strong_view",
     "teddy",

@@ -23,6 +23,8 @@ from heldout.losses.mixup import mixup_method
 from heldout.losses.orthogonal import orthogonal_group_loss, overlap, pego
 from heldout.losses.patch_mixing import patch_mixing
 from heldout.losses.pseudo_labels import confident_cross_entropy
+from heldout.losses.self_supervised.redundancy import barlow_twins_loss, cca_ssg_loss, cross_correlation
+from heldout.losses.self_supervised.similarity import bootstrap_loss, scaled_cosine_error, two_view_info_nce
 from heldout.losses.soft_targets import soft_cross_entropy
 from heldout.losses.spectral_contrastive import spectral_contrastive
 from heldout.losses.triplets import check_choices, pair_similarities, triplet_soft
@@ -34,12 +36,16 @@ __all__ = [
     "LearnedConsistency",
     "ProductLoss",
     "as_weak_probs",
+    "barlow_twins_loss",
+    "bootstrap_loss",
+    "cca_ssg_loss",
     "check_choices",
     "class_balanced",
     "class_balanced_weights",
     "cluster_variables",
     "confident_cross_entropy",
     "correlation_stability",
+    "cross_correlation",
     "cutmix",
     "dbat_disagreement",
     "distillation_loss",
@@ -63,7 +69,9 @@ __all__ = [
     "prior_match",
     "random_fourier_features",
     "rff_decorrelation",
+    "scaled_cosine_error",
     "soft_cross_entropy",
     "spectral_contrastive",
     "triplet_soft",
+    "two_view_info_nce",
 ]

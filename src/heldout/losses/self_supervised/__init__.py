@@ -1,0 +1,1 @@
+"""What is minimised without labels: views compared with each other, inputs reconstructed."""
