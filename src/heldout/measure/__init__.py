@@ -74,6 +74,10 @@ from heldout.measure.dynamics.overfitting import (
 )
 from heldout.measure.dynamics.size_law import SizeLaw, fit_size_law, interpolated_size
 from heldout.measure.dynamics.trajectory import DiffusionFit, WeightDistance
+from heldout.measure.graphs.clustering import ClusterProbe, probe_clustering
+from heldout.measure.graphs.graph_tasks import GRAPH_TASKS, GraphTask, GraphTasks
+from heldout.measure.graphs.link_prediction import LinkProbe, probe_link_prediction
+from heldout.measure.graphs.node_classification import NodeProbe, probe_node_classification
 from heldout.measure.in_context.predictors import (
     BayesPredictor,
     ContextCopyPredictor,
@@ -213,6 +217,7 @@ generalization_difficulty = classification_difficulty  # under the name of the p
 
 __all__ = [
     "GRADE_SKILL_TEXT",
+    "GRAPH_TASKS",
     "RASP_PROGRAMS",
     "STDLIB_COMPRESSORS",
     "AgreementPoint",
@@ -222,6 +227,7 @@ __all__ = [
     "BiasEstimate",
     "CheckpointCorrelation",
     "ClassificationDifficulty",
+    "ClusterProbe",
     "Coherence",
     "CoherenceTracker",
     "CompositionReport",
@@ -245,12 +251,16 @@ __all__ = [
     "FrozenSubspace",
     "GeneralizationMonitor",
     "GradientSums",
+    "GraphTask",
+    "GraphTasks",
     "GroupConcurrence",
     "LearningCurve",
     "LebedResult",
     "LengthCurve",
+    "LinkProbe",
     "LogitLens",
     "NeuronAlignment",
+    "NodeProbe",
     "OptimalRidge",
     "OverfitReport",
     "RankCorrelation",
@@ -417,8 +427,11 @@ __all__ = [
     "pgd",
     "pomdp_difficulty",
     "prefix_matching",
+    "probe_clustering",
     "probe_entities",
     "probe_inputs",
+    "probe_link_prediction",
+    "probe_node_classification",
     "probe_prompt",
     "randomize_features",
     "randomized_feature_score",

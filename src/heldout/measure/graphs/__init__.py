@@ -1,0 +1,1 @@
+"""What do frozen embeddings of the nodes of a graph serve for?"""
