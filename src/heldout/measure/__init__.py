@@ -190,6 +190,7 @@ from heldout.measure.rankings.concurrence_matrix import (
     concurrence_matrix,
 )
 from heldout.measure.rankings.largest_change import largest_change
+from heldout.measure.rankings.mean_ranks import mean_ranks
 from heldout.measure.rankings.ndcg import ndcg
 from heldout.measure.routing.balance import load_variation, routing_entropy
 from heldout.measure.routing.edit_distance import edit_distances, edit_distances_within
@@ -392,6 +393,7 @@ __all__ = [
     "matched_lags",
     "matched_ood",
     "mdp_difficulty",
+    "mean_ranks",
     "mean_reciprocal_rank",
     "memorization_phase",
     "memorization_steps",

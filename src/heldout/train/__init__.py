@@ -57,8 +57,17 @@ if TYPE_CHECKING:
     from heldout.train.boosting.network import boost_head, boosted_network, gb_nn
     from heldout.train.engines.lightning import LightningMethod
     from heldout.train.engines.transformers import MethodTrainer
+    from heldout.train.graphs.foundation_report import foundation_report
+    from heldout.train.graphs.graph_ssl import BGRL, CCASSG, GRACE, GraphBarlowTwins, GraphMAE, GraphSSL
     from heldout.train.graphs.graph_tickets import graph_ticket
     from heldout.train.graphs.link_prediction import embed_entities, fit_link_predictor
+    from heldout.train.graphs.pretrain_graph import (
+        PRETRAINING_STOPS,
+        KeptEpoch,
+        PretrainingHistory,
+        PretrainingStop,
+        pretrain_graph,
+    )
     from heldout.train.graphs.sparse_gnn import SparseResult, accuracy_on, train_sparse_gnn
     from heldout.train.reinforcement.grpo import grpo
     from heldout.train.reinforcement.policy_gradient import discounted_returns, normalize_rewards, reinforce_loss
@@ -101,9 +110,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "APPROACH_RATES",
+    "BGRL",
+    "CCASSG",
     "DSL",
     "EMPTY",
+    "GRACE",
     "MISSING",
+    "PRETRAINING_STOPS",
     "SEQUENCE_APPROACHES",
     "AbductionRecipe",
     "Abstracted",
@@ -124,10 +137,14 @@ __all__ = [
     "FixMatch",
     "GradientBoostedNetworkClassifier",
     "GradientBoostedNetworkRegressor",
+    "GraphBarlowTwins",
+    "GraphMAE",
+    "GraphSSL",
     "GroundedTree",
     "GroupWeights",
     "Hypotheses",
     "IntDSL",
+    "KeptEpoch",
     "LastBlocks",
     "LearnedProgram",
     "LightningMethod",
@@ -138,6 +155,8 @@ __all__ = [
     "Observation",
     "Operation",
     "Phase",
+    "PretrainingHistory",
+    "PretrainingStop",
     "PrimitiveMemory",
     "PrimitiveSet",
     "ProgramLibrary",
@@ -207,6 +226,7 @@ __all__ = [
     "fixmatch",
     "forget",
     "format_reward",
+    "foundation_report",
     "full_batch",
     "gb_nn",
     "graph_ticket",
@@ -226,6 +246,7 @@ __all__ = [
     "pack",
     "pair_dataset",
     "pooled_features",
+    "pretrain_graph",
     "problem_of",
     "ps_kd",
     "pseudo_labels",
@@ -271,6 +292,18 @@ _LATER = {
     "RetrievalAugmentedTraining": "heldout.train.retrieval.retrieval_training",
     "embed_entities": "heldout.train.graphs.link_prediction",
     "fit_link_predictor": "heldout.train.graphs.link_prediction",
+    "BGRL": "heldout.train.graphs.graph_ssl",
+    "CCASSG": "heldout.train.graphs.graph_ssl",
+    "GRACE": "heldout.train.graphs.graph_ssl",
+    "GraphBarlowTwins": "heldout.train.graphs.graph_ssl",
+    "GraphMAE": "heldout.train.graphs.graph_ssl",
+    "GraphSSL": "heldout.train.graphs.graph_ssl",
+    "KeptEpoch": "heldout.train.graphs.pretrain_graph",
+    "PRETRAINING_STOPS": "heldout.train.graphs.pretrain_graph",
+    "PretrainingHistory": "heldout.train.graphs.pretrain_graph",
+    "PretrainingStop": "heldout.train.graphs.pretrain_graph",
+    "pretrain_graph": "heldout.train.graphs.pretrain_graph",
+    "foundation_report": "heldout.train.graphs.foundation_report",
     "graph_ticket": "heldout.train.graphs.graph_tickets",
     "SparseResult": "heldout.train.graphs.sparse_gnn",
     "accuracy_on": "heldout.train.graphs.sparse_gnn",
