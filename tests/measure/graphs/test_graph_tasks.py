@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 import torch
 
@@ -29,6 +31,17 @@ def test_it_is_what_the_probes_say(world):
         "accuracy": node.accuracy, "val_accuracy": node.val_accuracy, "auc": link.auc, "ap": link.ap,
         "val_auc": link.val_auc, "nmi": clusters.nmi, "ari": clusters.ari, "val_nmi": pytest.approx(val),
     }  # fmt: skip
+
+
+def test_standardised_columns_have_no_scale_and_dead_ones_stay(world):
+    graph, tasks = world
+    same = dataclasses.replace(tasks, standardise=True)
+    h = graph.x.clone()
+    h[:, 0] = 3.0
+    moved = h * torch.linspace(0.5, 40, h.shape[1]) + 7
+    assert same.measure(h) == pytest.approx(same.measure(moved), abs=0.02)
+    scaled = (h - h.mean(0)) / (h.var(0, correction=0) + 1e-8).sqrt()
+    assert same.measure(h) == tasks.measure(scaled)
 
 
 def test_tasks_can_be_asked_for_alone_and_are_known_by_what_is_given(world):

@@ -12,7 +12,16 @@ from typing import Literal
 from torch import Tensor
 
 from heldout.data import LinkSplit
-from heldout.errors import check_at_least, check_fields, check_length, check_nonempty, check_one_of, checked
+from heldout.errors import (
+    check_at_least,
+    check_dimensions,
+    check_fields,
+    check_finite,
+    check_length,
+    check_nonempty,
+    check_one_of,
+    checked,
+)
 from heldout.measure.graphs.clustering import probe_clustering
 from heldout.measure.graphs.link_prediction import probe_link_prediction
 from heldout.measure.graphs.node_classification import probe_node_classification
@@ -34,6 +43,8 @@ class GraphTasks:
         link_width: of the decoder.
         decoder: "mlp" or "dot", as for ``probe_link_prediction``.
         restarts: of k-means.
+        standardise: whether each column of the embeddings is given mean 0 and variance 1 first, so that their scale
+            does not count; the source takes them as they are.
 
     Raises:
         ValueError: there is nothing to measure, masks without classes, or options below 1.
@@ -55,6 +66,7 @@ class GraphTasks:
     link_width: int = 256
     decoder: Literal["mlp", "dot"] = "mlp"
     restarts: int = 10
+    standardise: bool = False
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -97,6 +109,10 @@ class GraphTasks:
         check_nonempty(tasks=asked)
         for task in asked:
             check_one_of(self.known, tasks=task)
+        if self.standardise:
+            check_dimensions(2, h=h)
+            check_finite(h=h)
+            h = (h - h.mean(0)) / (h.var(0, correction=0) + 1e-8).sqrt()
         found: dict[str, float] = {}
         if "classification" in asked:
             assert self.y is not None
