@@ -58,6 +58,7 @@ def test_all_nodes_are_masked_equally_often():
     [
         (lambda: graph_view(torch.ones(3), EDGES, 0.1, 0.1), "x must have 2 dimensions"),
         (lambda: graph_view(torch.ones(50, 2), EDGES.double(), 0.1, 0.1), "edge_index must be int64"),
+        (lambda: graph_view(torch.ones(49, 2), EDGES, 0.1, 0.1), "edge_index must be integers from 0 to 48"),
         (lambda: graph_view(torch.ones(50, 2), EDGES, 1.0, 0.1), "drop_edge"),
         (lambda: graph_view(torch.ones(50, 2), EDGES, 0.1, -0.1), "mask_feature"),
         (lambda: masked_nodes(0, 0.5), "num_nodes"),

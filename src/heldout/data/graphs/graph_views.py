@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from heldout.errors import check_at_least, check_dimensions, checked
+from heldout.errors import check_at_least, check_dimensions, check_labels, checked
 
 
 @checked
@@ -29,7 +29,7 @@ def graph_view(
         generator: of the draws, on its own device; default: torch's own.
 
     Raises:
-        ValueError: another shape, or a probability out of range.
+        ValueError: another shape, edges of other nodes, or a probability out of range.
 
     Source: arXiv:2106.12484, section 3.1. ``heldout.data.prune_edges`` removes a share that is exact, in pairs.
 
@@ -44,6 +44,7 @@ def graph_view(
             raise ValueError(f"{name} must lie in [0, 1), got {share}")
     if edge_index.dtype != torch.int64 or edge_index.shape[0] != 2:
         raise ValueError(f"edge_index must be int64 (2, edges), got {edge_index.dtype} {tuple(edge_index.shape)}")
+    check_labels(len(x), edge_index=edge_index)
     if mask_feature:
         x = x * (_uniform(x.shape[1], x.device, generator) >= mask_feature).to(x.dtype)
     if drop_edge:

@@ -17,6 +17,7 @@ from heldout.errors import (
     check_dimensions,
     check_fields,
     check_finite,
+    check_labels,
     check_length,
     check_nonempty,
     check_one_of,
@@ -78,6 +79,7 @@ class GraphTasks:
             restarts=self.restarts,
         )
         check_length(3, masks=self.masks)
+        check_labels(y=self.y)
         if self.y is None and self.split is None:
             raise ValueError("y or split must be given: there is nothing to measure")
         if self.masks is not None and self.y is None:

@@ -61,7 +61,7 @@ def probe_node_classification(
 
     Args:
         h: embeddings, ``(nodes, dim)``, made by whatever model.
-        y: classes, int64 ``(nodes,)``; what no mask holds may be anything.
+        y: classes, int64 ``(nodes,)``; told apart by equality.
         masks: bool ``(nodes,)`` of the nodes to train on, to choose the epoch by, and to test on; without overlap.
         seed: of the head's first weights.
         epochs, lr, weight_decay: of the training.
@@ -93,7 +93,7 @@ def probe_node_classification(
             raise ValueError(f"masks must be bool, one entry for each of {len(y)} nodes, and hold a node each")
     if bool((torch.stack(list(masks)).sum(0) > 1).any()):
         raise ValueError("masks must not overlap")
-    y = y.to(h.device).long()
+    y = y.to(h.device).unique(return_inverse=True)[1]
     train, val, test = (mask.to(h.device).nonzero()[:, 0] for mask in masks)
     if len(y[train].unique()) < 2:
         raise ValueError("y must hold at least 2 classes among the nodes to train on")
