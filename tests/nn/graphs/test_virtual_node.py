@@ -139,13 +139,16 @@ def test_where_nodes_lie_in_a_batch_does_not_matter(shuffled):
     x, batch = torch.arange(10.0).reshape(5, 2), torch.tensor([3, 0, 3, 0, 7] if shuffled else [0, 0, 3, 3, 7])
     edges = torch.tensor([[0, 2], [2, 0]]) if shuffled else torch.tensor([[2, 3], [3, 2]])
     new_x, new_edges, new_batch, rows = node(x, edges, batch)
-    assert torch.equal(new_x[rows], x) and torch.equal(new_batch[rows], batch)
-    assert new_batch.tolist() == sorted(new_batch.tolist()) and len(new_x) == 8
+    assert torch.equal(new_x[rows], x)
+    assert torch.equal(new_batch[rows], batch)
+    assert new_batch.tolist() == sorted(new_batch.tolist())
+    assert len(new_x) == 8
     assert torch.equal(new_edges[:, :2], rows[edges])
     assert torch.equal(new_batch[new_edges[0]], new_batch[new_edges[1]])
     virtual = torch.ones(8).index_fill(0, rows, 0).bool()
     counts = torch.bincount(new_edges[1, 2:], minlength=8)
-    assert counts[virtual].tolist() == [2, 2, 1] and set(counts[~virtual].tolist()) == {1}
+    assert counts[virtual].tolist() == [2, 2, 1]
+    assert set(counts[~virtual].tolist()) == {1}
 
 
 def test_it_trains_and_comes_back_from_disk_with_its_node(tmp_path):
@@ -155,7 +158,8 @@ def test_it_trains_and_comes_back_from_disk_with_its_node(tmp_path):
     fitted = heldout.fit(on_graphs(OfNodes(), graphs), splits, virtual_node(), epochs=3, batch_size=64)
     assert fitted.module.virtual_node.start.abs().sum() > 0  # it was trained
     wanted, targets = fitted.outputs(splits.test["iid"])
-    assert wanted.shape == (10, 3) and len(targets) == 10
+    assert wanted.shape == (10, 3)
+    assert len(targets) == 10
     fitted.save(tmp_path / "kept")
     again = heldout.load(tmp_path / "kept", lambda: on_graphs(OfNodes(), graphs))
     assert torch.equal(again.outputs(splits.test["iid"])[0], wanted)
