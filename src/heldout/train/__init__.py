@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from heldout.train.boosting.network import boost_head, boosted_network, gb_nn
     from heldout.train.engines.lightning import LightningMethod
     from heldout.train.engines.transformers import MethodTrainer
+    from heldout.train.graphs.environments import EdgeEditors, eerm
     from heldout.train.graphs.foundation_report import foundation_report
     from heldout.train.graphs.graph_ssl import BGRL, CCASSG, GRACE, GraphBarlowTwins, GraphMAE, GraphSSL
     from heldout.train.graphs.graph_tickets import graph_ticket
@@ -128,6 +129,7 @@ __all__ = [
     "CrossFit",
     "DeductionAbduction",
     "DifferentiableSearch",
+    "EdgeEditors",
     "EmbeddingReplacement",
     "Environment",
     "Episode",
@@ -210,6 +212,7 @@ __all__ = [
     "diversify",
     "dpo",
     "draw_program",
+    "eerm",
     "effective_sample_size",
     "embed_entities",
     "embed_images",
@@ -304,6 +307,8 @@ _LATER = {
     "PretrainingStop": "heldout.train.graphs.pretrain_graph",
     "pretrain_graph": "heldout.train.graphs.pretrain_graph",
     "foundation_report": "heldout.train.graphs.foundation_report",
+    "EdgeEditors": "heldout.train.graphs.environments",
+    "eerm": "heldout.train.graphs.environments",
     "graph_ticket": "heldout.train.graphs.graph_tickets",
     "SparseResult": "heldout.train.graphs.sparse_gnn",
     "accuracy_on": "heldout.train.graphs.sparse_gnn",
