@@ -75,7 +75,7 @@ from heldout.measure.dynamics.overfitting import (
 from heldout.measure.dynamics.size_law import SizeLaw, fit_size_law, interpolated_size
 from heldout.measure.dynamics.trajectory import DiffusionFit, WeightDistance
 from heldout.measure.graphs.clustering import ClusterProbe, probe_clustering
-from heldout.measure.graphs.graph_tasks import GRAPH_TASKS, GraphTask, GraphTasks
+from heldout.measure.graphs.graph_tasks import EMBEDDING_SCALINGS, GRAPH_TASKS, EmbeddingScaling, GraphTask, GraphTasks
 from heldout.measure.graphs.link_prediction import LinkProbe, probe_link_prediction
 from heldout.measure.graphs.node_classification import NodeProbe, probe_node_classification
 from heldout.measure.in_context.predictors import (
@@ -217,6 +217,7 @@ from heldout.measure.texts.skill_mix import (
 generalization_difficulty = classification_difficulty  # under the name of the paper
 
 __all__ = [
+    "EMBEDDING_SCALINGS",
     "GRADE_SKILL_TEXT",
     "GRAPH_TASKS",
     "RASP_PROGRAMS",
@@ -245,6 +246,7 @@ __all__ = [
     "Dimension",
     "DirichletPredictor",
     "DiscreteMMSE",
+    "EmbeddingScaling",
     "EntityProbe",
     "ErrorLaw",
     "ForgetClusters",

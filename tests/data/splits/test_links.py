@@ -104,3 +104,37 @@ def test_nodes_without_edges_count():
 def test_bad_input_is_refused(edges, options, says):
     with pytest.raises(ValueError, match=says):
         split_links(edges, **options)
+
+
+def test_each_end_of_a_held_out_edge_keeps_one_and_both_kinds_of_pairs_have_the_same_degrees(graph):
+    split = split_links(graph, val=0.1, test=0.2, seed=5, leave=1, negatives="degree")
+    whole = {(a, b) for a, b in pairs(graph.edge_index) if a < b}
+    assert set.union(*(pairs(part) for part in split[:3])) == whole
+    assert [part.shape[1] for part in split[:5]] == [360 - 36 - 72, 36, 72, 36, 72]
+    left = split.train.flatten().bincount(minlength=120)
+    for links, others in ((split.val, split.val_negatives), (split.test, split.test_negatives)):
+        assert (left[links] >= 1).all()
+        assert set(others.flatten().tolist()) <= set(links.flatten().tolist())
+        assert not pairs(others) & whole
+    negatives = [*split.val_negatives.T.tolist(), *split.test_negatives.T.tolist()]
+    assert len(set(map(tuple, negatives))) == len(negatives)
+    assert split.negatives == "degree"
+
+
+def test_the_degree_tells_links_from_uniform_pairs_and_not_from_alike_ones():
+    large = BlockModel(nodes=2000, classes=3, tail=2.0).sample(0)
+    for negatives, wrong in (("uniform", (0.6, 1.0)), ("degree", (0.4, 0.56))):
+        split = split_links(large, seed=1, leave=1, negatives=negatives)
+        degree = split.edge_index[0].bincount(minlength=2000).double()
+        scores = [degree[each].max(0).values for each in (split.test, split.test_negatives)]
+        larger = (scores[0][:, None] > scores[1]).double() + 0.5 * (scores[0][:, None] == scores[1]).double()
+        assert wrong[0] < larger.mean() < wrong[1]
+
+
+def test_a_star_has_no_edge_that_leaves_one_at_both_ends():
+    star = torch.tensor([[0] * 9 + list(range(1, 10)), list(range(1, 10)) + [0] * 9])
+    with pytest.raises(ValueError, match="only 0 leave 1"):
+        split_links(star, val=0.2, test=0.2, leave=1)
+    complete = torch.combinations(torch.arange(5)).T
+    with pytest.raises(ValueError, match="pairs without an edge"):
+        split_links(torch.cat([complete, complete.flip(0)], 1), val=0.2, test=0.2, negatives="degree")

@@ -35,13 +35,27 @@ def test_it_is_what_the_probes_say(world):
 
 def test_standardised_columns_have_no_scale_and_dead_ones_stay(world):
     graph, tasks = world
-    same = dataclasses.replace(tasks, standardise=True)
+    same = dataclasses.replace(tasks, scaling="columns")
     h = graph.x.clone()
     h[:, 0] = 3.0
     moved = h * torch.linspace(0.5, 40, h.shape[1]) + 7
     assert same.measure(h) == pytest.approx(same.measure(moved), abs=0.02)
     scaled = (h - h.mean(0)) / (h.var(0, correction=0) + 1e-8).sqrt()
     assert same.measure(h) == tasks.measure(scaled)
+
+
+def test_rows_have_length_one_and_nodes_of_zeros_stay(world):
+    graph, tasks = world
+    h = graph.x.clone()
+    h[3] = 0
+    h[5] *= 1e6  # one far outside is no cluster of its own
+    unit = torch.nn.functional.normalize(h, dim=1)
+    assert dataclasses.replace(tasks, scaling="rows").measure(h) == tasks.measure(unit)
+    both = (h - h.mean(0)) / (h.var(0, correction=0) + 1e-8).sqrt()
+    wanted = tasks.measure(torch.nn.functional.normalize(both, dim=1))
+    assert dataclasses.replace(tasks, scaling="both").measure(h) == wanted
+    with pytest.raises(ValueError, match="scaling"):
+        dataclasses.replace(tasks, scaling="all")
 
 
 def test_tasks_can_be_asked_for_alone_and_are_known_by_what_is_given(world):

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from heldout.errors import check_at_least, check_fraction, check_has, check_labels, check_one_of, checked
 
+Negatives = Literal["uniform", "degree"]
+
 
 class LinkSplit(NamedTuple):
     """Undirected edges by part, each once, and as many pairs of nodes without an edge.
@@ -21,6 +23,7 @@ class LinkSplit(NamedTuple):
         val_negatives, test_negatives: pairs that are no edges of any part, as many as edges, each once.
         edge_index: what an encoder may be given, int64 ``(2, edges)``, both directions of each edge, sorted.
         num_nodes: of the graph.
+        negatives: how pairs without an edge were drawn, and are drawn to train a decoder.
 
     Example:
         >>> split = split_links(torch.tensor([[0, 1, 1, 2, 2, 3], [1, 0, 2, 1, 3, 2]]), val=0.34, test=0.34)
@@ -35,15 +38,27 @@ class LinkSplit(NamedTuple):
     test_negatives: Tensor
     edge_index: Tensor
     num_nodes: int
+    negatives: Negatives = "uniform"
 
 
 @checked
 def split_links(
-    data: Any, val: float = 0.05, test: float = 0.1, seed: int = 0, *, encode_with: Literal["train", "all"] = "train"
+    data: Any,
+    val: float = 0.05,
+    test: float = 0.1,
+    seed: int = 0,
+    *,
+    encode_with: Literal["train", "all"] = "train",
+    leave: int = 0,
+    negatives: Negatives = "uniform",
 ) -> LinkSplit:
     """Returns a random split of the undirected edges of a graph.
 
     Self-loops and copies of an edge are left out. Of n edges ``round(val * n)`` and ``round(test * n)`` are held out.
+
+    Where degrees differ, links between nodes of many are likelier than random pairs, and a node that is left without
+    an edge gives away that one was held out: the degree alone can then tell links (in a tree of WordNet's nouns with an
+    area under the ROC curve of 0.84). ``leave=1`` and ``negatives="degree"`` keep that out.
 
     Args:
         data: a graph with ``edge_index`` and ``num_nodes``, such as ``torch_geometric.data.Data``, or its
@@ -52,10 +67,13 @@ def split_links(
         seed: of the draw.
         encode_with: "train" for an ``edge_index`` of training edges alone; "all" for one that holds what is predicted,
             as the official evaluation has it: scores are then not those of unseen links.
+        leave: edges that stay at each end of a held-out one, among those to train on.
+        negatives: "uniform" for pairs of any two nodes, as published; "degree" for two random ends of held-out edges
+            of the same part, so that both kinds of pairs have the same degrees.
 
     Raises:
-        ValueError: no edges, a directed graph, nodes that are not there, shares out of range or of no edge, or more
-            negatives than there are pairs without an edge.
+        ValueError: no edges, a directed graph, nodes that are not there, shares out of range or of no edge, fewer
+            edges than asked for that can be held out, or too few pairs without an edge.
 
     Source: arXiv:2406.08310; official code. deviation: it encodes with all edges.
 
@@ -67,7 +85,9 @@ def split_links(
     """
     check_fraction(val=val, test=test)
     check_at_least(0, seed=seed)
+    check_at_least(0, leave=leave)
     check_one_of(("train", "all"), encode_with=encode_with)
+    check_one_of(("uniform", "degree"), negatives=negatives)
     if isinstance(data, Tensor):
         edges = data
         nodes = int(edges.max()) + 1 if edges.numel() else 0
@@ -92,12 +112,18 @@ def split_links(
         )
     generator = torch.Generator().manual_seed(seed)
     codes = codes[torch.randperm(len(codes), generator=generator)]
-    absent = _absent(codes, nodes, sum(sizes), generator)
+    held = sum(sizes)
+    if leave:
+        codes = _that_leave(codes, nodes, held, leave)
+    if negatives == "uniform":
+        absent = _absent(codes, nodes, held, generator)
+    else:
+        first = _absent_alike(codes, codes[: sizes[0]], nodes, generator, codes.new_zeros(0))
+        absent = torch.cat([first, _absent_alike(codes, codes[sizes[0] : held], nodes, generator, first)])
 
     def pairs(found: Tensor) -> Tensor:
         return torch.stack([found // nodes, found % nodes]).to(edges.device)
 
-    held = sum(sizes)
     train = pairs(codes[held:].sort().values)
     shown = train if encode_with == "train" else pairs(codes.sort().values)
     both = torch.cat([shown, shown.flip(0)], 1)
@@ -109,6 +135,37 @@ def split_links(
         pairs(absent[sizes[0] :]),
         both[:, (both[0] * nodes + both[1]).argsort()],
         nodes,
+        negatives,
+    )
+
+
+def _that_leave(codes: Tensor, nodes: int, wanted: int, leave: int) -> Tensor:
+    """The edges in another order, the first of which can be held out."""
+    ends = torch.stack([codes // nodes, codes % nodes])
+    degree = ends.flatten().bincount(minlength=nodes).tolist()
+    first, others = list[int](), list[int]()
+    for at, (a, b) in enumerate(ends.T.tolist()):
+        if len(first) < wanted and degree[a] > leave and degree[b] > leave:
+            first.append(at)
+            degree[a], degree[b] = degree[a] - 1, degree[b] - 1
+        else:
+            others.append(at)
+    if len(first) < wanted:
+        raise ValueError(f"val and test hold out {wanted} edges, and only {len(first)} leave {leave} at both ends")
+    return codes[first + others]
+
+
+def _absent_alike(edges: Tensor, held: Tensor, nodes: int, generator: torch.Generator, taken: Tensor) -> Tensor:
+    """As many codes of pairs without an edge as there are in ``held``, of its ends, none of which is taken."""
+    ends, refused, found = torch.cat([held // nodes, held % nodes]), torch.cat([edges, taken]), held.new_zeros(0)
+    for _ in range(200):
+        drawn = ends[torch.randint(len(ends), (2, 2 * len(held)), generator=generator)].sort(0).values
+        codes = (drawn[0] * nodes + drawn[1])[drawn[0] < drawn[1]]
+        found = _first_ones(torch.cat([found, codes[~torch.isin(codes, refused)]]))[: len(held)]
+        if len(found) == len(held):
+            return found
+    raise ValueError(
+        f"val and test hold out edges whose ends have only {len(found)} of {len(held)} pairs without an edge"
     )
 
 
@@ -126,8 +183,12 @@ def _absent(edges: Tensor, nodes: int, wanted: int, generator: torch.Generator) 
     while len(found) < wanted:
         ends = torch.randint(nodes, (2, 2 * wanted), generator=generator).sort(0).values
         drawn = (ends[0] * nodes + ends[1])[ends[0] < ends[1]]
-        drawn = torch.cat([found, drawn[~torch.isin(drawn, edges)]])
-        values, place = drawn.unique(return_inverse=True)
-        first = torch.full_like(values, len(drawn)).scatter_reduce_(0, place, torch.arange(len(drawn)), "amin")
-        found = drawn[first.sort().values][:wanted]
+        found = _first_ones(torch.cat([found, drawn[~torch.isin(drawn, edges)]]))[:wanted]
     return found
+
+
+def _first_ones(codes: Tensor) -> Tensor:
+    """Each code once, in the order of first occurrence."""
+    values, place = codes.unique(return_inverse=True)
+    first = torch.full_like(values, len(codes)).scatter_reduce_(0, place, torch.arange(len(codes)), "amin")
+    return codes[first.sort().values]

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from heldout.data import LinkSplit
@@ -28,6 +29,8 @@ from heldout.measure.graphs.link_prediction import probe_link_prediction
 from heldout.measure.graphs.node_classification import probe_node_classification
 
 GraphTask = Literal["classification", "link", "clustering"]
+EmbeddingScaling = Literal["none", "columns", "rows", "both"]
+EMBEDDING_SCALINGS = ("none", "columns", "rows", "both")
 GRAPH_TASKS: dict[GraphTask, str] = {"classification": "accuracy", "link": "auc", "clustering": "nmi"}
 """The tasks, and the metric that each is judged by."""
 
@@ -44,8 +47,9 @@ class GraphTasks:
         link_width: of the decoder.
         decoder: "mlp" or "dot", as for ``probe_link_prediction``.
         restarts: of k-means.
-        standardise: whether each column of the embeddings is given mean 0 and variance 1 first, so that their scale
-            does not count; the source takes them as they are.
+        scaling: what is done to the embeddings first: "columns" gives each mean 0 and variance 1, so that their scale
+            does not count; "rows" gives each node length 1, so that nodes without neighbours, which some objectives
+            lay far outside, are no clusters of their own; "both", in this order; "none" as the source has it.
 
     Raises:
         ValueError: there is nothing to measure, masks without classes, or options below 1.
@@ -67,7 +71,7 @@ class GraphTasks:
     link_width: int = 256
     decoder: Literal["mlp", "dot"] = "mlp"
     restarts: int = 10
-    standardise: bool = False
+    scaling: EmbeddingScaling = "none"
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -78,6 +82,7 @@ class GraphTasks:
             link_width=self.link_width,
             restarts=self.restarts,
         )
+        check_one_of(EMBEDDING_SCALINGS, scaling=self.scaling)
         check_length(3, masks=self.masks)
         check_labels(y=self.y)
         if self.y is None and self.split is None:
@@ -111,10 +116,13 @@ class GraphTasks:
         check_nonempty(tasks=asked)
         for task in asked:
             check_one_of(self.known, tasks=task)
-        if self.standardise:
+        if self.scaling != "none":
             check_dimensions(2, h=h)
             check_finite(h=h)
+        if self.scaling in ("columns", "both"):
             h = (h - h.mean(0)) / (h.var(0, correction=0) + 1e-8).sqrt()
+        if self.scaling in ("rows", "both"):
+            h = F.normalize(h, dim=1)
         found: dict[str, float] = {}
         if "classification" in asked:
             assert self.y is not None

@@ -61,8 +61,9 @@ def probe_link_prediction(
     """Returns how well a decoder of ``h_u * h_v`` tells held-out links from as many pairs without one.
 
     The decoder has two layers, and is trained by Adam on the training edges and as many random pairs, drawn anew for
-    each batch; gradients are clipped at a norm of 1. "dot" sums ``h_u * h_v`` and trains nothing. What ``h`` was made
-    with is the caller's: an encoder that saw ``split.edge_index`` alone knows no held-out link.
+    each batch, of any nodes or of ends of training edges as the split's ``negatives`` say; gradients are clipped at a
+    norm of 1. "dot" sums ``h_u * h_v`` and trains nothing. What ``h`` was made with is the caller's: an encoder that
+    saw ``split.edge_index`` alone knows no held-out link.
 
     Args:
         h: embeddings, ``(nodes, dim)``, made by whatever model, taken as they are.
@@ -113,7 +114,8 @@ def probe_link_prediction(
         for epoch in range(1, epochs + 1):
             order = torch.randperm(train.shape[1], generator=generator, device=x.device)
             for rows in order.split(batch_size):
-                pairs = _random_pairs(len(rows), len(x), generator)
+                alike = train.flatten() if split.negatives == "degree" else None
+                pairs = _random_pairs(len(rows), len(x), generator, alike)
                 inputs = torch.cat([_products(x, train[:, rows]), _products(x, pairs)])
                 wanted = torch.cat([torch.ones_like(rows), torch.zeros_like(rows)]).float()
                 optimizer.zero_grad()
@@ -133,8 +135,10 @@ def _products(x: Tensor, pairs: Tensor) -> Tensor:
     return x[first] * x[second]
 
 
-def _random_pairs(count: int, nodes: int, generator: torch.Generator) -> Tensor:
-    """Pairs of different nodes; few of many are links."""
+def _random_pairs(count: int, nodes: int, generator: torch.Generator, ends: Tensor | None = None) -> Tensor:
+    """Pairs of different nodes, or of random ends; few of many are links."""
+    if ends is not None:
+        return ends[torch.randint(len(ends), (2, count), generator=generator, device=generator.device)]
     first = torch.randint(nodes, (count,), generator=generator, device=generator.device)
     step = torch.randint(1, max(nodes, 2), (count,), generator=generator, device=generator.device)
     return torch.stack([first, (first + step) % nodes])
