@@ -1,7 +1,7 @@
 """A connected region of WordNet's nouns as a graph: kinds and what they are kinds of, words of glosses, and fields.
 
-The class of a noun is the lexicographers' file that it was written in (animals, artefacts, foods ...), which neither
-its gloss nor its links name.
+The class of a noun is the lexicographers' file that it was written in (animals, artefacts, foods ...), which its links
+do not name; the gloss of one noun in nine holds the word, mostly of times, relations and quantities.
 """
 
 from __future__ import annotations

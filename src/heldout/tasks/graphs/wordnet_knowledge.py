@@ -1,6 +1,6 @@
 """A connected region of WordNet's nouns as a knowledge graph: four relations, and glosses as descriptions.
 
-The class of a noun is the lexicographers' file that it was written in, which its gloss does not name.
+The class of a noun is the lexicographers' file that it was written in, which the gloss of one noun in nine names.
 """
 
 from __future__ import annotations
