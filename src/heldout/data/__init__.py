@@ -4,7 +4,7 @@ from heldout.data.balancing import balanced_sampling, class_counts, why_balanced
 from heldout.data.choice_targets import randomize_targets
 from heldout.data.graphs.corruptions import in_batch_corruptions
 from heldout.data.graphs.edge_pruning import edge_degree_scores, kept_edges, prune_edges
-from heldout.data.graphs.training_edges import drop_edge, teddy
+from heldout.data.graphs.training_edges import drop_edge, edge_pairs, random_edges, teddy
 from heldout.data.image_mixing import CutMix, Mixing, MixingChoice, Mixup, blend_targets, derangement
 from heldout.data.indexed import IndexedDataset
 from heldout.data.instructions import DEFINITION, FULL, NO_INSTRUCTION, PROMPT, encode_instruction
@@ -164,6 +164,7 @@ __all__ = [
     "drop_edge",
     "early_output_clusters",
     "edge_degree_scores",
+    "edge_pairs",
     "emphasised_instruction",
     "encode_instruction",
     "expand_primitives",
@@ -191,6 +192,7 @@ __all__ = [
     "primitive_split",
     "prototype_difficulty",
     "prune_edges",
+    "random_edges",
     "randomize_targets",
     "randomize_verbalizers",
     "related_sets",

@@ -60,6 +60,7 @@ from heldout.nn.graphs.graph_readout import GraphReadout
 from heldout.nn.graphs.graph_spec import GraphEdge, GraphSpec
 from heldout.nn.graphs.node_classifier import NODE_ENCODERS, NodeClassifier, NodeEncoder
 from heldout.nn.graphs.program_grammar import FoundGraph, Grammar, enumerate_programs
+from heldout.nn.graphs.virtual_node import VirtualNode, add_virtual_node, virtual_node
 from heldout.nn.heads import DomainHeads, MultiHead
 from heldout.nn.knn_memory import KNNMemory
 from heldout.nn.knowledge.entity_encoders import (
@@ -216,9 +217,11 @@ __all__ = [
     "TextEntityEncoder",
     "TokenSumMLP",
     "TwoLayerReLU",
+    "VirtualNode",
     "VisionTransformer",
     "Zero",
     "add_temporal",
+    "add_virtual_node",
     "architecture_entropy",
     "architecture_parameters",
     "build_from_genotype",
@@ -274,5 +277,6 @@ __all__ = [
     "takes_positions",
     "tiny_vit",
     "to_peft",
+    "virtual_node",
     "why_no_head",
 ]

@@ -15,6 +15,7 @@ from heldout.nn.ghost_batch_norm import (
     GhostBatchNorm3d,
     convert_ghost_batchnorm,
 )
+from heldout.nn.graphs.virtual_node import PART, VirtualNode, add_virtual_node
 from heldout.nn.heads import MultiHead
 
 Structure = Mapping[str, tuple[str, Any] | list[Any]]
@@ -27,7 +28,7 @@ def structure_of(module: nn.Module) -> dict[str, list[Any]]:
     """Returns ``[class name, settings]`` of every part of a module by its name, as JSON takes it.
 
     Settings are told of the parts that heldout's own Methods put in: ``nn.Linear``, ``nn.Identity``, ``AnytimeMLP``,
-    ghost batch norm and ``MultiHead``; they are None for all others.
+    ghost batch norm, ``MultiHead`` and ``VirtualNode``; they are None for all others.
 
     Example:
         >>> structure_of(nn.Sequential(nn.Linear(2, 3, bias=False), nn.ReLU()))["0"]
@@ -57,6 +58,9 @@ def rebuilt(module: nn.Module, structure: Structure) -> nn.Module:
         module = MultiHead(module, **settings)
     for name, (kind, settings) in structure.items():
         part = _part(module, name)
+        if part is None and kind == VirtualNode.__qualname__ and name == PART:
+            module = add_virtual_node(module, VirtualNode(**settings))
+            continue
         if part is None or kind not in _BUILDERS or [type(part).__qualname__, _settings(part)] == [kind, settings]:
             continue
         new = _BUILDERS[kind](part, settings)
@@ -93,6 +97,8 @@ def _settings(part: nn.Module) -> dict[str, Any] | None:
             "units_per_group": part.units_per_group,
             "activation": part.activation,
         }
+    if type(part) is VirtualNode:
+        return {"features": part.features}
     if isinstance(part, _GHOSTS):
         return {"ghost_size": part.ghost_size}
     if type(part) is MultiHead and all(type(head) is nn.Linear for head in part.heads.heads):

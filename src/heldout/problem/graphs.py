@@ -221,10 +221,12 @@ def _put_together(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
         whole = _one_graph(kwargs)
     else:
         return None
+    module.__dict__["_heldout_batch"] = whole["batch"]  # for hooks that need it where the model does not
     return _arguments(module, whole)
 
 
 def _pick_nodes(module: nn.Module, args: Any, output: Any) -> Tensor | None:
+    module.__dict__.pop("_heldout_batch", None)
     picked = module.__dict__.pop("_heldout_picked", None)
     return None if picked is None else forward(lambda: output, ())[picked]
 

@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from heldout.train.boosting.network import boost_head, boosted_network, gb_nn
     from heldout.train.engines.lightning import LightningMethod
     from heldout.train.engines.transformers import MethodTrainer
+    from heldout.train.graphs.environments import EdgeEditors, eerm
     from heldout.train.graphs.graph_tickets import graph_ticket
     from heldout.train.graphs.link_prediction import embed_entities, fit_link_predictor
     from heldout.train.graphs.sparse_gnn import SparseResult, accuracy_on, train_sparse_gnn
@@ -115,6 +116,7 @@ __all__ = [
     "CrossFit",
     "DeductionAbduction",
     "DifferentiableSearch",
+    "EdgeEditors",
     "EmbeddingReplacement",
     "Environment",
     "Episode",
@@ -191,6 +193,7 @@ __all__ = [
     "diversify",
     "dpo",
     "draw_program",
+    "eerm",
     "effective_sample_size",
     "embed_entities",
     "embed_images",
@@ -271,6 +274,8 @@ _LATER = {
     "RetrievalAugmentedTraining": "heldout.train.retrieval.retrieval_training",
     "embed_entities": "heldout.train.graphs.link_prediction",
     "fit_link_predictor": "heldout.train.graphs.link_prediction",
+    "EdgeEditors": "heldout.train.graphs.environments",
+    "eerm": "heldout.train.graphs.environments",
     "graph_ticket": "heldout.train.graphs.graph_tickets",
     "SparseResult": "heldout.train.graphs.sparse_gnn",
     "accuracy_on": "heldout.train.graphs.sparse_gnn",

@@ -5,6 +5,7 @@ Sources: arXiv:2402.01261 (Seo, Yun and Yang, ICLR 2024); arXiv:1907.10903 (Rong
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -12,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from heldout.data.graphs.edge_pruning import edge_degree_scores, kept_edges
-from heldout.errors import checked
+from heldout.data.graphs.edge_pruning import _groups, edge_degree_scores, kept_edges
+from heldout.errors import check_at_least, check_labels, checked
 from heldout.method import Method, Run, Splits
 
 _OF_EDGES = ("edge_weight", "edge_attr")
@@ -41,16 +42,12 @@ def teddy(sparsity: float = 0.2) -> Method:
     """
     _check(sparsity)
 
-    def choose(run: Run, edges: Tensor) -> Tensor:
-        known = run.state.setdefault("teddy edges", [])  # graphs, and which edges of them stay
-        for seen, keep in known:
-            if seen is edges:
-                return cast(Tensor, keep)
+    def kept(run: Run, edges: Tensor) -> Tensor:
         both = _undirected(edges)
-        keep = kept_edges(edges, sparsity, edge_degree_scores(edges, undirected=both), both, seed=run.seed)
-        known.append((edges, keep))
-        del known[:-4]
-        return keep
+        return kept_edges(edges, sparsity, edge_degree_scores(edges, undirected=both), both, seed=run.seed)
+
+    def choose(run: Run, edges: Tensor) -> Tensor:
+        return cast(Tensor, _once(run, "teddy edges", edges, lambda: kept(run, edges)))
 
     return _training_on("teddy", choose)
 
@@ -76,10 +73,68 @@ def drop_edge(sparsity: float = 0.2) -> Method:
     _check(sparsity)
 
     def choose(run: Run, edges: Tensor) -> Tensor:
-        drawn = int(torch.randint(2**31, (), generator=run.generator))
-        return kept_edges(edges, sparsity, torch.zeros_like(edges[0]), _undirected(edges), seed=drawn)
+        pairs, count = _once(run, "drop_edge pairs", edges, lambda: edge_pairs(edges))
+        return random_edges(pairs, count, sparsity, run.generator)
 
     return _training_on("drop_edge", choose)
+
+
+@checked
+def edge_pairs(edge_index: Tensor) -> tuple[Tensor, int]:
+    """Returns which pair of nodes each edge belongs to, and how many pairs there are, for ``random_edges``.
+
+    Both directions and all copies of an edge are one pair where each edge has both; otherwise each edge is one. A
+    self-loop is none: -1.
+
+    Args:
+        edge_index: int64 ``(2, edges)``.
+
+    Example:
+        >>> edge_pairs(torch.tensor([[0, 1, 1, 2, 2], [1, 0, 2, 1, 2]]))
+        (tensor([ 0,  0,  1,  1, -1]), 2)
+    """
+    nodes = int(edge_index.max()) + 1 if edge_index.numel() else 0
+    proper = edge_index[0] != edge_index[1]
+    groups, count = _groups(edge_index[:, proper], nodes, _undirected(edge_index))
+    return groups.new_full((edge_index.shape[1],), -1).masked_scatter_(proper, groups), count
+
+
+@checked
+def random_edges(pairs: Tensor, count: int, sparsity: float, generator: torch.Generator | None = None) -> Tensor:
+    """Returns which edges stay when ``floor(sparsity * count)`` random pairs go, bool ``(edges,)``.
+
+    Args:
+        pairs: int64 ``(edges,)``, the pair of each edge from 0, or -1 for those that stay, of ``edge_pairs``.
+        count: of pairs.
+        sparsity: share to remove, in [0, 1).
+        generator: of the draw, on the CPU.
+
+    Raises:
+        ValueError: numbers out of range.
+
+    Example:
+        >>> random_edges(torch.tensor([0, 0, 1, 1, -1]), 2, 0.5).sum()
+        tensor(3)
+    """
+    if not 0 <= sparsity < 1:
+        raise ValueError(f"sparsity, the share of edges to remove, must lie in [0, 1), got {sparsity}")
+    check_at_least(0, count=count)
+    check_labels(count + 1, pairs=pairs + 1)
+    stays = torch.ones(count + 1, dtype=torch.bool)  # the last is that of self-loops
+    stays[torch.randperm(count, generator=generator)[: math.floor(sparsity * count + 1e-9)]] = False
+    return stays.to(pairs.device)[pairs]
+
+
+def _once(run: Run, name: str, edges: Tensor, made: Callable[[], Any]) -> Any:
+    """What was made of the same edges before, of a few that were seen last."""
+    known = run.state.setdefault(name, [])
+    for seen, value in known:
+        if seen is edges:
+            return value
+    value = made()
+    known.append((edges, value))
+    del known[:-4]
+    return value
 
 
 def _check(sparsity: float) -> None:
