@@ -4,7 +4,7 @@ from torch import nn
 from torch_geometric.data import Batch, Data
 
 from heldout.measure import ArchitecturePredictor, regression_head, standardised
-from heldout.nn import CGEncoder, FuzzyHeads, computation_graph, shape_maxima
+from heldout.nn import CGEncoder, FuzzyCMeans, FuzzyHeads, computation_graph, shape_maxima
 
 
 def path(n, op=2):
@@ -97,6 +97,38 @@ def test_models_are_traced_and_rank_as_their_graphs():
     encoder = CGEncoder(layers=1, maxima=shape_maxima(graphs))
     fitted = ArchitecturePredictor(encoder, regression_head(32), example_input=x).fit(models, [1, 2, 3], epochs=1)
     assert torch.equal(fitted.predict(models), fitted.predict(graphs))
+
+
+def test_fitting_does_not_see_how_good_a_family_is():
+    family = ["a", "b"] * 8
+    shifted = [value * 3 + 50 if name == "b" else value for value, name in zip(VALUES, family, strict=True)]
+    first, second = (predictor().fit(GRAPHS, values, family, epochs=3).predict(GRAPHS) for values in (VALUES, shifted))
+    torch.testing.assert_close(first, second, rtol=1e-3, atol=1e-4)
+
+
+def test_heads_are_given_standardised_embeddings_and_clusters_of_them():
+    model = predictor().fit(GRAPHS, VALUES, epochs=3)
+    with torch.no_grad():
+        raw = torch.cat([model.encoder(graph) for graph in GRAPHS])
+        embeddings = (raw - raw.mean(0)) / raw.std(0, correction=0)
+        torch.testing.assert_close(model.predict(GRAPHS), model.heads(embeddings), rtol=1e-3, atol=1e-4)
+    clusters = FuzzyCMeans(3, seed=0).fit(embeddings)
+    torch.testing.assert_close(model.heads.centres, clusters.centres, rtol=1e-3, atol=1e-3)
+
+
+def test_pretraining_depends_on_temperature_and_number_of_eigenvalues():
+    encoders = [
+        predictor().pretrain(GRAPHS, epochs=2, lr=0.01, **options).encoder for options in ({}, {"tau": 1.0}, {"k": 2})
+    ]
+    assert not same(state(encoders[0]), encoders[1].state_dict())
+    assert not same(state(encoders[0]), encoders[2].state_dict())
+
+
+def test_predictions_are_without_dropout_and_leave_the_mode():
+    model = ArchitecturePredictor(CGEncoder(4, 16, 2, dropout=0.5), FuzzyHeads(16, 2)).fit(GRAPHS, VALUES, epochs=1)
+    model.encoder.train()
+    assert torch.equal(model.predict(GRAPHS), model.predict(GRAPHS))
+    assert model.encoder.training
 
 
 def test_accuracies_are_standardised_within_a_family():
