@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -166,3 +168,37 @@ def cyclic():
 def test_bad_input_is_refused_by_name(call, argument):
     with pytest.raises(ValueError, match=argument):
         call()
+
+
+def test_edges_to_nodes_that_are_not_there_and_graphs_without_nodes_are_refused():
+    fine = Data(op=torch.tensor([0, 1]), edge_index=torch.tensor([[0], [1]]))
+    astray = Data(op=torch.tensor([0, 1]), edge_index=torch.tensor([[0], [2]]))
+    none = Data(op=torch.zeros(0, dtype=torch.int64), edge_index=torch.zeros(2, 0, dtype=torch.int64))
+    predictor = ArchitecturePredictor(CGEncoder(2, 8), regression_head(8))
+    with pytest.raises(ValueError, match=r"edge_index of graphs\[1\]"):
+        predictor.fit([fine, astray], [0.0, 1.0])
+    with pytest.raises(ValueError, match="number 1 has none"):
+        predictor.fit([fine, none], [0.0, 1.0])
+
+
+def test_a_fit_end_to_end_does_not_scale_by_an_earlier_fit():
+    graphs = [Data(op=torch.tensor([0, *[2] * n, 1]), edge_index=torch.arange(n + 1) + torch.tensor([[0], [1]]))
+              for n in range(1, 5)]  # fmt: skip
+    fresh = ArchitecturePredictor(CGEncoder(3, 8), regression_head(8))
+    used = copy.deepcopy(fresh)
+    start = copy.deepcopy((used.encoder.state_dict(), used.heads.state_dict()))
+    used.fit(graphs, [1, 2, 3, 4], epochs=2)
+    used.encoder.load_state_dict(start[0])
+    used.heads.load_state_dict(start[1])
+    for each in (fresh, used):
+        each.fit(graphs, [1, 2, 3, 4], epochs=3, train_encoder=True)
+    assert torch.equal(fresh.predict(graphs), used.predict(graphs))
+
+
+def test_an_encoder_in_double_precision_is_pretrained():
+    graphs = [Data(op=torch.tensor([0, *[2] * n, 1]), edge_index=torch.arange(n + 1) + torch.tensor([[0], [1]]))
+              for n in range(1, 5)]  # fmt: skip
+    predictor = ArchitecturePredictor(CGEncoder(3, 8).double(), FuzzyHeads(8, 2).double())
+    scores = predictor.pretrain(graphs, epochs=2).fit(graphs, [1, 2, 3, 4], epochs=2).predict(graphs)
+    assert scores.dtype == torch.float64
+    assert torch.isfinite(scores).all()
