@@ -82,19 +82,19 @@ class Rates(NamedTuple):
 
 RATES = {
     "cells": {
-        "k-gnn": Rates(3e-4, tuning=3e-4, scratch=3e-4),
-        "gennape": Rates(3e-2, 1e-3, tuning=1e-3, scratch=3e-2),
-        "one head": Rates(3e-4, 1e-3),
-        "equal heads": Rates(3e-2, 1e-3),
+        "k-gnn": Rates(3e-3, tuning=3e-4, scratch=3e-4),
+        "gennape": Rates(3e-3, 3e-5, tuning=1e-3, scratch=3e-2),
+        "one head": Rates(1e-3, 3e-5),
+        "equal heads": Rates(1e-3, 3e-5),
         "random encoder": Rates(1e-3),
-        "target graphs": Rates(3e-2, 1e-3),
+        "target graphs": Rates(3e-2, 3e-5),
     },
     "graphs": {
         "k-gnn": Rates(3e-4, tuning=3e-4, scratch=3e-4),
-        "gennape": Rates(3e-3, 3e-4, tuning=1e-3, scratch=3e-3),
-        "one head": Rates(1e-3, 3e-4),
-        "equal heads": Rates(3e-3, 3e-4),
-        "random encoder": Rates(3e-4),
+        "gennape": Rates(1e-3, 1e-4, tuning=1e-3, scratch=3e-3),
+        "one head": Rates(1e-3, 3e-5),
+        "equal heads": Rates(1e-3, 1e-4),
+        "random encoder": Rates(3e-3),
     },
 }
 CONTRASTIVE = {"cells": 100, "graphs": 20}  # epochs
