@@ -24,16 +24,16 @@ number of operations; ``bag``, a ridge regression on how many there are of each 
 ones alone. ``ceiling`` ranks by two of the trainings, and is judged by the others. Gains of ``ndcg10`` are ranks. In
 the real cell no FLOPs are known: ``latency``, as measured.
 
-Settings. The search is to be finished, and this study is not to be recorded before. Rates of Adam by Spearman's
-correlation on a fifth of what is learned from, held back. Of the cells on development seeds 1000 and 1001 and an
-earlier table: 3e-4 to 3e-2 by half decades for heads, 3e-4 and 1e-3 for ``k-gnn``. Of the real cell on seed 1000: 3e-4
-to 1e-2, and for contrastive learning 3e-4 to 3e-3. Those of ``gennape`` (contrastive), ``k-gnn`` and ``random encoder``
-lie at the lower end of their grids, which are still to be extended, as are the seeds. Not searched: rates of tuning and
-of ``scratch``, of contrastive learning for the cells, all epochs.
+Settings. Rates of Adam by half decades, by Spearman's correlation on what is held back of what is learned from (thirds
+of the cells in turn; a fifth in the real cell), mean of development seeds 1000 and 1001, the best inside the grid but
+for those of fuzzy heads, where nothing differs by more than 0.02: of contrastive learning from 1e-5 to 1e-2, and of
+fits from 1e-4 to 1e-1. The best rate of contrastive learning is low, and less of it is no better. Rates of tuning and
+of ``scratch``: cells with three blocks after those with fewer were learned, seeds 1000 to 1002; in the real cell a
+third of the labelled. Epochs were not searched.
 Deviations. 20 heads (at most a third of the networks), a temperature of 0.1, tanh layers of the published k-GNN as
 encoder (the paper's is not public); 30 labelled networks, not 50, for the table has 60 of a family. Networks by the
-hundred, not 50,000, the same 110 cells with every seed, and two trainings each. No ensemble with pairwise classifiers
-and FLOPs, no search.
+hundred, not 50,000, and the same 110 cells with every seed, so that intervals are of the other networks and of training
+alone. No ensemble with pairwise classifiers and FLOPs, no search.
 """
 
 from __future__ import annotations
@@ -82,16 +82,16 @@ class Rates(NamedTuple):
 
 RATES = {
     "cells": {
-        "k-gnn": Rates(3e-3, tuning=3e-4, scratch=3e-4),
-        "gennape": Rates(3e-3, 3e-5, tuning=1e-3, scratch=3e-2),
+        "k-gnn": Rates(3e-3, tuning=1e-3, scratch=3e-4),
+        "gennape": Rates(3e-3, 3e-5, tuning=1e-3, scratch=1e-3),
         "one head": Rates(1e-3, 3e-5),
         "equal heads": Rates(1e-3, 3e-5),
         "random encoder": Rates(1e-3),
         "target graphs": Rates(3e-2, 3e-5),
     },
     "graphs": {
-        "k-gnn": Rates(3e-4, tuning=3e-4, scratch=3e-4),
-        "gennape": Rates(1e-3, 1e-4, tuning=1e-3, scratch=3e-3),
+        "k-gnn": Rates(3e-4, tuning=3e-4, scratch=1e-3),
+        "gennape": Rates(1e-3, 1e-4, tuning=3e-4, scratch=1e-4),
         "one head": Rates(1e-3, 3e-5),
         "equal heads": Rates(1e-3, 1e-4),
         "random encoder": Rates(3e-3),
@@ -388,7 +388,7 @@ study = Study(
         at_least("parameters", on="below", value=0.6, text="parameters alone order at most 40 % of the families"),
         better("gennape", than="nodes", on="spearman", margin=0.0, text="the number of operations tells less"),
     ],
-    seeds={"smoke": 1, "laptop": 8},
+    seeds={"smoke": 1, "laptop": 5},
     shared_setup=True,
     time_limit=900,
 )
