@@ -44,7 +44,7 @@ from heldout.tasks.graphs.nas_bench_graph import (
     nas_bench_graph,
     read_numbers,
 )
-from heldout.tasks.graphs.network_families import NETWORK_FAMILIES, build_network, draw_network
+from heldout.tasks.graphs.network_families import NETWORK_FAMILIES, build_network, draw_network, resize_network
 from heldout.tasks.graphs.phenotype_knowledge import PHENOTYPE_RELATIONS, phenotype_knowledge
 from heldout.tasks.graphs.syntax_graphs import SYNTAX_KINDS, syntax_graphs
 from heldout.tasks.graphs.worded_towns import TOWN_WORDS, worded_towns
@@ -608,6 +608,7 @@ __all__ = [
     "reasoning_words",
     "render_objects",
     "render_scene",
+    "resize_network",
     "restating_document",
     "restating_template",
     "retention_example",
