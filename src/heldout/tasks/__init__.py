@@ -3,6 +3,7 @@
 from heldout.tasks.algorithmic.sequence_task import SEQUENCE_TASKS, SequenceTask, TokenSamples, sequence_task
 from heldout.tasks.clinical.glaucoma import VISUAL_FIELD_POINTS, GlaucomaMaps, glaucoma_maps
 from heldout.tasks.clinical.medical_pictures import FINDINGS, IMAGING, ORGANS, MedicalPictures, medical_pictures
+from heldout.tasks.clinical.phenotypes import Phenotype, phenotypes
 from heldout.tasks.control.gridworld import GRID, MOVES, GridPolicy, grid_policy
 from heldout.tasks.grammars.composition_sets import (
     COMPOSITION_SETS,
@@ -43,7 +44,8 @@ from heldout.tasks.graphs.nas_bench_graph import (
     nas_bench_graph,
     read_numbers,
 )
-from heldout.tasks.graphs.network_families import NETWORK_FAMILIES, build_network, draw_network
+from heldout.tasks.graphs.network_families import NETWORK_FAMILIES, build_network, draw_network, resize_network
+from heldout.tasks.graphs.phenotype_knowledge import PHENOTYPE_RELATIONS, phenotype_knowledge
 from heldout.tasks.graphs.syntax_graphs import SYNTAX_KINDS, syntax_graphs
 from heldout.tasks.graphs.worded_towns import TOWN_WORDS, worded_towns
 from heldout.tasks.graphs.wordnet_graph import wordnet_graph
@@ -359,6 +361,7 @@ __all__ = [
     "OTHER_WORDED_TEMPLATES",
     "PANEL_RULES",
     "PEOPLE",
+    "PHENOTYPE_RELATIONS",
     "PLACE_NAMES",
     "POSITIVE_WORDS",
     "QUESTION_CATEGORIES",
@@ -436,6 +439,7 @@ __all__ = [
     "ObjectQuestions",
     "OpenQuestion",
     "OptionInstance",
+    "Phenotype",
     "Program",
     "QuestionFamily",
     "QuestionSet",
@@ -585,6 +589,8 @@ __all__ = [
     "padded_images",
     "paint_patches",
     "patch_colours",
+    "phenotype_knowledge",
+    "phenotypes",
     "photo_crops",
     "photographs",
     "place_questions",
@@ -602,6 +608,7 @@ __all__ = [
     "reasoning_words",
     "render_objects",
     "render_scene",
+    "resize_network",
     "restating_document",
     "restating_template",
     "retention_example",

@@ -1,10 +1,12 @@
+import copy
+
 import pytest
 import torch
 from torch import nn
 from torch_geometric.data import Batch, Data
 
 from heldout.measure import ArchitecturePredictor, regression_head, standardised
-from heldout.nn import CGEncoder, FuzzyHeads, computation_graph, shape_maxima
+from heldout.nn import CGEncoder, FuzzyCMeans, FuzzyHeads, computation_graph, shape_maxima
 
 
 def path(n, op=2):
@@ -99,6 +101,38 @@ def test_models_are_traced_and_rank_as_their_graphs():
     assert torch.equal(fitted.predict(models), fitted.predict(graphs))
 
 
+def test_fitting_does_not_see_how_good_a_family_is():
+    family = ["a", "b"] * 8
+    shifted = [value * 3 + 50 if name == "b" else value for value, name in zip(VALUES, family, strict=True)]
+    first, second = (predictor().fit(GRAPHS, values, family, epochs=3).predict(GRAPHS) for values in (VALUES, shifted))
+    torch.testing.assert_close(first, second, rtol=1e-3, atol=1e-4)
+
+
+def test_heads_are_given_standardised_embeddings_and_clusters_of_them():
+    model = predictor().fit(GRAPHS, VALUES, epochs=3)
+    with torch.no_grad():
+        raw = torch.cat([model.encoder(graph) for graph in GRAPHS])
+        embeddings = (raw - raw.mean(0)) / raw.std(0, correction=0)
+        torch.testing.assert_close(model.predict(GRAPHS), model.heads(embeddings), rtol=1e-3, atol=1e-4)
+    clusters = FuzzyCMeans(3, seed=0).fit(embeddings)
+    torch.testing.assert_close(model.heads.centres, clusters.centres, rtol=1e-3, atol=1e-3)
+
+
+def test_pretraining_depends_on_temperature_and_number_of_eigenvalues():
+    encoders = [
+        predictor().pretrain(GRAPHS, epochs=2, lr=0.01, **options).encoder for options in ({}, {"tau": 1.0}, {"k": 2})
+    ]
+    assert not same(state(encoders[0]), encoders[1].state_dict())
+    assert not same(state(encoders[0]), encoders[2].state_dict())
+
+
+def test_predictions_are_without_dropout_and_leave_the_mode():
+    model = ArchitecturePredictor(CGEncoder(4, 16, 2, dropout=0.5), FuzzyHeads(16, 2)).fit(GRAPHS, VALUES, epochs=1)
+    model.encoder.train()
+    assert torch.equal(model.predict(GRAPHS), model.predict(GRAPHS))
+    assert model.encoder.training
+
+
 def test_accuracies_are_standardised_within_a_family():
     found = standardised([0.1, 0.2, 0.3, 90, 50], ["a", "a", "a", "b", "b"])
     torch.testing.assert_close(found, torch.tensor([-1.224745, 0.0, 1.224745, 1.0, -1.0]))
@@ -134,3 +168,37 @@ def cyclic():
 def test_bad_input_is_refused_by_name(call, argument):
     with pytest.raises(ValueError, match=argument):
         call()
+
+
+def test_edges_to_nodes_that_are_not_there_and_graphs_without_nodes_are_refused():
+    fine = Data(op=torch.tensor([0, 1]), edge_index=torch.tensor([[0], [1]]))
+    astray = Data(op=torch.tensor([0, 1]), edge_index=torch.tensor([[0], [2]]))
+    none = Data(op=torch.zeros(0, dtype=torch.int64), edge_index=torch.zeros(2, 0, dtype=torch.int64))
+    predictor = ArchitecturePredictor(CGEncoder(2, 8), regression_head(8))
+    with pytest.raises(ValueError, match=r"edge_index of graphs\[1\]"):
+        predictor.fit([fine, astray], [0.0, 1.0])
+    with pytest.raises(ValueError, match="number 1 has none"):
+        predictor.fit([fine, none], [0.0, 1.0])
+
+
+def test_a_fit_end_to_end_does_not_scale_by_an_earlier_fit():
+    graphs = [Data(op=torch.tensor([0, *[2] * n, 1]), edge_index=torch.arange(n + 1) + torch.tensor([[0], [1]]))
+              for n in range(1, 5)]  # fmt: skip
+    fresh = ArchitecturePredictor(CGEncoder(3, 8), regression_head(8))
+    used = copy.deepcopy(fresh)
+    start = copy.deepcopy((used.encoder.state_dict(), used.heads.state_dict()))
+    used.fit(graphs, [1, 2, 3, 4], epochs=2)
+    used.encoder.load_state_dict(start[0])
+    used.heads.load_state_dict(start[1])
+    for each in (fresh, used):
+        each.fit(graphs, [1, 2, 3, 4], epochs=3, train_encoder=True)
+    assert torch.equal(fresh.predict(graphs), used.predict(graphs))
+
+
+def test_an_encoder_in_double_precision_is_pretrained():
+    graphs = [Data(op=torch.tensor([0, *[2] * n, 1]), edge_index=torch.arange(n + 1) + torch.tensor([[0], [1]]))
+              for n in range(1, 5)]  # fmt: skip
+    predictor = ArchitecturePredictor(CGEncoder(3, 8).double(), FuzzyHeads(8, 2).double())
+    scores = predictor.pretrain(graphs, epochs=2).fit(graphs, [1, 2, 3, 4], epochs=2).predict(graphs)
+    assert scores.dtype == torch.float64
+    assert torch.isfinite(scores).all()

@@ -165,3 +165,50 @@ def test_maxima_are_over_inputs_outputs_and_graphs():
     assert shape_maxima(graphs) == (3.0, 7.0, 9.0)
     with pytest.raises(ValueError, match="graphs"):
         shape_maxima([])
+
+
+def test_flops_of_a_transformers_layer_are_counted_though_it_has_a_fused_path():
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    tokens, products = 5, 3 * 8 * 8 + 8 * 8 + 2 * 8 * 16  # of weights, for each token
+    attention = 2 * tokens * tokens * 8
+    graph = computation_graph(layer, torch.zeros(1, tokens, 8))
+    assert graph.flops == 2 * (tokens * products + attention)
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+def test_buffers_that_forward_counts_up_stay():
+    class Counting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.map = nn.Linear(3, 2)
+            self.register_buffer("calls", torch.tensor(0))
+
+        def forward(self, x):
+            self.calls += 1
+            return self.map(x)
+
+    model = Counting()
+    computation_graph(model, torch.zeros(1, 3))
+    assert model.calls == 0
+
+
+def test_a_parametrised_layer_is_what_it_was():
+    model = nn.Sequential(torch.nn.utils.parametrizations.weight_norm(nn.Linear(3, 2)), nn.ReLU())
+    graph = computation_graph(model, torch.zeros(1, 3))
+    assert [CG_OPERATIONS[each] for each in graph.op] == ["input", "matmul", "relu", "output"]
+    assert graph.weighted.tolist() == [False, True, False, False]
+
+
+def test_a_model_whose_flops_are_not_counted_is_told():
+    class Recurrent(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lstm = nn.LSTM(3, 4, batch_first=True)
+
+        def forward(self, x):
+            return self.lstm(x)[0]
+
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        graph = computation_graph(Recurrent(), torch.zeros(1, 5, 3))
+    assert (graph.flops > 0) != any("FLOPs" in str(each.message) for each in told)

@@ -66,9 +66,10 @@ def test_fitting_is_a_matter_of_the_seed():
     assert torch.equal(FuzzyCMeans(4, seed=3).fit(x).centres, FuzzyCMeans(4, seed=3).fit(x).centres)
 
 
-def test_heads_are_networks_weighted_by_membership():
-    heads, h = FuzzyHeads(3, 4, 5), points(6)
-    u = fuzzy_membership(h, heads.centres)
+@pytest.mark.parametrize("m", [1.5, 2.0])
+def test_heads_are_networks_weighted_by_membership(m):
+    heads, h = FuzzyHeads(3, 4, 5, m=m), points(6)
+    u = fuzzy_membership(h, heads.centres, m)
     expected = [
         sum(
             u[i, c] * ((h[i] @ heads.first[c] + heads.first_bias[c]).relu() @ heads.second[c] + heads.second_bias[c])

@@ -5,15 +5,17 @@ from heldout.tasks import NETWORK_FAMILIES, MeasuredArchitectures, build_network
 
 
 @pytest.mark.parametrize("family", NETWORK_FAMILIES)
-def test_the_table_holds_networks_that_differ_and_two_accuracies_of_each(family):
+def test_the_table_holds_networks_of_one_size_that_differ_and_four_accuracies_of_each(family):
     found = measured_architectures(family)
     assert len(found.designs) == len(found.accuracies) >= 60
     assert all(design["family"] == family for design in found.designs)
     assert len({str(design) for design in found.designs}) == len(found.designs)
     torch.testing.assert_close(found.accuracies, found.by_training.mean(1))
-    assert found.by_training.shape[1] == 2
-    assert found.accuracies.std() > 0.05
-    build_network(found.designs[0])
+    assert found.by_training.shape[1] == 4
+    assert found.accuracies.std() > 0.04
+    assert all(design["norm"] for design in found.designs)
+    for design in found.designs[:10]:
+        assert sum(p.numel() for p in build_network(design).parameters()) == pytest.approx(4000, rel=0.15)
 
 
 def test_a_draw_is_part_of_the_table_and_a_matter_of_the_seed():

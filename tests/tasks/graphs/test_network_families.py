@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from heldout.nn import CG_OPERATIONS, computation_graph
-from heldout.tasks import NETWORK_FAMILIES, build_network, draw_network
+from heldout.tasks import NETWORK_FAMILIES, build_network, draw_network, resize_network
 
 
 @pytest.mark.parametrize("family", NETWORK_FAMILIES)
@@ -58,3 +58,24 @@ def test_bad_designs_are_refused_by_name():
     with pytest.raises(ValueError, match="layers"):
         build_network({"family": "chains"})
     assert isinstance(build_network(draw_network("two_path", 1)), nn.Module)
+
+
+@pytest.mark.parametrize("family", NETWORK_FAMILIES)
+def test_a_resized_network_has_about_as_many_parameters_and_is_built_alike(family):
+    near = 0
+    for seed in range(12):
+        design = draw_network(family, seed)
+        small, large = (resize_network(design, parameters) for parameters in (1500, 6000))
+        count = [sum(p.numel() for p in build_network(each).parameters()) for each in (small, large)]
+        near += abs(count[1] / 6000 - 1) < 0.15
+        assert count[0] < count[1]
+        kinds = [[type(part) for part in build_network(each).modules()] for each in (design, small, large)]
+        assert kinds[0] == kinds[1] == kinds[2]
+        assert {k: v for k, v in small.items() if k in ("norm", "activation", "links", "patch", "paths", "join")} == {
+            k: v for k, v in design.items() if k in ("norm", "activation", "links", "patch", "paths", "join")
+        }
+    assert near >= 9
+    with pytest.raises(ValueError, match="parameters"):
+        resize_network(draw_network(family, 0), 0)
+    with pytest.raises(ValueError, match="entry"):
+        resize_network({"family": family}, 100)

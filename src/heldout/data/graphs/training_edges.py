@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from heldout.data.graphs.edge_pruning import _groups, edge_degree_scores, kept_edges
+from heldout.data.graphs.edge_pruning import edge_degree_scores, kept_edges
 from heldout.errors import check_at_least, check_labels, checked
 from heldout.method import Method, Run, Splits
 
@@ -93,9 +93,15 @@ def edge_pairs(edge_index: Tensor) -> tuple[Tensor, int]:
         >>> edge_pairs(torch.tensor([[0, 1, 1, 2, 2], [1, 0, 2, 1, 2]]))
         (tensor([ 0,  0,  1,  1, -1]), 2)
     """
-    nodes = int(edge_index.max()) + 1 if edge_index.numel() else 0
     proper = edge_index[0] != edge_index[1]
-    groups, count = _groups(edge_index[:, proper], nodes, _undirected(edge_index))
+    ends = edge_index[:, proper]
+    if ends.numel() and _undirected(edge_index):
+        ends = ends.sort(0).values
+        found, groups = (ends[0] * (int(edge_index.max()) + 1) + ends[1]).unique(return_inverse=True)
+        count = len(found)
+    else:
+        count = ends.shape[1]
+        groups = torch.arange(count, device=edge_index.device)
     return groups.new_full((edge_index.shape[1],), -1).masked_scatter_(proper, groups), count
 
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from heldout.errors import (
     check_at_least,
     check_finite,
+    check_labels,
     check_nonempty,
     check_positive,
     check_same_length,
@@ -117,12 +118,13 @@ class ArchitecturePredictor:
         generator = torch.Generator().manual_seed(self.seed)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            projection = nn.Linear(self.encoder.width, self.encoder.width).to(self._place)
+            width, like = self.encoder.width, next(self.encoder.parameters())
+            projection = nn.Linear(width, width).to(like)
             optimizer = torch.optim.Adam([*self.encoder.parameters(), *projection.parameters()], lr=lr, fused=True)
             self.encoder.train()
             for rows in _batches(len(graphs), batch_size, epochs, generator, least=2):
                 embeddings = self.encoder(stack.take(rows).to(self._place))
-                loss = spectral_contrastive(projection(embeddings), spectra[rows].to(self._place), tau)
+                loss = spectral_contrastive(projection(embeddings), spectra[rows].to(like), tau)
                 _step(loss, optimizer)
         self.encoder.eval()
         return self
@@ -168,6 +170,7 @@ class ArchitecturePredictor:
         targets = standardised(accuracies, family)
         check_same_length(graphs=graphs, accuracies=targets)
         embeddings = self._embeddings(stack)
+        self._centre, self._scale = torch.zeros(self.encoder.width), torch.ones(self.encoder.width)
         if not train_encoder:
             self._centre = embeddings.mean(0)
             self._scale = embeddings.std(0, correction=0).clamp(min=1e-6)
@@ -282,6 +285,9 @@ class ArchitecturePredictor:
                 graph = computation_graph(graph, self.example_input)
             if not hasattr(graph, "op") or not hasattr(graph, "edge_index"):
                 raise TypeError(f"graphs must have op and edge_index, got {type(graph).__name__} at {number}")
+            if not len(graph.op):
+                raise ValueError(f"graphs must have nodes, and number {number} has none")
+            check_labels(len(graph.op), **{f"edge_index of graphs[{number}]": graph.edge_index})
             _check_acyclic(graph, number)
             found.append(graph)
         return found

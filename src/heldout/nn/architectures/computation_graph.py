@@ -9,7 +9,8 @@ import inspect
 import math
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -83,15 +84,17 @@ def computation_graph(model: nn.Module, example_input: Any) -> Any:
 
     - ``op`` int64 ``(nodes,)``: positions in ``CG_OPERATIONS``.
     - ``shape`` float32 ``(nodes, 6)``: height, width and channels of the first input and of the output. Tokens
-      ``(batch, tokens, channels)`` have their number as height; vectors have height and width 1.
+      ``(batch, tokens, channels)`` have their number as height, and what has three axes counts as tokens; vectors have
+      height and width 1.
     - ``weighted`` bool ``(nodes,)``: convolutions, and products with a weight.
     - ``kernel`` int64 ``(nodes, 2)``: a weighted node's height and width of kernel less 1, at most 7; others 0.
     - ``bias`` int64 ``(nodes,)``: 1 where a weighted node has a bias.
     - ``edge_index`` int64 ``(2, edges)``: the flow of data.
-    - ``flops`` (of one example, multiplications and additions), ``parameters``: numbers of the whole model.
+    - ``flops`` (of one example, multiplications and additions), ``parameters``: numbers of the whole model; a warning
+      tells where torch counts none.
 
     Args:
-        model: is not changed; stays in its mode.
+        model: is not changed, buffers that its ``forward`` counts up included; stays in its mode.
         example_input: a tensor or a tuple of them, with the batch in front. Another resolution gives other shapes, and
             so another prediction.
 
@@ -119,8 +122,10 @@ def computation_graph(model: nn.Module, example_input: Any) -> Any:
     for each in inputs:
         check_nonempty(example_input=each)
         check_finite(example_input=each)
-    with evaluating(model), torch.no_grad():
+    with evaluating(model), torch.no_grad(), _same_buffers(model):
         steps, unknown, flops = _traced(model, inputs)
+    if not flops and any(parameter.ndim > 1 for parameter in model.parameters()):
+        warnings.warn("torch counts no FLOPs of this model: flops is 0", stacklevel=3)
     if unknown:
         warnings.warn(f"outside of the vocabulary: {', '.join(sorted(unknown))}", stacklevel=3)
     nodes = _contracted(steps)
@@ -164,10 +169,16 @@ def shape_maxima(graphs: Sequence[Any]) -> tuple[float, float, float]:
 
 def _traced(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[list[_Step], set[str], float]:
     """Steps, names of unknown operations, and FLOPs of the whole batch."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
-    with FlopCounterMode(display=False) as counter:
-        model(*inputs)  # what fails here is the model's own error, and a bad example
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # fused operators, of a layer or attention, count as nothing
+    try:
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            model(*inputs)  # what fails here is the model's own error, and a bad example
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
     flops = float(counter.get_total_flops())
     try:
         return *_by_fx(model, inputs), flops
@@ -179,6 +190,16 @@ def _traced(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[list[_Step], 
     except Exception as error:
         told = " ".join(str(error).split())[:300]
         raise ValueError(f"model cannot be traced, by torch.fx ({first}) nor by torch.export ({told})") from None
+
+
+@contextmanager
+def _same_buffers(model: nn.Module) -> Iterator[None]:
+    before = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    try:
+        yield
+    finally:
+        for buffer, value in before:
+            buffer.copy_(value)
 
 
 class _Shapes(fx.Interpreter):
@@ -258,7 +279,8 @@ def _by_export(exported: Any) -> tuple[list[_Step], set[str]]:
 
 
 def _module_step(module: nn.Module, sources: tuple[int, ...], out: tuple[int, ...]) -> _Step:
-    word = _plain(type(module).__name__)
+    words = [_plain(kind.__name__) for kind in type(module).__mro__]  # a parametrised Linear is one
+    word = next((each for each in words if each in _OPERATION), words[0])
     if word in _BOOKKEEPING:
         return _Step(None, sources, out)
     step = _Step(_OPERATION.get(word, "oov"), sources, out)

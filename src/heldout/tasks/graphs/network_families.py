@@ -77,6 +77,54 @@ def build_network(design: dict[str, Any]) -> nn.Module:
         raise ValueError(f"design of the family {family} must have the entry {error}") from None
 
 
+@checked
+def resize_network(design: dict[str, Any], parameters: int) -> dict[str, Any]:
+    """Returns a design with all widths scaled by one factor, so that it has about a given number of parameters.
+
+    What is left to differ among networks of one size is how they are built. Widths are whole numbers of 2 at least:
+    how near the number is depends on the design.
+
+    Args:
+        design: of ``draw_network``; it stays as it is.
+        parameters: to come near to.
+
+    Raises:
+        ValueError: fewer than 1 parameter, or what ``build_network`` refuses.
+
+    Example:
+        >>> small = resize_network(draw_network("chains", 1), 2000)
+        >>> sum(p.numel() for p in build_network(small).parameters())
+        2005
+    """
+    check_at_least(1, parameters=parameters)
+    build_network(design)
+
+    def size(factor: float) -> int:
+        return sum(p.numel() for p in build_network(_scaled(design, factor)).parameters())
+
+    low, high = 0.05, 1.0
+    while size(high) < parameters:
+        low, high = high, 2 * high
+    for _ in range(20):
+        middle = (low * high) ** 0.5
+        low, high = (middle, high) if size(middle) < parameters else (low, middle)
+    return _scaled(design, min((low, high), key=lambda factor: abs(size(factor) - parameters)))
+
+
+def _scaled(design: dict[str, Any], factor: float) -> dict[str, Any]:
+    def wide(width: int) -> int:
+        return max(2, round(width * factor))
+
+    scaled = {name: wide(design[name]) for name in ("width", "tokens", "hidden") if name in design}
+    if design.get("family") == "chains":
+        scaled["layers"] = [[wide(width), *rest] for width, *rest in design["layers"]]
+    if design.get("family") == "separable":
+        scaled["blocks"] = [[wide(width), *rest] for width, *rest in design["blocks"]]
+    if design.get("family") == "inception":
+        scaled["blocks"] = [[[kind, wide(width)] for kind, width in branches] for branches in design["blocks"]]
+    return design | scaled
+
+
 def _conv(source: int, target: int, kernel: int, design: dict[str, Any], stride: int = 1, groups: int = 1) -> nn.Module:
     """Convolution, normalisation where the design has one, activation."""
     norm = design["norm"]
