@@ -25,9 +25,12 @@ one method share, too; ``gap``, what the best method of each graph and task has 
 both chosen by the validation of one training, in the other one. ``swaps`` counts pairs of methods in another order than
 in the first training, by more than 0.01 before and after. ``mlp``: a network on the features alone.
 
-Settings. One setting for all arms, graphs and batches so far: a rate of 0.01; each edge and column, or
-node of GraphMAE, is dropped or masked with probability 0.3; columns of embeddings are standardised. Nothing has been
-searched yet but the worlds' homophily and the signal of words, on seed 1000, so that features alone do not do.
+Settings. By the mean of validation accuracy, AUC and NMI on development seed 1000, looked at after 50 and 100 epochs:
+the rate by half decades from 3e-4 to 3e-2 at a strength of 0.3, then the strength (with which edges and columns, or
+nodes of GraphMAE, are dropped or masked) of 0.1, 0.3, 0.5 and 0.7, until none is better. ``tailed`` takes what is best
+on ``homophilous``; ``subgraph`` and ``twin`` what is best on the whole graph. Scaling columns and rows was best for raw
+features and a random encoder among four; it was not searched for the others. The worlds' homophily and the signal of
+words were set on seed 1000 so that features alone do not do.
 
 Deviations. 100 epochs for 200, for time. Each seed is ranked, not the mean over seeds. Subgraphs are those of random
 walks. Probes are shorter than published (100 epochs for classes, 30 for links at width 32). All rates are constant,
@@ -89,7 +92,18 @@ class Setting(NamedTuple):
 
 
 SIZES = {"smoke": Size(280, 5, 60, 2, 1, 100, 5, 2), "laptop": Size(2000, 20, 500, 100, 20, 500, 100, 30)}
-TUNED: dict[tuple[str, str], Setting] = {}
+_BLOCKS = {
+    "supervised": Setting(0.001, 0.1), "cca-ssg": Setting(0.01, 0.3), "gbt": Setting(0.003, 0.3),
+    "bgrl": Setting(0.003, 0.5), "graphmae": Setting(0.01, 0.5), "grace": Setting(0.01, 0.3),
+}  # fmt: skip
+TUNED = {
+    "homophilous": _BLOCKS,
+    "tailed": _BLOCKS,
+    "wordnet": {
+        "supervised": Setting(0.003, 0.5), "cca-ssg": Setting(0.003, 0.1), "gbt": Setting(0.01, 0.3),
+        "bgrl": Setting(0.003, 0.3), "graphmae": Setting(0.01, 0.7), "grace": Setting(0.003, 0.3),
+    },
+}  # fmt: skip
 
 
 class Supervised(nn.Module):
@@ -170,7 +184,7 @@ def looked_at(name: str, graph: str, batch: str, seed: int, profile: str, settin
 
 @functools.lru_cache(maxsize=64)
 def measured(name: str, graph: str, batch: str, seed: int, profile: str) -> list[dict[str, float]]:
-    return looked_at(name, graph, batch, seed, profile, TUNED.get((graph, name), Setting()))
+    return looked_at(name, graph, batch, seed, profile, TUNED[graph].get(name, Setting()))
 
 
 def chosen(records: list[dict[str, float]], rule: str) -> dict[str, float]:
