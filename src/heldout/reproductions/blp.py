@@ -138,7 +138,7 @@ def world_of(cell: str, seed: int, profile: str) -> World:
 
 def described(cell: str, seed: int, size: Size) -> World:
     of, names = REAL[cell]
-    graph = of(size.entities, least=max(2, size.entities // 50), seed=seed)
+    graph = of(size.entities, least=max(2, size.entities // 50), seed=seed)  # type: ignore[operator]
     above = [graph.relations.index(name) for name in names]
     split = inductive_split_by_subtree(graph.triples, size.entities, above, largest=size.largest, seed=seed)
     model, tokenizer = pretrained()

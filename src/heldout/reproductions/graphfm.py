@@ -179,7 +179,7 @@ def looked_at(name: str, graph: str, batch: str, seed: int, profile: str, settin
         passes = max(1, size.epochs * size.batch // size.nodes)
         how = {"epochs": passes, "eval_every": passes, "batch": batch, "size": size.batch}
     stops = {"stop": PRETRAINING_STOPS, "tasks": tasks}
-    return pretrain_graph(method, data, optimizer=optimizer, seed=weights, **stops, **how).records
+    return pretrain_graph(method, data, optimizer=optimizer, seed=weights, **stops, **how).records  # type: ignore[arg-type]
 
 
 @functools.lru_cache(maxsize=64)
@@ -189,7 +189,7 @@ def measured(name: str, graph: str, batch: str, seed: int, profile: str) -> list
 
 def chosen(records: list[dict[str, float]], rule: str) -> dict[str, float]:
     """The metrics of each task, and their ``val_``, at the look that a rule chooses for it."""
-    found = {}
+    found = {}  # type: ignore[var-annotated]
     for task, metric in GRAPH_TASKS.items():
         on = f"val_{GRAPH_TASKS[task if rule == 'matched' else 'classification']}"
         if rule == "last":
@@ -245,7 +245,7 @@ def gain(seen: Scores, other: Scores, places: list[tuple[str, str]]) -> float:
     by_validation = {m: [seen[m, graph][f"val_{metric}"] for graph, metric in places] for m in METHODS}
     mean_rank = mean_ranks(by_validation)
     for_all = min(METHODS, key=lambda method: mean_rank[method])
-    each = [max(METHODS, key=lambda method, at=at: by_validation[method][at]) for at in range(len(places))]
+    each = [max(METHODS, key=lambda method, at=at: by_validation[method][at]) for at in range(len(places))]  # type: ignore[misc]
     return fmean(other[m, graph][on] - other[for_all, graph][on] for m, (graph, on) in zip(each, places, strict=True))
 
 

@@ -115,7 +115,7 @@ def _scaled(design: dict[str, Any], factor: float) -> dict[str, Any]:
     def wide(width: int) -> int:
         return max(2, round(width * factor))
 
-    scaled = {name: wide(design[name]) for name in ("width", "tokens", "hidden") if name in design}
+    scaled: dict[str, Any] = {name: wide(design[name]) for name in ("width", "tokens", "hidden") if name in design}
     if design.get("family") == "chains":
         scaled["layers"] = [[wide(width), *rest] for width, *rest in design["layers"]]
     if design.get("family") == "separable":

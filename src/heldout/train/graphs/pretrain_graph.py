@@ -153,7 +153,7 @@ def pretrain_graph(
             method.train()
             for part in batches:
                 optimizer.zero_grad()
-                loss = method.loss(part, generator=generator)
+                loss = method.loss(part, generator=generator)  # type: ignore[operator]
                 loss.backward()
                 optimizer.step()
                 schedule.step()
@@ -171,7 +171,7 @@ def pretrain_graph(
                 raise FloatingPointError(f"the loss is {record['loss']} at epoch {epoch}: lower the learning rate")
             losses.clear()
             if judged and tasks is not None:
-                record |= tasks.measure(method.embed(data), judged, seed)  # type: ignore[arg-type]
+                record |= tasks.measure(method.embed(data), judged, seed)  # type: ignore[arg-type, operator]
             records.append(record)
             _keep(method, rules, record, kept)
     method.load_state_dict(kept[rules[0]].state)
