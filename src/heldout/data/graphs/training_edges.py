@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from heldout.data.graphs.edge_pruning import edge_degree_scores, kept_edges
-from heldout.errors import check_at_least, check_labels, checked
+from heldout.errors import check_at_least, check_dimensions, check_labels, checked
 from heldout.method import Method, Run, Splits
 
 _OF_EDGES = ("edge_weight", "edge_attr")
@@ -89,10 +89,15 @@ def edge_pairs(edge_index: Tensor) -> tuple[Tensor, int]:
     Args:
         edge_index: int64 ``(2, edges)``.
 
+    Raises:
+        ValueError: another shape, no integers, or nodes below 0.
+
     Example:
         >>> edge_pairs(torch.tensor([[0, 1, 1, 2, 2], [1, 0, 2, 1, 2]]))
         (tensor([ 0,  0,  1,  1, -1]), 2)
     """
+    check_dimensions(2, edge_index=edge_index)
+    check_labels(edge_index=edge_index)
     proper = edge_index[0] != edge_index[1]
     ends = edge_index[:, proper]
     if ends.numel() and _undirected(edge_index):
