@@ -6,7 +6,7 @@ from heldout.data.graphs.corruptions import in_batch_corruptions
 from heldout.data.graphs.edge_pruning import edge_degree_scores, kept_edges, prune_edges
 from heldout.data.graphs.graph_batches import NeighbourBatches, SubgraphBatches
 from heldout.data.graphs.graph_views import graph_view, masked_nodes
-from heldout.data.graphs.training_edges import drop_edge, edge_pairs, random_edges, teddy
+from heldout.data.graphs.training_edges import drop_edge, edge_hook, edge_pairs, random_edges, teddy
 from heldout.data.image_mixing import CutMix, Mixing, MixingChoice, Mixup, blend_targets, derangement
 from heldout.data.indexed import IndexedDataset
 from heldout.data.instructions import DEFINITION, FULL, NO_INSTRUCTION, PROMPT, encode_instruction
@@ -170,6 +170,7 @@ __all__ = [
     "drop_edge",
     "early_output_clusters",
     "edge_degree_scores",
+    "edge_hook",
     "edge_pairs",
     "emphasised_instruction",
     "encode_instruction",

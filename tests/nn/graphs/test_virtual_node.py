@@ -192,3 +192,85 @@ def test_what_is_no_graph_is_refused():
         add_virtual_node(add_virtual_node(OfNodes(), VirtualNode(4)), VirtualNode(4))
     splits = Splits(train=(torch.randn(4, 2), torch.tensor([0, 1, 0, 1])))
     assert "no graphs" in virtual_node().check(nn.Linear(2, 2), splits)
+
+
+class Told(OfNodes):
+    """Keeps how many nodes and edges it was called with in training."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def forward(self, x, edge_index):
+        if self.training:
+            virtual = (edge_index == len(x) - 1).any(0)
+            self.seen.append((len(x), int(virtual.sum()), int((~virtual).sum())))
+        return super().forward(x, edge_index)
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("other", ["drop_edge", "teddy", "eerm"])
+def test_methods_that_change_edges_leave_those_of_the_virtual_node(other, first):
+    from heldout.data import drop_edge, teddy
+    from heldout.train import eerm
+
+    generator = torch.Generator().manual_seed(0)
+    ends = torch.randint(40, (2, 60), generator=generator)
+    ends = ends[:, ends[0] != ends[1]].unique(dim=1)
+    data = Data(x=torch.randn(40, 4), edge_index=torch.cat([ends, ends.flip(0)], 1).unique(dim=1))
+    data.y = torch.randint(3, (40,), generator=generator)
+    splits, graphs = graph_splits(Splits(train=(data, torch.arange(40) < 30)))
+    method = {"drop_edge": drop_edge(0.5), "teddy": teddy(0.5), "eerm": eerm()}[other]
+    both = virtual_node() + method if first else method + virtual_node()
+    module = heldout.fit(lambda: on_graphs(Told(), graphs), splits, both, epochs=1, batch_size=64).module
+    assert all(nodes == 41 and virtual == 80 for nodes, virtual, _ in module.seen)
+    if other != "eerm":
+        pairs = data.num_edges // 2
+        assert all(edges == 2 * (pairs - pairs // 2) for *_, edges in module.seen)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_edges_are_dropped_of_each_environment(first):
+    from heldout.data import drop_edge
+    from heldout.train import eerm
+
+    edges = torch.stack([torch.arange(40), (torch.arange(40) + 1) % 40])
+    data = Data(x=torch.randn(40, 4), edge_index=edges, y=torch.arange(40) % 3)
+    splits, graphs = graph_splits(Splits(train=(data, torch.arange(40) < 30)))
+    both = drop_edge(0.5) + eerm() if first else eerm() + drop_edge(0.5)
+    module = heldout.fit(lambda: on_graphs(Told(), graphs), splits, both, epochs=1, batch_size=64).module
+    counts = [virtual + edges for _, virtual, edges in module.seen]
+    assert len(counts) == 3
+    assert all(count < 40 for count in counts)
+
+
+@pytest.mark.parametrize("kind", ["logits", "dict"])
+def test_rows_of_virtual_nodes_are_dropped_of_outputs_with_logits(kind):
+    from types import SimpleNamespace
+
+    class Wrapped(OfNodes):
+        def forward(self, x, edge_index):
+            logits = super().forward(x, edge_index)
+            return {"logits": logits} if kind == "dict" else SimpleNamespace(logits=logits)
+
+    graphs = [graph(8, 5), graph(9, 6)]
+    torch.manual_seed(0)
+    plain = add_virtual_node(on_graphs(OfNodes(), graphs), VirtualNode(4))
+    wrapped = add_virtual_node(on_graphs(Wrapped(), graphs), VirtualNode(4))
+    wrapped.load_state_dict(plain.state_dict())
+    asked = {"node": torch.tensor([5, 0, 4]), "graph": torch.tensor([1, 0, 1])}
+    assert torch.equal(wrapped(**asked), plain(**asked))
+
+
+def test_weights_in_a_column_are_one_and_attributes_in_a_row_zero():
+    class Edges(nn.Module):
+        def forward(self, x, edge_index, edge_weight, edge_attr):
+            self.got = edge_weight, edge_attr
+            return x
+
+    module = add_virtual_node(Edges(), VirtualNode(4))
+    data = graph(10)
+    module(data.x, data.edge_index, edge_weight=data.edge_weight[:, None], edge_attr=torch.full((9,), 5.0))
+    assert module.got[0].shape == (21, 1)
+    assert (module.got[0][9:] == 1).all()
+    assert (module.got[1][9:] == 0).all()

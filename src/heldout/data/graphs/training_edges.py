@@ -171,6 +171,33 @@ def _training_on(name: str, choose: Callable[[Run, Tensor], Tensor]) -> Method:
     return Method(name, model=model, weights=weights, check=_why_no_graphs)
 
 
+@checked
+def edge_hook(module: nn.Module, hook: Callable[..., Any]) -> RemovableHandle:
+    """Registers a forward pre-hook, with keyword arguments, that changes the graph that a module is called with.
+
+    Hooks act by their attribute ``place``, whatever came first: 0 for those that replace edges, 1 for those that leave
+    edges out, 2 for those that add nodes; hooks without one act before.
+
+    Args:
+        module: called with a graph.
+        hook: ``(module, args, kwargs) -> (args, kwargs)`` or None.
+
+    Example:
+        >>> module = nn.Identity()
+        >>> def double(module, args, kwargs):
+        ...     return (2 * args[0],), kwargs
+        >>> handle = edge_hook(module, double)
+        >>> module(torch.ones(1))
+        tensor([2.])
+    """
+    handle = module.register_forward_pre_hook(hook, with_kwargs=True)
+    hooks = module._forward_pre_hooks
+    placed = [key for key, each in hooks.items() if hasattr(each, "place")]
+    for key in sorted(placed, key=lambda key: hooks[key].place):  # type: ignore[attr-defined]
+        hooks.move_to_end(key)
+    return handle
+
+
 def _prune_in_training(module: nn.Module, choose: Callable[[Tensor], Tensor]) -> RemovableHandle:
     """Lets a module that is called with a graph see some of its edges only, while it trains."""
 
@@ -186,7 +213,8 @@ def _prune_in_training(module: nn.Module, choose: Callable[[Tensor], Tensor]) ->
             return args, kwargs | {"edge_index": edges[:, keep]}
         return (args[0], edges[:, keep], *args[2:]), kwargs
 
-    return module.register_forward_pre_hook(prune, with_kwargs=True)
+    prune.place = 1  # type: ignore[attr-defined]
+    return edge_hook(module, prune)
 
 
 def _why_no_graphs(module: nn.Module, splits: Splits) -> str | None:

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from heldout.data import edge_hook
 from heldout.errors import check_dimensions, check_labels, check_positive, check_same_length, checked
-from heldout.method import Method, Run, Splits
+from heldout.method import Method, Run, Splits, forward
 
 PART = "virtual_node"
 _OF_EDGES = ("edge_weight", "edge_attr")
@@ -105,6 +106,9 @@ def _with_virtual_node(run: Run, module: nn.Module) -> nn.Module:
 def add_virtual_node(module: nn.Module, node: VirtualNode) -> nn.Module:
     """Returns a module that calls itself with graphs that have virtual nodes, kept as its part ``virtual_node``.
 
+    Outputs that are, or hold as ``logits``, a row for each node become the rows of the nodes that were given. Methods
+    that change edges in training do so before.
+
     Args:
         module: called with ``x, edge_index``, by position or name, and with ``edge_weight``, ``edge_attr`` and
             ``batch`` by name where it takes them, or with one ``Data``. It is changed in place.
@@ -124,7 +128,7 @@ def add_virtual_node(module: nn.Module, node: VirtualNode) -> nn.Module:
     if hasattr(module, PART):
         raise ValueError(f"module has a part {PART!r} already")
     module.add_module(PART, node)
-    module.register_forward_pre_hook(_add_nodes, with_kwargs=True)
+    edge_hook(module, _add_nodes)
     module.register_forward_hook(_drop_nodes, prepend=True)
     return module
 
@@ -135,7 +139,7 @@ def _add_nodes(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any])
     if len(args) == 1 and not kwargs and hasattr(args[0], "edge_index"):  # one Data
         data = args[0]
         found = node(data.x, data.edge_index, graphs if graphs is not None else getattr(data, "batch", None))
-        edges = {name: _longer(data[name], found[1]) for name in _OF_EDGES if getattr(data, name, None) is not None}
+        edges = {n: _longer(n, data[n], found[1]) for n in _OF_EDGES if getattr(data, n, None) is not None}
         new = data.clone()
         new.x, new.edge_index, new.batch = found[:3]
         for name, value in edges.items():
@@ -147,21 +151,32 @@ def _add_nodes(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any])
     x, edges, new_batch, rows = node(given["x"], given["edge_index"], batch)
     module.__dict__["_heldout_rows"] = rows, len(x)
     new = {"x": x, "edge_index": edges}
-    new |= {name: _longer(kwargs[name], edges) for name in _OF_EDGES if kwargs.get(name) is not None}
+    new |= {name: _longer(name, kwargs[name], edges) for name in _OF_EDGES if kwargs.get(name) is not None}
     new |= {"batch": new_batch} if kwargs.get("batch") is not None else {}
     kept = tuple(new.pop(name) for name in ("x", "edge_index")[: len(args)])
     return (*kept, *args[2:]), kwargs | new
 
 
-def _longer(values: Tensor, edges: Tensor) -> Tensor:
-    fill = 1.0 if values.ndim == 1 else 0.0
+_add_nodes.place = 2  # type: ignore[attr-defined]  # of edge_hook: behind those that change edges
+
+
+def _longer(name: str, values: Tensor, edges: Tensor) -> Tensor:
+    fill = 1.0 if name == "edge_weight" else 0.0
     return torch.cat([values, values.new_full((edges.shape[1] - len(values), *values.shape[1:]), fill)])
 
 
 def _drop_nodes(module: nn.Module, args: Any, output: Any) -> Any:
     rows, total = module.__dict__.pop("_heldout_rows")
-    of_nodes = isinstance(output, Tensor) and output.ndim and len(output) == total
-    return output[rows] if of_nodes else None
+    found = output if isinstance(output, Tensor) else _logits(output)
+    of_nodes = found is not None and found.ndim and len(found) == total
+    return found[rows] if of_nodes else None
+
+
+def _logits(output: Any) -> Tensor | None:
+    try:
+        return forward(lambda: output, ())
+    except TypeError:  # a tuple, say, of which nobody knows what is of nodes
+        return None
 
 
 def _a_graph(splits: Splits) -> Any:

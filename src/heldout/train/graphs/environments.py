@@ -10,6 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from heldout.data import edge_hook
 from heldout.errors import check_at_least, check_dimensions, check_labels, check_nonnegative, check_positive, checked
 from heldout.method import Batch, Method, Run, Splits, forward
 
@@ -178,7 +179,7 @@ class _Environments:
     def __init__(self, module: nn.Module, editors: EdgeEditors) -> None:
         self.editors, self.drawn = editors, list[tuple[Tensor, Tensor]]()
         self._edges: Tensor | None = None
-        self.handle = module.register_forward_pre_hook(self._put, with_kwargs=True)
+        self.handle = edge_hook(module, self._put)
 
     def answers(self, batch: Batch, edges: Tensor) -> Tensor:
         self._edges = edges
@@ -197,6 +198,8 @@ class _Environments:
         if "edge_index" in kwargs:
             return args, kwargs | {"edge_index": self._edges}
         return (args[0], self._edges, *args[2:]), kwargs
+
+    _put.place = 0  # type: ignore[attr-defined]  # before others leave edges out
 
 
 def _why_no_environments(module: nn.Module, splits: Splits) -> str | None:
