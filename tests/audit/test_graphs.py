@@ -11,7 +11,7 @@ from torch_geometric.nn import GCNConv, SimpleConv
 from heldout.audit import audit
 from heldout.audit.graphs import layer_energies, neighbours, sizes, smoothing, without_labels
 from heldout.audit.work import Audit, NotApplicableError
-from heldout.problem import GraphProblem, load_problem
+from heldout.problem import GraphProblem, call_on_graph, load_problem
 from heldout.problem.graphs import graph_fields
 
 CLASSES = 2
@@ -76,7 +76,8 @@ def test_what_neighbours_of_another_class_cost_is_told(tmp_path):
     assert (cost["value"], cost["severity"]) == (1.0, "serious")
     assert cost["methods"] == ["drop_edge"]  # group_dro needs groups
     assert change["value"] == pytest.approx(0.9 - 0.75)
-    assert change["severity"] == "notable"
+    assert change["severity"] == "open"  # 0.1 lies within its interval
+    assert change["low"] < 0.1 < change["high"]
 
 
 def test_nodes_with_few_neighbours_that_do_worse_are_told(tmp_path):
@@ -192,3 +193,67 @@ def test_a_file_with_graphs_is_audited_whole(tmp_path):
     parts = ("neighbours", "bias", "over-smoothing", "graphs without")
     missing = [each for each in (*found["skipped"], *found["not_applicable"]) if each["part"].startswith(parts)]
     assert not missing
+
+
+def test_what_comes_in_counts_and_unknown_labels_do_not(tmp_path):
+    """Of directed stars with all edges towards the hub, the hub has neighbours, and the leaves have none."""
+    graph = stars(40, 0, seed=1)
+    graph.edge_index = graph.edge_index[:, graph.edge_index[1] % 5 == 0]
+    work = work_on(tmp_path, Majority(), {"given": graph})
+    neighbours(work)
+    assert work.document["homophily"]["given"]["homophily"] == 1.0
+    assert work.document["homophily"]["given"]["among_like"]["n"] == 40
+    sizes(work)
+    assert [row["group"] for row in work.document["sizes"]] == ["0 to 0 neighbours", "4 to 4 neighbours"]
+    unknown = stars(40, 0, seed=1)
+    work = work_on(tmp_path, Majority(), {"given": unknown})
+    unknown.y[torch.arange(200) % 5 == 1] = -1  # some of a graph's, in masks that leave them out
+    work.problem.splits.test["given"].nodes = torch.arange(200)[torch.arange(200) % 5 != 1]
+    neighbours(work)
+    assert work.document["homophily"]["given"]["homophily"] == 1.0
+
+
+def test_few_nodes_tell_no_change_of_homophily(tmp_path):
+    work = work_on(tmp_path, Majority(), {"given": stars(40, 10, seed=1), "few": stars(1, 1, seed=2)})
+    neighbours(work)
+    (change,) = [finding for finding in work.document["findings"] if finding["name"] == "change of homophily"]
+    assert change["value"] == pytest.approx(0.15)  # not that of 5 nodes, 0.9
+
+
+def test_equal_rows_are_smoothed_whatever_the_degrees_and_a_graph_without_edges_is_not(tmp_path):
+    class Means(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.mean, self.scale = SimpleConv("mean"), nn.Parameter(torch.ones(1))
+
+        def forward(self, x, edge_index):
+            return self.mean(torch.ones_like(x), edge_index) * self.scale
+
+    work = work_on(tmp_path, Means())
+    smoothing(work)
+    (finding,) = work.document["findings"]
+    assert finding["severity"] == "serious"
+    alone = stars(40, 10, seed=1)
+    alone.edge_index = alone.edge_index[:, :0]
+    with pytest.raises(NotApplicableError, match="no edges"):
+        smoothing(work_on(tmp_path, Deep(2), {"given": alone}))
+    with pytest.raises(NotApplicableError, match="same labels"):
+        smoothing(work_on(tmp_path, Deep(2), {"given": stars(40, 0, seed=1)}))
+
+
+def test_graphs_without_labels_are_answered_by_what_answers(tmp_path):
+    tests = {f"{others} of 40": stars(40, others, seed=others) for others in (0, 8, 16, 24)}
+    work = work_on(tmp_path, Majority(), tests)
+    whole, given, asked = work.module, work.problem.outputs, []
+
+    def answers(fitted, graph):
+        asked.append(fitted)
+        with torch.no_grad():
+            return 0.1 * call_on_graph(whole, graph)
+
+    work.predictor = object()  # its logits are a tenth of the module's
+    work.problem.outputs = lambda fitted, data: (0.1 * given(whole, data)[0], given(whole, data)[1])
+    work.problem.answers, work.differentiated = answers, lambda: whole
+    without_labels(work)
+    assert asked == [work.predictor] * 4
+    assert work.document["without_labels"]["graphs"]["0 of 40"]["doubt"] == pytest.approx(0.475, abs=0.01)

@@ -13,7 +13,7 @@ from heldout.data import batches, gather
 from heldout.method import forward
 from heldout.methods import available, parse
 from heldout.problem import ProblemError, check_problem, inapplicable, load_problem
-from heldout.problem.graphs import Graphs, Nodes, graph_splits, holds_graphs, on_graphs
+from heldout.problem.graphs import Graphs, Nodes, call_on_graph, graph_splits, holds_graphs, on_graphs
 
 # Written for a class that only holds tensors, as Data of PyTorch Geometric does.
 COMMON = """
@@ -211,3 +211,23 @@ def test_other_data_are_no_graphs():
     assert holds_graphs([dot])
     assert holds_graphs((dot, torch.tensor([0])))
     assert len(Graphs([dot], 1, 0)) == len(Nodes(dot, torch.tensor([0]))) == 1
+
+
+def test_a_pass_that_raised_leaves_nothing_behind():
+
+    class Fails(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.map, self.broken = nn.Linear(2, 2), True
+
+        def forward(self, x, edge_index):
+            if self.broken:
+                raise RuntimeError("broken")
+            return self.map(x)
+
+    graph = SimpleNamespace(x=torch.zeros(5, 2), edge_index=torch.zeros(2, 0, dtype=torch.int64))
+    module = on_graphs(Fails(), [graph])
+    with pytest.raises(RuntimeError, match="broken"):
+        module(node=torch.tensor([0, 1]), graph=torch.tensor([0, 0]))
+    module.broken = False
+    assert call_on_graph(module, graph).shape == (5, 2)

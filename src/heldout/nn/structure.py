@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from heldout.errors import checked
+from heldout.method import device_of
 from heldout.nn.anytime import AnytimeMLP
 from heldout.nn.ghost_batch_norm import (
     GhostBatchNorm1d,
@@ -59,7 +60,7 @@ def rebuilt(module: nn.Module, structure: Structure) -> nn.Module:
     for name, (kind, settings) in structure.items():
         part = _part(module, name)
         if part is None and kind == VirtualNode.__qualname__ and name == PART:
-            module = add_virtual_node(module, VirtualNode(**settings))
+            module = add_virtual_node(module, VirtualNode(**settings).to(device_of(module)))
             continue
         if part is None or kind not in _BUILDERS or [type(part).__qualname__, _settings(part)] == [kind, settings]:
             continue

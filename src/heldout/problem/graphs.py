@@ -169,7 +169,7 @@ def on_graphs(module: nn.Module, graphs: Sequence[Any] = ()) -> nn.Module:
     known = module.__dict__.get("_heldout_graphs")
     module.__dict__["_heldout_graphs"] = _Whole(graphs)
     if known is None:
-        module.register_forward_pre_hook(_put_together, with_kwargs=True)
+        module.register_forward_pre_hook(_put_together, with_kwargs=True, prepend=True)
         module.register_forward_hook(_pick_nodes)
     return module
 
@@ -212,6 +212,8 @@ class _Whole:
 
 def _put_together(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
     """Before a forward pass: one graph of the nodes or graphs of a batch, as the model takes it."""
+    for name in ("_heldout_picked", "_heldout_batch"):  # of a pass that raised
+        module.__dict__.pop(name, None)
     if "node" in kwargs:
         node, graph = kwargs["node"], kwargs["graph"]
         dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.get_default_dtype())

@@ -8,6 +8,7 @@ from torch import nn
 import heldout
 from heldout.data import drop_edge, edge_pairs, prune_edges, random_edges, teddy
 from heldout.method import Splits
+from heldout.optim import sam
 from heldout.problem.graphs import graph_splits, on_graphs
 from heldout.tasks import BlockModel
 
@@ -168,3 +169,9 @@ def test_each_pair_goes_as_often_as_the_others_and_loops_stay():
         random_edges(pairs, 5, 1.0)
     with pytest.raises(ValueError, match="pairs"):
         random_edges(pairs, 4, 0.5)
+
+
+def test_both_evaluations_of_a_step_of_sam_see_the_same_edges(graph):
+    seen = trained(graph, drop_edge(0.3) + sam(), epochs=1).training_edges
+    assert torch.equal(seen[0], seen[1])
+    assert not torch.equal(seen[1], seen[2])

@@ -274,3 +274,42 @@ def test_weights_in_a_column_are_one_and_attributes_in_a_row_zero():
     assert module.got[0].shape == (21, 1)
     assert (module.got[0][9:] == 1).all()
     assert (module.got[1][9:] == 0).all()
+
+
+def test_it_may_be_added_before_the_problem_makes_graphs_of_batches():
+    graphs = [graph(11, 5), graph(12, 6)]
+    torch.manual_seed(0)
+    plain = OfNodes()
+    first = on_graphs(add_virtual_node(copy.deepcopy(plain), VirtualNode(4)), graphs)
+    second = add_virtual_node(on_graphs(copy.deepcopy(plain), graphs), VirtualNode(4))
+    asked = {"node": torch.tensor([5, 0, 4]), "graph": torch.tensor([1, 0, 1])}
+    assert torch.equal(first(**asked), second(**asked))
+
+
+def test_whole_numbers_and_a_part_of_that_name_are_told_before():
+    data = graph(13)
+    data.x = data.x.long()
+    splits, _ = graph_splits(Splits(train=(data, torch.ones(6, dtype=torch.bool))))
+    assert "real numbers" in virtual_node().check(OfNodes(), splits)
+    fine, _ = graph_splits(Splits(train=(graph(13), torch.ones(6, dtype=torch.bool))))
+    assert virtual_node().check(OfNodes(), fine) is None
+    assert "already" in virtual_node().check(add_virtual_node(OfNodes(), VirtualNode(4)), fine)
+
+
+@pytest.mark.parametrize("width", [1, 3])
+def test_data_keeps_its_weights_attributes_and_pointers(width):
+    class Reads(nn.Module):
+        def forward(self, data):
+            self.got = data
+            return data.x
+
+    data = graph(14)
+    data.edge_weight = torch.full((9, 1), 2.0)
+    data.edge_attr = torch.full((9, width), 5.0)
+    module = add_virtual_node(Reads(), VirtualNode(4))
+    module(Batch.from_data_list([data, data]))
+    assert module.got.edge_weight.shape == (18 + 24, 1)
+    assert (module.got.edge_weight[18:] == 1).all()
+    assert module.got.edge_attr.shape == (18 + 24, width)
+    assert (module.got.edge_attr[18:] == 0).all()
+    assert module.got.ptr.tolist() == [0, 7, 14]

@@ -70,3 +70,15 @@ def test_common_scaffolds_are_trained_on_and_none_is_in_two_parts():
 def test_bad_shares_are_refused(graphs, change, message):
     with pytest.raises(ValueError, match=message):
         split_by_scaffold(graphs, **change)
+
+
+def test_columns_that_branches_change_can_be_left_out():
+    ring = made([(0, 1), (1, 2), (2, 0)])
+    tail = made([(0, 1), (1, 2), (2, 0), (0, 3)])
+    ring.x = torch.tensor([[6, 2], [6, 2], [6, 2]])  # element and degree
+    tail.x = torch.tensor([[6, 3], [6, 2], [6, 2], [6, 1]])
+    assert graph_scaffold(ring) != graph_scaffold(tail)
+    assert graph_scaffold(ring, features=(0,)) == graph_scaffold(tail, features=(0,))
+    assert len(set(split_by_scaffold([ring, tail], features=(0,)).scaffolds)) == 1
+    with pytest.raises(ValueError, match="features"):
+        graph_scaffold(ring, features=(2,))

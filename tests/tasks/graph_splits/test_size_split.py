@@ -57,3 +57,10 @@ def test_no_graph_is_on_both_sides_where_both_shares_are_rounded_up(sizes, small
     graphs = [data.Data(x=torch.zeros(size, 1), edge_index=torch.zeros(2, 0, dtype=torch.int64)) for size in sizes]
     split = split_by_size(graphs, small, large, val=0.0)
     assert sorted([*split.train.tolist(), *split.test.tolist()]) == list(range(len(sizes)))
+
+
+def test_real_numbers_are_no_classes():
+    many = graphs(list(range(3, 43)), [0.3 * number for number in range(40)])
+    split = split_by_size(many, 0.5, 0.1)
+    assert split.sizes[split.train].max() < split.sizes[split.test].min()
+    assert [len(part) for part in split[:3]] == [18, 2, 4]

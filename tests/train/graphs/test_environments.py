@@ -1,3 +1,4 @@
+import copy
 import math
 from types import SimpleNamespace
 
@@ -181,3 +182,22 @@ def test_what_cannot_be_edited_is_refused():
     graph = SimpleNamespace(x=torch.zeros(5, 1), edge_index=EDGES, edge_weight=torch.ones(6), y=torch.zeros(5).long())
     weighted, _ = graph_splits(Splits(train=(graph, torch.ones(5, dtype=torch.bool))))
     assert "weights" in eerm().check(nn.Linear(1, 2), weighted)
+
+
+def test_the_module_can_be_copied_in_training():
+    class Sums(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.map = nn.Linear(64, 5)
+
+        def forward(self, x, edge_index):
+            return self.map(x.index_add(0, edge_index[1], x[edge_index[0]]))
+
+    graph = BlockModel(nodes=60).sample(0)
+    splits, graphs = graph_splits(Splits(train=(graph, torch.ones(60, dtype=torch.bool))))
+    model, method = on_graphs(Sums(), graphs), eerm()
+    run = SimpleNamespace(splits=splits, device="cpu", seed=0, state={}, evaluation=0, objective=F.cross_entropy)
+    method.model(run, model)
+    batch = Batch(model, {"node": torch.arange(60), "graph": torch.zeros(60).long()}, graph.y, torch.arange(60))
+    method.loss(run, batch)
+    assert torch.equal(copy.deepcopy(model).map.weight, model.map.weight)

@@ -64,7 +64,7 @@ def drop_edge(sparsity: float = 0.2) -> Method:
     Raises:
         ValueError: a sparsity out of range.
 
-    Source: arXiv:1907.10903, section 3.
+    Source: arXiv:1907.10903, section 3. deviation: there each direction of a pair goes alone.
 
     Example:
         >>> drop_edge(0.5).stages
@@ -74,7 +74,11 @@ def drop_edge(sparsity: float = 0.2) -> Method:
 
     def choose(run: Run, edges: Tensor) -> Tensor:
         pairs, count = _once(run, "drop_edge pairs", edges, lambda: edge_pairs(edges))
-        return random_edges(pairs, count, sparsity, run.generator)
+        kept = run.state.get("drop_edge kept")
+        same = run.evaluation > 0 and kept is not None and len(kept) == len(pairs)
+        if not same:  # but SAM's second evaluation in a step drops those of the first
+            kept = run.state["drop_edge kept"] = random_edges(pairs, count, sparsity, run.generator)
+        return cast(Tensor, kept)
 
     return _training_on("drop_edge", choose)
 
@@ -98,6 +102,7 @@ def edge_pairs(edge_index: Tensor) -> tuple[Tensor, int]:
     """
     check_dimensions(2, edge_index=edge_index)
     check_labels(edge_index=edge_index)
+    edge_index = edge_index.long()
     proper = edge_index[0] != edge_index[1]
     ends = edge_index[:, proper]
     if ends.numel() and _undirected(edge_index):

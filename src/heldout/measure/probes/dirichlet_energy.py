@@ -13,7 +13,7 @@ from heldout.errors import check_dimensions, check_finite, check_labels, check_l
 
 
 @checked
-def dirichlet_energy(features: Tensor, edge_index: Tensor) -> float:
+def dirichlet_energy(features: Tensor, edge_index: Tensor, *, by_degree: bool = True) -> float:
     """Returns the Dirichlet energy of node features as a share of their squared norm, from 0 to below 2.
 
     It is 0 where ``x_i / sqrt(1 + d_i)`` is the same for all nodes that are joined, so that neighbours tell nothing
@@ -24,6 +24,8 @@ def dirichlet_energy(features: Tensor, edge_index: Tensor) -> float:
     Args:
         features: ``(nodes, dim)`` real numbers.
         edge_index: int64 ``(2, edges)``, both directions of each edge; self-loops are left out.
+        by_degree: as said, which is 0 for what averaging as in a GCN ends in. False: the differences are those of ``x``
+            itself, as a share of twice the sum of ``d_i |x_i|^2``; 0 for equal rows, in which other means end.
 
     Returns:
         0.0 for features that are all 0.
@@ -47,8 +49,11 @@ def dirichlet_energy(features: Tensor, edge_index: Tensor) -> float:
         return 0.0
     source, target = edge_index[:, edge_index[0] != edge_index[1]]
     degree = torch.bincount(source, minlength=len(values)).double()
-    scaled = values * (1 + degree).rsqrt()[:, None]
+    scaled = values * (1 + degree).rsqrt()[:, None] if by_degree else values
     # sum over edges of |a - b|^2 / 2 = sum_i d_i |a_i|^2 - sum over edges of a.b: one gather of rows and one scatter
     joined = torch.zeros_like(scaled).index_add_(0, source, scaled.index_select(0, target))
     energy = float((degree[:, None] * scaled.square()).sum() - (scaled * joined).sum())
+    if not by_degree:
+        total = float((degree[:, None] * scaled.square()).sum())
+        return max(0.0, energy) / total if total else 0.0
     return max(0.0, energy) / total

@@ -87,7 +87,8 @@ def virtual_node() -> Method:
     have a weight of 1 and attributes of 0. Answers for nodes are those for the nodes that were given; pooling over a
     graph includes the virtual node.
 
-    Source: arXiv:1704.01212, section 5.2.
+    Source: arXiv:1704.01212, section 5.2. deviation: there the edges to it are of a kind, and the node has weights, of
+    their own.
 
     Example:
         >>> virtual_node().stages
@@ -142,6 +143,8 @@ def _add_nodes(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any])
         edges = {n: _longer(n, data[n], found[1]) for n in _OF_EDGES if getattr(data, n, None) is not None}
         new = data.clone()
         new.x, new.edge_index, new.batch = found[:3]
+        if "ptr" in new:
+            new.ptr = torch.cat([new.ptr.new_zeros(1), found[2].bincount().cumsum(0)])
         for name, value in edges.items():
             new[name] = value
         module.__dict__["_heldout_rows"] = found[3], len(new.x)
@@ -187,4 +190,9 @@ def _a_graph(splits: Splits) -> Any:
 def _why_no_virtual_node(module: nn.Module, splits: Splits) -> str | None:
     if not hasattr(_a_graph(splits), "edge_index"):
         return "it adds a node to graphs, and the training examples are no graphs or nodes of one"
+    x = _a_graph(splits).x
+    if x.ndim != 2 or not x.is_floating_point():
+        return "it learns the features of a node, and those given are no rows of real numbers"
+    if hasattr(module, PART):
+        return f"the model has a part {PART!r} already"
     return None

@@ -40,7 +40,8 @@ class Phenotype(NamedTuple):
 def phenotypes() -> dict[str, Phenotype]:
     """Returns all terms in use by their key, such as "HP:0000107", in about a second, once a process.
 
-    Annotations that say that a disease is without a term are left out.
+    Annotations with the qualifier NOT are left out; the 2,000 of 271,000 that say that none of so many patients showed
+    it, a frequency of 0/n, are kept.
 
     Raises:
         SourceError: the package is not there, or is another; the message names the command.

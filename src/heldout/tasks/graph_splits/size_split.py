@@ -32,8 +32,9 @@ def split_by_size(
 ) -> SizeSplit:
     """Returns which graphs to train on, the small ones, and which to be tested on, the largest, class by class.
 
-    Shares are those of each class of ``y``, so that classes are as frequent in all parts; without ``y``, of all graphs.
-    Among graphs of one size chance decides. Graphs between small and large are left out.
+    Shares are those of each class of ``y``, so that classes are as frequent in all parts; of all graphs where there is
+    no ``y``, or it is a real number. Among graphs of one size chance decides. Graphs between small and large are left
+    out.
 
     Args:
         graphs: ``torch_geometric.data.Data`` each, or a data set of them; size is the number of nodes.
@@ -64,6 +65,8 @@ def split_by_size(
     known = [getattr(graph, "y", None) for graph in graphs]
     if any(label is not None and torch.as_tensor(label).numel() != 1 for label in known):
         raise ValueError("graphs must have one class y each, or none")
+    if any(label is not None and not float(label).is_integer() for label in known):
+        known = [None] * len(known)  # real numbers are no classes
     labels = torch.tensor([-1 if label is None else int(label) for label in known])
     generator = generator_of(seed)
     parts: dict[str, list[Tensor]] = {"train": [], "val": [], "test": []}

@@ -157,13 +157,15 @@ def eerm(environments: int = 3, edits: int = 1, variance: float = 1.0, lr: float
 
     def loss(run: Run, batch: Batch) -> Tensor:
         known = run.state["eerm"]
+        chances = []
         if run.evaluation <= 0:  # SAM's second evaluation in a step is of the same environments
-            known.drawn = [known.editors.draw(number) for number in range(environments)]
-        outputs = [known.answers(batch, edges) for edges, _ in known.drawn]
+            drawn = [known.editors.draw(number) for number in range(environments)]
+            known.drawn, chances = [edges for edges, _ in drawn], [chance for _, chance in drawn]
+        outputs = [known.answers(batch, edges) for edges in known.drawn]
         batch.cached_logits = outputs[0]
         losses = torch.stack([run.objective(output, batch.targets) for output in outputs])
-        if run.evaluation <= 0:
-            known.editors.reward(torch.stack([chance for _, chance in known.drawn]), float(losses.detach().var()))
+        if chances:
+            known.editors.reward(torch.stack(chances), float(losses.detach().var()))
         return losses.mean() + variance * losses.var()
 
     def weights(run: Run, module: nn.Module) -> nn.Module:
@@ -177,7 +179,7 @@ class _Environments:
     """Lets a module that is called with a graph see other edges than the graph's, where it is asked to."""
 
     def __init__(self, module: nn.Module, editors: EdgeEditors) -> None:
-        self.editors, self.drawn = editors, list[tuple[Tensor, Tensor]]()
+        self.editors, self.drawn = editors, list[Tensor]()
         self._edges: Tensor | None = None
         self.handle = edge_hook(module, self._put)
 
