@@ -286,7 +286,7 @@ NOT_COVERED = {
         "keyword_judges", "film_reviews", "text_features", "word_vectors", "wordnet_facts", "wordnet_nouns",
         "open_questions", "question_tasks", "real_texts", "smollm", "smollm_blocks", "cut_vocabulary",
         "small_models", "option_scores", "likelihood_chooser",
-        "wordnet_skill_topics", "wordnet_graph", "wordnet_knowledge", "lexicographer_files",
+        "wordnet_skill_topics", "wordnet_graph", "wordnet_knowledge", "lexicographer_files", "phenotype_knowledge",
     },
     "it trains a base for minutes": {"stdlib_llama", "cached_base"},
     "it is a Trainer or a Method that trains": {"MethodTrainer", "finish"},
