@@ -196,9 +196,9 @@ def edge_hook(module: nn.Module, hook: Callable[..., Any]) -> RemovableHandle:
         tensor([2.])
     """
     handle = module.register_forward_pre_hook(hook, with_kwargs=True)
-    hooks = module._forward_pre_hooks
+    hooks: Any = module._forward_pre_hooks
     placed = [key for key, each in hooks.items() if hasattr(each, "place")]
-    for key in sorted(placed, key=lambda key: hooks[key].place):  # type: ignore[attr-defined]
+    for key in sorted(placed, key=lambda key: hooks[key].place):
         hooks.move_to_end(key)
     return handle
 

@@ -171,8 +171,9 @@ def _longer(name: str, values: Tensor, edges: Tensor) -> Tensor:
 def _drop_nodes(module: nn.Module, args: Any, output: Any) -> Any:
     rows, total = module.__dict__.pop("_heldout_rows")
     found = output if isinstance(output, Tensor) else _logits(output)
-    of_nodes = found is not None and found.ndim and len(found) == total
-    return found[rows] if of_nodes else None
+    if found is None or not found.ndim or len(found) != total:
+        return None
+    return found[rows]
 
 
 def _logits(output: Any) -> Tensor | None:

@@ -60,8 +60,9 @@ def graph_scaffold(graph: Any, *, rounds: int = 3, features: Sequence[int] | Non
     check_at_least(1, rounds=rounds)
     x, attributes = getattr(graph, "x", None), getattr(graph, "edge_attr", None)
     if features is not None:
-        check_labels(0 if x is None else x.reshape(len(x), -1).shape[1], features=list(features))
-        x = x.reshape(len(x), -1)[:, list(features)]
+        columns = torch.zeros(0, 0) if x is None else x.reshape(len(x), -1)
+        check_labels(columns.shape[1], features=list(features))
+        x = columns[:, list(features)]
     known = networkx.Graph()
     for number, (source, target) in enumerate(graph.edge_index.T.tolist()):
         if source != target:
