@@ -12,10 +12,9 @@ installed.
 
 import argparse
 import itertools
-import time
-from collections.abc import Callable
 
 import torch
+from timing import best
 from torch import Tensor, nn
 
 from heldout.weights import awq_search, fake_quantize, pack_codes, unpack_codes
@@ -107,16 +106,6 @@ def plain_clip(model: nn.Module, batch: Tensor, bits: int, group_size: int) -> N
                 limit = largest * (1 - step / 20)
                 tried = fake_quantize(groups.clamp(-limit, limit).flatten(1), bits, group_size).view_as(groups)
                 least = least.minimum(((x[None] * tried[:, None]).sum(dim=-1) - exact).pow(2).mean(dim=1))
-
-
-def best(function: Callable[[], object], rounds: int) -> float:
-    """Returns the least processor time of a call, in seconds; run with OMP_NUM_THREADS=1."""
-    times = []
-    for _ in range(rounds):
-        start = time.process_time()
-        function()
-        times.append(time.process_time() - start)
-    return min(times)
 
 
 def main() -> int:

@@ -11,22 +11,13 @@ import sys
 import time
 
 import torch
+from timing import best
 
 from heldout.measure import rank_triples
 from heldout.nn import SCORERS, BagOfWordsEncoder, EntityTable, InductiveLinkPredictor, candidate_scores
 
-ENTITIES, TRIPLES, DIM, REPEATS = 100_000, 64, 128, 3
+ENTITIES, TRIPLES, DIM = 100_000, 64, 128
 LIMITS = {"transe": 3.0, "distmult": 2.0, "complex": 2.0, "simple": 2.0}
-
-
-def best(call) -> float:
-    """Seconds of processor time, the least of a few."""
-    found = []
-    for _ in range(REPEATS):
-        start = time.process_time()
-        call()
-        found.append(time.process_time() - start)
-    return min(found)
 
 
 torch.manual_seed(0)

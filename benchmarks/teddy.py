@@ -4,13 +4,13 @@ Limits: scores of a million edges within 2 seconds of processor time; four times
 """
 
 import sys
-import time
 
 import torch
+from timing import best
 
 from heldout.data import edge_degree_scores, kept_edges
 
-EDGES, NODES, SECONDS, RATIO, REPEATS = 1_000_000, 100_000, 2.0, 6.0, 5
+EDGES, NODES, SECONDS, RATIO = 1_000_000, 100_000, 2.0, 6.0
 
 
 def graph(edges: int) -> torch.Tensor:
@@ -18,16 +18,6 @@ def graph(edges: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
     ends = (torch.rand(2, edges // 2, generator=generator).pow(2) * NODES).long()
     return torch.cat([ends, ends.flip(0)], 1)
-
-
-def best(call) -> float:
-    """Seconds of processor time, the least of a few."""
-    found = []
-    for _ in range(REPEATS):
-        start = time.process_time()
-        call()
-        found.append(time.process_time() - start)
-    return min(found)
 
 
 edges, more = graph(EDGES), graph(4 * EDGES)

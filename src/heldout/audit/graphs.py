@@ -115,8 +115,7 @@ def smoothing(work: Audit) -> None:
         raise NotApplicableError("no layer passes messages along edges, or none gives one vector for each node")
     if not bool((graph.edge_index[0] != graph.edge_index[1]).any()):
         raise NotApplicableError("the graph has no edges between different nodes")
-    labels = graph.y.reshape(-1).cpu()
-    if not labels.is_floating_point() and _energy(torch.eye(int(labels.max()) + 1)[labels.clamp(min=0)], graph) < 0.01:
+    if not graph.y.is_floating_point() and graph.y.numel() == len(graph.x) and _unlike(graph) < 0.01:
         raise NotApplicableError("nodes that are joined have the same labels, so that like outputs are right")
     start = _energy(graph.x.float().reshape(len(graph.x), -1), graph)
     work.document["energies"] = {"features": start, **energies}
@@ -253,20 +252,27 @@ def _whole_graphs(work: Audit) -> dict[str, Nodes]:
 
 
 def _share_alike(data: Any) -> tuple[Tensor, Tensor]:
-    """For each node of a set, the share of what comes in that has its label, and whether anything does.
-
-    Labels below 0 are unknown, and their edges left out.
-    """
-    graph = data.graph
-    labels = graph.y.cpu().reshape(-1)
-    source, target = graph.edge_index[:, graph.edge_index[0] != graph.edge_index[1]].cpu()
-    known = (labels[source] >= 0) & (labels[target] >= 0)
-    source, target = source[known], target[known]
+    """For each node of a set, the share of what comes in that has its label, and whether anything does."""
+    source, target, labels = _known_edges(data.graph)
     alike = torch.zeros(len(labels), dtype=torch.float64)
     alike.index_add_(0, target, (labels[source] == labels[target]).double())
     count = torch.bincount(target, minlength=len(labels))
     chosen = data.nodes.cpu()
     return (alike / count.clamp(min=1))[chosen], (count > 0)[chosen]
+
+
+def _unlike(graph: Any) -> float:
+    """The share of edges whose ends have other labels, NaN where none are known."""
+    source, target, labels = _known_edges(graph)
+    return float((labels[source] != labels[target]).double().mean())
+
+
+def _known_edges(graph: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Both ends of edges between different nodes whose labels are known (those below 0 are not), and all labels."""
+    labels = graph.y.cpu().reshape(-1)
+    source, target = graph.edge_index.cpu()
+    known = (source != target) & (labels[source] >= 0) & (labels[target] >= 0)
+    return source[known], target[known], labels
 
 
 def _degrees(data: Nodes) -> Tensor:

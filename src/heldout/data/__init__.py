@@ -3,10 +3,18 @@
 from heldout.data.balancing import balanced_sampling, class_counts, why_balanced
 from heldout.data.choice_targets import randomize_targets
 from heldout.data.graphs.corruptions import in_batch_corruptions
-from heldout.data.graphs.edge_pruning import edge_degree_scores, kept_edges, prune_edges
+from heldout.data.graphs.edge_pruning import (
+    edge_degree_scores,
+    edge_pairs,
+    has_both_directions,
+    kept_edges,
+    prune_edges,
+    random_edges,
+)
 from heldout.data.graphs.graph_batches import NeighbourBatches, SubgraphBatches
+from heldout.data.graphs.graph_calls import EDGE_FIELDS, edge_hook, edges_of, training_graph, with_edges
 from heldout.data.graphs.graph_views import graph_view, masked_nodes
-from heldout.data.graphs.training_edges import drop_edge, edge_hook, edge_pairs, random_edges, teddy
+from heldout.data.graphs.training_edges import drop_edge, teddy
 from heldout.data.image_mixing import CutMix, Mixing, MixingChoice, Mixup, blend_targets, derangement
 from heldout.data.indexed import IndexedDataset
 from heldout.data.instructions import DEFINITION, FULL, NO_INSTRUCTION, PROMPT, encode_instruction
@@ -98,6 +106,7 @@ from heldout.data.views import strong_view, weak_view
 
 __all__ = [
     "DEFINITION",
+    "EDGE_FIELDS",
     "END",
     "FULL",
     "IMPROVE_SKILL_TEXT",
@@ -172,12 +181,14 @@ __all__ = [
     "edge_degree_scores",
     "edge_hook",
     "edge_pairs",
+    "edges_of",
     "emphasised_instruction",
     "encode_instruction",
     "expand_primitives",
     "factor_rows",
     "gather",
     "graph_view",
+    "has_both_directions",
     "hold_out_combinations",
     "in_batch_corruptions",
     "inductive_split",
@@ -234,6 +245,7 @@ __all__ = [
     "template_split",
     "to_device",
     "to_multiple_choice",
+    "training_graph",
     "training_group",
     "upsample",
     "upsample_sampler",
@@ -243,5 +255,6 @@ __all__ = [
     "verbalizer_sets",
     "weak_view",
     "why_balanced",
+    "with_edges",
     "write_skill_texts",
 ]

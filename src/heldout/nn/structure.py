@@ -59,8 +59,8 @@ def rebuilt(module: nn.Module, structure: Structure) -> nn.Module:
         module = MultiHead(module, **settings)
     for name, (kind, settings) in structure.items():
         part = _part(module, name)
-        if part is None and kind == VirtualNode.__qualname__ and name == PART:
-            module = add_virtual_node(module, VirtualNode(**settings).to(device_of(module)))
+        if part is None and (name, kind) in _ADDED:
+            module = _ADDED[name, kind](module, settings)
             continue
         if part is None or kind not in _BUILDERS or [type(part).__qualname__, _settings(part)] == [kind, settings]:
             continue
@@ -110,6 +110,12 @@ def _settings(part: nn.Module) -> dict[str, Any] | None:
     return None
 
 
+# parts that the module did not have, by name
+_ADDED: dict[tuple[str, str], Callable[[nn.Module, dict[str, Any]], nn.Module]] = {
+    (PART, "VirtualNode"): lambda module, settings: add_virtual_node(
+        module, VirtualNode(**settings).to(device_of(module))
+    ),
+}
 _BUILDERS: dict[str, Callable[[nn.Module, dict[str, Any]], nn.Module]] = {
     "Linear": lambda part, settings: nn.Linear(**settings),
     "Identity": lambda part, settings: nn.Identity(),

@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Dataset, default_collate
 
+from heldout.data import EDGE_FIELDS
 from heldout.errors import check_at_least, checked, require
 from heldout.method import Splits, forward
 from heldout.problem.problem import Problem
@@ -33,7 +34,6 @@ from heldout.train import Fitted
 
 MASKS = {"train": "train_mask", "val": "val_mask", "test": "test_mask"}
 BATCH = 128  # graphs that are answered at a time
-EDGES = ("edge_weight", "edge_attr")
 
 
 @dataclass
@@ -151,7 +151,7 @@ class Graphs(Dataset[dict[str, Any]]):
             "num_nodes": torch.tensor(len(graph.x)),
             "num_edges": torch.tensor(graph.edge_index.shape[1]),
         }
-        for name in EDGES:
+        for name in EDGE_FIELDS:
             value = getattr(graph, name, None)
             if value is not None:
                 found[name] = F.pad(value, (0, edges) if value.ndim == 1 else (0, 0, 0, edges))
@@ -202,7 +202,7 @@ class _Whole:
                 "edge_index": torch.cat([g.edge_index + start for g, start in zip(chosen, starts, strict=True)], 1),
                 "batch": torch.arange(len(chosen)).repeat_interleave(sizes),
             }
-            for name in EDGES:
+            for name in EDGE_FIELDS:
                 if all(getattr(graph, name, None) is not None for graph in chosen):
                     found[name] = torch.cat([getattr(graph, name) for graph in chosen])
             moved = {n: v.to(like.device, dtype if v.is_floating_point() else None) for n, v in found.items()}
@@ -243,7 +243,7 @@ def _one_graph(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         "edge_index": (edges + starts[:, None, None]).transpose(1, 2)[there].T,
         "batch": torch.arange(len(x), device=x.device).repeat_interleave(sizes),
     }
-    return found | {name: batch[name][there] for name in EDGES if name in batch}
+    return found | {name: batch[name][there] for name in EDGE_FIELDS if name in batch}
 
 
 def _arguments(module: nn.Module, whole: Mapping[str, Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -277,7 +277,7 @@ def call_on_graph(module: nn.Module, graph: Any) -> Any:
         [[1.0], [0.0]]
     """
     whole = {"x": graph.x, "edge_index": graph.edge_index, "batch": graph.x.new_zeros(len(graph.x), dtype=torch.int64)}
-    whole |= {name: getattr(graph, name) for name in EDGES if getattr(graph, name, None) is not None}
+    whole |= {name: getattr(graph, name) for name in EDGE_FIELDS if getattr(graph, name, None) is not None}
     like = next((p for p in module.parameters() if p.is_floating_point()), graph.x)
     whole = {n: v.to(like.device, like.dtype if v.is_floating_point() else None) for n, v in whole.items()}
     args, kwargs = _arguments(module, whole)

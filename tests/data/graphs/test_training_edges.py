@@ -1,5 +1,4 @@
 import copy
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -134,7 +133,7 @@ def test_they_say_why_not_where_there_are_no_graphs(graph):
         assert "no graphs" in method.check(nn.Linear(2, 2), plain)
         assert method.check(Seen(), splits) is None
         assert method.check(Seen(), many) is None
-        assert "no graphs" in method.check(Seen(), SimpleNamespace(train=range(3)))
+        assert "no graphs" in method.check(Seen(), Splits(train=range(3)))
 
 
 @pytest.mark.parametrize("sparsity", [0.0, 1.0, -0.5, float("nan")])

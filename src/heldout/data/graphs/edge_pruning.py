@@ -157,6 +157,67 @@ def kept_edges(edge_index: Tensor, sparsity: float, score: Tensor, undirected: b
     return keep
 
 
+@checked
+def edge_pairs(edge_index: Tensor) -> tuple[Tensor, int]:
+    """Returns which pair of nodes each edge belongs to, and how many pairs there are, for ``random_edges``.
+
+    Both directions and all copies of an edge are one pair where each edge has both; otherwise each edge is one. A
+    self-loop is none: -1.
+
+    Args:
+        edge_index: int64 ``(2, edges)``.
+
+    Raises:
+        ValueError: another shape, another type, or nodes below 0.
+
+    Example:
+        >>> edge_pairs(torch.tensor([[0, 1, 1, 2, 2], [1, 0, 2, 1, 2]]))
+        (tensor([ 0,  0,  1,  1, -1]), 2)
+    """
+    nodes = _check_edges(edge_index, None)
+    proper = edge_index[0] != edge_index[1]
+    groups, count = _groups(edge_index[:, proper], nodes, has_both_directions(edge_index))
+    return groups.new_full((edge_index.shape[1],), -1).masked_scatter_(proper, groups), count
+
+
+@checked
+def random_edges(pairs: Tensor, count: int, sparsity: float, generator: torch.Generator | None = None) -> Tensor:
+    """Returns which edges stay when ``floor(sparsity * count)`` random pairs go, bool ``(edges,)``.
+
+    Args:
+        pairs: int64 ``(edges,)``, the pair of each edge from 0, or -1 for those that stay, of ``edge_pairs``.
+        count: of pairs.
+        sparsity: share to remove, in [0, 1).
+        generator: of the draw, on the CPU.
+
+    Raises:
+        ValueError: numbers out of range.
+
+    Example:
+        >>> random_edges(torch.tensor([0, 0, 1, 1, -1]), 2, 0.5).sum()
+        tensor(3)
+    """
+    _check_sparsity(sparsity)
+    check_at_least(0, count=count)
+    check_labels(count + 1, pairs=pairs + 1)
+    stays = torch.ones(count + 1, dtype=torch.bool)  # the last is that of self-loops
+    stays[torch.randperm(count, generator=generator)[: math.floor(sparsity * count + 1e-9)]] = False
+    return stays.to(pairs.device)[pairs]
+
+
+@checked
+def has_both_directions(edge_index: Tensor) -> bool:
+    """Returns whether each edge ``(2, edges)`` is there in both directions, equally often.
+
+    Example:
+        >>> has_both_directions(torch.tensor([[0, 1], [1, 0]])), has_both_directions(torch.tensor([[0], [1]]))
+        (True, False)
+    """
+    nodes = _check_edges(edge_index, None)
+    there, back = edge_index[0] * nodes + edge_index[1], edge_index[1] * nodes + edge_index[0]
+    return torch.equal(there.sort().values, back.sort().values)
+
+
 def _check_sparsity(sparsity: float) -> None:
     if not 0 <= sparsity < 1:
         raise ValueError(f"sparsity, the share of edges to remove, must lie in [0, 1), got {sparsity}")

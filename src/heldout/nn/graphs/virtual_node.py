@@ -5,17 +5,17 @@ Source: arXiv:1704.01212 (Gilmer et al., ICML 2017: "master node"), section 5.2,
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from heldout.data import edge_hook
+from heldout.data import EDGE_FIELDS, edge_hook, training_graph
 from heldout.errors import check_dimensions, check_labels, check_positive, check_same_length, checked
 from heldout.method import Method, Run, Splits, forward
 
 PART = "virtual_node"
-_OF_EDGES = ("edge_weight", "edge_attr")
 
 
 class VirtualNode(nn.Module):
@@ -98,7 +98,7 @@ def virtual_node() -> Method:
 
 
 def _with_virtual_node(run: Run, module: nn.Module) -> nn.Module:
-    graph = _a_graph(run.splits)
+    graph = training_graph(run.splits)
     like = next((p for p in module.parameters() if p.is_floating_point()), graph.x)
     return add_virtual_node(module, VirtualNode(graph.x.shape[1]).to(like.device, like.dtype))
 
@@ -140,8 +140,8 @@ def _add_nodes(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any])
     if len(args) == 1 and not kwargs and hasattr(args[0], "edge_index"):  # one Data
         data = args[0]
         found = node(data.x, data.edge_index, graphs if graphs is not None else getattr(data, "batch", None))
-        edges = {n: _longer(n, data[n], found[1]) for n in _OF_EDGES if getattr(data, n, None) is not None}
-        new = data.clone()
+        edges = {n: _longer(n, data[n], found[1]) for n in EDGE_FIELDS if getattr(data, n, None) is not None}
+        new = copy.copy(data)
         new.x, new.edge_index, new.batch = found[:3]
         if "ptr" in new:
             new.ptr = torch.cat([new.ptr.new_zeros(1), found[2].bincount().cumsum(0)])
@@ -154,7 +154,7 @@ def _add_nodes(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any])
     x, edges, new_batch, rows = node(given["x"], given["edge_index"], batch)
     module.__dict__["_heldout_rows"] = rows, len(x)
     new = {"x": x, "edge_index": edges}
-    new |= {name: _longer(name, kwargs[name], edges) for name in _OF_EDGES if kwargs.get(name) is not None}
+    new |= {name: _longer(name, kwargs[name], edges) for name in EDGE_FIELDS if kwargs.get(name) is not None}
     new |= {"batch": new_batch} if kwargs.get("batch") is not None else {}
     kept = tuple(new.pop(name) for name in ("x", "edge_index")[: len(args)])
     return (*kept, *args[2:]), kwargs | new
@@ -183,16 +183,11 @@ def _logits(output: Any) -> Tensor | None:
         return None
 
 
-def _a_graph(splits: Splits) -> Any:
-    graphs = getattr(splits.train, "graphs", None)
-    return getattr(splits.train, "graph", None) if graphs is None else graphs[0]
-
-
 def _why_no_virtual_node(module: nn.Module, splits: Splits) -> str | None:
-    if not hasattr(_a_graph(splits), "edge_index"):
+    graph = training_graph(splits)
+    if graph is None:
         return "it adds a node to graphs, and the training examples are no graphs or nodes of one"
-    x = _a_graph(splits).x
-    if x.ndim != 2 or not x.is_floating_point():
+    if graph.x.ndim != 2 or not graph.x.is_floating_point():
         return "it learns the features of a node, and those given are no rows of real numbers"
     if hasattr(module, PART):
         return f"the model has a part {PART!r} already"

@@ -38,7 +38,7 @@ class Phenotype(NamedTuple):
 
 @checked
 def phenotypes() -> dict[str, Phenotype]:
-    """Returns all terms in use by their key, such as "HP:0000107", in about a second, once a process.
+    """Returns all terms in use by their key, such as "HP:0000107", in about two seconds, once a process.
 
     Annotations with the qualifier NOT are left out; the 2,000 of 271,000 that say that none of so many patients showed
     it, a frequency of 0/n, are kept.

@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from heldout.data import edge_hook
+from heldout.data import EDGE_FIELDS, edge_hook, with_edges
 from heldout.errors import check_at_least, check_dimensions, check_labels, check_nonnegative, check_positive, checked
 from heldout.method import Batch, Method, Run, Splits, forward
 
@@ -193,13 +193,7 @@ class _Environments:
     def _put(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self._edges is None:
             return None
-        if len(args) == 1 and hasattr(args[0], "edge_index"):  # one Data
-            graph = args[0].clone()
-            graph.edge_index = self._edges
-            return (graph,), kwargs
-        if "edge_index" in kwargs:
-            return args, kwargs | {"edge_index": self._edges}
-        return (args[0], self._edges, *args[2:]), kwargs
+        return with_edges(args, kwargs, self._edges)
 
     _put.place = 0  # type: ignore[attr-defined]  # before others leave edges out
 
@@ -208,6 +202,6 @@ def _why_no_environments(module: nn.Module, splits: Splits) -> str | None:
     graph = getattr(splits.train, "graph", None)
     if not hasattr(graph, "edge_index"):
         return "it edits the graph whose nodes are training examples, and they are no nodes of a graph"
-    if any(getattr(graph, name, None) is not None for name in ("edge_weight", "edge_attr")):
+    if any(getattr(graph, name, None) is not None for name in EDGE_FIELDS):
         return "it adds edges, and the graph's edges have weights or attributes, which it cannot make"
     return None

@@ -26,6 +26,8 @@ def foundation_report(
     val: float = 0.05,
     test: float = 0.1,
     encode_with: Literal["train", "all"] = "train",
+    leave: int = 0,
+    negatives: Literal["uniform", "degree"] = "uniform",
     **protocol: Any,
 ) -> list[dict[str, Any]]:
     """Returns what each method's embeddings of each graph serve for, in long format: ``pandas.DataFrame(rows)``.
@@ -36,9 +38,10 @@ def foundation_report(
         graphs: with ``x``, ``edge_index``, ``y``, ``train_mask``, ``val_mask`` and ``test_mask``, such as
             ``heldout.tasks.split_nodes`` gives, by name; or functions of a seed that return one.
         seeds: of links that are held out, of the methods, and of the probes.
-        val, test, encode_with: as for ``split_links``.
+        val, test, encode_with, leave, negatives: as for ``split_links``; where degrees differ, take ``leave=1`` and
+            ``negatives="degree"``.
         protocol: options of ``GraphTasks``: ``node_epochs``, ``link_epochs``, ``link_width``, ``decoder``,
-            ``restarts``.
+            ``restarts``, ``scaling``.
 
     Returns:
         rows ``{"method", "graph", "seed", "task", "metric", "value"}``: of ``accuracy``, ``auc``, ``ap``, ``nmi``,
@@ -59,11 +62,12 @@ def foundation_report(
     """
     check_nonempty(methods=methods, graphs=graphs, seeds=seeds)
     check_labels(seeds=seeds)
+    links = {"val": val, "test": test, "encode_with": encode_with, "leave": leave, "negatives": negatives}
     return [
         row
         for graph, source in graphs.items()
         for seed in seeds
-        for row in _rows(methods, graph, source, seed, {"val": val, "test": test, "encode_with": encode_with}, protocol)
+        for row in _rows(methods, graph, source, seed, links, protocol)
     ]
 
 
