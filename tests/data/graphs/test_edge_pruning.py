@@ -3,7 +3,7 @@ import copy
 import pytest
 import torch
 
-from heldout.data import edge_degree_scores, prune_edges
+from heldout.data import edge_degree_scores, edge_pairs, has_both_directions, prune_edges, random_edges
 from heldout.tasks import BlockModel
 
 pytest.importorskip("torch_geometric")
@@ -220,3 +220,36 @@ def test_scores_that_are_none_are_refused(graph):
     sparse.adj_t = torch.eye(300)
     with pytest.raises(ValueError, match="adj_t"):
         prune_edges(sparse, 0.5)
+
+
+def test_pairs_hold_both_directions_and_copies_and_no_loops():
+    edges = torch.tensor([[0, 1, 0, 2, 1, 2, 1], [1, 0, 1, 2, 0, 1, 2]])
+    pairs, count = edge_pairs(edges)
+    assert count == 2
+    assert pairs.tolist() == [0, 0, 0, -1, 0, 1, 1]
+    one_way, count = edge_pairs(edges[:, [0, 3, 5]])
+    assert (one_way.tolist(), count) == ([0, -1, 1], 2)
+    assert edge_pairs(torch.zeros(2, 0, dtype=torch.int64))[1] == 0
+
+
+def test_each_pair_goes_as_often_as_the_others_and_loops_stay():
+    pairs = torch.tensor([0, 3, 1, 2, 0, -1, 3, 4])
+    generator, gone = torch.Generator().manual_seed(0), torch.zeros(8)
+    for _ in range(2000):
+        keep = random_edges(pairs, 5, 0.45, generator)  # floor(2.25) of 5
+        assert len(pairs[~keep].unique()) == 2
+        gone += ~keep
+    assert gone[5] == 0
+    assert gone[0] == gone[4]
+    assert gone[1] == gone[6]
+    assert torch.allclose(gone[pairs >= 0] / 2000, torch.tensor(0.4), atol=0.05)
+    with pytest.raises(ValueError, match="sparsity"):
+        random_edges(pairs, 5, 1.0)
+    with pytest.raises(ValueError, match="pairs"):
+        random_edges(pairs, 4, 0.5)
+
+
+def test_both_directions_are_told_with_copies():
+    assert has_both_directions(torch.tensor([[0, 1, 2, 2], [1, 0, 2, 2]]))
+    assert not has_both_directions(torch.tensor([[0, 1, 0], [1, 0, 1]]))
+    assert has_both_directions(torch.zeros(2, 0, dtype=torch.int64))
