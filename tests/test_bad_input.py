@@ -98,6 +98,7 @@ ALLOWED = {
         "measure.probe_entities(labels=a label of 10**6)",
         "measure.probe_clustering(y=a label of 10**6)",
         "data.edge_pairs(edge_index=a label of 10**6)",
+        "data.has_both_directions(edge_index=a label of 10**6)",
         "measure.probe_node_classification(y=a label of 10**6)",
         "measure.linear_probe(labels=a label of 10**6)",
         "measure.linear_probe(test_labels=a label of 10**6)",
