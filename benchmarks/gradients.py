@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from heldout.measure import gradient_features, per_example_grads, vendi_score
-from heldout.measure.probes.projections import Projector, _projector
+from heldout.measure.gradients.projections import Projector, _projector
 
 BATCH, DIM, LOOPED = 64, 1024, 4
 

@@ -27,7 +27,7 @@ ORDER = [
 ROOMS = [name for name in ORDER if (SOURCE / name).is_dir() and name not in ("examples", "reproductions", "cli")]
 # Split, but renaming what their halves share would change statements that recorded studies execute.
 SPLIT_LATELY = [
-    "measure/datasets/required_bias.py", "measure/probes/gradients.py",
+    "measure/datasets/required_bias.py", "measure/gradients/per_example.py",
     "tasks/images/biases.py", "tasks/images/domains.py", "train/diversify.py",
 ]  # fmt: skip
 # Sources without a test file of their own name, by the tests that reach them: this list may only become shorter.
@@ -46,7 +46,7 @@ REACHED_BY = {
     "lm/programs/test_sandbox.py": ["lm/programs/boundary.py", "lm/programs/child.py"],
     "lm/strategies/test_routing.py": ["lm/strategies/model_pool.py"],
     "measure/datasets/test_required_bias.py": ["measure/datasets/gram.py", "measure/datasets/noncentral_chi2.py"],
-    "measure/probes/test_gradients.py": ["measure/probes/layer_gradients.py"],
+    "measure/gradients/test_per_example.py": ["measure/gradients/layer_gradients.py"],
     "problem/test_problem.py": [
         "examples/digits.py", "examples/fashion.py", "problem/checks.py", "problem/loading.py",
     ],

@@ -73,7 +73,22 @@ from heldout.measure.dynamics.overfitting import (
     overfitting_report,
 )
 from heldout.measure.dynamics.size_law import SizeLaw, fit_size_law, interpolated_size
+from heldout.measure.dynamics.stream_matrix import (
+    StreamMatrix,
+    StreamStatistic,
+    stream_interval,
+    stream_interval_by_examples,
+)
 from heldout.measure.dynamics.trajectory import DiffusionFit, WeightDistance
+from heldout.measure.gradients.coherence import Coherence, CoherenceTracker, gradient_coherence
+from heldout.measure.gradients.fisher import FisherKind, fisher_diagonal
+from heldout.measure.gradients.per_example import (
+    GradientSums,
+    default_example_loss,
+    gradient_features,
+    gradient_sums,
+    per_example_grads,
+)
 from heldout.measure.graphs.clustering import ClusterProbe, probe_clustering
 from heldout.measure.graphs.graph_tasks import EMBEDDING_SCALINGS, GRAPH_TASKS, EmbeddingScaling, GraphTask, GraphTasks
 from heldout.measure.graphs.link_prediction import LinkProbe, probe_link_prediction
@@ -148,11 +163,9 @@ from heldout.measure.metrics.weak_supervision import (
     performance_gap_recovered,
     supervisor_agreement,
 )
-from heldout.measure.probes.coherence import Coherence, CoherenceTracker, gradient_coherence
 from heldout.measure.probes.cross_task import CrossTask, TaskScore, best_constant, beyond_constant, cross_task
 from heldout.measure.probes.dirichlet_energy import dirichlet_energy
 from heldout.measure.probes.frozen import FrozenSubspace, frozen_subspace
-from heldout.measure.probes.gradients import GradientSums, gradient_features, gradient_sums, per_example_grads
 from heldout.measure.probes.patch_selectivity import (
     occlusion_accuracy,
     patch_drop_curve,
@@ -249,6 +262,7 @@ __all__ = [
     "EmbeddingScaling",
     "EntityProbe",
     "ErrorLaw",
+    "FisherKind",
     "ForgetClusters",
     "ForgetMatrix",
     "FrozenSubspace",
@@ -292,6 +306,8 @@ __all__ = [
     "StoredItemsPredictor",
     "StrategyCell",
     "StrategyPosterior",
+    "StreamMatrix",
+    "StreamStatistic",
     "SubgroupAUC",
     "SweetSpot",
     "TaskMixturePredictor",
@@ -333,6 +349,7 @@ __all__ = [
     "cost_frontier",
     "count_sentences",
     "cross_task",
+    "default_example_loss",
     "delay",
     "description_bits",
     "dirichlet_energy",
@@ -352,6 +369,7 @@ __all__ = [
     "fewshot_difficulty",
     "first_learned",
     "first_word",
+    "fisher_diagonal",
     "fit_size_law",
     "forget_gap",
     "forget_matrix",
@@ -475,6 +493,8 @@ __all__ = [
     "steps_to",
     "strategy_loss",
     "strategy_weights",
+    "stream_interval",
+    "stream_interval_by_examples",
     "structure_loss",
     "subgroup_auc",
     "subspace_bound",

@@ -7,6 +7,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from heldout.errors import require
+from heldout.train.continual.anchored import EWC, RWalk, SynapticIntelligence
+from heldout.train.continual.exemplars import ExemplarMemory, MemoryPolicy, herding_order
+from heldout.train.continual.fit_stream import StreamResult, fit_stream
+from heldout.train.continual.quadratic_penalty import QuadraticPenalty
+from heldout.train.continual.rehearsal import AGEM, LwF, Replay
+from heldout.train.continual.strategy import Combined, Cumulative, Strategy
+from heldout.train.continual.task_stream import TaskOrder, TaskStream, agem, ewc, in_order, lwf, replay, rwalk, si
 from heldout.train.cross_fit import CrossFit, contradicted_labels, cross_fit, label_margins
 from heldout.train.deep_ensemble import deep_ensemble
 from heldout.train.distillation.from_teacher import distillation
@@ -55,6 +62,7 @@ if TYPE_CHECKING:
     from heldout.train.boosting.estimators import GradientBoostedNetworkClassifier, GradientBoostedNetworkRegressor
     from heldout.train.boosting.losses import BinomialLoss, BoostingLoss, ObjectiveLoss, SoftmaxLoss, SquaredLoss
     from heldout.train.boosting.network import boost_head, boosted_network, gb_nn
+    from heldout.train.engines.continual import ContinualTrainer, trainer_step
     from heldout.train.engines.lightning import LightningMethod
     from heldout.train.engines.transformers import MethodTrainer
     from heldout.train.graphs.environments import EdgeEditors, eerm
@@ -110,11 +118,13 @@ if TYPE_CHECKING:
     from heldout.train.winsorized import winsorized_backward
 
 __all__ = [
+    "AGEM",
     "APPROACH_RATES",
     "BGRL",
     "CCASSG",
     "DSL",
     "EMPTY",
+    "EWC",
     "GRACE",
     "MISSING",
     "PRETRAINING_STOPS",
@@ -125,8 +135,11 @@ __all__ = [
     "Aligned",
     "BinomialLoss",
     "BoostingLoss",
+    "Combined",
+    "ContinualTrainer",
     "CostReward",
     "CrossFit",
+    "Cumulative",
     "DeductionAbduction",
     "DifferentiableSearch",
     "EdgeEditors",
@@ -134,6 +147,7 @@ __all__ = [
     "Environment",
     "Episode",
     "Evolution",
+    "ExemplarMemory",
     "Fitted",
     "FittedPairs",
     "FixMatch",
@@ -151,7 +165,9 @@ __all__ = [
     "LearnedProgram",
     "LightningMethod",
     "ListDSL",
+    "LwF",
     "MeanTeacher",
+    "MemoryPolicy",
     "MethodTrainer",
     "ObjectiveLoss",
     "Observation",
@@ -165,8 +181,11 @@ __all__ = [
     "ProgressiveSelfDistillation",
     "PseudoLabelLoss",
     "PseudoSupervisor",
+    "QuadraticPenalty",
+    "RWalk",
     "Recipe",
     "Relabelled",
+    "Replay",
     "RetrievalAugmentedTraining",
     "Retrieved",
     "Reweighted",
@@ -183,8 +202,13 @@ __all__ = [
     "SquaredLoss",
     "Stages",
     "StepLog",
+    "Strategy",
+    "StreamResult",
     "Structure",
+    "SynapticIntelligence",
     "Synthesis",
+    "TaskOrder",
+    "TaskStream",
     "TrainFunction",
     "Tuned",
     "UnlabelledBatches",
@@ -193,6 +217,7 @@ __all__ = [
     "abduce",
     "abstract_subtrees",
     "accuracy_on",
+    "agem",
     "answer_accuracy",
     "approach_scores",
     "bilevel_weights",
@@ -218,6 +243,7 @@ __all__ = [
     "embed_images",
     "encode_rows",
     "evolve_structures",
+    "ewc",
     "finish",
     "fit",
     "fit_link_predictor",
@@ -225,6 +251,7 @@ __all__ = [
     "fit_similarity_transform",
     "fit_soft_labels",
     "fit_stopping_early",
+    "fit_stream",
     "fit_with",
     "fixmatch",
     "forget",
@@ -235,6 +262,8 @@ __all__ = [
     "graph_ticket",
     "group_dro",
     "grpo",
+    "herding_order",
+    "in_order",
     "inputs_like",
     "l2r",
     "label_margins",
@@ -242,6 +271,7 @@ __all__ = [
     "last_blocks",
     "learned_weights",
     "lora",
+    "lwf",
     "mean_teacher",
     "meta_gradient",
     "normalize_rewards",
@@ -259,13 +289,16 @@ __all__ = [
     "reinforce_loss",
     "relabelled",
     "relearning_order",
+    "replay",
     "rollout",
     "router_reward",
+    "rwalk",
     "save",
     "scaled_optimizer",
     "score",
     "seeded",
     "sft",
+    "si",
     "slot_neighbour",
     "smollm_blocks",
     "soft_align",
@@ -277,6 +310,7 @@ __all__ = [
     "train_router",
     "train_sparse_gnn",
     "train_tokens",
+    "trainer_step",
     "tune_choices",
     "tune_last_layers",
     "tune_similarity_transform",
@@ -358,6 +392,8 @@ _LATER = {
     "CostReward": "heldout.train.reinforcement.rewards",
     "Environment": "heldout.train.reinforcement.rollouts",
     "Episode": "heldout.train.reinforcement.rollouts",
+    "ContinualTrainer": "heldout.train.engines.continual",
+    "trainer_step": "heldout.train.engines.continual",
     "LightningMethod": "heldout.train.engines.lightning",
     "MethodTrainer": "heldout.train.engines.transformers",
     "Tuned": "heldout.train.tuning.tuned",
@@ -392,7 +428,12 @@ _LATER = {
     "normalize_rewards": "heldout.train.reinforcement.policy_gradient",
     "reinforce_loss": "heldout.train.reinforcement.policy_gradient",
 }
-_ENGINES = {"LightningMethod": "lightning", "MethodTrainer": "transformers"}
+_ENGINES = {
+    "ContinualTrainer": "transformers",
+    "LightningMethod": "lightning",
+    "MethodTrainer": "transformers",
+    "trainer_step": "transformers",
+}
 
 
 def __getattr__(name: str) -> Any:

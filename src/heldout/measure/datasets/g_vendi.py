@@ -12,9 +12,9 @@ from torch import nn
 
 from heldout.errors import check_nonempty, checked
 from heldout.measure.datasets.vendi import vendi_score
-from heldout.measure.probes.gradients import gradient_features
-from heldout.measure.probes.layer_gradients import ExampleLoss
-from heldout.measure.probes.projections import Projection
+from heldout.measure.gradients.layer_gradients import ExampleLoss
+from heldout.measure.gradients.per_example import gradient_features
+from heldout.measure.gradients.projections import Projection
 
 
 @checked

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from heldout.data import batches
 from heldout.errors import check_at_least, check_positive, checked
-from heldout.measure.probes.gradients import default_example_loss
+from heldout.measure.gradients.per_example import default_example_loss
 from heldout.method import as_dataset, evaluating, forward
 from heldout.nn import inputs_for
 

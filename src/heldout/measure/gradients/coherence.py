@@ -14,8 +14,8 @@ from typing import Any
 from torch import nn
 
 from heldout.errors import check_nonempty, checked
-from heldout.measure.probes.gradients import gradient_sums
-from heldout.measure.probes.layer_gradients import ExampleLoss
+from heldout.measure.gradients.layer_gradients import ExampleLoss
+from heldout.measure.gradients.per_example import gradient_sums
 from heldout.method import evaluating
 
 

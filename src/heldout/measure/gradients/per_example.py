@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader
 
 from heldout.data import batches, split_target
 from heldout.errors import check_nonempty, check_same_length, checked
-from heldout.measure.probes.layer_gradients import (
+from heldout.measure.gradients.layer_gradients import (
     ExampleLoss,
     _by_layers,
     _checked_losses,
@@ -34,7 +34,7 @@ from heldout.measure.probes.layer_gradients import (
     _wide,
     sum_of,
 )
-from heldout.measure.probes.projections import Projection, _projector
+from heldout.measure.gradients.projections import Projection, _projector
 from heldout.method import as_dataset, evaluating, forward
 from heldout.nn import inputs_for
 

@@ -33,7 +33,7 @@ def test_a_dense_projection_does_not_depend_on_how_parameters_are_chunked(monkey
 
 
 def test_hadamard_is_the_matrix_of_signs():
-    from heldout.measure.probes.projections import _hadamard
+    from heldout.measure.gradients.projections import _hadamard
 
     matrix = _hadamard(torch.eye(8))
     assert matrix.abs().eq(1).all()

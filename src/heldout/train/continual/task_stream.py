@@ -1,0 +1,335 @@
+"""Core: Continual strategies as Methods: the data of a training set come task after task, and ``fit`` stays as it is.
+
+``fit`` on a ``TaskStream`` without a Method trains on all tasks at once, the upper line; ``in_order()`` is plain
+fine-tuning, which forgets; the others keep what they can. All take the same number of steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.data import Sampler, Subset
+
+from heldout.errors import check_at_least, check_between, check_nonnegative, check_positive, checked
+from heldout.method import Added, Batch, Method, Run, Splits
+from heldout.train.continual.anchored import EWC, RWalk, SynapticIntelligence
+from heldout.train.continual.exemplars import ExemplarMemory
+from heldout.train.continual.rehearsal import AGEM, LwF
+from heldout.train.continual.strategy import Strategy
+
+
+@dataclass(frozen=True)
+class TaskStream(Splits):
+    """Splits whose training set comes as a stream of tasks in the order of their numbers.
+
+    Args:
+        tasks: int64 ``(len(train),)``, the task of each training example, from 0 and without gaps.
+
+    Raises:
+        ValueError: ``tasks`` of another length or with gaps, or fewer than two tasks.
+
+    Example:
+        >>> x, y = torch.randn(8, 3), torch.tensor([0, 1] * 4)
+        >>> TaskStream(train=(x, y), tasks=torch.tensor([0] * 4 + [1] * 4)).number
+        2
+    """
+
+    tasks: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.tasks is None:
+            raise ValueError("tasks must give the task of each training example")
+        tasks = torch.as_tensor(self.tasks)
+        if tasks.shape != (len(self.train),) or tasks.is_floating_point():  # type: ignore[arg-type]
+            raise ValueError(f"tasks must be int64 ({len(self.train)},), got {tasks.dtype} {tuple(tasks.shape)}")  # type: ignore[arg-type]
+        numbers = tasks.unique().tolist()
+        if numbers != list(range(len(numbers))) or len(numbers) < 2:
+            raise ValueError(f"tasks must be numbered from 0 without gaps, at least two of them, got {numbers}")
+        object.__setattr__(self, "tasks", tasks.to(torch.int64))
+
+    @property
+    def number(self) -> int:
+        """The number of tasks."""
+        return int(self.tasks.max()) + 1  # type: ignore[union-attr]
+
+
+class TaskOrder(Sampler):
+    """Positions of a stream's training set, task after task, in epochs of one length.
+
+    All epochs together pass over each task as often as there are epochs, in whole batches, one task at a time. With a
+    memory a batch holds new examples and, from the second task on, some that are kept of the tasks before.
+
+    Args:
+        tasks: int64 ``(examples,)``, the task of each.
+        epochs: of the whole training.
+        batch_size: examples for each step.
+        memory: of positions; None keeps nothing.
+        per_new: examples of the memory for each new one.
+        seed: of the order.
+
+    Raises:
+        ValueError: options out of range.
+
+    Example:
+        >>> order = TaskOrder(torch.tensor([0, 0, 1, 1]), epochs=2, batch_size=2)
+        >>> [sorted(order) for _ in range(2)]
+        [[0, 0, 1, 1], [2, 2, 3, 3]]
+    """
+
+    @checked
+    def __init__(
+        self,
+        tasks: Tensor,
+        *,
+        epochs: int,
+        batch_size: int,
+        memory: ExemplarMemory | None = None,
+        per_new: float = 1.0,
+        seed: int = 0,
+    ) -> None:
+        check_at_least(1, epochs=epochs, batch_size=batch_size)
+        check_positive(per_new=per_new)
+        self.tasks, self.epochs, self.batch_size = tasks, epochs, batch_size
+        self.memory, self.per_new = memory, per_new
+        self.generator = torch.Generator().manual_seed(seed)
+        self.batches_an_epoch = max(1, len(tasks) // batch_size)
+        counts = torch.bincount(tasks)
+        ends = (counts.cumsum(0) * (self.batches_an_epoch * epochs) / len(tasks)).round().long()
+        self.ends = ends.tolist()  # of each task, in batches
+        self._stream = self._batches()
+
+    def __len__(self) -> int:
+        return self.batches_an_epoch * self.batch_size
+
+    def __iter__(self) -> Iterator[int]:
+        for _ in range(self.batches_an_epoch):
+            yield from next(self._stream).tolist()
+
+    def task_at(self, step: int) -> int:
+        """Returns the task of an optimizer step, counted from 0."""
+        return next((task for task, end in enumerate(self.ends) if step < end), len(self.ends) - 1)
+
+    def _batches(self) -> Iterator[Tensor]:
+        start = 0
+        for task, end in enumerate(self.ends):
+            own = (self.tasks == task).nonzero().flatten()
+            keeps = self.memory is not None and len(self.memory)
+            new = max(1, round(self.batch_size / (1 + self.per_new))) if keeps else self.batch_size
+            left = own[:0]
+            for _ in range(start, end):
+                while len(left) < new:
+                    left = torch.cat([left, own[torch.randperm(len(own), generator=self.generator)]])
+                batch, left = left[:new], left[new:]
+                if keeps and new < self.batch_size:
+                    kept = self.memory.sample(self.batch_size - new, self.generator)[1]  # type: ignore[union-attr]
+                    batch = torch.cat([batch, kept])
+                yield batch
+            if self.memory is not None:
+                self.memory.add((own, own), task)
+            start = end
+
+
+@checked
+def in_order() -> Method:
+    """Trains on one task of a ``TaskStream`` after the other, with nothing against forgetting.
+
+    Example:
+        >>> in_order().stages
+        ('data',)
+    """
+    return Method("in_order", data=_order(), check=_why_no_stream)
+
+
+@checked
+def replay(capacity: int = 200, per_new: float = 1.0) -> Method:
+    """Trains on one task after the other, with examples kept of those before in each batch.
+
+    Args:
+        capacity: examples that are kept, the same share of each earlier task.
+        per_new: examples of the memory for each new one; batches stay as large as they are.
+
+    Raises:
+        ValueError: options out of range.
+
+    Source: arXiv:1902.10486.
+
+    Example:
+        >>> replay(capacity=50).name
+        'replay'
+    """
+    check_at_least(1, capacity=capacity)
+    check_positive(per_new=per_new)
+    return Method("replay", data=_order(capacity, per_new), check=_why_no_stream)
+
+
+@checked
+def ewc(strength: float = 100.0, decay: float | None = None) -> Method:
+    """Trains on one task after the other, and holds parameters by their Fisher information on the earlier ones.
+
+    Args:
+        strength: of the penalty.
+        decay: None for the sum over tasks, a number for online EWC, see ``EWC``.
+
+    Raises:
+        ValueError: options out of range.
+
+    Source: arXiv:1612.00796.
+
+    Example:
+        >>> ewc().stages
+        ('data', 'optimizer')
+    """
+    check_nonnegative(strength=strength)
+    if decay is not None:
+        check_between(0, 1, decay=decay)
+    return _by_strategy("ewc", lambda run: EWC(strength, decay=decay, examples=2000, seed=run.seed))
+
+
+@checked
+def si(strength: float = 0.1, xi: float = 0.1) -> Method:
+    """Trains on one task after the other, and holds parameters by how much their paths lowered the loss.
+
+    Args:
+        strength: of the penalty.
+        xi: see ``SynapticIntelligence``.
+
+    Raises:
+        ValueError: options out of range.
+
+    Source: arXiv:1703.04200.
+
+    Example:
+        >>> si().name
+        'si'
+    """
+    check_nonnegative(strength=strength)
+    check_positive(xi=xi)
+    return _by_strategy("si", lambda run: SynapticIntelligence(strength, xi=xi))
+
+
+@checked
+def rwalk(strength: float = 1.0) -> Method:
+    """Trains on one task after the other, and holds parameters by an online Fisher information and their paths.
+
+    Args:
+        strength: of the penalty.
+
+    Raises:
+        ValueError: a strength below 0.
+
+    Source: arXiv:1801.10112.
+
+    Example:
+        >>> rwalk().name
+        'rwalk'
+    """
+    check_nonnegative(strength=strength)
+    return _by_strategy("rwalk", lambda run: RWalk(strength))
+
+
+@checked
+def agem(capacity: int = 200) -> Method:
+    """Trains on one task after the other, by steps that do not raise the loss on a memory of the earlier ones.
+
+    Args:
+        capacity: examples that are kept.
+
+    Raises:
+        ValueError: a capacity below 1.
+
+    Source: arXiv:1812.00420.
+
+    Example:
+        >>> agem().name
+        'agem'
+    """
+    check_at_least(1, capacity=capacity)
+    return _by_strategy("agem", lambda run: AGEM(capacity, loss=run.objective, seed=run.seed))
+
+
+@checked
+def lwf(strength: float = 1.0, temperature: float = 2.0) -> Method:
+    """Trains on one task after the other, while the model keeps saying on new data what it said before them.
+
+    Args:
+        strength: of the distillation.
+        temperature: of it.
+
+    Raises:
+        ValueError: options out of range.
+
+    Source: arXiv:1606.09282.
+
+    Example:
+        >>> lwf().stages
+        ('data', 'optimizer', 'loss')
+    """
+    check_nonnegative(strength=strength)
+    check_positive(temperature=temperature)
+
+    def extra(run: Run, batch: Batch) -> Tensor:
+        return torch.as_tensor(run.state["lwf"].strategy.extra_loss(run.module, batch.inputs, batch.logits))
+
+    return _by_strategy("lwf", lambda run: LwF(strength, temperature=temperature), Added(extra))
+
+
+def _order(capacity: int | None = None, per_new: float = 1.0) -> Callable[[Run, Any], Sampler]:
+    def data(run: Run, train_set: Any) -> Sampler:
+        if isinstance(train_set, TaskOrder):  # of a Method before this one
+            run.state["task_order"] = train_set
+            return train_set
+        memory = None if capacity is None else ExemplarMemory(capacity, seed=run.seed)
+        run.state["task_order"] = TaskOrder(
+            run.splits.tasks,  # type: ignore[attr-defined]
+            epochs=run.epochs,
+            batch_size=run.batch_size,
+            memory=memory,
+            per_new=per_new,
+            seed=run.seed,
+        )
+        return run.state["task_order"]
+
+    return data
+
+
+class _Guided:
+    """Tells a strategy when a task of the run ends, since steps alone are seen."""
+
+    def __init__(self, run: Run, strategy: Strategy) -> None:
+        self.run, self.strategy, self.task = run, strategy, -1
+
+    def begin_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        task = self.run.state["task_order"].task_at(self.run.step)
+        while self.task < task:
+            if self.task >= 0:
+                self.strategy.end_task(self.run.module, self._data(self.task))
+            self.task += 1
+            self.strategy.begin_task(self.run.module, self._data(self.task))
+        self.run.module.train()
+
+    def _data(self, task: int) -> Subset:
+        own = (self.run.splits.tasks == task).nonzero().flatten()  # type: ignore[attr-defined]
+        return Subset(self.run.splits.train, own.tolist())
+
+
+def _by_strategy(name: str, make: Callable[[Run], Strategy], loss: Any = None) -> Method:
+    def optimizer(run: Run, optimizer: Optimizer) -> Optimizer:
+        guided = _Guided(run, make(run))
+        run.state[name] = guided
+        optimizer.register_step_pre_hook(guided.begin_step)
+        guided.strategy.hook(optimizer, run.module)
+        return optimizer
+
+    return Method(name, data=_order(), optimizer=optimizer, loss=loss, check=_why_no_stream)
+
+
+def _why_no_stream(module: nn.Module, splits: Splits) -> str | None:
+    if not isinstance(splits, TaskStream):
+        return "it needs training data that come in tasks: heldout.train.TaskStream(..., tasks=...)"
+    return None

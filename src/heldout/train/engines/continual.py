@@ -1,0 +1,79 @@
+"""A continual strategy inside transformers' Trainer: each task is one ``train()``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+from transformers import Trainer, TrainingArguments
+
+from heldout.data import split_target
+from heldout.errors import checked
+from heldout.train.continual.strategy import Strategy
+
+
+class ContinualTrainer(Trainer):
+    """``transformers.Trainer`` for one task of a stream, under a strategy that outlives it.
+
+    The strategy's ``begin_task`` and ``end_task`` are called around ``train()``; by hand where ``fit_stream`` does it.
+    Batches keep the Trainer's size, and examples of a memory come in addition.
+
+    Args:
+        model: the model; it is trained in place.
+        args: the Trainer's arguments.
+        strategy: the stream's.
+        kwargs: further arguments of the Trainer, ``train_dataset`` above all.
+
+    Source: see ``Strategy`` and its subclasses.
+    """
+
+    @checked
+    def __init__(self, model: nn.Module, args: TrainingArguments, strategy: Strategy, **kwargs: Any) -> None:
+        super().__init__(model, args, **kwargs)
+        self.strategy = strategy
+
+    @checked
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Optimizer:
+        """The Trainer's optimizer, whose steps the strategy sees."""
+        new = self.optimizer is None
+        optimizer = super().create_optimizer(*args, **kwargs)
+        if new:
+            self.strategy.hook(optimizer, self.model)  # type: ignore[arg-type]
+        return optimizer
+
+    @checked
+    def compute_loss(  # type: ignore[override]
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any
+    ) -> Any:
+        """The Trainer's loss on the batch that the strategy makes of it, and what the strategy adds."""
+        if not model.training:
+            return super().compute_loss(model, inputs, return_outputs, **kwargs)
+        features, labels = self.strategy.mix(*split_target(dict(inputs)))
+        mixed = {**features, "labels": labels}
+        if len(labels) != len(inputs["labels"]):
+            kwargs.pop("num_items_in_batch", None)  # counted before the memory's examples came in
+        loss, outputs = super().compute_loss(model, mixed, True, **kwargs)
+        logits = outputs["logits"] if isinstance(outputs, Mapping) else outputs.logits
+        loss = loss + self.strategy.extra_loss(model, features, logits)
+        return (loss, outputs) if return_outputs else loss
+
+
+@checked
+def trainer_step(args: TrainingArguments, **kwargs: Any) -> Callable[[nn.Module, Any, Strategy], None]:
+    """Returns how ``fit_stream(train=...)`` trains a task by transformers' Trainer.
+
+    Args:
+        args: the Trainer's arguments, the same for each task.
+        kwargs: further arguments of the Trainer: ``data_collator``, ``processing_class``, ``callbacks`` ...
+
+    Example:
+        >>> import tempfile
+        >>> train = trainer_step(TrainingArguments(tempfile.mkdtemp(), max_steps=10, report_to=[]))
+    """
+
+    def train(model: nn.Module, data: Any, strategy: Strategy) -> None:
+        ContinualTrainer(model, args, strategy, train_dataset=data, **kwargs).train()
+
+    return train
