@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from heldout.errors import check_between, check_fields, check_fraction, check_one_of, checked
+from heldout.errors import check_between, check_fields, check_fraction, check_one_of, check_values, checked
 from heldout.statistics import CONFIDENCE, Interval, interval, percentile
 
 Array = NDArray[np.float64]
@@ -51,6 +51,7 @@ class StreamMatrix:
                 raise ValueError(f"initial must hold {len(scores)} scores, got shape {initial.shape}")
             object.__setattr__(self, "initial", initial)
         check_fields(self)
+        check_values(scores=self.scores, initial=self.initial)
 
     @property
     def tasks(self) -> int:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from heldout.errors import check_at_least, check_nonempty, check_one_of, checked
 from heldout.measure.gradients.layer_gradients import ExampleLoss
 from heldout.measure.gradients.per_example import labelled_batches, per_example_grads
-from heldout.method import device_of, evaluating, forward
+from heldout.method import as_dataset, device_of, evaluating, forward
 from heldout.nn import inputs_for
 
 FisherKind = Literal["empirical", "model"]
@@ -63,6 +63,7 @@ def fisher_diagonal(
     """
     check_one_of(("empirical", "model"), kind=kind)
     check_at_least(1, batch_size=batch_size)
+    data = as_dataset(data, "data") if hasattr(data, "__getitem__") else data
     check_nonempty(data=data)
     generator = torch.Generator().manual_seed(seed)
     total: dict[str, Tensor] = {}

@@ -1,0 +1,244 @@
+"""EWC, synaptic intelligence and RWalk against their equations written out."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from heldout.measure import fisher_diagonal
+from heldout.train import EWC, RWalk, Strategy, SynapticIntelligence, fit_stream
+
+X = torch.randn(60, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+TASKS = [(X[:20], (X[:20, 0] > 0).long()), (X[20:40], (X[20:40, 1] > 0).long()), (X[40:], (X[40:, 2] > 0).long())]
+KINDS = [EWC, SynapticIntelligence, RWalk]
+
+
+def net():
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Dropout(0.2), nn.Linear(5, 2)).double()
+
+
+def sgd(module):
+    return torch.optim.SGD(module.parameters(), lr=0.3)
+
+
+def run(strategy, model=None, tasks=TASKS, steps=15, optimizer=sgd):
+    return fit_stream(
+        model or net(), tasks, strategy, tests=tasks, steps=steps, batch_size=8, optimizer=optimizer, seed=4
+    ).module
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_strength_zero_is_plain_fine_tuning_bit_for_bit(kind):
+    plain, held = run(Strategy()), run(kind(0.0))
+    assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), held.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_first_task_is_learnt_freely(kind):
+    plain, held = run(Strategy(), tasks=TASKS[:1]), run(kind(50.0), tasks=TASKS[:1])
+    assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), held.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(("kind", "strength"), [(EWC, 300.0), (SynapticIntelligence, 3.0), (RWalk, 3.0)])
+def test_a_strong_penalty_keeps_what_mattered_where_it_was(kind, strength):
+    def moved(strategy):
+        first = run(copy.deepcopy(strategy), tasks=TASKS[:1], steps=60)
+        both = run(strategy, tasks=TASKS[:2], steps=150, optimizer=lambda m: torch.optim.SGD(m.parameters(), lr=0.02))
+        loss = F.cross_entropy(both.eval()(TASKS[0][0]), TASKS[0][1])
+        return (loss - F.cross_entropy(first.eval()(TASKS[0][0]), TASKS[0][1])).item()
+
+    assert moved(kind(strength)) < 0.6 * moved(Strategy())
+
+
+def test_ewc_adds_half_its_strength_times_fisher_and_squared_distance():
+    model, strategy = net(), EWC(6.0, batch_size=7)
+    wanted = 0.0
+    ends = []
+    for data in TASKS[:2]:
+        strategy.begin_task(model, data)
+        ends.append(({n: p.detach().clone() for n, p in model.named_parameters()}, fisher_diagonal(model, data)))
+        strategy.end_task(model, data)
+        with torch.no_grad():
+            for p in model.parameters():
+                p += 0.1 * torch.randn_like(p)
+    own = dict(model.named_parameters())
+    wanted = sum(3.0 * (f[n] * (own[n] - e[n]).square()).sum() for e, f in ends for n in own)
+    model.zero_grad()
+    gradients = torch.autograd.grad(wanted, list(own.values()))
+    strategy.before_step(model)
+    for p, g in zip(own.values(), gradients, strict=True):
+        torch.testing.assert_close(p.grad, g)
+
+
+def test_online_ewc_decays_what_was_and_moves_the_anchor():
+    model, strategy = net(), EWC(1.0, decay=0.25)
+    fishers = []
+    for data in TASKS[:2]:
+        fishers.append(fisher_diagonal(model, data))
+        strategy.end_task(model, data)
+        with torch.no_grad():
+            model[0].weight += 0.1
+    found = strategy.penalty.importance["0.weight"]
+    torch.testing.assert_close(found, 0.25 * fishers[0]["0.weight"] + fishers[1]["0.weight"])
+    torch.testing.assert_close(strategy.penalty.anchor["0.weight"], model[0].weight.detach() - 0.1)
+
+
+def test_fisher_of_some_examples_is_that_of_a_subset():
+    model, strategy = net(), EWC(1.0, examples=5)
+    strategy.end_task(model, TASKS[0])
+    assert not torch.equal(strategy.penalty.importance["0.weight"], fisher_diagonal(model, TASKS[0])["0.weight"])
+
+
+def test_the_path_integral_of_si_is_the_loss_that_was_lowered():
+    """Along plain gradient descent with small steps the omegas add up to the decrease of the loss."""
+    model, strategy = net().eval(), SynapticIntelligence(0.0)
+    x, y = TASKS[0]
+    strategy.begin_task(model, TASKS[0])
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    before = F.cross_entropy(model(x), y).item()
+    with strategy.attach(optimizer, model):
+        for _ in range(100):
+            optimizer.zero_grad()
+            F.cross_entropy(model(x), y).backward()
+            optimizer.step()
+    path = sum(value.sum().item() for value in strategy._path.values())
+    assert path == pytest.approx(before - F.cross_entropy(model(x), y).item(), rel=0.05)
+
+
+def by_hand(model, data, rate, steps, penalty_of=None):
+    """Values and gradients of the loss alone along gradient descent on the loss and a penalty."""
+    own, records = dict(model.named_parameters()), []
+    for _ in range(steps):
+        gradients = torch.autograd.grad(F.cross_entropy(model(data[0]), data[1]), list(own.values()))
+        before = {n: p.detach().clone() for n, p in own.items()}
+        with torch.no_grad():
+            for (name, p), g in zip(own.items(), gradients, strict=True):
+                p -= rate * (g + (penalty_of(name, p) if penalty_of else 0))
+        records.append([
+            dict(zip(own, gradients, strict=True)), before, {n: p.detach().clone() for n, p in own.items()}
+        ])  # fmt: skip
+    return records
+
+
+def pull_to(anchor_weights, ends, strength):
+    return lambda name, p: 2 * strength * anchor_weights[name] * (p - ends[name])
+
+
+def by_strategy(model, data, rate, steps, strategy):
+    optimizer = torch.optim.SGD(model.parameters(), lr=rate)
+    strategy.begin_task(model, data)
+    with strategy.attach(optimizer, model):
+        for _ in range(steps):
+            optimizer.zero_grad()
+            F.cross_entropy(model(data[0]), data[1]).backward()
+            optimizer.step()
+    strategy.end_task(model, data)
+
+
+def test_si_is_its_equations_over_two_tasks():
+    strategy, xi, c = SynapticIntelligence(0.7, xi=0.2), 0.2, 0.7
+    ours, model = net().eval(), net().eval()
+    importance, anchor = None, None
+    for data in TASKS[:2]:
+        pull = None
+        if importance is not None:
+            pull = pull_to(importance, anchor, c)
+        start = {n: p.detach().clone() for n, p in model.named_parameters()}
+        records = by_hand(model, data, 0.2, 12, pull)
+        gained = {}
+        for name in start:
+            omega = sum(-g[name] * (after[name] - before[name]) for g, before, after in records)
+            gained[name] = (omega / ((records[-1][2][name] - start[name]) ** 2 + xi)).clamp(min=0)
+        importance = gained if importance is None else {n: importance[n] + gained[n] for n in gained}
+        anchor = records[-1][2]
+        by_strategy(ours, data, 0.2, 12, strategy)
+    for name, p in ours.named_parameters():
+        torch.testing.assert_close(p.detach(), anchor[name])
+        torch.testing.assert_close(strategy.penalty.importance[name], importance[name])
+
+
+def test_rwalk_is_its_equations_over_two_tasks():
+    strategy, rate, every, eps, strength = RWalk(0.5, rate=0.6, every=5, epsilon=1e-2), 0.6, 5, 1e-2, 0.5
+    ours, model = net().eval(), net().eval()
+    fisher, score, importance, anchor = {}, None, None, None
+    for data in TASKS[:2]:
+        pull = None
+        if importance is not None:
+            pull = pull_to(importance, anchor, strength)
+        records = by_hand(model, data, 0.2, 12, pull)
+        last = records[0][1]
+        gain = {n: torch.zeros_like(v) for n, v in last.items()}
+        lowered = {n: torch.zeros_like(v) for n, v in last.items()}
+        for step, (g, before, after) in enumerate(records, start=1):
+            for n in last:
+                fisher[n] = rate * g[n] ** 2 + (1 - rate) * fisher[n] if n in fisher else g[n] ** 2
+                lowered[n] = lowered[n] - g[n] * (after[n] - before[n])
+            if step % every == 0 or step == len(records):
+                for n in last:
+                    gain[n] = gain[n] + (lowered[n] / (0.5 * fisher[n] * (after[n] - last[n]) ** 2 + eps)).clamp(min=0)
+                last, lowered = after, {n: torch.zeros_like(v) for n, v in last.items()}
+        score = gain if score is None else {n: 0.5 * (score[n] + gain[n]) for n in gain}
+
+        def scaled(values):
+            every_value = torch.cat([v.flatten() for v in values.values()])
+            return {n: (v - every_value.min()) / (every_value.max() - every_value.min()) for n, v in values.items()}
+
+        f, s = scaled(fisher), scaled(score)
+        importance, anchor = {n: f[n] + s[n] for n in f}, records[-1][2]
+        by_strategy(ours, data, 0.2, 12, strategy)
+    for name, p in ours.named_parameters():
+        torch.testing.assert_close(p.detach(), anchor[name])
+        torch.testing.assert_close(strategy.penalty.importance[name], importance[name])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_strategy_goes_on_after_a_restart_as_if_there_was_none(kind, tmp_path):
+    model, strategy, again = net().eval(), kind(0.5), kind(0.5)
+    by_strategy(model, TASKS[0], 0.1, 10, strategy)
+    torch.save(strategy.state_dict(), tmp_path / "state.pt")
+    again.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    twin = copy.deepcopy(model)
+    by_strategy(model, TASKS[1], 0.1, 10, strategy)
+    by_strategy(twin, TASKS[1], 0.1, 10, again)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), twin.parameters(), strict=True))
+    assert again.tasks_done == 2
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_frozen_parameters_are_left_alone(kind):
+    model = net()
+    model[0].weight.requires_grad_(False)
+    strategy = kind(1.0)
+    run_model = run(strategy, model=model)
+    assert run_model[0].weight.equal(model[0].weight)
+    assert "0.weight" not in strategy.penalty.importance
+
+
+def test_a_task_that_was_not_begun_cannot_end():
+    for strategy in (SynapticIntelligence(1.0), RWalk(1.0)):
+        with pytest.raises(ValueError, match="end_task needs"):
+            strategy.end_task(net(), TASKS[0])
+
+
+@pytest.mark.parametrize(
+    ("make", "word"),
+    [
+        (lambda: EWC(-1.0), "strength"),
+        (lambda: EWC(float("nan")), "strength"),
+        (lambda: EWC(decay=1.5), "decay"),
+        (lambda: EWC(kind="true"), "kind"),
+        (lambda: EWC(examples=0), "examples"),
+        (lambda: SynapticIntelligence(-1.0), "strength"),
+        (lambda: SynapticIntelligence(xi=0.0), "xi"),
+        (lambda: RWalk(rate=0.0), "rate"),
+        (lambda: RWalk(rate=1.5), "rate"),
+        (lambda: RWalk(every=0), "every"),
+        (lambda: RWalk(epsilon=0.0), "epsilon"),
+    ],
+)
+def test_bad_options_are_named(make, word):
+    with pytest.raises(ValueError, match=word):
+        make()
