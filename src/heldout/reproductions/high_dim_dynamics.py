@@ -21,16 +21,6 @@ curve takes the least-squares weights of all 1,797 digits for the truth and thei
 features; ``regret`` is what stopping at its best time loses, relatively. ``eigenvalue_recovery`` is how many powers of
 ten the smallest nonzero eigenvalue of 4,000 features lies above that of 400.
 
-What was found: theory and simulation differ by 1 to 2 % where alpha is not near 1, by 2 to 7 % at 0.9 to 1.1. There 300
-weights are not yet many: the final error of alpha = 1.1 has the exact mean ``noise (1 + 300 / (330 - 300 - 1))``, 3 %
-above the limit, and X is drawn but 20 times. Early stopping costs 2 % over the best penalty, but
-75 % where the initial weights are as large as the teacher's: it cannot remove what it does not move. ReLU students are
-worst at 10 units, 221 weights for 200 examples, from small weights on some seeds at 20, and improve beyond. At this
-scale the widest do overfit the noise: from small weights they end 1.2 to 1.7 times above the best early-stopped error.
-From large weights the final error is 1.1 times their own least, only because that is larger; which start ends better
-differs by seed. On digits the predicted curve is 19 to 30 % off where it is worst, late in training at 400 or 800
-features: its noise is taken to be independent of the features. The predicted time to stop costs under 1 % all the same.
-
 The peak of a network is near "as many weights as examples" by count only; no theorem says so.
 """
 

@@ -16,19 +16,6 @@ variance maximise the marginal likelihood of the training data ("tuned"), 40 per
 convolutional networks; eps is the least test error of the convolutional ones. In "permuted" arms all images have their
 pixels in one random order, and eps stays that of the images in order.
 
-What was found: at d = 2 the fit agrees with the share of draws that reach eps within 0.1 nat. At d = 3 with 200 points
-it says 1.3 nats too little, and further down up to half too little: one chi-square has one weight where the law has
-many, and ``tail_gap`` is 1 to 2 nats. The saddle point agrees within 0.12 nat on average wherever draws can tell. For
-width sqrt(d) data sets differ so much that three seeds leave two steps of three open, and beyond d = 5 the nats fall.
-On images, networks need 3 to 6 nats where tuned kernels need over 100.
-
-At this scale the two kinds of networks do not differ: on centred digits and small garments either can be the better by
-a few nats. Which one is depends on training: perceptrons with twice the steps needed 1 to 4 nats fewer in an earlier
-version. Permuted pixels cost the convolutional networks 2 to 20 nats and the perceptrons nothing, in every seed of
-digits; the interval of three seeds is wider than that. (The claims were recorded again on the same seeds after that
-version. On seeds 100 and 101, which nobody had looked at, networks need 130 to 390 nats fewer than tuned kernels, and
-convolutional networks 1.1 and 1.3 more and 0.6 fewer than perceptrons: no difference, again.)
-
 Deviations: the same number of steps for all networks, with a falling learning rate (``train_error`` says how well
 they fit); 500 draws of a Gaussian process where there are images; 20 networks for Fashion-MNIST.
 """
