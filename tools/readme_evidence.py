@@ -75,8 +75,9 @@ HEAD = """# Evidence
 Every row was recorded by `heldout reproduce SYSTEM --record`. "Holds" means that the 95 % interval over seeds lies
 beyond the margin that the claim names; a check is what must be so by construction, and is not counted. Fresh seeds
 (10,000 and up) follow from the study's digest: nobody had seen them when the study was written. The newest
-recording of every system is of that kind; the first ones used the seeds 0, 1, 2, ... and stay beside them. Nothing is removed from a ledger (`evidence/SYSTEM.json`). What a claim tests, how it was tuned and
-why it may not hold is told in `evidence/SYSTEM.md` or in the docstring of the system's file in
+recording of every system is of that kind; the first ones used the seeds 0, 1, 2, ... and stay beside them. Nothing is
+removed from a ledger (`evidence/SYSTEM.json`). What a claim tests, how it was tuned and why it may not hold is told
+in `evidence/SYSTEM.md` or in the docstring of the system's file in
 `src/heldout/reproductions/`. "Of an earlier version" is a recording whose study has changed since: its rows are what
 that version showed.
 

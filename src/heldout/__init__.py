@@ -17,6 +17,7 @@ _NAMES = {
     "Method": "heldout.method",
     "Run": "heldout.method",
     "Splits": "heldout.method",
+    "TaskStream": "heldout.train",
     "fit": "heldout.train",
     "load": "heldout.saved",
     "save": "heldout.train",
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
     from heldout import adapt, data, lm, losses, measure, methods, nn, optim, sklearn, study, tasks, train, weights
     from heldout.method import Added, Batch, Method, Run, Splits
     from heldout.saved import load
-    from heldout.train import Fitted, fit, save
+    from heldout.train import Fitted, TaskStream, fit, save
 
 
 def __getattr__(name: str) -> Any:

@@ -16,7 +16,7 @@ from heldout.method import Method, forward, why_no_class_labels
 from heldout.nn import inputs_for
 from heldout.problem.language import LanguageProblem
 from heldout.problem.problem import Problem, bytes_of, named_validation, tensors_of
-from heldout.train import problem_of
+from heldout.train import ContinualMethod, problem_of
 
 SCANNED_EXAMPLES = 20_000
 
@@ -144,6 +144,8 @@ def inapplicable(problem: Problem, method: Method) -> str | None:
         reason = "it needs one class for each example, here an example has several labels"
     if reason is None and "data" in method.stages and problem.sampler is not None:
         reason = "it chooses the training examples, and the file's own sampler does"
+    if reason is None and "data" in method.stages and problem.in_tasks and not isinstance(method, ContinualMethod):
+        reason = "it chooses the training examples, which come task after task"
     if isinstance(problem, LanguageProblem):
         return problem.kind.in_words(reason)
     if reason is None and "loss" in method.stages and problem.own_loss:

@@ -44,8 +44,9 @@ from heldout.problem.inputs import as_examples, sampler_of
 from heldout.problem.language import is_language, load_language
 from heldout.problem.problem import Problem
 from heldout.study import StudyError, load_file
+from heldout.train import TaskStream
 
-EXAMPLES = ("digits", "fashion", "graphs", "smollm")
+EXAMPLES = ("digits", "fashion", "graphs", "smollm", "stream")
 RECIPE = ("optimizer", "epochs", "batch_size", "schedule", "loss", "augment", "max_grad_norm")
 PLACE = ("device", "autocast", "num_workers")
 
@@ -103,6 +104,9 @@ def load_problem(path: str | Path, *, device: str | None = None) -> Problem:
         **_training(names, file, sampler),
     )
     _check_device(problem, device, names)
+    if problem.in_tasks and (problem.own_train or problem.sampler or problem.patience):
+        own_order = "train()" if problem.own_train else "sampler" if problem.sampler else "early_stopping"
+        raise ProblemError(f"{file}: a TaskStream comes task after task, which {own_order} would change: leave it out")
     if callable(metric):
         problem.measure, problem.asked_metric, problem.asked_maximise = metric, metric.__name__, goal == "max"
     elif metric is not None and not isinstance(metric, str):
@@ -129,7 +133,7 @@ def _with_start(splits: Splits, names: Mapping[str, Any], file: Path) -> Splits:
     if not callable(names.get("pretrained_state")):
         return splits
     state = _call(names["pretrained_state"], file, "pretrained_state", Mapping)
-    return Splits(**{**splits.__dict__, "initial_state": state})
+    return type(splits)(**{**splits.__dict__, "initial_state": state})
 
 
 def _check_device(problem: Problem, device: str | None, names: Mapping[str, Any]) -> None:
@@ -208,7 +212,8 @@ def _training(names: Mapping[str, Any], file: Path, sampler: Sampler | None = No
 
 
 def _with_examples(fields: Mapping[str, Any], length: int | None) -> Splits:
-    if unknown := set(fields) - set(Splits.__dataclass_fields__):
+    kind = TaskStream if fields.get("tasks") is not None else Splits
+    if unknown := set(fields) - set(TaskStream.__dataclass_fields__):
         raise ValueError(f"data() returns a dict with {sorted(unknown)[0]!r}, which is no field of heldout.Splits")
     if "train" not in fields:
         raise ValueError('data() returns a dict without "train"')
@@ -220,7 +225,8 @@ def _with_examples(fields: Mapping[str, Any], length: int | None) -> Splits:
     if isinstance(test, Mapping):
         test = {name: as_examples(each, f"test[{name!r}]", epoch_length=length) for name, each in test.items()}
     train = as_examples(fields["train"], "train", epoch_length=length)
-    return Splits(**{**fields, "train": train, "val": val, **({} if test is None else {"test": test})})
+    known = {key: value for key, value in fields.items() if key in kind.__dataclass_fields__}
+    return kind(**{**known, "train": train, "val": val, **({} if test is None else {"test": test})})
 
 
 def _call(function: Callable[[], Any], file: Path, name: str, kind: Any) -> Any:

@@ -22,10 +22,12 @@ from heldout.problem.inputs import as_examples
 from heldout.problem.kinds import Kind, kind_of
 from heldout.train import (
     Fitted,
+    TaskStream,
     TrainFunction,
     fit,
     fit_stopping_early,
     fit_with,
+    in_order,
     outputs_of,
     scaled_optimizer,
     seeded,
@@ -140,9 +142,16 @@ class Problem:
         same_loss = self.recipe.get("loss") is self.given_recipe.get("loss")
         if self.recipe_device is not None or self.own_train or self.sampler or self.patience or self.compiled:
             return False
+        if self.in_tasks:
+            return False
         if self.converted:
             return False
         return same_loss and not self.kind.one_logit and self.splits.train is self.given.train
+
+    @property
+    def in_tasks(self) -> bool:
+        """Whether training data come one task after the other."""
+        return isinstance(self.given, TaskStream)
 
     @property
     def own_loss(self) -> bool:
@@ -211,6 +220,8 @@ class Problem:
         if self.sampler is not None:
             own = Method("sampler", data=self._by_sampler)
             method = own if method is None else (own + method).renamed(method.name)
+        if self.in_tasks:
+            method = in_order() if method is None else (in_order() + method).renamed(method.name)
         if self.patience is None:
             return fit(model, self.splits, method, seed=seed, on_epoch=on_epoch, **recipe)
         return fit_stopping_early(

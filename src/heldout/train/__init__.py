@@ -7,13 +7,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from heldout.errors import require
-from heldout.train.continual.anchored import EWC, RWalk, SynapticIntelligence
-from heldout.train.continual.exemplars import ExemplarMemory, MemoryPolicy, herding_order
-from heldout.train.continual.fit_stream import StreamResult, fit_stream
-from heldout.train.continual.quadratic_penalty import QuadraticPenalty
-from heldout.train.continual.rehearsal import AGEM, LwF, Replay
-from heldout.train.continual.strategy import Combined, Cumulative, Strategy
-from heldout.train.continual.task_stream import TaskOrder, TaskStream, agem, ewc, in_order, lwf, replay, rwalk, si
 from heldout.train.cross_fit import CrossFit, contradicted_labels, cross_fit, label_margins
 from heldout.train.deep_ensemble import deep_ensemble
 from heldout.train.distillation.from_teacher import distillation
@@ -62,6 +55,24 @@ if TYPE_CHECKING:
     from heldout.train.boosting.estimators import GradientBoostedNetworkClassifier, GradientBoostedNetworkRegressor
     from heldout.train.boosting.losses import BinomialLoss, BoostingLoss, ObjectiveLoss, SoftmaxLoss, SquaredLoss
     from heldout.train.boosting.network import boost_head, boosted_network, gb_nn
+    from heldout.train.continual.anchored import EWC, RWalk, SynapticIntelligence
+    from heldout.train.continual.exemplars import ExemplarMemory, MemoryPolicy, herding_order
+    from heldout.train.continual.fit_stream import StreamResult, fit_stream
+    from heldout.train.continual.quadratic_penalty import QuadraticPenalty
+    from heldout.train.continual.rehearsal import AGEM, LwF, Replay
+    from heldout.train.continual.strategy import Combined, ContinualStrategy, Cumulative
+    from heldout.train.continual.task_stream import (
+        ContinualMethod,
+        TaskOrder,
+        TaskStream,
+        agem,
+        ewc,
+        in_order,
+        lwf,
+        replay,
+        rwalk,
+        si,
+    )
     from heldout.train.engines.continual import ContinualTrainer, trainer_step
     from heldout.train.engines.lightning import LightningMethod
     from heldout.train.engines.transformers import MethodTrainer
@@ -136,6 +147,8 @@ __all__ = [
     "BinomialLoss",
     "BoostingLoss",
     "Combined",
+    "ContinualMethod",
+    "ContinualStrategy",
     "ContinualTrainer",
     "CostReward",
     "CrossFit",
@@ -202,7 +215,6 @@ __all__ = [
     "SquaredLoss",
     "Stages",
     "StepLog",
-    "Strategy",
     "StreamResult",
     "Structure",
     "SynapticIntelligence",
@@ -322,6 +334,31 @@ __all__ = [
 ]
 
 _LATER = {
+    "EWC": "heldout.train.continual.anchored",
+    "RWalk": "heldout.train.continual.anchored",
+    "SynapticIntelligence": "heldout.train.continual.anchored",
+    "ExemplarMemory": "heldout.train.continual.exemplars",
+    "MemoryPolicy": "heldout.train.continual.exemplars",
+    "herding_order": "heldout.train.continual.exemplars",
+    "StreamResult": "heldout.train.continual.fit_stream",
+    "fit_stream": "heldout.train.continual.fit_stream",
+    "QuadraticPenalty": "heldout.train.continual.quadratic_penalty",
+    "AGEM": "heldout.train.continual.rehearsal",
+    "LwF": "heldout.train.continual.rehearsal",
+    "Replay": "heldout.train.continual.rehearsal",
+    "Combined": "heldout.train.continual.strategy",
+    "Cumulative": "heldout.train.continual.strategy",
+    "ContinualStrategy": "heldout.train.continual.strategy",
+    "ContinualMethod": "heldout.train.continual.task_stream",
+    "TaskOrder": "heldout.train.continual.task_stream",
+    "TaskStream": "heldout.train.continual.task_stream",
+    "agem": "heldout.train.continual.task_stream",
+    "ewc": "heldout.train.continual.task_stream",
+    "in_order": "heldout.train.continual.task_stream",
+    "lwf": "heldout.train.continual.task_stream",
+    "replay": "heldout.train.continual.task_stream",
+    "rwalk": "heldout.train.continual.task_stream",
+    "si": "heldout.train.continual.task_stream",
     "EmbeddingReplacement": "heldout.train.retrieval.embedding_replacement",
     "PrimitiveMemory": "heldout.train.retrieval.primitive_memory",
     "PrimitiveSet": "heldout.train.retrieval.retrieval_training",

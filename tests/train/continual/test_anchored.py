@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from heldout.measure import fisher_diagonal
-from heldout.train import EWC, RWalk, Strategy, SynapticIntelligence, fit_stream
+from heldout.train import EWC, ContinualStrategy, RWalk, SynapticIntelligence, fit_stream
 
 X = torch.randn(60, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 TASKS = [(X[:20], (X[:20, 0] > 0).long()), (X[20:40], (X[20:40, 1] > 0).long()), (X[40:], (X[40:, 2] > 0).long())]
@@ -32,13 +32,13 @@ def run(strategy, model=None, tasks=TASKS, steps=15, optimizer=sgd):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_strength_zero_is_plain_fine_tuning_bit_for_bit(kind):
-    plain, held = run(Strategy()), run(kind(0.0))
+    plain, held = run(ContinualStrategy()), run(kind(0.0))
     assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), held.parameters(), strict=True))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_first_task_is_learnt_freely(kind):
-    plain, held = run(Strategy(), tasks=TASKS[:1]), run(kind(50.0), tasks=TASKS[:1])
+    plain, held = run(ContinualStrategy(), tasks=TASKS[:1]), run(kind(50.0), tasks=TASKS[:1])
     assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), held.parameters(), strict=True))
 
 
@@ -50,7 +50,7 @@ def test_a_strong_penalty_keeps_what_mattered_where_it_was(kind, strength):
         loss = F.cross_entropy(both.eval()(TASKS[0][0]), TASKS[0][1])
         return (loss - F.cross_entropy(first.eval()(TASKS[0][0]), TASKS[0][1])).item()
 
-    assert moved(kind(strength)) < 0.6 * moved(Strategy())
+    assert moved(kind(strength)) < 0.6 * moved(ContinualStrategy())
 
 
 def test_ewc_adds_half_its_strength_times_fisher_and_squared_distance():

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from heldout.train import EWC, Cumulative, Replay, Strategy, fit_stream
+from heldout.train import EWC, ContinualStrategy, Cumulative, Replay, fit_stream
 
 
 def stream(tasks=3, examples=120, seed=0):
@@ -32,7 +32,7 @@ def fitted(strategy, **options):
 
 
 def test_fine_tuning_forgets_and_a_memory_keeps():
-    plain, kept, union = (fitted(s).matrix for s in (Strategy(), Replay(60), Cumulative()))
+    plain, kept, union = (fitted(s).matrix for s in (ContinualStrategy(), Replay(60), Cumulative()))
     assert plain.learning() > 0.95
     assert plain.forgetting() > 0.3
     assert kept.forgetting() < 0.1
@@ -53,7 +53,7 @@ def test_the_same_seed_gives_the_same_stream():
     assert np.array_equal(fitted(Replay(20), seed=3).matrix.scores, fitted(Replay(20), seed=3).matrix.scores)
 
 
-class Counting(Strategy):
+class Counting(ContinualStrategy):
     def __init__(self, share=1.0):
         super().__init__()
         self.share, self.sizes, self.data = share, [], []
@@ -134,7 +134,7 @@ def test_a_step_of_ones_own_is_wrapped():
                 (F.cross_entropy(outputs, y) + strategy.extra_loss(model, x, outputs)).backward()
                 optimizer.step()
 
-    plain, held = fitted(Strategy(), train=train), fitted(Replay(60), train=train)
+    plain, held = fitted(ContinualStrategy(), train=train), fitted(Replay(60), train=train)
     assert held.matrix.forgetting() < plain.matrix.forgetting() - 0.2
     assert plain.steps == [0, 0, 0]
 
@@ -186,7 +186,7 @@ def test_a_language_model_of_transformers_is_taken_as_it_is():
 )
 def test_bad_options_are_named(options, word):
     with pytest.raises(ValueError, match=word):
-        fitted(Strategy(), **options)
+        fitted(ContinualStrategy(), **options)
 
 
 def test_no_task_an_empty_task_a_used_strategy_and_a_loss_that_is_not_finite_are_refused():
@@ -194,9 +194,9 @@ def test_no_task_an_empty_task_a_used_strategy_and_a_loss_that_is_not_finite_are
         fit_stream(net(), [], tests=[])
     with pytest.raises(ValueError, match=r"tasks\[1\]"):
         fit_stream(net(), [stream()[0], (torch.zeros(0, 6), torch.zeros(0).long())], tests=stream()[:2])
-    strategy = Strategy()
+    strategy = ContinualStrategy()
     fitted(strategy, steps=1)
     with pytest.raises(ValueError, match="3 tasks already"):
         fitted(strategy)
     with pytest.raises(FloatingPointError, match="task 0"):
-        fitted(Strategy(), loss=lambda o, t: o.sum() * float("nan"))
+        fitted(ContinualStrategy(), loss=lambda o, t: o.sum() * float("nan"))

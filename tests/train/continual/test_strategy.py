@@ -6,10 +6,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from heldout.optim import SAM
-from heldout.train import EWC, Combined, Cumulative, Replay, Strategy
+from heldout.train import EWC, Combined, ContinualStrategy, Cumulative, Replay
 
 
-class Recorder(Strategy):
+class Recorder(ContinualStrategy):
     def __init__(self):
         super().__init__()
         self.calls = []

@@ -22,12 +22,12 @@ from heldout.errors import (
 from heldout.measure import FisherKind, fisher_diagonal
 from heldout.method import as_dataset
 from heldout.train.continual.quadratic_penalty import QuadraticPenalty
-from heldout.train.continual.strategy import Strategy, trainable
+from heldout.train.continual.strategy import ContinualStrategy, trainable
 
 ExampleLoss = Callable[[Tensor, Tensor], Tensor]
 
 
-class _Anchored(Strategy):
+class _Anchored(ContinualStrategy):
     """A strategy that pulls parameters back to where they were, the more the more important they are."""
 
     def __init__(self, strength: float) -> None:

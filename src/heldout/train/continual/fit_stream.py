@@ -22,11 +22,11 @@ from heldout.errors import check_at_least, check_between, check_nonempty, check_
 from heldout.measure import StreamMatrix, default_example_loss
 from heldout.method import as_dataset, device_of, forward
 from heldout.nn import inputs_for
-from heldout.train.continual.strategy import Strategy
+from heldout.train.continual.strategy import ContinualStrategy
 from heldout.train.supervised import OptimizerFactory, make_optimizer, outputs_of, seeded
 
 Objective = Callable[[Tensor, Tensor], Tensor]
-TrainTask = Callable[[nn.Module, Any, Strategy], None]
+TrainTask = Callable[[nn.Module, Any, ContinualStrategy], None]
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class StreamResult:
 
     module: nn.Module
     matrix: StreamMatrix
-    strategy: Strategy
+    strategy: ContinualStrategy
     seconds: list[float]
     steps: list[int]
 
@@ -52,7 +52,7 @@ class StreamResult:
 def fit_stream(
     model: nn.Module,
     tasks: Sequence[Any],
-    strategy: Strategy | None = None,
+    strategy: ContinualStrategy | None = None,
     *,
     tests: Sequence[Any] | None = None,
     evaluate: Callable[[nn.Module, int], float] | None = None,
@@ -114,7 +114,7 @@ def fit_stream(
     sets = [as_dataset(task, f"tasks[{number}]") for number, task in enumerate(tasks)]
     for number, data in enumerate(sets):
         check_nonempty(**{f"tasks[{number}]": data})
-    strategy = strategy or Strategy()
+    strategy = strategy or ContinualStrategy()
     if strategy.tasks_done:
         raise ValueError(f"strategy has seen {strategy.tasks_done} tasks already: give a new one")
     measured = evaluate or _accuracy_on(tests)  # type: ignore[arg-type]
@@ -159,7 +159,7 @@ class _Recipe:
     seed: int
 
 
-def _train_task(module: nn.Module, data: Any, strategy: Strategy, recipe: _Recipe, number: int) -> int:
+def _train_task(module: nn.Module, data: Any, strategy: ContinualStrategy, recipe: _Recipe, number: int) -> int:
     generator = torch.Generator().manual_seed(recipe.seed + number)
     fresh = max(1, round(recipe.batch_size * strategy.new_share()))
     steps = recipe.steps or -(-len(data) * recipe.epochs // fresh)
@@ -216,7 +216,9 @@ def _accuracy_on(tests: Sequence[Any]) -> Callable[[nn.Module, int], float]:
     return measured
 
 
-def _write(checkpoint: str | Path, module: nn.Module, strategy: Strategy, progress: dict[str, Any], tasks: int) -> None:
+def _write(
+    checkpoint: str | Path, module: nn.Module, strategy: ContinualStrategy, progress: dict[str, Any], tasks: int
+) -> None:
     path = Path(checkpoint)
     part = path.with_name(path.name + ".part")
     torch.save(
@@ -232,7 +234,9 @@ def _write(checkpoint: str | Path, module: nn.Module, strategy: Strategy, progre
     os.replace(part, path)
 
 
-def _resume(checkpoint: str | Path | None, module: nn.Module, strategy: Strategy, tasks: int) -> dict[str, Any] | None:
+def _resume(
+    checkpoint: str | Path | None, module: nn.Module, strategy: ContinualStrategy, tasks: int
+) -> dict[str, Any] | None:
     if checkpoint is None or not Path(checkpoint).exists():
         return None
     state = torch.load(checkpoint, weights_only=True)

@@ -24,12 +24,12 @@ from heldout.losses import distillation_loss
 from heldout.method import as_dataset, device_of, evaluating, forward
 from heldout.nn import inputs_for
 from heldout.train.continual.exemplars import ExemplarMemory, MemoryPolicy, joined
-from heldout.train.continual.strategy import Strategy, trainable
+from heldout.train.continual.strategy import ContinualStrategy, trainable
 
 Objective = Callable[[Tensor, Tensor], Tensor]
 
 
-class Replay(Strategy):
+class Replay(ContinualStrategy):
     """Trains on examples of earlier tasks beside those of the task.
 
     Args:
@@ -102,7 +102,7 @@ class Replay(Strategy):
         self.memory.load_state_dict(state["memory"])
 
 
-class AGEM(Strategy):
+class AGEM(ContinualStrategy):
     """Averaged gradient episodic memory: a step may not raise the loss on the memory, to first order.
 
     Where the gradient g points against that of a batch of the memory, r, it becomes ``g - (g.r / r.r) r``. Each step
@@ -179,7 +179,7 @@ class AGEM(Strategy):
         self.memory.load_state_dict(state["memory"])
 
 
-class LwF(Strategy):
+class LwF(ContinualStrategy):
     """Learning without forgetting: on the new data the model keeps saying what it said before the task.
 
     Adds ``strength T^2 KL(before || now)`` over all outputs, at temperature T, with the model as it was at the end of

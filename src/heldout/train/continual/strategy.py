@@ -1,7 +1,7 @@
 """Core: What a continual strategy does at each place of a training loop.
 
 A strategy is a handful of hooks. ``fit_stream`` calls them, and so can any loop: ``attach`` puts what concerns
-gradients into the optimizer, so that a loop of one's own adds four lines (see ``Strategy``).
+gradients into the optimizer, so that a loop of one's own adds four lines (see ``ContinualStrategy``).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ ExampleLoss = Callable[[Tensor, Tensor], Tensor]
 Objective = Callable[[Tensor, Tensor], Tensor]
 
 
-class Strategy:
+class ContinualStrategy:
     """Fine-tuning on one task after the other, and the base of all strategies: every hook does nothing.
 
     Example:
@@ -121,7 +121,7 @@ class Strategy:
         self.tasks_done = int(state["tasks_done"])
 
 
-class Cumulative(Strategy):
+class Cumulative(ContinualStrategy):
     """Trains on all data so far at each task: the upper line, which keeps everything.
 
     Example:
@@ -146,7 +146,7 @@ class Cumulative(Strategy):
         return self._sets[0] if len(self._sets) == 1 else ConcatDataset(self._sets)
 
 
-class Combined(Strategy):
+class Combined(ContinualStrategy):
     """Several strategies at once, each hook in the order given.
 
     Raises:
@@ -158,10 +158,10 @@ class Combined(Strategy):
     """
 
     @checked
-    def __init__(self, *strategies: Strategy) -> None:
+    def __init__(self, *strategies: ContinualStrategy) -> None:
         super().__init__()
         check_nonempty(strategies=strategies)
-        self.strategies: Sequence[Strategy] = strategies
+        self.strategies: Sequence[ContinualStrategy] = strategies
         self.name = "+".join(strategy.name for strategy in strategies)
 
     def task_data(self, data: Any) -> Any:

@@ -7,7 +7,7 @@ fine-tuning, which forgets; the others keep what they can. All take the same num
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from heldout.method import Added, Batch, Method, Run, Splits
 from heldout.train.continual.anchored import EWC, RWalk, SynapticIntelligence
 from heldout.train.continual.exemplars import ExemplarMemory
 from heldout.train.continual.rehearsal import AGEM, LwF
-from heldout.train.continual.strategy import Strategy
+from heldout.train.continual.strategy import ContinualStrategy
 
 
 @dataclass(frozen=True)
@@ -135,6 +135,30 @@ class TaskOrder(Sampler):
             start = end
 
 
+@dataclass(frozen=True)
+class ContinualMethod(Method):
+    """A Method that sees to the order of tasks: combined with others of its kind the order is made once.
+
+    Args are those of ``Method``.
+
+    Example:
+        >>> type(replay() + ewc()).__name__, type(Method("plain") + ewc()).__name__
+        ('ContinualMethod', 'ContinualMethod')
+    """
+
+    def __add__(self, other: Method) -> Method:
+        return NotImplemented if not isinstance(other, Method) else _kept(super().__add__(other), self, other)
+
+    def __radd__(self, other: Method) -> Method:
+        return NotImplemented if not isinstance(other, Method) else _kept(other.__add__(self), other, self)
+
+
+def _kept(whole: Method, *parts: Method) -> Method:
+    if any(part.data is not None and not isinstance(part, ContinualMethod) for part in parts):
+        return whole  # a training set of another kind: the order of tasks is not all of its data stage
+    return ContinualMethod(**{each.name: getattr(whole, each.name) for each in fields(Method)})
+
+
 @checked
 def in_order() -> Method:
     """Trains on one task of a ``TaskStream`` after the other, with nothing against forgetting.
@@ -143,7 +167,7 @@ def in_order() -> Method:
         >>> in_order().stages
         ('data',)
     """
-    return Method("in_order", data=_order(), check=_why_no_stream)
+    return ContinualMethod("in_order", data=_order(), check=_why_no_stream)
 
 
 @checked
@@ -165,7 +189,7 @@ def replay(capacity: int = 200, per_new: float = 1.0) -> Method:
     """
     check_at_least(1, capacity=capacity)
     check_positive(per_new=per_new)
-    return Method("replay", data=_order(capacity, per_new), check=_why_no_stream)
+    return ContinualMethod("replay", data=_order(capacity, per_new), check=_why_no_stream)
 
 
 @checked
@@ -281,8 +305,7 @@ def lwf(strength: float = 1.0, temperature: float = 2.0) -> Method:
 
 def _order(capacity: int | None = None, per_new: float = 1.0) -> Callable[[Run, Any], Sampler]:
     def data(run: Run, train_set: Any) -> Sampler:
-        if isinstance(train_set, TaskOrder):  # of a Method before this one
-            run.state["task_order"] = train_set
+        if isinstance(train_set, TaskOrder) and capacity is None:  # of a Method before this one
             return train_set
         memory = None if capacity is None else ExemplarMemory(capacity, seed=run.seed)
         run.state["task_order"] = TaskOrder(
@@ -301,7 +324,7 @@ def _order(capacity: int | None = None, per_new: float = 1.0) -> Callable[[Run, 
 class _Guided:
     """Tells a strategy when a task of the run ends, since steps alone are seen."""
 
-    def __init__(self, run: Run, strategy: Strategy) -> None:
+    def __init__(self, run: Run, strategy: ContinualStrategy) -> None:
         self.run, self.strategy, self.task = run, strategy, -1
 
     def begin_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
@@ -318,7 +341,7 @@ class _Guided:
         return Subset(self.run.splits.train, own.tolist())
 
 
-def _by_strategy(name: str, make: Callable[[Run], Strategy], loss: Any = None) -> Method:
+def _by_strategy(name: str, make: Callable[[Run], ContinualStrategy], loss: Any = None) -> Method:
     def optimizer(run: Run, optimizer: Optimizer) -> Optimizer:
         guided = _Guided(run, make(run))
         run.state[name] = guided
@@ -326,7 +349,7 @@ def _by_strategy(name: str, make: Callable[[Run], Strategy], loss: Any = None) -
         guided.strategy.hook(optimizer, run.module)
         return optimizer
 
-    return Method(name, data=_order(), optimizer=optimizer, loss=loss, check=_why_no_stream)
+    return ContinualMethod(name, data=_order(), optimizer=optimizer, loss=loss, check=_why_no_stream)
 
 
 def _why_no_stream(module: nn.Module, splits: Splits) -> str | None:

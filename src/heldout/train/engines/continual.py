@@ -11,7 +11,7 @@ from transformers import Trainer, TrainingArguments
 
 from heldout.data import split_target
 from heldout.errors import checked
-from heldout.train.continual.strategy import Strategy
+from heldout.train.continual.strategy import ContinualStrategy
 
 
 class ContinualTrainer(Trainer):
@@ -26,11 +26,11 @@ class ContinualTrainer(Trainer):
         strategy: the stream's.
         kwargs: further arguments of the Trainer, ``train_dataset`` above all.
 
-    Source: see ``Strategy`` and its subclasses.
+    Source: see ``ContinualStrategy`` and its subclasses.
     """
 
     @checked
-    def __init__(self, model: nn.Module, args: TrainingArguments, strategy: Strategy, **kwargs: Any) -> None:
+    def __init__(self, model: nn.Module, args: TrainingArguments, strategy: ContinualStrategy, **kwargs: Any) -> None:
         super().__init__(model, args, **kwargs)
         self.strategy = strategy
 
@@ -61,7 +61,7 @@ class ContinualTrainer(Trainer):
 
 
 @checked
-def trainer_step(args: TrainingArguments, **kwargs: Any) -> Callable[[nn.Module, Any, Strategy], None]:
+def trainer_step(args: TrainingArguments, **kwargs: Any) -> Callable[[nn.Module, Any, ContinualStrategy], None]:
     """Returns how ``fit_stream(train=...)`` trains a task by transformers' Trainer.
 
     Args:
@@ -73,7 +73,7 @@ def trainer_step(args: TrainingArguments, **kwargs: Any) -> Callable[[nn.Module,
         >>> train = trainer_step(TrainingArguments(tempfile.mkdtemp(), max_steps=10, report_to=[]))
     """
 
-    def train(model: nn.Module, data: Any, strategy: Strategy) -> None:
+    def train(model: nn.Module, data: Any, strategy: ContinualStrategy) -> None:
         ContinualTrainer(model, args, strategy, train_dataset=data, **kwargs).train()
 
     return train

@@ -1,0 +1,73 @@
+"""A user's file whose training data come task after task."""
+
+import pytest
+
+from heldout import Method, TaskStream, methods
+from heldout.problem import ProblemError, inapplicable, load_problem
+
+FILE = """
+import torch, heldout
+epochs, batch_size = 4, 8
+{extra}
+def model():
+    return torch.nn.Linear(3, 4)
+def data():
+    generator = torch.Generator().manual_seed(0)
+    y = torch.arange(80) % 4
+    x = torch.nn.functional.one_hot(y, 4)[:, :3].float() + 0.1 * torch.randn(80, 3, generator=generator)
+    return {data}
+"""
+STREAM = "heldout.TaskStream(train=(x, y), val={'a': (x, y)}, test={'all': (x, y)}, tasks=y // 2)"
+AS_DICT = "dict(train=(x, y), val=(x, y), test={'all': (x, y)}, tasks=y // 2)"
+
+
+def problem(tmp_path, data=STREAM, extra=""):
+    file = tmp_path / "problem.py"
+    file.write_text(FILE.format(data=data, extra=extra))
+    return load_problem(str(file))
+
+
+@pytest.mark.parametrize("data", [STREAM, AS_DICT])
+def test_a_stream_is_loaded_and_trained_in_order(tmp_path, data):
+    found = problem(tmp_path, data)
+    assert isinstance(found.splits, TaskStream)
+    assert found.in_tasks
+    assert not found.as_given
+    plain = found.fit(None, seed=3)
+    in_order = found.fit(methods.in_order(), seed=3)
+    assert plain.run.state["task_order"].task_at(0) == 0
+    assert plain.module.weight.equal(in_order.module.weight)
+    assert found.fit(methods.replay(), seed=3).run.state["task_order"].memory is not None
+
+
+def test_methods_that_choose_examples_give_way_and_those_of_the_stream_act(tmp_path):
+    found = problem(tmp_path)
+    own = Method("own", data=lambda run, train_set: train_set)
+    assert inapplicable(found, own) == "it chooses the training examples, which come task after task"
+    for name in ("replay", "ewc", "si", "rwalk", "agem", "lwf"):
+        assert inapplicable(found, getattr(methods, name)()) is None
+    assert inapplicable(found, methods.sam()) is None
+
+
+def test_elsewhere_methods_of_the_stream_say_what_they_need(tmp_path):
+    plain = problem(tmp_path, "heldout.Splits(train=(x, y), test={'all': (x, y)})")
+    assert not plain.in_tasks
+    assert "come in tasks" in inapplicable(plain, methods.replay())
+
+
+@pytest.mark.parametrize(
+    ("extra", "word"),
+    [
+        ("early_stopping = 2", "early_stopping"),
+        ("def sampler(train):\n    return torch.utils.data.SequentialSampler(train)", "sampler"),
+        ("def train(model, splits, stages, seed):\n    return model", r"train\(\)"),
+    ],
+)
+def test_what_would_change_the_order_is_refused(tmp_path, extra, word):
+    with pytest.raises(ProblemError, match=word):
+        problem(tmp_path, extra=extra)
+
+
+def test_tasks_that_do_not_fit_are_told_with_the_file(tmp_path):
+    with pytest.raises(ProblemError, match="tasks must"):
+        problem(tmp_path, "dict(train=(x, y), tasks=y[:10])")

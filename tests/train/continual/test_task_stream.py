@@ -1,0 +1,201 @@
+"""Continual strategies as Methods of fit: the order of tasks, when a task ends, what is combined."""
+
+import functools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from heldout import Method, Splits, TaskStream, fit
+from heldout.data import balanced_sampling
+from heldout.measure import fisher_diagonal
+from heldout.optim import sam
+from heldout.train import (
+    EWC,
+    ContinualMethod,
+    ExemplarMemory,
+    TaskOrder,
+    agem,
+    ewc,
+    in_order,
+    lwf,
+    replay,
+    rwalk,
+    si,
+)
+
+SGD = functools.partial(torch.optim.SGD, lr=0.1)
+
+
+def stream(sizes=(60, 40, 50)):
+    generator = torch.Generator().manual_seed(0)
+    tasks = torch.cat([torch.full((size,), task) for task, size in enumerate(sizes)])
+    tasks = tasks[torch.randperm(len(tasks), generator=generator)]
+    y = 2 * tasks + torch.randint(0, 2, (len(tasks),), generator=generator)
+    centres = 3 * torch.randn(6, 5, generator=generator)
+    x = centres[y] + torch.randn(len(y), 5, generator=generator)
+    return TaskStream(train=(x, y), test={"all": (x, y)}, tasks=tasks)
+
+
+def net():
+    return nn.Sequential(nn.Linear(5, 24), nn.ReLU(), nn.Linear(24, 6))
+
+
+def fitted(method, data=None, **options):
+    options = {"epochs": 8, "batch_size": 10, "optimizer": SGD, "schedule": "constant", "seed": 1} | options
+    return fit(net, data or stream(), method, **options)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.integers(1, 40), min_size=2, max_size=5), st.integers(1, 5), st.integers(1, 12))
+def test_tasks_come_in_order_and_each_as_often_as_its_size_says(sizes, epochs, batch_size):
+    tasks = torch.cat([torch.full((size,), task) for task, size in enumerate(sizes)])
+    order = TaskOrder(tasks, epochs=epochs, batch_size=batch_size, seed=3)
+    rows = torch.tensor([row for _ in range(epochs) for row in order])
+    assert len(rows) == epochs * len(order)
+    steps = tasks[rows].view(-1, batch_size)
+    assert (steps == steps[:, :1]).all()  # a batch is of one task
+    assert steps[:, 0].equal(steps[:, 0].sort().values)
+    assert [order.task_at(step) for step in range(len(steps))] == steps[:, 0].tolist()
+    wanted = torch.tensor(sizes) / len(tasks) * len(steps)
+    assert ((torch.bincount(steps[:, 0], minlength=len(sizes)) - wanted).abs() <= 1).all()
+    for task, size in enumerate(sizes):
+        counts = torch.bincount(rows[tasks[rows] == task], minlength=len(tasks))[tasks == task]
+        assert counts.max() - counts.min() <= 1, size
+
+
+def test_a_memory_is_of_earlier_tasks_and_takes_its_share():
+    tasks = torch.tensor([0] * 30 + [1] * 30 + [2] * 30)
+    order = TaskOrder(tasks, epochs=2, batch_size=9, memory=ExemplarMemory(8, seed=0), per_new=2.0)
+    steps = tasks[torch.tensor([row for _ in range(2) for row in order])].view(-1, 9)
+    own = torch.tensor([order.task_at(step) for step in range(len(steps))])
+    assert (steps[own == 0] == 0).all()
+    for task in (1, 2):
+        mine = steps[own == task]
+        assert ((mine == task).sum(1) == 3).all()
+        assert (mine <= task).all()
+    assert set(steps[own == 2].flatten().tolist()) == {0, 1, 2}
+
+
+def test_plain_training_learns_all_at_once_and_training_in_order_forgets():
+    together, forgot, kept = (fitted(method) for method in (None, in_order(), replay(40)))
+    data = stream()
+    last = data.tasks == 2
+    assert together.evaluate(data.test["all"])["accuracy"] > 0.9
+    assert forgot.evaluate((data.train.tensors[0][last], data.train.tensors[1][last]))["accuracy"] > 0.9
+    assert forgot.evaluate(data.test["all"])["accuracy"] < 0.8
+    assert kept.evaluate(data.test["all"])["accuracy"] > forgot.evaluate(data.test["all"])["accuracy"] + 0.1
+
+
+@pytest.mark.parametrize("method", [ewc(0.0), si(0.0), rwalk(0.0), lwf(0.0)], ids=lambda m: m.name)
+def test_strength_zero_is_training_in_order(method):
+    plain, held = fitted(in_order()), fitted(method)
+    for a, b in zip(plain.module.parameters(), held.module.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("method", [ewc(300.0), si(3.0), rwalk(3.0), lwf(3.0), agem(40)], ids=lambda m: m.name)
+def test_each_changes_training_in_order(method):
+    plain, held = fitted(in_order()), fitted(method)
+    assert not torch.equal(plain.module[0].weight, held.module[0].weight)
+    assert all(p.isfinite().all() for p in held.module.parameters())
+
+
+def test_tasks_end_where_the_order_says_with_the_weights_of_that_step():
+    """EWC through fit against a loop of one's own over the same batches."""
+    data = stream((40, 40))
+    x, y = data.train.tensors
+    result = fitted(ewc(50.0), data, epochs=3)
+    torch.manual_seed(1)
+    model = net()
+    order = TaskOrder(data.tasks, epochs=3, batch_size=10, seed=1)
+    rows = torch.tensor([row for _ in range(3) for row in order]).view(-1, 10)
+    optimizer, importance, anchor = SGD(model.parameters()), None, None
+    for step, batch in enumerate(rows):
+        if step == order.ends[0]:
+            importance = fisher_diagonal(model, (x[data.tasks == 0], y[data.tasks == 0]))
+            anchor = {name: p.detach().clone() for name, p in model.named_parameters()}
+        loss = F.cross_entropy(model(x[batch]), y[batch])
+        if importance is not None:
+            loss = loss + 25.0 * sum(
+                (importance[n] * (p - anchor[n]).square()).sum() for n, p in model.named_parameters()
+            )
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    for a, b in zip(model.parameters(), result.module.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_methods_of_the_stream_are_combined_with_one_order():
+    both = replay(30) + ewc(10.0)
+    assert isinstance(both, ContinualMethod)
+    assert isinstance(in_order() + both + sam(0.05), ContinualMethod)
+    assert isinstance(sam(0.05) + both, ContinualMethod)
+    run = fitted(in_order() + replay(30) + ewc(10.0)).run
+    assert run.state["task_order"].memory is not None
+    assert run.state["ewc"].strategy.tasks_done == 2
+    assert isinstance(run.state["ewc"].strategy, EWC)
+    assert not isinstance(balanced_sampling() + ewc(), ContinualMethod)
+    fitted(replay(30) + sam(0.05))
+
+
+def test_what_is_no_stream_is_refused():
+    data = Splits(train=stream().train)
+    for method in (in_order(), replay(), ewc(), si(), rwalk(), agem(), lwf()):
+        with pytest.raises(ValueError, match="come in tasks"):
+            fitted(method, data)
+    with pytest.raises(TypeError):
+        in_order() + 3
+    with pytest.raises(TypeError):
+        3 + in_order()
+
+
+X, Y = torch.zeros(4, 2), torch.tensor([0, 1, 0, 1])
+
+
+@pytest.mark.parametrize(
+    ("tasks", "word"),
+    [
+        (None, "tasks must give"),
+        (torch.tensor([0, 1, 1]), r"tasks must be int64 \(4,\)"),
+        (torch.tensor([0.0, 1.0, 1.0, 0.0]), "tasks must be int64"),
+        (torch.tensor([0, 0, 2, 2]), "without gaps"),
+        (torch.tensor([1, 1, 2, 2]), "from 0"),
+        (torch.zeros(4).long(), "at least two"),
+    ],
+)
+def test_bad_tasks_are_named(tasks, word):
+    with pytest.raises(ValueError, match=word):
+        TaskStream(train=(X, Y), tasks=tasks)
+
+
+@pytest.mark.parametrize(
+    ("make", "word"),
+    [
+        (lambda: replay(0), "capacity"),
+        (lambda: replay(5, per_new=0.0), "per_new"),
+        (lambda: ewc(-1.0), "strength"),
+        (lambda: ewc(decay=2.0), "decay"),
+        (lambda: si(xi=0.0), "xi"),
+        (lambda: si(-1.0), "strength"),
+        (lambda: rwalk(-1.0), "strength"),
+        (lambda: agem(0), "capacity"),
+        (lambda: lwf(-1.0), "strength"),
+        (lambda: lwf(temperature=0.0), "temperature"),
+        (lambda: TaskOrder(torch.tensor([0, 1]), epochs=0, batch_size=1), "epochs"),
+        (lambda: TaskOrder(torch.tensor([0, 1]), epochs=1, batch_size=0), "batch_size"),
+        (lambda: TaskOrder(torch.tensor([0, 1]), epochs=1, batch_size=1, per_new=0.0), "per_new"),
+    ],
+)
+def test_bad_options_are_named(make, word):
+    with pytest.raises(ValueError, match=word):
+        make()
+
+
+def test_a_method_of_ones_own_that_chooses_examples_loses_the_order():
+    own = Method("own", data=lambda run, train_set: train_set)
+    assert not isinstance(own + in_order(), ContinualMethod)

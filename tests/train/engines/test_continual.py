@@ -1,0 +1,85 @@
+"""A strategy inside transformers' Trainer."""
+
+import pytest
+import torch
+
+from heldout.train import EWC, ContinualStrategy, LwF, Replay, fit_stream
+
+pytest.importorskip("transformers")
+from transformers import GPT2Config, GPT2LMHeadModel, TrainingArguments
+
+from heldout.train import ContinualTrainer, trainer_step
+
+CONFIG = GPT2Config(
+    vocab_size=12, n_embd=16, n_layer=1, n_head=2, n_positions=8, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0
+)
+
+
+def cycles(start):
+    ids = (torch.arange(6) + torch.arange(4)[:, None]) % 4 + start
+    return [{"input_ids": row, "labels": row} for row in ids.repeat(4, 1)]
+
+
+TASKS = [cycles(0), cycles(4), cycles(8)]
+
+
+def evaluate(model, task):
+    ids = torch.stack([row["input_ids"] for row in TASKS[task]])
+    return float((model(ids).logits[:, :-1].argmax(-1) == ids[:, 1:]).double().mean())
+
+
+def arguments(tmp_path, **options):
+    options = {"max_steps": 120, "per_device_train_batch_size": 8, "learning_rate": 0.01, "seed": 0} | options
+    return TrainingArguments(
+        str(tmp_path),
+        report_to=[],
+        disable_tqdm=True,
+        lr_scheduler_type="constant",
+        logging_strategy="no",
+        save_strategy="no",
+        use_cpu=True,
+        **options,
+    )
+
+
+def model():
+    torch.manual_seed(0)
+    return GPT2LMHeadModel(CONFIG)
+
+
+def matrix(tmp_path, strategy, **options):
+    train = trainer_step(arguments(tmp_path, **options))
+    return fit_stream(model(), TASKS, strategy, evaluate=evaluate, train=train).matrix
+
+
+def test_the_trainer_forgets_and_strategies_keep(tmp_path):
+    plain = matrix(tmp_path, ContinualStrategy())
+    assert plain.learning() > 0.95
+    assert plain.forgetting() > 0.3
+    assert matrix(tmp_path, Replay(12)).forgetting() < 0.1
+    assert matrix(tmp_path, LwF(3.0)).forgetting() < plain.forgetting()
+
+
+def test_strength_zero_is_the_plain_trainer(tmp_path):
+    from transformers import Trainer
+
+    plain, ours = model(), model()
+    Trainer(plain, arguments(tmp_path, max_steps=5), train_dataset=TASKS[0]).train()
+    ContinualTrainer(ours, arguments(tmp_path, max_steps=5), EWC(0.0), train_dataset=TASKS[0]).train()
+    assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), ours.parameters(), strict=True))
+
+
+def test_accumulation_gives_the_gradient_of_the_whole_batch_and_one_pull(tmp_path):
+    results = []
+    for options in (
+        {"per_device_train_batch_size": 8},
+        {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2},
+    ):
+        own, strategy = model(), EWC(500.0)
+        strategy.end_task(own, TASKS[0])
+        with torch.no_grad():
+            own.transformer.wte.weight += 0.1
+        args = arguments(tmp_path, max_steps=3, optim="sgd", learning_rate=0.01, **options)
+        ContinualTrainer(own, args, strategy, train_dataset=TASKS[1]).train()
+        results.append(own.transformer.wte.weight.detach())
+    torch.testing.assert_close(results[0], results[1], rtol=1e-4, atol=1e-6)
