@@ -88,6 +88,7 @@ from heldout.measure.gradients.per_example import (
     gradient_features,
     gradient_sums,
     per_example_grads,
+    sum_of_squared_gradients,
 )
 from heldout.measure.graphs.clustering import ClusterProbe, probe_clustering
 from heldout.measure.graphs.graph_tasks import EMBEDDING_SCALINGS, GRAPH_TASKS, EmbeddingScaling, GraphTask, GraphTasks
@@ -498,6 +499,7 @@ __all__ = [
     "structure_loss",
     "subgroup_auc",
     "subspace_bound",
+    "sum_of_squared_gradients",
     "supervisor_agreement",
     "sweet_spot",
     "task_difficulty",

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from heldout.errors import check_at_least, check_nonempty, check_one_of, checked
 from heldout.measure.gradients.layer_gradients import ExampleLoss
-from heldout.measure.gradients.per_example import labelled_batches, per_example_grads
+from heldout.measure.gradients.per_example import labelled_batches, sum_of_squared_gradients
 from heldout.method import as_dataset, device_of, evaluating, forward
 from heldout.nn import inputs_for
 
@@ -72,8 +72,7 @@ def fisher_diagonal(
         for inputs, targets in labelled_batches(data, batch_size):
             if kind == "model":
                 targets = _drawn_labels(model, inputs, targets, generator)
-            for name, grad in per_example_grads(model, inputs, targets, loss, params=params).items():
-                squares = grad.square().sum(0)
+            for name, squares in sum_of_squared_gradients(model, inputs, targets, loss, params=params).items():
                 total[name] = total[name] + squares if name in total else squares
             examples += len(targets)
     check_nonempty(data=range(examples))

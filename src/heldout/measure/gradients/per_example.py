@@ -28,6 +28,7 @@ from heldout.measure.gradients.layer_gradients import (
     _by_layers,
     _checked_losses,
     _NotByLayersError,
+    _Outer,
     _Use,
     _Whole,
     _why_not_layers,
@@ -250,6 +251,50 @@ def gradient_sums(
     if not examples:
         raise ValueError("there is no example to take a gradient of")
     return GradientSums(total, squared, examples)
+
+
+@checked
+def sum_of_squared_gradients(
+    model: nn.Module,
+    inputs: Any,
+    targets: Tensor,
+    loss: ExampleLoss | None = None,
+    *,
+    params: Callable[[str], bool] | None = None,
+) -> dict[str, Tensor]:
+    """Returns the sum over a batch of each example's squared gradient by parameter name, in the parameter's shape.
+
+    Arguments and errors are those of ``per_example_grads``. For a layer on one vector an example, squares of an outer
+    product are the outer product of squares, so that no gradient of a single example is made: the cost is that of a
+    plain backward pass.
+
+    Example:
+        >>> model, x, y = nn.Linear(3, 2), torch.rand(5, 3), torch.tensor([0, 1, 0, 1, 1])
+        >>> squares = sum_of_squared_gradients(model, x, y)
+        >>> bool((squares["weight"] - per_example_grads(model, x, y)["weight"].square().sum(0)).abs().max() < 1e-6)
+        True
+    """
+    check_nonempty(inputs=inputs)
+    names = _selected(model, params)
+    _refuse_batch_statistics(model)
+    prepared, example_loss = _prepared(model, inputs, targets), loss or default_example_loss(model)
+    uses: dict[str, list[_Use]] | None = None
+    if not _why_not_layers(model, names):
+        with evaluating(model), suppress(_NotByLayersError):
+            uses = _by_layers(model, *prepared, example_loss, names)
+    if uses is None:
+        whole = per_example_grads(model, inputs, targets, example_loss, params=params)
+        uses = {name: [_Whole(grad)] for name, grad in whole.items()}
+    found = {}
+    for name in names:
+        of_one = uses.pop(name)
+        first: Any = of_one[0]
+        if len(of_one) == 1 and isinstance(first, _Outer) and first.left.shape[1] == 1:
+            left, right = _wide(first.left[:, 0]), _wide(first.right[:, 0])
+            found[name] = (left.square().T @ right.square()).view(first.shape)
+        else:
+            found[name] = torch.linalg.vector_norm(_wide(sum_of(of_one)), dim=0).square()
+    return found
 
 
 def labelled_batches(data: Any, batch_size: int) -> Iterator[tuple[Any, Tensor]]:
