@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import math
 import os
 import socket
@@ -251,6 +252,49 @@ def test_the_key_is_sent_and_told_to_nobody(monkeypatch):
     assert "sk-secret" not in f"{caught.value} {vars(lm)} {lm.identity}"
 
 
+@pytest.mark.parametrize(
+    "shown",
+    [
+        r"sk-\u0073ecret", r"sk-\U0073ecret".replace("U", "u"), "sk%2dsecret", "sk%2Dsecret", "c2stc2VjcmV0",
+        base64.b64encode(b"Bearer sk-secret").decode(), base64.b64encode(b":sk-secret").decode(),
+    ],
+)  # fmt: skip
+def test_a_key_that_a_server_echoes_in_another_form_is_not_told(monkeypatch, shown):
+    monkeypatch.setenv("SOME_KEY", "sk-secret")
+
+    async def refuse(number, path, body, request):
+        return web.Response(status=401, text=f"no such key: {shown}!")
+
+    with served(refuse) as url, pytest.raises(EndpointError) as caught:
+        EndpointLM("m", url, api_key_env="SOME_KEY").generate(["p"])
+    assert "no such key: ***" in str(caught.value)
+    assert shown not in str(caught.value)
+
+
+def test_a_key_among_further_fields_is_no_part_of_the_identity(monkeypatch):
+    monkeypatch.setenv("SOME_KEY", "sk-secret")
+    extra = {"user": "me of sk-secret", "provider": {"api_key": "other-key", "order": ["a"]}, "top_k": 3}
+    lm = EndpointLM("m", "http://localhost/v1", api_key_env="SOME_KEY", extra=extra)
+    assert "sk-secret" not in lm.identity
+    assert "other-key" not in lm.identity
+    assert '"order": ["a"]' in lm.identity
+    assert lm.identity != EndpointLM("m", "http://localhost/v1", extra={**extra, "top_k": 4}).identity
+    assert lm.extra == extra  # what is sent stays
+
+
+def test_an_error_inside_a_choice_is_told_in_the_servers_words(quick):
+    async def broken(number, path, body, request):
+        return web.json_response(
+            {"choices": [{"message": {"content": "ha"}, "error": {"message": "boom", "code": 502}}]}
+        )
+
+    with served(broken) as url:
+        lm = EndpointLM("m", url, retries=1, prices=(0.0, 1e6))
+        with pytest.raises(EndpointError, match="boom"):
+            lm.generate(["p"], max_tokens=10)
+    assert (lm.requests, lm.spent) == (2, 20)
+
+
 def test_scores_come_from_echoed_log_probabilities():
     async def scored(number, path, body, request):
         assert path == "/v1/completions"
@@ -415,6 +459,10 @@ def test_an_answer_larger_than_the_limit_is_broken_off(monkeypatch):
         {"best_of": 20},
         {"max_tokens": None, "parameters": {"max_new_tokens": 1000}},
         {"parameters": {"num_return_sequences": 20}},
+        {"max_length": 1000},
+        {"extra_body": {"max_tokens": 1000}},
+        {"generation_config": {"max_new_tokens": 1000}},
+        {"extra_body": {"sampling": {"n": 20}}},
         {"max_tokens": None},
         {"max_tokens": -1},
     ],

@@ -11,7 +11,7 @@ import json
 import math
 import os
 import random
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, Literal
@@ -20,13 +20,26 @@ from urllib.request import getproxies, proxy_bypass
 
 from heldout.errors import checked, require
 from heldout.language_model import Completion, Prompt
-from heldout.lm.models.endpoint_answers import before_stop, echoed_score, pause_of, reason_of, text_of, usage_in
+from heldout.lm.models.endpoint_answers import (
+    before_stop,
+    echoed_score,
+    forms_of_key,
+    pause_of,
+    reason_of,
+    text_of,
+    usage_in,
+    without_secrets,
+)
 from heldout.lm.models.local import check_choices, check_sampling
 
 _TRY_AGAIN = {408, 409, 425, 429}
 _LONGEST_PAUSE = 60.0  # seconds
 _LARGEST = 64 * 2**20  # bytes of an answer
-_LIMITS = ("max_tokens", "max_completion_tokens", "max_new_tokens", "max_output_tokens", "num_predict", "n_predict")
+_LIMITS = (
+    "max_tokens", "max_completion_tokens", "max_new_tokens", "max_output_tokens", "max_length",
+    "num_predict", "n_predict",
+)  # fmt: skip
+_TEXTS = ("messages", "prompt", "tools", "functions", "response_format")  # fields whose insides are no options
 _TIMES = ("n", "best_of", "num_return_sequences")
 _USELESS_AGAIN = ("insufficient_quota", "current quota", "billing", "credit", "invalid_api_key")
 _PER_MESSAGE = 16  # tokens that a chat template may add, for the worst case of a cost
@@ -130,7 +143,8 @@ class EndpointLM:
     @property
     def identity(self) -> str:
         """What answers depend on, as far as the endpoint tells: its address, the model's name and fixed options."""
-        return f"endpoint {self.base_url} {self.model} {self.api} {json.dumps(self.extra, sort_keys=True)}"
+        fixed = without_secrets(self.extra, os.environ.get(self.api_key_env))
+        return f"endpoint {self.base_url} {self.model} {self.api} {json.dumps(fixed, sort_keys=True)}"
 
     @checked
     def generate(
@@ -346,7 +360,8 @@ class _Exchange:
                     for choice in answer["choices"]:
                         text_of(choice)
                         if choice.get("error"):
-                            raise ValueError
+                            told = json.dumps(choice["error"], ensure_ascii=False)
+                            raise _UnusableError(self._shown(f"a choice with the error {told}"), charged=True)
                     if answer["choices"]:
                         return dict(answer)
             except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
@@ -375,7 +390,7 @@ class _Exchange:
     def _shown(self, text: str) -> str:
         """The words of a server for people: without the key and control characters, and not too many."""
         key = os.environ.get(self.lm.api_key_env)
-        text = text.replace(key, "***") if key else text
+        text = forms_of_key(key).sub("***", text) if key else text
         return "".join(c if c.isprintable() else " " for c in text).strip()[:300]
 
     def _worst_cost(self, fields: Mapping[str, Any]) -> float:
@@ -387,7 +402,7 @@ class _Exchange:
         read = len(json.dumps(fields, ensure_ascii=False).encode()) + _PER_MESSAGE * (
             len(fields.get("messages", ())) + 1
         )
-        places = [fields, *(f for f in map(fields.get, ("options", "parameters")) if isinstance(f, Mapping))]
+        places = list(_options_in(fields))
         limits = [place[name] for place in places for name in _LIMITS if place.get(name) is not None]
         times = [place[name] for place in places for name in _TIMES if place.get(name) is not None]
         counts = [*limits, *times]
@@ -462,6 +477,14 @@ async def _all_or_error(
     if isinstance(errors[0], EndpointError):
         errors[0].finished = {number: outcome for number, outcome in found.items() if isinstance(outcome, list)}
     raise errors[0]
+
+
+def _options_in(fields: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """A request's options and all that lie inside of them, under whatever name a server takes them."""
+    yield fields
+    for name, value in fields.items():
+        if isinstance(value, Mapping) and name not in _TEXTS:
+            yield from _options_in(value)
 
 
 def _proxy_for(url: str) -> str | None:

@@ -1,7 +1,8 @@
-"""What the answers of OpenAI-compatible servers say, none of it believed unchecked."""
+"""What the answers of OpenAI-compatible servers say, none of it believed unchecked; keys out of what is told."""
 
 from __future__ import annotations
 
+import base64
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -10,6 +11,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 
 _ENDED = {"eos", "eos_token", "stop_sequence", "end_turn", "stop_token"}
+_SECRET = re.compile(r"api[-_]?key|authorization|secret|password|bearer|(^|_)token$", re.IGNORECASE)
 _FULL = {"max_tokens", "max_length", "model_length", "max_output_tokens"}
 
 
@@ -102,3 +104,19 @@ def pause_of(header: str | None) -> float | None:
             return None
         seconds = ((when if when.tzinfo else when.replace(tzinfo=UTC)) - datetime.now(UTC)).total_seconds()
     return max(0.0, seconds) if math.isfinite(seconds) else None
+
+
+def forms_of_key(key: str) -> re.Pattern[str]:
+    """Returns what finds a key: as it stands, with letters as escapes of JSON or of addresses, and in base64."""
+    letters = "".join(f"(?:{re.escape(c)}|(?i:\\\\u{ord(c):04x}|%{ord(c):02x}|&#{ord(c)};))" for c in key)
+    encoded = [base64.b64encode(before + key.encode()).decode().rstrip("=") for before in (b"", b":", b"Bearer ")]
+    return re.compile("|".join([letters, *(re.escape(form) + "=*" for form in encoded)]))
+
+
+def without_secrets(value: Any, key: str | None) -> Any:
+    """Returns options without what looks like a key, by its name or because it is the key."""
+    if isinstance(value, Mapping):
+        return {n: "***" if _SECRET.search(str(n)) else without_secrets(v, key) for n, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_secrets(item, key) for item in value]
+    return forms_of_key(key).sub("***", value) if key and isinstance(value, str) else value
