@@ -78,7 +78,12 @@ class Replay(ContinualStrategy):
 
     @checked
     def mix(self, inputs: Any, targets: Tensor) -> tuple[Any, Tensor]:
-        """Returns the batch followed by ``per_new`` times as many examples of the memory, at least one."""
+        """Returns the batch followed by ``per_new`` times as many examples of the memory, at least one.
+
+        Raises:
+            ValueError: inputs and targets of different lengths, or of another form than those of the memory.
+        """
+        check_same_length(inputs=inputs if isinstance(inputs, Tensor) else None, targets=targets)
         if not len(self.memory):
             return inputs, targets
         old_inputs, old_targets = self.memory.sample(max(1, round(self.per_new * len(targets))))
