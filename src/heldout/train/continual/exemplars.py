@@ -120,8 +120,8 @@ class ExemplarMemory:
             features: ``(len(data), dim)``, for the order of herding; not with a reservoir.
 
         Raises:
-            ValueError: no example; a task below 0; features of another length, or for a reservoir; inputs of another form than those
-                that are kept; class shares of targets that are not class labels.
+            ValueError: no example; a task below 0; features of another length, or for a reservoir; inputs of another
+                form than those that are kept; class shares of targets that are not class labels.
         """
         dataset = as_dataset(data, "data")
         check_nonempty(data=dataset)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from heldout.data import to_device
-from heldout.errors import (
+from heldout.errors import (, check_same_length
     check_at_least,
     check_nonnegative,
     check_positive,
