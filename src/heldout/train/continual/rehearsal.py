@@ -14,10 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from heldout.data import to_device
-from heldout.errors import (, check_same_length
+from heldout.errors import (
     check_at_least,
     check_nonnegative,
     check_positive,
+    check_same_length,
     checked,
 )
 from heldout.losses import distillation_loss
