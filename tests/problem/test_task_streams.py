@@ -71,3 +71,36 @@ def test_what_would_change_the_order_is_refused(tmp_path, extra, word):
 def test_tasks_that_do_not_fit_are_told_with_the_file(tmp_path):
     with pytest.raises(ProblemError, match="tasks must"):
         problem(tmp_path, "dict(train=(x, y), tasks=y[:10])")
+
+
+def test_no_stage_sees_data_that_are_not_at_hand(tmp_path):
+    seen = {}
+
+    def look(name):
+        def stage(run, value):
+            seen[name] = sorted({int(run.splits.train[i][1]) for i in range(len(run.splits.train))})
+            assert len(run.train_set) == len(run.splits.train)
+            return value
+
+        return stage
+
+    def loss(run, batch):
+        seen["loss"] = len(run.splits.train)
+        return run.objective(batch.logits, batch.targets)
+
+    found = problem(tmp_path)
+    own = Method("own", model=look("model"), weights=look("weights"), predict=look("predict"), loss=loss)
+    fitted = found.fit(own, seed=0)
+    assert seen == {"model": [0, 1], "weights": [2, 3], "predict": [2, 3], "loss": 80}
+    assert fitted.run.module.weight.equal(found.fit(None, seed=0).module.weight)
+
+
+def test_a_method_that_builds_on_training_data_afterwards_does_not_undo_the_order(tmp_path):
+    """Gradient boosting of the last layer on all tasks at once would know all classes."""
+    stream = load_problem("stream")
+    scores = stream.fit(methods.gb_nn(), seed=1).evaluate(stream.splits.test["digits 0 and 1"])
+    assert scores["accuracy"] < 0.2
+
+
+def test_training_in_order_is_no_candidate_where_everything_is(tmp_path):
+    assert inapplicable(problem(tmp_path), methods.in_order()) == "it is how everything is trained here"

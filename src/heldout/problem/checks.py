@@ -144,6 +144,8 @@ def inapplicable(problem: Problem, method: Method) -> str | None:
         reason = "it needs one class for each example, here an example has several labels"
     if reason is None and "data" in method.stages and problem.sampler is not None:
         reason = "it chooses the training examples, and the file's own sampler does"
+    if reason is None and problem.in_tasks and method.name == "in_order":
+        reason = "it is how everything is trained here"
     if reason is None and "data" in method.stages and problem.in_tasks and not isinstance(method, ContinualMethod):
         reason = "it chooses the training examples, which come task after task"
     if isinstance(problem, LanguageProblem):

@@ -64,7 +64,7 @@ class EWC(_Anchored):
 
     Args:
         strength: of the penalty, at least 0. What is right depends on the scale of the Fisher information: search it on
-            a grid of powers of ten.
+            a grid of powers of ten. Where ``strength * F`` times the learning rate exceeds 2, plain steps diverge.
         decay: None adds up the penalties of all tasks (in the memory of one); a number gamma in [0, 1] keeps one
             penalty around the newest end, with ``F <- gamma F + F_t`` (online EWC).
         loss: ``(outputs, targets) -> (batch,)`` of each example, see ``fisher_diagonal``.
@@ -90,7 +90,7 @@ class EWC(_Anchored):
     @checked
     def __init__(
         self,
-        strength: float = 100.0,
+        strength: float = 10.0,
         *,
         decay: float | None = None,
         loss: ExampleLoss | None = None,

@@ -193,7 +193,7 @@ def replay(capacity: int = 200, per_new: float = 1.0) -> Method:
 
 
 @checked
-def ewc(strength: float = 100.0, decay: float | None = None) -> Method:
+def ewc(strength: float = 10.0, decay: float | None = None) -> Method:
     """Trains on one task after the other, and holds parameters by their Fisher information on the earlier ones.
 
     Args:
