@@ -62,7 +62,7 @@ def _seeing(stage: Callable[[Run, Any], Any] | None, task: int, *, put_back: boo
 
 def _of_task(splits: TaskStream, task: int) -> Splits:
     own = (splits.tasks == task).nonzero().flatten()  # type: ignore[union-attr]
-    rows = {
+    rows: dict[str, Any] = {
         name: torch.as_tensor(getattr(splits, name))[own] if getattr(splits, name) is not None else None
         for name in ("domains", "groups")
     }

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from heldout.measure import fisher_diagonal
-from heldout.train import EWC, ContinualStrategy, RWalk, SynapticIntelligence, fit_stream
+from heldout.optim import SAM
+from heldout.train import EWC, Combined, ContinualStrategy, RWalk, SynapticIntelligence, fit_stream
 
 X = torch.randn(60, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 TASKS = [(X[:20], (X[:20, 0] > 0).long()), (X[20:40], (X[20:40, 1] > 0).long()), (X[40:], (X[40:, 2] > 0).long())]
@@ -138,6 +139,42 @@ def by_strategy(model, data, rate, steps, strategy):
     strategy.end_task(model, data)
 
 
+@pytest.mark.parametrize("kind", [SynapticIntelligence, RWalk])
+def test_under_sam_the_path_is_that_of_the_weights_and_not_of_where_the_loss_is_evaluated_again(kind):
+    model, strategy = net().eval(), kind(0.0)
+    x, y = TASKS[0]
+    strategy.begin_task(model, TASKS[0])
+    optimizer = SAM(torch.optim.SGD(model.parameters(), lr=0.01), rho=0.1)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(x), y)
+        loss.backward()
+        return loss
+
+    before = F.cross_entropy(model(x), y).item()
+    with strategy.attach(optimizer, model):
+        for _ in range(60):
+            optimizer.step(closure)
+    lowered = strategy._path if kind is SynapticIntelligence else None
+    if lowered is not None:
+        path = sum(value.sum().item() for value in lowered.values())
+        assert path == pytest.approx(before - F.cross_entropy(model(x), y).item(), rel=0.05)
+    else:
+        gradients = torch.autograd.grad(F.cross_entropy(model(x), y), list(model.parameters()))
+        for (name, _), g in zip(model.named_parameters(), gradients, strict=True):
+            torch.testing.assert_close(strategy._fisher[name], g.square(), rtol=0.1, atol=1e-5)
+
+
+def test_an_optimizer_that_evaluates_the_loss_as_it_likes_is_refused():
+    model = net()
+    with (
+        pytest.raises(TypeError, match="ewc cannot wrap LBFGS"),
+        EWC(1.0).attach(torch.optim.LBFGS(model.parameters()), model),
+    ):
+        pass
+
+
 def test_si_is_its_equations_over_two_tasks():
     strategy, xi, c = SynapticIntelligence(0.7, xi=0.2), 0.2, 0.7
     ours, model = net().eval(), net().eval()
@@ -215,6 +252,48 @@ def test_frozen_parameters_are_left_alone(kind):
     run_model = run(strategy, model=model)
     assert run_model[0].weight.equal(model[0].weight)
     assert "0.weight" not in strategy.penalty.importance
+
+
+@pytest.mark.parametrize("make", [lambda: EWC(50.0), lambda: EWC(50.0, decay=0.5), lambda: SynapticIntelligence(1.0)])
+def test_what_is_frozen_between_tasks_is_held_again_when_it_is_free(make):
+    model, strategy = net().eval(), make()
+    by_strategy(model, TASKS[0], 0.1, 5, strategy)
+    held = strategy.penalty.importance["0.weight"].clone()
+    model[0].weight.requires_grad_(False)
+    by_strategy(model, TASKS[1], 0.1, 5, strategy)
+    assert strategy.penalty.importance["0.weight"].equal(held)
+    model[0].weight.requires_grad_(True)
+    with torch.no_grad():
+        model[0].weight += 1
+    model.zero_grad()
+    strategy.before_step(model)
+    assert model[0].weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_si_reads_the_gradient_of_the_loss_alone_beside_another_penalty(first):
+    ewc, si = EWC(100.0), SynapticIntelligence(0.0)
+    model = net().eval()
+    ewc.end_task(model, TASKS[0])
+    with torch.no_grad():
+        model[0].weight += 0.3
+    strategy = Combined(ewc, si) if first else Combined(si, ewc)
+    strategy.begin_task(model, TASKS[1])
+    gradient = torch.autograd.grad(F.cross_entropy(model(TASKS[1][0]), TASKS[1][1]), model[0].weight)[0]
+    before = model[0].weight.detach().clone()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    with strategy.attach(optimizer, model):
+        F.cross_entropy(model(TASKS[1][0]), TASKS[1][1]).backward()
+        optimizer.step()
+    torch.testing.assert_close(si._path["0.weight"], -gradient * (model[0].weight.detach() - before))
+
+
+def test_gradients_that_are_still_scaled_are_refused():
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    optimizer.grad_scale = torch.tensor(65536.0)  # as a GradScaler tells an optimizer that unscales by itself
+    with EWC(1.0).attach(optimizer, model), pytest.raises(ValueError, match="unscale_"):
+        optimizer.step()
 
 
 def test_a_task_that_was_not_begun_cannot_end():

@@ -71,6 +71,28 @@ def test_classes_share_the_memory_wherever_they_come_from():
     assert torch.bincount(memory.targets).tolist() == [2, 2, 2]
 
 
+def test_a_class_that_comes_in_every_task_is_kept_from_all_of_them():
+    counts = torch.zeros(4)
+    for seed in range(60):
+        memory = ExemplarMemory(20, "class", seed=seed)
+        for task in range(4):
+            memory.add((torch.zeros(50, 1), torch.arange(50) % 2), task)
+            assert torch.bincount(memory.targets).tolist() == [10, 10]
+        counts += torch.bincount(memory.tasks, minlength=4)
+    assert (counts / counts.sum() - 0.25).abs().max() < 0.05
+
+
+def test_herding_orders_of_several_tasks_stand_side_by_side():
+    generator = torch.Generator().manual_seed(0)
+    memory = ExemplarMemory(8, "class")
+    orders = []
+    for task in range(2):
+        features = torch.randn(30, 4, generator=generator)
+        orders.append((100 * task + herding_order(features)[:4]).tolist())
+        memory.add((torch.arange(30.0)[:, None] + 100 * task, torch.zeros(30).long()), task, features=features)
+    assert sorted(memory.inputs[:, 0].long().tolist()) == sorted(orders[0] + orders[1])
+
+
 def test_examples_may_be_dicts_and_tuples():
     rows = [{"input_ids": torch.full((3,), i), "labels": torch.tensor([i, i, -100])} for i in range(5)]
     memory = ExemplarMemory(3)

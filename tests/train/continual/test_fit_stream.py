@@ -105,8 +105,37 @@ def test_a_killed_stream_goes_on_after_the_last_whole_task(tmp_path):
     assert seen == [2]
     assert np.array_equal(again.matrix.scores, whole.matrix.scores)
     assert again.module[0].weight.equal(whole.module[0].weight)
-    with pytest.raises(ValueError, match="is of replay on 3 tasks, not of ewc"):
+    with pytest.raises(ValueError, match="of another stream: strategy"):
         fitted(EWC(1.0), checkpoint=file)
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [({"seed": 9}, "options"), ({"steps": 5}, "options"), ({"batch_size": 8}, "options"), ({}, "strategy")],
+)
+def test_a_checkpoint_of_another_stream_is_refused(tmp_path, options, word):
+    fitted(EWC(1.0), checkpoint=tmp_path / "stream.pt", steps=2)
+    with pytest.raises(ValueError, match=f"of another stream: {word}"):
+        fitted(EWC(1.0 if options else 1000.0), checkpoint=tmp_path / "stream.pt", **({"steps": 2} | options))
+
+
+def test_another_start_is_another_stream(tmp_path):
+    fitted(EWC(1.0), checkpoint=tmp_path / "stream.pt", steps=2)
+    with pytest.raises(ValueError, match="of another stream: start"):
+        fit_stream(
+            nn.Linear(6, 6),
+            stream(),
+            EWC(1.0),
+            tests=stream(),
+            steps=2,
+            batch_size=16,
+            checkpoint=tmp_path / "stream.pt",
+        )
+
+
+def test_epochs_make_as_many_steps_under_each_strategy():
+    for strategy in (Replay(30), Cumulative(), EWC(1.0)):
+        assert fitted(strategy, steps=None, epochs=2).steps == [15, 15, 15]
 
 
 def test_cumulative_data_are_whole_after_a_restart(tmp_path):

@@ -75,6 +75,27 @@ def test_agem_does_not_touch_running_statistics_nor_the_mode():
     assert model.training
 
 
+def test_agem_takes_real_targets_of_either_shape_alike():
+    grads = []
+    for shape in [(6,), (6, 1)]:
+        torch.manual_seed(0)
+        model, strategy = nn.Linear(2, 1), AGEM(6)
+        x = torch.randn(6, 2)
+        strategy.end_task(model, (x, x.sum(1).view(shape)))
+        model(x).sum().backward()
+        strategy.before_step(model)
+        grads.append(model.weight.grad.clone())
+    assert grads[0].equal(grads[1])
+
+
+def test_lwf_refuses_outputs_that_are_no_classes():
+    model, strategy = nn.Linear(2, 1), LwF(1.0)
+    strategy.end_task(model, data(3, 0))
+    strategy.begin_task(model, data(3, 0))
+    with pytest.raises(ValueError, match="probabilities of classes"):
+        strategy.extra_loss(model, data(3, 0)[0], model(data(3, 0)[0]))
+
+
 def test_lwf_adds_what_the_model_said_before_the_task():
     torch.manual_seed(0)
     model, strategy = nn.Sequential(nn.Linear(2, 3), nn.Dropout(0.5)), LwF(0.7, temperature=2.0)

@@ -41,11 +41,18 @@ class _Anchored(ContinualStrategy):
         if not self.strength or not self.penalty.importance:
             return
         own = trainable(model)
-        pull = self.penalty.gradient(model)
+        pull = {name: value for name, value in self.penalty.gradient(model).items() if name in own}
         for name in [name for name in pull if own[name].grad is None]:
             own[name].grad = torch.zeros_like(own[name])
         grads: list[Any] = [own[name].grad for name in pull]
         torch._foreach_add_(grads, list(pull.values()), alpha=self.strength)
+
+    def anchor(self, importance: Mapping[str, Tensor], model: nn.Module) -> None:
+        """Puts penalties around the model's parameters in the place of those before; others stay (of frozen ones)."""
+        own = dict(model.named_parameters())
+        ends = {name: own[name].detach() for name in importance}
+        known = self.penalty
+        self.penalty.replace({**known.importance, **importance}, {**known.anchor, **ends})
 
     def state_dict(self) -> dict[str, Any]:
         """Returns importances and anchors beside the count of tasks."""
@@ -124,12 +131,11 @@ class EWC(_Anchored):
             batch_size=self.batch_size,
             seed=self.seed,
         )
-        ends = {name: value.detach() for name, value in trainable(model).items()}
         if self.decay is None:
-            self.penalty.add(fisher, ends)
+            self.penalty.add(fisher, {name: value.detach() for name, value in trainable(model).items()})
         else:
             old = self.penalty.importance
-            self.penalty.replace({n: f + self.decay * old[n] if n in old else f for n, f in fisher.items()}, ends)
+            self.anchor({n: f + self.decay * old[n] if n in old else f for n, f in fisher.items()}, model)
         super().end_task(model, data)
 
 
@@ -163,22 +169,24 @@ class SynapticIntelligence(_Anchored):
         check_positive(xi=xi)
         self.xi = xi
         self._path: dict[str, Tensor] = {}
+        self._before: dict[str, tuple[Tensor, Tensor]] = {}
 
     def begin_task(self, model: nn.Module, data: Any) -> None:
         """Remembers where the task starts."""
         own = trainable(model)
         self._start = {name: value.detach().clone() for name, value in own.items()}
+        self._before = {}
         self._path = {name: torch.zeros_like(value) for name, value in own.items()}
 
-    def before_step(self, model: nn.Module) -> None:
-        """Keeps the gradient of the loss alone, then adds that of the penalty."""
-        self._before = _snapshot(model)
-        super().before_step(model)
+    def read_gradients(self, model: nn.Module) -> None:
+        """Keeps the gradient of the loss at the weights that the step leaves."""
+        self._before = self._before or _snapshot(model)  # not those where SAM evaluates the loss again
 
     def after_step(self, model: nn.Module) -> None:
         """Adds the step to the path integral."""
         for name, decrease in _decreases(model, self._before).items():
             self._path[name] += decrease
+        self._before = {}
 
     def end_task(self, model: nn.Module, data: Any) -> None:
         """Turns the path integral into importances."""
@@ -190,10 +198,7 @@ class SynapticIntelligence(_Anchored):
             for name, path in self._path.items()
         }
         old = self.penalty.importance
-        self.penalty.replace(
-            {name: old[name] + value if name in old else value for name, value in gained.items()},
-            {name: own[name].detach() for name in gained},
-        )
+        self.anchor({name: old[name] + value if name in old else value for name, value in gained.items()}, model)
         self._path = {}
         super().end_task(model, data)
 
@@ -233,6 +238,7 @@ class RWalk(_Anchored):
         self.rate, self.every, self.epsilon = rate, every, epsilon
         self._fisher: dict[str, Tensor] = {}
         self._score: dict[str, Tensor] = {}
+        self._before: dict[str, tuple[Tensor, Tensor]] = {}
         self._steps = 0
 
     def begin_task(self, model: nn.Module, data: Any) -> None:
@@ -241,21 +247,23 @@ class RWalk(_Anchored):
         self._gain = {name: torch.zeros_like(value) for name, value in own.items()}
         self._lowered = {name: torch.zeros_like(value) for name, value in own.items()}
         self._last = {name: value.detach().clone() for name, value in own.items()}
+        self._before = {}
         self._steps = 0
 
-    def before_step(self, model: nn.Module) -> None:
-        """Updates the Fisher information with the gradient of the loss alone, then adds that of the penalty."""
-        self._before = _snapshot(model)
-        for name, (_, grad) in self._before.items():
-            square = grad.square()
-            known = self._fisher.get(name)
-            self._fisher[name] = square if known is None else known.lerp(square, self.rate)
-        super().before_step(model)
+    def read_gradients(self, model: nn.Module) -> None:
+        """Updates the Fisher information with the gradient of the loss."""
+        if not self._before:  # not where SAM evaluates the loss again
+            self._before = _snapshot(model)
+            for name, (_, grad) in self._before.items():
+                square = grad.square()
+                known = self._fisher.get(name)
+                self._fisher[name] = square if known is None else known.lerp(square, self.rate)
 
     def after_step(self, model: nn.Module) -> None:
         """Adds the step to what was lowered, and every few steps that to the score."""
         for name, decrease in _decreases(model, self._before).items():
             self._lowered[name] += decrease
+        self._before = {}
         self._steps += 1
         if self._steps % self.every == 0:
             self._score_path(model)
@@ -279,10 +287,7 @@ class RWalk(_Anchored):
         first = not self._score
         self._score = {name: gain if first else (self._score[name] + gain) / 2 for name, gain in self._gain.items()}
         fisher, score = _scaled(self._fisher), _scaled(self._score)
-        own = trainable(model)
-        self.penalty.replace(
-            {name: fisher[name] + score[name] for name in fisher}, {name: own[name].detach() for name in fisher}
-        )
+        self.anchor({name: fisher[name] + score[name] for name in fisher if name in score}, model)
         super().end_task(model, data)
 
     def state_dict(self) -> dict[str, Any]:

@@ -70,9 +70,10 @@ class ExemplarMemory:
     """Keeps at most ``capacity`` examples of a stream.
 
     "task" and "class" give each task or class so far the same share, to within one example where it has that many, and
-    hold an order within each: those that come first stay as shares shrink. The order is random, or that of herding
-    where features are given. "reservoir" keeps a uniform sample of all examples that passed, without knowing where a
-    task ends.
+    hold an order within each: those that come first stay as shares shrink. The order is random, so that a class that
+    comes in several tasks is kept from all of them, by their sizes; or that of herding where features are given, those
+    of several tasks side by side. "reservoir" keeps a uniform sample of all examples that passed, without knowing where
+    a task ends.
 
     Args:
         capacity: most examples, at least 1.
@@ -105,6 +106,7 @@ class ExemplarMemory:
         self.inputs: Any = None
         self.targets: Tensor = torch.empty(0)
         self.tasks: Tensor = torch.empty(0, dtype=torch.int64)
+        self.places = torch.empty(0)  # in the order of its group, from 0 to 1
         self.seen = 0
 
     def __len__(self) -> int:
@@ -134,13 +136,17 @@ class ExemplarMemory:
             self._add_to_reservoir(dataset, task)
             return
         new_groups = self._groups(dataset, task)
-        offered = torch.cat([
-            self._ordered((new_groups == group).nonzero().flatten(), features) for group in new_groups.unique()
-        ])  # fmt: skip
-        inputs, targets = to_device(gather(dataset, offered), "cpu")
-        self._put(inputs, targets, torch.full((len(offered),), task))
+        offered, places = [], []
+        for group in new_groups.unique():
+            own = (new_groups == group).nonzero().flatten()
+            order, place = self._ordered(own, features)
+            offered.append(order)
+            places.append(place)
+        rows = torch.cat(offered)
+        inputs, targets = to_device(gather(dataset, rows), "cpu")
+        self._put(inputs, targets, torch.full((len(rows),), task), torch.cat(places))
         groups = self.tasks if self.policy == "task" else self.targets
-        self._keep(_balanced(groups, self.capacity, self.generator))
+        self._keep(_balanced(groups, self.places, self.capacity, self.generator))
 
     def _groups(self, dataset: Any, task: int) -> Tensor:
         if self.policy == "task":
@@ -150,11 +156,14 @@ class ExemplarMemory:
             raise ValueError('policy "class" needs one class label for each example of data')
         return targets
 
-    def _ordered(self, rows: Tensor, features: Tensor | None) -> Tensor:
+    def _ordered(self, rows: Tensor, features: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The first of a group's rows, at most as many as the memory holds, and their places from 0 to 1."""
         most = min(len(rows), self.capacity)
         if features is None:
-            return rows[torch.randperm(len(rows), generator=self.generator)[:most]]
-        return rows[herding_order(features[rows.to(features.device)], most).cpu()]
+            places, order = torch.rand(len(rows), generator=self.generator).sort()
+            return rows[order[:most]], places[:most]
+        order = herding_order(features[rows.to(features.device)], most).cpu()
+        return rows[order], (torch.arange(most) + 0.5) / len(rows)
 
     def _add_to_reservoir(self, dataset: Any, task: int) -> None:
         places: dict[int, int] = {}
@@ -170,22 +179,22 @@ class ExemplarMemory:
             return
         inputs, targets = to_device(gather(dataset, torch.tensor(list(places.values()))), "cpu")
         old = len(self)
-        self._put(inputs, targets, torch.full((len(places),), task))
+        self._put(inputs, targets, torch.full((len(places),), task), torch.zeros(len(places)))
         chosen = torch.arange(max(old, max(places) + 1))
         chosen[torch.tensor(list(places))] = old + torch.arange(len(places))
         self._keep(chosen)
 
-    def _put(self, inputs: Any, targets: Tensor, tasks: Tensor) -> None:
+    def _put(self, inputs: Any, targets: Tensor, tasks: Tensor, places: Tensor) -> None:
         if self.inputs is None:
-            self.inputs, self.targets, self.tasks = inputs, targets, tasks
+            self.inputs, self.targets, self.tasks, self.places = inputs, targets, tasks, places
             return
         self.inputs = joined(self.inputs, inputs)
         self.targets = joined(self.targets, targets)
-        self.tasks = torch.cat([self.tasks, tasks])
+        self.tasks, self.places = torch.cat([self.tasks, tasks]), torch.cat([self.places, places])
 
     def _keep(self, rows: Tensor) -> None:
         self.inputs = _each(lambda value: value[rows], self.inputs)
-        self.targets, self.tasks = self.targets[rows], self.tasks[rows]
+        self.targets, self.tasks, self.places = self.targets[rows], self.tasks[rows], self.places[rows]
 
     @checked
     def sample(self, count: int, generator: torch.Generator | None = None) -> tuple[Any, Tensor]:
@@ -208,6 +217,7 @@ class ExemplarMemory:
             "inputs": self.inputs,
             "targets": self.targets,
             "tasks": self.tasks,
+            "places": self.places,
             "seen": self.seen,
             "generator": self.generator.get_state(),
         }
@@ -222,12 +232,12 @@ class ExemplarMemory:
         if len(state["tasks"]) > self.capacity:
             raise ValueError(f"state holds {len(state['tasks'])} examples, capacity is {self.capacity}")
         self.inputs, self.targets, self.tasks = state["inputs"], state["targets"], state["tasks"]
-        self.seen = state["seen"]
+        self.places, self.seen = state["places"], state["seen"]
         self.generator.set_state(state["generator"])
 
 
-def _balanced(groups: Tensor, capacity: int, generator: torch.Generator) -> Tensor:
-    """Rows to keep: the first of each group, as many of each as fill the capacity evenly."""
+def _balanced(groups: Tensor, places: Tensor, capacity: int, generator: torch.Generator) -> Tensor:
+    """Rows to keep, group by group: the first in each group's order, as many of each as fill the capacity evenly."""
     names, numbers, counts = groups.unique(return_inverse=True, return_counts=True)
     share = torch.zeros_like(counts)
     left = capacity
@@ -240,12 +250,11 @@ def _balanced(groups: Tensor, capacity: int, generator: torch.Generator) -> Tens
         over = (share - counts).clamp(min=0)
         share -= over
         left = capacity - int(share.sum())
-    rank = torch.zeros_like(numbers)
+    kept = []
     for number in range(len(names)):
-        mine = numbers == number
-        rank[mine] = torch.arange(int(mine.sum()))
-    kept = (rank < share[numbers]).nonzero().flatten()
-    return kept[numbers[kept].argsort(stable=True)]
+        own = (numbers == number).nonzero().flatten()
+        kept.append(own[places[own].argsort(stable=True)][: int(share[number])])
+    return torch.cat(kept)
 
 
 def joined(first: Any, second: Any) -> Any:

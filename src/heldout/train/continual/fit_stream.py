@@ -7,6 +7,7 @@ strategies are compared at one cost in examples. Whoever has a step or a Trainer
 from __future__ import annotations
 
 import copy
+import hashlib
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +23,7 @@ from heldout.errors import check_at_least, check_between, check_nonempty, check_
 from heldout.measure import StreamMatrix, default_example_loss
 from heldout.method import as_dataset, device_of, forward
 from heldout.nn import inputs_for
+from heldout.train.continual.exemplars import ExemplarMemory
 from heldout.train.continual.strategy import ContinualStrategy
 from heldout.train.supervised import OptimizerFactory, make_optimizer, outputs_of, seeded
 
@@ -82,12 +84,14 @@ def fit_stream(
             or squared error.
         optimizer: as in ``fit``.
         steps: optimizer steps for each task; default: those of ``epochs`` passes over its data.
-        epochs: passes over a task's own data, where there is no ``steps``.
+        epochs: where there is no ``steps``, as many steps as passes over the task's own data take; a strategy that
+            brings examples of a memory, or of earlier tasks, sees so many fewer new ones.
         batch_size: examples for each step.
         max_grad_norm: clip the gradient of the loss to this norm, before the strategy changes it.
         train: ``(model, data, strategy)``, trains the model in place on one task and calls the strategy's ``mix``,
             ``attach`` and ``extra_loss`` by itself; ``begin_task`` and ``end_task`` are called here.
-        checkpoint: a file, written after each task; a stream that was killed goes on with the task after it.
+        checkpoint: a file, written after each task; a stream that was killed goes on with the task after it. Told apart
+            are streams by their first weights, strategy, options and sizes of tasks, not by functions.
         seed: of data order and dropout.
         on_task: called after each task with its number and the scores on all tasks.
 
@@ -119,8 +123,9 @@ def fit_stream(
         raise ValueError(f"strategy has seen {strategy.tasks_done} tasks already: give a new one")
     measured = evaluate or _accuracy_on(tests)  # type: ignore[arg-type]
     module = copy.deepcopy(model)
-    recipe = _Recipe(loss, optimizer, steps, epochs, batch_size, max_grad_norm, seed)
-    progress = _resume(checkpoint, module, strategy, len(sets))
+    recipe = _Recipe(loss, optimizer, batch_size, max_grad_norm, seed)
+    mark = _mark(module, strategy, [steps, epochs, batch_size, max_grad_norm, seed, *map(len, sets)])
+    progress = _resume(checkpoint, module, strategy, mark)
     if progress is None:
         progress = {"initial": _scores(module, measured, len(sets)), "scores": [], "seconds": [], "steps": []}
     for number, data in enumerate(sets):
@@ -134,13 +139,14 @@ def fit_stream(
                 train(module, whole, strategy)
                 made = 0
             else:
-                made = _train_task(module, whole, strategy, recipe, number)
+                made = steps or -(-len(data) * epochs // batch_size)
+                _train_task(module, whole, strategy, recipe, number, made)
             strategy.end_task(module, data)
         progress["seconds"].append(time.perf_counter() - started)
         progress["steps"].append(made)
         progress["scores"].append(_scores(module, measured, len(sets)))
         if checkpoint is not None:
-            _write(checkpoint, module, strategy, progress, len(sets))
+            _write(checkpoint, module, strategy, progress, mark)
         if on_task:
             on_task(number, progress["scores"][-1])
     module.eval()
@@ -152,17 +158,16 @@ def fit_stream(
 class _Recipe:
     loss: Objective | None
     optimizer: OptimizerFactory | None
-    steps: int | None
-    epochs: int
     batch_size: int
     max_grad_norm: float | None
     seed: int
 
 
-def _train_task(module: nn.Module, data: Any, strategy: ContinualStrategy, recipe: _Recipe, number: int) -> int:
+def _train_task(
+    module: nn.Module, data: Any, strategy: ContinualStrategy, recipe: _Recipe, number: int, steps: int
+) -> None:
     generator = torch.Generator().manual_seed(recipe.seed + number)
     fresh = max(1, round(recipe.batch_size * strategy.new_share()))
-    steps = recipe.steps or -(-len(data) * recipe.epochs // fresh)
     default = default_example_loss(module)
     objective = recipe.loss or (lambda outputs, targets: default(outputs, targets).mean())
     optimizer = make_optimizer(recipe.optimizer, module)
@@ -185,7 +190,6 @@ def _train_task(module: nn.Module, data: Any, strategy: ContinualStrategy, recip
             if recipe.max_grad_norm is not None:
                 nn.utils.clip_grad_norm_(parameters, recipe.max_grad_norm)
             optimizer.step()
-    return steps
 
 
 def _cycled(examples: int, batch: int, generator: torch.Generator) -> Iterator[Tensor]:
@@ -216,35 +220,45 @@ def _accuracy_on(tests: Sequence[Any]) -> Callable[[nn.Module, int], float]:
     return measured
 
 
+def _mark(module: nn.Module, strategy: ContinualStrategy, options: list[Any]) -> dict[str, Any]:
+    """What tells one stream from another: where it starts, its strategy with its settings, and the options."""
+    start = hashlib.sha256()
+    for name, value in module.state_dict().items():
+        start.update(name.encode() + value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return {"strategy": _settings(strategy), "options": options, "start": start.hexdigest()}
+
+
+def _settings(strategy: ContinualStrategy) -> list[Any]:
+    plain = {k: v for k, v in vars(strategy).items() if isinstance(v, int | float | str | bool | None)}
+    inner = [_settings(each) for each in getattr(strategy, "strategies", ())]
+    memory = getattr(strategy, "memory", None)
+    kept = [memory.capacity, memory.policy] if isinstance(memory, ExemplarMemory) else []
+    return [strategy.name, plain, kept, inner]
+
+
 def _write(
-    checkpoint: str | Path, module: nn.Module, strategy: ContinualStrategy, progress: dict[str, Any], tasks: int
+    checkpoint: str | Path, module: nn.Module, strategy: ContinualStrategy, progress: dict[str, Any], mark: Any
 ) -> None:
     path = Path(checkpoint)
     part = path.with_name(path.name + ".part")
     torch.save(
-        {
-            "model": module.state_dict(),
-            "strategy": strategy.state_dict(),
-            "name": strategy.name,
-            "tasks": tasks,
-            "progress": progress,
-        },
-        part,
+        {"model": module.state_dict(), "strategy": strategy.state_dict(), "mark": mark, "progress": progress}, part
     )
     os.replace(part, path)
 
 
 def _resume(
-    checkpoint: str | Path | None, module: nn.Module, strategy: ContinualStrategy, tasks: int
+    checkpoint: str | Path | None, module: nn.Module, strategy: ContinualStrategy, mark: Any
 ) -> dict[str, Any] | None:
     if checkpoint is None or not Path(checkpoint).exists():
         return None
     state = torch.load(checkpoint, weights_only=True)
-    if (state["name"], state["tasks"]) != (strategy.name, tasks):
-        raise ValueError(
-            f"checkpoint {checkpoint} is of {state['name']} on {state['tasks']} tasks, "
-            f"not of {strategy.name} on {tasks}"
-        )
+    for name, own in mark.items():
+        if state["mark"][name] != own:
+            raise ValueError(
+                f"checkpoint {checkpoint} is of another stream: {name} {state['mark'][name]}, not {own}; give each "
+                "stream a file of its own"
+            )
     module.load_state_dict(state["model"])
     strategy.load_state_dict(state["strategy"])
     return state["progress"]

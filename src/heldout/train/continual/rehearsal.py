@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from heldout.data import to_device
@@ -22,6 +21,7 @@ from heldout.errors import (
     checked,
 )
 from heldout.losses import distillation_loss
+from heldout.measure import default_example_loss
 from heldout.method import as_dataset, device_of, evaluating, forward
 from heldout.nn import inputs_for
 from heldout.train.continual.exemplars import ExemplarMemory, MemoryPolicy, joined
@@ -117,7 +117,7 @@ class AGEM(ContinualStrategy):
     Args:
         capacity: examples that are kept, at least 1.
         batch_size: of the memory's batch.
-        loss: ``(outputs, targets) -> scalar``; default: cross-entropy, or squared error for real targets.
+        loss: ``(outputs, targets) -> scalar``; default: that of ``fit_stream``.
         policy: of the memory, see ``ExemplarMemory``.
         seed: of the memory and its draws.
 
@@ -155,7 +155,8 @@ class AGEM(ContinualStrategy):
         inputs, targets = self.memory.sample(min(self.batch_size, len(self.memory)))
         targets = to_device(targets, device_of(model))
         own = [value for value in trainable(model).values() if value.grad is not None]
-        loss = self.loss or (F.mse_loss if targets.is_floating_point() else F.cross_entropy)
+        default = default_example_loss(model)
+        loss = self.loss or (lambda outputs, targets: default(outputs, targets).mean())
         with evaluating(model), torch.enable_grad():
             value = loss(forward(model, inputs_for(model, inputs)), targets)
             reference = torch.autograd.grad(value, own, allow_unused=True)
@@ -221,9 +222,15 @@ class LwF(ContinualStrategy):
 
     @checked
     def extra_loss(self, model: nn.Module, inputs: Any, outputs: Tensor) -> Tensor | float:
-        """Returns the distillation of the model as it was before the task."""
+        """Returns the distillation of the model as it was before the task.
+
+        Raises:
+            ValueError: outputs of a single number, whose softmax is always 1.
+        """
         if self._before is None or not self.strength:
             return 0.0
+        if outputs.shape[-1] < 2:
+            raise ValueError(f"lwf distils the probabilities of classes, the outputs are {tuple(outputs.shape)}")
         with torch.no_grad():
             before = forward(self._before, inputs)
         return self.strength * distillation_loss(outputs, before, self.temperature)

@@ -14,10 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import ConcatDataset
 
-from heldout.errors import (
-    check_nonempty,
-    checked,
-)
+from heldout.errors import check_nonempty, check_steps_alone, checked
 from heldout.method import as_dataset
 
 ExampleLoss = Callable[[Tensor, Tensor], Tensor]
@@ -68,8 +65,11 @@ class ContinualStrategy:
         """Returns what is added to the loss of a batch."""
         return 0.0
 
+    def read_gradients(self, model: nn.Module) -> None:
+        """Called when the gradients of the loss are there, before any strategy changes them."""
+
     def before_step(self, model: nn.Module) -> None:
-        """Called when the gradients of a step are there; may change them."""
+        """Called after ``read_gradients``; may change the gradients."""
 
     def after_step(self, model: nn.Module) -> None:
         """Called when the step is made."""
@@ -80,7 +80,7 @@ class ContinualStrategy:
 
     @contextmanager
     def attach(self, optimizer: Optimizer, model: nn.Module) -> Iterator[None]:
-        """Makes an optimizer call ``before_step`` and ``after_step`` around its steps inside the block.
+        """Makes an optimizer call ``read_gradients``, ``before_step`` and ``after_step`` around its steps in the block.
 
         An optimizer that is given a closure has the gradients changed after each evaluation of it.
         """
@@ -92,16 +92,29 @@ class ContinualStrategy:
                 handle.remove()
 
     def hook(self, optimizer: Optimizer, model: nn.Module) -> list[Any]:
-        """As ``attach``, until the handles that it returns are removed."""
+        """As ``attach``, until the handles that it returns are removed.
+
+        Raises:
+            TypeError: an optimizer that evaluates the loss as often as it likes (LBFGS).
+            ValueError: at a step: gradients that a GradScaler has scaled, and the optimizer would unscale by itself.
+        """
+        check_steps_alone(optimizer, f"the strategy {self.name}")
 
         def before(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             closure = args[1] if len(args) > 1 else kwargs.get("closure")
+            if getattr(optimizer, "grad_scale", None) is not None:
+                raise ValueError(
+                    "gradients are still scaled: call scaler.unscale_(optimizer) before scaler.step(optimizer), or use "
+                    "an optimizer without fused=True"
+                )
             if closure is None:
+                self.read_gradients(model)
                 self.before_step(model)
                 return None
 
             def with_changed_gradients() -> Any:
                 loss = closure()
+                self.read_gradients(model)
                 self.before_step(model)
                 return loss
 
@@ -191,6 +204,11 @@ class Combined(ContinualStrategy):
     def extra_loss(self, model: nn.Module, inputs: Any, outputs: Tensor) -> Tensor | float:
         """Returns the sum over them."""
         return sum((strategy.extra_loss(model, inputs, outputs) for strategy in self.strategies), 0.0)
+
+    def read_gradients(self, model: nn.Module) -> None:
+        """Calls that of each."""
+        for strategy in self.strategies:
+            strategy.read_gradients(model)
 
     def before_step(self, model: nn.Module) -> None:
         """Calls that of each."""

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import Sampler, Subset
 
+from heldout.data import all_targets
 from heldout.errors import check_at_least, check_between, check_nonnegative, check_positive, checked
-from heldout.method import Added, Batch, Method, Run, Splits
+from heldout.method import Added, Batch, Method, Run, Splits, why_no_class_labels
 from heldout.train.continual.anchored import EWC, RWalk, SynapticIntelligence
 from heldout.train.continual.exemplars import ExemplarMemory
 from heldout.train.continual.rehearsal import AGEM, LwF
@@ -300,7 +301,7 @@ def lwf(strength: float = 1.0, temperature: float = 2.0) -> Method:
     def extra(run: Run, batch: Batch) -> Tensor:
         return torch.as_tensor(run.state["lwf"].strategy.extra_loss(run.module, batch.inputs, batch.logits))
 
-    return _by_strategy("lwf", lambda run: LwF(strength, temperature=temperature), Added(extra))
+    return _by_strategy("lwf", lambda run: LwF(strength, temperature=temperature), Added(extra), classes=True)
 
 
 def _order(capacity: int | None = None, per_new: float = 1.0) -> Callable[[Run, Any], Sampler]:
@@ -341,7 +342,9 @@ class _Guided:
         return Subset(self.run.splits.train, own.tolist())
 
 
-def _by_strategy(name: str, make: Callable[[Run], ContinualStrategy], loss: Any = None) -> Method:
+def _by_strategy(
+    name: str, make: Callable[[Run], ContinualStrategy], loss: Any = None, *, classes: bool = False
+) -> Method:
     def optimizer(run: Run, optimizer: Optimizer) -> Optimizer:
         guided = _Guided(run, make(run))
         run.state[name] = guided
@@ -349,7 +352,11 @@ def _by_strategy(name: str, make: Callable[[Run], ContinualStrategy], loss: Any 
         guided.strategy.hook(optimizer, run.module)
         return optimizer
 
-    return ContinualMethod(name, data=_order(), optimizer=optimizer, loss=loss, check=_why_no_stream)
+    def check(module: nn.Module, splits: Splits) -> str | None:
+        reason = _why_no_stream(module, splits)
+        return why_no_class_labels(all_targets(splits.train)) if reason is None and classes else reason
+
+    return ContinualMethod(name, data=_order(), optimizer=optimizer, loss=loss, check=check)
 
 
 def _why_no_stream(module: nn.Module, splits: Splits) -> str | None:
