@@ -3,6 +3,7 @@
 import pytest
 
 from heldout import Method, TaskStream, methods
+from heldout.improve.sharing import SharedTraining
 from heldout.problem import ProblemError, inapplicable, load_problem
 
 FILE = """
@@ -100,6 +101,18 @@ def test_a_method_that_builds_on_training_data_afterwards_does_not_undo_the_orde
     stream = load_problem("stream")
     scores = stream.fit(methods.gb_nn(), seed=1).evaluate(stream.splits.test["digits 0 and 1"])
     assert scores["accuracy"] < 0.2
+
+
+def test_nor_does_it_in_a_search_that_shares_plain_trainings():
+    stream = load_problem("stream")
+    fitted = SharedTraining().fit(stream, methods.gb_nn(), seed=1, epochs=stream.epochs)
+    assert fitted.evaluate(stream.splits.test["digits 0 and 1"])["accuracy"] < 0.2
+
+
+def test_another_order_is_another_problem(tmp_path):
+    (tmp_path / "a").mkdir()
+    other = problem(tmp_path / "a", STREAM.replace("y // 2", "1 - y // 2"))
+    assert other.fingerprint() != problem(tmp_path).fingerprint()
 
 
 def test_training_in_order_is_no_candidate_where_everything_is(tmp_path):

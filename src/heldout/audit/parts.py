@@ -395,7 +395,14 @@ def _curve(work: Audit) -> None:
     )
     limits = Threshold(0.05, 0.25, "a twentieth and a quarter of the lowest loss")
     remedy = f"stop at epoch {best + 1}, or regularise"
-    work.finding("rise of the validation loss", rise, reading, limits=limits, methods=("ps_kd", "sam"), remedy=remedy)
+    methods = ("ps_kd", "sam")
+    if work.problem.in_tasks:
+        reading, remedy = (
+            f"{reading}. Data come task after task: earlier ones are forgotten",
+            "keep examples of each task",
+        )
+        methods = ("replay", "agem")
+    work.finding("rise of the validation loss", rise, reading, limits=limits, methods=methods, remedy=remedy)
 
 
 def _half_trained(work: Audit) -> None:
@@ -439,6 +446,8 @@ def _more_data(work: Audit) -> None:
         raise NotApplicableError("weights were given: only the file's own recipe tells what it does with less data")
     if work.problem.own_train or work.problem.sampler or work.problem.patience:
         raise NotApplicableError("the file's own loop, sampler or early stopping is of the whole training set")
+    if work.problem.in_tasks:
+        raise NotApplicableError("training data come task after task: less of them is another stream")
     train, size = work.problem.splits.train, len(work.problem.splits.train)  # type: ignore[arg-type]
     spent, left = sum(entry["seconds"] for entry in curve), work.deadline - time.monotonic()
     if left < spent * sum(LESS_DATA):

@@ -305,6 +305,8 @@ class Problem:
             digest.update(f"{name}:{size}".encode())
             for tensor in [*tensors_of(inputs), torch.as_tensor(targets)]:
                 digest.update(bytes_of(tensor))
+        if isinstance(self.splits, TaskStream):
+            digest.update(bytes_of(torch.as_tensor(self.splits.tasks)))
         return digest.hexdigest()[:16]
 
 

@@ -105,7 +105,7 @@ def fit_stopping_early(
         recipe: the other options of ``fit``.
 
     Raises:
-        ValueError: there is no validation data.
+        ValueError: there is no validation data, or data come task after task.
         FloatingPointError: the training loss is no longer finite, or the validation loss never is.
 
     Example:
@@ -116,6 +116,8 @@ def fit_stopping_early(
         ['epoch', 'loss', 'seconds', 'train_error', 'validation_loss']
     """
     check_at_least(1, patience=patience)
+    if hasattr(data, "tasks"):
+        raise ValueError("data come task after task, which early stopping would cut short: use fit")
     method, started = method or BASELINE, time.perf_counter()
     watch = _Watch(patience, validation_loss or _default_loss(data, recipe.get("loss")))
 

@@ -321,3 +321,33 @@ def test_a_task_that_was_not_begun_cannot_end():
 def test_bad_options_are_named(make, word):
     with pytest.raises(ValueError, match=word):
         make()
+
+
+def steps_on(strategy, model, losses, optimizer):
+    strategy.begin_task(model, None)
+    with strategy.attach(optimizer, model):
+        for loss in losses:
+            optimizer.zero_grad()
+            loss(model).backward()
+            optimizer.step()
+
+
+def test_parameters_that_have_raised_the_loss_count_as_nothing():
+    model, strategy = nn.Linear(1, 1, bias=False), SynapticIntelligence(1.0)
+    ascent = torch.optim.SGD(model.parameters(), lr=0.1, maximize=True)
+    steps_on(strategy, model, [lambda m: m.weight.square().sum()] * 3, ascent)
+    assert strategy._path["weight"].item() < 0
+    strategy.end_task(model, None)
+    assert strategy.penalty.importance["weight"].item() == 0
+
+
+def test_scores_of_three_tasks_are_averaged_one_after_the_other():
+    model, strategy = nn.Linear(2, 1, bias=False), RWalk(0.0, every=1, epsilon=1e-3)
+    gains = []
+    for scale in ((1.0, 0.1), (0.3, 2.0), (0.5, 0.7)):
+        weights = torch.tensor([scale])
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+        steps_on(strategy, model, [lambda m, w=weights: (w * (m.weight - 1).square()).sum()] * 4, optimizer)
+        gains.append(strategy._gain["weight"].clone())
+        strategy.end_task(model, None)
+    torch.testing.assert_close(strategy._score["weight"], ((gains[0] + gains[1]) / 2 + gains[2]) / 2)

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from heldout.train import EWC, ContinualStrategy, Cumulative, Replay, fit_stream
+from heldout.train import EWC, Combined, ContinualStrategy, Cumulative, Replay, fit_stream
 
 
 def stream(tasks=3, examples=120, seed=0):
@@ -229,3 +229,24 @@ def test_no_task_an_empty_task_a_used_strategy_and_a_loss_that_is_not_finite_are
         fitted(strategy)
     with pytest.raises(FloatingPointError, match="task 0"):
         fitted(ContinualStrategy(), loss=lambda o, t: o.sum() * float("nan"))
+
+
+def test_training_is_in_train_mode_and_scoring_in_eval_mode():
+    pair = [(torch.randn(20, 3) + shift, torch.arange(20) % 2) for shift in (0.0, 2.0)]
+    modes = []
+
+    class Net(nn.Linear):
+        def forward(self, inputs):
+            modes.append((self.training, torch.is_grad_enabled()))
+            return super().forward(inputs)
+
+    fit_stream(Net(3, 2), pair, tests=pair, steps=3)
+    assert set(modes) == {(True, True), (False, False)}
+    assert modes.count((True, True)) == 6
+
+
+def test_at_the_end_of_a_task_a_strategy_is_given_the_tasks_own_data():
+    pair = [(torch.randn(20, 3) + shift, torch.arange(20) % 2) for shift in (0.0, 2.0)]
+    replay = Replay(100)
+    fit_stream(nn.Linear(3, 2), pair, Combined(Cumulative(), replay), tests=pair, steps=2)
+    assert torch.bincount(replay.memory.tasks).tolist() == [20, 20]

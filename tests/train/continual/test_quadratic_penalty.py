@@ -81,3 +81,18 @@ def test_a_model_that_has_grown_is_refused_by_name():
         penalty.gradient(nn.Sequential(nn.Linear(3, 2)))
     with pytest.raises(ValueError, match="importance of weight"):
         penalty.add({"weight": torch.ones(4, 3)}, {"weight": torch.ones(4, 3)})
+
+
+def test_a_penalty_of_three_tasks_is_the_sum_of_theirs():
+    generator = torch.Generator().manual_seed(0)
+    penalty, model = QuadraticPenalty(), nn.Linear(3, 2)
+    terms = [{n: torch.rand(p.shape, generator=generator) for n, p in model.named_parameters()} for _ in range(3)]
+    ends = [{n: torch.randn(p.shape, generator=generator) for n, p in model.named_parameters()} for _ in range(3)]
+    for term, end in zip(terms, ends, strict=True):
+        penalty.add(term, end)
+    wanted = sum(
+        (t[n] * (p - e[n]).square()).sum()
+        for t, e in zip(terms, ends, strict=True)
+        for n, p in model.named_parameters()
+    )
+    torch.testing.assert_close(penalty.value(model), wanted)

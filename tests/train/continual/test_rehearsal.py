@@ -132,3 +132,11 @@ def test_lwf_adds_what_the_model_said_before_the_task():
 def test_bad_options_are_named(make, word):
     with pytest.raises(ValueError, match=word):
         make()
+
+
+def test_a_gradient_that_lowers_the_memorys_loss_by_little_stays_as_it_is():
+    model, strategy = nn.Linear(2, 1, bias=False), AGEM(4, loss=lambda outputs, targets: 0.01 * outputs.mean())
+    strategy.end_task(model, (torch.ones(4, 2), torch.zeros(4, 1)))
+    model.weight.grad = torch.tensor([[0.2, 0.1]])
+    strategy.before_step(model)
+    assert model.weight.grad.tolist() == torch.tensor([[0.2, 0.1]]).tolist()

@@ -20,6 +20,7 @@ from heldout.train import (
     TaskOrder,
     agem,
     ewc,
+    fit_stopping_early,
     in_order,
     lwf,
     replay,
@@ -141,6 +142,43 @@ def test_methods_of_the_stream_are_combined_with_one_order():
     assert isinstance(run.state["ewc"].strategy, EWC)
     assert not isinstance(balanced_sampling() + ewc(), ContinualMethod)
     fitted(replay(30) + sam(0.05))
+
+
+@pytest.mark.parametrize("sizes", [(640, 10, 640), (1000, 5, 1010), (3, 3, 900)])
+def test_the_smallest_task_has_a_batch(sizes):
+    tasks = torch.cat([torch.full((size,), task) for task, size in enumerate(sizes)])
+    order = TaskOrder(tasks, epochs=1, batch_size=64)
+    assert set(tasks[list(order)].tolist()) == {0, 1, 2}
+    with pytest.raises(ValueError, match="too few for 3 tasks"):
+        TaskOrder(tasks, epochs=1, batch_size=len(tasks))
+
+
+def test_the_fisher_information_is_that_of_the_recipes_own_loss():
+    data = stream((40, 40))
+    targets = F.one_hot(data.train.tensors[1], 6).float()
+    binary = TaskStream(train=(data.train.tensors[0], targets), tasks=data.tasks)
+    run = fitted(ewc(1.0), binary, epochs=2, loss=F.binary_cross_entropy_with_logits).run
+    model, strategy = run.module, run.state["ewc"].strategy
+    assert strategy.tasks_done == 1
+    first = (data.train.tensors[0][data.tasks == 0], targets[data.tasks == 0])
+    found = fisher_diagonal(model, first, strategy.loss)
+    each = fisher_diagonal(
+        model, first, lambda o, t: F.binary_cross_entropy_with_logits(o, t, reduction="none").mean(1)
+    )
+    torch.testing.assert_close(found, each)
+
+
+def test_early_stopping_is_refused():
+    data = stream()
+    with pytest.raises(ValueError, match="task after task"):
+        fit_stopping_early(net, data, in_order(), patience=1, epochs=2)
+
+
+def test_lwf_needs_classes():
+    data = stream()
+    real = TaskStream(train=(data.train.tensors[0], torch.randn(len(data.tasks), 1)), tasks=data.tasks)
+    with pytest.raises(ValueError, match="class labels"):
+        fit(lambda: nn.Linear(5, 1), real, lwf(1.0), epochs=1)
 
 
 def test_what_is_no_stream_is_refused():

@@ -8,7 +8,7 @@ from heldout.train import EWC, ContinualStrategy, LwF, Replay, fit_stream
 pytest.importorskip("transformers")
 from transformers import GPT2Config, GPT2LMHeadModel, TrainingArguments
 
-from heldout.train import ContinualTrainer, trainer_step
+from heldout.train import ContinualTrainer, MethodTrainer, TaskStream, in_order, trainer_step
 
 CONFIG = GPT2Config(
     vocab_size=12, n_embd=16, n_layer=1, n_head=2, n_positions=8, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0
@@ -67,6 +67,37 @@ def test_strength_zero_is_the_plain_trainer(tmp_path):
     Trainer(plain, arguments(tmp_path, max_steps=5), train_dataset=TASKS[0]).train()
     ContinualTrainer(ours, arguments(tmp_path, max_steps=5), EWC(0.0), train_dataset=TASKS[0]).train()
     assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), ours.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("make", [lambda: Replay(4), lambda: LwF(5.0), lambda: EWC(1.0)])
+def test_gradients_do_not_grow_with_accumulation(tmp_path, make):
+    norms = []
+    for accumulation in (1, 2, 4):
+        own, strategy = model(), make()
+        strategy.end_task(own, TASKS[0][:4])
+        strategy.begin_task(own, TASKS[1])
+        with torch.no_grad():
+            own.transformer.wte.weight *= 1.1
+        own.eval()
+        seen = []
+        strategy.after_step = lambda module, seen=seen: seen.append(
+            sum(p.grad.square().sum() for p in module.parameters() if p.grad is not None).sqrt().item()
+        )
+        args = arguments(
+            tmp_path, max_steps=1, per_device_train_batch_size=16 // accumulation, optim="sgd", max_grad_norm=0.0,
+            gradient_accumulation_steps=accumulation,
+        )  # fmt: skip
+        ContinualTrainer(own, args, strategy, train_dataset=TASKS[1]).train()
+        norms.append(seen[0])
+    assert max(norms) / min(norms) < 1.2
+
+
+def test_methods_of_a_stream_are_refused_where_steps_are_no_batches(tmp_path):
+    data = [*TASKS[0], *TASKS[1]]
+    splits = TaskStream(train=data, tasks=torch.tensor([0] * 16 + [1] * 16))
+    for options in ({"max_steps": 10}, {"max_steps": -1, "gradient_accumulation_steps": 2}):
+        with pytest.raises(ValueError, match="whole epochs"):
+            MethodTrainer(model(), arguments(tmp_path, **options), in_order(), splits=splits)
 
 
 def test_accumulation_gives_the_gradient_of_the_whole_batch_and_one_pull(tmp_path):

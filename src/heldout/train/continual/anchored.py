@@ -305,7 +305,7 @@ def _snapshot(model: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
     return {
         name: (value.detach().clone(), value.grad.detach().clone())
         for name, value in trainable(model).items()
-        if value.grad is not None
+        if value.grad is not None and value.grad.isfinite().all()  # not where a GradScaler skips the step
     }
 
 

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import Sampler, Subset
@@ -22,6 +24,7 @@ from heldout.train.continual.anchored import EWC, RWalk, SynapticIntelligence
 from heldout.train.continual.exemplars import ExemplarMemory
 from heldout.train.continual.rehearsal import AGEM, LwF
 from heldout.train.continual.strategy import ContinualStrategy
+from heldout.train.supervised import squared_error
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,8 @@ class TaskStream(Splits):
 class TaskOrder(Sampler):
     """Positions of a stream's training set, task after task, in epochs of one length.
 
-    All epochs together pass over each task as often as there are epochs, in whole batches, one task at a time. With a
+    All epochs together pass over each task as often as there are epochs, in whole batches (at least one), one task at a
+    time. With a
     memory a batch holds new examples and, from the second task on, some that are kept of the tasks before.
 
     Args:
@@ -100,9 +104,17 @@ class TaskOrder(Sampler):
         self.memory, self.per_new = memory, per_new
         self.generator = torch.Generator().manual_seed(seed)
         self.batches_an_epoch = max(1, len(tasks) // batch_size)
-        counts = torch.bincount(tasks)
-        ends = (counts.cumsum(0) * (self.batches_an_epoch * epochs) / len(tasks)).round().long()
-        self.ends = ends.tolist()  # of each task, in batches
+        counts, batches = torch.bincount(tasks), self.batches_an_epoch * epochs
+        if batches < len(counts):
+            raise ValueError(
+                f"{batches} batches in all are too few for {len(counts)} tasks: more epochs, or smaller batches"
+            )
+        ends = (counts.cumsum(0) * batches / len(tasks)).round().long().tolist()
+        for task in range(len(ends)):  # at least one batch each
+            ends[task] = max(ends[task], ends[task - 1] + 1 if task else 1)
+        for task in reversed(range(len(ends))):
+            ends[task] = min(ends[task], batches - (len(ends) - 1 - task))
+        self.ends = ends  # of each task, in batches
         self._stream = self._batches()
 
     def __len__(self) -> int:
@@ -213,7 +225,18 @@ def ewc(strength: float = 10.0, decay: float | None = None) -> Method:
     check_nonnegative(strength=strength)
     if decay is not None:
         check_between(0, 1, decay=decay)
-    return _by_strategy("ewc", lambda run: EWC(strength, decay=decay, examples=2000, seed=run.seed))
+
+    def make(run: Run) -> ContinualStrategy:
+        plain = run.objective in (F.cross_entropy, squared_error)
+        loss = None if plain else partial(_of_each, run.objective)
+        return EWC(strength, decay=decay, loss=loss, examples=2000, seed=run.seed)
+
+    return _by_strategy("ewc", make)
+
+
+def _of_each(objective: Callable[[Tensor, Tensor], Tensor], outputs: Tensor, targets: Tensor) -> Tensor:
+    """A recipe's own loss of each example ``(batch,)``."""
+    return torch.stack([objective(o[None], t[None]) for o, t in zip(outputs, targets, strict=True)])
 
 
 @checked

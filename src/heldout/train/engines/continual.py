@@ -52,11 +52,19 @@ class ContinualTrainer(Trainer):
             return super().compute_loss(model, inputs, return_outputs, **kwargs)
         features, labels = self.strategy.mix(*split_target(dict(inputs)))
         mixed = {**features, "labels": labels}
-        if len(labels) != len(inputs["labels"]):
+        scaled = self.model_accepts_loss_kwargs and kwargs.get("num_items_in_batch") is not None
+        share = 1.0
+        if (
+            scaled or self.compute_loss_func is not None
+        ):  # then the Trainer does not divide by the number of micro-batches
+            share = 1 / self.current_gradient_accumulation_steps
+        if replayed := len(labels) != len(inputs["labels"]):
             kwargs.pop("num_items_in_batch", None)  # counted before the memory's examples came in
         loss, outputs = super().compute_loss(model, mixed, True, **kwargs)
+        if replayed:
+            loss = loss * share
         logits = outputs["logits"] if isinstance(outputs, Mapping) else outputs.logits
-        loss = loss + self.strategy.extra_loss(model, features, logits)
+        loss = loss + share * self.strategy.extra_loss(model, features, logits)
         return (loss, outputs) if return_outputs else loss
 
 

@@ -196,6 +196,9 @@ class LightningMethod(LightningModule):
                 f"epochs is {self.recipe.epochs} but the Trainer's max_epochs is {self.trainer.max_epochs}"
             )
         self._run.device = self.device
+        in_tasks = hasattr(self._train_set, "task_at")
+        if in_tasks and (self.trainer.accumulate_grad_batches > 1 or self.trainer.max_steps > 0):
+            raise ValueError("a stream of tasks is laid out for whole epochs of one batch a step")
 
     def on_train_start(self) -> None:
         """Refuses batches without the positions of their examples."""

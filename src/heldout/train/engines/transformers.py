@@ -24,6 +24,15 @@ from heldout.train.supervised import BASELINE, Fitted, finish, problem_of, seede
 INDEX = "heldout_index"
 
 
+def _check_counts_as_fit(args: TrainingArguments) -> None:
+    """Refuses what makes steps differ from batches, by which a stream tells when a task ends."""
+    if args.gradient_accumulation_steps > 1 or args.max_steps > 0 or args.num_train_epochs % 1:
+        raise ValueError(
+            "a stream of tasks is laid out for whole epochs of one batch a step: leave gradient_accumulation_steps at 1 "
+            "and max_steps unset, or train task by task with ContinualTrainer"
+        )
+
+
 class MethodTrainer(Trainer):
     """``transformers.Trainer`` with a Method: every stage runs at its place, the rest is the Trainer's.
 
@@ -66,6 +75,8 @@ class MethodTrainer(Trainer):
             if self.method.model:
                 model = self._run.module = self.method.model(self._run, model)
         self._sampler = train_set if isinstance(train_set, Sampler) else None
+        if self._sampler is not None and hasattr(self._sampler, "task_at"):
+            _check_counts_as_fit(args)
         dataset = splits.train if self._sampler is not None else train_set
         self._run.train_set = dataset
         self._micro_batches: list[tuple[dict[str, Any], tuple[Any, ...], dict[str, Any]]] = []
