@@ -211,10 +211,10 @@ def test_combinations_are_tried_and_methods_that_clash_are_not_combined(file):
     combined = [entry["method"] for rung in report["screening"] if rung["title"] == "combinations"
                 for entry in rung["candidates"]]  # fmt: skip
     assert any("+" in name for name in combined)
-    text = FILE.replace("epochs = 4", "epochs = 4\nloss = torch.nn.functional.cross_entropy")
+    text = FILE.replace("epochs = 4", "epochs = 4\nloss = torch.nn.MultiMarginLoss()")
     file.with_name("own_loss.py").write_text(text)
     skipped = search(file.with_name("own_loss.py"), methods=["centre", "ps_kd"], out=file.parent / "b")
-    assert skipped["not_applicable"][0]["reason"] == "it replaces the loss, and the file defines its own"
+    assert skipped["not_applicable"][0]["reason"].startswith("it replaces the loss, and the file defines its own")
 
 
 def test_processes_give_the_same_result(file):

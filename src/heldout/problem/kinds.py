@@ -41,6 +41,9 @@ KINDS: tuple[KindName, ...] = ("classification", "binary", "multi-label", "regre
 IGNORED = -100
 REAL_LOSSES = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss, F.mse_loss, F.l1_loss, F.smooth_l1_loss)
 
+CLASS_OPTIONS = {"weight": None, "ignore_index": -100, "label_smoothing": 0.0}  # labels are never negative
+BINARY_OPTIONS = {"weight": None, "pos_weight": None}
+
 
 @dataclass(frozen=True)
 class Kind:
@@ -139,11 +142,40 @@ class Kind:
             raise ValueError(
                 "the model must give logits: leave out its sigmoid, and give no loss, or BCEWithLogitsLoss"
             )
-        if own is None or ((self.one_logit or self.name == "multi-label") and _plain_binary_cross_entropy(own)):
+        if own is None or self.is_plain(own):
             return {"multi-label": _binary_cross_entropy, "tokens": token_cross_entropy}.get(self.name)
         if self.as_given and not self.one_logit:
             return own
         return functools.partial(_own_loss, self, own)
+
+    @checked
+    def is_plain(self, own: Callable[..., Any]) -> bool:
+        """Returns whether a file's loss is the one that ``fit`` takes for this kind anyway.
+
+        Told by what it is, not by what it gives: ``nn.CrossEntropyLoss()`` or ``F.cross_entropy`` for classes,
+        ``nn.BCEWithLogitsLoss()`` or ``F.binary_cross_entropy_with_logits`` for one logit and for labels,
+        ``nn.MSELoss()`` or ``F.mse_loss`` for real numbers of the outputs' shape (of another shape they compare each
+        output with each target). Options that change the value, subclasses, partials and functions around them are the
+        file's own: no batch can show that they do the same on every other one.
+
+        Example:
+            >>> kind = kind_of(torch.zeros(2, 3), torch.tensor([0, 2]))
+            >>> kind.is_plain(nn.CrossEntropyLoss()), kind.is_plain(nn.CrossEntropyLoss(label_smoothing=0.1))
+            (True, False)
+        """
+        if self.one_logit or self.name == "multi-label":
+            module, function, options = nn.BCEWithLogitsLoss, F.binary_cross_entropy_with_logits, BINARY_OPTIONS
+        elif self.name in ("classification", "binary"):
+            module, function, options = nn.CrossEntropyLoss, F.cross_entropy, CLASS_OPTIONS
+        elif self.name == "regression" and self.outputs == self.target:
+            module, function, options = nn.MSELoss, F.mse_loss, {}
+        else:
+            return False
+        if own is function:
+            return True
+        if type(own) is not module or "forward" in vars(own) or own._forward_hooks or own._forward_pre_hooks:
+            return False
+        return own.reduction == "mean" and all(getattr(own, name) == value for name, value in options.items())
 
     @checked
     def loss(self, outputs: Tensor, targets: Tensor) -> float:
@@ -349,12 +381,6 @@ def token_cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
 
 def _binary_cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(outputs, targets.to(outputs.dtype))
-
-
-def _plain_binary_cross_entropy(loss: Any) -> bool:
-    if isinstance(loss, nn.BCEWithLogitsLoss):
-        return loss.weight is None and loss.pos_weight is None and loss.reduction == "mean"
-    return loss is F.binary_cross_entropy_with_logits
 
 
 def _own_loss(kind: Kind, own: Callable[[Tensor, Tensor], Tensor], outputs: Tensor, targets: Tensor) -> Tensor:

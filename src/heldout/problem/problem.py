@@ -137,7 +137,8 @@ class Problem:
     @cached_property
     def as_given(self) -> bool:
         """Whether ``heldout.fit`` takes the model, the data and the loss as the file gives them."""
-        same_loss = self.recipe.get("loss") is self.given_recipe.get("loss")
+        given = self.given_recipe.get("loss")
+        same_loss = self.recipe.get("loss") is (None if given is None or self.kind.is_plain(given) else given)
         if self.recipe_device is not None or self.own_train or self.sampler or self.patience or self.compiled:
             return False
         if self.converted:
@@ -146,7 +147,7 @@ class Problem:
 
     @property
     def own_loss(self) -> bool:
-        """Whether the file's loss is another one than its kind's."""
+        """Whether the file's loss is another one than its kind's (see ``heldout.problem.Kind.is_plain``)."""
         return self.recipe.get("loss") is not self.kind.objective(None)
 
     @property
