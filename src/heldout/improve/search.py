@@ -62,6 +62,9 @@ def improve(
     aim: str = "both",
     screen_only: bool = False,
     device: str | None = None,
+    autocast: str | None = None,
+    compile: bool | None = None,
+    num_workers: int | None = None,
     workers: int = 1,
     threads: int = 1,
     on: str = "local",
@@ -85,6 +88,9 @@ def improve(
         aim: what methods are selected for: "iid", "shift" or "both" (see ``heldout.improve.selection``).
         screen_only: rank the methods on validation data, and stop before the confirmation: no verdict.
         device: where to train, or "auto"; default: what the file says.
+        autocast: "bfloat16", "float16", or "float32" for none; default: what the file says.
+        compile: whether the model is compiled; default: what the file says.
+        num_workers: processes that load the data of a run; default: what the file says.
         workers: processes.
         threads: threads of arithmetic in each of them.
         on: "local", "processes", "ray" or "ray://host:port"; every machine needs heldout, and the file at its path.
@@ -103,8 +109,8 @@ def improve(
     if aim not in AIMS:
         raise ProblemError(f"the aim must be one of {', '.join(AIMS)}, got {aim!r}")
     started = time.monotonic()
-    problem = load_problem(path, device=device)
-    warnings = check_problem(problem)
+    problem = load_problem(path, device=device, autocast=autocast, compile=compile, num_workers=num_workers)
+    warnings = [*problem.overridden, *check_problem(problem)]
     candidates, skipped = _candidates(problem, methods, exclude)
     if not candidates:
         raise ProblemError("no method applies: " + "; ".join(f"{name}: {reason}" for name, reason in skipped.items()))
@@ -349,6 +355,7 @@ def _plan(
     """The plan, or None where the budget buys no verdict, and the seconds of an epoch of plain training."""
     asked = {"candidates": candidates, "combine": combine, "seeds": seeds, "budget": budget, "aim": search.aim}
     asked |= {"data": search.fingerprint, "screen_only": screen_only, "workers": search.workers}
+    asked |= {"options": search.problem.asked} if search.problem.asked else {}
     file = folder / "plan.json"
     if file.exists():
         kept = json.loads(file.read_text())

@@ -34,20 +34,22 @@ from heldout.study import (
 
 SCREENING_SEED = 1000
 CURVES = {"loss": "training loss", "train_error": "training error"}
+OPTIONS = ("device", "autocast", "compile", "num_workers")  # of an arm, where they were asked for
+Asked = tuple[tuple[str, Any], ...]
 Say = Callable[[str], None]
 
 
 @lru_cache(maxsize=1)
-def _problem(path: str, modified: float, device: str | None) -> Problem:
-    return load_problem(path, device=device)
+def _problem(path: str, modified: float, asked: Asked) -> Problem:
+    return load_problem(path, **dict(asked))
 
 
 @lru_cache(maxsize=1)
 def _loaded(
-    path: str, modified: float, aim: str, device: str | None, turn: int | None
+    path: str, modified: float, aim: str, asked: Asked, turn: int | None
 ) -> tuple[Problem, list[Any], SharedTraining]:
     """The problem, what candidates are scored on, and trainings that are shared; ``turn``: of the left-out domain."""
-    problem = _problem(path, modified, device)
+    problem = _problem(path, modified, asked)
     sets = selection_sets(problem, aim)[0]
     if turn is not None:
         problem, sets[LEFT_OUT] = leaving_out(problem, turn)
@@ -64,9 +66,10 @@ def run(arm: Mapping[str, Any], seed: int, profile: str) -> dict[str, float]:
     trains on all of them, and its validation score is that of the given validation data.
     """
     check_nonempty(arm=arm)
-    file, modified, aim, device = arm["file"], os.path.getmtime(arm["file"]), arm["aim"], arm.get("device")
-    turn = seed if profile != "confirm" and leaves_out(_problem(file, modified, device), aim) else None
-    problem, selected_on, trainings = _loaded(file, modified, aim, device, turn)
+    file, modified, aim = arm["file"], os.path.getmtime(arm["file"]), arm["aim"]
+    asked = tuple((name, arm[name]) for name in OPTIONS if name in arm)
+    turn = seed if profile != "confirm" and leaves_out(_problem(file, modified, asked), aim) else None
+    problem, selected_on, trainings = _loaded(file, modified, aim, asked, turn)
     method = None if arm["method"] == BASELINE else parse(arm["method"], problem.own_methods)
     fitted = trainings.fit(problem, method, seed=seed, epochs=arm["epochs"], rate=arm["rate"])
     started = time.perf_counter()
@@ -126,14 +129,13 @@ class Search:
         metrics = {"validation": direction, **dict.fromkeys(costs, lower_is_better)}
         if profile == "confirm":
             metrics |= {f"test {name}": direction for name in self.problem.splits.test}
-        common = {
+        common: dict[str, Any] = {
             "file": str(self.problem.path.resolve()),
             "aim": self.aim,
             "data": self.fingerprint,
             "heldout": heldout.__version__,
         }
-        if self.problem.asked_device:
-            common["device"] = self.problem.asked_device
+        common |= self.problem.asked
         return Study(
             slug="improve",
             arms={

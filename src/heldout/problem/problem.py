@@ -43,6 +43,8 @@ class Problem:
         given_recipe: the recipe as the file gives it; ``recipe`` is what is worked with.
         asked_kind: the kind of problem that the file names; None where outputs and targets tell it.
         asked_device: where to train, in place of what the file says.
+        asked_options: "autocast", "compile" and "num_workers" as they were asked for, in place of what the file says.
+        overridden: what the file says otherwise than was asked for, in words.
         measure: the file's own metric, ``(outputs, targets) -> float``; None for a built-in one.
         asked_metric: the built-in metric, or the name of the file's own; None where the file names none.
         asked_maximise: whether more of the file's own metric is better.
@@ -71,6 +73,8 @@ class Problem:
     compiled: bool | Mapping[str, Any] = False
     converted: bool = False
     factors: Mapping[str, Any] = field(default_factory=dict)
+    asked_options: dict[str, Any] = field(default_factory=dict)
+    overridden: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -141,9 +145,14 @@ class Problem:
         same_loss = self.recipe.get("loss") is (None if given is None or self.kind.is_plain(given) else given)
         if self.recipe_device is not None or self.own_train or self.sampler or self.patience or self.compiled:
             return False
-        if self.converted:
+        if self.converted or self.asked_options:
             return False
         return same_loss and not self.kind.one_logit and self.splits.train is self.given.train
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """What ``load_problem`` was asked for beside the file: device and options."""
+        return {**({"device": self.asked_device} if self.asked_device else {}), **self.asked_options}
 
     @property
     def own_loss(self) -> bool:
