@@ -29,6 +29,7 @@ from heldout.data import all_targets
 from heldout.errors import checked
 from heldout.improve.costs import Costs
 from heldout.improve.events import tell_verdict
+from heldout.improve.groups import gains_by_group, groups_of
 from heldout.improve.plan import FEWEST_SEEDS, SEEDS, SHARE, Plan, least_seconds, make_plan
 from heldout.improve.report import to_html, to_markdown
 from heldout.improve.screening import COMBINED, measured_costs, select_finalists
@@ -114,6 +115,7 @@ def improve(
     candidates, skipped = _candidates(problem, methods, exclude)
     if not candidates:
         raise ProblemError("no method applies: " + "; ".join(f"{name}: {reason}" for name, reason in skipped.items()))
+    groups = groups_of(problem)
     selected_on, warning = selection_sets(problem, aim)
     warnings += [warning] if warning else []
     folder = (
@@ -136,6 +138,7 @@ def improve(
             step=resolution(sizes, problem.metric),
             after=frozenset(n for n in candidates if acts_after_training(parse(n, problem.own_methods))),
             tests_share=sum(map(len, problem.splits.test.values())) / sum(sizes),  # type: ignore[arg-type]
+            groups=groups,
         )
         plan, per_epoch = _plan(search, folder, candidates, combine, seeds, budget, screen_only)
         document: dict[str, Any] = {
@@ -252,6 +255,14 @@ def _confirmed(
     )
     for row in found["finalists"]:
         row["rate"] = settings[of[row["method"]]].rate
+        row["groups"] = gains_by_group(
+            confirmed,
+            row["method"],
+            BASELINE,
+            search.groups,
+            maximise=search.problem.maximise,
+            finalists=len(finalists),
+        )
     document["warnings"] += at_chance(search.problem, found["baseline"]["tests"])
     verdict, winner = sentence(found, tests, search.aim, metric)
     complete = not confirmed.pending and not found["unfinished"]

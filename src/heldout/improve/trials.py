@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import numpy as np
 import heldout
 from heldout.errors import check_nonempty, checked
 from heldout.improve.events import tell_runs
+from heldout.improve.groups import Groups, groups_of, metric_of, scores_by_group
 from heldout.improve.selection import LEFT_OUT, leaves_out, leaving_out, selection_sets
 from heldout.improve.sharing import SharedTraining
 from heldout.improve.verdict import BASELINE
@@ -91,7 +92,11 @@ def run(arm: Mapping[str, Any], seed: int, profile: str) -> dict[str, float]:
         "seconds per epoch": float(np.median([epoch["seconds"] for epoch in fitted.history])),
     }
     if profile == "confirm":
-        metrics |= {f"test {name}": problem.score(fitted, dataset) for name, dataset in problem.splits.test.items()}
+        groups = groups_of(problem)
+        for name, dataset in problem.splits.test.items():
+            outputs, targets = problem.outputs(fitted, dataset)
+            metrics[f"test {name}"] = problem.judge(outputs, targets)
+            metrics |= scores_by_group(problem, name, outputs, targets, groups)
     return metrics
 
 
@@ -122,13 +127,17 @@ class Search:
     step: float
     after: frozenset[str]  # candidates that act after training
     tests_share: float  # examples of the tests, as a multiple of those that candidates are selected on
+    groups: Groups = field(default_factory=dict)  # of the test sets, where the file names factors
 
     def study(self, candidates: Mapping[str, Candidate], epochs: int, profile: str) -> Study:
         direction = higher_is_better if self.problem.maximise else lower_is_better
         costs = ("validation loss", "training seconds", "inference seconds", "seconds per epoch")
         metrics = {"validation": direction, **dict.fromkeys(costs, lower_is_better)}
+        of_groups: list[str] = []
         if profile == "confirm":
             metrics |= {f"test {name}": direction for name in self.problem.splits.test}
+            of_groups = [metric_of(test, group) for test, groups in self.groups.items() for group in groups]
+            metrics |= dict.fromkeys(of_groups, direction)
         common: dict[str, Any] = {
             "file": str(self.problem.path.resolve()),
             "aim": self.aim,
@@ -144,6 +153,7 @@ class Search:
             },
             run=run,
             metrics=metrics,
+            optional=of_groups,
             seeds={profile: 1},
             time_limit={profile: 24 * 3600.0},
             source=[self.problem.path.resolve(), *factory_files()],

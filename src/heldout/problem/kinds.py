@@ -41,8 +41,16 @@ KINDS: tuple[KindName, ...] = ("classification", "binary", "multi-label", "regre
 IGNORED = -100
 REAL_LOSSES = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss, F.mse_loss, F.l1_loss, F.smooth_l1_loss)
 
-CLASS_OPTIONS = {"weight": None, "ignore_index": -100, "label_smoothing": 0.0}  # labels are never negative
-BINARY_OPTIONS = {"weight": None, "pos_weight": None}
+PLAIN_LOSSES: dict[str, tuple[type[nn.Module], Callable[..., Tensor], dict[str, Any]]] = {
+    "classification": (
+        nn.CrossEntropyLoss,
+        F.cross_entropy,
+        {"weight": None, "ignore_index": IGNORED, "label_smoothing": 0.0},  # no label of a class is negative
+    ),
+    "binary": (nn.BCEWithLogitsLoss, F.binary_cross_entropy_with_logits, {"weight": None, "pos_weight": None}),
+    "regression": (nn.MSELoss, F.mse_loss, {}),
+}
+"""What ``fit`` minimises, as a module, as a function, and with which options of the module."""
 
 
 @dataclass(frozen=True)
@@ -164,13 +172,14 @@ class Kind:
             (True, False)
         """
         if self.one_logit or self.name == "multi-label":
-            module, function, options = nn.BCEWithLogitsLoss, F.binary_cross_entropy_with_logits, BINARY_OPTIONS
+            plain = PLAIN_LOSSES["binary"]
         elif self.name in ("classification", "binary"):
-            module, function, options = nn.CrossEntropyLoss, F.cross_entropy, CLASS_OPTIONS
+            plain = PLAIN_LOSSES["classification"]
         elif self.name == "regression" and self.outputs == self.target:
-            module, function, options = nn.MSELoss, F.mse_loss, {}
+            plain = PLAIN_LOSSES["regression"]
         else:
             return False
+        module, function, options = plain
         if own is function:
             return True
         if type(own) is not module or "forward" in vars(own) or own._forward_hooks or own._forward_pre_hooks:
