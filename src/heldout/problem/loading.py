@@ -18,8 +18,12 @@ DataLoaders or streams (see ``heldout.problem.as_examples``).
   ``(outputs, targets) -> float`` with ``metric_goal = "max"`` or ``"min"``
 * ``pretrained_state() -> state dict`` that training starts from
 * ``factors``: ``{"train": {"shape": [...], "colour": [...]}, "<test set>": {...}}``, what each example is made of, or a
-  function that returns it: ``audit`` tells how the model does on combinations that it was not trained on
+  function that returns it: ``audit`` tells how the model does on combinations that it was not trained on, ``improve``
+  what is gained on the examples of a test set that have one value of a factor
 * ``methods``: further Methods to try, by name
+
+A ``loss`` that is the plain one of its kind (``heldout.problem.Kind.is_plain``) is as good as none: every Method may
+replace it. With one of the file's own, Methods that would put another in its place are left out, and say why.
 
 Where the data are texts, the problem is a causal language model; see ``heldout.problem.language`` for its names. Data
 may be graphs of PyTorch Geometric, too; see ``heldout.problem.graphs``.
