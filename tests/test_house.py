@@ -3,6 +3,7 @@
 import ast
 import importlib
 import json
+import re
 import subprocess
 import sys
 import tomllib
@@ -208,6 +209,13 @@ def test_every_extra_brings_what_heldout_imports():
     imported = {top for file in SOURCE.rglob("*.py") for top in libraries(file)}
     for extra, modules in EXTRAS.items():
         assert imported & set(modules), f"nothing imports what {extra} brings"
+    listed = re.fullmatch(r"heldout\[(.*)\]", project["optional-dependencies"]["all"][0])
+    assert listed.group(1).split(",") == list(EXTRAS)
+    brought = {extra: " ".join(project["optional-dependencies"][extra]) for extra in EXTRAS}
+    assert "optuna" in brought["search"]
+    readme = (SOURCE.parents[1] / "README.md").read_text()
+    told = readme[readme.index("Extras, each named by") : readme.index("or `all`")]
+    assert [extra for extra in EXTRAS if f"`{extra}`" not in told] == []
 
 
 def libraries(file):

@@ -42,6 +42,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "graph": ("torch_geometric",),
     "lightning": ("lightning",),
     "ray": ("ray",),
+    "search": ("optuna",),
     "tracking": ("tensorboard", "wandb"),
 }
 """What each extra brings, as Python imports it."""

@@ -93,10 +93,8 @@ def test_a_number_without_limits_is_for_information_and_names_no_remedy():
 
 def test_a_refusal_is_the_answer_that_improve_gives():
     own = {"mine": Method("mine", check=lambda module, splits: "never")}
-    work = audited(
-        problem(torch.tensor([0, 1] * 5), recipe={"loss": torch.nn.functional.cross_entropy}, own_methods=own)
-    )
-    assert work.refusal("ps_kd") == "it replaces the loss, and the file defines its own"
+    work = audited(problem(torch.tensor([0, 1] * 5), recipe={"loss": torch.nn.MultiMarginLoss()}, own_methods=own))
+    assert work.refusal("ps_kd").startswith("it replaces the loss, and the file defines its own")
     assert work.refusal("sam") is None
     assert work.refusal("mine") == "never"
     assert "domain" in work.refusal("drm")

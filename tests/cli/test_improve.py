@@ -38,6 +38,26 @@ def test_improve_gives_each_process_one_thread_unless_told_otherwise(given, thre
     assert result.exception.args == (threads,)
 
 
+@pytest.mark.parametrize(("verb", "door"), [("audit", "heldout.audit.audit"), ("improve", "heldout.improve.improve")])
+@pytest.mark.parametrize(("given", "asked"), [
+    ([], (None, None, None)), (["--autocast", "bfloat16"], ("bfloat16", None, None)),
+    (["--compile", "--num-workers", "2"], (None, True, 2)), (["--no-compile"], (None, False, None)),
+])  # fmt: skip
+def test_how_a_run_is_trained_is_handed_on(verb, door, given, asked, monkeypatch):
+    def worker(file, **options):
+        raise ReachedError(options["autocast"], options["compile"], options["num_workers"])
+
+    monkeypatch.setattr(door, worker)
+    result = CliRunner().invoke(app, [verb, "digits", *given])
+    assert isinstance(result.exception, ReachedError)
+    assert result.exception.args == asked
+
+
+@pytest.mark.parametrize("given", [["--autocast", "int8"], ["--num-workers", "-1"]])
+def test_what_is_no_such_option_ends_before_anything_is_trained(given):
+    assert CliRunner().invoke(app, ["improve", "digits", *given]).exit_code == 2
+
+
 DOCUMENT = {
     "findings": [], "skipped": [], "not_applicable": [], "warnings": [], "suspects": [], "summary": "Nothing.",
     "report": "r.html",

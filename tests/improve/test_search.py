@@ -211,10 +211,59 @@ def test_combinations_are_tried_and_methods_that_clash_are_not_combined(file):
     combined = [entry["method"] for rung in report["screening"] if rung["title"] == "combinations"
                 for entry in rung["candidates"]]  # fmt: skip
     assert any("+" in name for name in combined)
-    text = FILE.replace("epochs = 4", "epochs = 4\nloss = torch.nn.functional.cross_entropy")
+    text = FILE.replace("epochs = 4", "epochs = 4\nloss = torch.nn.MultiMarginLoss()")
     file.with_name("own_loss.py").write_text(text)
     skipped = search(file.with_name("own_loss.py"), methods=["centre", "ps_kd"], out=file.parent / "b")
-    assert skipped["not_applicable"][0]["reason"] == "it replaces the loss, and the file defines its own"
+    assert skipped["not_applicable"][0]["reason"].startswith("it replaces the loss, and the file defines its own")
+
+
+OBSERVED = """
+autocast = torch.float16
+class Seen(torch.nn.Linear):
+    def forward(self, x):
+        precision = str(torch.get_autocast_dtype("cpu")) if torch.is_autocast_enabled("cpu") else "none"
+        with open(LOG, "a") as log:
+            log.write(f"{precision} {self.training}\\n")
+        return super().forward(x)
+class Rows(torch.utils.data.Dataset):
+    def __init__(self, pair):
+        self.pair = pair
+    def __len__(self):
+        return len(self.pair[0])
+    def __getitem__(self, i):
+        worker = torch.utils.data.get_worker_info()
+        with open(LOG, "a") as log:
+            log.write(f"worker {None if worker is None else worker.num_workers}\\n")
+        return self.pair[0][i], self.pair[1][i]
+def model():
+    return Seen(6, 3)
+def data():
+    return Splits(train=Rows(pair(30, 0)), val=pair(30, 1), test={"iid": pair(30, 2)})
+"""
+
+
+def test_precision_compilation_and_loading_are_as_asked_for_and_reach_training(file, monkeypatch):
+    compiled = []
+    monkeypatch.setattr("torch.nn.Module.compile", lambda module, **options: compiled.append(options))
+    log = file.with_name("log.txt")
+    file.write_text(f"{FILE}\nLOG = {str(log)!r}\n{OBSERVED}")
+    asked = {"autocast": "bfloat16", "compile": True, "num_workers": 1}
+    report = search(file, methods=["sam"], screen_only=True, **asked)
+    seen = set(log.read_text().splitlines())
+    assert {"torch.bfloat16 True", "worker 1"} <= seen
+    assert "torch.float16 True" not in seen
+    assert "none True" not in seen
+    assert compiled
+    assert "autocast is bfloat16, as asked for, in place of the file's float16" in report["warnings"]
+    log.unlink()
+    compiled.clear()
+    search(file, methods=["sam"], screen_only=True, out=file.parent / "as given")
+    assert "torch.float16 True" in log.read_text()
+    assert "worker 1" not in log.read_text()
+    assert not compiled
+    problem = load_problem(file, **asked)
+    code = winner_code({"winner": "sam", "plan": {"epochs": 4}, "rates": {}}, problem)
+    assert "load_problem('offset.py', autocast='bfloat16', compile=True, num_workers=1)" in code
 
 
 def test_processes_give_the_same_result(file):

@@ -111,3 +111,24 @@ def test_a_network_with_batch_norm_learns_by_it():
         images[i, 0, :, 3 * label : 3 * label + 2] += 0.6
     fitted = heldout.fit(lambda: small_cnn(1, 3, (8, 16)), (images, labels), cutmix(), epochs=12, batch_size=16)
     assert fitted.evaluate((images, labels))["accuracy"] > 0.8
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_cutmix_under_a_loss_of_ones_own_is_weighted_of_both_labels(seed):
+    module, run, labels = network(), Record(), torch.tensor([0, 1, 2, 0, 1, 1])
+    run.generator.manual_seed(seed)
+    images, shares = CutMix(prob=0.7)(X, torch.eye(6), generator=torch.Generator().manual_seed(seed))
+    run.objective = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 4.0, 2.0]))
+    share, outputs = shares[0, 0], module(images)
+    partner = (shares - torch.diag(shares.diagonal())).argmax(1)
+    expected = share * run.objective(outputs, labels) + (1 - share) * run.objective(outputs, labels[partner])
+    batch = Batch(module, X, labels, torch.arange(6))
+    first = cutmix(prob=0.7).loss(run, batch)
+    torch.testing.assert_close(first, expected)
+    run.evaluation = 1
+    torch.testing.assert_close(cutmix(prob=0.7).loss(run, batch), first)
+    run.objective = lambda outputs, targets: F.cross_entropy(outputs, targets)
+    run.generator.manual_seed(seed)
+    run.evaluation, plain = 0, Record()
+    plain.generator.manual_seed(seed)
+    torch.testing.assert_close(cutmix(prob=0.7).loss(run, batch), cutmix(prob=0.7).loss(plain, batch))

@@ -19,7 +19,7 @@ class Record:
 
     def __init__(self, classes):
         self.num_classes, self.evaluation, self.state = classes, 0, {}
-        self.generator, self.objective = torch.Generator().manual_seed(1), F.mse_loss
+        self.generator, self.objective = torch.Generator().manual_seed(1), F.cross_entropy if classes else F.mse_loss
 
 
 def drawn(alpha):
@@ -77,3 +77,15 @@ def test_a_second_evaluation_of_a_regression_is_of_the_same_mixture():
     torch.testing.assert_close(method.loss(run, batch), first)
     run.evaluation = -1  # the next step
     assert method.loss(run, batch) != first
+
+
+def test_a_loss_of_ones_own_is_weighted_of_both_labels():
+    module, (weight, partner) = nn.Linear(3, 3), drawn(0.4)
+    outputs = module(weight * X + (1 - weight) * X[partner])
+    run = Record(3)
+    run.objective = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 4.0, 2.0]))
+    expected = weight * run.objective(outputs, Y) + (1 - weight) * run.objective(outputs, Y[partner])
+    loss = mixup_method(0.4).loss(run, Batch(module, X, Y, torch.arange(6)))
+    torch.testing.assert_close(loss, expected)
+    fitted = fit(lambda: nn.Linear(3, 3), (X, Y), mixup_method() + sam(), epochs=2, batch_size=3, loss=run.objective)
+    assert fitted.module.weight.isfinite().all()

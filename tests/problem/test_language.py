@@ -161,10 +161,10 @@ def test_shifts_are_made_of_prompts_and_of_nothing_else(problem, write):
     from heldout.improve.selection import selection_sets
 
     found, warning = selection_sets(problem, "both")
-    assert list(found) == ["val", "made: typos"]  # its prompts are in lower case
+    assert list(found) == ["val", "made: typos", "made: truncation"]  # its prompts are in lower case
     assert "made from the validation data" in warning
     upper = load_problem(write(TEXT.replace('f"the {colour}', 'f"The {colour}')))
-    assert list(selection_sets(upper, "both")[0]) == ["val", "made: typos", "made: lower case"]
+    assert list(selection_sets(upper, "both")[0]) == ["val", "made: typos", "made: lower case", "made: truncation"]
     plain = load_problem(write(f"{TEXT}\nrows = lambda *a: ['the red cat .', 'the dog .']\n"))
     found, warning = selection_sets(plain, "both")
     assert list(found) == ["val"]

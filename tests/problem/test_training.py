@@ -39,10 +39,10 @@ names = itertools.count()
 
 @pytest.fixture
 def load(tmp_path):
-    def load(text):
+    def load(text, **asked):
         file = tmp_path / f"training_{next(names)}.py"
         file.write_text(text)
-        return load_problem(file)
+        return load_problem(file, **asked)
 
     return load
 
@@ -144,6 +144,38 @@ def test_a_compiled_model_gives_the_same(load):
     inputs = problem.splits.test["iid"].tensors[0]
     assert compiled.module._compiled_call_impl is not None
     torch.testing.assert_close(compiled.predict(inputs), plain.predict(inputs))
+
+
+def test_what_is_asked_for_takes_the_place_of_what_the_file_says_and_that_is_told(load):
+    text = FILE + 'autocast, num_workers, compile = torch.float16, 2, {"backend": "eager"}\n'
+    given = load(text)
+    assert (given.overridden, given.asked) == ([], {})
+    asked = load(text, autocast="bfloat16", num_workers=0, compile=False)
+    assert (asked.recipe["autocast"], asked.recipe["num_workers"], asked.compiled) == (torch.bfloat16, 0, False)
+    assert asked.overridden == [
+        "autocast is bfloat16, as asked for, in place of the file's float16",
+        "compile is False, as asked for, in place of the file's {'backend': 'eager'}",
+        "num_workers is 0, as asked for, in place of the file's 2",
+    ]
+    assert asked.asked == {"autocast": "bfloat16", "num_workers": 0, "compile": False}
+    assert not asked.as_given
+    same = load(text, autocast="float16", num_workers=2, compile=True, device="cpu")
+    assert same.overridden == []
+    assert same.compiled == {"backend": "eager"}
+    assert same.asked == {"device": "cpu", "autocast": "float16", "compile": True, "num_workers": 2}
+    assert load(text, autocast="float32").recipe["autocast"] is None
+    assert load(FILE, compile=True).overridden == []
+
+
+def test_options_that_the_files_own_loop_does_not_see_are_refused(load):
+    for asked in ({"autocast": "bfloat16"}, {"num_workers": 2}):
+        with pytest.raises(ProblemError, match=f"it has to do {next(iter(asked))} itself"):
+            load(with_loop(), **asked)
+    assert load(with_loop(), compile=True).compiled is True
+    with pytest.raises(ProblemError, match="autocast must be bfloat16, float16, float32, got 'int8'"):
+        load(FILE, autocast="int8")
+    with pytest.raises(ProblemError, match="num_workers must be at least 0, got -1"):
+        load(FILE, num_workers=-1)
 
 
 def test_class_weights_are_those_of_the_loss(load):

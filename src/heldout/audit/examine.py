@@ -35,6 +35,9 @@ def audit(
     seed: int = 0,
     out: str | Path | None = None,
     device: str | None = None,
+    autocast: str | None = None,
+    compile: bool | None = None,
+    num_workers: int | None = None,
     say: Say = lambda text: None,
     on_event: OnEvent = ignore,
 ) -> dict[str, Any]:
@@ -52,6 +55,9 @@ def audit(
         seed: of training and of the examples that are looked at.
         out: folder of the report; default ``heldout-runs/audit-NAME``.
         device: where to train and measure, or "auto"; default: what the file says.
+        autocast: "bfloat16", "float16", or "float32" for none; default: what the file says.
+        compile: whether the model is compiled; default: what the file says.
+        num_workers: processes that load the data in training; default: what the file says.
         say: told what is being done.
         on_event: called with a ``heldout.report.LogEvent`` for every phase, epoch and finding, and at the end.
 
@@ -59,8 +65,8 @@ def audit(
         ProblemError: the file or the weights cannot be used.
     """
     started = time.monotonic()
-    problem = load_problem(file, device=device)
-    warnings = check_problem(problem)
+    problem = load_problem(file, device=device, autocast=autocast, compile=compile, num_workers=num_workers)
+    warnings = [*problem.overridden, *check_problem(problem)]
     if not problem.splits.test:
         raise ProblemError(f"{problem.path}: audit needs at least one test set in Splits(test=...)")
     document: dict[str, Any] = {

@@ -9,7 +9,20 @@ from typing import Annotated, Any
 import typer
 
 from heldout.cli.completion import example_names, method_list
-from heldout.cli.options import Json, Log, On, Out, Threads, Workers, calls, names, seconds
+from heldout.cli.options import (
+    Autocast,
+    Compiled,
+    Json,
+    Log,
+    NumWorkers,
+    On,
+    Out,
+    Threads,
+    Workers,
+    calls,
+    names,
+    seconds,
+)
 from heldout.cli.output import RUNS_FAILED, console, one_line_errors, print_json, say_step
 
 
@@ -42,6 +55,9 @@ def improve(
     device: Annotated[
         str | None, typer.Option(help="Where to train, such as cuda, or auto; default: what the file says.")
     ] = None,
+    autocast: Autocast = None,
+    compile: Compiled = None,
+    num_workers: NumWorkers = None,
     workers: Workers = 1,
     threads: Threads = 1,
     on: On = "local",
@@ -65,6 +81,9 @@ def improve(
                 exclude=names(exclude),
                 combine=combine,
                 device=device,
+                autocast=autocast,
+                compile=compile,
+                num_workers=num_workers,
                 workers=workers,
                 threads=threads,
                 on=on,
@@ -103,6 +122,9 @@ def audit(
         str | None,
         typer.Option(help="Where to train and measure, such as cuda, or auto; default: what the file says."),
     ] = None,
+    autocast: Autocast = None,
+    compile: Compiled = None,
+    num_workers: NumWorkers = None,
     threads: Threads = 1,
     out: Out = None,
     log: Log = None,
@@ -121,6 +143,9 @@ def audit(
             seed=seed,
             out=out,
             device=device,
+            autocast=autocast,
+            compile=compile,
+            num_workers=num_workers,
             say=say_step,
             on_event=_event_log(log, out, "audit", file),
         )

@@ -22,6 +22,16 @@ On = Annotated[
         help="local (a process for the runs), in-process (none, for a debugger), processes, ray or ray://host:port."
     ),
 ]
+Autocast = Annotated[
+    str | None,
+    typer.Option(help="bfloat16 or float16 in training, or float32 for neither; default: what the file says."),
+]
+Compiled = Annotated[
+    bool | None, typer.Option("--compile/--no-compile", help="Compile the model; default: what the file says.")
+]
+NumWorkers = Annotated[
+    int | None, typer.Option(min=0, help="Processes that load the data of a run; default: what the file says.")
+]
 Threads = Annotated[int, typer.Option(min=1, help="Threads of arithmetic in each process.")]
 Log = Annotated[
     str | None, typer.Option(help="Where progress is logged as well: tensorboard (in the output folder) or wandb.")

@@ -3,7 +3,7 @@
 from heldout.improve.plan import Plan, least_seconds, make_plan
 from heldout.improve.report import print_improvement
 from heldout.improve.search import improve
-from heldout.improve.selection import made_shifts
+from heldout.improve.shifts import made_shifts
 from heldout.improve.trials import run
 from heldout.improve.verdict import compare
 from heldout.improve.winner import winner_code

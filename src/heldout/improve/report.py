@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from heldout.errors import check_has, check_nonempty, checked
+from heldout.improve.groups import group_rows
 from heldout.improve.verdict import BELOW_TUNED, HELPS, HURTS, OPEN, SHIFTED, trained_as
 from heldout.report import Scale, cell, curve_chart, forest, number, render
 
@@ -29,6 +30,7 @@ def to_html(document: Document) -> str:
         tuned_scores=_baseline_scores(document, "tuned"),
         gains=_gains(document, scale) if document["finalists"] else None,
         curves=_curves(document),
+        groups=_groups(document, scale),
         tried=_tried(document["methods"]),
         score=scale.score,
         plain_gain=scale.gain,
@@ -54,6 +56,9 @@ def to_markdown(document: Document) -> str:
         cells = [f"{scale.score(entry['score'])} ({scale.with_interval(entry)}, {word(entry)})" for entry in tests]
         costs = f"{number(row['training_cost'], 3)} × | {number(row['inference_cost'], 3)} ×"
         lines.append(f"| {cell(trained_as(row))} | " + " | ".join(cells) + f" | {costs} |")
+    if rows := _groups(document, scale):
+        lines += ["", "| method | test set | group | examples | baseline | score | gain |", "|---" * 7 + "|"]
+        lines += ["| " + " | ".join(map(cell, map(str, row.values()))) + " |" for row in rows]
     lines += ["", "| method | what became of it | |", "|---|---|---|"]
     lines += [f"| {cell(row['method'])} | {row['status']} | {cell(row['detail'])} |" for row in document["methods"]]
     if document.get("note"):
@@ -97,6 +102,15 @@ def print_improvement(document: Document, console: Console) -> None:
                 score = scale.score(tuned[test]) if test in tuned else ""
                 table.add_row("[dim]  over tuned[/]", f"[dim]{score}[/]", "", f"[dim]{gained}[/]", f"[dim]{between}[/]")
         console.print(table)
+        if groups := _groups({"finalists": [row]}, scale):
+            table = Table(box=None, header_style="dim", pad_edge=False, style="dim")
+            table.add_column("group", overflow="fold", min_width=8)
+            for heading in ("examples", "baseline", "score", "gain"):
+                table.add_column(heading, justify="right", no_wrap=True)
+            for each in groups:
+                numbers = (str(each[key]) for key in ("n", "baseline", "score", "gain"))
+                table.add_row(escape(f"{each['test']}, {each['group']}"), *numbers)
+            console.print(table)
         console.print()
     if len(document["finalists"]) > 1:
         told = "Finalists stand in the order of their validation scores, by which they were chosen."
@@ -124,6 +138,22 @@ def print_improvement(document: Document, console: Console) -> None:
     if document.get("note"):
         console.print(escape(document["note"]))
     console.print(f"Report: {escape(document['report'])}", highlight=False, soft_wrap=True)
+
+
+def _groups(document: Document, scale: Scale) -> list[dict[str, Any]]:
+    """Scores and gains of the groups of test sets, in words."""
+    return [
+        {
+            "method": method,
+            "test": test,
+            "group": row["group"],
+            "n": row["n"],
+            "baseline": scale.score(row["baseline"]),
+            "score": scale.score(row["score"]),
+            "gain": scale.with_interval(row),
+        }
+        for method, test, row in group_rows(document["finalists"])
+    ]
 
 
 def exported(document: Document) -> str:

@@ -29,6 +29,7 @@ from heldout.data import all_targets
 from heldout.errors import checked
 from heldout.improve.costs import Costs
 from heldout.improve.events import tell_verdict
+from heldout.improve.groups import gains_by_group, groups_of
 from heldout.improve.plan import FEWEST_SEEDS, SEEDS, SHARE, Plan, least_seconds, make_plan
 from heldout.improve.report import to_html, to_markdown
 from heldout.improve.screening import COMBINED, measured_costs, select_finalists
@@ -62,6 +63,9 @@ def improve(
     aim: str = "both",
     screen_only: bool = False,
     device: str | None = None,
+    autocast: str | None = None,
+    compile: bool | None = None,
+    num_workers: int | None = None,
     workers: int = 1,
     threads: int = 1,
     on: str = "local",
@@ -85,6 +89,9 @@ def improve(
         aim: what methods are selected for: "iid", "shift" or "both" (see ``heldout.improve.selection``).
         screen_only: rank the methods on validation data, and stop before the confirmation: no verdict.
         device: where to train, or "auto"; default: what the file says.
+        autocast: "bfloat16", "float16", or "float32" for none; default: what the file says.
+        compile: whether the model is compiled; default: what the file says.
+        num_workers: processes that load the data of a run; default: what the file says.
         workers: processes.
         threads: threads of arithmetic in each of them.
         on: "local", "processes", "ray" or "ray://host:port"; every machine needs heldout, and the file at its path.
@@ -103,11 +110,12 @@ def improve(
     if aim not in AIMS:
         raise ProblemError(f"the aim must be one of {', '.join(AIMS)}, got {aim!r}")
     started = time.monotonic()
-    problem = load_problem(path, device=device)
-    warnings = check_problem(problem)
+    problem = load_problem(path, device=device, autocast=autocast, compile=compile, num_workers=num_workers)
+    warnings = [*problem.overridden, *check_problem(problem)]
     candidates, skipped = _candidates(problem, methods, exclude)
     if not candidates:
         raise ProblemError("no method applies: " + "; ".join(f"{name}: {reason}" for name, reason in skipped.items()))
+    groups = groups_of(problem)
     selected_on, warning = selection_sets(problem, aim)
     warnings += [warning] if warning else []
     folder = (
@@ -130,6 +138,7 @@ def improve(
             step=resolution(sizes, problem.metric),
             after=frozenset(n for n in candidates if acts_after_training(parse(n, problem.own_methods))),
             tests_share=sum(map(len, problem.splits.test.values())) / sum(sizes),  # type: ignore[arg-type]
+            groups=groups,
         )
         plan, per_epoch = _plan(search, folder, candidates, combine, seeds, budget, screen_only)
         document: dict[str, Any] = {
@@ -246,6 +255,14 @@ def _confirmed(
     )
     for row in found["finalists"]:
         row["rate"] = settings[of[row["method"]]].rate
+        row["groups"] = gains_by_group(
+            confirmed,
+            row["method"],
+            BASELINE,
+            search.groups,
+            maximise=search.problem.maximise,
+            finalists=len(finalists),
+        )
     document["warnings"] += at_chance(search.problem, found["baseline"]["tests"])
     verdict, winner = sentence(found, tests, search.aim, metric)
     complete = not confirmed.pending and not found["unfinished"]
@@ -349,6 +366,7 @@ def _plan(
     """The plan, or None where the budget buys no verdict, and the seconds of an epoch of plain training."""
     asked = {"candidates": candidates, "combine": combine, "seeds": seeds, "budget": budget, "aim": search.aim}
     asked |= {"data": search.fingerprint, "screen_only": screen_only, "workers": search.workers}
+    asked |= {"options": search.problem.asked} if search.problem.asked else {}
     file = folder / "plan.json"
     if file.exists():
         kept = json.loads(file.read_text())

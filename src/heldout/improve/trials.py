@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import numpy as np
 import heldout
 from heldout.errors import check_nonempty, checked
 from heldout.improve.events import tell_runs
+from heldout.improve.groups import Groups, groups_of, metric_of, scores_by_group
 from heldout.improve.selection import LEFT_OUT, leaves_out, leaving_out, selection_sets
 from heldout.improve.sharing import SharedTraining
 from heldout.improve.verdict import BASELINE
@@ -34,20 +35,22 @@ from heldout.study import (
 
 SCREENING_SEED = 1000
 CURVES = {"loss": "training loss", "train_error": "training error"}
+OPTIONS = ("device", "autocast", "compile", "num_workers")  # of an arm, where they were asked for
+Asked = tuple[tuple[str, Any], ...]
 Say = Callable[[str], None]
 
 
 @lru_cache(maxsize=1)
-def _problem(path: str, modified: float, device: str | None) -> Problem:
-    return load_problem(path, device=device)
+def _problem(path: str, modified: float, asked: Asked) -> Problem:
+    return load_problem(path, **dict(asked))
 
 
 @lru_cache(maxsize=1)
 def _loaded(
-    path: str, modified: float, aim: str, device: str | None, turn: int | None
+    path: str, modified: float, aim: str, asked: Asked, turn: int | None
 ) -> tuple[Problem, list[Any], SharedTraining]:
     """The problem, what candidates are scored on, and trainings that are shared; ``turn``: of the left-out domain."""
-    problem = _problem(path, modified, device)
+    problem = _problem(path, modified, asked)
     sets = selection_sets(problem, aim)[0]
     if turn is not None:
         problem, sets[LEFT_OUT] = leaving_out(problem, turn)
@@ -64,9 +67,10 @@ def run(arm: Mapping[str, Any], seed: int, profile: str) -> dict[str, float]:
     trains on all of them, and its validation score is that of the given validation data.
     """
     check_nonempty(arm=arm)
-    file, modified, aim, device = arm["file"], os.path.getmtime(arm["file"]), arm["aim"], arm.get("device")
-    turn = seed if profile != "confirm" and leaves_out(_problem(file, modified, device), aim) else None
-    problem, selected_on, trainings = _loaded(file, modified, aim, device, turn)
+    file, modified, aim = arm["file"], os.path.getmtime(arm["file"]), arm["aim"]
+    asked = tuple((name, arm[name]) for name in OPTIONS if name in arm)
+    turn = seed if profile != "confirm" and leaves_out(_problem(file, modified, asked), aim) else None
+    problem, selected_on, trainings = _loaded(file, modified, aim, asked, turn)
     method = None if arm["method"] == BASELINE else parse(arm["method"], problem.own_methods)
     fitted = trainings.fit(problem, method, seed=seed, epochs=arm["epochs"], rate=arm["rate"])
     started = time.perf_counter()
@@ -88,7 +92,11 @@ def run(arm: Mapping[str, Any], seed: int, profile: str) -> dict[str, float]:
         "seconds per epoch": float(np.median([epoch["seconds"] for epoch in fitted.history])),
     }
     if profile == "confirm":
-        metrics |= {f"test {name}": problem.score(fitted, dataset) for name, dataset in problem.splits.test.items()}
+        groups = groups_of(problem)
+        for name, dataset in problem.splits.test.items():
+            outputs, targets = problem.outputs(fitted, dataset)
+            metrics[f"test {name}"] = problem.judge(outputs, targets)
+            metrics |= scores_by_group(problem, name, outputs, targets, groups)
     return metrics
 
 
@@ -119,21 +127,24 @@ class Search:
     step: float
     after: frozenset[str]  # candidates that act after training
     tests_share: float  # examples of the tests, as a multiple of those that candidates are selected on
+    groups: Groups = field(default_factory=dict)  # of the test sets, where the file names factors
 
     def study(self, candidates: Mapping[str, Candidate], epochs: int, profile: str) -> Study:
         direction = higher_is_better if self.problem.maximise else lower_is_better
         costs = ("validation loss", "training seconds", "inference seconds", "seconds per epoch")
         metrics = {"validation": direction, **dict.fromkeys(costs, lower_is_better)}
+        of_groups: list[str] = []
         if profile == "confirm":
             metrics |= {f"test {name}": direction for name in self.problem.splits.test}
-        common = {
+            of_groups = [metric_of(test, group) for test, groups in self.groups.items() for group in groups]
+            metrics |= dict.fromkeys(of_groups, direction)
+        common: dict[str, Any] = {
             "file": str(self.problem.path.resolve()),
             "aim": self.aim,
             "data": self.fingerprint,
             "heldout": heldout.__version__,
         }
-        if self.problem.asked_device:
-            common["device"] = self.problem.asked_device
+        common |= self.problem.asked
         return Study(
             slug="improve",
             arms={
@@ -142,6 +153,7 @@ class Search:
             },
             run=run,
             metrics=metrics,
+            optional=of_groups,
             seeds={profile: 1},
             time_limit={profile: 24 * 3600.0},
             source=[self.problem.path.resolve(), *factory_files()],

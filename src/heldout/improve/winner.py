@@ -90,7 +90,7 @@ def winner_code(document: Mapping[str, Any], problem: Problem) -> str:
     made = f"method = {' + '.join(parts)}"
     if not problem.as_given:  # targets, loss or outputs are put into fit's form
         scaled = f", rate={rate:g}" if rate != 1 else ""
-        asked = f", device={problem.asked_device!r}" if problem.asked_device else ""
+        asked = "".join(f", {name}={value!r}" for name, value in problem.asked.items())
         file = name if example else problem.path.name
         lines = [
             *([f"from heldout.methods import {', '.join(names)}"] if names else []),

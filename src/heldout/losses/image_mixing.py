@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from heldout.data import CutMix, Mixing, MixingChoice, all_targets, gather
@@ -62,6 +63,9 @@ def mixing_method(mixing: Mixing | MixingChoice, name: str = "mixing") -> Method
 def cutmix(alpha: float = 1.0, prob: float = 0.5) -> Method:
     """Returns the Method that trains an image classifier on batches in which one rectangle is another image's.
 
+    The loss is cross-entropy with the blended labels; of a loss of your own, its value for both labels, weighted
+    likewise.
+
     Args:
         alpha: of the Beta(alpha, alpha) distribution that the area is drawn from.
         prob: probability that a batch is mixed.
@@ -75,7 +79,26 @@ def cutmix(alpha: float = 1.0, prob: float = 0.5) -> Method:
         >>> cutmix(prob=1.0).name
         'cutmix'
     """
-    return mixing_method(CutMix(alpha=alpha, prob=prob), "cutmix")
+    cut = CutMix(alpha=alpha, prob=prob)
+    mixed = mixing_method(cut, "cutmix")
+
+    def loss(run: Run, batch: Batch) -> Tensor:
+        if run.objective is F.cross_entropy or len(batch.targets) < 2 or run.num_classes is None:
+            return cast(Any, mixed.loss)(run, batch)
+        if run.evaluation <= 0:
+            run.state["cutmix"] = run.generator.get_state()
+        else:
+            run.generator.set_state(run.state["cutmix"])
+        own = torch.arange(len(batch.targets))  # to mix positions in place of classes tells each image's partner
+        images, shares = cut(images_of(batch.inputs), own, len(own), generator=run.generator)
+        inputs = {**batch.inputs, "pixel_values": images} if isinstance(batch.inputs, Mapping) else images
+        outputs, share = batch.with_inputs(inputs).logits, float(shares[0, 0])
+        shares.fill_diagonal_(0.0)
+        other = batch.targets[shares.argmax(1).to(batch.targets.device)]
+        whole = run.objective(outputs, batch.targets)
+        return whole if share == 1 else share * whole + (1 - share) * run.objective(outputs, other)
+
+    return Method("cutmix", loss=loss, check=mixed.check)
 
 
 def images_of(inputs: Any) -> Tensor:

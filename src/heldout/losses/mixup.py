@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from heldout.data import beta_weight, gather, mix, mixup, permutation
@@ -15,8 +16,9 @@ from heldout.method import Batch, Method, Run, Splits
 def mixup_method(alpha: float = 0.2) -> Method:
     """Returns the Method that trains on each batch mixed with a permutation of itself (``heldout.data.mixup``).
 
-    Classification: replaces the loss by cross-entropy with the mixed labels. Regression: the user's own loss against
-    the mixed targets. A second evaluation within one step (SAM) sees the same mixture. It costs next to nothing.
+    Classification: cross-entropy with the mixed labels; of a loss of your own, its value for both labels, weighted
+    likewise. Regression: your own loss against the mixed targets. A second evaluation within one step (SAM) sees the
+    same mixture. It costs next to nothing.
 
     Args:
         alpha: of the Beta(alpha, alpha) distribution that the weight is drawn from; 0 mixes nothing.
@@ -39,7 +41,13 @@ def mixup_method(alpha: float = 0.2) -> Method:
             run.generator.set_state(run.state["mixup"])
         if run.num_classes is not None:
             mixed = mixup(batch.inputs, batch.targets, run.num_classes, alpha=alpha, generator=run.generator)
-            return soft_cross_entropy(batch.with_inputs(mixed.inputs).logits, mixed.targets)
+            outputs = batch.with_inputs(mixed.inputs).logits
+            if run.objective is F.cross_entropy:
+                return soft_cross_entropy(outputs, mixed.targets)
+            other = batch.targets[mixed.partner.to(batch.targets.device)]
+            return mixed.weight * run.objective(outputs, batch.targets) + (1 - mixed.weight) * run.objective(
+                outputs, other
+            )
         weight, partner = beta_weight(alpha, run.generator), permutation(len(batch.targets), run.generator)
         outputs = batch.with_inputs(mix(batch.inputs, partner, weight)).logits
         return run.objective(outputs, mix(batch.targets, partner, weight))

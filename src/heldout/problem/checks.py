@@ -15,6 +15,7 @@ from heldout.errors import ProblemError, checked
 from heldout.method import Method, forward, why_no_class_labels
 from heldout.nn import inputs_for
 from heldout.problem.language import LanguageProblem
+from heldout.problem.own_loss import told_of_own_loss, why_not_with_own_loss
 from heldout.problem.problem import Problem, bytes_of, named_validation, tensors_of
 from heldout.train import ContinualMethod, problem_of
 
@@ -73,7 +74,7 @@ def check_problem(problem: Problem) -> list[str]:
     if problem.task == "classification" and len(kind.encode(targets["train"]).unique()) < 2:
         raise ProblemError(f"{problem.path}: train holds only one class, {int(kind.encode(targets['train'])[0])}")
     _check_metric(problem, module, targets)
-    found = _shared_rows(rows)
+    found = [*_shared_rows(rows), *told_of_own_loss(problem, module)]
     if kind.one_logit:
         found.append(
             "the model gives one logit: methods that act on a classification layer apply to a model of two outputs only"
@@ -150,6 +151,4 @@ def inapplicable(problem: Problem, method: Method) -> str | None:
         reason = "it chooses the training examples, which come task after task"
     if isinstance(problem, LanguageProblem):
         return problem.kind.in_words(reason)
-    if reason is None and "loss" in method.stages and problem.own_loss:
-        return "it replaces the loss, and the file defines its own"
-    return reason
+    return why_not_with_own_loss(problem, method) if reason is None and problem.own_loss else reason

@@ -41,6 +41,17 @@ KINDS: tuple[KindName, ...] = ("classification", "binary", "multi-label", "regre
 IGNORED = -100
 REAL_LOSSES = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss, F.mse_loss, F.l1_loss, F.smooth_l1_loss)
 
+PLAIN_LOSSES: dict[str, tuple[type[nn.Module], Callable[..., Tensor], dict[str, Any]]] = {
+    "classification": (
+        nn.CrossEntropyLoss,
+        F.cross_entropy,
+        {"weight": None, "ignore_index": IGNORED, "label_smoothing": 0.0},  # no label of a class is negative
+    ),
+    "binary": (nn.BCEWithLogitsLoss, F.binary_cross_entropy_with_logits, {"weight": None, "pos_weight": None}),
+    "regression": (nn.MSELoss, F.mse_loss, {}),
+}
+"""What ``fit`` minimises, as a module, as a function, and with which options of the module."""
+
 
 @dataclass(frozen=True)
 class Kind:
@@ -139,11 +150,41 @@ class Kind:
             raise ValueError(
                 "the model must give logits: leave out its sigmoid, and give no loss, or BCEWithLogitsLoss"
             )
-        if own is None or ((self.one_logit or self.name == "multi-label") and _plain_binary_cross_entropy(own)):
+        if own is None or self.is_plain(own):
             return {"multi-label": _binary_cross_entropy, "tokens": token_cross_entropy}.get(self.name)
         if self.as_given and not self.one_logit:
             return own
         return functools.partial(_own_loss, self, own)
+
+    @checked
+    def is_plain(self, own: Callable[..., Any]) -> bool:
+        """Returns whether a file's loss is the one that ``fit`` takes for this kind anyway.
+
+        Told by what it is, not by what it gives: ``nn.CrossEntropyLoss()`` or ``F.cross_entropy`` for classes,
+        ``nn.BCEWithLogitsLoss()`` or ``F.binary_cross_entropy_with_logits`` for one logit and for labels,
+        ``nn.MSELoss()`` or ``F.mse_loss`` for real numbers of the outputs' shape (of another shape they compare each
+        output with each target). Options that change the value, subclasses, partials and functions around them are the
+        file's own: no batch can show that they do the same on every other one.
+
+        Example:
+            >>> kind = kind_of(torch.zeros(2, 3), torch.tensor([0, 2]))
+            >>> kind.is_plain(nn.CrossEntropyLoss()), kind.is_plain(nn.CrossEntropyLoss(label_smoothing=0.1))
+            (True, False)
+        """
+        if self.one_logit or self.name == "multi-label":
+            plain = PLAIN_LOSSES["binary"]
+        elif self.name in ("classification", "binary"):
+            plain = PLAIN_LOSSES["classification"]
+        elif self.name == "regression" and self.outputs == self.target:
+            plain = PLAIN_LOSSES["regression"]
+        else:
+            return False
+        module, function, options = plain
+        if own is function:
+            return True
+        if type(own) is not module or "forward" in vars(own) or own._forward_hooks or own._forward_pre_hooks:
+            return False
+        return own.reduction == "mean" and all(getattr(own, name) == value for name, value in options.items())
 
     @checked
     def loss(self, outputs: Tensor, targets: Tensor) -> float:
@@ -349,12 +390,6 @@ def token_cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
 
 def _binary_cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(outputs, targets.to(outputs.dtype))
-
-
-def _plain_binary_cross_entropy(loss: Any) -> bool:
-    if isinstance(loss, nn.BCEWithLogitsLoss):
-        return loss.weight is None and loss.pos_weight is None and loss.reduction == "mean"
-    return loss is F.binary_cross_entropy_with_logits
 
 
 def _own_loss(kind: Kind, own: Callable[[Tensor, Tensor], Tensor], outputs: Tensor, targets: Tensor) -> Tensor:

@@ -18,8 +18,12 @@ DataLoaders or streams (see ``heldout.problem.as_examples``).
   ``(outputs, targets) -> float`` with ``metric_goal = "max"`` or ``"min"``
 * ``pretrained_state() -> state dict`` that training starts from
 * ``factors``: ``{"train": {"shape": [...], "colour": [...]}, "<test set>": {...}}``, what each example is made of, or a
-  function that returns it: ``audit`` tells how the model does on combinations that it was not trained on
+  function that returns it: ``audit`` tells how the model does on combinations that it was not trained on, ``improve``
+  what is gained on the examples of a test set that have one value of a factor
 * ``methods``: further Methods to try, by name
+
+A ``loss`` that is the plain one of its kind (``heldout.problem.Kind.is_plain``) is as good as none: every Method may
+replace it. With one of the file's own, Methods that would put another in its place are left out, and say why.
 
 Where the data are texts, the problem is a causal language model; see ``heldout.problem.language`` for its names. Data
 may be graphs of PyTorch Geometric, too; see ``heldout.problem.graphs``.
@@ -49,19 +53,37 @@ from heldout.train import TaskStream
 EXAMPLES = ("digits", "fashion", "graphs", "smollm", "stream")
 RECIPE = ("optimizer", "epochs", "batch_size", "schedule", "loss", "augment", "max_grad_norm")
 PLACE = ("device", "autocast", "num_workers")
+PRECISIONS = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": None}
 
 
 @checked
-def load_problem(path: str | Path, *, device: str | None = None) -> Problem:
+def load_problem(
+    path: str | Path,
+    *,
+    device: str | None = None,
+    autocast: str | None = None,
+    compile: bool | None = None,
+    num_workers: int | None = None,
+) -> Problem:
     """Returns the problem that a file defines; "digits", "fashion", "graphs" and "smollm" are the built-in examples.
 
     Args:
         path: the file.
         device: where to train, in place of what the file says; "auto" is the accelerator where there is one.
+        autocast: "bfloat16" or "float16" for forward passes in training, or "float32" for none, in place of the file's.
+        compile: whether the model is compiled, in place of what the file says; options that it gives stay.
+        num_workers: processes that load data, in place of the file's.
 
     Raises:
-        ProblemError: the file is missing, fails, or lacks ``model`` or ``data``; there is no such device.
+        ProblemError: the file is missing, fails, or lacks ``model`` or ``data``; there is no such device; an option is
+            out of range, or has no effect on the file's own ``train``.
     """
+    asked: dict[str, Any] = {"autocast": autocast, "compile": compile, "num_workers": num_workers}
+    asked = {name: value for name, value in asked.items() if value is not None}
+    if autocast not in (None, *PRECISIONS):
+        raise ProblemError(f"autocast must be {', '.join(PRECISIONS)}, got {autocast!r}")
+    if num_workers is not None and num_workers < 0:
+        raise ProblemError(f"num_workers must be at least 0, got {num_workers}")
     file = example_path(str(path)) if str(path) in EXAMPLES else Path(path)
     if not file.is_file():
         raise ProblemError(f"no file {str(path)!r} (the built-in examples are {', '.join(EXAMPLES)})")
@@ -69,6 +91,15 @@ def load_problem(path: str | Path, *, device: str | None = None) -> Problem:
         names = vars(load_file(file))
     except StudyError as error:
         raise ProblemError(str(error)) from error
+    overridden = _overridden(names, asked)
+    names = _with_asked(names, asked, file)
+    problem = _load(file, names, device)
+    problem.asked_options, problem.overridden = asked, overridden
+    return problem
+
+
+def _load(file: Path, names: Mapping[str, Any], device: str | None) -> Problem:
+    """The problem that the names of a file define."""
     for name, form in (("model", "model() -> nn.Module"), ("data", "data() -> heldout.Splits")):
         if not callable(names.get(name)):
             raise ProblemError(f"{file} must define {form}")
@@ -114,6 +145,32 @@ def load_problem(path: str | Path, *, device: str | None = None) -> Problem:
     else:
         problem.asked_metric = metric or None
     return problem
+
+
+def _with_asked(names: Mapping[str, Any], asked: Mapping[str, Any], file: Path) -> dict[str, Any]:
+    """The names of a file, those of options as they were asked for."""
+    changed = dict(names)
+    for name, value in asked.items():
+        if name != "compile" and callable(names.get("train")):
+            raise ProblemError(f"{file}: train() takes the place of heldout.fit: it has to do {name} itself")
+        if name == "autocast":
+            value = PRECISIONS[value]
+        elif name == "compile" and value and names.get("compile"):
+            continue
+        changed[name] = value
+    return changed
+
+
+def _overridden(names: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
+    """What a file says of the options that were asked for, where it says something else."""
+    said = []
+    for name, value in asked.items():
+        given = names.get(name)
+        meant = PRECISIONS[value] if name == "autocast" else value
+        if given is not None and (bool(given) if name == "compile" else given) != meant:
+            told = str(given).removeprefix("torch.")
+            said.append(f"{name} is {value}, as asked for, in place of the file's {told}")
+    return said
 
 
 @checked

@@ -45,6 +45,8 @@ class Problem:
         given_recipe: the recipe as the file gives it; ``recipe`` is what is worked with.
         asked_kind: the kind of problem that the file names; None where outputs and targets tell it.
         asked_device: where to train, in place of what the file says.
+        asked_options: "autocast", "compile" and "num_workers" as they were asked for, in place of what the file says.
+        overridden: what the file says otherwise than was asked for, in words.
         measure: the file's own metric, ``(outputs, targets) -> float``; None for a built-in one.
         asked_metric: the built-in metric, or the name of the file's own; None where the file names none.
         asked_maximise: whether more of the file's own metric is better.
@@ -73,6 +75,8 @@ class Problem:
     compiled: bool | Mapping[str, Any] = False
     converted: bool = False
     factors: Mapping[str, Any] = field(default_factory=dict)
+    asked_options: dict[str, Any] = field(default_factory=dict)
+    overridden: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -139,12 +143,11 @@ class Problem:
     @cached_property
     def as_given(self) -> bool:
         """Whether ``heldout.fit`` takes the model, the data and the loss as the file gives them."""
-        same_loss = self.recipe.get("loss") is self.given_recipe.get("loss")
+        given = self.given_recipe.get("loss")
+        same_loss = self.recipe.get("loss") is (None if given is None or self.kind.is_plain(given) else given)
         if self.recipe_device is not None or self.own_train or self.sampler or self.patience or self.compiled:
             return False
-        if self.in_tasks:
-            return False
-        if self.converted:
+        if self.in_tasks or self.converted or self.asked_options:
             return False
         return same_loss and not self.kind.one_logit and self.splits.train is self.given.train
 
@@ -154,8 +157,13 @@ class Problem:
         return isinstance(self.given, TaskStream)
 
     @property
+    def asked(self) -> dict[str, Any]:
+        """What ``load_problem`` was asked for beside the file: device and options."""
+        return {**({"device": self.asked_device} if self.asked_device else {}), **self.asked_options}
+
+    @property
     def own_loss(self) -> bool:
-        """Whether the file's loss is another one than its kind's."""
+        """Whether the file's loss is another one than its kind's (see ``heldout.problem.Kind.is_plain``)."""
         return self.recipe.get("loss") is not self.kind.objective(None)
 
     @property

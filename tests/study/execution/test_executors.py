@@ -299,7 +299,7 @@ def kill_study():
 
 def test_without_ray_one_line_says_which_extra_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(StudyError, match=r"on='ray' needs Ray: pip install heldout\[ray\]"):
+    with pytest.raises(StudyError, match=r"on='ray': ray is not installed: pip install 'heldout\[ray\]'"):
         make_executor("ray")
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from heldout.errors import MissingExtraError, require
 from heldout.study.execution.isolation import thread_environment
 from heldout.study.execution.runs import Outcome, Task, perform
 from heldout.study.execution.workers import Worker, WorkerDiedError
@@ -96,9 +97,9 @@ class RayActors:
 
     def __init__(self, address: str | None, threads: int) -> None:
         try:
-            import ray
-        except ImportError:
-            raise StudyError("on='ray' needs Ray: pip install heldout[ray]") from None
+            ray = require("ray")
+        except MissingExtraError as error:
+            raise StudyError(f"on='ray': {error}") from None
         self._ours = not ray.is_initialized()
         if self._ours:
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

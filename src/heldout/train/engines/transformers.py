@@ -28,8 +28,8 @@ def _check_counts_as_fit(args: TrainingArguments) -> None:
     """Refuses what makes steps differ from batches, by which a stream tells when a task ends."""
     if args.gradient_accumulation_steps > 1 or args.max_steps > 0 or args.num_train_epochs % 1:
         raise ValueError(
-            "a stream of tasks is laid out for whole epochs of one batch a step: leave gradient_accumulation_steps at 1 "
-            "and max_steps unset, or train task by task with ContinualTrainer"
+            "a stream of tasks is laid out for whole epochs of one batch a step: leave gradient_accumulation_steps at "
+            "1 and max_steps unset, or train task by task with ContinualTrainer"
         )
 
 
