@@ -82,6 +82,39 @@ def small_cnn(
     return nn.Sequential(blocks)
 
 
+@checked
+def conv4(in_channels: int = 1, dim: int = 64, *, width: int = 32, size: int = 28, groups: int = 4) -> nn.Sequential:
+    """Returns the four-block network of few-shot learning, from ``(batch, in_channels, size, size)`` to ``(batch, dim)``.
+
+    Each block is a 3 x 3 convolution, GroupNorm, ReLU and 2 x 2 max-pooling; a linear layer makes the embedding.
+    GroupNorm in the place of the usual BatchNorm, whose statistics mean nothing in a batch of five examples.
+
+    Args:
+        in_channels: 1 for grey images, 3 for colour.
+        dim: length of the embedding.
+        width: channels of each convolution, a multiple of ``groups``.
+        size: height and width in pixels, at least 16.
+        groups: of GroupNorm.
+
+    Raises:
+        ValueError: options out of range, or a width that the groups do not divide.
+
+    Source: arXiv:1606.04080, section 4.1.1 (Vinyals et al.).
+
+    Example:
+        >>> conv4()(torch.zeros(2, 1, 28, 28)).shape
+        torch.Size([2, 64])
+    """
+    check_at_least(1, in_channels=in_channels, dim=dim, width=width, groups=groups)
+    check_at_least(16, size=size)
+    if width % groups:
+        raise ValueError(f"width must be a multiple of groups, got {width} and {groups}")
+    layers: list[nn.Module] = []
+    for channels in (in_channels, width, width, width):
+        layers += [nn.Conv2d(channels, width, 3, padding=1), nn.GroupNorm(groups, width), nn.ReLU(), nn.MaxPool2d(2)]
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(width * (size // 16) ** 2, dim))
+
+
 class PatchCNN(nn.Module):
     """Two-layer convolutional network of learning theory: filters over patches, a power, and a fixed sum.
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from heldout.errors import require
 from heldout.train.continual.anchored import EWC, RWalk, SynapticIntelligence
 from heldout.train.continual.exemplars import ExemplarMemory, MemoryPolicy, herding_order
+from heldout.train.continual.fast_slow import FastSlow, prototype_training
 from heldout.train.continual.fit_stream import StreamResult, fit_stream
 from heldout.train.continual.quadratic_penalty import QuadraticPenalty
 from heldout.train.continual.rehearsal import AGEM, LwF, Replay
@@ -148,6 +149,7 @@ __all__ = [
     "Episode",
     "Evolution",
     "ExemplarMemory",
+    "FastSlow",
     "Fitted",
     "FittedPairs",
     "FixMatch",
@@ -281,6 +283,7 @@ __all__ = [
     "pooled_features",
     "pretrain_graph",
     "problem_of",
+    "prototype_training",
     "ps_kd",
     "pseudo_labels",
     "pseudo_supervisor",
