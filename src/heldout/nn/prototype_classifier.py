@@ -122,7 +122,7 @@ class PrototypeClassifier:
     @checked
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes up what ``state_dict`` returned."""
-        self.counts, self._sums = state["counts"], state["sums"]
+        self.counts, self._sums = state["counts"].clone(), state["sums"].clone()
 
     def _totals(self, z: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Sums of normalised embeddings and counts, by class."""
