@@ -170,20 +170,27 @@ def prototype_episodes(
     classes, numbers = y.cpu().unique(return_inverse=True)
     if len(classes) < ways:
         raise ValueError(f"ways must be at most the number of classes in y, {len(classes)}, got {ways}")
-    own = numbers.unsqueeze(0) == torch.arange(len(classes)).unsqueeze(1)  # (classes, items)
-    both = (own & shown & asked).sum(1)
-    for name, flag, least in (("shots", shown, shots), ("queries", asked, queries)):
-        other = both.clamp(max=shots) if name == "queries" else torch.zeros_like(both)
-        left = (own & flag).sum(1) - other
+    # row k of a table holds the places of class k's items, and then, for its width, places that are never drawn
+    counts = torch.bincount(numbers)
+    column = torch.arange(int(counts.max()))
+    starts = (counts.cumsum(0) - counts).unsqueeze(1)
+    table = numbers.argsort(stable=True)[(starts + column).clamp(max=len(z) - 1)]
+    there = column < counts.unsqueeze(1)
+    shown, asked = there & shown[table], there & asked[table]
+    both = (shown & asked).sum(1).clamp(max=shots)
+    for name, flag, taken, least in (("shots", shown, 0, shots), ("queries", asked, both, queries)):
+        left = flag.sum(1) - taken
         if (left < least).any():
             short = int(left.argmin())
             raise ValueError(f"{name} must be at most {int(left[short])}, what class {int(classes[short])} has left")
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.rand(episodes, len(classes), generator=generator).argsort(1)[:, :ways]  # (episodes, ways)
-    order = torch.rand(episodes, ways, len(z), generator=generator)
-    support = order.masked_fill(~(own & shown)[drawn], 2.0).argsort(2)[..., :shots]
-    order = torch.rand(episodes, ways, len(z), generator=generator).masked_fill(~(own & asked)[drawn], 2.0)
-    targets = order.scatter(2, support, 2.0).argsort(2)[..., :queries].flatten(1).to(z.device)
+    keys = torch.rand(2, episodes, ways, len(column), generator=generator)
+    support = keys[0].masked_fill(~shown[drawn], 2.0).topk(shots, dim=2, largest=False).indices
+    free = keys[1].masked_fill(~asked[drawn], 2.0).scatter(2, support, 2.0)
+    targets = free.topk(queries, dim=2, largest=False).indices
+    support, targets = (table[drawn].gather(2, places) for places in (support, targets))
+    targets = targets.flatten(1).to(z.device)
     rows_of = F.normalize(z, dim=1)
     prototypes = F.normalize(rows_of[support.to(z.device)].mean(2), dim=2)  # (episodes, ways, dim)
     found = torch.bmm(rows_of[targets], prototypes.transpose(1, 2)).argmax(2)
