@@ -1,6 +1,32 @@
 """Few-shot continual learning: do slow weights that follow fast ones keep, or even improve, what a few examples can do?
 
-DOC
+Claim. Learning a stream of few-shot tasks one after the other harms what the encoder can do with a few examples of
+classes that never came (C1). Slow weights that take a gated part of what fast weights learn lose nothing there and gain
+(C2), know the classes of the stream better than one set of weights does, with or without EWC (C3), and as well as a
+model of all examples so far; the published "better than joint" is looked at by its sign (C4). Source: arXiv:2104.09034
+(Wang et al. 2021), no code known: the equations of ``FastSlow`` are a reconstruction from its abstract.
+
+World. ``strokes``: characters of random strokes, 30 base classes, then 5 tasks of 5 new ones, and 15 that never come.
+What all characters of a script share, bows and a thin dotted pen, is below 0.5 for base classes and above for all
+others: that is the gap between them. ``fonts``, the real cell: letters of Noto fonts. The base is six scripts (Latin,
+Greek, Cyrillic, Armenian, Georgian, Hebrew); each task is five letters of one of 14 others, dealt by seed, and what
+never comes are letters of the other nine. Letters are shown in sans and asked in serif. Both cells with 5 examples of a
+class and with 1; odd seeds have the tasks in one order, even ones in the other.
+
+Arms. All begin with the same encoder of base classes and predict by the nearest prototype, kept as it was when its
+class came, among the classes of all tasks so far. ``frozen``: prototypes alone. ``single``: fine-tuning at its own best
+rate; ``fast alone``: at that of ``tsc``. ``ewc``, which like ``tsc`` begins with the Fisher information of 200 base
+examples. ``replay``: one example of each class. ``joint``: from the base encoder at each task, on all examples so far,
+with prototypes of all made anew, and stopped at its best number of steps. ``reptile``: ``tsc`` without importance;
+``tsc ungated``: all weights at one eta; ``tsc without reset``: fast weights go on from where they were. ``cl`` is the
+accuracy on all stream classes with the weights that the last task has left, for ``tsc`` the fast ones; ``cl_slow`` that
+with the slow ones and prototypes of theirs, where there are any. ``fsl``: 200 episodes of 5 classes that never came,
+with the slow weights; ``fsl_1`` those with 1 example; ``fsl_change``: since before the stream.
+
+Settings. Adam, 25 steps on all examples of a task. SEARCH
+
+Deviations. Pictures of 20 x 20 and strides in the place of pooling, for time. Steps and the base's recipe were not
+searched. No SI, no memory beside the slow weights, no drawing styles.
 """
 
 from __future__ import annotations
@@ -271,49 +297,43 @@ def fonts_missing() -> str:
     return missing([FONTS]) or ("" if find_spec("PIL") else "PIL is not installed: pip install pillow")
 
 
-TSC: dict[str, Any] = {"strategy": "fast_slow", "kappa": 1.0}
-SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
-    "strokes": {
-        "frozen": {"strategy": "none", "steps": 0},
-        "single": {"strategy": "none", "lr": 3e-5},
-        "fast alone": {"strategy": "none", "lr": 1e-3},
-        "ewc": {"strategy": "ewc", "lr": 1e-4, "strength": 1e3},
-        "replay": {"strategy": "replay", "lr": 1e-4},
-        "joint": {"strategy": "joint", "lr": 3e-4, "steps": 50},
-        "reptile": {"strategy": "fast_slow", "importance": None, "kappa": 0.0, "lr": 1e-3, "eta": 0.1},
-        "tsc": TSC | {"lr": 1e-3, "eta": 0.1, "strength": 1e3},
-        "tsc ungated": TSC | {"kappa": 0.0, "lr": 1e-3, "eta": 0.1, "strength": 1e3},
-        "tsc without reset": TSC | {"reset": False, "lr": 1e-3, "eta": 0.1, "strength": 1e3},
-    },
+TSC: dict[str, Any] = {"strategy": "fast_slow", "kappa": 1.0, "lr": 3e-4, "eta": 0.3, "strength": 1e3}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "frozen": {"strategy": "none", "steps": 0},
+    "single": {"strategy": "none", "lr": 2e-5},
+    "fast alone": {"strategy": "none", "lr": TSC["lr"]},
+    "ewc": {"strategy": "ewc", "lr": 3e-5, "strength": 1e4},
+    "replay": {"strategy": "replay", "lr": 3e-5},
+    "joint": {"strategy": "joint", "lr": 3e-4, "steps": 50},
+    "reptile": {"strategy": "fast_slow", "importance": None, "kappa": 0.0, "lr": 3e-4, "eta": 0.2},
+    "tsc": TSC,
+    "tsc ungated": TSC | {"kappa": 0.0},
+    "tsc without reset": TSC | {"reset": False},
 }
-SETTINGS["fonts"] = SETTINGS["strokes"]
+FONT_SETTINGS: dict[str, dict[str, Any]] = SETTINGS | {}
 CELLS = {"": ("strokes", 5), "1-shot: ": ("strokes", 1), "fonts: ": ("fonts", 5), "fonts 1-shot: ": ("fonts", 1)}
 ARMS = {
     f"{prefix}{name}": {"cell": cell, "shots": shots, **setting}
     for prefix, (cell, shots) in CELLS.items()
-    for name, setting in SETTINGS[cell].items()
+    for name, setting in (SETTINGS if cell == "strokes" else FONT_SETTINGS).items()
 }
 
 
 def claims_of(prefix: str) -> list[Any]:
-    arm = {name: f"{prefix}{name}" for name in SETTINGS["strokes"]}
-    return [
-        at_most(arm["single"], on="fsl_change", value=-0.02),
-        at_most(arm["fast alone"], on="fsl_change", value=-0.02),
-        better(arm["tsc"], than=arm["frozen"], on="fsl", margin=0.005),
-        better(arm["tsc"], than=arm["single"], on="fsl", margin=0.025),
-        better(arm["tsc"], than=arm["single"], on="cl", margin=0.05),
-        better(arm["tsc"], than=arm["ewc"], on="cl", margin=0.01),
-        better(arm["tsc"], than=arm["joint"], on="cl", margin=-0.01),
-        better(arm["tsc"], than=arm["single"], on="cl_slow", margin=0.05),
-        better(arm["tsc"], than=arm["ewc"], on="cl_slow", margin=0.01),
-        better(arm["tsc"], than=arm["joint"], on="cl_slow", margin=-0.01),
-        better(arm["tsc"], than=arm["joint"], on="cl_slow"),
-        better(arm["tsc"], than=arm["frozen"], on="cl_slow"),
-        better(arm["tsc"], than=arm["reptile"], on="fsl"),
-        better(arm["tsc"], than=arm["tsc ungated"], on="fsl"),
-        better(arm["tsc"], than=arm["tsc without reset"], on="fsl"),
-    ]
+    def beats(*than: str, on: str, margin: float = 0.0) -> list[Any]:
+        return [better(f"{prefix}tsc", than=f"{prefix}{name}", on=on, margin=margin) for name in than]
+
+    found = [at_most(f"{prefix}fast alone", on="fsl_change", value=-0.02)]
+    found += beats("frozen", on="fsl", margin=0.005) + beats("single", on="fsl", margin=0.025)
+    found += beats("single", on="cl_slow", margin=0.05) + beats("ewc", on="cl_slow", margin=0.01)
+    found += beats("joint", on="cl_slow", margin=-0.01)
+    if "1-shot" in prefix:
+        return found
+    found += [at_most(f"{prefix}single", on="fsl_change", value=-0.02)]
+    found += beats("fast alone", on="fsl", margin=0.025) + beats("fast alone", on="cl_slow", margin=0.05)
+    found += beats("fast alone", "single", on="cl", margin=0.05) + beats("ewc", on="cl", margin=0.01)
+    found += beats("joint", on="cl", margin=-0.01) + beats("joint", "frozen", "replay", on="cl_slow")
+    return found + beats("reptile", "tsc ungated", "tsc without reset", on="fsl")
 
 
 study = Study(
