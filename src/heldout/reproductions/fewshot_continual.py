@@ -23,7 +23,17 @@ accuracy on all stream classes with the weights that the last task has left, for
 with the slow ones and prototypes of theirs, where there are any. ``fsl``: 200 episodes of 5 classes that never came,
 with the slow weights; ``fsl_1`` those with 1 example; ``fsl_change``: since before the stream.
 
-Settings. Adam, 25 steps on all examples of a task. SEARCH
+Settings. Adam, 25 steps on all examples of a task. Settings were chosen with 5 examples of a class on seed 1000, by the
+sum of ``fsl`` and ``cl_slow`` on a stream of base classes alone: for ``strokes`` new ones of the base's range, whose
+lower half is learnt and whose upper half is streamed and held out; for ``fonts`` two of the six scripts are learnt, two
+streamed, two held out. No class of the other kinds was looked at. Twelve settings or more for each arm of ``strokes``,
+six to eight for those of ``fonts``: rates from 1e-6 to 1e-2; with them EWC's strength from 10 to 1e7, the steps of
+``joint`` from 10 to 100, eta of ``reptile`` from 0.05 to 0.8; of ``tsc`` 0.05, 0.1, 0.2 and 0.3 and a strength from 100
+to 1e5. Best at the lowest values tried, beyond which they become ``frozen``: the rate of EWC in ``strokes``, those of
+``single`` and ``joint`` in ``fonts``; at its lowest, towards ``reptile``, the strength of ``tsc`` in ``fonts``; at its
+highest, as the specification has it, eta in ``strokes``. The two ablations have the settings of ``tsc``; kappa is 1.
+One seed of validation, where 300 answers give ``cl``, tells neighbouring settings apart only roughly. Those for 5
+examples serve for 1.
 
 Deviations. Pictures of 20 x 20 and strides in the place of pooling, for time. Steps and the base's recipe were not
 searched. No SI, no memory beside the slow weights, no drawing styles.
@@ -310,7 +320,19 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "tsc ungated": TSC | {"kappa": 0.0},
     "tsc without reset": TSC | {"reset": False},
 }
-FONT_SETTINGS: dict[str, dict[str, Any]] = SETTINGS | {}
+FONT_TSC = TSC | {"lr": 1e-3, "eta": 0.1, "strength": 1e2}
+FONT_SETTINGS: dict[str, dict[str, Any]] = {
+    "frozen": {"strategy": "none", "steps": 0},
+    "single": {"strategy": "none", "lr": 3e-6},
+    "fast alone": {"strategy": "none", "lr": FONT_TSC["lr"]},
+    "ewc": {"strategy": "ewc", "lr": 1e-4, "strength": 1e6},
+    "replay": {"strategy": "replay", "lr": 1e-5},
+    "joint": {"strategy": "joint", "lr": 3e-5, "steps": 25},
+    "reptile": {"strategy": "fast_slow", "importance": None, "kappa": 0.0, "lr": 1e-3, "eta": 0.1},
+    "tsc": FONT_TSC,
+    "tsc ungated": FONT_TSC | {"kappa": 0.0},
+    "tsc without reset": FONT_TSC | {"reset": False},
+}
 CELLS = {"": ("strokes", 5), "1-shot: ": ("strokes", 1), "fonts: ": ("fonts", 5), "fonts 1-shot: ": ("fonts", 1)}
 ARMS = {
     f"{prefix}{name}": {"cell": cell, "shots": shots, **setting}
