@@ -116,6 +116,19 @@ def test_important_weights_move_less_by_the_formula():
     )
 
 
+def test_tied_weights_move_as_one():
+    strategy, data = FastSlow(eta=0.5, kappa=3.0), tasks(1)[0]
+    model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4))
+    model[2].weight = model[0].weight
+    strategy.begin_task(model, data)
+    with torch.no_grad():
+        model[0].weight.add_(1.0)
+    strategy.end_task(model, data)
+    rates = strategy.rates(model)
+    assert torch.equal(rates["0.weight"], rates["2.weight"])
+    assert (rates["2.weight"] < 0.5).any()
+
+
 @pytest.mark.parametrize("importance", ["fisher", "si"])
 def test_the_pull_is_half_of_strength_times_omega_around_the_slow_weights(importance):
     model, strategy, data = net(), FastSlow(6.0, eta=0.3, importance=importance), tasks(2)
@@ -237,5 +250,7 @@ def test_bad_input_is_refused():
         pass
     with pytest.raises(ValueError, match="steps"):
         prototype_training(PrototypeClassifier(), steps=-1)
+    with pytest.raises(TypeError, match="one tensor"):
+        prototype_training(PrototypeClassifier())(net(), [((torch.ones(4), torch.ones(4)), 0)], Strategy())
     with pytest.raises(ValueError, match="classes_at_once"):
         prototype_training(PrototypeClassifier(), classes_at_once=0)

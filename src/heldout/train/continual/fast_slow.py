@@ -118,17 +118,19 @@ class FastSlow(Strategy):
     @checked
     def rates(self, model: nn.Module) -> dict[str, Tensor]:
         """Returns eta_i of each weight, by the names of the model's state dict: in [0, eta]."""
-        rates = {
-            name: torch.full_like(value, self.eta, dtype=torch.float32)
-            for name, value in model.state_dict().items()
-            if value.is_floating_point()
-        }
+        state = {name: value for name, value in model.state_dict().items() if value.is_floating_point()}
+        rates = {name: torch.full_like(value, self.eta, dtype=torch.float32) for name, value in state.items()}
         omega = self.omega
         count = sum(value.numel() for value in omega.values())
         mean = sum(float(value.double().sum()) for value in omega.values()) / count if count else 0.0
         if mean > 0:
             for name, value in omega.items():
                 rates[name] = self.eta / (1 + self.kappa * (value.float() / mean))
+        first: dict[Any, str] = {}
+        for name, value in state.items():  # tied weights move as one
+            rates[name] = (
+                rates[first.setdefault((value.data_ptr(), value.shape), name)] if value.numel() else rates[name]
+            )
         return rates
 
     @checked
@@ -259,8 +261,9 @@ def prototype_training(
 
     A step takes all examples of the task (they are few): cross-entropy over all classes so far, with the prototypes of
     the task's classes computed from the batch, through which gradients flow, and those of earlier classes as kept.
-    After the last step the classifier takes up the task's prototypes, before the strategy's ``end_task``. The encoder
-    is in eval mode in all of it: statistics of BatchNorm stay those of the base classes, and nothing is dropped out.
+    After the last step the classifier takes up the task's prototypes, before the strategy's ``end_task``. The encoder is
+    in eval mode in all of it: statistics of BatchNorm stay those of the base classes, and nothing is dropped out. The
+    input of an example must be one tensor.
 
     Args:
         classifier: the head; it must know the classes of earlier tasks, and is given those of the task. Its
@@ -295,6 +298,8 @@ def prototype_training(
     def train(model: nn.Module, data: Any, strategy: Strategy) -> None:
         dataset = as_dataset(data, "data")
         inputs, targets = gather(dataset, torch.arange(len(dataset)))
+        if not isinstance(inputs, Tensor):
+            raise TypeError(f"data must have one tensor as the input of an example, got {type(inputs).__name__}")
         inputs, targets = inputs_for(model, inputs), to_device(targets, device_of(model))
         classes = targets.unique()
         with evaluating(model):
