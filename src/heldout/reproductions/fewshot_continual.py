@@ -26,14 +26,15 @@ with the slow weights; ``fsl_1`` those with 1 example; ``fsl_change``: since bef
 Settings. Adam, 25 steps on all examples of a task. Settings were chosen with 5 examples of a class on seed 1000, by the
 sum of ``fsl`` and ``cl_slow`` on a stream of base classes alone: for ``strokes`` new ones of the base's range, whose
 lower half is learnt and whose upper half is streamed and held out; for ``fonts`` two of the six scripts are learnt, two
-streamed, two held out. No class of the other kinds was looked at. Twelve settings or more for each arm of ``strokes``,
-six to eight for those of ``fonts``: rates from 1e-6 to 1e-2; with them EWC's strength from 10 to 1e7, the steps of
-``joint`` from 10 to 100, eta of ``reptile`` from 0.05 to 0.8; of ``tsc`` 0.05, 0.1, 0.2 and 0.3 and a strength from 100
-to 1e5. Best at the lowest values tried, beyond which they become ``frozen``: the rate of EWC in ``strokes``, those of
-``single`` and ``joint`` in ``fonts``; at its lowest, towards ``reptile``, the strength of ``tsc`` in ``fonts``; at its
-highest, as the specification has it, eta in ``strokes``. The two ablations have the settings of ``tsc``; kappa is 1.
-One seed of validation, where 300 answers give ``cl``, tells neighbouring settings apart only roughly. Those for 5
-examples serve for 1.
+streamed, two held out. 14 settings of each arm for
+``strokes`` and 8 for ``fonts``: rates from 1e-6 to 1e-2; with them EWC's strength from 10 to 1e7, the steps of ``joint``
+from 10 to 100, eta of ``reptile`` from 0.05 to 0.8; of ``tsc`` eta from 0.05 to 0.3 and a strength from 100 to 1e5. At
+an edge of what was tried: the strength of ``tsc``, at its lowest, below which is ``reptile`` with a gate, and in
+``strokes`` its eta, the highest of the specification; the rate of EWC in ``strokes`` and those of ``single`` and
+``joint`` in ``fonts``, at or next to their lowest, below which is ``frozen``. The sum judges ``tsc`` by its slow weights:
+``cl`` of its fast ones was not tuned for. The two ablations have the settings of ``tsc``; kappa is 1. One seed of
+validation, where 300 answers give ``cl``, tells neighbouring settings apart only roughly. What was chosen for 5 examples
+serves for 1. Sizes and jitter of ``strokes`` were set by the accuracy of ``frozen`` on seed 1000.
 
 Deviations. Pictures of 20 x 20 and strides in the place of pooling, for time. Steps and the base's recipe were not
 searched. No SI, no memory beside the slow weights, no drawing styles.
@@ -121,15 +122,15 @@ def fonts(seed: int, size: Size, part: str) -> World:
         own = labels[scripts == glyphs.names.index(script)].unique()
         return own[torch.randperm(len(own), generator=generator)[:count]].tolist()
 
-    others = [script for script in FONT_SCRIPTS if script not in BASE_SCRIPTS]
+    first: Sequence[str] = BASE_SCRIPTS
     if part == "validation":
-        first, streamed, left = BASE_SCRIPTS[:2], BASE_SCRIPTS[2:4], BASE_SCRIPTS[4:]
+        first, streamed, left = BASE_SCRIPTS[:2], BASE_SCRIPTS[2:4], list(BASE_SCRIPTS[4:])
         many = [letters(script, 15) for script in streamed]
         tasks = [many[task % 2][task // 2 * WAYS :][:WAYS] for task in range(size.tasks)]
     else:
-        order = torch.randperm(len(others), generator=generator).tolist()
-        first, streamed = BASE_SCRIPTS, [others[place] for place in order[: size.tasks]]
-        tasks, left = [letters(script, WAYS) for script in streamed], [others[place] for place in order[size.tasks :]]
+        others = [script for script in FONT_SCRIPTS if script not in BASE_SCRIPTS]
+        dealt_out = [others[place] for place in torch.randperm(len(others), generator=generator).tolist()]
+        tasks, left = [letters(script, WAYS) for script in dealt_out[: size.tasks]], dealt_out[size.tasks :]
     held_out = [each for script in left for each in letters(script, 2 * size.held_out // len(left))]
     base = [each for script in first for each in letters(script, size.base)]
     sans = (faces < 2).nonzero().flatten()
@@ -190,7 +191,8 @@ class Joint(Cumulative):
     name = "joint"
 
     def begin_task(self, model: nn.Module, data: Any) -> None:
-        self.base = self.base if self.tasks_done else copy.deepcopy(model.state_dict())
+        if not self.tasks_done:
+            self.base = copy.deepcopy(model.state_dict())
         model.load_state_dict(self.base)
 
 
@@ -253,7 +255,7 @@ class Judge:
 
 def protect(strategy: Any, classifier: PrototypeClassifier, base: nn.Module, world: World, rows: Tensor) -> None:
     """Gives a strategy the Fisher information of 200 examples of the base classes."""
-    rows = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:200]]
+    rows = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[: 200 if len(rows) > 200 else 24]]
     data = (world.images[rows], world.labels[rows])
     with torch.no_grad():
         classifier.update(base(data[0]), data[1])
@@ -307,20 +309,20 @@ def fonts_missing() -> str:
     return missing([FONTS]) or ("" if find_spec("PIL") else "PIL is not installed: pip install pillow")
 
 
-TSC: dict[str, Any] = {"strategy": "fast_slow", "kappa": 1.0, "lr": 3e-4, "eta": 0.3, "strength": 1e3}
+TSC: dict[str, Any] = {"strategy": "fast_slow", "kappa": 1.0, "lr": 1e-3, "eta": 0.3, "strength": 1e2}
 SETTINGS: dict[str, dict[str, Any]] = {
     "frozen": {"strategy": "none", "steps": 0},
-    "single": {"strategy": "none", "lr": 2e-5},
+    "single": {"strategy": "none", "lr": 2.5e-5},
     "fast alone": {"strategy": "none", "lr": TSC["lr"]},
-    "ewc": {"strategy": "ewc", "lr": 3e-5, "strength": 1e4},
+    "ewc": {"strategy": "ewc", "lr": 2e-5, "strength": 1e4},
     "replay": {"strategy": "replay", "lr": 3e-5},
     "joint": {"strategy": "joint", "lr": 3e-4, "steps": 50},
-    "reptile": {"strategy": "fast_slow", "importance": None, "kappa": 0.0, "lr": 3e-4, "eta": 0.2},
+    "reptile": {"strategy": "fast_slow", "importance": None, "kappa": 0.0, "lr": 1e-3, "eta": 0.15},
     "tsc": TSC,
     "tsc ungated": TSC | {"kappa": 0.0},
     "tsc without reset": TSC | {"reset": False},
 }
-FONT_TSC = TSC | {"lr": 1e-3, "eta": 0.1, "strength": 1e2}
+FONT_TSC = TSC | {"eta": 0.1}
 FONT_SETTINGS: dict[str, dict[str, Any]] = {
     "frozen": {"strategy": "none", "steps": 0},
     "single": {"strategy": "none", "lr": 3e-6},

@@ -106,7 +106,8 @@ def _drawn(
 
 
 def _check_disjoint(y: Tensor, parts: dict[str, Sequence[int]]) -> None:
-    there, owner = set(y.tolist()), {}
+    there = set(y.tolist())
+    owner: dict[int, str] = {}
     for name, classes in parts.items():
         for each in classes:
             if each in owner:

@@ -140,7 +140,7 @@ class _Face:
         ink = self._mask(letter)
         if not ink.size or np.array_equal(ink, self.missing):
             return None
-        rows, columns = ink.any(1).nonzero()[0], ink.any(0).nonzero()[0]
+        rows, columns = np.flatnonzero(ink.any(1)), np.flatnonzero(ink.any(0))
         ink = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
         scale = _SHARE * self.size / max(ink.shape)
         height, width = (max(1, round(scale * side)) for side in ink.shape)

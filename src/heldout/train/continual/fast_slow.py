@@ -261,9 +261,9 @@ def prototype_training(
 
     A step takes all examples of the task (they are few): cross-entropy over all classes so far, with the prototypes of
     the task's classes computed from the batch, through which gradients flow, and those of earlier classes as kept.
-    After the last step the classifier takes up the task's prototypes, before the strategy's ``end_task``. The encoder is
-    in eval mode in all of it: statistics of BatchNorm stay those of the base classes, and nothing is dropped out. The
-    input of an example must be one tensor.
+    After the last step the classifier takes up the task's prototypes, before the strategy's ``end_task``. The encoder
+    is in eval mode in all of it: statistics of BatchNorm stay those of the base classes, and nothing is dropped out.
+    The input of an example must be one tensor.
 
     Args:
         classifier: the head; it must know the classes of earlier tasks, and is given those of the task. Its
@@ -306,7 +306,7 @@ def prototype_training(
             updates = make_optimizer(optimizer, model)
             with strategy.attach(updates, model), torch.enable_grad():
                 for step in range(steps):
-                    rows = slice(None)
+                    rows = torch.ones_like(targets, dtype=torch.bool)
                     if classes_at_once is not None and classes_at_once < len(classes):
                         if step % 10 == 0:
                             _take_up(model, classifier, inputs, targets, all_of_them=True)
