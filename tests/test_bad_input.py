@@ -287,7 +287,7 @@ def test_an_example_that_calls_a_method_is_recorded_with_its_object():
 NOT_COVERED = {
     "it needs a data package": {
         "choice_questions", "clipart_sprites", "coloured_drawings", "drawing_features", "drawing_tags",
-        "drawings", "fashion_mnist",
+        "drawings", "fashion_mnist", "font_glyphs",
         "keyword_judges", "film_reviews", "text_features", "word_vectors", "wordnet_facts", "wordnet_nouns",
         "open_questions", "question_tasks", "real_texts", "smollm", "smollm_blocks", "cut_vocabulary",
         "small_models", "option_scores", "likelihood_chooser",

@@ -484,4 +484,13 @@ HPO = Source(
     "heldout.tasks.phenotypes",
 )  # fmt: skip
 
-SOURCES: list[Source] = [STYLE, TAGS, CLIP, ENET, FASHION, SMOL, QA, MINI, WORD, NAS, WORDNET, HPO]
+FONTS = Source(
+    "FONTS",
+    "Noto fonts of about 150 scripts; of 20 of them 665 letters in sans and serif, regular and bold",
+    (Package("apt", "fonts-noto-core", "", "/usr/share/fonts/truetype/noto/NotoSans-Regular.ttf"),),
+    "OFL-1.1",
+    12,
+    "heldout.tasks.font_glyphs",
+)
+
+SOURCES: list[Source] = [STYLE, TAGS, CLIP, ENET, FASHION, SMOL, QA, MINI, WORD, NAS, WORDNET, HPO, FONTS]

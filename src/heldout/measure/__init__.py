@@ -153,7 +153,7 @@ from heldout.measure.metrics.ensembles import (
     correction_table,
     ensemble_logits,
 )
-from heldout.measure.metrics.few_shot import few_shot_accuracy, ridge_probe
+from heldout.measure.metrics.few_shot import few_shot_accuracy, prototype_episodes, ridge_probe
 from heldout.measure.metrics.rank_transfer import RankTransfer, rank_transfer
 from heldout.measure.metrics.sequences import match_by_length, sequences_match
 from heldout.measure.metrics.subgroup_auc import SubgroupAUC, subgroup_auc
@@ -456,6 +456,7 @@ __all__ = [
     "probe_link_prediction",
     "probe_node_classification",
     "probe_prompt",
+    "prototype_episodes",
     "randomize_features",
     "randomized_feature_score",
     "rank_correlation",

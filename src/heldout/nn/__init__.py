@@ -101,6 +101,7 @@ from heldout.nn.mixstyle import MixStyle, draw_mix, mix_style
 from heldout.nn.modular import ModularMLP, PowerActivation, TokenSumMLP
 from heldout.nn.parsing.shift_reduce import Parse, RuleParser, ShiftReduceParser
 from heldout.nn.parsing.transitions import OracleStep, ParseState, check_heads, oracle_steps
+from heldout.nn.prototype_classifier import PrototypeClassifier
 from heldout.nn.sequences.convolution import ConvSeq2Seq
 from heldout.nn.sequences.image_sequence import ImageSequenceClassifier
 from heldout.nn.sequences.lstm import Seq2SeqLSTM
@@ -123,7 +124,7 @@ from heldout.nn.video.pseudo_3d import (
     p3d199,
 )
 from heldout.nn.vit import VisionTransformer, tiny_vit
-from heldout.nn.zoo import PatchCNN, mlp, small_cnn
+from heldout.nn.zoo import PatchCNN, conv4, mlp, small_cnn
 
 __all__ = [
     "ACTIVATIONS",
@@ -196,6 +197,7 @@ __all__ = [
     "PathStep",
     "PerceiverFusion",
     "PowerActivation",
+    "PrototypeClassifier",
     "RecurrentFusion",
     "RegionAnswerer",
     "ResizablePool",
@@ -230,6 +232,7 @@ __all__ = [
     "candidate_scores",
     "check_heads",
     "computation_graph",
+    "conv4",
     "convert_ghost_batchnorm",
     "decoder_parts",
     "draw_mix",

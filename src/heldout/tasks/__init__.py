@@ -5,6 +5,10 @@ from heldout.tasks.clinical.glaucoma import VISUAL_FIELD_POINTS, GlaucomaMaps, g
 from heldout.tasks.clinical.medical_pictures import FINDINGS, IMAGING, ORGANS, MedicalPictures, medical_pictures
 from heldout.tasks.clinical.phenotypes import Phenotype, phenotypes
 from heldout.tasks.control.gridworld import GRID, MOVES, GridPolicy, grid_policy
+from heldout.tasks.glyphs.fewshot_stream import FewShotStream, fewshot_stream
+from heldout.tasks.glyphs.font_glyphs import FONT_FACES, FONT_SCRIPTS, FontGlyphs, font_glyphs
+from heldout.tasks.glyphs.stroke_glyphs import stroke_glyphs
+from heldout.tasks.glyphs.writing import rewritten
 from heldout.tasks.grammars.composition_sets import (
     COMPOSITION_SETS,
     HeldOutWord,
@@ -328,6 +332,8 @@ __all__ = [
     "EXPERT_WORDINGS",
     "FINDINGS",
     "FIXED_NAMES",
+    "FONT_FACES",
+    "FONT_SCRIPTS",
     "FUNCTION_NAMES",
     "GCOG",
     "GRAPH_DATASETS",
@@ -415,6 +421,8 @@ __all__ = [
     "FactGraph",
     "FactQuestion",
     "FactWorld",
+    "FewShotStream",
+    "FontGlyphs",
     "GCOGLeak",
     "GCOGSplitName",
     "GCOGTrials",
@@ -527,9 +535,11 @@ __all__ = [
     "fact_compositions",
     "fact_leaks",
     "fashion_mnist",
+    "fewshot_stream",
     "film_reviews",
     "first_drawings",
     "fixed_tables",
+    "font_glyphs",
     "forwards_and_backwards",
     "gcog_axes",
     "gcog_leaks",
@@ -614,6 +624,7 @@ __all__ = [
     "retention_example",
     "returns_value",
     "rewired",
+    "rewritten",
     "rotate",
     "rotation_sequence",
     "row_panels",
@@ -639,6 +650,7 @@ __all__ = [
     "stdlib_digest",
     "stdlib_docstrings",
     "stratified_split",
+    "stroke_glyphs",
     "style_domains",
     "styled",
     "syntax_graphs",

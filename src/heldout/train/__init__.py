@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from heldout.train.boosting.network import boost_head, boosted_network, gb_nn
     from heldout.train.continual.anchored import EWC, RWalk, SynapticIntelligence
     from heldout.train.continual.exemplars import ExemplarMemory, MemoryPolicy, herding_order
+    from heldout.train.continual.fast_slow import FastSlow, prototype_training
     from heldout.train.continual.fit_stream import StreamResult, fit_stream
     from heldout.train.continual.quadratic_penalty import QuadraticPenalty
     from heldout.train.continual.rehearsal import AGEM, LwF, Replay
@@ -161,6 +162,7 @@ __all__ = [
     "Episode",
     "Evolution",
     "ExemplarMemory",
+    "FastSlow",
     "Fitted",
     "FittedPairs",
     "FixMatch",
@@ -293,6 +295,7 @@ __all__ = [
     "pooled_features",
     "pretrain_graph",
     "problem_of",
+    "prototype_training",
     "ps_kd",
     "pseudo_labels",
     "pseudo_supervisor",
@@ -340,6 +343,8 @@ _LATER = {
     "ExemplarMemory": "heldout.train.continual.exemplars",
     "MemoryPolicy": "heldout.train.continual.exemplars",
     "herding_order": "heldout.train.continual.exemplars",
+    "FastSlow": "heldout.train.continual.fast_slow",
+    "prototype_training": "heldout.train.continual.fast_slow",
     "StreamResult": "heldout.train.continual.fit_stream",
     "fit_stream": "heldout.train.continual.fit_stream",
     "QuadraticPenalty": "heldout.train.continual.quadratic_penalty",

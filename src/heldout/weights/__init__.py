@@ -3,6 +3,7 @@
 from heldout.weights.averaging import ema, swa, wise_ft_method
 from heldout.weights.blocks import BlockIndex, block_index
 from heldout.weights.checkpoint import Checkpoint, open_checkpoint, save_checkpoint
+from heldout.weights.ema_step import ema_step
 from heldout.weights.merging.adapters import adapter_task_vectors
 from heldout.weights.merging.bang import balanced_finetune, bang
 from heldout.weights.merging.lines import (
@@ -94,6 +95,7 @@ __all__ = [
     "dequantize",
     "derive_rule",
     "ema",
+    "ema_step",
     "fake_quantize",
     "gptq",
     "gptq_quantize",

@@ -3,8 +3,9 @@
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from heldout.measure import few_shot_accuracy, ridge_probe
+from heldout.measure import few_shot_accuracy, prototype_episodes, ridge_probe
 
 
 def drawn(classes: int, each: int, spread: float, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -76,3 +77,66 @@ def test_bad_input_is_refused():
         few_shot_accuracy(z, y, 1, pool=rows, query=rows, things=rows[1:])
     with pytest.raises(ValueError, match="query must hold things"):
         few_shot_accuracy(z, y, 6, pool=rows, query=rows)
+
+
+def test_episodes_of_perfect_embeddings_are_right_and_of_noise_are_chance():
+    y = torch.arange(9).repeat_interleave(30)
+    exact = prototype_episodes(torch.eye(9)[y], y, episodes=50)
+    assert (exact.estimate, exact.low, exact.high) == (1.0, 1.0, 1.0)
+    noise = torch.randn(270, 16, generator=torch.Generator().manual_seed(0))
+    found = prototype_episodes(noise, y, ways=4, episodes=300)
+    assert found.estimate == pytest.approx(0.25, abs=0.02)
+    assert found.low < found.estimate < found.high
+
+
+def test_episodes_follow_a_naive_loop():
+    generator = torch.Generator().manual_seed(1)
+    y = torch.arange(5).repeat(8)
+    z = torch.randn(5, 3, generator=generator)[y] + torch.randn(40, 3, generator=generator)
+    ours = prototype_episodes(z, y, ways=5, shots=1, queries=7, episodes=400).estimate
+    right = total = 0
+    for _ in range(400):  # other draws: all classes, one shown and the seven others asked
+        shown = torch.stack([(y == c).nonzero().flatten()[torch.randint(8, (), generator=generator)] for c in range(5)])
+        for row in range(40):
+            if row not in shown.tolist():
+                cosines = [float(F.cosine_similarity(z[row], z[each], dim=0)) for each in shown]
+                right, total = right + (cosines.index(max(cosines)) == int(y[row])), total + 1
+    assert ours == pytest.approx(right / total, abs=0.02)
+
+
+def test_episodes_show_and_ask_different_examples_from_where_they_may():
+    y = torch.arange(3).repeat_interleave(4)
+    z = torch.eye(3)[y]
+    z[[3, 7, 11]] = torch.eye(3)[[1, 2, 0]]  # the last of each class would be told wrong, and is never asked
+    z[[2, 6, 10]] = 0.0
+    pool, query = torch.tensor([0, 1, 4, 5, 8, 9]), torch.tensor([0, 1, 4, 5, 8, 9])
+    options = {"ways": 3, "shots": 1, "queries": 1, "episodes": 30}
+    assert prototype_episodes(z, y, **options, pool=pool, query=query).estimate == 1.0
+    assert prototype_episodes(z, y, **options, pool=pool, query=torch.tensor([3, 7, 11])).estimate == 0.0
+    with pytest.raises(ValueError, match="queries"):
+        prototype_episodes(z, y, ways=3, shots=1, queries=2, episodes=3, pool=pool, query=query)
+
+
+def test_episodes_are_those_of_their_seed():
+    z, y = torch.randn(60, 4, generator=torch.Generator().manual_seed(0)), torch.arange(6).repeat(10)
+    first, again, other = (prototype_episodes(z, y, queries=5, episodes=20, seed=s).estimate for s in (0, 0, 1))
+    assert first == again != other
+    assert prototype_episodes(z * 5, y, queries=5, episodes=20).estimate == first
+
+
+def test_episodes_refuse_bad_input():
+    z, y = torch.randn(40, 4), torch.arange(4).repeat(10)
+    for options, named in (
+        ({"ways": 5}, "ways"),
+        ({"ways": 1}, "ways"),
+        ({"shots": 0}, "shots"),
+        ({"shots": 11}, "shots"),
+        ({"shots": 5, "queries": 6}, "queries"),
+        ({"episodes": 0}, "episodes"),
+        ({"pool": torch.tensor([40])}, "pool"),
+        ({"seed": -1}, "seed"),
+    ):
+        with pytest.raises(ValueError, match=named):
+            prototype_episodes(z, y, **({"ways": 4, "queries": 3} | options))
+    with pytest.raises(ValueError, match="z must"):
+        prototype_episodes(z * torch.nan, y, ways=4, queries=3)

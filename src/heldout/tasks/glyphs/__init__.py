@@ -1,0 +1,1 @@
+"""Which characters are there, drawn by whom, and which of them come when?"""
