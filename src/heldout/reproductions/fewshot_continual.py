@@ -60,7 +60,7 @@ from heldout.nn import PrototypeClassifier, conv4
 from heldout.sources import FONTS, missing
 from heldout.study import Study, at_most, better, higher_is_better, log_curve, lower_is_better
 from heldout.tasks import FONT_SCRIPTS, FewShotStream, FontGlyphs, fewshot_stream, font_glyphs, rewritten, stroke_glyphs
-from heldout.train import EWC, Cumulative, FastSlow, Replay, ContinualStrategy, fit_stream, prototype_training, seeded
+from heldout.train import EWC, ContinualStrategy, Cumulative, FastSlow, Replay, fit_stream, prototype_training, seeded
 
 WAYS = 5
 STEPS = 25  # for each task
@@ -223,7 +223,9 @@ def strategy_of(arm: dict[str, Any], classifier: PrototypeClassifier, seed: int)
 class Judge:
     """Scores an encoder after each task on all tasks so far and on held-out episodes, and so its slow weights."""
 
-    def __init__(self, world: World, stream: FewShotStream, strategy: ContinualStrategy, classifier: Any, episodes: int) -> None:
+    def __init__(
+        self, world: World, stream: FewShotStream, strategy: ContinualStrategy, classifier: Any, episodes: int
+    ) -> None:
         self.world, self.stream, self.strategy, self.classifier = world, stream, strategy, classifier
         self.episodes, self.slow_classifier = episodes, PrototypeClassifier()
         self.fsl: list[dict[int, float]] = []  # by shots, before the stream and after each task
