@@ -138,7 +138,9 @@ class Trajectories:
         names = list(read[0].observations)
         for number, each in enumerate(read):
             if list(each.observations) != names:
-                raise ValueError(f"episode {number} must observe {names}, as the first does, got {[*each.observations]}")
+                raise ValueError(
+                    f"episode {number} must observe {names}, as the first does, got {[*each.observations]}"
+                )
         return _joined(read)
 
     @property
@@ -349,7 +351,9 @@ def _episode(number: int, episode: Any) -> Trajectories:
     for name, value in seen.items():
         if len(value) not in (steps, steps + 1):
             raise ValueError(f"episode {number} must have {steps} or {steps + 1} {name}s, got {len(value)}")
-    flags = [torch.zeros(steps, dtype=torch.bool) if found[n] is None else _tensor(found[n]).bool() for n in _FIELDS[3:]]
+    flags = [
+        torch.zeros(steps, dtype=torch.bool) if found[n] is None else _tensor(found[n]).bool() for n in _FIELDS[3:]
+    ]
     for name, flag in zip(_FIELDS[3:], flags, strict=True):
         if flag.shape != (steps,):
             raise ValueError(f"episode {number} must have {steps} {name}, got shape {tuple(flag.shape)}")
