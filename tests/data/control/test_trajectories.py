@@ -27,10 +27,8 @@ def logged(lengths=LENGTHS, seed=0):
 def test_returns_are_those_of_a_loop_and_start_anew_in_each_episode(gamma):
     store, expected = logged(), []
     for rewards in store.rewards.double().split(LENGTHS):
-        found = []
-        for t in range(len(rewards)):
-            found.append(sum(gamma**k * rewards[t + k] for k in range(len(rewards) - t)))
-        expected += found
+        steps = len(rewards)
+        expected += [sum(gamma**k * rewards[t + k] for k in range(steps - t)) for t in range(steps)]
     assert torch.allclose(store.returns(gamma).double(), torch.stack(expected), atol=1e-6)
 
 

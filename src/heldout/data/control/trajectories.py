@@ -267,7 +267,8 @@ class Trajectories:
             ValueError: returns of another length, positions that there are not.
 
         Example:
-            >>> logged = Trajectories(torch.zeros(2, 1), torch.tensor([3, 4]), torch.ones(2), torch.tensor([False, True]))
+            >>> ends = torch.tensor([False, True])
+            >>> logged = Trajectories(torch.zeros(2, 1), torch.tensor([3, 4]), torch.ones(2), ends)
             >>> logged.batch(logged.windows(2), logged.returns()).returns.tolist()
             [[2.0, 1.0]]
         """

@@ -1,7 +1,7 @@
 """Core: Bitrate adaptation: video streamed chunk by chunk over throughput traces, many streams in step.
 
-Source: Pensieve's simulator (Mao et al., SIGCOMM 2017), as NetLLM (arXiv:2402.02338) uses it: the constants are those of
-its code. A download costs a search in the sums of its trace, whatever its length.
+Source: Pensieve's simulator (Mao et al., SIGCOMM 2017), as NetLLM (arXiv:2402.02338) uses it, with the constants of its
+code. A download costs a search in the sums of its trace, whatever its length.
 """
 
 from __future__ import annotations
