@@ -5,7 +5,7 @@ from heldout.tasks.clinical.glaucoma import VISUAL_FIELD_POINTS, GlaucomaMaps, g
 from heldout.tasks.clinical.medical_pictures import FINDINGS, IMAGING, ORGANS, MedicalPictures, medical_pictures
 from heldout.tasks.clinical.phenotypes import Phenotype, phenotypes
 from heldout.tasks.control.bitrate import LADDER, BitrateStreams, Download, bitrate_env, chunk_sizes, play_streams
-from heldout.tasks.control.bitrate_policies import BufferBased, NoisyMixture, RobustMPC, best_plan
+from heldout.tasks.control.bitrate_policies import BufferBased, NoisyMixture, RobustMPC, SequenceChooser, best_plan
 from heldout.tasks.control.gridworld import GRID, MOVES, GridPolicy, grid_policy
 from heldout.tasks.control.traces import linear_forecast, throughput_traces, velocity_forecast, viewport_traces
 from heldout.tasks.grammars.composition_sets import (
@@ -462,6 +462,7 @@ __all__ = [
     "SceneQuestion",
     "SceneTrial",
     "SentenceForms",
+    "SequenceChooser",
     "SequenceTask",
     "ShapeItems",
     "SimulatedExpert",

@@ -5,12 +5,15 @@ from itertools import product
 import pytest
 import torch
 
+from heldout.data import RewardScale
+from heldout.nn import HistoryPolicy
 from heldout.tasks import (
     LADDER,
     BitrateStreams,
     BufferBased,
     NoisyMixture,
     RobustMPC,
+    SequenceChooser,
     best_plan,
     chunk_sizes,
     play_streams,
@@ -113,3 +116,38 @@ def test_bad_options_are_refused_by_name():
         best_plan(one, torch.tensor([6]), one, sizes, ladder)
     with pytest.raises(ValueError, match="sizes"):
         best_plan(one, torch.tensor([0]), one, sizes[:, :3], ladder)
+
+
+class Fixed(HistoryPolicy):
+    """Notes what it is given, and says levels 2 and 4 with odds of 3 to 1."""
+
+    def __init__(self):
+        super().__init__(21, 6, use_returns=True)
+        self.read = []
+
+    def forward(self, batch):
+        self.read.append(batch)
+        odds = torch.tensor([0.0, 0.0, 0.75, 0.0, 0.25, 0.0])
+        return odds.log().expand(*batch.actions.shape, 6)
+
+
+def test_a_sequence_policy_is_told_what_it_did_and_what_it_gave():
+    streams = BitrateStreams(throughput_traces(3, 60, seed=1), chunk_sizes(8))
+    policy = Fixed()
+    scale = RewardScale(-10.0, 10.0, scale=2.0)
+    store = play_streams(streams, SequenceChooser(policy, target_return=3.0, scale=scale))
+    assert store.actions.unique().tolist() == [2]
+    rewards = store.rewards.view(3, 8)
+    assert torch.allclose(policy.read[-1].returns[:, -1], 3 - scale(rewards[:, :7]).sum(1), atol=1e-5)
+    assert policy.read[-1].actions[:, :-1].unique().tolist() == [2]
+    again = play_streams(streams, SequenceChooser(policy, target_return=3.0, scale=scale))
+    assert torch.equal(store.rewards, again.rewards)
+
+
+def test_sampled_levels_follow_the_distribution_and_the_seed():
+    streams = BitrateStreams(torch.full((300, 9), 3.0), chunk_sizes(10))
+    levels = [play_streams(streams, SequenceChooser(Fixed(), sample=True, seed=seed)).actions for seed in (1, 1, 2)]
+    assert levels[0].unique().tolist() == [2, 4]
+    assert 0.72 < float((levels[0] == 2).double().mean()) < 0.78
+    assert torch.equal(levels[0], levels[1])
+    assert not torch.equal(levels[0], levels[2])

@@ -98,6 +98,7 @@ class BitrateStreams:
         chunk: number of the next chunk.
         level: the last level ``(streams,)``, at the start 1.
         buffer: seconds of video in the buffer ``(streams,)``.
+        last: what the last chunk did; None at the start.
         throughput, download_seconds: measured for the last chunks ``(streams, 6)``, the newest last, 0 where there is
             none yet; Mbit/s and seconds.
 
@@ -157,6 +158,7 @@ class BitrateStreams:
         self.buffer = self.traces.new_zeros(len(self))
         self.throughput = self.traces.new_zeros(len(self), HISTORY)
         self.download_seconds = self.traces.new_zeros(len(self), HISTORY)
+        self.last: Download | None = None
         self._generator = torch.Generator().manual_seed(self.seed)
 
     @property
@@ -221,7 +223,8 @@ class BitrateStreams:
         self.level, self.chunk = levels.clone(), self.chunk + 1
         self.throughput = torch.cat([self.throughput[:, 1:], (size / seconds)[:, None]], 1)
         self.download_seconds = torch.cat([self.download_seconds[:, 1:], seconds[:, None]], 1)
-        return Download(seconds, rebuffer, slept, reward)
+        self.last = Download(seconds, rebuffer, slept, reward)
+        return self.last
 
     def _advance(self, megabits: Tensor) -> Tensor:
         """Seconds that this takes from the place in the trace, which moves there."""

@@ -9,7 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from heldout.errors import check_at_least, check_fraction, check_nonnegative, check_positive, checked
+from heldout.data import RewardScale
+from heldout.errors import check_at_least, check_finite, check_fraction, check_nonnegative, check_positive, checked
+from heldout.nn import HistoryPolicy, ReturnConditionedPolicy, SequenceActor
 from heldout.tasks.control.bitrate import CHUNK_SECONDS, REBUFFER_PENALTY, START_LEVEL, BitrateStreams, Chooser
 
 _ERRORS = 5  # past errors, and past throughputs, that the robust forecast looks at
@@ -187,3 +189,60 @@ class NoisyMixture:
         said = torch.stack([policy(streams) for policy in self.policies]).cpu()
         chosen = said.gather(0, self._followed[None])[0]
         return torch.where(draws[1] < self.noise, wild, chosen).to(streams.buffer.device)
+
+
+class SequenceChooser:
+    """A trained sequence policy as one that chooses bitrates, with the return that it is asked for.
+
+    Args:
+        policy: a ``ReturnConditionedPolicy`` or ``HistoryPolicy`` of the features of ``BitrateStreams.observations``.
+        target_return: asked for at the start, scaled as in training.
+        scale: of rewards, as in training; None: as they are.
+        sample: draw the level from the policy's distribution, as published; False: its most probable one.
+        seed: of the draws.
+        cache, slide: of ``SequenceActor``.
+
+    Raises:
+        ValueError: as for ``SequenceActor``.
+
+    Source: arXiv:2402.02338, official code (``evaluate.py``).
+
+    Example:
+        >>> from heldout.nn import HistoryPolicy
+        >>> from heldout.tasks import BitrateStreams, chunk_sizes, play_streams
+        >>> chooser = SequenceChooser(HistoryPolicy(21, 6), sample=True)
+        >>> play_streams(BitrateStreams(torch.ones(2, 50), chunk_sizes(4)), chooser).actions.shape
+        torch.Size([8])
+    """
+
+    @checked
+    def __init__(
+        self,
+        policy: ReturnConditionedPolicy | HistoryPolicy,
+        *,
+        target_return: float = 0.0,
+        scale: RewardScale | None = None,
+        sample: bool = False,
+        seed: int = 0,
+        cache: bool = True,
+        slide: int = 1,
+    ) -> None:
+        check_finite(target_return=target_return)
+        self.policy, self.scale, self.sample, self.seed = policy, scale, sample, seed
+        self._make = lambda count: SequenceActor(policy, count, target_return=target_return, cache=cache, slide=slide)
+        self._make(1)  # refuses what is wrong with the options now
+
+    @checked
+    def __call__(self, streams: BitrateStreams) -> Tensor:
+        """Returns the level of each stream ``(streams,)``."""
+        if streams.last is None:
+            self._actor = self._make(len(streams))
+            self._generator = torch.Generator().manual_seed(self.seed)
+        else:
+            reward = streams.last.reward.float()
+            self._actor.record(streams.level, reward if self.scale is None else self.scale(reward))
+        logits = self._actor.logits(streams.observations())
+        if not self.sample:
+            return logits.argmax(-1)
+        drawn = torch.multinomial(logits.softmax(-1).cpu(), 1, generator=self._generator)[:, 0]
+        return drawn.to(logits.device)
