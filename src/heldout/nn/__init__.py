@@ -28,7 +28,7 @@ from heldout.nn.architectures.cg_encoder import CGEncoder
 from heldout.nn.architectures.computation_graph import CG_KERNELS, CG_OPERATIONS, computation_graph, shape_maxima
 from heldout.nn.architectures.fuzzy_heads import FuzzyCMeans, FuzzyHeads, fuzzy_membership
 from heldout.nn.control.backbone import check_context, decoder_body, hidden_states, lora_backbone
-from heldout.nn.control.forecaster import LMForecaster
+from heldout.nn.control.forecaster import LMForecaster, LSTMForecaster
 from heldout.nn.control.modality_encoder import FeatureSpec, JobGraphEncoder, ModalityEncoder
 from heldout.nn.control.return_policy import HistoryPolicy, ReturnConditionedPolicy
 from heldout.nn.control.sequence_actor import SequenceActor
@@ -183,6 +183,7 @@ __all__ = [
     "JobGraphEncoder",
     "KNNMemory",
     "LMForecaster",
+    "LSTMForecaster",
     "LoRAGroup",
     "LogitEnsemble",
     "Memory",

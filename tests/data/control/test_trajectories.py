@@ -138,6 +138,18 @@ def test_bad_episodes_are_refused_by_name(change, error, message):
         Trajectories(**good | change)
 
 
+def test_stores_are_joined_in_their_order():
+    one, other = logged((2, 3)), logged((1, 4), seed=1)
+    both = Trajectories.concatenate([one, other])
+    assert both.lengths.tolist() == [2, 3, 1, 4]
+    assert torch.equal(both.select([2, 3]).observations["a"], other.observations["a"])
+    odd = Trajectories(torch.zeros(1, 2), torch.tensor([0]), torch.zeros(1), torch.tensor([True]))
+    with pytest.raises(ValueError, match="store 1"):
+        Trajectories.concatenate([one, odd])
+    with pytest.raises(ValueError, match="stores"):
+        Trajectories.concatenate([])
+
+
 def test_bad_options_are_refused_by_name():
     store = logged()
     with pytest.raises(ValueError, match="gamma"):

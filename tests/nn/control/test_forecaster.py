@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from heldout.nn import LMForecaster
+from heldout.nn import LMForecaster, LSTMForecaster
 from tests.nn.control.test_backbone import gpt2, llama
 
 SERIES = torch.rand(2, 6, 3, generator=torch.Generator().manual_seed(2)) - 0.5
@@ -12,7 +12,9 @@ SERIES = torch.rand(2, 6, 3, generator=torch.Generator().manual_seed(2)) - 0.5
 def model(make=llama, **options):
     lm = make()
     torch.manual_seed(1)
-    return LMForecaster(lm, 3, hidden=8, **options).eval()
+    own = LMForecaster(lm, 3, hidden=8, **options).eval()
+    torch.nn.init.normal_(own.head.weight, std=0.3)
+    return own
 
 
 @pytest.mark.parametrize("options", [{}, {"squash": False}, {"squash": False, "residual": True}])
@@ -48,6 +50,26 @@ def test_a_prefix_changes_every_answer():
     own = model(prefix=5)
     moved = (own(SERIES, torch.zeros(2, 5)) - own(SERIES, torch.ones(2, 5))).abs().amax((0, 2)) > 1e-6
     assert moved.all()
+
+
+@pytest.mark.parametrize("residual", [False, True])
+def test_an_lstm_forecasts_from_its_own_answers(residual):
+    torch.manual_seed(0)
+    own, series = LSTMForecaster(3, hidden=5, residual=residual), SERIES
+    if residual:
+        assert torch.equal(own(SERIES), SERIES)
+    torch.nn.init.normal_(own.head.weight, std=0.3)
+    said = own.head(own.body(SERIES)[0])
+    assert torch.allclose(own(SERIES), said + SERIES if residual else said, atol=1e-6)
+    for _ in range(4):
+        series = torch.cat([series, own(series)[:, -1:]], 1)
+    assert torch.allclose(own.forecast(SERIES, 4), series[:, 6:], atol=1e-5)
+    with pytest.raises(ValueError, match="series"):
+        own(torch.zeros(2, 4, 2))
+    with pytest.raises(ValueError, match="horizon"):
+        own.forecast(SERIES, 0)
+    with pytest.raises(ValueError, match="hidden"):
+        LSTMForecaster(3, hidden=0)
 
 
 def test_bad_series_are_refused_by_name():

@@ -143,6 +143,28 @@ class Trajectories:
                 )
         return _joined(read)
 
+    @classmethod
+    @checked
+    def concatenate(cls, stores: Sequence[Trajectories]) -> Trajectories:
+        """Returns one store with the episodes of several, in their order.
+
+        Raises:
+            ValueError: no stores, or stores of other observations or actions.
+
+        Example:
+            >>> one = Trajectories(torch.zeros(2, 1), torch.tensor([3, 4]), torch.ones(2), torch.tensor([False, True]))
+            >>> len(Trajectories.concatenate([one, one]))
+            2
+        """
+        check_nonempty(stores=stores)
+        forms = [
+            {n: v.shape[1:] for n, v in each.observations.items()} | {"": each.actions.shape[1:]} for each in stores
+        ]
+        for number, form in enumerate(forms):
+            if form != forms[0]:
+                raise ValueError(f"stores must observe and do the same, and store {number} differs from the first")
+        return _joined(stores)
+
     @property
     def _ends(self) -> Tensor:
         assert self.truncations is not None

@@ -5,6 +5,8 @@ Source: arXiv:2402.02338 (NetLLM), viewport prediction; the layers of its offici
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -24,7 +26,8 @@ class LMForecaster(nn.Module):
         dim: numbers in a sample.
         hidden: filters.
         squash: tanh after the head, for samples in [-1, 1].
-        residual: the head says the change from the sample before; without ``squash``. Deviation from the source.
+        residual: the head says the change from the sample before, at first none; without ``squash``. Deviation from
+            the source.
         prefix: numbers of a feature vector that stands before the series (of an image, from a frozen network); 0: none.
 
     Raises:
@@ -63,6 +66,7 @@ class LMForecaster(nn.Module):
         self.embed_prefix = nn.Linear(prefix, width) if prefix else None
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, dim)
+        _start_at_rest(self.head, residual)
 
     @checked
     def forward(self, series: Tensor, prefix: Tensor | None = None) -> Tensor:
@@ -123,3 +127,63 @@ class LMForecaster(nn.Module):
         if self.squash:
             return said.tanh()
         return said + series if self.residual else said
+
+
+class LSTMForecaster(nn.Module):
+    """Returns the next sample after each sample of a series from an LSTM, ``(batch, steps, dim)``.
+
+    What a ``LMForecaster`` is compared with: called, trained and asked for forecasts in the same way.
+
+    Args:
+        dim: numbers in a sample.
+        hidden: units.
+        residual: the head says the change from the sample before, at first none.
+
+    Raises:
+        ValueError: sizes below 1.
+
+    Example:
+        >>> LSTMForecaster(3, hidden=8).forecast(torch.zeros(2, 5, 3), 4).shape
+        torch.Size([2, 4, 3])
+    """
+
+    @checked
+    def __init__(self, dim: int, *, hidden: int = 128, residual: bool = False) -> None:
+        super().__init__()
+        check_at_least(1, dim=dim, hidden=hidden)
+        self.dim, self.residual = dim, residual
+        self.body, self.head = nn.LSTM(dim, hidden, batch_first=True), nn.Linear(hidden, dim)
+        _start_at_rest(self.head, residual)
+
+    @checked
+    def forward(self, series: Tensor) -> Tensor:
+        """Returns what follows each sample of ``(batch, steps, dim)``."""
+        return self._answers(series, None)[0]
+
+    @checked
+    @torch.no_grad()
+    def forecast(self, past: Tensor, horizon: int) -> Tensor:
+        """Returns the next samples of ``(batch, steps, dim)``, each from those before it, ``(batch, horizon, dim)``."""
+        check_at_least(1, horizon=horizon)
+        found, read, state = [], past, None
+        for _ in range(horizon):
+            said, state = self._answers(read, state)
+            read = said[:, -1:]
+            found.append(read)
+        return torch.cat(found, 1)
+
+    def _answers(self, series: Tensor, state: Any) -> tuple[Tensor, Any]:
+        check_dimensions(3, series=series)
+        check_nonempty(series=series)
+        if series.shape[-1] != self.dim:
+            raise ValueError(f"series must have {self.dim} numbers in a sample, got shape {tuple(series.shape)}")
+        hidden, state = self.body(series.to(self.head.weight.dtype), state)
+        said = self.head(hidden)
+        return (said + series if self.residual else said), state
+
+
+def _start_at_rest(head: nn.Linear, residual: bool) -> None:
+    """A head of changes begins with none, so that an untrained model says the last sample."""
+    if residual:
+        nn.init.zeros_(head.weight)
+        nn.init.zeros_(head.bias)
