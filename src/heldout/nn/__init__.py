@@ -30,7 +30,7 @@ from heldout.nn.architectures.fuzzy_heads import FuzzyCMeans, FuzzyHeads, fuzzy_
 from heldout.nn.control.backbone import check_context, decoder_body, hidden_states, lora_backbone
 from heldout.nn.control.forecaster import LMForecaster, LSTMForecaster
 from heldout.nn.control.modality_encoder import FeatureSpec, JobGraphEncoder, ModalityEncoder
-from heldout.nn.control.return_policy import HistoryPolicy, ReturnConditionedPolicy
+from heldout.nn.control.return_policy import FactoredHead, HistoryPolicy, ReturnConditionedPolicy
 from heldout.nn.control.sequence_actor import SequenceActor
 from heldout.nn.efficientnet import MobileBlock, Standardise, cached_features, efficientnet_lite0
 from heldout.nn.ensemble import LogitEnsemble
@@ -156,6 +156,7 @@ __all__ = [
     "DualStreamFusion",
     "Encoder",
     "EntityTable",
+    "FactoredHead",
     "FactorizedReduce",
     "FeatureSpec",
     "FieldEmbedding",

@@ -7,6 +7,15 @@ from heldout.tasks.clinical.phenotypes import Phenotype, phenotypes
 from heldout.tasks.control.bitrate import LADDER, BitrateStreams, Download, bitrate_env, chunk_sizes, play_streams
 from heldout.tasks.control.bitrate_policies import BufferBased, NoisyMixture, RobustMPC, SequenceChooser, best_plan
 from heldout.tasks.control.gridworld import GRID, MOVES, GridPolicy, grid_policy
+from heldout.tasks.control.job_queue import (
+    Job,
+    JobQueue,
+    draw_jobs,
+    fair_share,
+    first_come,
+    play_jobs,
+    shortest_job_first,
+)
 from heldout.tasks.control.traces import linear_forecast, throughput_traces, velocity_forecast, viewport_traces
 from heldout.tasks.grammars.composition_sets import (
     COMPOSITION_SETS,
@@ -433,6 +442,8 @@ __all__ = [
     "InstructionExample",
     "InstructionTask",
     "InstructionWorld",
+    "Job",
+    "JobQueue",
     "JudgedPictures",
     "KnowledgeGraph",
     "LShape",
@@ -529,6 +540,7 @@ __all__ = [
     "dominoes",
     "draw_captions",
     "draw_experts",
+    "draw_jobs",
     "draw_network",
     "drawing_features",
     "drawing_tags",
@@ -539,8 +551,10 @@ __all__ = [
     "expert_fact_words",
     "fact_compositions",
     "fact_leaks",
+    "fair_share",
     "fashion_mnist",
     "film_reviews",
+    "first_come",
     "first_drawings",
     "fixed_tables",
     "forwards_and_backwards",
@@ -608,6 +622,7 @@ __all__ = [
     "photo_crops",
     "photographs",
     "place_questions",
+    "play_jobs",
     "play_streams",
     "projective_command",
     "projective_split",
@@ -640,6 +655,7 @@ __all__ = [
     "shape_hierarchy",
     "shared_words",
     "shifted",
+    "shortest_job_first",
     "slabs",
     "sourced_questions",
     "split_by_group",

@@ -5,7 +5,7 @@ import torch
 from transformers import GPT2Config, GPT2Model, LlamaConfig, LlamaModel
 
 from heldout.data import Trajectories, TrajectoryBatch
-from heldout.nn import FeatureSpec, HistoryPolicy, ModalityEncoder, ReturnConditionedPolicy
+from heldout.nn import FactoredHead, FeatureSpec, HistoryPolicy, ModalityEncoder, ReturnConditionedPolicy
 
 SPECS = {"a": FeatureSpec("vector", 3), "b": FeatureSpec("scalar")}
 
@@ -145,3 +145,14 @@ def test_a_store_feeds_it():
         {"a": torch.randn(5, 3), "b": torch.randn(5, 1)}, torch.arange(5) % 4, torch.ones(5), torch.arange(5) == 4
     )
     assert make_policy()(store.batch(store.windows(3), store.returns())).shape == (2, 3, 4)
+
+
+def test_the_softmax_of_a_factored_head_is_the_product_of_its_heads():
+    torch.manual_seed(0)
+    head, hidden = FactoredHead(5, (3, 2)), torch.randn(4, 5)
+    first, second = (own(hidden).softmax(-1) for own in head.heads)
+    assert torch.allclose(head(hidden).softmax(-1).view(4, 3, 2), first[..., None] * second[:, None], atol=1e-6)
+    with pytest.raises(ValueError, match="sizes"):
+        FactoredHead(5, ())
+    with pytest.raises(ValueError, match="sizes"):
+        FactoredHead(5, (3, 0))

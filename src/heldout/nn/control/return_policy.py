@@ -6,13 +6,14 @@ actions and the head, as in its official code.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from heldout.data import TrajectoryBatch
-from heldout.errors import check_at_least, check_labels, checked
+from heldout.errors import check_at_least, check_labels, check_nonempty, checked
 from heldout.nn.control.backbone import check_context, decoder_body, hidden_states
 from heldout.nn.control.modality_encoder import ModalityEncoder
 
@@ -133,6 +134,41 @@ class ReturnConditionedPolicy(nn.Module):
 
     def _times(self, timesteps: Tensor) -> Tensor:
         return self.embed_timestep(timesteps.clamp(max=self.max_timestep - 1))
+
+
+class FactoredHead(nn.Module):
+    """Logits of choices that are made together, each by a linear head of its own, ``(..., product of sizes)``.
+
+    The answer is flat, in the order of ``itertools.product``: its softmax is the product of the heads' softmaxes.
+
+    Args:
+        width: of the hidden states.
+        sizes: options of each choice.
+
+    Raises:
+        ValueError: no choices, sizes below 1.
+
+    Source: arXiv:2402.02338, section 4.2 (for jobs: one head for the stage, one for the number of executors).
+
+    Example:
+        >>> FactoredHead(8, (3, 2))(torch.zeros(5, 8)).shape
+        torch.Size([5, 6])
+    """
+
+    @checked
+    def __init__(self, width: int, sizes: Sequence[int]) -> None:
+        super().__init__()
+        check_nonempty(sizes=sizes)
+        check_at_least(1, width=width, sizes=sizes)
+        self.heads = nn.ModuleList(nn.Linear(width, size) for size in sizes)
+
+    @checked
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Returns the logits of hidden states ``(..., width)``."""
+        found = hidden.new_zeros(*hidden.shape[:-1], 1)
+        for head in self.heads:
+            found = (found[..., None] + head(hidden)[..., None, :]).flatten(-2)
+        return found
 
 
 class HistoryPolicy(nn.Module):
