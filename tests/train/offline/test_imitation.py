@@ -137,7 +137,7 @@ def test_bad_input_is_refused_by_name():
     for options, message in (
         ({"returns": torch.zeros(3)}, "returns"), ({"steps": 0}, "steps"), ({"lr": -1.0}, "lr"),
         ({"clip": 0.0}, "clip"),
-        ({"window": 0}, "length"), ({"schedule": "linear"}, "schedule"), ({"batch_size": 0}, "batch_size"),
+        ({"window": 0}, "window"), ({"schedule": "linear"}, "schedule"), ({"batch_size": 0}, "batch_size"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=message):
             fit_policy(policy, store, **({"window": 3} | options))

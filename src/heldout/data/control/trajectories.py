@@ -94,7 +94,7 @@ class Trajectories:
         check_nonempty(observations=self.observations)
         parts = {f"observations[{name!r}]": value for name, value in self.observations.items()}
         parts |= {name: getattr(self, name) for name in ("actions", "rewards", "terminations", "truncations")}
-        for name, value in parts.items():
+        for name, value in sorted(parts.items(), key=lambda part: part[0] != "rewards"):  # to which the others are held
             if not isinstance(value, Tensor):
                 raise TypeError(f"{name} must be a tensor, got {type(value).__name__}: Trajectories.from_episodes(...)")
             if value.ndim == 0 or len(value) != len(self.rewards):

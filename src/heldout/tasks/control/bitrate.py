@@ -206,6 +206,7 @@ class BitrateStreams:
             torch.Size([2])
         """
         check_labels(len(self.ladder), levels=levels)
+        check_dimensions(1, levels=levels)
         check_length(len(self), levels=levels)
         if not self.chunks_left:
             raise ValueError(f"step: all {len(self.sizes)} chunks are there: reset()")

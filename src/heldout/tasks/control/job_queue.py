@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from heldout.data import Trajectories
-from heldout.errors import check_at_least, check_labels, check_nonnegative, check_positive, checked
+from heldout.errors import check_at_least, check_fields, check_labels, check_nonnegative, check_positive, checked
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +42,7 @@ class Job:
     arrival: float = 0.0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name in ("seconds", "tasks", "parents"):
             if not isinstance(getattr(self, name), Tensor):
                 raise TypeError(f"{name} must be a tensor, got {type(getattr(self, name)).__name__}")
@@ -191,15 +192,16 @@ class JobQueue:
     def observations(self) -> dict[str, Tensor]:
         """What a policy sees, float32, by name: the graph of all stages that are shown, and the cluster.
 
-        ``stages`` ``(slots, 6)``: 1 (there is one), seconds of a task, tasks / 8, ready, runs, done; ``heard`` ``(slots,
-        slots)``: a stage hears from those that wait for it, so that what lies behind it is known; ``cluster`` ``(2,)``:
+        ``stages`` ``(slots, 6)``: 1 (there is one), seconds of a task, tasks / 8, ready, runs, done; ``heard``
+        ``(slots, slots)``: a stage hears from those that wait for it, so that what lies behind it is known; ``cluster`` ``(2,)``:
         share of executors that are free, jobs that are there / 10.
         """
         stages, heard = torch.zeros(self.slots, 6), torch.zeros(self.slots, self.slots)
         shown, ready = self.shown(), self.ready()
         for slot, (k, stage) in enumerate(shown):
             job, state = self.jobs[k], int(self._state[k][stage])
-            numbers = [1, float(job.seconds[stage]), float(job.tasks[stage]) / 8, slot in ready, state == 1, state == 2]
+            seconds, tasks = float(job.seconds[stage]), float(job.tasks[stage])
+            numbers = [1, seconds, tasks / 8, slot in ready, state == 1, state == 2]
             stages[slot] = torch.tensor(numbers, dtype=torch.float32)
             for later in range(stage + 1, len(job.seconds)):
                 heard[slot, slot + later - stage] = float(job.parents[later, stage])

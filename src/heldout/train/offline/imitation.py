@@ -77,6 +77,7 @@ def fit_policy(
         >>> losses[-1] < 0.1 < losses[0]
         True
     """
+    check_at_least(1, window=window, stride=stride)
     windows = trajectories.windows(window, stride=stride)
     known = trajectories.returns() if returns is None else returns
     trajectories.batch(Windows(windows.index[:1], windows.mask[:1]), known)  # refuses returns that do not fit
@@ -110,7 +111,7 @@ def policy_loss(
         >>> policy_loss(HistoryPolicy(1, 2), logged, window=2) > 0
         True
     """
-    check_at_least(1, batch_size=batch_size)
+    check_at_least(1, window=window, batch_size=batch_size)
     known = trajectories.returns() if returns is None else returns
     index, mask = trajectories.windows(window)
     total = 0.0
