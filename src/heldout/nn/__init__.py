@@ -27,7 +27,7 @@ from heldout.nn.architecture_search.mixed_op import (
 from heldout.nn.architectures.cg_encoder import CGEncoder
 from heldout.nn.architectures.computation_graph import CG_KERNELS, CG_OPERATIONS, computation_graph, shape_maxima
 from heldout.nn.architectures.fuzzy_heads import FuzzyCMeans, FuzzyHeads, fuzzy_membership
-from heldout.nn.control.backbone import check_context, decoder_body, hidden_states, lora_backbone
+from heldout.nn.control.backbone import check_context, decoder_body, decoder_states, lora_backbone
 from heldout.nn.control.forecaster import LMForecaster, LSTMForecaster
 from heldout.nn.control.modality_encoder import FeatureSpec, JobGraphEncoder, ModalityEncoder
 from heldout.nn.control.return_policy import FactoredHead, HistoryPolicy, ReturnConditionedPolicy
@@ -248,6 +248,7 @@ __all__ = [
     "convert_ghost_batchnorm",
     "decoder_body",
     "decoder_parts",
+    "decoder_states",
     "draw_mix",
     "efficientnet_lite0",
     "enumerate_programs",
@@ -257,7 +258,6 @@ __all__ = [
     "format_program",
     "fuzzy_membership",
     "ghost_batch_norm",
-    "hidden_states",
     "inflate_2d",
     "inject_lora_group",
     "inputs_for",

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, T5Config, T5Model
 
-from heldout.nn import check_context, decoder_body, hidden_states, lora_backbone
+from heldout.nn import check_context, decoder_body, decoder_states, lora_backbone
 
 
 def llama():
@@ -26,7 +26,7 @@ def gpt2():
 def test_hidden_states_are_what_the_head_reads(make):
     lm, ids = make(), torch.tensor([[1, 5, 2, 8]])
     embeddings = lm.get_input_embeddings()(ids)
-    found = lm.get_output_embeddings()(hidden_states(decoder_body(lm), embeddings))
+    found = lm.get_output_embeddings()(decoder_states(decoder_body(lm), embeddings))
     assert torch.allclose(found, lm(ids).logits, atol=1e-5)
 
 
@@ -39,12 +39,12 @@ def test_only_adapters_are_trained_and_the_backbone_stays(make):
     assert all("lora" in name for name, p in adapted.named_parameters() if p.requires_grad)
     optimizer = torch.optim.SGD([p for p in body.parameters() if p.requires_grad], lr=30.0)
     embeddings = torch.randn(2, 5, 16, generator=torch.Generator().manual_seed(1))
-    start = hidden_states(body, embeddings).detach()
+    start = decoder_states(body, embeddings).detach()
     for _ in range(4):
         optimizer.zero_grad()
-        hidden_states(body, embeddings)[..., 0].mean().backward()
+        decoder_states(body, embeddings)[..., 0].mean().backward()
         optimizer.step()
-    assert not torch.allclose(hidden_states(body, embeddings), start, atol=1e-4)
+    assert not torch.allclose(decoder_states(body, embeddings), start, atol=1e-4)
     after = {name.replace(".base_layer", ""): value for name, value in body.state_dict().items() if "lora" not in name}
     prefix = "model." if make is llama else "transformer."
     for name, value in after.items():
@@ -53,7 +53,7 @@ def test_only_adapters_are_trained_and_the_backbone_stays(make):
 
 def test_embeddings_keep_their_type_where_the_decoder_has_half_of_it():
     body = decoder_body(llama().bfloat16())
-    assert hidden_states(body, torch.zeros(1, 2, 16)).dtype == torch.float32
+    assert decoder_states(body, torch.zeros(1, 2, 16)).dtype == torch.float32
 
 
 def test_what_is_no_decoder_is_refused():

@@ -92,7 +92,7 @@ def check_context(body: nn.Module, /, **tokens: int) -> None:
 
 
 @checked
-def hidden_states(body: nn.Module, embeddings: Tensor, cache: Any = None) -> Tensor:
+def decoder_states(body: nn.Module, embeddings: Tensor, cache: Any = None) -> Tensor:
     """Returns the hidden states after the last norm, ``(batch, tokens, width)``, in the embeddings' type.
 
     Args:
@@ -104,7 +104,7 @@ def hidden_states(body: nn.Module, embeddings: Tensor, cache: Any = None) -> Ten
         >>> from transformers import GPT2Config, GPT2Model
         >>> body = GPT2Model(GPT2Config(vocab_size=8, n_embd=8, n_layer=1, n_head=2))
         >>> import torch
-        >>> hidden_states(body, torch.zeros(2, 3, 8)).shape
+        >>> decoder_states(body, torch.zeros(2, 3, 8)).shape
         torch.Size([2, 3, 8])
     """
     dtype = next((p.dtype for p in body.parameters() if p.is_floating_point()), embeddings.dtype)

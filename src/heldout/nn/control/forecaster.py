@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from heldout.errors import check_at_least, check_dimensions, check_nonempty, checked, require
-from heldout.nn.control.backbone import check_context, decoder_body, hidden_states
+from heldout.nn.control.backbone import check_context, decoder_body, decoder_states
 
 
 class LMForecaster(nn.Module):
@@ -123,7 +123,7 @@ class LMForecaster(nn.Module):
         tokens = self.embed(series.to(self.head.weight.dtype))
         if prefix is not None and self.embed_prefix is not None:
             tokens = torch.cat([self.embed_prefix(prefix.to(tokens.dtype))[:, None], tokens], 1)
-        said = self.head(hidden_states(self.lm, self.norm(tokens), cache)[:, -series.shape[1] :])
+        said = self.head(decoder_states(self.lm, self.norm(tokens), cache)[:, -series.shape[1] :])
         if self.squash:
             return said.tanh()
         return said + series if self.residual else said

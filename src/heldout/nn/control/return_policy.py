@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from heldout.data import TrajectoryBatch
 from heldout.errors import check_at_least, check_labels, check_nonempty, checked
-from heldout.nn.control.backbone import check_context, decoder_body, hidden_states
+from heldout.nn.control.backbone import check_context, decoder_body, decoder_states
 from heldout.nn.control.modality_encoder import ModalityEncoder
 
 
@@ -129,7 +129,7 @@ class ReturnConditionedPolicy(nn.Module):
         seen = self.seen_tokens(batch.observations, batch.returns, batch.timesteps)
         done = self.action_token(batch.actions, batch.timesteps)
         tokens = torch.cat([seen, done[..., None, :]], -2)  # (windows, steps, tokens, width)
-        hidden = hidden_states(self.lm, tokens.flatten(1, 2)).unflatten(1, (steps, -1))
+        hidden = decoder_states(self.lm, tokens.flatten(1, 2)).unflatten(1, (steps, -1))
         return self.head(hidden[:, :, -2])
 
     def _times(self, timesteps: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from heldout.data import TrajectoryBatch
 from heldout.errors import check_at_least, check_finite, check_length, checked, require
-from heldout.nn.control.backbone import hidden_states
+from heldout.nn.control.backbone import decoder_states
 from heldout.nn.control.return_policy import HistoryPolicy, ReturnConditionedPolicy
 
 
@@ -142,4 +142,4 @@ class SequenceActor:
                 tokens.append(policy.action_token(self._done[place - 1], self._seen[place - 1][2])[:, None])
             tokens.append(policy.seen_tokens(*self._seen[place]))
         self._read = len(self._seen)
-        return policy.head(hidden_states(policy.lm, torch.cat(tokens, 1), self._cache)[:, -1])
+        return policy.head(decoder_states(policy.lm, torch.cat(tokens, 1), self._cache)[:, -1])

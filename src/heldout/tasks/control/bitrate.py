@@ -295,7 +295,9 @@ def bitrate_env(traces: Tensor, sizes: Tensor, *, ladder: Sequence[float] = LADD
         >>> observation, info = env.reset(seed=0)  # doctest: +SKIP
         >>> observation, reward, terminated, truncated, info = env.step(0)  # doctest: +SKIP
     """
-    gymnasium = require("gymnasium")
+    require("gymnasium")
+    import gymnasium
+
     BitrateStreams(traces, sizes, ladder=ladder, noise=noise)  # refuses what is wrong with them now
 
     class BitrateEnv(gymnasium.Env):  # type: ignore[misc, name-defined]

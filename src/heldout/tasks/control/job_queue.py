@@ -193,8 +193,8 @@ class JobQueue:
         """What a policy sees, float32, by name: the graph of all stages that are shown, and the cluster.
 
         ``stages`` ``(slots, 6)``: 1 (there is one), seconds of a task, tasks / 8, ready, runs, done; ``heard``
-        ``(slots, slots)``: a stage hears from those that wait for it, so that what lies behind it is known; ``cluster`` ``(2,)``:
-        share of executors that are free, jobs that are there / 10.
+        ``(slots, slots)``: a stage hears from those that wait for it, so that what lies behind it is known;
+        ``cluster`` ``(2,)``: share of executors that are free, jobs that are there / 10.
         """
         stages, heard = torch.zeros(self.slots, 6), torch.zeros(self.slots, self.slots)
         shown, ready = self.shown(), self.ready()
