@@ -99,14 +99,14 @@ class Size(NamedTuple):
 SIZES = {
     ("tiny", "laptop"): Size(50, 30, 48, 80, 16, 600, 120, 5),
     ("tiny", "smoke"): Size(2, 2, 6, 2, 2, 8, 2, 2),
-    ("SmolLM2", "laptop"): Size(50, 8, 48, 24, 8, 600, 40, 5),
+    ("SmolLM2", "laptop"): Size(50, 8, 48, 60, 4, 600, 60, 5),
     ("SmolLM2", "smoke"): Size(2, 2, 6, 2, 2, 8, 2, 2),
 }
 # rates of policies and of forecasters, and the share of the best logged return that is asked for
 RATES: dict[str, tuple[float, float]] = {
     **{f"tiny {name}": (3e-3, 0.8) for name in ("mlp", "lstm", *BACKBONES)},
     **{f"tiny view {name}": (3e-3, 0.0) for name in ("lstm", *BACKBONES[:3])},
-    **{f"SmolLM2 {name}": (1e-3, 0.8) for name in ("netllm", "random")},
+    **{f"SmolLM2 {name}": (3e-3, 0.8) for name in ("netllm", "random")},
     **{f"SmolLM2 view {name}": (1e-3, 0.0) for name in ("netllm", "random")},
     "tiny text": (3e-3, 0.0),
 }

@@ -79,6 +79,8 @@ def test_bad_series_are_refused_by_name():
             own(bad)
     with pytest.raises(ValueError, match="horizon"):
         own.forecast(SERIES, 0)
+    with pytest.raises(ValueError, match="past"):
+        own.forecast(SERIES[0], 2)
     with pytest.raises(ValueError, match="prefix"):
         own(SERIES, torch.zeros(2, 5))
     with pytest.raises(ValueError, match="prefix"):

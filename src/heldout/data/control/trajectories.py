@@ -49,7 +49,7 @@ class TrajectoryBatch(NamedTuple):
 class Windows(NamedTuple):
     """Positions of steps, ``(windows, length)`` int64, and which of them are steps of the window, bool."""
 
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]  # a field of its own, not the method of tuples
     mask: Tensor
 
 

@@ -7,7 +7,16 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from heldout.errors import check_at_least, check_fraction, check_has, check_positive, checked, require
+from heldout.errors import (
+    check_at_least,
+    check_dimensions,
+    check_fraction,
+    check_has,
+    check_nonempty,
+    check_positive,
+    checked,
+    require,
+)
 from heldout.nn.language.position_offsets import position_limit
 
 
@@ -100,6 +109,9 @@ def decoder_states(body: nn.Module, embeddings: Tensor, cache: Any = None) -> Te
         embeddings: ``(batch, tokens, width)``.
         cache: of transformers (``DynamicCache``): keys and values of the tokens before, to which these are added.
 
+    Raises:
+        ValueError: embeddings of another form.
+
     Example:
         >>> from transformers import GPT2Config, GPT2Model
         >>> body = GPT2Model(GPT2Config(vocab_size=8, n_embd=8, n_layer=1, n_head=2))
@@ -107,6 +119,8 @@ def decoder_states(body: nn.Module, embeddings: Tensor, cache: Any = None) -> Te
         >>> decoder_states(body, torch.zeros(2, 3, 8)).shape
         torch.Size([2, 3, 8])
     """
+    check_dimensions(3, embeddings=embeddings)
+    check_nonempty(embeddings=embeddings)
     dtype = next((p.dtype for p in body.parameters() if p.is_floating_point()), embeddings.dtype)
     found = body(inputs_embeds=embeddings.to(dtype), past_key_values=cache, use_cache=cache is not None)
     return found[0].to(embeddings.dtype)

@@ -97,6 +97,8 @@ class LMForecaster(nn.Module):
             ValueError: as for ``forward``; a horizon below 1.
         """
         check_at_least(1, horizon=horizon)
+        check_dimensions(3, past=past)
+        check_nonempty(past=past)
         training = self.training
         self.eval()
         try:
@@ -165,6 +167,8 @@ class LSTMForecaster(nn.Module):
     def forecast(self, past: Tensor, horizon: int) -> Tensor:
         """Returns the next samples of ``(batch, steps, dim)``, each from those before it, ``(batch, horizon, dim)``."""
         check_at_least(1, horizon=horizon)
+        check_dimensions(3, past=past)
+        check_nonempty(past=past)
         found, read, state = [], past, None
         for _ in range(horizon):
             said, state = self._answers(read, state)

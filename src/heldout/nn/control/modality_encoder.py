@@ -110,7 +110,7 @@ class ModalityEncoder(nn.Module):
             value = observations[name]
             if not value.ndim or value.shape[-1] != spec.size:
                 raise ValueError(f"{name} must have {spec.size} numbers, got shape {tuple(value.shape)}")
-            value = value.to(to_width.weight.dtype)
+            value = value.to(next(to_width.parameters()).dtype)
             encoded = encoder(value, observations[spec.edges]) if spec.kind == "graph" else encoder(value)
             found.append(to_width(encoded))
         return torch.stack(found, -2)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from heldout.data import TrajectoryBatch
-from heldout.errors import check_at_least, check_finite, check_length, checked, require
+from heldout.errors import check_at_least, check_finite, check_length, check_nonempty, checked, require
 from heldout.nn.control.backbone import decoder_states
 from heldout.nn.control.return_policy import HistoryPolicy, ReturnConditionedPolicy
 
@@ -60,7 +60,7 @@ class SequenceActor:
             check_length(episodes, target_return=target)
         self.policy, self.episodes, self.slide = policy, episodes, slide
         self.cached = cache and isinstance(policy, ReturnConditionedPolicy)
-        device = policy.head.weight.device if hasattr(policy.head, "weight") else torch.device("cpu")
+        device = next(policy.parameters()).device
         self.wanted = target.to(device).expand(episodes).clone()
         self.timestep = 0
         self._seen: list[tuple[dict[str, Tensor], Tensor, Tensor]] = []
@@ -81,6 +81,7 @@ class SequenceActor:
         """
         if len(self._seen) > len(self._done):
             raise ValueError("logits: record what was done in the step before")
+        check_nonempty(observations=observations)
         check_finite(observations=observations)
         for name, value in observations.items():
             check_length(self.episodes, **{name: value})
