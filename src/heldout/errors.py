@@ -40,6 +40,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "evals": ("inspect_ai",),
     "retrieval": ("faiss",),
     "graph": ("torch_geometric",),
+    "control": ("gymnasium",),
     "lightning": ("lightning",),
     "ray": ("ray",),
     "search": ("optuna",),

@@ -2,6 +2,7 @@
 
 from heldout.data.balancing import balanced_sampling, class_counts, why_balanced
 from heldout.data.choice_targets import randomize_targets
+from heldout.data.control.trajectories import RewardScale, Trajectories, TrajectoryBatch, Windows
 from heldout.data.graphs.corruptions import in_batch_corruptions
 from heldout.data.graphs.edge_pruning import (
     edge_degree_scores,
@@ -144,6 +145,7 @@ __all__ = [
     "PrismaticSynthesizer",
     "Relexicalized",
     "RepeatSchedule",
+    "RewardScale",
     "SelfTargets",
     "SemiSupervisedSplit",
     "SequencePair",
@@ -154,10 +156,13 @@ __all__ = [
     "SubgraphBatches",
     "SynthesisRound",
     "TokenVocabulary",
+    "Trajectories",
+    "TrajectoryBatch",
     "TripletKind",
     "Verbalizer",
     "VerbalizerKind",
     "VerbalizerTemplate",
+    "Windows",
     "add_index_hints",
     "all_targets",
     "anonymizer",

@@ -27,6 +27,11 @@ from heldout.nn.architecture_search.mixed_op import (
 from heldout.nn.architectures.cg_encoder import CGEncoder
 from heldout.nn.architectures.computation_graph import CG_KERNELS, CG_OPERATIONS, computation_graph, shape_maxima
 from heldout.nn.architectures.fuzzy_heads import FuzzyCMeans, FuzzyHeads, fuzzy_membership
+from heldout.nn.control.backbone import check_context, decoder_body, decoder_states, lora_backbone
+from heldout.nn.control.forecaster import LMForecaster, LSTMForecaster
+from heldout.nn.control.modality_encoder import FeatureSpec, JobGraphEncoder, ModalityEncoder
+from heldout.nn.control.return_policy import FactoredHead, HistoryPolicy, ReturnConditionedPolicy
+from heldout.nn.control.sequence_actor import SequenceActor
 from heldout.nn.efficientnet import MobileBlock, Standardise, cached_features, efficientnet_lite0
 from heldout.nn.ensemble import LogitEnsemble
 from heldout.nn.features import Encoder, inputs_for, split_head, why_no_head
@@ -152,7 +157,9 @@ __all__ = [
     "DualStreamFusion",
     "Encoder",
     "EntityTable",
+    "FactoredHead",
     "FactorizedReduce",
+    "FeatureSpec",
     "FieldEmbedding",
     "FoundGraph",
     "FrameAverage",
@@ -171,16 +178,21 @@ __all__ = [
     "GraphReadout",
     "GraphReadoutKind",
     "GraphSpec",
+    "HistoryPolicy",
     "HyperCuboid",
     "ImageSequenceClassifier",
     "InductiveLinkPredictor",
+    "JobGraphEncoder",
     "KNNMemory",
+    "LMForecaster",
+    "LSTMForecaster",
     "LoRAGroup",
     "LogitEnsemble",
     "Memory",
     "MixStyle",
     "MixedOp",
     "MobileBlock",
+    "ModalityEncoder",
     "ModularMLP",
     "MultiChannelNetwork",
     "MultiHead",
@@ -201,12 +213,14 @@ __all__ = [
     "RecurrentFusion",
     "RegionAnswerer",
     "ResizablePool",
+    "ReturnConditionedPolicy",
     "RuleParser",
     "SearchCell",
     "SearchNetwork",
     "Seq2Seq",
     "Seq2SeqLSTM",
     "Seq2SeqTransformer",
+    "SequenceActor",
     "SharpSepConv",
     "ShiftReduceParser",
     "SingleStreamFusion",
@@ -230,11 +244,14 @@ __all__ = [
     "build_from_path",
     "cached_features",
     "candidate_scores",
+    "check_context",
     "check_heads",
     "computation_graph",
     "conv4",
     "convert_ghost_batchnorm",
+    "decoder_body",
     "decoder_parts",
+    "decoder_states",
     "draw_mix",
     "efficientnet_lite0",
     "enumerate_programs",
@@ -247,6 +264,7 @@ __all__ = [
     "inflate_2d",
     "inject_lora_group",
     "inputs_for",
+    "lora_backbone",
     "merge_lora_groups",
     "mix_style",
     "mixing_coefficients",

@@ -13,6 +13,7 @@ from heldout.train.distillation.from_teacher import distillation
 from heldout.train.diversify import Hypotheses, dbat, disambiguate, divdis, diversify
 from heldout.train.early_stopping import fit_stopping_early
 from heldout.train.full_batch import full_batch
+from heldout.train.offline.imitation import fit_forecaster, fit_policy, policy_loss
 from heldout.train.own_loop import Stages, TrainFunction, fit_with
 from heldout.train.population.abstraction import Abstracted, abstract_subtrees
 from heldout.train.population.evolve import Evolution, Structure, evolve_structures
@@ -260,8 +261,10 @@ __all__ = [
     "ewc",
     "finish",
     "fit",
+    "fit_forecaster",
     "fit_link_predictor",
     "fit_pairs",
+    "fit_policy",
     "fit_similarity_transform",
     "fit_soft_labels",
     "fit_stopping_early",
@@ -292,6 +295,7 @@ __all__ = [
     "outputs_of",
     "pack",
     "pair_dataset",
+    "policy_loss",
     "pooled_features",
     "pretrain_graph",
     "problem_of",

@@ -1,0 +1,1 @@
+"""Logged behaviour: what an agent observed, did and was rewarded for."""

@@ -1,0 +1,1 @@
+"""Policies and forecasters over sequences of observations."""

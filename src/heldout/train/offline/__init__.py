@@ -1,0 +1,1 @@
+"""Training on logged behaviour, without an environment."""
