@@ -2,6 +2,7 @@
 
 from heldout.language_model import LM, ChoiceExample, Completion, Prompt
 from heldout.lm.models.bases import LlamaBase, stdlib_llama
+from heldout.lm.models.code_tokenizer import code_tokenizer
 from heldout.lm.models.encoding import context_of, ids_of_prompt
 from heldout.lm.models.endpoint import BudgetError, EndpointError, EndpointLM
 from heldout.lm.models.generation import end_tokens, generate_ids
@@ -126,6 +127,7 @@ __all__ = [
     "character_ngrams",
     "character_tokenizer",
     "code_blocks",
+    "code_tokenizer",
     "context_of",
     "cosine_chooser",
     "cut_vocabulary",
