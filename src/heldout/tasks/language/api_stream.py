@@ -80,7 +80,7 @@ class ApiStream:
 
     Attributes:
         pretrain: functions of files for training that import no library of any group.
-        tasks: by group and part ("train", "val", "test"), functions that call the group and no other one.
+        tasks: by group and part ("train", "val", "test"), functions with their calls of the group.
 
     Example:
         >>> source = "import os\\ndef f():\\n    return os.getcwd()"
@@ -129,18 +129,21 @@ def python_sources(
     folder = _folder(package)
     skipped, prefix = {*skip, "site-packages", "dist-packages"}, "" if package == "stdlib" else f"{folder.name}/"
     word = re.compile(rf"\b(?:{'|'.join(map(re.escape, mentions))})\b") if mentions else None
-    found = {}
-    for file in sorted(folder.rglob("*.py")):
+    files = {}
+    for file in folder.rglob("*.py"):
         inside = file.relative_to(folder)
-        if skipped.intersection(inside.parts):
-            continue
-        text = file.read_text("utf-8", errors="replace")
+        if not skipped.intersection(inside.parts):
+            files[prefix + inside.as_posix()] = file
+    found: dict[str, str] = {}
+    for name in sorted(files, key=lambda name: _hash(f"chosen {name}")):
+        if most is not None and len(found) == most:
+            break
+        text = files[name].read_text("utf-8", errors="replace")
         if word is None or word.search(text):
-            found[prefix + inside.as_posix()] = text
+            found[name] = text
     if not found:
         raise FileNotFoundError(f"package {package} has no source of Python in {folder}")
-    chosen = sorted(found, key=lambda name: _hash(f"chosen {name}"))[:most]
-    return {name: found[name] for name in sorted(chosen)}
+    return dict(sorted(found.items()))
 
 
 @checked
@@ -162,10 +165,11 @@ def sources_digest(sources: Mapping[str, str]) -> str:
 def api_functions(
     source: str, groups: Mapping[str, Sequence[str]], *, file: str = ""
 ) -> tuple[list[ApiFunction], list[str]]:
-    """Returns the functions of a source that call one group of APIs, and the functions that know of no group.
+    """Returns the functions of a source that call a group of APIs, and the functions that know of no group.
 
-    A function is one of a module or a class; those within it are part of it. Left out: functions that call more than
-    one group, or name a library of a group without calling it; those that are not plain ASCII. Where the source
+    A function is one of a module or a class; those within it are part of it. One that calls several groups is of the
+    first of them in ``groups``, so name rare ones first; calls of the others are no call sites then. Left out:
+    functions that name a library of a group without calling any; those that are not plain ASCII. Where the source
     imports a library of any group, no function counts as one that knows none.
 
     Args:
@@ -211,8 +215,10 @@ def api_functions(
         calls, seen = _calls(nodes, text, names)
         if not imports and not seen:
             plain.append(text)
-        elif len(seen) == 1 and calls:
-            used.append(ApiFunction(file, text, tuple(calls), seen.pop()))
+        group = next((group for group in groups if calls.get(group)), None)
+        if group is not None:
+            sites = sorted(calls[group], key=lambda site: (site.end, site.start))
+            used.append(ApiFunction(file, text, tuple(sites), group))
     return used, plain
 
 
@@ -394,19 +400,21 @@ def _plain_text(node: Any, lines: list[str]) -> tuple[str, ast.stmt] | None:
     return (text, tree.body[0]) if tree and len(tree.body) == 1 and isinstance(tree.body[0], _FUNCTIONS) else None
 
 
-def _calls(nodes: list[ast.AST], text: str, names: _Names) -> tuple[list[CallSite], set[str]]:
-    """Call sites of APIs in a function, and the groups that it knows of."""
+def _calls(nodes: list[ast.AST], text: str, names: _Names) -> tuple[dict[str, list[CallSite]], bool]:
+    """Call sites of APIs in a function by group, and whether it knows of any."""
     begins = [0]
     for line in text.splitlines(keepends=True):
         begins.append(begins[-1] + len(line))
-    sites, seen = [], set[str]()
+    sites: dict[str, list[CallSite]] = {}
+    seen = False
     for node in nodes:
-        if isinstance(node, ast.Name | ast.Attribute) and (group := names.group_of(names.resolve(node))):
-            seen.add(group)
+        if not seen and isinstance(node, ast.Name | ast.Attribute):
+            seen = names.group_of(names.resolve(node)) is not None
         if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name | ast.Attribute):
             continue
         api = names.resolve(node.func)
-        if api is None or names.group_of(api) is None:
+        group = names.group_of(api)
+        if api is None or group is None:
             continue
         name = node.func.id if isinstance(node.func, ast.Name) else node.func.attr
         place: Any = node
@@ -414,8 +422,8 @@ def _calls(nodes: list[ast.AST], text: str, names: _Names) -> tuple[list[CallSit
         if text[end_of_name - len(name) : end_of_name + 1] == f"{name}(":
             start = begins[place.lineno - 1] + place.col_offset
             end = begins[place.end_lineno - 1] + place.end_col_offset
-            sites.append(CallSite(api, start, end_of_name - len(name), end_of_name, end))
-    return sorted(sites, key=lambda site: (site.end, site.start)), seen
+            sites.setdefault(group, []).append(CallSite(api, start, end_of_name - len(name), end_of_name, end))
+    return sites, seen
 
 
 def _without_known(function: ApiFunction, known: set[str]) -> ApiFunction:

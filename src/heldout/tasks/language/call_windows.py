@@ -49,6 +49,13 @@ class CallWindows:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def usage_labels(self) -> Tensor:
+        """Returns the ids of the tokens of usages, and -100 elsewhere: int64 ``(windows, length)``."""
+        labels = torch.full_like(self.ids, IGNORED)
+        for row, start, end in self.usages.tolist():
+            labels[row, start:end] = self.ids[row, start:end]
+        return labels
+
     @checked
     def first(self, most: int) -> CallWindows:
         """Returns the first windows, with their calls."""
