@@ -11,7 +11,7 @@ World. ``stdlib``: functions of Python's standard library, of files up to 25,000
 of its modules are the stream; a function belongs to a group if it calls that one alone. The model, and the tokenizer,
 have seen files alone that import none of them: "text" and "testing" are imported nearly everywhere, so what is left is
 small. ``packages``, the real cell: the functions of numpy, scipy, torch and scikit-learn, as installed, by which of the
-four they call, for the first 6 blocks of SmolLM2; the last one's MLP and norm were tuned on the stdlib's call sites,
+four they call, for the first 4 blocks of SmolLM2; the last one's MLP and norm were tuned on the stdlib's call sites,
 and alone are tuned on. Its first training has surely read these libraries: that it does not know them is the readout's.
 Files are split, by hash of their names. A function that comes twice counts once, in training if it is there; a test
 call site whose lines all stand in files for training or validation, in whatever place, is dropped. Memories are drawn
@@ -82,7 +82,7 @@ STDLIB = {  # rare ones first: a function of several is of the first
 PACKAGES = {name: [name] for name in ("sklearn", "scipy", "torch", "numpy")}
 GROUPS = {"stdlib": STDLIB, "packages": PACKAGES}
 VERSION = 1  # raised when the way streams and bases are made changes
-LENGTH, CONTEXT, BLOCKS, TOKENS = 48, 24, 6, 12
+LENGTH, CONTEXT, BLOCKS, TOKENS = 48, 24, 4, 12
 
 
 class Size(NamedTuple):
@@ -175,6 +175,11 @@ def trained(model: nn.Module, rows: TensorDataset, losses: Callable[..., Tensor]
     return model.eval()
 
 
+def functions_of(parts: dict[Any, list[ApiFunction]], part: str, profile: str) -> list[ApiFunction]:
+    """The functions of a part; a smoke run has so few that its parts share them."""
+    return parts[part] if profile == "laptop" else [function for each in parts.values() for function in each]
+
+
 @functools.lru_cache(maxsize=1)
 def small_base(profile: str) -> tuple[Any, Any]:
     """A GPT-2 of two layers and its tokenizer, trained on functions that know of no group."""
@@ -199,8 +204,9 @@ def stdlib_world(seed: int, profile: str) -> World:
     tasks, exclusive = stream("stdlib", profile)[0].tasks, stream("stdlib", profile)[0].exclusive_names()
 
     def rows(group: str, part: Any, most: int, seed: int = 0) -> CallWindows:
-        functions = tasks[group][part] or tasks[group]["train"]  # a smoke run has few
-        found = call_windows(functions, tokenizer, length=LENGTH, context=CONTEXT, seed=seed)
+        found = call_windows(
+            functions_of(tasks[group], part, profile), tokenizer, length=LENGTH, context=CONTEXT, seed=seed
+        )
         return found.first(most)
 
     def judged(group: str, part: Any, most: int) -> Part:
@@ -282,13 +288,15 @@ def packages_world(profile: str) -> World:
     def read() -> Any:
         found = {}
         for source, part, most in [
-            *((before, part, size.train) for part in ["train"]),
-            *((made, part, getattr(size, part)) for part in ("train", "val", "test")),
+            (before, "train", size.train // 2),
+            (made, "train", 2 * size.train // 3),
+            (made, "val", size.val),
+            (made, "test", size.test),
         ]:
             for group, parts in source.tasks.items():
-                windows = call_windows(parts[part] or parts["train"], tokenizer, length=LENGTH, context=CONTEXT).first(
-                    most
-                )
+                windows = call_windows(
+                    functions_of(parts, part, profile), tokenizer, length=LENGTH, context=CONTEXT
+                ).first(most)
                 names = source.exclusive_names()[group]
                 found[f"{group} {part}"] = tuple(sites_of(model, windows, names, most))
         return found, windows.opening
