@@ -81,7 +81,7 @@ STDLIB = {  # rare ones first: a function of several is of the first
 }
 PACKAGES = {name: [name] for name in ("sklearn", "scipy", "torch", "numpy")}
 GROUPS = {"stdlib": STDLIB, "packages": PACKAGES}
-VERSION = 1  # raised when the way streams and bases are made changes
+VERSION = 2  # raised when the way streams and bases are made changes
 LENGTH, CONTEXT, BLOCKS, TOKENS = 48, 24, 4, 12
 
 

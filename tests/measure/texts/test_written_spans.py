@@ -40,15 +40,14 @@ def test_a_closing_token_must_follow_even_behind_the_row():
     assert writes_spans(MODEL, ids, ids, span, closing=others).tolist() == [False]
 
 
-def test_beams_hold_the_greedy_word_and_all_words_where_there_are_as_many():
-    context, ends = [4, 5], [2]
-    with torch.no_grad():
-        order = MODEL(torch.tensor([context])).logits[0, -1].argsort(descending=True).tolist()
-    word = next(token for token in order if token not in (*ends, 0))
-    found = writes_among(MODEL, [context, [4, *context]], [[word], [word]], closing=list(range(VOCAB)), pad=0, k=1)
-    assert found.shape == (2,)
-    every = writes_among(MODEL, [context], [[order[0]]], closing=list(range(VOCAB)), pad=0, k=2)
-    assert every.dtype == torch.bool
+def test_one_beam_is_greedy():
+    contexts = ([first, second] for first in range(4, VOCAB) for second in range(4, VOCAB))
+    context, word, end = next((c, *w) for c in contexts if len({*(w := written(c, 2))}) == 2 and min(w) > 0)
+    other = next(token for token in range(4, VOCAB) if token not in (word, end))
+    assert word != end
+    call = {"closing": [end], "pad": 0}
+    assert writes_among(MODEL, [context, [4, *context]], [[word], [word]], k=1, **call)[0]
+    assert writes_among(MODEL, [context, context], [[word], [other]], k=1, batch_size=1, **call).tolist() == [True, False]
 
 
 def test_bad_input_is_refused_by_name():

@@ -202,7 +202,7 @@ def api_functions(
     )
     used, plain = [], []
     inside: dict[int, _Names] = {}
-    for node, owner in _functions_of(tree):
+    for node, owner in sorted(_functions_of(tree), key=lambda found: found[0].lineno):
         found = _plain_text(node, lines)
         if found is None:
             continue
