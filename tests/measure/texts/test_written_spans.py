@@ -47,7 +47,10 @@ def test_one_beam_is_greedy():
     assert word != end
     call = {"closing": [end], "pad": 0}
     assert writes_among(MODEL, [context, [4, *context]], [[word], [word]], k=1, **call)[0]
-    assert writes_among(MODEL, [context, context], [[word], [other]], k=1, batch_size=1, **call).tolist() == [True, False]
+    assert writes_among(MODEL, [context, context], [[word], [other]], k=1, batch_size=1, **call).tolist() == [
+        True,
+        False,
+    ]
 
 
 def test_bad_input_is_refused_by_name():
