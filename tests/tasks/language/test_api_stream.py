@@ -96,10 +96,8 @@ def stream(sources: dict[str, str], **options: float):
 
 
 def many(line: str = "", files: int = 60) -> dict[str, str]:
-    return {
-        f"{i}.py": f"import os\ndef f{i}(x):\n    a{i} = os.listdir(x)\n    {line or f'b{i} = os.stat(x)'}\n    return 1"
-        for i in range(files)
-    }
+    body = "import os\ndef f{i}(x):\n    a{i} = os.listdir(x)\n    " + (line or "b{i} = os.stat(x)")
+    return {f"{i}.py": body.replace("{i}", str(i)) for i in range(files)}
 
 
 def test_files_are_split_and_none_is_in_two_parts():
