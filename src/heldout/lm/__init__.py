@@ -2,7 +2,6 @@
 
 from heldout.language_model import LM, ChoiceExample, Completion, Prompt
 from heldout.lm.models.bases import LlamaBase, stdlib_llama
-from heldout.lm.models.code_tokenizer import code_tokenizer
 from heldout.lm.models.encoding import context_of, ids_of_prompt
 from heldout.lm.models.endpoint import BudgetError, EndpointError, EndpointLM
 from heldout.lm.models.generation import end_tokens, generate_ids
@@ -15,6 +14,7 @@ from heldout.lm.models.stopping import stop_at
 from heldout.lm.models.text_features import minilm, text_features, word_vectors
 from heldout.lm.models.tiny import (
     character_tokenizer,
+    code_tokenizer,
     encode_examples,
     tiny_bart,
     tiny_llama,
