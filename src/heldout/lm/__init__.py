@@ -14,6 +14,7 @@ from heldout.lm.models.stopping import stop_at
 from heldout.lm.models.text_features import minilm, text_features, word_vectors
 from heldout.lm.models.tiny import (
     character_tokenizer,
+    code_tokenizer,
     encode_examples,
     tiny_bart,
     tiny_llama,
@@ -126,6 +127,7 @@ __all__ = [
     "character_ngrams",
     "character_tokenizer",
     "code_blocks",
+    "code_tokenizer",
     "context_of",
     "cosine_chooser",
     "cut_vocabulary",

@@ -227,6 +227,7 @@ from heldout.measure.texts.skill_mix import (
     grade_skill_text,
     skill_mix_report,
 )
+from heldout.measure.texts.written_spans import writes_among, writes_spans
 
 generalization_difficulty = classification_difficulty  # under the name of the paper
 
@@ -511,4 +512,6 @@ __all__ = [
     "vendi_score",
     "video_accuracy",
     "video_scores",
+    "writes_among",
+    "writes_spans",
 ]

@@ -116,7 +116,18 @@ from heldout.tasks.judged.shape_hierarchy import (
     judged_similarity,
     shape_hierarchy,
 )
+from heldout.tasks.language.api_stream import (
+    ApiFunction,
+    ApiStream,
+    CallSite,
+    StreamPart,
+    api_functions,
+    api_stream,
+    python_sources,
+    sources_digest,
+)
 from heldout.tasks.language.binary_questions import binary_questions
+from heldout.tasks.language.call_windows import CallWindows, call_windows
 from heldout.tasks.language.choice_world import CHOICE_TASKS, ChoiceKind, choice_examples, choice_words, random_choices
 from heldout.tasks.language.code import stdlib_code, stdlib_digest, stdlib_docstrings
 from heldout.tasks.language.copying_language import CopyingLanguage, copying_language
@@ -416,10 +427,14 @@ __all__ = [
     "WORDED_TEMPLATES",
     "WORDNET_SKILLS",
     "WORDNET_SKILL_TOPICS",
+    "ApiFunction",
+    "ApiStream",
     "ArithmeticSplit",
     "BitrateStreams",
     "BlockModel",
     "BufferBased",
+    "CallSite",
+    "CallWindows",
     "ChainProblem",
     "ChoiceKind",
     "ChoiceQuestion",
@@ -491,6 +506,7 @@ __all__ = [
     "SlabData",
     "SourcedQuestions",
     "SpuriousVotes",
+    "StreamPart",
     "StringEdits",
     "SynchronousGrammar",
     "Synset",
@@ -506,6 +522,8 @@ __all__ = [
     "agreement_replies",
     "answer_in_form",
     "answer_question",
+    "api_functions",
+    "api_stream",
     "architecture_graph",
     "arithmetic_heads",
     "arithmetic_text",
@@ -517,6 +535,7 @@ __all__ = [
     "block_shifts",
     "build_network",
     "call_graph",
+    "call_windows",
     "caption_holds",
     "caption_question",
     "caption_text",
@@ -636,6 +655,7 @@ __all__ = [
     "play_streams",
     "projective_command",
     "projective_split",
+    "python_sources",
     "question_of",
     "question_tasks",
     "question_text",
@@ -669,6 +689,7 @@ __all__ = [
     "shortest_job_first",
     "slabs",
     "sourced_questions",
+    "sources_digest",
     "split_by_group",
     "split_by_scaffold",
     "split_by_size",

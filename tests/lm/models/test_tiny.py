@@ -4,6 +4,7 @@ import torch
 from heldout.lm import (
     cached_base,
     character_tokenizer,
+    code_tokenizer,
     encode_examples,
     tiny_bart,
     tiny_llama,
@@ -110,3 +111,26 @@ def test_a_cached_base_is_the_one_that_was_made(build, tokenizer, tmp_path, monk
     assert read.decode(read("sort a : c")["input_ids"]) == "sort a : c"
     assert type(model) is type(made)
     assert not model.training
+
+
+CODE = "def assertEqual(self, read_text, HTTPServer2):\n    return self.read_text(read_text) + self.assertEqual()\n" * 4
+
+
+def test_no_token_goes_beyond_a_word_of_an_identifier():
+    tokenizer = code_tokenizer([CODE], 1000)
+    assert tokenizer.tokenize("self.assertEqual(") == ["self", ".", "assert", "Equal", "("]
+    assert tokenizer.tokenize("read_text()") == ["read", "_", "text", "(", ")"]
+    assert tokenizer.tokenize(" HTTPServer2")[1:] == ["Server", "2"]
+
+
+def test_any_code_comes_back():
+    tokenizer = code_tokenizer([CODE], 300)
+    for text in (CODE, "x = 'é→'\n\n\n\tif  a__b((1)):  # end\n", "a"):
+        assert tokenizer.decode(tokenizer(text)["input_ids"], clean_up_tokenization_spaces=False) == text
+
+
+def test_a_code_tokenizer_refuses_bad_input_by_name():
+    with pytest.raises(ValueError, match="texts"):
+        code_tokenizer([])
+    with pytest.raises(ValueError, match="vocabulary"):
+        code_tokenizer([CODE], 10)

@@ -1,0 +1,68 @@
+"""Spans that a causal model writes."""
+
+import pytest
+import torch
+
+from heldout.lm import tiny_llama, word_tokenizer
+from heldout.measure import writes_among, writes_spans
+
+MODEL = tiny_llama(word_tokenizer(["a b c d e f"]), dim=16, layers=2, seed=1)
+VOCAB = MODEL.config.vocab_size
+
+
+def written(context: list[int], count: int) -> list[int]:
+    """What is written greedily, one token after the other, without a cache."""
+    ids = list(context)
+    with torch.no_grad():
+        for _ in range(count):
+            ids.append(int(MODEL(torch.tensor([ids])).logits[0, -1].argmax()))
+    return ids[len(context) :]
+
+
+def test_a_span_is_right_where_decoding_step_by_step_writes_it():
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(4, VOCAB, (12, 8), generator=generator)
+    for row in range(0, 12, 2):  # half of them as the model would go on
+        ids[row, 3:] = torch.tensor(written(ids[row, :3].tolist(), 5))
+    spans = torch.tensor([[row, start, end] for row in range(12) for start in (1, 3, 5) for end in (start + 1, 8)])
+    expected = [written(ids[r, :s].tolist(), e - s) == ids[r, s:e].tolist() for r, s, e in spans.tolist()]
+    found = writes_spans(MODEL, ids, ids, spans, batch_size=5)
+    assert found.tolist() == expected
+    assert 0 < sum(expected) < len(expected)
+
+
+def test_a_closing_token_must_follow_even_behind_the_row():
+    ids = torch.tensor([[4, *written([4], 3)]])
+    (after,) = written(ids[0].tolist(), 1)
+    span = torch.tensor([[0, 1, 4]])
+    assert writes_spans(MODEL, ids, ids, span, closing=torch.tensor([after])).tolist() == [True]
+    others = torch.tensor([token for token in range(VOCAB) if token != after])
+    assert writes_spans(MODEL, ids, ids, span, closing=others).tolist() == [False]
+
+
+def test_one_beam_is_greedy():
+    contexts = ([first, second] for first in range(4, VOCAB) for second in range(4, VOCAB))
+    context, word, end = next((c, *w) for c in contexts if len({*(w := written(c, 2))}) == 2 and min(w) > 0)
+    other = next(token for token in range(4, VOCAB) if token not in (word, end))
+    assert word != end
+    call = {"closing": [end], "pad": 0}
+    assert writes_among(MODEL, [context, [4, *context]], [[word], [word]], k=1, **call)[0]
+    assert writes_among(MODEL, [context, context], [[word], [other]], k=1, batch_size=1, **call).tolist() == [
+        True,
+        False,
+    ]
+
+
+def test_bad_input_is_refused_by_name():
+    ids = torch.tensor([[4, 5, 6]])
+    for span in ([1, 1, 2], [0, 0, 2], [0, 2, 2], [0, 1, 4]):
+        with pytest.raises(ValueError, match="spans"):
+            writes_spans(MODEL, ids, ids, torch.tensor([span]))
+    with pytest.raises(ValueError, match="inputs"):
+        writes_spans(MODEL, ids.repeat(2, 1), ids, torch.tensor([[0, 1, 2]]))
+    with pytest.raises(ValueError, match="continuations"):
+        writes_among(MODEL, [[4]], [], closing=[2], pad=0)
+    with pytest.raises(ValueError, match="token"):
+        writes_among(MODEL, [[4]], [[]], closing=[2], pad=0)
+    with pytest.raises(ValueError, match="closing"):
+        writes_among(MODEL, [[4]], [[5]], closing=[], pad=0)

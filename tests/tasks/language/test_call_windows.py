@@ -1,0 +1,62 @@
+"""Windows around call sites."""
+
+import pytest
+import torch
+
+from heldout.lm import code_tokenizer
+from heldout.tasks import api_functions, call_windows
+
+SOURCE = "import os\n" + "\n".join(
+    f"def f{i}(x):\n    value{i} = x + {i}\n    os.mkdir(x)\n    return os.path.join(x, value{i}, os.getcwd())"
+    for i in range(5)
+)
+FUNCTIONS, _ = api_functions(SOURCE, {"files": ["os"]})
+TOKENIZER = code_tokenizer([SOURCE], 320)
+
+
+def test_every_site_is_in_one_window_and_its_tokens_are_its_text():
+    windows = call_windows(FUNCTIONS, TOKENIZER, length=40, context=10, seed=3)
+    assert sorted(windows.names) == sorted(name for function in FUNCTIONS for name in function.names())
+    texts = {function.text[call.start : call.end] for function in FUNCTIONS for call in function.calls}
+    for (row, start, end), (_, first, last), name in zip(
+        windows.usages.tolist(), windows.calls.tolist(), windows.names, strict=True
+    ):
+        usage = TOKENIZER.decode(windows.ids[row, start:end]).strip()
+        assert any(usage.startswith(text) and not usage[len(text) :].strip(")\n") for text in texts)
+        assert TOKENIZER.decode(windows.ids[row, first:last]) == name
+        assert windows.ids[row, last] in windows.opening
+        assert start >= 1
+
+
+def test_labels_leave_out_padding_and_usage_labels_all_but_usages():
+    windows = call_windows(FUNCTIONS[:1], TOKENIZER, length=60, context=30)
+    assert ((windows.labels == -100) == (windows.ids == TOKENIZER.eos_token_id)).all()
+    usage = windows.usage_labels()
+    counted = {(row, place) for row, start, end in windows.usages.tolist() for place in range(start, end)}
+    assert {tuple(place) for place in (usage >= 0).nonzero().tolist()} == counted
+    assert (usage[usage >= 0] == windows.ids[usage >= 0]).all()
+
+
+def test_first_keeps_the_calls_of_its_windows():
+    windows = call_windows(FUNCTIONS, TOKENIZER, length=40, context=10)
+    short = windows.first(2)
+    assert len(short) == 2
+    assert short.calls[:, 0].max() < 2
+    assert len(short.names) == len(short.calls) == len(short.usages) < len(windows.names)
+
+
+def test_the_seed_sets_the_order_alone():
+    one, two = (call_windows(FUNCTIONS, TOKENIZER, length=40, context=10, seed=seed).ids for seed in (0, 1))
+    assert not torch.equal(one, two)
+    assert sorted(one.tolist()) == sorted(two.tolist())
+
+
+def test_bad_input_is_refused_by_name():
+    with pytest.raises(ValueError, match="functions"):
+        call_windows([], TOKENIZER)
+    with pytest.raises(ValueError, match="context"):
+        call_windows(FUNCTIONS, TOKENIZER, length=10, context=10)
+    with pytest.raises(ValueError, match="functions must have a call site that fits"):
+        call_windows(FUNCTIONS, TOKENIZER, length=4, context=3)
+    with pytest.raises(ValueError, match="most"):
+        call_windows(FUNCTIONS, TOKENIZER).first(0)
