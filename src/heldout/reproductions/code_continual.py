@@ -197,7 +197,13 @@ def small_base(profile: str) -> tuple[Any, Any]:
     def make() -> tuple[Any, Any]:
         tokenizer = code_tokenizer(made.pretrain, 1024)
         ids = tokenizer.eos_token_id
-        sizes: dict[str, Any] = {"vocab_size": len(tokenizer), "n_positions": 64, "n_embd": 128, "n_layer": 2, "n_head": 4}
+        sizes: dict[str, Any] = {
+            "vocab_size": len(tokenizer),
+            "n_positions": 64,
+            "n_embd": 128,
+            "n_layer": 2,
+            "n_head": 4,
+        }
         config = GPT2Config(**sizes, bos_token_id=ids, eos_token_id=ids, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0)
         with seeded(0):
             model = GPT2LMHeadModel(config)

@@ -7,7 +7,7 @@ from torch import nn
 
 from heldout.measure import fisher_diagonal
 from heldout.nn import PrototypeClassifier
-from heldout.train import EWC, FastSlow, Strategy, fit_stream, prototype_training
+from heldout.train import EWC, ContinualStrategy, FastSlow, fit_stream, prototype_training
 
 
 def tasks(number=3, seed=0):
@@ -64,7 +64,9 @@ def test_without_importance_it_is_reptile_over_the_stream():
     result = streamed(strategy, number=2)
     slow = net()
     for number, data in enumerate(tasks(2)):
-        fast = fit_stream(slow, [data], Strategy(), tests=[data], steps=4, batch_size=6, optimizer=sgd, seed=number)
+        fast = fit_stream(
+            slow, [data], ContinualStrategy(), tests=[data], steps=4, batch_size=6, optimizer=sgd, seed=number
+        )
         moved = {k: v + 0.25 * (fast.module.state_dict()[k] - v) for k, v in slow.state_dict().items()}
         slow.load_state_dict({k: v.to(slow.state_dict()[k].dtype) for k, v in moved.items()})
     with strategy.slow(result.module) as ours:
@@ -206,7 +208,7 @@ def test_prototype_training_takes_the_step_that_is_written_out():
     rows = torch.stack([torch.eye(3)[0], torch.eye(3)[1], z[::2].mean(0), z[1::2].mean(0)])
     F.cross_entropy(5 * z @ F.normalize(rows, dim=1).T, y).backward()
     expected = naive.weight - 0.1 * naive.weight.grad
-    prototype_training(classifier, steps=1, optimizer=sgd)(encoder, (x, y), Strategy())
+    prototype_training(classifier, steps=1, optimizer=sgd)(encoder, (x, y), ContinualStrategy())
     torch.testing.assert_close(encoder.weight, expected)
     torch.testing.assert_close(classifier.prototypes[2], F.normalize(encoder(x[::2]), dim=1).mean(0).detach())
     assert classifier.counts.tolist() == [1, 1, 3, 3]
@@ -215,7 +217,7 @@ def test_prototype_training_takes_the_step_that_is_written_out():
 def test_prototype_training_leaves_statistics_of_batchnorm_alone():
     model, data = net().train(), tasks(1)[0]
     before = model[1].running_mean.clone()
-    prototype_training(PrototypeClassifier(), steps=2, optimizer=sgd)(model, data, Strategy())
+    prototype_training(PrototypeClassifier(), steps=2, optimizer=sgd)(model, data, ContinualStrategy())
     assert torch.equal(model[1].running_mean, before)
     assert model.training
 
@@ -225,7 +227,7 @@ def test_all_tasks_at_once_refresh_the_prototypes_of_all_their_classes():
     x, y = torch.randn(12, 4), torch.arange(12) % 4
     train = prototype_training(classifier, steps=12, optimizer=sgd, classes_at_once=2, refresh=True)
     for _ in range(2):
-        train(encoder, (x, y), Strategy())
+        train(encoder, (x, y), ContinualStrategy())
     fresh = PrototypeClassifier()
     fresh.update(encoder(x), y)
     torch.testing.assert_close(classifier.prototypes, fresh.prototypes)
@@ -251,6 +253,6 @@ def test_bad_input_is_refused():
     with pytest.raises(ValueError, match="steps"):
         prototype_training(PrototypeClassifier(), steps=-1)
     with pytest.raises(TypeError, match="one tensor"):
-        prototype_training(PrototypeClassifier())(net(), [((torch.ones(4), torch.ones(4)), 0)], Strategy())
+        prototype_training(PrototypeClassifier())(net(), [((torch.ones(4), torch.ones(4)), 0)], ContinualStrategy())
     with pytest.raises(ValueError, match="classes_at_once"):
         prototype_training(PrototypeClassifier(), classes_at_once=0)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -306,7 +307,7 @@ def bitrate_env(traces: Tensor, sizes: Tensor, *, ladder: Sequence[float] = LADD
         def __init__(self) -> None:
             self.action_space = gymnasium.spaces.Discrete(sizes.shape[1])
             size = 3 + 2 * HISTORY + sizes.shape[1]
-            self.observation_space = gymnasium.spaces.Box(0.0, float("inf"), (size,), dtype="float32")
+            self.observation_space = gymnasium.spaces.Box(0.0, float("inf"), (size,), dtype=np.float32)
             self.episode = 0
 
         def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict]:
