@@ -55,7 +55,7 @@ OWN = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("loss", PLAIN, ids=str)
+@pytest.mark.parametrize("loss", PLAIN, ids=lambda loss: getattr(loss, "__name__", type(loss).__name__))
 def test_plain_cross_entropy_is_no_loss_of_ones_own(loss):
     given, without = problem(loss), problem(None)
     assert not given.own_loss
