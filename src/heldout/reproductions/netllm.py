@@ -15,8 +15,9 @@ Arms. ``netllm``: a tiny Llama pretrained on source code, frozen, with LoRA; ``r
 ``scratch``: the twin, trained as a whole; ``full``: all weights of the pretrained one; ``cloning``: netllm without
 returns; an MLP and an LSTM on the same history, with returns. ``pool`` has the mean of the three behaviours, ``best``
 and ``worst`` of them. ``iid_sampled`` draws the action, as published; else it is the most probable one. ``text`` writes
-viewports as numbers. Real cell: the first six blocks of SmolLM2-135M against a twin with random weights, on 8
-new traces, with fewer steps; its ``over_bba`` and ``over_pool`` are on these.
+viewports as numbers (``passes``: its forward passes over those of the head). Real cell: the first six blocks of
+SmolLM2-135M against a twin with random weights, on 8 new traces, with fewer steps; its ``over_bba`` and ``over_pool``
+are on these.
 
 Settings. Of 0.6, 0.8 and 1 of the best logged return, asked for on validation traces of development seed 1000, none was
 better than another for netllm, random and scratch: 0.8 for all. Rates are first guesses, 3e-3 everywhere, not searched.
@@ -30,7 +31,6 @@ from __future__ import annotations
 import copy
 import functools
 import re
-import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -298,22 +298,25 @@ def text(arm: dict[str, Any], seed: int, profile: str) -> dict[str, float]:
     prompts = [ids_of_prompt(written(each[SEEN - TOLD : SEEN]) + ":", tokenizer) for each in tests]
     limit = 64 if profile == "laptop" else 4
 
-    def seconds(work: Callable[[], Any]) -> float:
-        start = time.process_time()
-        for _ in range(5):
-            work()
-        return time.process_time() - start
+    def passes(decoder: Any, work: Callable[[], Any]) -> int:
+        """Forward passes of a decoder: seconds would not be the same again."""
+        calls: list[int] = []
+        handle = decoder.register_forward_hook(lambda *_: calls.append(1))
+        work()
+        handle.remove()
+        return len(calls)
 
     answers = generate_ids(tuned.model, tokenizer, prompts, max_tokens=limit)
     texts = [tokenizer.decode(ids, skip_special_tokens=True) for (ids,) in answers]
     head = fitted("netllm", "tiny", seed, profile, 1)
     said = head.forecast(tests[:, :SEEN], TOLD)
-    slow = seconds(lambda: generate_ids(tuned.model, tokenizer, prompts[:1], max_tokens=limit))
-    fast = seconds(lambda: head.forecast(tests[:1, :SEEN], TOLD))
+    words = tuned.model.get_input_embeddings()
+    slow = passes(words, lambda: generate_ids(tuned.model, tokenizer, prompts[:1], max_tokens=limit))
+    fast = passes(head.lm, lambda: head.forecast(tests[:1, :SEEN], TOLD))
     return {
         "valid": float(np.mean([readable(each, TOLD) for each in texts])),
         "head_valid": float((said.isfinite() & (said.abs() <= 1)).all(2).all(1).double().mean()),
-        "slower": slow / fast,
+        "passes": slow / fast,
     }
 
 
@@ -341,7 +344,7 @@ def smol_missing() -> str:
 
 HIGHER = (*TRACES, "iid_sampled", "best", "worst", "over_bba", "over_pool", "head_valid")
 LOWER = ("nll", *(f"mae_{name}" for name in SPEEDS), "trained")
-METRICS = dict.fromkeys((*HIGHER, "slower", "valid"), higher_is_better) | dict.fromkeys(LOWER, lower_is_better)
+METRICS = dict.fromkeys((*HIGHER, "passes", "valid"), higher_is_better) | dict.fromkeys(LOWER, lower_is_better)
 ARMS = arms()
 study = Study(
     slug="netllm",
@@ -366,7 +369,7 @@ study = Study(
         cheaper("view: netllm", than="view: lstm", on="mae_iid", ratio=0.95),
         cheaper("view: netllm", than="view: random", on="mae_iid", ratio=0.97),
         at_most("text", on="valid", value=0.99),
-        at_least("text", on="slower", value=5),
+        at_least("text", on="passes", value=5),
         at_least("SmolLM2: netllm", on="over_pool", value=0.03),
         at_least("SmolLM2: netllm", on="over_bba", value=0.03),
         *(

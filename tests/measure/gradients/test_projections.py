@@ -24,7 +24,7 @@ def test_projections_keep_inner_products_and_depend_on_the_seed_alone(projection
 
 
 def test_a_dense_projection_does_not_depend_on_how_parameters_are_chunked(monkeypatch):
-    from heldout.measure.probes import projections
+    from heldout.measure.gradients import projections
 
     flat = torch.randn(3, 5000, generator=torch.Generator().manual_seed(0))
     first = projections._projector("rademacher", 5000, 8, 0, flat.device)(iter([flat]))
