@@ -10,7 +10,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from heldout.errors import check_at_least, check_fraction, check_nonempty, check_nonnegative, check_positive, checked
+from heldout.errors import (
+    check_at_least,
+    check_fraction,
+    check_nonempty,
+    check_nonnegative,
+    check_positive,
+    check_values,
+    checked,
+)
 
 
 @checked
@@ -128,6 +136,7 @@ def velocity_forecast(past: Tensor, horizon: int) -> Tensor:
         [5.0, 7.0]
     """
     _check_past(past, horizon)
+    check_values(past=past)
     ahead = torch.arange(1, horizon + 1, device=past.device, dtype=past.dtype)[:, None]
     return past[:, -1:] + ahead * (past[:, -1:] - past[:, -2:-1])
 
@@ -148,6 +157,7 @@ def linear_forecast(past: Tensor, horizon: int) -> Tensor:
         [4.3333, 5.8333]
     """
     _check_past(past, horizon)
+    check_values(past=past)
     steps = past.shape[1]
     times = torch.arange(steps, device=past.device, dtype=past.dtype)
     centred = times - times.mean()

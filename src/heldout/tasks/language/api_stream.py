@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from heldout.errors import check_fraction, check_nonempty, checked
+from heldout.errors import check_fields, check_fraction, check_nonempty, checked
 
 StreamPart = Literal["train", "val", "test"]
 
@@ -48,6 +48,11 @@ class CallSite:
     name_end: int
     end: int
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if not 0 <= self.start <= self.name_start <= self.name_end <= self.end:
+            raise ValueError(f"start, name_start, name_end and end must be in order from 0, got {self}")
+
 
 @dataclass(frozen=True)
 class ApiFunction:
@@ -68,6 +73,9 @@ class ApiFunction:
     text: str
     calls: tuple[CallSite, ...]
     group: str
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def names(self) -> list[str]:
         """Returns the names that its call sites call."""

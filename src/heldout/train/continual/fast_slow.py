@@ -206,12 +206,14 @@ class FastSlow(ContinualStrategy):
         self._slow = ema_step(self._slow, self._fast, self.rates(model))
         super().end_task(model, data)
 
+    @checked
     @contextmanager
     def slow(self, model: nn.Module) -> Iterator[nn.Module]:
         """Puts the slow weights into the model inside the block, and what was there back behind it."""
         with _holding(model, self._slow) as held:
             yield held
 
+    @checked
     @contextmanager
     def fast(self, model: nn.Module) -> Iterator[nn.Module]:
         """As ``slow``, with the fast weights as the last task has left them."""
