@@ -76,3 +76,12 @@ def test_bad_input_is_refused():
         classifier.logits(torch.ones(1, 3))
     with pytest.raises(ValueError, match="z must hold 2"):
         classifier.update(torch.ones(1, 3), torch.tensor([0]))
+
+
+def test_a_forgotten_class_begins_anew():
+    classifier = PrototypeClassifier()
+    classifier.update(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 1]))
+    classifier.forget(torch.tensor([0]))
+    assert classifier.prototypes.tolist() == [[0.0, 0.0], [0.0, 1.0]]
+    classifier.update(torch.tensor([[0.0, 5.0]]), torch.tensor([0]))
+    assert classifier.prototypes.tolist() == [[0.0, 1.0], [0.0, 1.0]]

@@ -54,3 +54,9 @@ def test_bad_input_is_refused():
         ema_step(one, {"a": torch.tensor([1.0, float("inf")])}, 0.5)
     with pytest.raises(ValueError):
         ema_step(one, {"a": torch.ones(3)}, 0.5)
+
+
+def test_the_ends_are_exact_even_where_their_difference_is_too_large():
+    slow, fast = {"a": torch.tensor([-3e38, -3e38])}, {"a": torch.tensor([3e38, 3e38])}
+    moved = ema_step(slow, fast, {"a": torch.tensor([0.0, 1.0])})["a"]
+    assert moved.tolist() == [slow["a"][0].item(), fast["a"][1].item()]

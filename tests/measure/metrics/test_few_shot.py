@@ -140,3 +140,9 @@ def test_episodes_refuse_bad_input():
             prototype_episodes(z, y, **({"ways": 4, "queries": 3} | options))
     with pytest.raises(ValueError, match="z must"):
         prototype_episodes(z * torch.nan, y, ways=4, queries=3)
+
+
+def test_the_length_of_an_embedding_does_not_matter_to_an_episode():
+    z, y = drawn(6, 12, 2.0)
+    longer = z * torch.logspace(-2, 2, len(z)).unsqueeze(1)[torch.randperm(len(z), generator=torch.Generator())]
+    assert prototype_episodes(longer, y, queries=5).estimate == prototype_episodes(z, y, queries=5).estimate < 1

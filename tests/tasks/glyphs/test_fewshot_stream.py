@@ -72,3 +72,8 @@ def test_bad_input_is_refused():
     ):
         with pytest.raises(ValueError, match=named):
             dealt(**changes)
+
+
+def test_every_class_has_a_draw_of_its_own():
+    places = dealt(tasks=[[1, 2, 3, 5]]).support[0].view(4, 3) // 8  # of the ten examples of a class
+    assert len({tuple(own) for own in places.tolist()}) > 1

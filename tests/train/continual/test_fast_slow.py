@@ -256,3 +256,65 @@ def test_bad_input_is_refused():
         prototype_training(PrototypeClassifier())(net(), [((torch.ones(4), torch.ones(4)), 0)], ContinualStrategy())
     with pytest.raises(ValueError, match="classes_at_once"):
         prototype_training(PrototypeClassifier(), classes_at_once=0)
+
+
+def test_without_reset_the_pull_is_still_towards_the_slow_weights():
+    model, strategy, data = net(), FastSlow(2.0, eta=0.25, reset=False), tasks()
+    for number in range(2):
+        strategy.begin_task(model, data[number])
+        if number == 0:
+            with torch.no_grad():
+                for value in model.parameters():
+                    value.add_(0.1)
+            strategy.end_task(model, data[0])
+    with strategy.slow(model):
+        slow = {name: value.detach().clone() for name, value in model.named_parameters()}
+    for value in model.parameters():
+        value.grad = torch.zeros_like(value)
+    strategy.before_step(model)
+    for name, value in model.named_parameters():
+        torch.testing.assert_close(value.grad, 2.0 * strategy.omega[name] * (value - slow[name]))
+    assert any(value.grad.abs().max() > 0 for value in model.parameters())
+
+
+def test_importance_of_the_path_decays_from_task_to_task():
+    def omega(decay, number):
+        strategy = FastSlow(0.0, eta=0.0, importance="si", decay=decay)  # the second task is the same for all
+        streamed(strategy, number=number)
+        return strategy.omega
+
+    first, both, second = omega(1.0, 1), omega(1.0, 2), omega(0.0, 2)
+    for name, value in omega(0.5, 2).items():
+        torch.testing.assert_close(value, 0.5 * first[name] + second[name])
+        torch.testing.assert_close(both[name], first[name] + second[name])
+
+
+def embedder():
+    torch.manual_seed(0)
+    return nn.Linear(4, 3)
+
+
+def test_an_earlier_class_keeps_its_prototype_unless_all_are_refreshed():
+    x = torch.randn(4, 4, generator=torch.Generator().manual_seed(0))
+    for refresh in (False, True):
+        classifier = PrototypeClassifier()
+        classifier.update(torch.eye(3)[:1], torch.tensor([0]))
+        train = prototype_training(classifier, steps=0, refresh=refresh)
+        train(embedder(), (x, torch.tensor([0, 0, 1, 1])), Strategy())
+        assert classifier.counts.tolist() == [2 if refresh else 1, 2]
+        assert torch.equal(classifier.prototypes[0], torch.eye(3)[0]) is not refresh
+
+
+def test_a_part_of_the_classes_at_once_sees_prototypes_of_ten_steps_ago_at_most():
+    seen = []
+
+    class Watched(PrototypeClassifier):
+        def logits(self, z, *, fresh=None):
+            seen.append(self.prototypes.clone())
+            return super().logits(z, fresh=fresh)
+
+    x = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
+    train = prototype_training(Watched(), steps=21, optimizer=sgd, classes_at_once=1)
+    train(embedder(), (x, torch.tensor([0, 0, 1, 1, 2, 2])), Strategy())
+    changes = [step for step in range(1, 21) if not torch.equal(seen[step], seen[step - 1])]
+    assert changes == [10, 20]
