@@ -300,7 +300,7 @@ def test_an_earlier_class_keeps_its_prototype_unless_all_are_refreshed():
         classifier = PrototypeClassifier()
         classifier.update(torch.eye(3)[:1], torch.tensor([0]))
         train = prototype_training(classifier, steps=0, refresh=refresh)
-        train(embedder(), (x, torch.tensor([0, 0, 1, 1])), Strategy())
+        train(embedder(), (x, torch.tensor([0, 0, 1, 1])), ContinualStrategy())
         assert classifier.counts.tolist() == [2 if refresh else 1, 2]
         assert torch.equal(classifier.prototypes[0], torch.eye(3)[0]) is not refresh
 
@@ -315,6 +315,6 @@ def test_a_part_of_the_classes_at_once_sees_prototypes_of_ten_steps_ago_at_most(
 
     x = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
     train = prototype_training(Watched(), steps=21, optimizer=sgd, classes_at_once=1)
-    train(embedder(), (x, torch.tensor([0, 0, 1, 1, 2, 2])), Strategy())
+    train(embedder(), (x, torch.tensor([0, 0, 1, 1, 2, 2])), ContinualStrategy())
     changes = [step for step in range(1, 21) if not torch.equal(seen[step], seen[step - 1])]
     assert changes == [10, 20]
