@@ -66,3 +66,37 @@ def test_bad_input_is_refused_by_name():
         writes_among(MODEL, [[4]], [[]], closing=[2], pad=0)
     with pytest.raises(ValueError, match="closing"):
         writes_among(MODEL, [[4]], [[5]], closing=[], pad=0)
+
+
+class Counting(torch.nn.Module):
+    """The next token is one more."""
+
+    def forward(self, ids):
+        return torch.nn.functional.one_hot(ids + 1, 12).float()
+
+
+def test_the_closing_token_is_the_one_behind_the_span():
+    ids = torch.arange(2, 8)[None]
+    spans = torch.tensor([[0, 1, 3], [0, 2, 6]])
+    found = [writes_spans(Counting(), ids, ids, spans, closing=torch.tensor([token])).tolist() for token in range(12)]
+    assert found == [[token == 5, token == 8] for token in range(12)]
+
+
+class Beams(torch.nn.Module):
+    """Writes given beams, two for each context."""
+
+    def __init__(self, beams: list[list[int]]) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.beams = torch.tensor(beams)
+
+    def generate(self, ids, **options):
+        return torch.cat([ids.repeat_interleave(2, 0), self.beams], 1)
+
+
+def test_any_beam_of_the_context_may_be_right_and_must_be_closed_there():
+    model = Beams([[5, 6, 2], [5, 2, 0], [7, 2, 0], [6, 6, 2]])
+    call = {"closing": [2], "pad": 0, "k": 2}
+    assert writes_among(model, [[4], [4, 4]], [[5], [7]], **call).tolist() == [True, True]
+    assert writes_among(model, [[4], [4, 4]], [[7], [5]], **call).tolist() == [False, False]
+    assert writes_among(model, [[4], [4, 4]], [[5, 6], [6]], **call).tolist() == [True, False]

@@ -169,3 +169,42 @@ def test_bad_input_is_refused_by_name(tmp_path):
     with pytest.raises(FileNotFoundError, match="package"):
         python_sources(tmp_path)
     assert CallSite("os.x", 0, 0, 1, 3).end == 3
+
+
+def test_a_library_whose_name_begins_alike_is_another_one():
+    assert functions("import osx\ndef f(): return osx.getcwd()") == ([], ["def f(): return osx.getcwd()"])
+
+
+def test_relative_imports_and_several_bases_tell_nothing():
+    assert apis("from .os import stat\nfrom . import os\ndef f(): stat(1); os.stat(1)") == []
+    assert apis("import threading\nclass A(threading.Thread, B):\n    def f(self): self.start()") == []
+
+
+def parted() -> dict[str, str]:
+    """A file's name for each part, at the default shares."""
+    names: dict[str, str] = {}
+    for number in range(200):
+        found = stream({f"{number}.py": "import os\ndef f(): os.stat(1)"}).tasks["files"]
+        names.setdefault(next(part for part, some in found.items() if some), f"{number}.py")
+    return names
+
+
+def test_a_site_is_dropped_only_where_all_its_lines_are_known_from_training_or_validation():
+    names = parted()
+    sources = {
+        names["train"]: "import os\ndef f(x):\n    a = os.stat(\n        x)",
+        names["val"]: "import os\ndef g(x):\n    b = os.remove(x)",
+        names["test"]: "import os\ndef h(x):\n    a = os.stat(\n        x + 1)\n    b = os.remove(x)\n    os.rmdir(x)",
+    }
+    tasks = stream(sources).tasks["files"]
+    assert [function.names() for function in tasks["test"]] == [["stat", "rmdir"]]
+
+
+def test_pretraining_holds_no_function_twice_nor_one_of_a_task():
+    sources = {f"{i}.py": "def f(x): return x" for i in range(5)}
+    assert stream(sources, val=0, test=0).pretrain == ["def f(x): return x"]
+
+
+def test_pretraining_holds_no_text_of_a_task_from_a_file_without_the_import():
+    sources = {"a.py": "import os\ndef f(): return os.stat(1)", "b.py": "def f(): return os.stat(1)\ndef g(): return 2"}
+    assert stream(sources, val=0, test=0).pretrain == ["def g(): return 2"]

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from heldout.lm import code_tokenizer
-from heldout.tasks import api_functions, call_windows
+from heldout.tasks import ApiFunction, CallSite, api_functions, call_windows
 
 SOURCE = "import os\n" + "\n".join(
     f"def f{i}(x):\n    value{i} = x + {i}\n    os.mkdir(x)\n    return os.path.join(x, value{i}, os.getcwd())"
@@ -60,3 +60,37 @@ def test_bad_input_is_refused_by_name():
         call_windows(FUNCTIONS, TOKENIZER, length=4, context=3)
     with pytest.raises(ValueError, match="most"):
         call_windows(FUNCTIONS, TOKENIZER).first(0)
+
+
+@pytest.mark.parametrize(("length", "context"), [(length, context) for length in range(12, 30) for context in (1, 4)])
+def test_windows_are_those_of_a_plain_loop(length: int, context: int):
+    source = "import os\ndef f(x): os.mkdir(x); os.rmdir(x, x); return os.stat(os.path.join(x, x, x), x)"
+    (function,), _ = api_functions(source, {"files": ["os"]})
+    coded = TOKENIZER(function.text, return_offsets_mapping=True, add_special_tokens=False)
+    covers = [
+        [n for n, (a, b) in enumerate(coded["offset_mapping"]) if a < call.end and b > call.start]
+        for call in function.calls
+    ]
+    left = sorted((c[0], c[-1] + 1) for c in covers if len(c) <= length - context)
+    expected = []
+    while left:
+        low = max(0, left[0][0] - context)
+        inside = [site for site in left if site[1] <= low + length]
+        left = [site for site in left if site[1] > low + length]
+        expected.append((coded["input_ids"][low : low + length], [(a - low, b - low) for a, b in inside]))
+    windows = call_windows([function], TOKENIZER, length=length, context=context)
+    found = [
+        (ids[:count], [(a, b) for row, a, b in windows.usages.tolist() if row == number])
+        for number, (ids, count) in enumerate(
+            zip(windows.ids.tolist(), (windows.labels >= 0).sum(1).tolist(), strict=True)
+        )
+    ]
+    assert sorted(found) == sorted(expected)
+
+
+def test_a_usage_at_the_start_of_the_text_has_nothing_before_it_and_is_left_out():
+    call = CallSite("os.stat", start=0, name_start=3, name_end=7, end=10)
+    later = CallSite("os.stat", start=11, name_start=14, name_end=18, end=21)
+    function = ApiFunction("a.py", "os.stat(x)\nos.stat(x)", (call, later), "files")
+    assert call_windows([function], TOKENIZER).usages[:, 1].min() > 0
+    assert len(call_windows([function], TOKENIZER).names) == 1
