@@ -278,10 +278,25 @@ def api_stream(
                     if kept.calls:
                         tasks[function.group][part].append(kept)
             if part == "train":
-                pretrain += [text for text in plain if _squeezed(text) not in texts]
+                if not _is_of(name, groups):
+                    pretrain += [text for text in plain if _squeezed(text) not in texts]
                 texts.update(map(_squeezed, plain))
         known_lines.update(_squeezed(line) for name in names for line in sources[name].splitlines())
-    return ApiStream(list(dict.fromkeys(pretrain)), tasks)
+    stream = ApiStream(list(dict.fromkeys(pretrain)), tasks)
+    exclusive = set().union(*stream.exclusive_names().values())
+    return ApiStream([text for text in stream.pretrain if not exclusive & _called(text)], tasks)
+
+
+def _is_of(file: str, groups: Mapping[str, Sequence[str]]) -> bool:
+    """Whether a file is itself of a module of a group."""
+    module = file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+    return any(module == m or module.startswith(f"{m}.") for modules in groups.values() for m in modules)
+
+
+def _called(text: str) -> set[str]:
+    """The names of attributes that a function calls."""
+    calls = (node.func for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call))
+    return {called.attr for called in calls if isinstance(called, ast.Attribute)}
 
 
 class _Names:
