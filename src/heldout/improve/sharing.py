@@ -9,8 +9,8 @@ from collections import OrderedDict
 import torch
 
 from heldout.method import Method
-from heldout.problem import Problem, task_after_task
-from heldout.train import Fitted, TaskStream, finish, seeded
+from heldout.problem import Problem
+from heldout.train import Fitted, TaskStream, finish, in_order, seeded
 
 MOST_BYTES = 2**29  # of parameters and buffers that are kept between runs
 
@@ -62,7 +62,7 @@ class SharedTraining:
 def _under(plain: Fitted, method: Method) -> Fitted:
     run, started = copy.copy(plain.run), time.perf_counter()
     if isinstance(run.splits, TaskStream):
-        method = task_after_task(method, run.splits)
+        method = in_order() + method  # which sees what is at hand after training
     run.module, run.state = copy.deepcopy(plain.run.module), {}
     run.generator = torch.Generator().manual_seed(run.seed)
     if method.check and (reason := method.check(run.module, run.splits)):

@@ -9,7 +9,6 @@ from heldout.problem.kinds import KINDS, Kind, kind_of
 from heldout.problem.language_methods import LANGUAGE_METHODS
 from heldout.problem.loading import EXAMPLES, example_path, load_problem
 from heldout.problem.problem import Problem
-from heldout.problem.task_streams import task_after_task
 from heldout.problem.texts import Texts, text_losses
 
 __all__ = [
@@ -32,7 +31,6 @@ __all__ = [
     "load_problem",
     "no_difference",
     "resolution",
-    "task_after_task",
     "text_losses",
     "undertrained",
 ]

@@ -20,7 +20,6 @@ from heldout.method import Method, Run, Splits, Task, as_dataset, evaluating, fo
 from heldout.nn import inputs_for
 from heldout.problem.inputs import as_examples
 from heldout.problem.kinds import Kind, kind_of
-from heldout.problem.task_streams import task_after_task
 from heldout.train import (
     Fitted,
     TaskStream,
@@ -28,6 +27,7 @@ from heldout.train import (
     fit,
     fit_stopping_early,
     fit_with,
+    in_order,
     outputs_of,
     scaled_optimizer,
     seeded,
@@ -228,8 +228,8 @@ class Problem:
         if self.sampler is not None:
             own = Method("sampler", data=self._by_sampler)
             method = own if method is None else (own + method).renamed(method.name)
-        if isinstance(self.splits, TaskStream):
-            method = task_after_task(method, self.splits)
+        if self.in_tasks:
+            method = in_order() if method is None else (in_order() + method).renamed(method.name)
         if self.patience is None:
             return fit(model, self.splits, method, seed=seed, on_epoch=on_epoch, **recipe)
         return fit_stopping_early(

@@ -116,7 +116,9 @@ def fit_stopping_early(
         ['epoch', 'loss', 'seconds', 'train_error', 'validation_loss']
     """
     check_at_least(1, patience=patience)
-    if hasattr(data, "tasks"):
+    from heldout.train.continual.task_stream import TaskStream
+
+    if isinstance(data, TaskStream):
         raise ValueError("data come task after task, which early stopping would cut short: use fit")
     method, started = method or BASELINE, time.perf_counter()
     watch = _Watch(patience, validation_loss or _default_loss(data, recipe.get("loss")))

@@ -27,6 +27,7 @@ from heldout.train import (
     rwalk,
     si,
 )
+from heldout.weights import ema, swa
 
 SGD = functools.partial(torch.optim.SGD, lr=0.1)
 
@@ -238,3 +239,40 @@ def test_bad_options_are_named(make, word):
 def test_a_method_of_ones_own_that_chooses_examples_loses_the_order():
     own = Method("own", data=lambda run, train_set: train_set)
     assert not isinstance(own + in_order(), ContinualMethod)
+
+
+def test_what_it_is_combined_with_sees_what_is_at_hand():
+    seen, data = {}, stream((30, 20, 40))
+
+    def look(name):
+        def stage(run, value):
+            seen[name] = (len(run.splits.train), len(run.train_set), type(run.splits))
+            return value
+
+        return stage
+
+    own = Method("own", model=look("model"), weights=look("weights"), predict=look("predict"))
+    for whole in (in_order() + own, own + replay(20), (in_order() + own) + ewc(1.0)):
+        seen.clear()
+        run = fitted(whole, data).run
+        assert {name: sizes[0] for name, sizes in seen.items()} == {"model": 30, "weights": 40, "predict": 40}
+        assert all(one == other for one, other, _ in seen.values())
+        assert run.state["task_order"].ends[-1] > 0
+
+
+def test_an_average_of_weights_still_acts_before_other_stages():
+    """Weights stages of others see the average, wherever it is written, as without a stream."""
+    names = []
+
+    def note(run, module):
+        names.append(float(module[0].weight.sum()))
+        return module
+
+    own = Method("own", weights=note)
+    averaged = fitted(in_order() + ema(0.9)).module[0].weight.sum()
+    for whole in (own + (in_order() + ema(0.9)), in_order() + own + ema(0.9), (in_order() + ema(0.9)) + own):
+        names.clear()
+        fitted(whole)
+        assert names == [pytest.approx(float(averaged), abs=1e-5)]
+    with pytest.raises(ValueError, match="both replace the weights by an average"):
+        in_order() + ema(0.9) + swa()

@@ -30,6 +30,8 @@ ExampleLoss = Callable[[Tensor, Tensor], Tensor]
 class _Anchored(ContinualStrategy):
     """A strategy that pulls parameters back to where they were, the more the more important they are."""
 
+    keeps = ("penalty",)
+
     def __init__(self, strength: float) -> None:
         super().__init__()
         check_nonnegative(strength=strength)
@@ -53,15 +55,6 @@ class _Anchored(ContinualStrategy):
         ends = {name: own[name].detach() for name in importance}
         known = self.penalty
         self.penalty.replace({**known.importance, **importance}, {**known.anchor, **ends})
-
-    def state_dict(self) -> dict[str, Any]:
-        """Returns importances and anchors beside the count of tasks."""
-        return {**super().state_dict(), "penalty": self.penalty.state_dict()}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes up what ``state_dict`` returned."""
-        super().load_state_dict(state)
-        self.penalty.load_state_dict(state["penalty"])
 
 
 class EWC(_Anchored):

@@ -6,7 +6,7 @@ Sources: arXiv:1902.10486 (replay of a tiny memory), arXiv:1812.00420 (A-GEM), a
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -57,6 +57,7 @@ class Replay(ContinualStrategy):
     """
 
     name = "replay"
+    keeps = ("memory",)
 
     @checked
     def __init__(
@@ -97,16 +98,6 @@ class Replay(ContinualStrategy):
         self.memory.add(data, self.tasks_done, features=features)
         super().end_task(model, data)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Returns the memory beside the count of tasks."""
-        return {**super().state_dict(), "memory": self.memory.state_dict()}
-
-    @checked
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes up what ``state_dict`` returned."""
-        super().load_state_dict(state)
-        self.memory.load_state_dict(state["memory"])
-
 
 class AGEM(ContinualStrategy):
     """Averaged gradient episodic memory: a step may not raise the loss on the memory, to first order.
@@ -132,6 +123,7 @@ class AGEM(ContinualStrategy):
     """
 
     name = "agem"
+    keeps = ("memory",)
 
     @checked
     def __init__(
@@ -174,16 +166,6 @@ class AGEM(ContinualStrategy):
         """Takes up examples of the task's data."""
         self.memory.add(data, self.tasks_done)
         super().end_task(model, data)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Returns the memory beside the count of tasks."""
-        return {**super().state_dict(), "memory": self.memory.state_dict()}
-
-    @checked
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes up what ``state_dict`` returned."""
-        super().load_state_dict(state)
-        self.memory.load_state_dict(state["memory"])
 
 
 class LwF(ContinualStrategy):

@@ -42,6 +42,8 @@ class ContinualStrategy:
     """
 
     name = "finetune"
+    keeps: tuple[str, ...] = ()
+    """Attributes that have a state of their own, which a restart needs."""
 
     def __init__(self) -> None:
         self.tasks_done = 0
@@ -127,11 +129,13 @@ class ContinualStrategy:
 
     def state_dict(self) -> dict[str, Any]:
         """Returns what a restart between two tasks needs; ``torch.save`` it, load it with ``weights_only=True``."""
-        return {"tasks_done": self.tasks_done}
+        return {"tasks_done": self.tasks_done, **{name: getattr(self, name).state_dict() for name in self.keeps}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes up what ``state_dict`` returned."""
         self.tasks_done = int(state["tasks_done"])
+        for name in self.keeps:
+            getattr(self, name).load_state_dict(state[name])
 
 
 class Cumulative(ContinualStrategy):

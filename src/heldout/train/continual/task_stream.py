@@ -150,26 +150,74 @@ class TaskOrder(Sampler):
 
 @dataclass(frozen=True)
 class ContinualMethod(Method):
-    """A Method that sees to the order of tasks: combined with others of its kind the order is made once.
+    """A Method that sees to the order of tasks, and to what may be seen of them.
 
-    Args are those of ``Method``.
+    Combined with others of its kind the order is made once. Whatever it is combined with sees the training data that
+    are at hand: before training those of the first task, after it those of the last; what builds on training data then
+    (a memory, statistics, more units) does not undo the order.
+
+    Args are those of ``Method``, and ``inner``, the Method that sees everything.
 
     Example:
         >>> type(replay() + ewc()).__name__, type(Method("plain") + ewc()).__name__
         ('ContinualMethod', 'ContinualMethod')
     """
 
+    inner: Method | None = None
+
     def __add__(self, other: Method) -> Method:
-        return NotImplemented if not isinstance(other, Method) else _kept(super().__add__(other), self, other)
+        return NotImplemented if not isinstance(other, Method) else _combined(self, other)
 
     def __radd__(self, other: Method) -> Method:
-        return NotImplemented if not isinstance(other, Method) else _kept(other.__add__(self), other, self)
+        return NotImplemented if not isinstance(other, Method) else _combined(other, self)
 
 
-def _kept(whole: Method, *parts: Method) -> Method:
-    if any(part.data is not None and not isinstance(part, ContinualMethod) for part in parts):
+def _combined(first: Method, second: Method) -> Method:
+    whole = _inner(first) + _inner(second)
+    if any(each.data is not None and not isinstance(each, ContinualMethod) for each in (first, second)):
         return whole  # a training set of another kind: the order of tasks is not all of its data stage
-    return ContinualMethod(**{each.name: getattr(whole, each.name) for each in fields(Method)})
+    return _continual(whole)
+
+
+def _inner(method: Method) -> Method:
+    known = method.inner if isinstance(method, ContinualMethod) else None
+    return method if known is None else known.renamed(method.name)
+
+
+def _continual(whole: Method) -> ContinualMethod:
+    stages: dict[str, Any] = {each.name: getattr(whole, each.name) for each in fields(Method)}
+    stages["model"] = _at_hand(whole.model, first=True)
+    stages |= {name: _at_hand(stages[name], first=False) for name in ("weights", "predict")}
+    return ContinualMethod(**stages, inner=whole)
+
+
+def _at_hand(stage: Callable[[Run, Any], Any] | None, *, first: bool) -> Callable[[Run, Any], Any] | None:
+    """A stage that sees one task of a stream: the first one's data, and all again behind it, or the last one's."""
+    if stage is None:
+        return None
+
+    def act(run: Run, value: Any) -> Any:
+        splits, train_set = run.splits, run.train_set
+        if isinstance(splits, TaskStream):
+            run.splits = _of_task(splits, 0 if first else splits.number - 1)
+            run.train_set = run.splits.train
+        try:
+            return stage(run, value)
+        finally:
+            if first:
+                run.splits, run.train_set = splits, train_set
+
+    return act
+
+
+def _of_task(splits: TaskStream, task: int) -> Splits:
+    own = (splits.tasks == task).nonzero().flatten()  # type: ignore[union-attr]
+    rows: dict[str, Any] = {
+        name: torch.as_tensor(getattr(splits, name))[own] if getattr(splits, name) is not None else None
+        for name in ("domains", "groups")
+    }
+    rest = {name: getattr(splits, name) for name in ("val", "test", "unlabeled", "initial_state")}
+    return Splits(train=Subset(splits.train, own.tolist()), **rest, **rows)
 
 
 @checked
@@ -180,7 +228,7 @@ def in_order() -> Method:
         >>> in_order().stages
         ('data',)
     """
-    return ContinualMethod("in_order", data=_order(), check=_why_no_stream)
+    return _continual(Method("in_order", data=_order(), check=_why_no_stream))
 
 
 @checked
@@ -202,7 +250,7 @@ def replay(capacity: int = 200, per_new: float = 1.0) -> Method:
     """
     check_at_least(1, capacity=capacity)
     check_positive(per_new=per_new)
-    return ContinualMethod("replay", data=_order(capacity, per_new), check=_why_no_stream)
+    return _continual(Method("replay", data=_order(capacity, per_new), check=_why_no_stream))
 
 
 @checked
@@ -379,7 +427,7 @@ def _by_strategy(
         reason = _why_no_stream(module, splits)
         return why_no_class_labels(all_targets(splits.train)) if reason is None and classes else reason
 
-    return ContinualMethod(name, data=_order(), optimizer=optimizer, loss=loss, check=check)
+    return _continual(Method(name, data=_order(), optimizer=optimizer, loss=loss, check=check))
 
 
 def _why_no_stream(module: nn.Module, splits: Splits) -> str | None:

@@ -18,6 +18,7 @@ from heldout.data import TARGET_KEYS, sample_ids, split_target
 from heldout.errors import checked
 from heldout.method import Added, Batch, Method, Splits, forward
 from heldout.nn import inputs_for
+from heldout.train.continual.task_stream import TaskOrder
 from heldout.train.supervised import (
     BASELINE,
     Fitted,
@@ -196,7 +197,7 @@ class LightningMethod(LightningModule):
                 f"epochs is {self.recipe.epochs} but the Trainer's max_epochs is {self.trainer.max_epochs}"
             )
         self._run.device = self.device
-        in_tasks = hasattr(self._train_set, "task_at")
+        in_tasks = isinstance(self._train_set, TaskOrder)
         if in_tasks and (self.trainer.accumulate_grad_batches > 1 or self.trainer.max_steps > 0):
             raise ValueError("a stream of tasks is laid out for whole epochs of one batch a step")
 

@@ -19,6 +19,7 @@ from transformers import Trainer, TrainingArguments
 from heldout.data import sample_ids
 from heldout.errors import checked
 from heldout.method import Added, Batch, Method, Run, Splits
+from heldout.train.continual.task_stream import TaskOrder
 from heldout.train.supervised import BASELINE, Fitted, finish, problem_of, seeded
 
 INDEX = "heldout_index"
@@ -75,7 +76,7 @@ class MethodTrainer(Trainer):
             if self.method.model:
                 model = self._run.module = self.method.model(self._run, model)
         self._sampler = train_set if isinstance(train_set, Sampler) else None
-        if self._sampler is not None and hasattr(self._sampler, "task_at"):
+        if isinstance(self._sampler, TaskOrder):
             _check_counts_as_fit(args)
         dataset = splits.train if self._sampler is not None else train_set
         self._run.train_set = dataset
