@@ -135,7 +135,8 @@ def prototype_episodes(
 
     An episode draws classes, some examples of each to show and others to ask; a class is the mean of its normalised
     embeddings, and the cosine decides. All episodes are drawn and judged at once, without a loop. The same seed draws
-    the same examples whatever the embeddings are, so that two encoders are compared on the same episodes.
+    the same examples whatever the embeddings are, so that two encoders are compared on the same episodes. The interval
+    is over episodes of the given items alone: other items of the same classes vary more, much more where they are few.
 
     Args:
         z: embeddings, ``(items, dim)``.

@@ -53,11 +53,8 @@ class ContinualTrainer(Trainer):
         features, labels = self.strategy.mix(*split_target(dict(inputs)))
         mixed = {**features, "labels": labels}
         scaled = self.model_accepts_loss_kwargs and kwargs.get("num_items_in_batch") is not None
-        share = 1.0
-        if (
-            scaled or self.compute_loss_func is not None
-        ):  # then the Trainer does not divide by the number of micro-batches
-            share = 1 / self.current_gradient_accumulation_steps
+        scaled = scaled or self.compute_loss_func is not None  # the Trainer does not divide by the micro-batches then
+        share = 1 / self.current_gradient_accumulation_steps if scaled else 1.0
         if replayed := len(labels) != len(inputs["labels"]):
             kwargs.pop("num_items_in_batch", None)  # counted before the memory's examples came in
         loss, outputs = super().compute_loss(model, mixed, True, **kwargs)
