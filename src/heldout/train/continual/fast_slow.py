@@ -119,13 +119,14 @@ class FastSlow(ContinualStrategy):
     def rates(self, model: nn.Module) -> dict[str, Tensor]:
         """Returns eta_i of each weight, by the names of the model's state dict: in [0, eta]."""
         state = {name: value for name, value in model.state_dict().items() if value.is_floating_point()}
-        rates = {name: torch.full_like(value, self.eta, dtype=torch.float32) for name, value in state.items()}
+        wide = {name: torch.promote_types(value.dtype, torch.float32) for name, value in state.items()}
+        rates = {name: torch.full_like(value, self.eta, dtype=wide[name]) for name, value in state.items()}
         omega = self.omega
         count = sum(value.numel() for value in omega.values())
         mean = sum(float(value.double().sum()) for value in omega.values()) / count if count else 0.0
         if mean > 0:
             for name, value in omega.items():
-                rates[name] = self.eta / (1 + self.kappa * (value.float() / mean))
+                rates[name] = self.eta / (1 + self.kappa * (value.to(wide[name]) / mean))
         first: dict[Any, str] = {}
         for name, value in state.items():  # tied weights move as one
             rates[name] = (
