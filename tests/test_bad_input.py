@@ -112,6 +112,8 @@ ALLOWED = {
     "called for every batch: NaN is passed on": [
         "measure.per_example_grads(inputs=NaN)",
         "measure.per_example_grads(inputs=inf)",
+        "measure.sum_of_squared_gradients(inputs=NaN)",
+        "measure.sum_of_squared_gradients(inputs=inf)",
         "weights.ScaledActivation.forward(x=NaN)",
         "method.forward(inputs=NaN)",
         "problem.Kind.loss(outputs=NaN)",
@@ -295,7 +297,7 @@ NOT_COVERED = {
     },
     "it needs gymnasium, and is tested where that is installed": {"bitrate_env"},
     "it trains a base for minutes": {"stdlib_llama", "cached_base"},
-    "it is a Trainer or a Method that trains": {"MethodTrainer", "finish"},
+    "it is a Trainer or a Method that trains": {"MethodTrainer", "ContinualTrainer", "finish"},
     "its argument is an object of a world, or of files, that its own test makes": {
         "edit_problem", "probe_prompt", "adapter_task_vectors", "quantize_folder", "BlockIndex", "Checkpoint", "Claim",
         "alike", "answers_of", "flattened", "restored", "text_losses", "methods_table", "read_saved", "save",

@@ -94,7 +94,9 @@ COMBINED = [
     "itta(size='channel',depth=2)", "ghost_batch_norm(ghost_size=4)+tent(lr=0.05)", "pego+t3a", "centre+adanpc(k=3)",
     "centre", "own_tent", "shifted",
 ]  # fmt: skip
-OF_OTHERS = {"position_offsets", "drop_edge", "eerm", "teddy", "virtual_node"}  # need a language model, or graphs
+# They need a language model, graphs, or a stream of tasks.
+OF_OTHERS = {"position_offsets", "drop_edge", "eerm", "teddy", "virtual_node"}
+OF_OTHERS |= {"in_order", "replay", "ewc", "si", "rwalk", "agem", "lwf"}
 EXPRESSIONS = ["baseline", *(OPTIONS.get(name, name) for name in available() if name not in OF_OTHERS), *COMBINED]
 
 

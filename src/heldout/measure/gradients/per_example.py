@@ -307,8 +307,21 @@ def labelled_batches(data: Any, batch_size: int) -> Iterator[tuple[Any, Tensor]]
         yield inputs, targets
 
 
+@checked
 def default_example_loss(model: nn.Module) -> ExampleLoss:
-    """Returns the loss of each example ``(batch,)`` that fits the targets, see ``per_example_grads``."""
+    """Returns the loss of each example ``(batch,)`` that fits the targets, see ``per_example_grads``.
+
+    Args:
+        model: what is asked for is whether it is a causal language model, whose targets are shifted by one.
+
+    Raises:
+        TypeError: no module.
+        ValueError: when it is called: real targets of another size than the outputs.
+
+    Example:
+        >>> default_example_loss(nn.Linear(2, 3))(torch.zeros(4, 3), torch.tensor([0, 1, 2, 0]))
+        tensor([1.0986, 1.0986, 1.0986, 1.0986])
+    """
     config = getattr(model, "config", None)
     causal = config is not None and not getattr(config, "is_encoder_decoder", False)
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from heldout.errors import check_at_least, check_dimensions, check_nonempty, checked
+from heldout.errors import check_at_least, check_dimensions, check_labels, check_nonempty, checked
 from heldout.method import device_of, evaluating, forward
 from heldout.nn import inputs_for
 
@@ -37,7 +37,7 @@ def writes_spans(
         batch_size: rows at once.
 
     Raises:
-        ValueError: spans beyond the tokens, or that are empty.
+        ValueError: tokens that the model does not know, spans beyond the tokens, or that are empty.
 
     Example:
         >>> from heldout.lm import tiny_llama, word_tokenizer
@@ -59,7 +59,11 @@ def writes_spans(
     if bool(((row < 0) | (row >= len(ids)) | (start < 1) | (end <= start) | (end > beyond)).any()):
         raise ValueError(f"spans must lie within {len(ids)} rows and tokens 1 to {beyond}, with a token each")
     with evaluating(model), torch.inference_mode():
-        most_likely = [forward(model, inputs_for(model, p)).argmax(-1).cpu() for p in inputs.split(batch_size)]
+        most_likely = []
+        for part in inputs.split(batch_size):
+            logits = forward(model, inputs_for(model, part))
+            check_labels(logits.shape[-1], ids=ids)
+            most_likely.append(logits.argmax(-1).cpu())
     written = torch.cat(most_likely)  # after position p
     wrong = torch.zeros(len(ids), ids.shape[1] + 1, dtype=torch.int64)
     wrong[:, 2:] = (written[:, :-1] != ids[:, 1:].cpu()).cumsum(1)  # tokens 1 to p - 1 that would not be written
@@ -92,7 +96,7 @@ def writes_among(
         batch_size: contexts at once.
 
     Raises:
-        ValueError: no contexts, other numbers of continuations, an empty one, or k below 1.
+        ValueError: no contexts, other numbers of continuations, an empty one, k below 1, or a negative pad.
 
     Example:
         >>> from heldout.lm import tiny_llama, word_tokenizer
@@ -102,6 +106,7 @@ def writes_among(
     """
     check_nonempty(contexts=contexts, closing=closing)
     check_at_least(1, k=k, batch_size=batch_size)
+    check_labels(pad=pad, closing=closing)
     if len(contexts) != len(continuations):
         raise ValueError(f"continuations must be {len(contexts)}, one for each context, got {len(continuations)}")
     if not all(len(context) for context in contexts) or not all(len(tokens) for tokens in continuations):

@@ -25,6 +25,8 @@ class ContinualStrategy:
     """Fine-tuning on one task after the other, and the base of all strategies: every hook does nothing.
 
     Example:
+        >>> import torch
+        >>> from heldout.train import EWC
         >>> model, strategy = nn.Linear(2, 3), EWC(strength=10.0)
         >>> tasks = [(torch.randn(8, 2), torch.full((8,), label)) for label in range(3)]
         >>> for data in tasks:
@@ -33,7 +35,7 @@ class ContinualStrategy:
         ...     with strategy.attach(optimizer, model):
         ...         inputs, targets = strategy.mix(*data)
         ...         outputs = model(inputs)
-        ...         loss = F.cross_entropy(outputs, targets) + strategy.extra_loss(model, inputs, outputs)
+        ...         loss = nn.functional.cross_entropy(outputs, targets) + strategy.extra_loss(model, inputs, outputs)
         ...         loss.backward()
         ...         optimizer.step()
         ...     strategy.end_task(model, data)
@@ -142,6 +144,7 @@ class Cumulative(ContinualStrategy):
     """Trains on all data so far at each task: the upper line, which keeps everything.
 
     Example:
+        >>> import torch
         >>> strategy = Cumulative()
         >>> for label in range(2):
         ...     data = (torch.zeros(4, 2), torch.full((4,), label))
@@ -170,6 +173,7 @@ class Combined(ContinualStrategy):
         ValueError: none is given.
 
     Example:
+        >>> from heldout.train import EWC, Replay
         >>> Combined(Replay(100), EWC(10.0)).name
         'replay+ewc'
     """
