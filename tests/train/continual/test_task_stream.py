@@ -316,3 +316,15 @@ def test_si_reads_the_gradient_of_the_loss_alone_in_either_order():
     first, second = (fitted(both, epochs=2).run.state["si"] for both in (ewc(50.0) + si(1.0), si(1.0) + ewc(50.0)))
     for name, value in first.penalty.importance.items():
         torch.testing.assert_close(second.penalty.importance[name], value)
+
+
+def test_a_memory_is_a_number_of_examples_or_a_share_of_them():
+    for capacity, kept in ((30, 30), (0.1, 15), (0.0001, 1)):
+        run = fitted(replay(capacity), epochs=2).run
+        assert run.state["task_order"].memory.capacity == kept
+        assert fitted(agem(capacity), epochs=2).run.state["agem"].memory.capacity == kept
+    for bad in (0, -1, 1.5):
+        with pytest.raises(ValueError, match="capacity"):
+            replay(bad)
+        with pytest.raises(ValueError, match="capacity"):
+            agem(bad)

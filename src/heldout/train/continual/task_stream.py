@@ -271,11 +271,11 @@ def in_order() -> Method:
 
 
 @checked
-def replay(capacity: int = 200, per_new: float = 1.0) -> Method:
+def replay(capacity: float = 0.05, per_new: float = 1.0) -> Method:
     """Trains on one task after the other, with examples kept of those before in each batch.
 
     Args:
-        capacity: examples that are kept, the same share of each earlier task.
+        capacity: examples that are kept, as many of each earlier task; below 1, the share of the training set.
         per_new: examples of the memory for each new one; batches stay as large as they are.
 
     Raises:
@@ -287,7 +287,7 @@ def replay(capacity: int = 200, per_new: float = 1.0) -> Method:
         >>> replay(capacity=50).name
         'replay'
     """
-    check_at_least(1, capacity=capacity)
+    _check_capacity(capacity)
     check_positive(per_new=per_new)
     return _continual(Method("replay", data=_order(capacity, per_new), check=_why_no_stream))
 
@@ -369,14 +369,14 @@ def rwalk(strength: float = 1.0) -> Method:
 
 
 @checked
-def agem(capacity: int = 200) -> Method:
+def agem(capacity: float = 0.05) -> Method:
     """Trains on one task after the other, by steps that do not raise the loss on a memory of the earlier ones.
 
     Args:
-        capacity: examples that are kept.
+        capacity: examples that are kept; below 1, the share of the training set.
 
     Raises:
-        ValueError: a capacity below 1.
+        ValueError: a capacity that is neither a number of examples nor a share.
 
     Source: arXiv:1812.00420.
 
@@ -384,8 +384,8 @@ def agem(capacity: int = 200) -> Method:
         >>> agem().name
         'agem'
     """
-    check_at_least(1, capacity=capacity)
-    return _by_strategy("agem", lambda run: AGEM(capacity, loss=run.objective, seed=run.seed))
+    _check_capacity(capacity)
+    return _by_strategy("agem", lambda run: AGEM(_kept(capacity, run), loss=run.objective, seed=run.seed))
 
 
 @checked
@@ -414,13 +414,26 @@ def lwf(strength: float = 1.0, temperature: float = 2.0) -> Method:
     return _by_strategy("lwf", lambda run: LwF(strength, temperature=temperature), Added(extra), classes=True)
 
 
-def _order(capacity: int | None = None, per_new: float = 1.0) -> Callable[[Run, Any], Sampler]:
+def _check_capacity(capacity: float) -> None:
+    check_positive(capacity=capacity)
+    if capacity >= 1 and capacity != int(capacity):
+        raise ValueError(f"capacity must be a number of examples, or a share below 1 of them, got {capacity}")
+
+
+def _kept(capacity: float, run: Run) -> int:
+    """The examples that a memory holds."""
+    if capacity >= 1:
+        return int(capacity)
+    return max(1, round(capacity * len(run.splits.train)))  # type: ignore[arg-type]
+
+
+def _order(capacity: float | None = None, per_new: float = 1.0) -> Callable[[Run, Any], Sampler]:
     def data(run: Run, train_set: Any) -> Sampler:
         if isinstance(train_set, TaskOrder) and capacity is None:  # of a Method before this one
             return train_set
         if train_set is not run.splits.train and not isinstance(train_set, TaskOrder):
             raise TypeError("the tasks of a stream are taken in order: no Method before this may choose the examples")
-        memory = None if capacity is None else ExemplarMemory(capacity, seed=run.seed)
+        memory = None if capacity is None else ExemplarMemory(_kept(capacity, run), seed=run.seed)
         run.state["task_order"] = TaskOrder(
             run.splits.tasks,  # type: ignore[attr-defined]
             epochs=run.epochs,
