@@ -21,7 +21,8 @@ a linear probe, fine-tuned on drawings of 12 classes in three styles (``drawing_
 the fourth style.
 
 Deviations. 1,200 of scikit-learn's digits to train on; the network of the digits was pretrained on the same world in
-other colours.
+other colours. On the drawings there is no ``control``, BatchNorm statistics stay those of ImageNet, and the average is
+half and half.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ from heldout.weights import balanced_finetune, interpolate
 RATES, SHIFTED = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9), (0.7, 0.8, 0.9)
 SETTINGS = {"smoke": (300, 100, 100, 2, 1), "laptop": (1200, 200, 397, 20, 5)}  # train, val, test, epochs, repeats
 LR, FINETUNING_LR, PRETRAINING_RATE, PATCHES, CONTRAST = 2e-3, 4e-3, 0.9, 32, 0.3
-DRAWN_LR, BALANCED_DRAWN_LR = 3e-4, 3e-4
+DRAWN_LR = 6e-4  # of both recipes: the best of 3e-4, 6e-4 and 1e-3 on validation images, seeds 1000 to 1002
 Outputs = dict[float, Tensor]
 
 
@@ -247,23 +248,24 @@ def wise(arm: dict[str, Any], seed: int, profile: str) -> dict[str, float]:
 
 
 @functools.lru_cache(maxsize=1)
-def drawn(seed: int) -> DrawingTransfer:
-    return drawing_transfer(seed % len(DRAWING_STYLES), seed=seed)
+def drawn(seed: int, profile: str) -> DrawingTransfer:
+    smaller: dict[str, int] = {"size": 32, "things": 5, "other_things": 8} if profile == "smoke" else {}
+    return drawing_transfer(seed % len(DRAWING_STYLES), seed=seed, **smaller)
 
 
 @functools.lru_cache(maxsize=2)
-def tuned_on_drawings(seed: int, profile: str, smoothing: float, mixup_alpha: float, lr: float) -> nn.Module:
-    inputs, labels = drawn(seed).train
-    count, epochs = (len(labels), 5) if profile == "laptop" else (64, 1)
+def tuned_on_drawings(seed: int, profile: str, smoothing: float, mixup_alpha: float) -> nn.Module:
+    problem = drawn(seed, profile)
     method = balanced_finetune(smoothing, mixup_alpha) if smoothing or mixup_alpha else None
-    options: dict[str, Any] = {"epochs": epochs, "batch_size": 32, "seed": seed}
-    options["optimizer"] = functools.partial(torch.optim.AdamW, lr=lr)
-    return heldout.fit(drawn(seed).network, (inputs[:count], labels[:count]), method, **options).module
+    options: dict[str, Any] = {"epochs": 5 if profile == "laptop" else 1, "batch_size": 32, "seed": seed}
+    options["optimizer"] = functools.partial(torch.optim.AdamW, lr=DRAWN_LR)
+    return heldout.fit(problem.network, problem.train, method, **options).module
 
 
 def real(arm: dict[str, Any], seed: int, profile: str) -> dict[str, float]:
-    problem, model = drawn(seed), copy.deepcopy(drawn(seed).network)
-    tuned = tuned_on_drawings(seed, profile, arm["ls"], arm["mixup"], arm["lr"])
+    problem = drawn(seed, profile)
+    model = copy.deepcopy(problem.network)
+    tuned = tuned_on_drawings(seed, profile, arm["ls"], arm["mixup"])
     model.load_state_dict(interpolate(problem.network, tuned, arm["alpha"]))
     start, end, found = (outputs_of(each, problem.target)[0] for each in (problem.network, tuned, model))
     labels = problem.target[1]
@@ -291,8 +293,7 @@ def _tuned(ls: float, mixup: float, alpha: float, **more: Any) -> dict[str, Any]
 
 
 def _drawings(ls: float, mixup: float, alpha: float) -> dict[str, Any]:
-    lr = DRAWN_LR if ls == mixup == 0 else BALANCED_DRAWN_LR
-    return {"part": "drawings", "ls": ls, "mixup": mixup, "alpha": alpha, "lr": lr}
+    return {"part": "drawings", "ls": ls, "mixup": mixup, "alpha": alpha}
 
 
 REAL = {

@@ -78,7 +78,7 @@ def small(monkeypatch):
         def head(self):
             return self[-1]
 
-    monkeypatch.setattr(module, "_lower_outputs", lambda: (pictures, inputs, others))
+    monkeypatch.setattr(module, "_lower_outputs", lambda *sizes: (pictures, inputs, others))
     monkeypatch.setattr(module, "_upper", lambda classes, seed: Net(*upper(classes, seed)))
     return inputs, others
 
@@ -101,6 +101,11 @@ def test_things_are_dealt_once_and_the_target_shows_those_of_the_source_test(sma
     assert problem.others_val.shape[1] + problem.others_test.shape[1] == 9
     found = torch.cat([problem.others_val, problem.others_test], dim=1)[0]
     assert sorted(map(tuple, found.tolist())) == sorted(map(tuple, others[0].tolist()))
+
+
+def test_fewer_than_four_other_things_are_refused():
+    with pytest.raises(ValueError, match="other_things"):
+        drawing_transfer(0, other_things=3)
 
 
 def test_the_probe_fits_the_head_alone(small):

@@ -13,17 +13,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from heldout.errors import check_at_least, checked
 from heldout.method import evaluating
 from heldout.nn import cached_features, efficientnet_lite0
 from heldout.tasks.images.drawing_features import drawing_features
 from heldout.tasks.images.drawings import DRAWING_STYLES, Drawings, drawings, split_drawings
 
-_SIZE, _ENTRANCE, _OTHER_THINGS = 96, "stage6", 160
+_ENTRANCE = "stage6"
 Examples = tuple[Tensor, Tensor]
 
 
 class DrawingTransfer(NamedTuple):
-    """What is to be learned, and what not to be forgotten; inputs are ``(n, 112, 6, 6)``, outputs of the lower part.
+    """What is to be learned, and what not to be forgotten.
+
+    Inputs are outputs of the lower part, ``(n, 112, 6, 6)`` of drawings of 96 pixels.
 
     Attributes:
         train, val: inputs and the 12 classes of things in three styles; other things in ``val``.
@@ -44,36 +47,45 @@ class DrawingTransfer(NamedTuple):
     held_out: int
 
 
-def drawing_transfer(held_out: int, *, seed: int = 0) -> DrawingTransfer:
+@checked
+def drawing_transfer(
+    held_out: int, *, size: int = 96, things: int | None = None, other_things: int = 160, seed: int = 0
+) -> DrawingTransfer:
     """Returns a problem of transfer from ImageNet to drawings: three styles to learn, the fourth to generalise to.
 
     Args:
         held_out: number of the style that is not trained on, in ``DRAWING_STYLES``.
+        size: height and width of the drawings in pixels.
+        things: of each class, the first so many; None is all (1,569 examples of training and validation).
+        other_things: things outside of the classes, at least 4; half of them for validation.
         seed: of the dealing of things into training, validation and test, and of the linear probe.
 
     Raises:
         SourceError: a package with drawings, their tags or the weights is not there; the message names the command.
-        ValueError: an unknown style.
+        ValueError: an unknown style, or fewer than 4 other things.
 
     Example:
         >>> problem = drawing_transfer(held_out=3)  # doctest: +SKIP
         >>> problem.train[0].shape[1:], problem.others_test.shape[:2]  # doctest: +SKIP
         (torch.Size([112, 6, 6]), torch.Size([4, 80]))
     """
-    pictures, inputs, others = _lower_outputs()
+    check_at_least(4, other_things=other_things)
+    pictures, inputs, others = _lower_outputs(size, things, other_things)
     train, source_test, target = split_drawings(pictures, held_out=held_out, test_share=0.4, seed=seed)
-    things = pictures.things[train].unique()
-    dealt = things[torch.randperm(len(things), generator=torch.Generator().manual_seed(seed))]
-    in_val = torch.isin(pictures.things[train], dealt[: len(things) // 5])
+    trained = pictures.things[train].unique()
+    dealt = trained[torch.randperm(len(trained), generator=torch.Generator().manual_seed(seed))]
+    in_val = torch.isin(pictures.things[train], dealt[: len(trained) // 5])
     parts = (train[~in_val], train[in_val], source_test, target)
-    examples = [(inputs[part], pictures.labels[part]) for part in parts]
+    train_set, val, source, shifted = ((inputs[part], pictures.labels[part]) for part in parts)
     order = torch.randperm(others.shape[1], generator=torch.Generator().manual_seed(seed))
     half = len(order) // 2
     network = _upper(len(pictures.classes), seed)
-    _probe(network, *examples[0], seed)
-    return DrawingTransfer(*examples, others[:, order[:half]], others[:, order[half:]], network, held_out)
+    _probe(network, *train_set, seed)
+    others_val, others_test = others[:, order[:half]], others[:, order[half:]]
+    return DrawingTransfer(train_set, val, source, shifted, others_val, others_test, network, held_out)
 
 
+@checked
 def retrieval(model: nn.Module, others: Tensor) -> float:
     """Returns how often a drawing is nearest, by cosine, to the mean of the same thing over the other styles.
 
@@ -120,13 +132,12 @@ class FixedStatistics(nn.Sequential):
 
 
 @functools.cache
-def _lower_outputs() -> tuple[Drawings, Tensor, Tensor]:
+def _lower_outputs(size: int, things: int | None, other_things: int) -> tuple[Drawings, Tensor, Tensor]:
     """The drawings of the classes, what the lower part makes of them, and ``(4, things, ...)`` of other things."""
-    pictures, own = drawing_features(_SIZE, before=_ENTRANCE)
-    everything = drawings(label="name", size=_SIZE)
-    known = set(pictures.names)
+    pictures, own = drawing_features(size, before=_ENTRANCE, things=things)
+    everything, known = drawings(label="name", size=size), set(drawings(size=size).names)
     named = [number for number, name in enumerate(everything.names) if name not in known]
-    chosen = torch.tensor(named[:: len(named) // _OTHER_THINGS][:_OTHER_THINGS])
+    chosen = torch.tensor(named[:: len(named) // other_things][:other_things])
     places = chosen + len(everything.names) * torch.arange(len(DRAWING_STYLES))[:, None]
     net = efficientnet_lite0()
     names = [name for name, _ in net.named_children()]
@@ -145,8 +156,9 @@ def _upper(classes: int, seed: int) -> FixedStatistics:
 
 
 def _probe(network: nn.Sequential, inputs: Tensor, labels: Tensor, seed: int) -> None:
-    """Fits the head by multinomial regression on the features, in place."""
+    """Fits the head by multinomial regression on the features, in place; stopped early it needs no other penalty."""
     head = network.head
+    assert isinstance(head, nn.Linear)
     with torch.no_grad():
         features = torch.cat([network[:-1](batch) for batch in inputs.split(128)])
     with torch.random.fork_rng(devices=[]):
