@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from heldout import Splits
+from heldout import Splits, TaskStream
 from heldout.improve.selection import LEFT_OUT, leaves_out, leaving_out, selection_sets
 from heldout.problem import Problem
 from heldout.tasks import digits
@@ -85,3 +85,13 @@ def test_domains_are_not_left_out_where_nothing_is_gained(images):
     assert not leaves_out(problem(*images, val={"a": images, "b": images}, domains=domains), "both")
     assert not leaves_out(problem(*images, val=images, tests=("iid",), domains=domains), "both")
     assert not leaves_out(problem(*images, val=images, domains=torch.arange(40) % 2), "both")
+
+
+def test_no_domain_is_left_out_of_a_stream_of_tasks(images):
+    splits = TaskStream(
+        train=images, val=images, test={"iid": images, "dark": images}, domains=torch.arange(40) % 4,
+        tasks=torch.arange(40) // 10,
+    )  # fmt: skip
+    stream = Problem(path=Path("mine.py"), make_model=Guess, given=splits, given_recipe={})
+    assert not leaves_out(stream, "both")
+    assert len(selection_sets(stream, "both")[0]) > 1

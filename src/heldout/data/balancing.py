@@ -49,6 +49,8 @@ def why_balanced(module: nn.Module, splits: Splits) -> str | None:
         >>> why_balanced(nn.Linear(1, 2), equal)
         'it acts on classes of unequal size, those of the training set are equal (2 to 2 examples)'
     """
+    if getattr(splits, "tasks", None) is not None:  # a TaskStream
+        return "it counts the classes of the whole training set, which come task after task"
     targets = all_targets(splits.train)
     if (reason := why_no_class_labels(targets)) or targets.ndim != 1:
         return reason or "it needs one class index per example as the target"

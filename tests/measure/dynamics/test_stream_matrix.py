@@ -80,3 +80,28 @@ def test_forward_transfer_by_examples_takes_the_first_row():
 def test_bad_input_is_named(call, word):
     with pytest.raises(ValueError, match=word):
         call()
+
+
+@pytest.mark.parametrize(("tasks", "lost"), [(8, 0.0), (4, 0.03)])
+def test_the_interval_of_forgetting_covers_where_little_is_forgotten(tasks, lost):
+    """A best of many noisy scores is no truth: percentiles of it cover in 5 to 70 of 100 cases."""
+    truth = lost * np.mean([tasks - 1 - task for task in range(tasks - 1)])
+    covered = 0
+    for trial in range(60):
+        random = np.random.default_rng(trial)
+        shown = random.random((tasks, 100))  # examples are easy or hard whenever they are asked
+        correct = []
+        for t in range(tasks):
+            noise = np.where(random.random((tasks, 100)) < 0.5, random.random((tasks, 100)), shown)
+            level = np.array([0.8 - lost * max(0, t - j) for j in range(tasks)])[:, None]
+            correct.append(list((noise < level).astype(float)))
+        found = stream_interval_by_examples(correct, "forgetting", draws=200, seed=trial)
+        covered += found.low <= truth <= found.high
+    assert covered >= 50
+
+
+def test_forgetting_by_examples_needs_some_to_choose_by():
+    with pytest.raises(ValueError, match="4 examples of task 0"):
+        stream_interval_by_examples([[np.ones(3), np.ones(3)]] * 2, "forgetting")
+    with pytest.raises(ValueError, match="two tasks"):
+        stream_interval_by_examples([[np.ones(9)]], "forgetting")

@@ -351,3 +351,34 @@ def test_scores_of_three_tasks_are_averaged_one_after_the_other():
         gains.append(strategy._gain["weight"].clone())
         strategy.end_task(model, None)
     torch.testing.assert_close(strategy._score["weight"], ((gains[0] + gains[1]) / 2 + gains[2]) / 2)
+
+
+@pytest.mark.parametrize("make", [SynapticIntelligence, RWalk])
+def test_parameters_that_are_freed_or_frozen_on_the_way_keep_what_is_known_of_them(make):
+    model, strategy = net(), make(1.0)
+    first, last = model[0].weight, model[-1].weight
+    x, y = TASKS[0]
+    last.requires_grad_(False)
+    strategy.begin_task(model, TASKS[0])
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with strategy.attach(optimizer, model):
+        for step in range(20):
+            if step == 10:  # one is freed, one is frozen, within the task
+                last.requires_grad_(True)
+                first.requires_grad_(False)
+            optimizer.zero_grad()
+            F.cross_entropy(model(x), y).backward()
+            optimizer.step()
+    strategy.end_task(model, TASKS[0])
+    names = dict(model.named_parameters())
+    assert set(strategy.penalty.importance) == set(names)
+    known = strategy.penalty.importance["0.weight"].clone()
+    assert known.max() > 0
+    strategy.begin_task(model, TASKS[1])  # the first stays frozen in a whole task
+    with strategy.attach(optimizer, model):
+        for _ in range(3):
+            optimizer.zero_grad()
+            F.cross_entropy(model(x), y).backward()
+            optimizer.step()
+    strategy.end_task(model, TASKS[1])
+    assert strategy.penalty.importance["0.weight"].max() > 0

@@ -318,3 +318,30 @@ def test_a_part_of_the_classes_at_once_sees_prototypes_of_ten_steps_ago_at_most(
     train(embedder(), (x, torch.tensor([0, 0, 1, 1, 2, 2])), ContinualStrategy())
     changes = [step for step in range(1, 21) if not torch.equal(seen[step], seen[step - 1])]
     assert changes == [10, 20]
+
+
+def test_a_stream_of_prototypes_that_was_killed_goes_on_with_its_classes(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    data = [(torch.randn(20, 4, generator=generator) + 2 * t, torch.arange(20) % 2 + 2 * t) for t in range(3)]
+
+    def streamed(classifier, checkpoint=None, killed_after=None):
+        def stop(task, scores):
+            if task == killed_after:
+                raise KeyboardInterrupt
+
+        def right(model, task):
+            x, y = data[task]
+            return float((classifier.predict(model(x)) == y).float().mean()) if len(classifier.counts) else 0.0
+
+        train = prototype_training(classifier, steps=3, optimizer=sgd, classes_at_once=1, seed=4)
+        options = {"train": train, "evaluate": right, "checkpoint": checkpoint, "on_task": stop}
+        return fit_stream(embedder(), data, ContinualStrategy(), **options)
+
+    whole, again = PrototypeClassifier(), PrototypeClassifier()
+    expected = streamed(whole)
+    with pytest.raises(KeyboardInterrupt):
+        streamed(PrototypeClassifier(), tmp_path / "stream", killed_after=1)
+    found = streamed(again, tmp_path / "stream")
+    assert again.counts.tolist() == whole.counts.tolist() == [10] * 6
+    assert found.matrix.scores.tolist() == expected.matrix.scores.tolist()
+    assert same(found.module.state_dict(), expected.module.state_dict())

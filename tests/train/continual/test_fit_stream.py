@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from heldout.train import EWC, Combined, ContinualStrategy, Cumulative, Replay, fit_stream
+from heldout.train import EWC, Combined, ContinualStrategy, Cumulative, FastSlow, Replay, fit_stream
 
 
 def stream(tasks=3, examples=120, seed=0):
@@ -250,3 +250,19 @@ def test_at_the_end_of_a_task_a_strategy_is_given_the_tasks_own_data():
     replay = Replay(100)
     fit_stream(nn.Linear(3, 2), pair, Combined(Cumulative(), replay), tests=pair, steps=2)
     assert torch.bincount(replay.memory.tasks).tolist() == [20, 20]
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (FastSlow(strength=1.0), FastSlow(strength=100.0)),
+        (FastSlow(importance="fisher"), FastSlow(importance="si")),
+        (Replay(20, seed=0), Replay(20, seed=1)),
+        (Combined(EWC(1.0), Replay(20)), Combined(EWC(2.0), Replay(20))),
+    ],
+)
+def test_a_checkpoint_of_other_settings_is_refused(one, other, tmp_path):
+    file = tmp_path / "stream"
+    fitted(one, checkpoint=file, steps=2)
+    with pytest.raises(ValueError, match="of another stream"):
+        fitted(other, checkpoint=file, steps=2)

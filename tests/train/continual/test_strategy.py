@@ -91,3 +91,39 @@ def test_combined_strategies_do_what_each_does():
         Combined(EWC(1.0)).load_state_dict(both.state_dict())
     with pytest.raises(ValueError, match="strategies"):
         Combined()
+
+
+def test_a_second_optimizer_at_once_is_refused_and_one_after_the_other_is_not():
+    model, strategy = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), EWC(1.0)
+    first, second = (torch.optim.SGD(part.parameters(), lr=0.1) for part in model)
+    with (
+        strategy.attach(first, model),
+        pytest.raises(ValueError, match="attached to an optimizer already"),
+        strategy.attach(second, model),
+    ):
+        pass
+    with strategy.attach(second, model):
+        pass
+
+
+def test_sam_in_two_calls_steps_past_a_strategy_and_is_told():
+    model = nn.Linear(2, 1)
+    optimizer = SAM(torch.optim.SGD(model.parameters(), lr=0.1), rho=0.1)
+
+    def by_hand():
+        model(torch.ones(1, 2)).sum().backward()
+        optimizer.first_step(zero_grad=True)
+        model(torch.ones(1, 2)).sum().backward()
+        optimizer.second_step(zero_grad=True)
+
+    with pytest.raises(ValueError, match=r"call optimizer.step\(closure\)"), EWC(1.0).attach(optimizer, model):
+        by_hand()
+    with EWC(1.0).attach(optimizer, model):
+        pass  # no step at all is none that was missed
+
+
+def test_a_strategy_that_is_taken_in_later_acts_like_the_others():
+    both = Combined(Recorder())
+    both.add(Replay(10))
+    assert both.name == "finetune+replay"
+    assert both.new_share() == Replay(10).new_share()

@@ -8,9 +8,11 @@ import torch.nn.functional as F
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.utils.data import Subset
 
 from heldout import Method, Splits, TaskStream, fit
 from heldout.data import balanced_sampling
+from heldout.losses import class_balanced, logit_adjustment
 from heldout.measure import fisher_diagonal
 from heldout.optim import sam
 from heldout.train import (
@@ -140,8 +142,8 @@ def test_methods_of_the_stream_are_combined_with_one_order():
     assert isinstance(sam(0.05) + both, ContinualMethod)
     run = fitted(in_order() + replay(30) + ewc(10.0)).run
     assert run.state["task_order"].memory is not None
-    assert run.state["ewc"].strategy.tasks_done == 2
-    assert isinstance(run.state["ewc"].strategy, EWC)
+    assert run.state["ewc"].tasks_done == 2
+    assert isinstance(run.state["ewc"], EWC)
     assert not isinstance(balanced_sampling() + ewc(), ContinualMethod)
     fitted(replay(30) + sam(0.05))
 
@@ -160,7 +162,7 @@ def test_the_fisher_information_is_that_of_the_recipes_own_loss():
     targets = F.one_hot(data.train.tensors[1], 6).float()
     binary = TaskStream(train=(data.train.tensors[0], targets), tasks=data.tasks)
     run = fitted(ewc(1.0), binary, epochs=2, loss=F.binary_cross_entropy_with_logits).run
-    model, strategy = run.module, run.state["ewc"].strategy
+    model, strategy = run.module, run.state["ewc"]
     assert strategy.tasks_done == 1
     first = (data.train.tensors[0][data.tasks == 0], targets[data.tasks == 0])
     found = fisher_diagonal(model, first, strategy.loss)
@@ -276,3 +278,41 @@ def test_an_average_of_weights_still_acts_before_other_stages():
         assert names == [pytest.approx(float(averaged), abs=1e-5)]
     with pytest.raises(ValueError, match="both replace the weights by an average"):
         in_order() + ema(0.9) + swa()
+
+
+def test_a_loss_reads_no_example_of_a_task_that_has_not_come():
+    data, seen = stream(), []
+
+    def loss(run, batch):
+        latest = int(run.splits.tasks[batch.index].max())
+        seen.append(latest)
+        row = int((run.splits.tasks == latest).nonzero()[0])
+        assert torch.equal(run.splits.train[row][0], data.train.tensors[0][row])
+        assert run.train_set[row][1] == data.train.tensors[1][row]
+        if latest < 2:
+            later = int((run.splits.tasks == latest + 1).nonzero()[0])
+            with pytest.raises(ValueError, match=f"is of task {latest + 1}, which has not come yet"):
+                run.train_set[later]
+        return run.objective(batch.logits, batch.targets)
+
+    fitted(Method("own", loss=loss) + in_order(), data, epochs=3)
+    assert set(seen) == {0, 1, 2}
+
+
+@pytest.mark.parametrize("method", [logit_adjustment(), class_balanced()])
+def test_methods_that_count_all_classes_are_not_for_streams(method):
+    data = stream((60, 10, 50))
+    assert "come task after task" in method.check(net(), data)
+    with pytest.raises(ValueError, match="come task after task"):
+        fitted(method + in_order(), data, epochs=3)
+
+
+def test_a_method_before_the_order_may_not_choose_the_examples():
+    with pytest.raises(TypeError, match="no Method before this may choose"):
+        fitted(Method("half", data=lambda run, train_set: Subset(train_set, range(10))) + ewc())
+
+
+def test_si_reads_the_gradient_of_the_loss_alone_in_either_order():
+    first, second = (fitted(both, epochs=2).run.state["si"] for both in (ewc(50.0) + si(1.0), si(1.0) + ewc(50.0)))
+    for name, value in first.penalty.importance.items():
+        torch.testing.assert_close(second.penalty.importance[name], value)

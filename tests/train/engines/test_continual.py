@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from heldout.optim import sam
 from heldout.train import EWC, ContinualStrategy, LwF, Replay, fit_stream
 
 pytest.importorskip("transformers")
@@ -114,3 +115,43 @@ def test_accumulation_gives_the_gradient_of_the_whole_batch_and_one_pull(tmp_pat
         ContinualTrainer(own, args, strategy, train_dataset=TASKS[1]).train()
         results.append(own.transformer.wte.weight.detach())
     torch.testing.assert_close(results[0], results[1], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("strength", [0.0, 100.0])
+def test_an_optimizer_that_was_given_is_guided_too_and_only_once(tmp_path, strength):
+    """The penalty pulls at its parameters as it does at those of the Trainer's own optimizer."""
+    ends = []
+    for given in (False, True):
+        net, strategy = model(), EWC(strength)
+        own = torch.optim.SGD(net.parameters(), lr=0.05)
+        for task in TASKS[:2]:
+            strategy.begin_task(net, task)
+            optimizers = (own if given else torch.optim.SGD(net.parameters(), lr=0.05), None)
+            trainer = ContinualTrainer(net, arguments(tmp_path, max_steps=20), strategy, train_dataset=task,
+                                       optimizers=optimizers)  # fmt: skip
+            trainer.train()
+            strategy.end_task(net, task)
+        ends.append(net.transformer.wte.weight.detach().clone())
+    torch.testing.assert_close(ends[0], ends[1])
+    plain = model()
+    for task in TASKS[:2]:
+        ContinualTrainer(plain, arguments(tmp_path, max_steps=20), ContinualStrategy(), train_dataset=task,
+                         optimizers=(torch.optim.SGD(plain.parameters(), lr=0.05), None)).train()  # fmt: skip
+    assert torch.allclose(plain.transformer.wte.weight, ends[0]) == (strength == 0)
+
+
+def test_a_task_is_not_taken_up_in_its_middle(tmp_path):
+    trainer = ContinualTrainer(model(), arguments(tmp_path), ContinualStrategy(), train_dataset=TASKS[0])
+    with pytest.raises(ValueError, match="resume_from_checkpoint"):
+        trainer.train(resume_from_checkpoint=True)
+
+
+def test_a_method_acts_on_an_optimizer_that_was_given(tmp_path):
+    ends = []
+    for method in (sam(rho=0.5), sam(rho=0.0)):
+        net = model()
+        own = torch.optim.SGD(net.parameters(), lr=0.05)
+        MethodTrainer(net, arguments(tmp_path, max_steps=5), method=method, train_dataset=TASKS[0],
+                      optimizers=(own, None)).train()  # fmt: skip
+        ends.append(net.transformer.wte.weight.detach().clone())
+    assert not torch.allclose(*ends)

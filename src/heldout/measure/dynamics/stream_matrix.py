@@ -150,6 +150,11 @@ def stream_interval_by_examples(
     Each task's test examples are drawn again with replacement, the same ones after each task. It says nothing of other
     seeds of training or orders of tasks: that is ``stream_interval``.
 
+    Forgetting starts from the best score so far, and a best of noisy scores is too high, so that the same examples
+    cannot both choose it and measure it: here one half of a task's examples chooses after which task it was best, the
+    other half measures from there, and then the other way round. The estimate is the mean of the two; it is less than
+    ``StreamMatrix.forgetting`` of all examples where little is forgotten.
+
     Args:
         correct: ``correct[t][j]``, ``(examples of task j,)``: the score of each test example of task j after task t.
         statistic: which.
@@ -159,7 +164,8 @@ def stream_interval_by_examples(
         seed: of the bootstrap.
 
     Raises:
-        ValueError: tasks with other numbers of examples in another row, an unknown statistic.
+        ValueError: tasks with other numbers of examples in another row, an unknown statistic, or fewer than 4 examples
+            of a task for forgetting.
 
     Example:
         >>> a, b = np.ones(50), np.tile([1.0, 0.0], 25)
@@ -182,6 +188,9 @@ def stream_interval_by_examples(
             raise ValueError(f"correct must hold the same examples of task {task} in each row, got shapes {shapes}")
         stacked.append(np.stack([row[task] for row in rows]))
 
+    if statistic == "forgetting":
+        return _forgetting_interval(stacked[:-1], 0 if initial is None else 1, confidence, draws, seed)
+
     def value(means: Array) -> float:
         matrix = StreamMatrix(means[1:], means[0]) if initial is not None else StreamMatrix(means)
         return _STATISTICS[statistic](matrix)
@@ -192,5 +201,32 @@ def stream_interval_by_examples(
     for _ in range(draws):
         means = [part[:, random.integers(part.shape[1], size=part.shape[1])].mean(1) for part in stacked]
         resampled.append(value(np.stack(means, 1)))
+    low, high = percentile(np.array(resampled), confidence)
+    return Interval(estimate, min(low, estimate), max(high, estimate))
+
+
+def _forgetting_interval(stacked: Sequence[Array], skip: int, confidence: float, draws: int, seed: int) -> Interval:
+    """Of ``(rows, examples)`` by task but for the last one; the first ``skip`` rows are from before the stream."""
+    if not stacked:
+        raise ValueError("correct must hold two tasks at least: one task forgets nothing")
+    random = np.random.default_rng(seed)
+    lost = []  # by task: what each example has lost since the row that the other half has chosen
+    for task, part in enumerate(stacked):
+        count = part.shape[1]
+        if count < 4:
+            raise ValueError(f"correct must hold 4 examples of task {task} at least, to choose and to measure by")
+        order = random.permutation(count)
+        halves = order[: count // 2], order[count // 2 :]
+        since = part[skip + task : -1]
+        found = []
+        for chosen, measured in (halves, halves[::-1]):
+            best = since[:, chosen].mean(1).argmax()
+            found.append(since[best, measured] - part[-1, measured])
+        lost.append(found)
+    estimate = float(np.mean([[half.mean() for half in found] for found in lost]))
+    resampled = [
+        np.mean([[half[random.integers(len(half), size=len(half))].mean() for half in found] for found in lost])
+        for _ in range(draws)
+    ]
     low, high = percentile(np.array(resampled), confidence)
     return Interval(estimate, min(low, estimate), max(high, estimate))

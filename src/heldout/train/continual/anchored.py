@@ -178,12 +178,15 @@ class SynapticIntelligence(_Anchored):
     def after_step(self, model: nn.Module) -> None:
         """Adds the step to the path integral."""
         for name, decrease in _decreases(model, self._before).items():
+            if name not in self._path:  # it was frozen when the task began
+                self._path[name] = torch.zeros_like(decrease)
+                self._start[name] = self._before[name][0]
             self._path[name] += decrease
         self._before = {}
 
     def end_task(self, model: nn.Module, data: Any) -> None:
         """Turns the path integral into importances."""
-        own = trainable(model)
+        own = dict(model.named_parameters())
         if not self._path:
             raise ValueError("end_task needs begin_task before it")
         gained = {
@@ -255,6 +258,9 @@ class RWalk(_Anchored):
     def after_step(self, model: nn.Module) -> None:
         """Adds the step to what was lowered, and every few steps that to the score."""
         for name, decrease in _decreases(model, self._before).items():
+            if name not in self._last:  # it was frozen when the task began
+                self._gain[name], self._lowered[name] = torch.zeros_like(decrease), torch.zeros_like(decrease)
+                self._last[name] = self._before[name][0]
             self._lowered[name] += decrease
         self._before = {}
         self._steps += 1
@@ -263,7 +269,7 @@ class RWalk(_Anchored):
 
     def _score_path(self, model: nn.Module) -> None:
         for name, value in trainable(model).items():
-            if name not in self._fisher:
+            if name not in self._fisher or name not in self._last:
                 continue
             moved = value.detach() - self._last[name]
             cost = 0.5 * self._fisher[name] * moved.square() + self.epsilon
@@ -277,8 +283,9 @@ class RWalk(_Anchored):
             raise ValueError("end_task needs a step before it")
         if self._steps % self.every:
             self._score_path(model)
-        first = not self._score
-        self._score = {name: gain if first else (self._score[name] + gain) / 2 for name, gain in self._gain.items()}
+        old = self._score
+        new = {name: (old[name] + gain) / 2 if name in old else gain for name, gain in self._gain.items()}
+        self._score = {**old, **new}
         fisher, score = _scaled(self._fisher), _scaled(self._score)
         self.anchor({name: fisher[name] + score[name] for name in fisher if name in score}, model)
         super().end_task(model, data)
@@ -304,7 +311,7 @@ def _snapshot(model: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
 
 def _decreases(model: nn.Module, before: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
     """By how much each parameter has lowered the loss in a step, to first order: ``-g * change``."""
-    own = trainable(model)
+    own = dict(model.named_parameters())
     return {name: -grad * (own[name].detach() - value) for name, (value, grad) in before.items()}
 
 

@@ -301,39 +301,63 @@ def prototype_training(
     check_at_least(0, steps=steps)
     if classes_at_once is not None:
         check_at_least(1, classes_at_once=classes_at_once)
-    generator = torch.Generator().manual_seed(seed)
+    return _PrototypeTraining(classifier, steps, optimizer, classes_at_once, refresh, seed)
 
-    def train(model: nn.Module, data: Any, strategy: ContinualStrategy) -> None:
+
+class _PrototypeTraining:
+    """``TrainTask`` with what it keeps from task to task: the classifier, and the state of its draws."""
+
+    def __init__(
+        self,
+        classifier: PrototypeClassifier,
+        steps: int,
+        optimizer: OptimizerFactory | None,
+        classes_at_once: int | None,
+        refresh: bool,
+        seed: int,
+    ) -> None:
+        self.classifier, self.steps, self.optimizer = classifier, steps, optimizer
+        self.classes_at_once, self.refresh = classes_at_once, refresh
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def __call__(self, model: nn.Module, data: Any, strategy: ContinualStrategy) -> None:
         dataset = as_dataset(data, "data")
         inputs, targets = gather(dataset, torch.arange(len(dataset)))
         if not isinstance(inputs, Tensor):
             raise TypeError(f"data must have one tensor as the input of an example, got {type(inputs).__name__}")
         inputs, targets = inputs_for(model, inputs), to_device(targets, device_of(model))
-        classes = targets.unique()
         with evaluating(model):
-            updates = make_optimizer(optimizer, model)
+            updates = make_optimizer(self.optimizer, model)
             with strategy.attach(updates, model), torch.enable_grad():
-                for step in range(steps):
-                    rows = torch.ones_like(targets, dtype=torch.bool)
-                    if classes_at_once is not None and classes_at_once < len(classes):
-                        if step % 10 == 0:
-                            _take_up(model, classifier, inputs, targets, all_of_them=True)
-                        drawn = classes[torch.randperm(len(classes), generator=generator)[:classes_at_once]]
-                        rows = torch.isin(targets, drawn)
+                for step in range(self.steps):
+                    rows = self._rows(step, model, inputs, targets)
                     own, labels = inputs[rows], targets[rows]
                     mixed, mixed_labels = strategy.mix(own, labels)
                     outputs = forward(model, inputs_for(model, mixed))
-                    fresh = (outputs[: len(labels)], labels)
-                    loss = F.cross_entropy(
-                        classifier.logits(outputs, fresh=fresh), to_device(mixed_labels, outputs.device)
-                    )
+                    logits = self.classifier.logits(outputs, fresh=(outputs[: len(labels)], labels))
+                    loss = F.cross_entropy(logits, to_device(mixed_labels, outputs.device))
                     loss = loss + strategy.extra_loss(model, mixed, outputs)
                     updates.zero_grad()
                     loss.backward()
                     updates.step()
-            _take_up(model, classifier, inputs, targets, all_of_them=refresh)
+            _take_up(model, self.classifier, inputs, targets, all_of_them=self.refresh)
 
-    return train
+    def _rows(self, step: int, model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
+        """The examples of a step: all, or those of the classes that are drawn."""
+        classes = targets.unique()
+        if self.classes_at_once is None or self.classes_at_once >= len(classes):
+            return torch.ones_like(targets, dtype=torch.bool)
+        if step % 10 == 0:
+            _take_up(model, self.classifier, inputs, targets, all_of_them=True)
+        drawn = classes[torch.randperm(len(classes), generator=self.generator)[: self.classes_at_once]]
+        return torch.isin(targets, drawn)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"classifier": self.classifier.state_dict(), "generator": self.generator.get_state()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.classifier.load_state_dict(state["classifier"])
+        self.generator.set_state(state["generator"])
 
 
 def _take_up(

@@ -91,7 +91,8 @@ def fit_stream(
         train: ``(model, data, strategy)``, trains the model in place on one task and calls the strategy's ``mix``,
             ``attach`` and ``extra_loss`` by itself; ``begin_task`` and ``end_task`` are called here.
         checkpoint: a file, written after each task; a stream that was killed goes on with the task after it. Told apart
-            are streams by their first weights, strategy, options and sizes of tasks, not by functions.
+            are streams by their first weights, strategy, options and sizes of tasks, not by functions. What ``train``
+            keeps from task to task is in it where it has ``state_dict`` and ``load_state_dict``.
         seed: of data order and dropout.
         on_task: called after each task with its number and the scores on all tasks.
 
@@ -125,7 +126,8 @@ def fit_stream(
     module = copy.deepcopy(model)
     recipe = _Recipe(loss, optimizer, batch_size, max_grad_norm, seed)
     mark = _mark(module, strategy, [steps, epochs, batch_size, max_grad_norm, seed, *map(len, sets)])
-    progress = _resume(checkpoint, module, strategy, mark)
+    kept = {"strategy": strategy, **({"train": train} if hasattr(train, "state_dict") else {})}
+    progress = _resume(checkpoint, module, kept, mark)
     if progress is None:
         progress = {"initial": _scores(module, measured, len(sets)), "scores": [], "seconds": [], "steps": []}
     for number, data in enumerate(sets):
@@ -146,7 +148,7 @@ def fit_stream(
         progress["steps"].append(made)
         progress["scores"].append(_scores(module, measured, len(sets)))
         if checkpoint is not None:
-            _write(checkpoint, module, strategy, progress, mark)
+            _write(checkpoint, module, kept, progress, mark)
         if on_task:
             on_task(number, progress["scores"][-1])
     module.eval()
@@ -229,27 +231,26 @@ def _mark(module: nn.Module, strategy: ContinualStrategy, options: list[Any]) ->
 
 
 def _settings(strategy: ContinualStrategy) -> list[Any]:
-    plain = {k: v for k, v in vars(strategy).items() if isinstance(v, int | float | str | bool | None)}
-    inner = [_settings(each) for each in getattr(strategy, "strategies", ())]
-    memory = getattr(strategy, "memory", None)
-    kept = [memory.capacity, memory.policy] if isinstance(memory, ExemplarMemory) else []
+    own = vars(strategy)
+    plain = {k: v for k, v in own.items() if isinstance(v, int | float | str | bool | None)}
+    parts = [each for each in own.values() if isinstance(each, ContinualStrategy)]
+    inner = [_settings(each) for each in (*parts, *getattr(strategy, "strategies", ()))]
+    memories = [each for each in own.values() if isinstance(each, ExemplarMemory)]
+    kept = [[each.capacity, each.policy, each.generator.initial_seed()] for each in memories]
     return [strategy.name, plain, kept, inner]
 
 
 def _write(
-    checkpoint: str | Path, module: nn.Module, strategy: ContinualStrategy, progress: dict[str, Any], mark: Any
+    checkpoint: str | Path, module: nn.Module, kept: dict[str, Any], progress: dict[str, Any], mark: Any
 ) -> None:
     path = Path(checkpoint)
     part = path.with_name(path.name + ".part")
-    torch.save(
-        {"model": module.state_dict(), "strategy": strategy.state_dict(), "mark": mark, "progress": progress}, part
-    )
+    states = {name: each.state_dict() for name, each in kept.items()}
+    torch.save({"model": module.state_dict(), **states, "mark": mark, "progress": progress}, part)
     os.replace(part, path)
 
 
-def _resume(
-    checkpoint: str | Path | None, module: nn.Module, strategy: ContinualStrategy, mark: Any
-) -> dict[str, Any] | None:
+def _resume(checkpoint: str | Path | None, module: nn.Module, kept: dict[str, Any], mark: Any) -> dict[str, Any] | None:
     if checkpoint is None or not Path(checkpoint).exists():
         return None
     state = torch.load(checkpoint, weights_only=True)
@@ -260,5 +261,8 @@ def _resume(
                 "stream a file of its own"
             )
     module.load_state_dict(state["model"])
-    strategy.load_state_dict(state["strategy"])
+    for name, each in kept.items():
+        if name not in state:
+            raise ValueError(f"checkpoint {checkpoint} is of another stream: it lacks the state of {name}")
+        each.load_state_dict(state[name])
     return state["progress"]

@@ -110,7 +110,7 @@ class QuadraticPenalty:
             if own[name].shape != value.shape:
                 raise ValueError(
                     f"parameter {name} is {tuple(own[name].shape)}, and was {tuple(value.shape)} in earlier tasks: "
-                    "give the model all its outputs from the start, or keep what grows out of the penalty"
+                    "give the model all its outputs from the start"
                 )
             if value.device != own[name].device:
                 self.importance[name] = value.to(own[name].device)

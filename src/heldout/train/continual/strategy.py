@@ -6,10 +6,11 @@ gradients into the optimizer, so that a loop of one's own adds four lines (see `
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import ConcatDataset
@@ -25,7 +26,6 @@ class ContinualStrategy:
     """Fine-tuning on one task after the other, and the base of all strategies: every hook does nothing.
 
     Example:
-        >>> import torch
         >>> from heldout.train import EWC
         >>> model, strategy = nn.Linear(2, 3), EWC(strength=10.0)
         >>> tasks = [(torch.randn(8, 2), torch.full((8,), label)) for label in range(3)]
@@ -49,6 +49,8 @@ class ContinualStrategy:
 
     def __init__(self) -> None:
         self.tasks_done = 0
+        self._handles: list[Any] = []
+        self._saw_step = False
 
     def task_data(self, data: Any) -> Any:
         """Returns what a task is trained on, given its own data."""
@@ -87,24 +89,39 @@ class ContinualStrategy:
         """Makes an optimizer call ``read_gradients``, ``before_step`` and ``after_step`` around its steps in the block.
 
         An optimizer that is given a closure has the gradients changed after each evaluation of it.
+
+        Raises:
+            ValueError: at the end, where an optimizer of two calls a step (SAM) was stepped past its ``step``.
         """
         handles = self.hook(optimizer, model)
+        first = next((p.detach().clone() for p in model.parameters() if p.requires_grad), None)
         try:
             yield
         finally:
             for handle in handles:
                 handle.remove()
+        moved = first is not None and not torch.equal(first, next(p for p in model.parameters() if p.requires_grad))
+        if hasattr(optimizer, "second_step") and moved and not self._saw_step:
+            raise ValueError(f"{self.name} has seen no step: call optimizer.step(closure), not first_step, second_step")
 
     def hook(self, optimizer: Optimizer, model: nn.Module) -> list[Any]:
         """As ``attach``, until the handles that it returns are removed.
 
         Raises:
             TypeError: an optimizer that evaluates the loss as often as it likes (LBFGS).
-            ValueError: at a step: gradients that a GradScaler has scaled, and the optimizer would unscale by itself.
+            ValueError: a second optimizer while another is attached; at a step: gradients that a GradScaler has scaled,
+                and the optimizer would unscale by itself.
         """
         check_steps_alone(optimizer, f"the strategy {self.name}")
+        if any(_is_attached(handle) for handle in self._handles):
+            raise ValueError(
+                f"the strategy {self.name} is attached to an optimizer already: give the parameters of both to one, in "
+                "groups"
+            )
+        self._saw_step = False
 
         def before(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            self._saw_step = True
             closure = args[1] if len(args) > 1 else kwargs.get("closure")
             if getattr(optimizer, "grad_scale", None) is not None:
                 raise ValueError(
@@ -127,7 +144,8 @@ class ContinualStrategy:
         def after(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             self.after_step(model)
 
-        return [optimizer.register_step_pre_hook(before), optimizer.register_step_post_hook(after)]
+        self._handles = [optimizer.register_step_pre_hook(before), optimizer.register_step_post_hook(after)]
+        return self._handles
 
     def state_dict(self) -> dict[str, Any]:
         """Returns what a restart between two tasks needs; ``torch.save`` it, load it with ``weights_only=True``."""
@@ -140,11 +158,15 @@ class ContinualStrategy:
             getattr(self, name).load_state_dict(state[name])
 
 
+def _is_attached(handle: Any) -> bool:
+    hooks = handle.hooks_dict_ref()
+    return hooks is not None and handle.id in hooks
+
+
 class Cumulative(ContinualStrategy):
     """Trains on all data so far at each task: the upper line, which keeps everything.
 
     Example:
-        >>> import torch
         >>> strategy = Cumulative()
         >>> for label in range(2):
         ...     data = (torch.zeros(4, 2), torch.full((4,), label))
@@ -182,8 +204,14 @@ class Combined(ContinualStrategy):
     def __init__(self, *strategies: ContinualStrategy) -> None:
         super().__init__()
         check_nonempty(strategies=strategies)
-        self.strategies: Sequence[ContinualStrategy] = strategies
+        self.strategies: list[ContinualStrategy] = list(strategies)
         self.name = "+".join(strategy.name for strategy in strategies)
+
+    @checked
+    def add(self, strategy: ContinualStrategy) -> None:
+        """Takes in one more strategy, before the first task."""
+        self.strategies.append(strategy)
+        self.name += f"+{strategy.name}"
 
     def task_data(self, data: Any) -> Any:
         """Returns what the last of them makes of it."""

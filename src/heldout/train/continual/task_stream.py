@@ -1,13 +1,13 @@
 """Core: Continual strategies as Methods: the data of a training set come task after task, and ``fit`` stays as it is.
 
-``fit`` on a ``TaskStream`` without a Method trains on all tasks at once, the upper line; ``in_order()`` is plain
-fine-tuning, which forgets; the others keep what they can. All take the same number of steps.
+``fit`` on a ``TaskStream`` without a Method of this file trains on all tasks at once, the upper line; ``in_order()`` is
+plain fine-tuning, which forgets; the others keep what they can. All take the same number of steps.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils.data import Sampler, Subset
+from torch.utils.data import Dataset, Sampler, Subset
 
 from heldout.data import all_targets
 from heldout.errors import check_at_least, check_between, check_nonnegative, check_positive, checked
@@ -23,7 +23,7 @@ from heldout.method import Added, Batch, Method, Run, Splits, why_no_class_label
 from heldout.train.continual.anchored import EWC, RWalk, SynapticIntelligence
 from heldout.train.continual.exemplars import ExemplarMemory
 from heldout.train.continual.rehearsal import AGEM, LwF
-from heldout.train.continual.strategy import ContinualStrategy
+from heldout.train.continual.strategy import Combined, ContinualStrategy
 from heldout.train.supervised import squared_error
 
 
@@ -153,8 +153,8 @@ class ContinualMethod(Method):
     """A Method that sees to the order of tasks, and to what may be seen of them.
 
     Combined with others of its kind the order is made once. Whatever it is combined with sees the training data that
-    are at hand: before training those of the first task, after it those of the last; what builds on training data then
-    (a memory, statistics, more units) does not undo the order.
+    are at hand: before training those of the first task, in training those so far, after it those of the last; what
+    builds on training data then (a memory, statistics, more units) does not undo the order.
 
     Args are those of ``Method``, and ``inner``, the Method that sees everything.
 
@@ -188,6 +188,7 @@ def _continual(whole: Method) -> ContinualMethod:
     stages: dict[str, Any] = {each.name: getattr(whole, each.name) for each in fields(Method)}
     stages["model"] = _at_hand(whole.model, first=True)
     stages |= {name: _at_hand(stages[name], first=False) for name in ("weights", "predict")}
+    stages |= {name: _so_far(stages[name]) for name in ("optimizer", "loss")}
     return ContinualMethod(**stages, inner=whole)
 
 
@@ -208,6 +209,44 @@ def _at_hand(stage: Callable[[Run, Any], Any] | None, *, first: bool) -> Callabl
                 run.splits, run.train_set = splits, train_set
 
     return act
+
+
+def _so_far(stage: Callable[[Run, Any], Any] | None) -> Callable[[Run, Any], Any] | None:
+    """A stage of training that reads examples of the task under way and of those before, and no others."""
+    if stage is None:
+        return None
+
+    def act(run: Run, value: Any) -> Any:
+        splits, train_set = run.splits, run.train_set
+        if isinstance(splits, TaskStream) and "task_order" in run.state:
+            if "so_far" not in run.state:
+                run.state["so_far"] = replace(splits, train=_SoFar(splits.train, splits.tasks))
+            run.splits = run.state["so_far"]
+            run.train_set = run.splits.train
+            run.train_set.task = run.state["task_order"].task_at(run.step)  # type: ignore[attr-defined]
+        try:
+            return stage(run, value)
+        finally:
+            run.splits, run.train_set = splits, train_set
+
+    return Added(act) if isinstance(stage, Added) else act
+
+
+class _SoFar(Dataset):
+    """A training set whose later tasks cannot be read; positions are those of the whole."""
+
+    def __init__(self, dataset: Any, tasks: Any) -> None:
+        self.dataset, self.tasks, self.task = dataset, tasks, 0
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, position: int) -> Any:
+        if int(self.tasks[position]) > self.task:
+            raise ValueError(
+                f"example {position} is of task {int(self.tasks[position])}, which has not come yet at task {self.task}"
+            )
+        return self.dataset[position]
 
 
 def _of_task(splits: TaskStream, task: int) -> Splits:
@@ -370,7 +409,7 @@ def lwf(strength: float = 1.0, temperature: float = 2.0) -> Method:
     check_positive(temperature=temperature)
 
     def extra(run: Run, batch: Batch) -> Tensor:
-        return torch.as_tensor(run.state["lwf"].strategy.extra_loss(run.module, batch.inputs, batch.logits))
+        return torch.as_tensor(run.state["lwf"].extra_loss(run.module, batch.inputs, batch.logits))
 
     return _by_strategy("lwf", lambda run: LwF(strength, temperature=temperature), Added(extra), classes=True)
 
@@ -379,6 +418,8 @@ def _order(capacity: int | None = None, per_new: float = 1.0) -> Callable[[Run, 
     def data(run: Run, train_set: Any) -> Sampler:
         if isinstance(train_set, TaskOrder) and capacity is None:  # of a Method before this one
             return train_set
+        if train_set is not run.splits.train and not isinstance(train_set, TaskOrder):
+            raise TypeError("the tasks of a stream are taken in order: no Method before this may choose the examples")
         memory = None if capacity is None else ExemplarMemory(capacity, seed=run.seed)
         run.state["task_order"] = TaskOrder(
             run.splits.tasks,  # type: ignore[attr-defined]
@@ -396,8 +437,8 @@ def _order(capacity: int | None = None, per_new: float = 1.0) -> Callable[[Run, 
 class _Guided:
     """Tells a strategy when a task of the run ends, since steps alone are seen."""
 
-    def __init__(self, run: Run, strategy: ContinualStrategy) -> None:
-        self.run, self.strategy, self.task = run, strategy, -1
+    def __init__(self, run: Run, strategy: Combined, optimizer: Optimizer) -> None:
+        self.run, self.strategy, self.optimizer, self.task = run, strategy, optimizer, -1
 
     def begin_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         task = self.run.state["task_order"].task_at(self.run.step)
@@ -417,8 +458,12 @@ def _by_strategy(
     name: str, make: Callable[[Run], ContinualStrategy], loss: Any = None, *, classes: bool = False
 ) -> Method:
     def optimizer(run: Run, optimizer: Optimizer) -> Optimizer:
-        guided = _Guided(run, make(run))
-        run.state[name] = guided
+        strategy = run.state[name] = make(run)
+        guided = run.state.get("guided")
+        if guided is not None and guided.optimizer is optimizer:
+            guided.strategy.add(strategy)  # so that all read the gradient before one changes it
+            return optimizer
+        guided = run.state["guided"] = _Guided(run, Combined(strategy), optimizer)
         optimizer.register_step_pre_hook(guided.begin_step)
         guided.strategy.hook(optimizer, run.module)
         return optimizer

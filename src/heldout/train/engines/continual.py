@@ -33,14 +33,33 @@ class ContinualTrainer(Trainer):
     def __init__(self, model: nn.Module, args: TrainingArguments, strategy: ContinualStrategy, **kwargs: Any) -> None:
         super().__init__(model, args, **kwargs)
         self.strategy = strategy
+        self._handles: list[Any] = []
+
+    @checked
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """The Trainer's, while the strategy sees the steps of its optimizer, whoever made that.
+
+        Raises:
+            ValueError: ``resume_from_checkpoint``: what a strategy has gathered within a task is in no checkpoint.
+        """
+        if kwargs.get("resume_from_checkpoint") or (args and args[0]):
+            raise ValueError(
+                "resume_from_checkpoint cannot go on within a task: what the strategy gathered in it is not in the "
+                "checkpoint; begin the task anew"
+            )
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            for handle in self._handles:
+                handle.remove()
+            self._handles = []
 
     @checked
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Optimizer:
         """The Trainer's optimizer, whose steps the strategy sees."""
-        new = self.optimizer is None
         optimizer = super().create_optimizer(*args, **kwargs)
-        if new:
-            self.strategy.hook(optimizer, self.model)  # type: ignore[arg-type]
+        if not self._handles:
+            self._handles = self.strategy.hook(optimizer, self.model)  # type: ignore[arg-type]
         return optimizer
 
     @checked

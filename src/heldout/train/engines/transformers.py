@@ -140,11 +140,9 @@ class MethodTrainer(Trainer):
         return self._sampler if self._sampler is not None else super()._get_train_sampler(train_dataset)
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Optimizer:
-        """The Trainer's optimizer under the Method's optimizer stage."""
-        if self.optimizer is not None:
-            return self.optimizer  # type: ignore[return-value]
+        """The Trainer's optimizer, or the one that was given, under the Method's optimizer stage."""
         optimizer = super().create_optimizer(*args, **kwargs)
-        if self.method.optimizer:
+        if self.method.optimizer and not isinstance(optimizer, _StepWithClosure):
             self.optimizer = _StepWithClosure(self.method.optimizer(self._run, optimizer), self._evaluate_again)
         return self.optimizer  # type: ignore[return-value]
 
