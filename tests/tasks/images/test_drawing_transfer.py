@@ -71,6 +71,7 @@ def small(monkeypatch):
     others = torch.randn(4, 9, 6, generator=torch.Generator().manual_seed(1))
 
     def upper(classes, seed):
+        torch.manual_seed(seed)
         return FixedStatistics(nn.Linear(6, 8), nn.ReLU()).append(nn.Linear(8, classes))
 
     class Net(FixedStatistics):
@@ -101,6 +102,39 @@ def test_things_are_dealt_once_and_the_target_shows_those_of_the_source_test(sma
     assert problem.others_val.shape[1] + problem.others_test.shape[1] == 9
     found = torch.cat([problem.others_val, problem.others_test], dim=1)[0]
     assert sorted(map(tuple, found.tolist())) == sorted(map(tuple, others[0].tolist()))
+
+
+def test_the_seed_deals_things_and_starts_the_head(small):
+    first, again, other = (drawing_transfer(0, seed=seed) for seed in (1, 1, 2))
+    assert torch.equal(first.val[0], again.val[0])
+    assert torch.equal(first.network.head.weight, again.network.head.weight)
+    assert not torch.equal(first.val[0], other.val[0])
+    assert not torch.equal(first.network.head.weight, other.network.head.weight)
+
+
+def test_the_probe_is_stopped_by_the_loss_on_validation_data():
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(12, 30, generator=generator), torch.arange(12) % 2  # nothing to learn: it can only overfit
+    val = (torch.randn(50, 30, generator=generator), torch.arange(50) % 2)
+    torch.manual_seed(0)
+    network = FixedStatistics(nn.Identity())
+    network.add_module("head", nn.Linear(30, 2))
+    start = {name: value.clone() for name, value in network.head.state_dict().items()}
+    module._probe(network, (x, y), val)
+    with torch.no_grad():
+        found = nn.functional.cross_entropy(network(val[0]), val[1])
+    network.head.load_state_dict(start)
+    optimizer = torch.optim.AdamW(network.head.parameters(), lr=1e-3, weight_decay=1e-2)
+    for _ in range(30):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(network(x), y).backward()
+        optimizer.step()
+        assert nn.functional.cross_entropy(network(val[0]), val[1]) >= found - 1e-6
+
+
+def test_features_that_are_not_finite_are_refused():
+    with pytest.raises(ValueError, match="features"):
+        retrieval(nn.Identity(), torch.full((3, 4, 2), torch.nan))
 
 
 def test_fewer_than_four_other_things_are_refused():

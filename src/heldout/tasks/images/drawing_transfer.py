@@ -6,6 +6,7 @@ tuned is the upper part, from stage 6 on, behind a linear probe.
 
 from __future__ import annotations
 
+import copy
 import functools
 from typing import NamedTuple
 
@@ -13,13 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from heldout.errors import check_at_least, checked
+from heldout.errors import check_at_least, check_between, check_finite, checked
 from heldout.method import evaluating
 from heldout.nn import cached_features, efficientnet_lite0
 from heldout.tasks.images.drawing_features import drawing_features
 from heldout.tasks.images.drawings import DRAWING_STYLES, Drawings, drawings, split_drawings
 
-_ENTRANCE = "stage6"
+_ENTRANCE, _PROBE_STEPS = "stage6", 300
 Examples = tuple[Tensor, Tensor]
 
 
@@ -33,7 +34,8 @@ class DrawingTransfer(NamedTuple):
         source_test: again other things, in the three styles.
         target: the same things as in ``source_test``, in the fourth style.
         others_val, others_test: inputs ``(4, things, 112, 6, 6)`` of things outside of the classes, in four styles.
-        network: the upper part with a linear probe on ``train`` as its ``head``; BatchNorm statistics stay fixed.
+        network: the upper part with a linear probe on ``train`` as its ``head``, stopped by the loss on ``val``;
+            BatchNorm statistics stay fixed.
         held_out: number of the fourth style.
     """
 
@@ -62,7 +64,7 @@ def drawing_transfer(
 
     Raises:
         SourceError: a package with drawings, their tags or the weights is not there; the message names the command.
-        ValueError: an unknown style, or fewer than 4 other things.
+        ValueError: an unknown style, or a number of other things that is below 4 or more than there are.
 
     Example:
         >>> problem = drawing_transfer(held_out=3)  # doctest: +SKIP
@@ -80,7 +82,7 @@ def drawing_transfer(
     order = torch.randperm(others.shape[1], generator=torch.Generator().manual_seed(seed))
     half = len(order) // 2
     network = _upper(len(pictures.classes), seed)
-    _probe(network, *train_set, seed)
+    _probe(network, train_set, val)
     others_val, others_test = others[:, order[:half]], others[:, order[half:]]
     return DrawingTransfer(train_set, val, source, shifted, others_val, others_test, network, held_out)
 
@@ -97,7 +99,7 @@ def retrieval(model: nn.Module, others: Tensor) -> float:
         others: ``(styles, things, ...)``, at least 2 styles.
 
     Raises:
-        ValueError: fewer than 2 styles, or no things.
+        ValueError: fewer than 2 styles, no things, or features that are not finite.
 
     Example:
         >>> retrieval(nn.Flatten(), torch.eye(3).expand(2, 3, 3))
@@ -106,7 +108,9 @@ def retrieval(model: nn.Module, others: Tensor) -> float:
     if others.ndim < 3 or len(others) < 2 or not others.shape[1]:
         raise ValueError(f"others needs the shape (styles, things, ...) with at least 2 styles, got {others.shape}")
     with evaluating(model), torch.no_grad():
-        features = F.normalize(torch.stack([model(style) for style in others]), dim=-1)
+        found = torch.stack([model(style) for style in others])
+        check_finite(features=found)
+        features = F.normalize(found, dim=-1)
     means = F.normalize(features.sum(dim=0) - features, dim=-1)
     nearest = torch.einsum("sqd,std->sqt", features, means).argmax(dim=2)
     return 100 * float((nearest == torch.arange(nearest.shape[1])).double().mean())
@@ -137,7 +141,8 @@ def _lower_outputs(size: int, things: int | None, other_things: int) -> tuple[Dr
     pictures, own = drawing_features(size, before=_ENTRANCE, things=things)
     everything, known = drawings(label="name", size=size), set(drawings(size=size).names)
     named = [number for number, name in enumerate(everything.names) if name not in known]
-    chosen = torch.tensor(named[:: len(named) // other_things][:other_things])
+    check_between(4, len(named), other_things=other_things)
+    chosen = torch.tensor(named)[torch.linspace(0, len(named) - 1, other_things).round().long()]
     places = chosen + len(everything.names) * torch.arange(len(DRAWING_STYLES))[:, None]
     net = efficientnet_lite0()
     names = [name for name, _ in net.named_children()]
@@ -155,16 +160,20 @@ def _upper(classes: int, seed: int) -> FixedStatistics:
     return upper.eval()
 
 
-def _probe(network: nn.Sequential, inputs: Tensor, labels: Tensor, seed: int) -> None:
-    """Fits the head by multinomial regression on the features, in place; stopped early it needs no other penalty."""
+def _probe(network: nn.Sequential, train: Examples, val: Examples) -> None:
+    """Fits the head by multinomial regression on the features, in place, up to the least loss on validation data."""
     head = network.head
     assert isinstance(head, nn.Linear)
     with torch.no_grad():
-        features = torch.cat([network[:-1](batch) for batch in inputs.split(128)])
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        optimizer = torch.optim.AdamW(head.parameters(), lr=1e-3, weight_decay=1e-2)
-        for _ in range(200):
-            optimizer.zero_grad()
-            F.cross_entropy(head(features), labels).backward()
-            optimizer.step()
+        features, shown = (torch.cat([network[:-1](part) for part in each[0].split(128)]) for each in (train, val))
+    best, least = copy.deepcopy(head.state_dict()), float("inf")
+    optimizer = torch.optim.AdamW(head.parameters(), lr=1e-3, weight_decay=1e-2)
+    for _ in range(_PROBE_STEPS):
+        optimizer.zero_grad()
+        F.cross_entropy(head(features), train[1]).backward()
+        optimizer.step()
+        with torch.no_grad():
+            loss = float(F.cross_entropy(head(shown), val[1]))
+        if loss < least:
+            best, least = copy.deepcopy(head.state_dict()), loss
+    head.load_state_dict(best)
