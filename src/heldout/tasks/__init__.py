@@ -80,6 +80,12 @@ from heldout.tasks.images.coloured_drawings import DRAWN_COLORS, DRAWN_SHAPES, C
 from heldout.tasks.images.domains import domains, leave_one_domain_out, rotation_sequence
 from heldout.tasks.images.dominoes import Dominoes, dominoes
 from heldout.tasks.images.drawing_features import drawing_features, first_drawings
+from heldout.tasks.images.drawing_transfer import (
+    DrawingTransfer,
+    FixedStatistics,
+    drawing_transfer,
+    retrieval,
+)
 from heldout.tasks.images.drawings import (
     DRAWING_CLASSES,
     DRAWING_STYLES,
@@ -447,12 +453,14 @@ __all__ = [
     "Dominoes",
     "Download",
     "DrawingTags",
+    "DrawingTransfer",
     "Drawings",
     "ExpertFacts",
     "FactGraph",
     "FactQuestion",
     "FactWorld",
     "FewShotStream",
+    "FixedStatistics",
     "FontGlyphs",
     "GCOGLeak",
     "GCOGSplitName",
@@ -571,6 +579,7 @@ __all__ = [
     "draw_network",
     "drawing_features",
     "drawing_tags",
+    "drawing_transfer",
     "drawings",
     "edit_problem",
     "entries_of",
@@ -672,6 +681,7 @@ __all__ = [
     "restating_document",
     "restating_template",
     "retention_example",
+    "retrieval",
     "returns_value",
     "rewired",
     "rewritten",

@@ -55,7 +55,7 @@ def drawing_features(size: int = 96, *, before: str = "dropout", things: int | N
     Example:
         >>> pictures, features = drawing_features(96)  # doctest: +SKIP
         >>> features.shape  # doctest: +SKIP
-        torch.Size([3164, 1280])
+        torch.Size([3484, 1280])
     """
     net = efficientnet_lite0()
     names = [name for name, _ in net.named_children()]

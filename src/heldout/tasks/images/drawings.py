@@ -105,7 +105,7 @@ def drawings(
     Example:
         >>> pictures = drawings(size=32)  # doctest: +SKIP
         >>> pictures.images.shape, pictures.classes[0]  # doctest: +SKIP
-        (torch.Size([3164, 3, 32, 32]), 'mammal')
+        (torch.Size([3484, 3, 32, 32]), 'mammal')
     """
     if label not in ("class", "group", "subgroup", "name"):
         raise ValueError(f"label must be class, group, subgroup or name, got {label!r}")
