@@ -31,6 +31,11 @@ class ComposeProblem:
         tables: name -> image of each of ``SYMBOLS``, in their order.
         names: functions to apply, in this order.
         start: symbol that they are applied to.
+
+    Example:
+        >>> problem = ComposeProblem({"F": ("b", "c", "d", "a"), "G": ("d", "c", "b", "a")}, ("F", "G"), "a")
+        >>> problem.text, problem.steps, problem.answer
+        ('a F G', [('F', 'a', 'b'), ('G', 'b', 'c')], 'c')
     """
 
     tables: dict[str, tuple[str, ...]]
@@ -154,5 +159,14 @@ def covering_exemplars(
 
 @checked
 def entries_of(exemplars: Sequence[ComposeProblem]) -> set[Entry]:
-    """Returns the table entries that the steps of exemplars contain."""
+    """Returns the table entries that the steps of exemplars contain.
+
+    Args:
+        exemplars: problems; an entry is (function, argument, result). None give the empty set.
+
+    Example:
+        >>> problem = ComposeProblem({"F": ("b", "c", "d", "a")}, ("F", "F"), "a")
+        >>> sorted(entries_of([problem, problem]))
+        [('F', 'a', 'b'), ('F', 'b', 'c')]
+    """
     return {entry for exemplar in exemplars for entry in exemplar.steps}

@@ -32,6 +32,14 @@ class ChainProblem:
         facts: relation -> entity -> what it leads to.
         start: a person.
         depth: relations to follow.
+
+    Example:
+        >>> facts = {"city": {"Anna": "Rome"}, "food": {"Rome": "rice"}}
+        >>> problem = ChainProblem(facts, start="Anna", depth=2)
+        >>> problem.text, problem.answer
+        ('What is the food of the city of Anna?', 'rice')
+        >>> problem.steps
+        [('city', 'Anna', 'Rome'), ('food', 'Rome', 'rice')]
     """
 
     facts: Facts

@@ -27,6 +27,13 @@ class ArithmeticSplit(NamedTuple):
         is_corrupted: bool ``(n,)``, the labels that were drawn anew (a draw may equal the truth).
         x_test: int64 ``(m, 2)``, all other pairs.
         y_test: int64 ``(m,)``, never corrupted.
+
+    Example:
+        >>> split = modular("multiply", p=5, corrupt=0.5)
+        >>> bool(((split.x_train[:, 0] * split.x_train[:, 1]) % 5 == split.y_train_true).all())
+        True
+        >>> bool((split.y_train != split.y_train_true)[~split.is_corrupted].any())
+        False
     """
 
     x_train: Tensor
