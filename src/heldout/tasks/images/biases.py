@@ -66,6 +66,18 @@ def biased_attribute(labels: Tensor, correlation: float, *, num_classes: int | N
         labels: int64 ``(n,)``.
         correlation: in [-1, 1]; 0 makes the attribute independent of the label.
         num_classes: by default the largest label + 1.
+        seed: an int, or a ``torch.Generator`` to draw from.
+
+    Returns:
+        int64 ``(n,)``.
+
+    Raises:
+        ValueError: a correlation outside of [-1, 1], or labels that are not in 0 .. num_classes - 1.
+
+    Example:
+        >>> labels = torch.tensor([0, 1, 2])
+        >>> biased_attribute(labels, 1.0).tolist(), biased_attribute(labels, -1.0).tolist()
+        ([0, 1, 2], [1, 2, 0])
     """
     check_at_least(1, num_classes=num_classes)
     check_labels(num_classes, labels=labels)
@@ -81,7 +93,21 @@ def biased_attribute(labels: Tensor, correlation: float, *, num_classes: int | N
 
 @checked
 def colourise(images: Tensor, colours: Tensor, num_colours: int) -> Tensor:
-    """Returns the grey images ``(n, 1, h, w)`` painted ``(n, 3, h, w)`` in colour ``(n,)`` of evenly spaced hues."""
+    """Returns grey images painted in colours, ``(n, 3, h, w)``: hues that lie evenly around the circle, from red.
+
+    Args:
+        images: ``(n, 1, h, w)``; their values are the brightness.
+        colours: int64 ``(n,)``, the number of each image's hue, 0 to ``num_colours - 1``.
+        num_colours: hues that there are, at least 1.
+
+    Raises:
+        ValueError: images of another form or with more than one channel, or colours that there are not.
+
+    Example:
+        >>> colourise(torch.full((2, 1, 1, 1), 0.5), torch.tensor([0, 2]), 3).flatten(1)  # red, blue
+        tensor([[0.5000, 0.0000, 0.0000],
+                [0.0000, 0.0000, 0.5000]])
+    """
     check_same_length(images=images, colours=colours)
     check_at_least(1, num_colours=num_colours)
     check_labels(num_colours, colours=colours)

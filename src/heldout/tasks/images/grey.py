@@ -57,6 +57,11 @@ def fashion_mnist(
     Raises:
         FileNotFoundError: the files are not there; the message says how to get them.
         ValueError: a file is truncated, is not an IDX file, or its shape is not the expected one.
+
+    Example:
+        >>> images, labels = fashion_mnist(part="test")  # doctest: +SKIP
+        >>> images.shape, labels.bincount().tolist()[:2]  # doctest: +SKIP
+        (torch.Size([10000, 1, 28, 28]), [1000, 1000])
     """
     if part not in _IDX_FILES:
         raise ValueError(f"part must be 'train' or 'test', got {part!r}")

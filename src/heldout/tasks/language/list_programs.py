@@ -38,6 +38,11 @@ class Program:
         category: of the task; "verify" asks whether the output that an input shows is the one of the steps.
         steps: one or two operations; all but the last are of the family "transform".
         constraint: a key of ``CONSTRAINTS``, or "".
+
+    Example:
+        >>> program = Program("edit", (("drop_first",), ("last",)), constraint="twice")
+        >>> run_program(program, "bado kila", lexicon())
+        ['kila kila']
     """
 
     category: str

@@ -34,7 +34,7 @@ class Synset(NamedTuple):
         links: (relation, key of another noun), in the order of WordNet; relations as in ``NOUN_RELATIONS``.
 
     Example:
-        >>> chair = Synset(("armchair",), "chair with a support on each side for arms", (("@", "00000001"),))  # a key made up
+        >>> chair = Synset(("armchair",), "chair with a support on each side for arms", (("@", "00000001"),))
         >>> [(NOUN_RELATIONS[relation], key) for relation, key in chair.links]
         [('kind of', '00000001')]
     """

@@ -96,7 +96,17 @@ _DIGITS = tuple("0123456789")
 
 
 class MathsFamily(NamedTuple):
-    """A skill: an ordered pair of operations, told by a group of templates."""
+    """A skill: an ordered pair of operations, told by a group of templates.
+
+    Attributes:
+        first, second: keys of ``OPERATIONS``, in the order of calculation.
+        group: "story" or "nested".
+
+    Example:
+        >>> family = MathsFamily("+", "max", "story")
+        >>> family in MATHS_FAMILIES, family in HELD_OUT_FAMILIES, len(MATHS_FAMILIES)
+        (False, True, 24)
+    """
 
     first: str
     second: str
@@ -112,6 +122,11 @@ class MathsProblem(NamedTuple):
         group: "story" or "nested".
         frame: number of the sentence around it; the last three are meant for tests.
         name, thing: who and what.
+
+    Example:
+        >>> problem = MathsProblem(7, (("-", 9), ("gap", 4)), "story")
+        >>> maths_solution(problem)  # digits are counted modulo 10
+        '7 - 9 = 8 gap 4 = 4'
     """
 
     start: int
@@ -181,6 +196,10 @@ def maths_family(problem: MathsProblem) -> MathsFamily:
 
     Raises:
         ValueError: a problem with one operation only.
+
+    Example:
+        >>> maths_family(MathsProblem(7, (("+", 5), ("max", 4), ("-", 1)), "nested"))
+        MathsFamily(first='+', second='max', group='nested')
     """
     if len(problem.steps) < 2:
         raise ValueError("a problem with one operation has no family")
@@ -311,6 +330,15 @@ def edit_problem(
 
     Raises:
         ValueError: a problem that is of none of the 24 families.
+
+    Example:
+        >>> rng = np.random.default_rng(0)
+        >>> problem = sample_problem(MATHS_FAMILIES[0], generator=rng)
+        >>> edited = edit_problem(problem, operation=1.0, group=0.0, surface=0.0, generator=rng)
+        >>> sum(a != b for a, b in zip(maths_family(problem), maths_family(edited)))
+        1
+        >>> edited.name == problem.name, maths_family(edited) in MATHS_FAMILIES
+        (True, True)
     """
     family = maths_family(problem)
     if family not in MATHS_FAMILIES:

@@ -27,6 +27,12 @@ class RowPanels(NamedTuple):
         labels: 1 where the rule of the asked attribute is constant, int64 ``(n,)``; half of them are.
         rules: number in ``PANEL_RULES`` of colour, size and shape, int64 ``(n, 3)``.
         values: of colour, size and shape in the cells, int64 ``(n, 3, 3, 3)``: attribute, row, column.
+
+    Example:
+        >>> panels = row_panels(8, attribute="size", seed=0)
+        >>> sizes = panels.values[panels.labels == 1, 1]
+        >>> bool((sizes == sizes[:, :, :1]).all())  # constant along each row
+        True
     """
 
     images: Tensor

@@ -60,6 +60,11 @@ class ReasoningQuestion:
         parts: numbers or names, in the order of the text.
         unit: what is counted, in arithmetic.
         bound: number that a comparison is with.
+
+    Example:
+        >>> question = reasoning_questions(1, ["letters"], seed=1)[0]
+        >>> question.answer == "".join(name[-1] for name in question.parts), question.unit
+        (True, '')
     """
 
     text: str

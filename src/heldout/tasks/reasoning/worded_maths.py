@@ -63,6 +63,11 @@ class WordedProblem(NamedTuple):
         steps: pairs ("+" or "-", number), in the order told.
         template: number of the sentence; the last two are not those of the trained skill.
         name, thing: who and what.
+
+    Example:
+        >>> problem = WordedProblem(7, (("+", 5), ("-", 3)), name="tom", thing="coins")
+        >>> write_worded(problem), problem.result
+        ('tom has 7 coins , finds 5 and loses 3 . how many ?', 9)
     """
 
     start: int
@@ -204,7 +209,12 @@ def restating_document(problem: WordedProblem, reference: str, style: str = "A")
 
 
 def restating_template() -> str:
-    """Returns the prompt of restating documents, with the fields ``{prompt}`` and ``{reference}``."""
+    """Returns the prompt of restating documents, with the fields ``{prompt}`` and ``{reference}``.
+
+    Example:
+        >>> restating_template().format(prompt="mia has 7 apples . how many ?", reference="it is 7")
+        'question : mia has 7 apples . how many ? reference : it is 7 restated :'
+    """
     return _RESTATING
 
 

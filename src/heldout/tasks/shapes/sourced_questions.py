@@ -29,6 +29,12 @@ class SourcedQuestions(NamedTuple):
         held_out: bool ``(colors, shapes)``.
         leaks: examples outside the tests of held-out pairs that have one, those in a test that have none of its
             source, and what ``combination_leaks`` finds in training.
+
+    Example:
+        >>> made = sourced_questions(ObjectQuestions(), 60, 10, 8)
+        >>> color, shape = made.sets["LL"].asked.T
+        >>> bool(made.held_out[color, shape].all()), len(made.sets["LL"].answers), made.numbers["val"].tolist()[:2]
+        (True, 10, [60, 61])
     """
 
     sets: dict[str, ObjectExamples]

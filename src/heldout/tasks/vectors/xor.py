@@ -30,6 +30,12 @@ class XorData:
             +-mu_2 of class -1.
         flip: probability of a flipped label.
         noise: distribution of the noise on every coordinate, of variance 1.
+
+    Example:
+        >>> data = xor_clusters(400, 20, signal=400.0, flip=0.1, balanced=True)
+        >>> near = (data.x @ data.centers.T).abs()
+        >>> bool(((near[:, 0] > near[:, 1]) == (data.y_clean > 0)).all()), int((data.y != data.y_clean).sum())
+        (True, 40)
     """
 
     x: Tensor
