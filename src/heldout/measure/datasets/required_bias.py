@@ -57,6 +57,12 @@ class BiasEstimate:
             the target lies over 8 standard deviations below the mean of fewer than 100 samples: no number to rely on.
         n_samples: how many there were.
         tail: the rule of the deep tail.
+
+    Example:
+        >>> errors = np.random.default_rng(0).chisquare(10, size=500) / 10
+        >>> found = required_inductive_bias(errors, target=0.01, bootstrap=20)
+        >>> found.support, found.empirical, found.ci[0] < found.nats < found.ci[1]
+        ('extrapolated', inf, True)
     """
 
     nats: float
@@ -156,6 +162,11 @@ class ErrorLaw(NamedTuple):
     Attributes:
         variances: ``(test,)``, the w: eigenvalues of the posterior covariance over test points times outputs.
         offsets: ``(test, outputs)``, the b: errors of the posterior mean in the same basis and units.
+
+    Example:
+        >>> law = ErrorLaw(torch.tensor([0.5, 0.5]).double(), torch.zeros(2, 1).double())  # exponential, of mean 1
+        >>> law.mean, law.variance, abs(law.nats(0.1) + math.log(1 - math.exp(-0.1))) < 0.02
+        (1.0, 1.0, True)
     """
 
     variances: Tensor

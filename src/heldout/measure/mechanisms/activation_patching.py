@@ -25,6 +25,14 @@ class Site(NamedTuple):
     Attributes:
         layer: before block 0, 1, ...; the number of blocks stands for behind the last one.
         position: of the token, or several; None: all of them.
+
+    Example:
+        >>> from transformers import GPT2Config, GPT2LMHeadModel
+        >>> model = GPT2LMHeadModel(GPT2Config(vocab_size=7, n_embd=8, n_layer=2, n_head=2)).eval()
+        >>> clean, corrupt = torch.tensor([[1, 2]]), torch.tensor([[5, 2]])
+        >>> patched = activation_patch(model, clean, corrupt, [Site(0), Site(2, -1)], lambda logits: logits[:, -1, 0])
+        >>> torch.allclose(patched, model(corrupt).logits[:, -1, 0])  # all positions, or the last one at the end
+        True
     """
 
     layer: int
