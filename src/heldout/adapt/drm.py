@@ -47,6 +47,13 @@ class SteerConfig:
 
     Raises:
         ValueError: options out of range.
+
+    Example:
+        >>> model, cautious = MultiHead(nn.Linear(4, 8), num_heads=3, num_classes=2), SteerConfig(confidence=1.1)
+        >>> adapter = DRM(model, steer=cautious)
+        >>> _ = adapter(torch.randn(5, 4))
+        >>> int(adapter.last_change["steered"].sum())  # no example is learned from
+        0
     """
 
     rule: Literal["own", "shared", "uniform", "combined"] = "combined"

@@ -56,7 +56,8 @@ class CrossTask:
         low, high: the 95 % interval of the mean over tasks; None for one task.
 
     Example:
-        >>> one, other = TaskScore("sort", "transform", "own", 0.5, 1, ("a",)), TaskScore("tell", "answer", "own", 1.0, 9, ())
+        >>> one = TaskScore("sort", "transform", "own", score=0.5, count=1, predictions=("a",))
+        >>> other = TaskScore("tell", "answer", "own", score=1.0, count=9, predictions=())
         >>> CrossTask((one, other), mean=0.75, low=0.5, high=1.0).by_category()
         {'answer': 1.0, 'transform': 0.5}
     """

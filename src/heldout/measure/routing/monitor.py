@@ -41,7 +41,7 @@ class SampleRouting(NamedTuple):
         >>> config = OlmoeConfig(vocab_size=9, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
         ...     num_attention_heads=2, num_experts=4, num_experts_per_tok=2, pad_token_id=0)
         >>> routing = sample_routing(OlmoeForCausalLM(config), [torch.tensor([[1, 2, 3]])])
-        >>> round(routing.weights.sum(2).item(), 6), int(routing.load.sum()), len(routing.losses)  # 3 tokens, 2 experts each
+        >>> round(routing.weights.sum(2).item(), 6), int(routing.load.sum()), len(routing.losses)
         (1.0, 6, 1)
     """
 
