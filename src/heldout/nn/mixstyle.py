@@ -67,7 +67,8 @@ def draw_mix(batch: int, alpha: float, generator: torch.Generator | None = None)
 
     Args:
         batch: how many examples.
-        alpha: of the Beta distribution, above 0; small values give weights near 0 and 1.
+        alpha: of the Beta distribution, above 0; small values give weights near 0 and 1, down to about 0.01: far below
+            it draws underflow, to weights of 0.5.
         generator: where randomness comes from (CPU); None is torch's own.
 
     Returns:

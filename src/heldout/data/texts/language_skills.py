@@ -81,7 +81,7 @@ class SkillCombination(NamedTuple):
 
     @property
     def limit(self) -> int:
-        """Most sentences of the text: one less than there are skills, so that they cannot each have their own; 1 for 1."""
+        """Most sentences of the text: one less than there are skills, at least 1, so that not each has its own."""
         return max(1, self.k - 1)
 
 
