@@ -158,6 +158,9 @@ class AdaNPCBN(AdaNPC):
 
     Test features are standardised by the statistics of their batch (source ones for a batch of a single example);
     features enter the memory as they leave the BatchNorm. Each step needs the gradient through the k neighbours.
+    Raises:
+        ValueError: fewer than 1 step, a negative ``lr``, and as ``AdaNPC``.
+
     Deviations from the released code: source features are standardised too, by their own statistics, so that both
     lie in one space; and a batch joins once, not once per step.
 

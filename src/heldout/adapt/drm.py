@@ -284,6 +284,10 @@ def drm(
         steer: updates by pseudo-labels at test time; None for none.
         batch_size: of the test batches.
 
+    Raises:
+        ValueError: an unknown estimate, one that knows no gap of the shared head with ``include_shared``, or a batch
+            size below 1; at the prediction, a negative gamma.
+
     Source: arXiv:2208.08661.
 
     Example:

@@ -211,6 +211,15 @@ def predict_all(
     A module is put in eval mode for the call and back afterwards, and runs without gradients. Any other callable
     (a test-time adapter, which may need gradients) gets the inputs of a batch as one argument.
 
+    Args:
+        function: a module, or any callable from the inputs of a batch to outputs ``(batch, ...)``.
+        dataset: with targets, see ``gather``.
+        batch_size: examples at once.
+        device: where the inputs are put; None leaves them where they are.
+
+    Raises:
+        ValueError: an empty data set, or a batch size below 1.
+
     Example:
         >>> data = TensorDataset(torch.eye(3), torch.arange(3))
         >>> outputs, targets = predict_all(nn.Identity(), data)

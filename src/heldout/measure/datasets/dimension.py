@@ -55,6 +55,9 @@ def knn_distances(queries: Tensor, points: Tensor, k: int) -> Tensor:
         points: ``(points, ...)``, flattened; a query that is among them finds itself.
         k: at most the number of points.
 
+    Raises:
+        ValueError: k outside of 1 to the number of points, no points, or values that are not finite.
+
     Example:
         >>> knn_distances(torch.tensor([[0.0]]), torch.tensor([[3.0], [1.0], [7.0]]), k=2)
         tensor([[1., 3.]], dtype=torch.float64)

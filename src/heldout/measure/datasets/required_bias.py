@@ -83,7 +83,11 @@ class BiasEstimate:
 
     @checked
     def curve(self, targets: ArrayLike) -> Array:
-        """Returns the nats that each of the targets requires, by the fitted law."""
+        """Returns the nats that each of the targets requires, by the fitted law.
+
+        Raises:
+            ValueError: targets that are not positive.
+        """
         wanted = np.asarray(targets, dtype=np.float64)
         if not (wanted > 0).all():
             raise ValueError("targets must be positive")
@@ -183,7 +187,11 @@ class ErrorLaw(NamedTuple):
 
     @checked
     def sample(self, n_samples: int = 10_000, *, seed: int = 0) -> Array:
-        """Returns errors ``(n_samples,)``."""
+        """Returns errors ``(n_samples,)``.
+
+        Raises:
+            ValueError: fewer than 1 sample.
+        """
         if n_samples < 1:
             raise ValueError(f"n_samples must be at least 1, got {n_samples}")
         generator = torch.Generator().manual_seed(seed)
@@ -198,6 +206,9 @@ class ErrorLaw(NamedTuple):
     @checked
     def nats(self, target: float) -> float:
         """Returns ``-log P(error <= target)`` by the saddle point; infinite where no hypothesis gets there.
+
+        Raises:
+            ValueError: a target that is not positive and finite.
 
         Source: O. Barndorff-Nielsen (1990), the r* form of the Lugannani-Rice formula.
         """
@@ -332,6 +343,9 @@ def kernel_inductive_bias(
     "fit" is the paper's estimate from samples; "saddlepoint" approximates the exact law, needs no samples, and is the
     one to believe where the two differ: the fitted law has one weight for all eigenvalues of the covariance. Other
     arguments and errors are those of ``kernel_error_law``.
+
+    Raises:
+        ValueError: an unknown method, a target that is not positive, and as ``kernel_error_law``.
 
     Example:
         >>> x = torch.linspace(-2, 2, 12)[:, None]

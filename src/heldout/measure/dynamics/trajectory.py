@@ -82,7 +82,11 @@ class WeightDistance:
     @torch.no_grad()
     @checked
     def record(self, step: int) -> float:
-        """Returns the distance now, and keeps it with the number of updates made; steps must increase."""
+        """Returns the distance now, and keeps it with the number of updates made; steps must increase.
+
+        Raises:
+            ValueError: a negative step, or one that is not above the last.
+        """
         if step < 0 or (self.steps and step <= self.steps[-1]):
             raise ValueError(f"steps must not be negative and must increase, got {step} after {self.steps[-1:]}")
         now = [parameter.detach() for parameter in self._parameters.values()]

@@ -133,6 +133,9 @@ def grade_skill_points(
 ) -> SkillPoints:
     """Returns the points of a text by name; see ``grade_skill_text``.
 
+    Raises:
+        TypeError, ValueError: as ``grade_skill_text``.
+
     Example:
         >>> question = LanguageSkill("question", check=lambda text, topic: "?" in text)
         >>> grade_skill_points("Is the sea calm?", SkillCombination((question,), "sea"))

@@ -61,8 +61,8 @@ class HyperCuboid(nn.Module):
         skip: leave out modules of small weight.
 
     Raises:
-        ValueError: fewer than two axes, an axis without values or with a value twice, a step without any module; at
-            the forward: not one input a node, modules whose outputs differ in shape.
+        ValueError: fewer than two axes, an axis without values, one but the first with a value twice, a step without
+            any module; at the forward: not one input a node, modules whose outputs differ in shape.
 
     Source: arXiv:1903.09900, section 3.2. Deviation: the best module into a node is never left out.
 

@@ -31,6 +31,9 @@ def stratified_split(labels: Tensor, sizes: Sequence[int | float], *, seed: Seed
         sizes: the size of each part, as a count (int) or as a fraction of n (float).
         seed: an int, or a ``torch.Generator`` to draw from.
 
+    Raises:
+        ValueError: no labels, negative sizes, or sizes of more than n in sum.
+
     Example:
         >>> labels = torch.tensor([0, 0, 0, 0, 1, 1])
         >>> train, test = stratified_split(labels, (3, 0.5))
@@ -155,6 +158,9 @@ def imbalance(labels: Tensor, ratio: float, *, seed: Seed = 0) -> Tensor:
         labels: int64 ``(n,)``.
         ratio: size of the first class over size of the last, at least 1.
 
+    Raises:
+        ValueError: a ratio below 1 or not finite, or no labels.
+
     Example:
         >>> labels = torch.arange(3).repeat(100)
         >>> labels[imbalance(labels, 100)].bincount().tolist()
@@ -184,6 +190,9 @@ def label_noise(labels: Tensor, rate: float, num_classes: int, *, seed: Seed = 0
         labels: int64 ``(n,)``.
         rate: share of wrong labels, in [0, 1]; each is uniform over the other classes.
         num_classes: at least 2.
+
+    Raises:
+        ValueError: a rate outside of [0, 1], fewer than 2 classes, or labels that are not ``(n,)`` class indices.
 
     Example:
         >>> noisy, wrong = label_noise(torch.zeros(10, dtype=torch.long), 0.2, 10)

@@ -163,6 +163,7 @@ def split_drawings(
     show the same things, so their difference is that of style alone.
 
     Args:
+        pictures: of ``drawings``.
         held_out: number of the style that is not trained on.
         test_share: share of the things of each class that is not trained on, in (0, 1).
         seed: of the dealing.

@@ -27,6 +27,9 @@ def digits(*, size: int = 8) -> tuple[Tensor, Tensor]:
     Args:
         size: height and width in pixels; above the original 8 the images are enlarged bilinearly.
 
+    Raises:
+        ValueError: a size below 8.
+
     Example:
         >>> images, labels = digits(size=16)
         >>> tuple(images.shape), labels.unique().numel()

@@ -110,6 +110,14 @@ def apply_operation(operation: Operation, items: Sequence[str], words: dict[str,
 def run_program(program: Program, text: str, words: dict[str, dict[str, str]]) -> list[str] | None:
     """Returns all right outputs of a program for the input of an instance; None where there is none.
 
+    Args:
+        program: its constraint "truth" is for programs that answer yes or no; one that is unknown changes nothing.
+        text: words of the lexicon, at least one; for "verify" followed by "gives" and the output that is asked about.
+        words: the lexicon.
+
+    Raises:
+        ValueError: an unknown operation.
+
     Example:
         >>> run_program(Program("verify", (("first",),)), "bado kila gives kila", lexicon())
         ['no']

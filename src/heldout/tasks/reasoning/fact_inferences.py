@@ -129,6 +129,7 @@ def composition_facts(
     Args:
         entities: each is the head of ``out_degree`` facts with different relations; tails are drawn with replacement.
         relations: number of them, at least ``out_degree``.
+        out_degree: facts of each entity, at least 1.
         phi, ood_fraction, test_fraction, probe_size: see ``fact_compositions``.
 
     Raises:

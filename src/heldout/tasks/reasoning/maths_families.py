@@ -322,7 +322,7 @@ def edit_problem(
     is, so that held-out pairs are never written.
 
     Args:
-        problem: with two operations.
+        problem: with two operations; of more the first two are looked at, and two are returned.
         operation: probability that one operation is exchanged; each family has one neighbour for each of the two.
         group: probability that the other group tells the problem.
         surface: probability of another name, thing and frame.

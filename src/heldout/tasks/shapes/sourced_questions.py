@@ -54,7 +54,8 @@ def sourced_questions(
 
     Args:
         questions: of which world.
-        train: questions to train on; a third asks whether there is one, and a sixth is of each other kind.
+        train: questions to train on; a third asks whether there is one, and a sixth is of each other kind but
+            counts, of which there are none.
         test: questions in each other set.
         held_out: how many pairs, spread over colours and shapes.
         seed: of everything.

@@ -108,6 +108,9 @@ def corrupt_labels(labels: Tensor, fraction: float, num_classes: int, *, seed: S
         fraction: in [0, 1].
         num_classes: at least 2.
 
+    Raises:
+        ValueError: a fraction outside of [0, 1], fewer than 2 classes, or labels that are not ``(n,)`` class indices.
+
     Example:
         >>> noisy, replaced = corrupt_labels(torch.zeros(10, dtype=torch.long), 0.25, 5)
         >>> int(replaced.sum()), int(noisy[~replaced].sum())

@@ -65,7 +65,11 @@ class SlabData:
 
     @checked
     def sample(self, n: int, *, seed: Seed) -> SlabData:
-        """Returns ``n`` fresh examples under the same rotation."""
+        """Returns ``n`` fresh examples under the same rotation.
+
+        Raises:
+            ValueError: fewer than 1 example.
+        """
         if n < 1:
             raise ValueError(f"sample needs n of at least 1, got {n}")
         return _draw(n, self.kinds, self.Q, self.margin, self.noise, self.noise_kind, self.width, generator_of(seed))
@@ -220,7 +224,11 @@ class TwoBlockImages(TensorDataset):
 
     @checked
     def randomized(self, block: str, *, seed: Seed = 0) -> TwoBlockImages:
-        """Returns a copy in which one block, "simple" or "complex", is shuffled over all examples."""
+        """Returns a copy in which one block, "simple" or "complex", is shuffled over all examples.
+
+        Raises:
+            ValueError: another block.
+        """
         if block not in self.blocks:
             raise ValueError(f"block must be 'simple' or 'complex', got {block!r}")
         images, labels = self.tensors

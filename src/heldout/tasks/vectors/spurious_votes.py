@@ -155,7 +155,11 @@ class SpuriousVotes:
 
     @checked
     def logits(self, x: Tensor, weights: Sequence[float] | Tensor) -> Tensor:
-        """Returns the logits ``(n, classes)`` of the linear model that weighs each feature by ``weights``."""
+        """Returns the logits ``(n, classes)`` of the linear model that weighs each feature by ``weights``.
+
+        Raises:
+            ValueError: x that is not ``(n, features, dim)`` or not finite, or not one weight for each feature.
+        """
         check_dimensions(3, x=x)
         check_finite(x=x)
         used = torch.as_tensor(weights, dtype=x.dtype)

@@ -50,7 +50,11 @@ class TeacherStudent:
 
     @checked
     def sample(self, n: int, *, seed: Seed) -> TeacherStudent:
-        """Returns ``n`` fresh examples of the same teacher."""
+        """Returns ``n`` fresh examples of the same teacher.
+
+        Raises:
+            ValueError: fewer than 1 example.
+        """
         if n < 1:
             raise ValueError(f"sample needs n of at least 1, got {n}")
         return _draw(n, self.weights, self.head, self.noise_var, generator_of(seed))

@@ -47,7 +47,11 @@ class XorData:
 
     @checked
     def sample(self, n: int, *, seed: Seed) -> XorData:
-        """Returns ``n`` fresh independent examples from the same clusters."""
+        """Returns ``n`` fresh independent examples from the same clusters.
+
+        Raises:
+            ValueError: fewer than 1 example.
+        """
         if n < 1:
             raise ValueError(f"sample needs n of at least 1, got {n}")
         generator = generator_of(seed)
