@@ -241,6 +241,13 @@ def adanpc(
 
     The memory holds the training set of the splits with its true labels, without augmentation.
 
+    Args:
+        k, tau, beta, max_added: as for ``AdaNPC``.
+        batch_size: of the test batches.
+
+    Raises:
+        ValueError: k or batch size below 1, or tau that is not positive.
+
     Source: arXiv:2304.12566.
 
     Example:

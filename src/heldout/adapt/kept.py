@@ -116,6 +116,10 @@ def predictor_from(kept: Kept, module: nn.Module) -> Any:
 def note_on(predictor: Any, module: nn.Module) -> str:
     """Returns what somebody who deploys a predictor has to know: what it needs at test time; empty for a plain model.
 
+    Args:
+        predictor: of a predict stage, or the trained model itself.
+        module: the trained model.
+
     Example:
         >>> note_on(nn.Linear(2, 2), nn.Linear(2, 2))
         'It answers with a model of its own, not with the trained module alone.'

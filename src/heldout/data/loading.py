@@ -26,6 +26,10 @@ def gather(dataset: Dataset, positions: Tensor) -> tuple[Any, Tensor]:
     Inputs are a tensor, a tuple of tensors (examples with more than one input) or a dict (examples that are
     dicts; the target is its ``labels``, ``label``, ``targets`` or ``target`` entry).
 
+    Args:
+        dataset: examples that are tuples with the target last, or dicts with one.
+        positions: int64 ``(batch,)``.
+
     Raises:
         TypeError: an example is neither a tuple with a target nor a dict with one.
 
@@ -88,6 +92,10 @@ def sample_ids(dataset: Dataset, base: Dataset) -> Tensor:
 
     ``dataset`` is ``base`` itself or ``Subset`` views of it; any other data set counts as new examples and
     keeps its own positions.
+
+    Args:
+        dataset: whose examples are asked about.
+        base: the data set that it may be a view of.
 
     Example:
         >>> base = TensorDataset(torch.zeros(5), torch.zeros(5))

@@ -139,6 +139,14 @@ def upsample(dataset: Dataset, mask: Tensor, factor: int = 2) -> Subset:
 def upsample_sampler(mask: Tensor, factor: int = 2, *, seed: int = 0) -> SubsetRandomSampler:
     """Returns a shuffling sampler for a DataLoader: every position once, every marked one ``factor`` times.
 
+    Args:
+        mask: bool ``(n,)``.
+        factor: at least 1, which repeats nothing.
+        seed: of the order.
+
+    Raises:
+        ValueError: a factor below 1.
+
     Example:
         >>> sorted(upsample_sampler(torch.tensor([True, False]), factor=3))
         [0, 0, 0, 1]

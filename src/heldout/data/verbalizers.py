@@ -129,6 +129,13 @@ def verbalizer_sets(
 def verbalizer_instruction(text: str, mapping: Sequence[tuple[str, str]]) -> str:
     """Returns the default prompt: which word to output for which description, then the text.
 
+    Args:
+        text: to classify.
+        mapping: pairs (word, description), in the order in which they are told; at least one.
+
+    Raises:
+        ValueError: no pairs.
+
     Example:
         >>> print(verbalizer_instruction("I like it.", [("foo", "positive"), ("bar", "negative")]))
         Output 'foo' if the sentence is positive; output 'bar' if the sentence is negative.

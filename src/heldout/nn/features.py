@@ -129,6 +129,10 @@ def why_no_head(module: nn.Module, splits: Splits) -> str | None:
 def inputs_for(module: nn.Module, inputs: Any) -> Any:
     """Returns inputs on the model's device, with floating-point ones in the model's data type.
 
+    Args:
+        module: whose first floating-point parameter tells device and type; without one the inputs come back.
+        inputs: a tensor, or tensors in tuples, lists (which come back as tuples) and mappings (as dicts).
+
     Example:
         >>> inputs_for(torch.nn.Linear(2, 1).double(), torch.ones(1, 2))
         tensor([[1., 1.]], dtype=torch.float64)

@@ -260,6 +260,10 @@ def find_stages(module: nn.Module, example_inputs: Any) -> list[str]:
     a batch of twice the size is not carried to the logits, such as a branch that is added outside of any submodule:
     the next candidate is tried then. Costs one forward pass, and one more for each candidate.
 
+    Args:
+        module: a classifier, used in eval mode.
+        example_inputs: a small batch of its inputs.
+
     Raises:
         ValueError: fewer than two stages can be found; name the split points yourself then.
 

@@ -17,6 +17,10 @@ Kernel = Callable[[Any, Any], Any] | Literal["rbf"]
 def rbf_kernel(sigma: float = 1.0, *, variance: float = 1.0) -> Callable[[Any, Any], Tensor]:
     """Returns the kernel ``variance * exp(-|a - b|^2 / (2 sigma^2))`` of points ``(n, ...)``, flattened, in float64.
 
+    Args:
+        sigma: width, in the unit of the points.
+        variance: the kernel of a point with itself.
+
     Raises:
         ValueError: a width or a variance that is not positive.
 

@@ -43,6 +43,14 @@ class Site(NamedTuple):
 def all_sites(model: nn.Module, length: int, *, blocks: str | None = None) -> list[Site]:
     """Returns the sites before every block at every one of ``length`` tokens, layer by layer.
 
+    Args:
+        model: a decoder of transformers, see ``heldout.nn.decoder_parts``.
+        length: tokens, at least 1.
+        blocks: name of the list of blocks; default: found.
+
+    Raises:
+        ValueError: a length below 1, or no list of blocks.
+
     Example:
         >>> from transformers import GPT2Config, GPT2LMHeadModel
         >>> model = GPT2LMHeadModel(GPT2Config(vocab_size=7, n_embd=8, n_layer=3, n_head=2))

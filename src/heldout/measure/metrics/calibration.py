@@ -135,6 +135,10 @@ def risk_coverage_curve(probs: Tensor, labels: Tensor) -> Tensor:
 def aurc(probs: Tensor, labels: Tensor) -> float:
     """Returns the area under the risk-coverage curve: the mean error rate over all coverages 1/n, ..., 1.
 
+    Args:
+        probs: probabilities ``(n, classes)``.
+        labels: class indices ``(n,)``.
+
     Source: Geifman et al., arXiv:1805.08206.
 
     Raises:
@@ -177,6 +181,10 @@ def eaurc(probs: Tensor, labels: Tensor) -> float:
 def nll(probs: Tensor, labels: Tensor) -> float:
     """Returns the mean negative log-likelihood of the labels, in nats; infinite where a label has probability 0.
 
+    Args:
+        probs: probabilities ``(n, classes)``.
+        labels: class indices ``(n,)``.
+
     Raises:
         ValueError: not probabilities, labels outside the classes, no examples.
 
@@ -191,6 +199,10 @@ def nll(probs: Tensor, labels: Tensor) -> float:
 @checked
 def brier(probs: Tensor, labels: Tensor) -> float:
     """Returns the mean squared distance between probabilities and one-hot labels, between 0 and 2.
+
+    Args:
+        probs: probabilities ``(n, classes)``.
+        labels: class indices ``(n,)``.
 
     Raises:
         ValueError: not probabilities, labels outside the classes, no examples.

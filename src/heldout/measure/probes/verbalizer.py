@@ -333,6 +333,10 @@ def first_word(text: str, words: Sequence[str]) -> int:
     In scripts that write without spaces (Chinese, Japanese, Thai, Lao, Khmer, Burmese), a word may stand anywhere; of
     two that begin at one place the longer is meant.
 
+    Args:
+        text: what a model wrote.
+        words: to look for.
+
     Example:
         >>> first_word("Nothing? Yes, not no.", ["no", "yes"])
         1

@@ -133,6 +133,16 @@ def colour_bias(
 ) -> Tensor:
     """Returns grey images painted ``(n, 3, h, w)`` in colours correlated with the labels, see ``biased_attribute``.
 
+    Args:
+        images: grey, ``(n, 1, h, w)``.
+        labels: int64 ``(n,)``, at least one.
+        correlation: in [-1, 1].
+        num_classes: and number of hues; by default the largest label + 1.
+        seed: an int, or a ``torch.Generator`` to draw from.
+
+    Raises:
+        ValueError: as ``biased_attribute`` and ``colourise``; no labels, or lengths that differ.
+
     Example:
         >>> from heldout.tasks import digits
         >>> images, labels = digits()

@@ -295,6 +295,15 @@ def answer_of(response: str) -> str:
 def noisy_maths_solutions(text: str, count: int, *, noise: float = 0.15, generator: np.random.Generator) -> list[str]:
     """Returns solutions of a problem, each with a wrong last digit with probability ``noise``.
 
+    Args:
+        text: of a problem, as ``write_problem`` writes it.
+        count: solutions.
+        noise: probability, in [0, 1].
+        generator: of numpy.
+
+    Raises:
+        ValueError: a text that this world does not write, or a negative count.
+
     Example:
         >>> text = "mia has 7 finds 5 more . how many apples ?"
         >>> noisy_maths_solutions(text, 2, noise=0, generator=np.random.default_rng(0))

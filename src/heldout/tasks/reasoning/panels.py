@@ -24,8 +24,8 @@ class RowPanels(NamedTuple):
 
     Attributes:
         images: ``(n, 3, size, size)`` in [0, 1].
-        labels: 1 where the rule of the asked attribute is constant, int64 ``(n,)``; half of them are, and of an odd number one
-            more.
+        labels: 1 where the rule of the asked attribute is constant, int64 ``(n,)``; half of them are,
+            of an odd number one more.
         rules: number in ``PANEL_RULES`` of colour, size and shape, int64 ``(n, 3)``.
         values: of colour, size and shape in the cells, int64 ``(n, 3, 3, 3)``: attribute, row, column.
 

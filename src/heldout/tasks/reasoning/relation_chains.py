@@ -110,6 +110,11 @@ def chain_problem(
 def chain_fact(name: str, entity: str, value: str) -> str:
     """Returns a fact as a sentence.
 
+    Args:
+        name: of the relation.
+        entity: that it is asked of.
+        value: what it leads to.
+
     Example:
         >>> chain_fact("city", "Anna", "Paris")
         'The city of Anna is Paris.'
