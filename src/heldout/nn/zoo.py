@@ -63,7 +63,7 @@ def small_cnn(
         batch_norm: False leaves BatchNorm out and gives the convolutions a bias.
 
     Raises:
-        ValueError: no widths, or numbers below 1.
+        ValueError: no widths, or numbers of channels or classes below 1.
 
     Example:
         >>> small_cnn(1, 10)(torch.zeros(2, 1, 28, 28)).shape
