@@ -178,10 +178,12 @@ class ErrorLaw(NamedTuple):
 
     @property
     def mean(self) -> float:
+        """Of the error."""
         return float(self.variances.sum() * self.offsets.shape[1] + self.offsets.square().sum())
 
     @property
     def variance(self) -> float:
+        """Of the error."""
         w, outputs = self.variances, self.offsets.shape[1]
         return float(2 * outputs * w.square().sum() + 4 * (w[:, None] * self.offsets.square()).sum())
 

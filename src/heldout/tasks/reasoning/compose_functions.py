@@ -44,6 +44,7 @@ class ComposeProblem:
 
     @property
     def text(self) -> str:
+        """The question: the symbol, then the functions in the order in which they are applied."""
         return " ".join([self.start, *self.names])
 
     @property
@@ -58,6 +59,7 @@ class ComposeProblem:
 
     @property
     def answer(self) -> str:
+        """The symbol that the last step gives."""
         return self.steps[-1][2]
 
 

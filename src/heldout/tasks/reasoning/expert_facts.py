@@ -68,6 +68,7 @@ class FactQuestion:
 
     @property
     def hops(self) -> int:
+        """How many facts lead to the answer."""
         return len(self.queries)
 
 
