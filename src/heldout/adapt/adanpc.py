@@ -158,6 +158,9 @@ class AdaNPCBN(AdaNPC):
 
     Test features are standardised by the statistics of their batch (source ones for a batch of a single example);
     features enter the memory as they leave the BatchNorm. Each step needs the gradient through the k neighbours.
+    Raises:
+        ValueError: fewer than 1 step, a negative ``lr``, and as ``AdaNPC``.
+
     Deviations from the released code: source features are standardised too, by their own statistics, so that both
     lie in one space; and a batch joins once, not once per step.
 
@@ -237,6 +240,13 @@ def adanpc(
     """Replaces the classification layer by a vote of the k nearest training features, which confident test ones join.
 
     The memory holds the training set of the splits with its true labels, without augmentation.
+
+    Args:
+        k, tau, beta, max_added: as for ``AdaNPC``.
+        batch_size: of the test batches.
+
+    Raises:
+        ValueError: k or batch size below 1, or tau that is not positive.
 
     Source: arXiv:2304.12566.
 

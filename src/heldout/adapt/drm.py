@@ -47,6 +47,13 @@ class SteerConfig:
 
     Raises:
         ValueError: options out of range.
+
+    Example:
+        >>> model, cautious = MultiHead(nn.Linear(4, 8), num_heads=3, num_classes=2), SteerConfig(confidence=1.1)
+        >>> adapter = DRM(model, steer=cautious)
+        >>> _ = adapter(torch.randn(5, 4))
+        >>> int(adapter.last_change["steered"].sum())  # no example is learned from
+        0
     """
 
     rule: Literal["own", "shared", "uniform", "combined"] = "combined"
@@ -276,6 +283,10 @@ def drm(
         include_shared: let the shared head take part in the prediction.
         steer: updates by pseudo-labels at test time; None for none.
         batch_size: of the test batches.
+
+    Raises:
+        ValueError: an unknown estimate, one that knows no gap of the shared head with ``include_shared``, or a batch
+            size below 1; at the prediction, a negative gamma.
 
     Source: arXiv:2208.08661.
 

@@ -34,7 +34,17 @@ COMPARED = 8  # training examples on which a kept predictor must answer like the
 
 
 class Kept(NamedTuple):
-    """A predictor as plain settings (what JSON holds) and tensors by name."""
+    """A predictor as plain settings and tensors.
+
+    Attributes:
+        settings: what JSON holds; "kind" says which predictor it is.
+        tensors: name -> tensor, to which the settings point.
+
+    Example:
+        >>> kept = Kept({"kind": "Stream", "batch_size": 8, "adapter": {"kind": "Module"}}, {})
+        >>> predictor_from(kept, nn.Linear(2, 2)).batch_size
+        8
+    """
 
     settings: dict[str, Any]
     tensors: dict[str, Tensor]
@@ -81,6 +91,11 @@ def predictor_from(kept: Kept, module: nn.Module) -> Any:
 
     Raises:
         ValueError: settings of no known kind.
+
+    Example:
+        >>> model = nn.Linear(2, 2)
+        >>> predictor_from(Kept({"kind": "Module"}, {}), model) is model
+        True
     """
     settings, tensors = dict(kept.settings), {name: value.to(device_of(module)) for name, value in kept.tensors.items()}
     kind = settings.pop("kind", None)
@@ -100,6 +115,10 @@ def predictor_from(kept: Kept, module: nn.Module) -> Any:
 @checked
 def note_on(predictor: Any, module: nn.Module) -> str:
     """Returns what somebody who deploys a predictor has to know: what it needs at test time; empty for a plain model.
+
+    Args:
+        predictor: of a predict stage, or the trained model itself.
+        module: the trained model.
 
     Example:
         >>> note_on(nn.Linear(2, 2), nn.Linear(2, 2))
@@ -157,6 +176,15 @@ def answers_of(predictor: Any, run: Run) -> Tensor | None:
     Args:
         predictor: any callable from inputs to outputs.
         run: with the training data, and the trained model as ``module``.
+
+    Returns:
+        outputs for the first ``COMPARED`` examples, or all where there are fewer.
+
+    Example:
+        >>> from heldout.train import fit
+        >>> run = fit(nn.Linear(4, 3), (torch.randn(9, 4), torch.arange(9) % 3), epochs=1).run
+        >>> answers_of(run.module, run).shape
+        torch.Size([8, 3])
     """
     train: Any = run.splits.train
     inputs, _ = gather(train, torch.arange(min(COMPARED, len(train))))
@@ -182,7 +210,16 @@ def answers_of(predictor: Any, run: Run) -> Tensor | None:
 
 @checked
 def alike(first: Tensor | None, second: Tensor | None) -> bool:
-    """Returns whether two predictors answer alike, within rounding."""
+    """Returns whether two predictors answer alike, within rounding (relative 1e-4, absolute 1e-5; NaN is like NaN).
+
+    Args:
+        first, second: answers of one shape, or None where there are none; None is like None alone.
+
+    Example:
+        >>> answers = torch.tensor([1.0, float("nan")])
+        >>> alike(answers, answers * 1.00001), alike(answers, answers + 1), alike(answers, None)
+        (True, False, False)
+    """
     if first is None or second is None:
         return first is second
     same = first.shape == second.shape

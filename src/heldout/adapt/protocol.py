@@ -27,6 +27,17 @@ class TestTimeAdapter(Protocol):
 
     Attributes:
         last_change: what the last batch changed, by name.
+
+    Example:
+        >>> from heldout.adapt import PseudoLabel
+        >>> adapter = PseudoLabel(nn.Identity(), nn.Linear(4, 3), lr=0.1)
+        >>> isinstance(adapter, TestTimeAdapter)
+        True
+        >>> inputs = torch.rand(8, 4)
+        >>> first = adapter(inputs)
+        >>> adapter.reset()
+        >>> adapter(inputs).equal(first)
+        True
     """
 
     last_change: dict[str, Any]
@@ -111,8 +122,24 @@ def save_state(adapter: Any, path: str | Path) -> None:
 def load_state(adapter: Any, path: str | Path) -> None:
     """Restores what ``save_state`` wrote, into an adapter made like the one that was saved.
 
+    Args:
+        adapter: a ``TestTimeAdapter``, or a ``Stream`` of one.
+        path: a file whose name ends in ``.safetensors``.
+
     Raises:
         ValueError: not a safetensors file, or not the state of this kind of adapter.
+
+    Example:
+        >>> import tempfile
+        >>> from heldout.adapt import T3A, PseudoLabel
+        >>> head = nn.Linear(4, 3)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_state(PseudoLabel(nn.Identity(), head), f"{folder}/state.safetensors")
+        ...     try:
+        ...         load_state(T3A(nn.Identity(), head), f"{folder}/state.safetensors")
+        ...     except ValueError as error:
+        ...         print(str(error).partition(" holds ")[2])
+        the state of PseudoLabel, not of a T3A
     """
     file = _safetensors(path)
     tensors = load_checkpoint(file)
@@ -137,7 +164,20 @@ def _safetensors(path: str | Path) -> Path:
 
 @checked
 def flattened(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
-    """Returns the layout of nested dicts and lists for JSON, its tensors moved to ``tensors``; keys keep their type."""
+    """Returns the layout of nested dicts and lists for JSON, its tensors moved to ``tensors``; keys keep their type.
+
+    Args:
+        value: dicts, lists and tuples of tensors and of what JSON holds.
+        name: with which the names of the tensors begin.
+        tensors: gets each tensor itself, no copy, by the way to it: ``name.key.0``.
+
+    Example:
+        >>> tensors = {}
+        >>> flattened({"steps": 3, "queue": [torch.ones(2)]}, "state", tensors)
+        {'dict': [['steps', 3], ['queue', {'list': [{'tensor': 'state.queue.0'}]}]]}
+        >>> list(tensors)
+        ['state.queue.0']
+    """
     if isinstance(value, Tensor):
         tensors[name] = value
         return {"tensor": name}
@@ -151,7 +191,21 @@ def flattened(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
 
 @checked
 def restored(layout: Any, tensors: Mapping[str, Tensor]) -> Any:
-    """Returns what ``flattened`` had taken apart, from its layout (as JSON gives it back) and its tensors."""
+    """Returns what ``flattened`` had taken apart, from its layout (as JSON gives it back) and its tensors.
+
+    Args:
+        layout: what ``flattened`` returned.
+        tensors: those that it filled.
+
+    Raises:
+        ValueError: a tensor that the layout names is not there.
+
+    Example:
+        >>> tensors = {}
+        >>> layout = json.loads(json.dumps(flattened({3: (torch.ones(2), "a")}, "state", tensors)))
+        >>> restored(layout, tensors)
+        {3: (tensor([1., 1.]), 'a')}
+    """
     if not isinstance(layout, dict):
         return layout
     check_nonempty(layout=layout)

@@ -93,6 +93,13 @@ class T3A(TestTimeAdapter):
 def t3a(filter_k: int | None = 100, *, batch_size: int = 32) -> Method:
     """Replaces the classification layer by class prototypes that unlabelled test features join, without gradients.
 
+    Args:
+        filter_k: as for ``T3A``.
+        batch_size: of the test batches.
+
+    Raises:
+        ValueError: a batch size below 1, or a negative ``filter_k``.
+
     Source: Iwasawa and Matsuo, NeurIPS 2021.
 
     Example:

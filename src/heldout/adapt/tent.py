@@ -154,6 +154,13 @@ def is_norm(module: nn.Module) -> bool:
 def tent(lr: float = 1e-3, *, steps: int = 1, batch_size: int = 64) -> Method:
     """Adapts normalisation layers to unlabelled test batches of ``batch_size`` by minimising their entropy.
 
+    Args:
+        lr, steps: as for ``Tent``.
+        batch_size: of the test batches.
+
+    Raises:
+        ValueError: a negative ``lr`` or ``steps``, or a batch size below 1.
+
     Source: arXiv:2006.10726.
 
     Example:

@@ -43,6 +43,10 @@ def why_balanced(module: nn.Module, splits: Splits) -> str | None:
 
     Classes of which the largest is less than 1.25 times the smallest are nearly equal.
 
+    Args:
+        module: not looked at.
+        splits: with the training data.
+
     Example:
         >>> import torch
         >>> equal = Splits(train=(torch.zeros(4, 1), torch.tensor([0, 1, 0, 1])))

@@ -98,6 +98,18 @@ class Mixing:
     Args:
         label_smoothing: share of each target that is spread over all classes, in [0, 1). Once, after blending.
         prob: probability that a batch is mixed at all; otherwise its images come back as they are.
+
+    Raises:
+        ValueError: a share outside of its range.
+
+    Example:
+        >>> class Lower(Mixing):
+        ...     def combine(self, images, partner, generator):
+        ...         half = images.shape[2] // 2
+        ...         return torch.cat([images[:, :, :half], images[partner][:, :, half:]], 2), 0.5
+        >>> images, targets = Lower()(torch.arange(2.0).reshape(2, 1, 1, 1).expand(2, 1, 2, 1), torch.tensor([0, 1]), 2)
+        >>> images.flatten(1).tolist(), targets.tolist()
+        ([[0.0, 1.0], [1.0, 0.0]], [[0.5, 0.5], [0.5, 0.5]])
     """
 
     label_smoothing: float = 0.0

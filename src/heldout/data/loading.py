@@ -26,6 +26,10 @@ def gather(dataset: Dataset, positions: Tensor) -> tuple[Any, Tensor]:
     Inputs are a tensor, a tuple of tensors (examples with more than one input) or a dict (examples that are
     dicts; the target is its ``labels``, ``label``, ``targets`` or ``target`` entry).
 
+    Args:
+        dataset: examples that are tuples with the target last, or dicts with one.
+        positions: int64 ``(batch,)``.
+
     Raises:
         TypeError: an example is neither a tuple with a target nor a dict with one.
 
@@ -46,7 +50,22 @@ def gather(dataset: Dataset, positions: Tensor) -> tuple[Any, Tensor]:
 
 
 def split_target(example: Any) -> tuple[Any, Tensor]:
-    """Returns ``(inputs, target)`` of one example or one collated batch."""
+    """Returns ``(inputs, target)`` of one example or one collated batch.
+
+    Args:
+        example: a tuple or list whose last entry is the target, or a mapping with one of ``TARGET_KEYS``, the first of
+            which that it has is the target.
+
+    Returns:
+        inputs: what is left: the one entry, a tuple of several, or a dict; and the target as it is.
+
+    Raises:
+        TypeError: something else, or without a target.
+
+    Example:
+        >>> split_target(("x", 1)), split_target(("x", "y", 1)), split_target({"ids": [3], "label": 1})
+        (('x', 1), (('x', 'y'), 1), ({'ids': [3]}, 1))
+    """
     if isinstance(example, Mapping):
         for key in TARGET_KEYS:
             if key in example:
@@ -74,6 +93,10 @@ def sample_ids(dataset: Dataset, base: Dataset) -> Tensor:
     ``dataset`` is ``base`` itself or ``Subset`` views of it; any other data set counts as new examples and
     keeps its own positions.
 
+    Args:
+        dataset: whose examples are asked about.
+        base: the data set that it may be a view of.
+
     Example:
         >>> base = TensorDataset(torch.zeros(5), torch.zeros(5))
         >>> sample_ids(Subset(Subset(base, [4, 2, 2]), [2, 0]), base)
@@ -91,7 +114,24 @@ def sample_ids(dataset: Dataset, base: Dataset) -> Tensor:
 def batches(
     dataset: Dataset, batch_size: int, order: Tensor | None = None, *, num_workers: int = 0
 ) -> Iterator[tuple[Any, Tensor, Tensor]]:
-    """Yields ``(inputs, targets, positions)`` in the given order of positions (default: as they stand)."""
+    """Yields ``(inputs, targets, positions)`` in the given order of positions (default: as they stand).
+
+    Args:
+        dataset: any data set with targets, see ``gather``.
+        batch_size: examples at once, at least 1; the last batch may be smaller.
+        order: int64 positions, which may be some, or some several times.
+        num_workers: processes that read; tensor data needs none, and has none.
+
+    Raises:
+        ValueError: numbers out of range, when the first batch is asked for.
+
+    Example:
+        >>> data = TensorDataset(torch.arange(3.0), torch.tensor([5, 6, 7]))
+        >>> for inputs, targets, positions in batches(data, 2, torch.tensor([2, 0, 1])):
+        ...     print(inputs.tolist(), targets.tolist(), positions.tolist())
+        [2.0, 0.0] [7, 5] [2, 0]
+        [1.0] [6] [1]
+    """
     check_at_least(0, num_workers=num_workers)
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
@@ -148,7 +188,17 @@ def all_targets(dataset: Dataset) -> Tensor:
 
 @checked
 def to_device(value: Any, device: torch.device | str | None) -> Any:
-    """Returns tensors (also inside tuples and dicts) on ``device``; None leaves them where they are."""
+    """Returns tensors (also inside tuples, lists and mappings) on ``device``; None leaves them where they are.
+
+    Args:
+        value: lists come back as tuples, mappings as dicts, and what is no tensor as it is.
+        device: a name or a ``torch.device``; with None the value itself comes back.
+
+    Example:
+        >>> moved = to_device({"ids": [torch.ones(2)], "name": "a"}, "meta")
+        >>> moved["ids"][0].device.type, type(moved["ids"]).__name__, moved["name"]
+        ('meta', 'tuple', 'a')
+    """
     if device is None:
         return value
     if isinstance(value, Tensor):
@@ -168,6 +218,15 @@ def predict_all(
 
     A module is put in eval mode for the call and back afterwards, and runs without gradients. Any other callable
     (a test-time adapter, which may need gradients) gets the inputs of a batch as one argument.
+
+    Args:
+        function: a module, or any callable from the inputs of a batch to outputs ``(batch, ...)``.
+        dataset: with targets, see ``gather``.
+        batch_size: examples at once.
+        device: where the inputs are put; None leaves them where they are.
+
+    Raises:
+        ValueError: an empty data set, or a batch size below 1.
 
     Example:
         >>> data = TensorDataset(torch.eye(3), torch.arange(3))

@@ -32,6 +32,11 @@ class Clusters(NamedTuple):
         centroids: ``(k, d)`` of length 1.
         labels: int64 ``(n,)``, the cluster of each row: the centroid of the largest cosine.
         sizes: int64 ``(k,)``.
+
+    Example:
+        >>> found = spherical_kmeans(torch.tensor([[3.0, 0.0], [5.0, 0.0], [0.0, 2.0]]), 2)
+        >>> found.centroids[found.labels].round().tolist()  # of each row its direction
+        [[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]
     """
 
     centroids: Tensor
@@ -109,7 +114,7 @@ def default_clusters(n: int) -> int:
 
 
 class SynthesisRound(NamedTuple):
-    """What became of the problems of one round.
+    """What became of the problems of one round. Those that came when it was full are counted as written alone.
 
     Attributes:
         written: by the generator.
@@ -117,6 +122,15 @@ class SynthesisRound(NamedTuple):
         unsolved: dropped without a clear majority, or by the judge.
         dense: dropped since they fell into a large cluster.
         kept: joined the pool.
+
+    Example:
+        >>> def features(examples):
+        ...     return torch.tensor([[float("+" in p), float("-" in p)] for p, _ in examples])
+        >>> new = lambda shots: ["9 - 5", "8 + 8", "7 - 3"]
+        >>> grow = PrismaticSynthesizer(features, new, lambda problem, n: ["?"] * n, k=2)
+        >>> _ = grow.run([("5 + 5", "10"), ("6 + 6", "12"), ("9 - 5", "4")], 1, 1)
+        >>> grow.history
+        [SynthesisRound(written=3, duplicates=1, unsolved=0, dense=1, kept=1)]
     """
 
     written: int

@@ -48,6 +48,12 @@ class SemiSupervisedSplit(NamedTuple):
         labelled: examples with their labels.
         unlabelled: the rest, inputs only; ``unlabelled.dataset`` knows the labels.
         val: examples with their labels, of size 0 where none were asked for.
+
+    Example:
+        >>> split = semi_supervised_split((torch.arange(6.0), torch.arange(6) % 2), 2)
+        >>> inputs = split.unlabelled[0]  # no target
+        >>> inputs.shape, len(split.val), sorted(int(label) for _, label in split.unlabelled.dataset)
+        (torch.Size([]), 0, [0, 0, 1, 1])
     """
 
     labelled: Subset

@@ -90,6 +90,9 @@ def separating_epoch(train_error: Sequence[float]) -> int:
     Args:
         train_error: the training error after each epoch, at least 3 values.
 
+    Raises:
+        ValueError: fewer than 3 values, or some that are not finite.
+
     Example:
         >>> separating_epoch([0.9, 0.6, 0.3, 0.28, 0.26, 0.24])
         3
@@ -116,6 +119,9 @@ def upsample(dataset: Dataset, mask: Tensor, factor: int = 2) -> Subset:
         mask: bool ``(n,)``.
         factor: at least 1, which repeats nothing.
 
+    Raises:
+        ValueError: a mask that is not bool ``(n,)``, or a factor below 1.
+
     Example:
         >>> data = torch.utils.data.TensorDataset(torch.tensor([5, 6, 7]))
         >>> [int(x) for x, in upsample(data, torch.tensor([False, True, False]))]
@@ -132,6 +138,14 @@ def upsample(dataset: Dataset, mask: Tensor, factor: int = 2) -> Subset:
 @checked
 def upsample_sampler(mask: Tensor, factor: int = 2, *, seed: int = 0) -> SubsetRandomSampler:
     """Returns a shuffling sampler for a DataLoader: every position once, every marked one ``factor`` times.
+
+    Args:
+        mask: bool ``(n,)``.
+        factor: at least 1, which repeats nothing.
+        seed: of the order.
+
+    Raises:
+        ValueError: a factor below 1.
 
     Example:
         >>> sorted(upsample_sampler(torch.tensor([True, False]), factor=3))
@@ -186,6 +200,9 @@ def useful_split(
         seed: of k-means.
         device: where the model takes its inputs.
 
+    Raises:
+        ValueError: an epoch below 1, fewer than 3 errors to find it by, and as ``early_output_clusters``.
+
     Example:
         >>> inputs = torch.tensor([[2.0], [2.1], [-2.0], [-2.1], [0.1], [-0.1]])
         >>> data = torch.utils.data.TensorDataset(inputs, torch.tensor([1, 1, 0, 0, 1, 0]))
@@ -223,6 +240,9 @@ def useful(separating_epoch: int | None = None, factor: int = 2) -> Method:
         separating_epoch: when to look; by default the knee of the training error in the first quarter of the epochs.
             Set to the last epoch or beyond, it is the last.
         factor: how often a slow-learnable example occurs; 2 is best in the paper.
+
+    Raises:
+        ValueError: a factor or an epoch below 1.
 
     Source: arXiv:2404.17768.
 

@@ -129,6 +129,13 @@ def verbalizer_sets(
 def verbalizer_instruction(text: str, mapping: Sequence[tuple[str, str]]) -> str:
     """Returns the default prompt: which word to output for which description, then the text.
 
+    Args:
+        text: to classify.
+        mapping: pairs (word, description), in the order in which they are told; at least one.
+
+    Raises:
+        ValueError: no pairs.
+
     Example:
         >>> print(verbalizer_instruction("I like it.", [("foo", "positive"), ("bar", "negative")]))
         Output 'foo' if the sentence is positive; output 'bar' if the sentence is negative.
@@ -142,7 +149,22 @@ def verbalizer_instruction(text: str, mapping: Sequence[tuple[str, str]]) -> str
 
 @checked
 def emphasised_instruction(text: str, mapping: Sequence[tuple[str, str]]) -> str:
-    """Returns the default prompt, which also says that the words' usual meaning does not matter."""
+    """Returns the default prompt, which also says that the words' usual meaning does not matter.
+
+    Args:
+        text: to classify.
+        mapping: pairs (word, description), in the order in which they are told; at least one.
+
+    Raises:
+        ValueError: no pairs.
+
+    Example:
+        >>> print(emphasised_instruction("I like it.", [("bad", "positive"), ("good", "negative")]))
+        Ignore the usual meaning of the output words, and follow these rules.
+        Output 'bad' if the sentence is positive; output 'good' if the sentence is negative.
+        Sentence: I like it.
+        Output:
+    """
     rule = "Ignore the usual meaning of the output words, and follow these rules."
     return f"{rule}\n{verbalizer_instruction(text, mapping)}"
 
@@ -212,6 +234,18 @@ def randomize_verbalizers(
 
 @checked
 def shifted_words(words: Sequence[str], by: int = 1) -> tuple[str, ...]:
-    """Returns the words, each standing where the one before it stood."""
+    """Returns the words, each standing where the one before it stood; the first ones stand at the end.
+
+    Args:
+        words: at least one.
+        by: places by which each moves to the front.
+
+    Raises:
+        ValueError: no words.
+
+    Example:
+        >>> shifted_words(["bad", "neutral", "good"])
+        ('neutral', 'good', 'bad')
+    """
     check_nonempty(words=words)
     return tuple(words[(i + by) % len(words)] for i in range(len(words)))

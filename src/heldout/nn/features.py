@@ -19,10 +19,20 @@ class Encoder:
     It runs the model itself, in the mode that the model is in, with gradients, and returns what enters ``head``.
     Inputs with more axes than ``(batch, dim)`` are reduced by the rule of ``split_head``.
 
+    Args:
+        module: the whole model.
+        head: its classification layer, a part of it that each forward pass runs. ``split_head`` finds it.
+
     Attributes:
         module: the whole model.
         head: its classification layer, an ``nn.Linear``.
         dim: length of a feature vector.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+        >>> encoder, x = Encoder(model, model[2]), torch.rand(5, 4)
+        >>> encoder.dim, encoder(x).equal(model[:2](x))
+        (8, True)
     """
 
     @checked
@@ -91,7 +101,20 @@ def split_head(module: nn.Module, example_inputs: Any) -> tuple[Encoder, nn.Line
 
 @checked
 def why_no_head(module: nn.Module, splits: Splits) -> str | None:
-    """Returns why ``split_head`` cannot act on this model and data, or None: the check of methods that need a head."""
+    """Returns why ``split_head`` cannot act on this model and data, or None: the check of methods that need a head.
+
+    Args:
+        module: any model; up to two training examples are run through it.
+        splits: with the training data.
+
+    Example:
+        >>> from torch.utils.data import TensorDataset
+        >>> splits = Splits(TensorDataset(torch.rand(4, 2), torch.tensor([0, 1, 0, 1])))
+        >>> why_no_head(nn.Linear(2, 2), splits) is None
+        True
+        >>> why_no_head(nn.ReLU(), splits)
+        'the model has no classification layer: its forward pass runs no nn.Linear'
+    """
     inputs, targets = gather(splits.train, torch.arange(min(2, len(splits.train))))  # type: ignore[arg-type]
     if reason := why_no_class_labels(targets):
         return reason
@@ -105,6 +128,10 @@ def why_no_head(module: nn.Module, splits: Splits) -> str | None:
 @checked
 def inputs_for(module: nn.Module, inputs: Any) -> Any:
     """Returns inputs on the model's device, with floating-point ones in the model's data type.
+
+    Args:
+        module: whose first floating-point parameter tells device and type; without one the inputs come back.
+        inputs: a tensor, or tensors in tuples, lists (which come back as tuples) and mappings (as dicts).
 
     Example:
         >>> inputs_for(torch.nn.Linear(2, 1).double(), torch.ones(1, 2))

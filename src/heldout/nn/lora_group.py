@@ -221,6 +221,10 @@ def query_and_value(name: str, module: nn.Module) -> bool | Sequence[slice]:
     or value_proj; a fused one called qkv, c_attn or Wqkv, with query, key and value stacked in this order; an
     ``nn.MultiheadAttention``.
 
+    Args:
+        name: of the module in its network, with dots.
+        module: that has the name.
+
     Example:
         >>> query_and_value("blocks.0.attn.qkv", nn.Linear(4, 12))
         (slice(0, 4, None), slice(8, 12, None))

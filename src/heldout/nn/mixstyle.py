@@ -63,7 +63,25 @@ def mix_style(features: Tensor, partner: Tensor, weight: Tensor, *, channel_dim:
 
 @checked
 def draw_mix(batch: int, alpha: float, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-    """Returns a random permutation ``(batch,)`` and weights ``(batch,)`` from Beta(alpha, alpha), for ``mix_style``."""
+    """Returns a random permutation ``(batch,)`` and weights ``(batch,)`` from Beta(alpha, alpha), for ``mix_style``.
+
+    Args:
+        batch: how many examples.
+        alpha: of the Beta distribution, above 0; small values give weights near 0 and 1, down to about 0.01: far below
+            it draws underflow, to weights of 0.5.
+        generator: where randomness comes from (CPU); None is torch's own.
+
+    Returns:
+        int64 positions and float32 weights in [0, 1].
+
+    Raises:
+        ValueError: a negative batch, or alpha that is not positive.
+
+    Example:
+        >>> partner, weight = draw_mix(4, 0.1, torch.Generator().manual_seed(0))
+        >>> sorted(partner.tolist()), bool(((weight >= 0) & (weight <= 1)).all())
+        ([0, 1, 2, 3], True)
+    """
     check_at_least(0, batch=batch)
     check_positive(alpha=alpha)
     partner = torch.randperm(batch, generator=generator)

@@ -222,8 +222,20 @@ def stages_of(model: StagedModel) -> dict[str, Any]:
 def staged_as(module: nn.Module, stages: Mapping[str, Any]) -> StagedModel:
     """Returns the staged view of a network that ``stages_of`` a network like it has told; nothing is run.
 
+    Args:
+        module: a network with submodules of the same names.
+        stages: what ``stages_of`` returned, also after JSON.
+
     Raises:
         ValueError: the network has no submodule of one of the names, or nothing is told.
+
+    Example:
+        >>> from heldout.nn import small_cnn
+        >>> known = stages_of(StagedModel.from_module(small_cnn(1, 10), torch.rand(2, 1, 28, 28)))
+        >>> other = small_cnn(1, 10)
+        >>> staged = staged_as(other, known)
+        >>> staged.module is other, stages_of(staged) == known
+        (True, True)
     """
     check_nonempty(stages=stages)
     known = dict(module.named_modules())
@@ -247,6 +259,10 @@ def find_stages(module: nn.Module, example_inputs: Any) -> list[str]:
     divided into up to four equal parts. Submodules that run more than once are left out, and so are those behind which
     a batch of twice the size is not carried to the logits, such as a branch that is added outside of any submodule:
     the next candidate is tried then. Costs one forward pass, and one more for each candidate.
+
+    Args:
+        module: a classifier, used in eval mode.
+        example_inputs: a small batch of its inputs.
 
     Raises:
         ValueError: fewer than two stages can be found; name the split points yourself then.

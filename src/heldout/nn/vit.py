@@ -10,7 +10,26 @@ from heldout.errors import check_at_least, checked
 
 
 class VisionTransformer(nn.Module):
-    """Patches of an image with a class token through transformer blocks, then a linear head; see ``tiny_vit``."""
+    """Patches of an image with a class token through transformer blocks, then a linear head; see ``tiny_vit``.
+
+    Args:
+        image_size: height and width in pixels, a multiple of ``patch_size``.
+        patch_size: height and width of a patch in pixels.
+        dim: size of a token, a multiple of ``heads``.
+        depth: number of transformer blocks.
+        heads: attention heads of each block.
+        num_classes: number of outputs.
+        channels: of the images.
+
+    Raises:
+        ValueError: sizes that do not divide, or numbers below 1.
+
+    Example:
+        >>> model = VisionTransformer(8, 4, dim=16, depth=1, heads=2, num_classes=10, channels=1)
+        >>> images = torch.rand(5, 1, 8, 8)
+        >>> model.positions.shape, model(images).equal(model.head(model.features(images)))
+        (torch.Size([1, 5, 16]), True)
+    """
 
     @checked
     def __init__(

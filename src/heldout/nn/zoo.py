@@ -62,6 +62,9 @@ def small_cnn(
         widths: channels of each convolution, at least one.
         batch_norm: False leaves BatchNorm out and gives the convolutions a bias.
 
+    Raises:
+        ValueError: no widths, or numbers of channels or classes below 1.
+
     Example:
         >>> small_cnn(1, 10)(torch.zeros(2, 1, 28, 28)).shape
         torch.Size([2, 10])

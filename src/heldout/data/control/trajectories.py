@@ -37,6 +37,13 @@ class TrajectoryBatch(NamedTuple):
         returns: the return-to-go before each action, float32 ``(windows, steps)``.
         timesteps: number of the step in its episode, from 0, int64 ``(windows, steps)``.
         mask: bool ``(windows, steps)``; where it is False the last step of the episode stands again, and is not meant.
+
+    Example:
+        >>> ends = torch.tensor([False, False, True])
+        >>> logged = Trajectories(torch.zeros(3, 1), torch.tensor([7, 8, 9]), torch.ones(3), ends)
+        >>> read = logged.batch(logged.windows(2), logged.returns())
+        >>> read.actions[read.mask].tolist(), read.timesteps.tolist()
+        ([7, 8, 9], [[0, 1], [2, 2]])
     """
 
     observations: dict[str, Tensor]
@@ -47,7 +54,18 @@ class TrajectoryBatch(NamedTuple):
 
 
 class Windows(NamedTuple):
-    """Positions of steps, ``(windows, length)`` int64, and which of them are steps of the window, bool."""
+    """Positions of steps, and which of them are steps of the window.
+
+    Attributes:
+        index: int64 ``(windows, length)``, positions in the tensors of ``Trajectories``.
+        mask: bool ``(windows, length)``; where it is False the last step of the episode stands again.
+
+    Example:
+        >>> ends = torch.tensor([False, False, True])
+        >>> found = Trajectories(torch.zeros(3, 1), torch.arange(3), torch.zeros(3), ends).windows(2, stride=1)
+        >>> found.index.tolist(), found.mask.sum(1).tolist()
+        ([[0, 1], [1, 2], [2, 2]], [2, 2, 1])
+    """
 
     index: Tensor  # type: ignore[assignment]  # a field of its own, not the method of tuples
     mask: Tensor

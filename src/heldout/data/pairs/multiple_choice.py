@@ -21,6 +21,11 @@ class MultipleChoice(NamedTuple):
         questions: the instruction of each.
         options: the options of each, in the order in which they are shown.
         answers: place of the right option among them.
+
+    Example:
+        >>> made = to_multiple_choice([0, 1, 2], ["Which?", "What?"], max_options=3)
+        >>> [options[answer] for options, answer in zip(made.options, made.answers)], sorted(set(made.questions))
+        ([0, 1, 2], ['What?', 'Which?'])
     """
 
     questions: list[str]

@@ -24,6 +24,12 @@ class PackedBlocks(NamedTuple):
         ids: int64 ``(blocks, block)``, filled up with ``PAD`` at the right.
         answer_mask: bool, of the same shape: what is asked for.
         position_ids: int64, of the same shape: consecutive within a sample, 0 in the filling.
+
+    Example:
+        >>> samples = torch.tensor([[1, 5, 2], [1, 2, 0]]), torch.tensor([[False, True, True], [False, True, False]])
+        >>> packed = pack_with_offset(samples, 4, max_offset=0)  # the second does not fit into the first block
+        >>> packed.ids.tolist(), packed.answer_mask.sum(1).tolist()
+        ([[1, 5, 2, 0], [1, 2, 0, 0]], [2, 1])
     """
 
     ids: Tensor

@@ -71,6 +71,12 @@ class PairTensors(NamedTuple):
         source: int64 ``(n, longest source)``.
         target_in: int64 ``(n, longest target + 1)``, ``START`` and the target: what a decoder reads.
         target: int64, of the same shape, the target and ``END``: what it is to write.
+
+    Example:
+        >>> pairs = [("jump", "JUMP"), ("jump twice", "JUMP JUMP")]
+        >>> rows = TokenVocabulary.of(pairs).encode_pairs(pairs)
+        >>> rows.target_in.tolist(), rows.target.tolist()
+        ([[1, 4, 0], [1, 4, 4]], [[4, 2, 0], [4, 4, 2]])
     """
 
     source: Tensor

@@ -68,6 +68,9 @@ def difficulty_quantiles(scores: Tensor, of: int = 4) -> Tensor:
         scores: ``(n,)``.
         of: how many parts, at most n.
 
+    Raises:
+        ValueError: scores that are not ``(n,)`` or not finite, or more parts than scores.
+
     Example:
         >>> difficulty_quantiles(torch.tensor([0.3, 0.1, 0.2, 0.9]), of=2).tolist()
         [1, 0, 0, 1]

@@ -114,6 +114,11 @@ class CombinationLeaks(NamedTuple):
         combinations: int64, test positions whose combination is also trained on.
         values: int64, test positions with a value that is not trained on: their parts are unknown, not only their
             combination.
+
+    Example:
+        >>> leaks = combination_leaks([("disc", "red"), ("ring", "blue")], [("disc", "red"), ("cone", "black")])
+        >>> leaks.combinations.tolist(), leaks.values.tolist(), leaks.total
+        ([0], [1], 2)
     """
 
     combinations: Tensor

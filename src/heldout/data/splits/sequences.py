@@ -25,6 +25,11 @@ class HeldOutSplit(NamedTuple):
     Attributes:
         train: int64 ``(n,)``, in rising order.
         test: int64 ``(m,)``, in rising order.
+
+    Example:
+        >>> split = HeldOutSplit.by(torch.tensor([False, True, False]))
+        >>> split.train.tolist(), split.test.tolist()
+        ([0, 2], [1])
     """
 
     train: Tensor
@@ -180,6 +185,12 @@ class SplitLeaks(NamedTuple):
         word: training positions that compose the held-out word.
         templates: test positions whose template is also trained on.
         lengths: test positions that are not longer than the longest training example.
+
+    Example:
+        >>> pairs = [("jump", "JUMP"), ("jump", "LEAP"), ("walk twice", "WALK WALK")]
+        >>> leaks = split_leaks(pairs, torch.tensor([0, 2]), torch.tensor([1]), longer="source")
+        >>> leaks.sources.tolist(), leaks.pairs.tolist(), leaks.lengths.tolist(), leaks.total
+        ([1], [], [1], 2)
     """
 
     overlap: Tensor

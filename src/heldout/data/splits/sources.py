@@ -27,6 +27,13 @@ class SourceSplit(NamedTuple):
         train: int64 ``(n,)``: no held-out pair is there, from whatever source.
         tests: int64 positions by source; an example with several is in the test of each.
         sources: for each example the sources of its held-out pairs; none for those that are trained on.
+
+    Example:
+        >>> new = ("blue", "disc")
+        >>> asked = [[(("red", "disc"), "LL")], [(("blue", "ring"), "VV")], [(new, "LL"), (new, "VV")]]
+        >>> split = source_split(asked, lambda each: each, [new])
+        >>> {source: at.tolist() for source, at in split.tests.items()}, split.sources[0]
+        ({'LL': [2], 'VV': [2], 'LV': []}, frozenset())
     """
 
     train: Tensor

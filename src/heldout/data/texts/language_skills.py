@@ -58,6 +58,12 @@ class SkillCombination(NamedTuple):
     Attributes:
         skills: k of them.
         topic: what the text is about.
+
+    Example:
+        >>> skills = tuple(LanguageSkill(name) for name in ("simile", "question", "cause"))
+        >>> asked = SkillCombination(skills, "sea")
+        >>> asked.k, asked.limit, sorted(asked.names)
+        (3, 2, ['cause', 'question', 'simile'])
     """
 
     skills: tuple[LanguageSkill, ...]
@@ -75,7 +81,7 @@ class SkillCombination(NamedTuple):
 
     @property
     def limit(self) -> int:
-        """Most sentences of the text: one less than there are skills, so that they cannot each have their own."""
+        """Most sentences of the text: one less than there are skills, at least 1, so that not each has its own."""
         return max(1, self.k - 1)
 
 

@@ -221,6 +221,9 @@ RASP_PROGRAMS: dict[tuple[str, str], Program | None] = {
 def rasp_simplicity(name: str, format: str = "plain") -> float:
     """Returns 1 over the number of operations of the program for a task and format, 0 where none is known.
 
+    Args:
+        name, format: of ``SEQUENCE_TASKS``.
+
     Raises:
         ValueError: a task and format that is not in ``RASP_PROGRAMS``.
 

@@ -30,6 +30,11 @@ class Difficulty:
         log2_dof: log2 of the degrees of freedom of the hypothesis space.
         degrees_left: those that the training data leave, infinite where a float cannot hold them.
         log_ratio: bits needed for each of them: how much wider the hypothesis space is than the target error.
+
+    Example:
+        >>> found = pomdp_difficulty(2, n=1e4)
+        >>> found.determined, math.isclose(2**found.log2_bits, found.degrees_left * found.log_ratio)
+        (False, True)
     """
 
     bits: float
@@ -51,6 +56,13 @@ class ClassificationDifficulty(Difficulty):
     Attributes:
         n, dim, radius, classes, margin: as ``task_difficulty``; ``dim`` is rounded where it was estimated.
         low, high: ``log2_bits`` at the rounded ends of the dimension's 95 % interval; equal if ``dim`` was given.
+
+    Example:
+        >>> import torch
+        >>> x = torch.randn(100, 3, generator=torch.Generator().manual_seed(0))
+        >>> found = classification_difficulty(x, (x[:, 0] > 0).long(), dim=3.0, margin=0.1)
+        >>> found.n, found.classes, found.low == found.log2_bits == found.high
+        (100, 2, True)
     """
 
     n: int

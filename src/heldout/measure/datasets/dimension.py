@@ -26,7 +26,18 @@ _NEAREST = 0.0005  # share of the sampled pairs that the tail is fitted to, as 2
 
 
 class Dimension(NamedTuple):
-    """An intrinsic dimension and the 95 % interval of its bootstrap over points."""
+    """An intrinsic dimension and the 95 % interval of its bootstrap over points.
+
+    Attributes:
+        estimate: the dimension, not rounded.
+        low, high: ends of the interval, which does not hold the bias of too few points.
+
+    Example:
+        >>> line = torch.rand(500, 1, generator=torch.Generator().manual_seed(0)) * torch.ones(4)
+        >>> found = intrinsic_dimension(line)
+        >>> round(found.estimate), found.low < found.estimate < found.high
+        (1, True)
+    """
 
     estimate: float
     low: float
@@ -43,6 +54,9 @@ def knn_distances(queries: Tensor, points: Tensor, k: int) -> Tensor:
         queries: ``(queries, ...)``, flattened.
         points: ``(points, ...)``, flattened; a query that is among them finds itself.
         k: at most the number of points.
+
+    Raises:
+        ValueError: k outside of 1 to the number of points, no points, or values that are not finite.
 
     Example:
         >>> knn_distances(torch.tensor([[0.0]]), torch.tensor([[3.0], [1.0], [7.0]]), k=2)

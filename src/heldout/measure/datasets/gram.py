@@ -17,6 +17,13 @@ Kernel = Callable[[Any, Any], Any] | Literal["rbf"]
 def rbf_kernel(sigma: float = 1.0, *, variance: float = 1.0) -> Callable[[Any, Any], Tensor]:
     """Returns the kernel ``variance * exp(-|a - b|^2 / (2 sigma^2))`` of points ``(n, ...)``, flattened, in float64.
 
+    Args:
+        sigma: width, in the unit of the points.
+        variance: the kernel of a point with itself.
+
+    Raises:
+        ValueError: a width or a variance that is not positive.
+
     Example:
         >>> rbf_kernel(sigma=2.0)(torch.zeros(1, 3), torch.zeros(2, 3))
         tensor([[1., 1.]], dtype=torch.float64)
@@ -39,6 +46,7 @@ def gram(kernel: Kernel, a: Any, b: Any) -> Tensor:
     Args:
         kernel: "rbf" (of width 1), or a callable of two sets of points that returns a matrix: a tensor, an array, or a
             lazy matrix with ``to_dense()``, as gpytorch's kernels return. It receives ``a`` and ``b`` as they are.
+        a, b: sets of points, ``(n, ...)`` each; tensors or arrays.
 
     Raises:
         ValueError: the matrix has another shape, or values that are not finite.

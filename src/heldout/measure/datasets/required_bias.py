@@ -57,6 +57,12 @@ class BiasEstimate:
             the target lies over 8 standard deviations below the mean of fewer than 100 samples: no number to rely on.
         n_samples: how many there were.
         tail: the rule of the deep tail.
+
+    Example:
+        >>> errors = np.random.default_rng(0).chisquare(10, size=500) / 10
+        >>> found = required_inductive_bias(errors, target=0.01, bootstrap=20)
+        >>> found.support, found.empirical, found.ci[0] < found.nats < found.ci[1]
+        ('extrapolated', inf, True)
     """
 
     nats: float
@@ -77,7 +83,11 @@ class BiasEstimate:
 
     @checked
     def curve(self, targets: ArrayLike) -> Array:
-        """Returns the nats that each of the targets requires, by the fitted law."""
+        """Returns the nats that each of the targets requires, by the fitted law.
+
+        Raises:
+            ValueError: targets that are not positive.
+        """
         wanted = np.asarray(targets, dtype=np.float64)
         if not (wanted > 0).all():
             raise ValueError("targets must be positive")
@@ -156,6 +166,11 @@ class ErrorLaw(NamedTuple):
     Attributes:
         variances: ``(test,)``, the w: eigenvalues of the posterior covariance over test points times outputs.
         offsets: ``(test, outputs)``, the b: errors of the posterior mean in the same basis and units.
+
+    Example:
+        >>> law = ErrorLaw(torch.tensor([0.5, 0.5]).double(), torch.zeros(2, 1).double())  # exponential, of mean 1
+        >>> law.mean, law.variance, abs(law.nats(0.1) + math.log(1 - math.exp(-0.1))) < 0.02
+        (1.0, 1.0, True)
     """
 
     variances: Tensor
@@ -163,16 +178,22 @@ class ErrorLaw(NamedTuple):
 
     @property
     def mean(self) -> float:
+        """Of the error."""
         return float(self.variances.sum() * self.offsets.shape[1] + self.offsets.square().sum())
 
     @property
     def variance(self) -> float:
+        """Of the error."""
         w, outputs = self.variances, self.offsets.shape[1]
         return float(2 * outputs * w.square().sum() + 4 * (w[:, None] * self.offsets.square()).sum())
 
     @checked
     def sample(self, n_samples: int = 10_000, *, seed: int = 0) -> Array:
-        """Returns errors ``(n_samples,)``."""
+        """Returns errors ``(n_samples,)``.
+
+        Raises:
+            ValueError: fewer than 1 sample.
+        """
         if n_samples < 1:
             raise ValueError(f"n_samples must be at least 1, got {n_samples}")
         generator = torch.Generator().manual_seed(seed)
@@ -187,6 +208,9 @@ class ErrorLaw(NamedTuple):
     @checked
     def nats(self, target: float) -> float:
         """Returns ``-log P(error <= target)`` by the saddle point; infinite where no hypothesis gets there.
+
+        Raises:
+            ValueError: a target that is not positive and finite.
 
         Source: O. Barndorff-Nielsen (1990), the r* form of the Lugannani-Rice formula.
         """
@@ -321,6 +345,9 @@ def kernel_inductive_bias(
     "fit" is the paper's estimate from samples; "saddlepoint" approximates the exact law, needs no samples, and is the
     one to believe where the two differ: the fitted law has one weight for all eigenvalues of the covariance. Other
     arguments and errors are those of ``kernel_error_law``.
+
+    Raises:
+        ValueError: an unknown method, a target that is not positive, and as ``kernel_error_law``.
 
     Example:
         >>> x = torch.linspace(-2, 2, 12)[:, None]

@@ -18,6 +18,13 @@ class CheckpointCorrelation(NamedTuple):
         target: with the target. Two quantities with a trend correlate, whether they have to do with each other or not.
         step: with the number of the step: the trend.
         differences: of the changes from one checkpoint to the next, which leave a common trend out.
+
+    Example:
+        >>> signs = [(-1) ** n for n in range(8)]  # two quantities that rise, and move against each other
+        >>> records = [{"step": n, "norm": 5 * n + s, "accuracy": 5 * n - s} for n, s in enumerate(signs)]
+        >>> found = checkpoint_correlations(records, ["norm"], target="accuracy")["norm"]
+        >>> round(found.target, 6), round(found.step, 6), round(found.differences, 6)
+        (1.0, 1.0, -1.0)
     """
 
     target: float

@@ -91,6 +91,14 @@ class ForgetClusters(NamedTuple):
     Attributes:
         forgotten, evaluated: names, like ones beside each other.
         forgotten_linkage, evaluated_linkage: as ``scipy.cluster.hierarchy`` has them, ``(tasks - 1, 4)``.
+
+    Example:
+        >>> right, guessed = [1, 1, 1, 1], [1, 0, 1, 0]
+        >>> order = {"sort": guessed, "reverse": guessed, "recall": right}
+        >>> after = {"sort": order, "recall": {"sort": right, "reverse": right, "recall": guessed}, "reverse": order}
+        >>> found = ForgetMatrix(dict.fromkeys(order, right), after).cluster()
+        >>> found.forgotten, found.forgotten_linkage.shape
+        (('recall', 'sort', 'reverse'), (2, 4))
     """
 
     forgotten: tuple[str, ...]

@@ -61,6 +61,7 @@ def delay(
         history: as for ``steps_to``.
         train_threshold: of the metric named ``train``.
         test_threshold: of the metric named ``test``.
+        train, test: names of the two metrics in the records.
         budget: counts for a threshold that is never reached.
 
     Source: arXiv:2310.19470.
@@ -88,7 +89,7 @@ def memorization_phase(
     """Returns the phase that a run on corrupted labels ended in, from its last accuracies.
 
     - coexistence: training labels, the wrong ones included, and test are both fitted;
-    - full inversion: test is fitted, training only as far as its labels are right; partial inversion: in between;
+    - full inversion: test is fitted, training at most as far as its labels are right; partial inversion: in between;
     - memorisation: training is fitted, test below ``low``;
     - forgetting: neither, after the training labels were fitted better, or not even the right ones of them;
     - confusion: none of these.
@@ -98,6 +99,7 @@ def memorization_phase(
         test_acc: accuracy on clean test data.
         corrupt_fraction: share of corrupted training labels; 0 makes plain generalisation "coexistence".
         tol: how far from 1, or from ``1 - corrupt_fraction``, an accuracy may be.
+        low: test accuracy below which training labels are memorised alone.
         peak_train_acc: the highest of the run, to tell forgetting (it fell by more than ``tol``) from confusion.
 
     Raises:
@@ -139,7 +141,8 @@ def participation_ratio(
     does not change with the scale of ``w`` nor, in the Fourier basis, with a cyclic shift.
 
     Args:
-        w: real weights; ``dim`` is the axis of their inputs or outputs.
+        w: real weights.
+        dim: the axis of their inputs or outputs.
         order: at least 2; higher orders count only the largest components.
         basis: "fourier" for the real discrete Fourier transform, a matrix ``(m, n)`` whose rows are the basis, or a
             function of ``(..., n)`` to components ``(..., m)``, real or complex.

@@ -31,11 +31,16 @@ class LearningCurve(NamedTuple):
 
     Attributes:
         t: times, float64 ``(times,)``.
-        train: error on the noisy training labels.
-        test: error on new noisy labels.
+        train: error on the noisy training labels, ``(times,)``.
+        test: error on new noisy labels, ``(times,)``.
         t_opt: the time of least test error; ``inf`` where training longer never hurts, 0 where it only hurts.
         overtraining: what the limit of long training loses over stopping at ``t_opt``.
         final: test error in the limit of long training; ``inf`` for noisy labels at alpha = 1.
+
+    Example:
+        >>> curve = mp_learning_curve(alpha=0.5, snr=math.inf, t=torch.tensor([0.0]))  # half as many examples, no noise
+        >>> round(curve.test.item(), 6), curve.final, curve.t_opt, curve.overtraining
+        (1.0, 0.5, inf, 0.0)
     """
 
     t: Tensor
@@ -52,6 +57,11 @@ class OptimalRidge(NamedTuple):
     Attributes:
         penalty: lambda of ``||X w - y||^2 / (2 n) + lambda / 2 ||w||^2``.
         test: its test error: no estimator that knows X and y has a smaller one.
+
+    Example:
+        >>> curve = mp_learning_curve(alpha=2.0, snr=5.0)
+        >>> optimal_ridge(alpha=2.0, snr=5.0).test < curve.final - curve.overtraining  # than early stopping
+        True
     """
 
     penalty: float

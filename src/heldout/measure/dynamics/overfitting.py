@@ -27,6 +27,11 @@ class OverfitReport(NamedTuple):
         delay: ``grok_step - first_fit_step``, negative when it generalizes before it fits; None unless both exist.
         benign: in the end, the network fits its training labels and generalizes. This is benign overfitting when the
             training labels are noisy.
+
+    Example:
+        >>> report = overfitting_report([1, 2], [0.5, 1.0], [0.5, 0.6])  # memorises, and does not generalize
+        >>> report.first_fit_step, report.test_at_fit, report.grok_step, report.benign
+        (2, 0.6, None, False)
     """
 
     first_fit_step: int | None
@@ -138,6 +143,12 @@ class NeuronAlignment(NamedTuple):
     Attributes:
         positive: of neurons with a positive head weight; nan if there are none.
         negative: of neurons with a negative one.
+
+    Example:
+        >>> weights, axes = torch.tensor([[-2.0, 0.0], [0.0, 3.0]]), torch.eye(2)
+        >>> found = neuron_alignment(weights, torch.tensor([1.0, 1.0]), axes[0], axes[1])
+        >>> found.positive, found.negative  # one of two lies along the axis; no neuron is negative
+        (0.5, nan)
     """
 
     positive: float

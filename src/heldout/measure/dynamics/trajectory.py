@@ -22,6 +22,17 @@ class DiffusionFit(NamedTuple):
         log_r2: R^2 of ``a + b log t``.
         sqrt_r2: R^2 of ``a + b sqrt(t)``.
         exponent: c of the power law ``a t^c`` that fits ``log distance`` best.
+
+    Example:
+        >>> model = nn.Linear(1, 1, bias=False)
+        >>> _ = nn.init.zeros_(model.weight)
+        >>> distance = WeightDistance(model)
+        >>> for doublings in range(6):
+        ...     _ = nn.init.constant_(model.weight, 1.0 + doublings)
+        ...     _ = distance.record(2**doublings)
+        >>> found = distance.fit()
+        >>> round(found.log_r2, 6), found.sqrt_r2 < found.log_r2
+        (1.0, True)
     """
 
     log_r2: float
@@ -71,7 +82,11 @@ class WeightDistance:
     @torch.no_grad()
     @checked
     def record(self, step: int) -> float:
-        """Returns the distance now, and keeps it with the number of updates made; steps must increase."""
+        """Returns the distance now, and keeps it with the number of updates made; steps must increase.
+
+        Raises:
+            ValueError: a negative step, or one that is not above the last.
+        """
         if step < 0 or (self.steps and step <= self.steps[-1]):
             raise ValueError(f"steps must not be negative and must increase, got {step} after {self.steps[-1:]}")
         now = [parameter.detach() for parameter in self._parameters.values()]

@@ -190,7 +190,18 @@ def _flat_grads(
 
 @dataclass(frozen=True)
 class GradientSums:
-    """Sums over examples by parameter name: the gradient, and the squared length of the examples' gradients."""
+    """Sums over examples, by parameter.
+
+    Attributes:
+        gradient: name -> sum of the examples' gradients, of the parameter's shape, in float32 at least.
+        squared: name -> sum of the squared lengths of the examples' gradients.
+        examples: how many there were.
+
+    Example:
+        >>> sums = GradientSums({"weight": torch.tensor([3.0, 4.0])}, {"weight": 25.0}, examples=2)
+        >>> sums.gradient["weight"].square().sum().item() / (sums.examples * sums.squared["weight"])  # coherence
+        0.5
+    """
 
     gradient: dict[str, Tensor]
     squared: dict[str, float]
@@ -218,6 +229,14 @@ def gradient_sums(
 
     Raises:
         ValueError: as ``per_example_grads``.
+
+    Example:
+        >>> model = nn.Linear(1, 1, bias=False)
+        >>> _ = nn.init.zeros_(model.weight)
+        >>> data = torch.tensor([[1.0], [2.0]]), torch.tensor([[1.0], [1.0]])
+        >>> sums = gradient_sums(model, data, lambda outputs, targets: (outputs - targets).square().sum(1) / 2)
+        >>> sums.gradient["weight"].item(), sums.squared["weight"]  # -1 and -2
+        (-3.0, 5.0)
     """
     check_nonempty(data=data)
     names = _selected(model, params)

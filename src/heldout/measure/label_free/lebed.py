@@ -41,10 +41,16 @@ class LebedResult(NamedTuple):
         score: distance of the weights at the stop from the trained ones; the larger, the more wrong. Only scores of one
             network, with the same settings, can be compared.
         epoch: number of steps that were made.
-        structure_gap: by how much the two losses of structure differ at the stop.
+        structure_gap: by how much the two losses of structure differed before the last step.
         stopped: whether the gap fell below the margin; if not, all epochs were used.
         agreement: share of nodes for which the copy answers at the stop as the trained network does.
         predicted: number of classes among the answers; with one, the score says little.
+
+    Example:
+        >>> near = LebedResult(score=1.2, epoch=40, structure_gap=0.01, stopped=True, agreement=0.98, predicted=5)
+        >>> far = near._replace(score=3.4, agreement=0.7)  # the same network on another graph
+        >>> max(near, far, key=lambda found: found.score).agreement
+        0.7
     """
 
     score: float

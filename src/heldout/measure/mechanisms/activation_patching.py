@@ -25,6 +25,14 @@ class Site(NamedTuple):
     Attributes:
         layer: before block 0, 1, ...; the number of blocks stands for behind the last one.
         position: of the token, or several; None: all of them.
+
+    Example:
+        >>> from transformers import GPT2Config, GPT2LMHeadModel
+        >>> model = GPT2LMHeadModel(GPT2Config(vocab_size=7, n_embd=8, n_layer=2, n_head=2)).eval()
+        >>> clean, corrupt = torch.tensor([[1, 2]]), torch.tensor([[5, 2]])
+        >>> patched = activation_patch(model, clean, corrupt, [Site(0), Site(2, -1)], lambda logits: logits[:, -1, 0])
+        >>> torch.allclose(patched, model(corrupt).logits[:, -1, 0])  # all positions, or the last one at the end
+        True
     """
 
     layer: int
@@ -34,6 +42,14 @@ class Site(NamedTuple):
 @checked
 def all_sites(model: nn.Module, length: int, *, blocks: str | None = None) -> list[Site]:
     """Returns the sites before every block at every one of ``length`` tokens, layer by layer.
+
+    Args:
+        model: a decoder of transformers, see ``heldout.nn.decoder_parts``.
+        length: tokens, at least 1.
+        blocks: name of the list of blocks; default: found.
+
+    Raises:
+        ValueError: a length below 1, or no list of blocks.
 
     Example:
         >>> from transformers import GPT2Config, GPT2LMHeadModel

@@ -27,6 +27,15 @@ class LogitLens(NamedTuple):
         layers: which: before block 0, 1, ...; the number of blocks stands for behind the last one.
         ranks: int64 ``(layers, batch)``, among all tokens, 0 for the first choice; equals are ranked by number.
         log_probs: ``(layers, batch)``, natural logarithms.
+
+    Example:
+        >>> from transformers import GPT2Config, GPT2LMHeadModel
+        >>> model = GPT2LMHeadModel(GPT2Config(vocab_size=7, n_embd=8, n_layer=2, n_head=2)).eval()
+        >>> ids = torch.tensor([[1, 2, 3]])
+        >>> lens = logit_lens(model, ids, torch.tensor([4]), positions=-1)
+        >>> own = model(ids).logits[0, -1].log_softmax(0)
+        >>> lens.layers, torch.allclose(lens.log_probs[-1, 0], own[4]), bool(lens.ranks[-1, 0] == (own > own[4]).sum())
+        ((0, 1, 2), True, True)
     """
 
     layers: tuple[int, ...]

@@ -39,6 +39,13 @@ class ResidualStream(NamedTuple):
     Attributes:
         states: before each block, and behind the last one, before the final norm: ``(batch, length, width)`` each.
         logits: the model's own, ``(batch, length, vocabulary)``, or None for a model without a head.
+
+    Example:
+        >>> from transformers import GPT2Config, GPT2LMHeadModel
+        >>> model = GPT2LMHeadModel(GPT2Config(vocab_size=7, n_embd=8, n_layer=2, n_head=2))
+        >>> stream = residual_stream(model, torch.tensor([[1, 2, 3]]))
+        >>> torch.allclose(model.lm_head(model.transformer.ln_f(stream.states[-1])), stream.logits)
+        True
     """
 
     states: tuple[Tensor, ...]

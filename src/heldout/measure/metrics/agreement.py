@@ -23,6 +23,11 @@ class AgreementPoint:
         agreement: the chosen answer is one that no other has more paths than.
         first, last: the chosen answer has fewer paths than another and is that of the first or the last path.
         outside: the chosen answer is on none of the paths.
+
+    Example:
+        >>> point = agreement_point([["a", "b", "b"]], ["a"], ["a"])
+        >>> point.accuracy, point.majority, point.agreement, point.first  # right, against the majority
+        (1.0, 0.0, 0.0, 1.0)
     """
 
     n: int

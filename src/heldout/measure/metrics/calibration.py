@@ -21,7 +21,19 @@ Scheme = Literal["width", "mass"]
 
 @dataclass(frozen=True)
 class ReliabilityBin:
-    """One row of a reliability table: examples whose confidence lies in ``(lower, upper]``."""
+    """One row of a reliability table: examples whose confidence lies in ``(lower, upper]``.
+
+    Attributes:
+        lower, upper: edges of the bin, in [0, 1].
+        count: examples in it, at least 1.
+        confidence: mean of their largest probabilities.
+        accuracy: share of them that are right.
+
+    Example:
+        >>> row = reliability_table(torch.tensor([[0.25, 0.75], [0.25, 0.75]]), torch.tensor([0, 1]), bins=2)[0]
+        >>> row
+        ReliabilityBin(lower=0.5, upper=1.0, count=2, confidence=0.75, accuracy=0.5)
+    """
 
     lower: float
     upper: float
@@ -59,8 +71,16 @@ def reliability_table(probs: Tensor, labels: Tensor, bins: int = 10, scheme: Sch
     A bin is ``(lower, upper]``; confidence 0 belongs to the first. With scheme "mass" the edges are quantiles of
     the confidences, and bins that ties make empty are left out.
 
+    Args:
+        probs, labels, bins, scheme: as ``expected_calibration_error``.
+
     Raises:
         ValueError: as ``expected_calibration_error``.
+
+    Example:
+        >>> probs = torch.tensor([[0.75, 0.25], [0.75, 0.25], [0.0, 1.0]])
+        >>> [(row.count, row.confidence, row.accuracy) for row in reliability_table(probs, torch.tensor([0, 1, 1]))]
+        [(2, 0.75, 0.5), (1, 1.0, 1.0)]
     """
     confidence, correct = _confidence_and_correctness(probs, labels)
     if bins < 1:
@@ -92,8 +112,17 @@ def risk_coverage_curve(probs: Tensor, labels: Tensor) -> Tensor:
 
     Within a group of equal confidence it is the expectation over all orders of the group.
 
+    Args:
+        probs: probabilities ``(n, classes)``.
+        labels: class indices ``(n,)``.
+
     Raises:
         ValueError: not probabilities, labels outside the classes, no examples.
+
+    Example:
+        >>> probs = torch.tensor([[0.9, 0.1], [0.8, 0.2], [0.6, 0.4]])
+        >>> risk_coverage_curve(probs, torch.tensor([1, 0, 0]))  # the most confident one is wrong
+        tensor([1.0000, 0.5000, 0.3333], dtype=torch.float64)
     """
     confidence, correct = _confidence_and_correctness(probs, labels)
     _, group, counts = (-confidence).unique(return_inverse=True, return_counts=True)
@@ -105,6 +134,10 @@ def risk_coverage_curve(probs: Tensor, labels: Tensor) -> Tensor:
 @checked
 def aurc(probs: Tensor, labels: Tensor) -> float:
     """Returns the area under the risk-coverage curve: the mean error rate over all coverages 1/n, ..., 1.
+
+    Args:
+        probs: probabilities ``(n, classes)``.
+        labels: class indices ``(n,)``.
 
     Source: Geifman et al., arXiv:1805.08206.
 
@@ -123,10 +156,19 @@ def aurc(probs: Tensor, labels: Tensor) -> float:
 def eaurc(probs: Tensor, labels: Tensor) -> float:
     """Returns the excess AURC: AURC minus that of the best ranking of the same predictions, which errs last.
 
+    Args:
+        probs: probabilities ``(n, classes)``.
+        labels: class indices ``(n,)``.
+
     Source: Geifman et al., arXiv:1805.08206, with the exact optimum instead of its integral approximation.
 
     Raises:
         ValueError: not probabilities, labels outside the classes, no examples.
+
+    Example:
+        >>> probs = torch.tensor([[0.9, 0.1], [0.8, 0.2]])
+        >>> aurc(probs, torch.tensor([1, 0])), eaurc(probs, torch.tensor([1, 0]))  # the best order reaches 0.25
+        (0.75, 0.5)
     """
     _, correct = _confidence_and_correctness(probs, labels)
     n, errors = len(correct), int(len(correct) - correct.sum())
@@ -138,6 +180,10 @@ def eaurc(probs: Tensor, labels: Tensor) -> float:
 @checked
 def nll(probs: Tensor, labels: Tensor) -> float:
     """Returns the mean negative log-likelihood of the labels, in nats; infinite where a label has probability 0.
+
+    Args:
+        probs: probabilities ``(n, classes)``.
+        labels: class indices ``(n,)``.
 
     Raises:
         ValueError: not probabilities, labels outside the classes, no examples.
@@ -153,6 +199,10 @@ def nll(probs: Tensor, labels: Tensor) -> float:
 @checked
 def brier(probs: Tensor, labels: Tensor) -> float:
     """Returns the mean squared distance between probabilities and one-hot labels, between 0 and 2.
+
+    Args:
+        probs: probabilities ``(n, classes)``.
+        labels: class indices ``(n,)``.
 
     Raises:
         ValueError: not probabilities, labels outside the classes, no examples.

@@ -18,6 +18,11 @@ class CostFrontier:
         names: of the systems, where they had some, else their numbers.
         area: mean over costs from 0 to ``max_cost`` of the best score that can be had for no more.
         max_cost: up to which the area reaches.
+
+    Example:
+        >>> found = cost_frontier([(1.0, 0.5), (3.0, 0.9)], max_cost=2.0)
+        >>> found.points, found.names, found.area  # half of the costs up to 2 buy 0.5
+        (((1.0, 0.5), (3.0, 0.9)), ('0', '1'), 0.25)
     """
 
     points: tuple[tuple[float, float], ...]

@@ -110,6 +110,11 @@ class CorrectionTable:
 
     Attributes:
         counts: examples by ``"TTT"``, ``"TTF"``, ..., ``"FFF"``: first member, second member, average.
+
+    Example:
+        >>> table = CorrectionTable({"TTT": 6, "TTF": 0, "TFT": 1, "TFF": 1, "FTT": 0, "FTF": 0, "FFT": 1, "FFF": 1})
+        >>> table.share("FF?"), table.false_false_true, round(table.agreement_by_chance, 6)
+        (0.2, 0.1, 0.16)
     """
 
     counts: dict[str, int]

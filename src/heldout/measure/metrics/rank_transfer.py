@@ -20,6 +20,11 @@ class RankTransfer(NamedTuple):
     Attributes:
         spearman: rank correlation.
         quartile_gap: mean test score of the quarter that trains best, less that of the quarter that trains worst.
+
+    Example:
+        >>> found = rank_transfer([0.7, 0.8, 0.9, 1.0], [0.9, 0.8, 0.7, 0.6])  # who trains best generalizes worst
+        >>> round(found.spearman.estimate, 6), round(found.quartile_gap.estimate, 6)
+        (-1.0, -0.3)
     """
 
     spearman: Interval

@@ -19,6 +19,11 @@ class SweetSpot(NamedTuple):
         width: length of the stretch around it where the score, interpolated linearly, is within ``drop`` of the best.
         low: where that stretch begins.
         high: where it ends.
+
+    Example:
+        >>> spot = sweet_spot([0.0, 1.0, 2.0], [0.5, 0.9, 0.5], drop=0.2)
+        >>> spot.best, spot.width, (spot.low, spot.high)
+        (1.0, 1.0, (0.5, 1.5))
     """
 
     best: float

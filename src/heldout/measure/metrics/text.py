@@ -45,6 +45,10 @@ def normalise_answer(text: str) -> str:
 def exact_match(prediction: str, references: str | Sequence[str]) -> float:
     """Returns 1.0 if the normalised prediction equals one of the normalised references, else 0.0.
 
+    Args:
+        prediction: what was written.
+        references: right answers, or one.
+
     Raises:
         ValueError: without references.
 
@@ -61,6 +65,10 @@ def token_f1(prediction: str, references: str | Sequence[str]) -> float:
     """Returns the F1 of the words that the normalised prediction and a reference share; the best over references.
 
     Words count as often as they occur. Where one side has no words, the score is whether both have none.
+
+    Args:
+        prediction: what was written.
+        references: right answers, or one.
 
     Raises:
         ValueError: without references.

@@ -29,6 +29,13 @@ class TaskScore:
         score: mean of the metric over its instances.
         count: number of instances.
         predictions: what the model wrote for each.
+
+    Example:
+        >>> from types import SimpleNamespace as Task
+        >>> task = Task(name="copy", category="transform", source="own", instances=[Task(input="a", outputs=("a",))])
+        >>> row = cross_task(lambda prompts: ["a"], [task], lambda task, instance: instance.input).rows[0]
+        >>> row.score, row.count, row.predictions
+        (1.0, 1, ('a',))
     """
 
     task: str
@@ -47,6 +54,12 @@ class CrossTask:
         rows: one for each task.
         mean: of the tasks' scores: every task counts the same, however many instances it has.
         low, high: the 95 % interval of the mean over tasks; None for one task.
+
+    Example:
+        >>> one = TaskScore("sort", "transform", "own", score=0.5, count=1, predictions=("a",))
+        >>> other = TaskScore("tell", "answer", "own", score=1.0, count=9, predictions=())
+        >>> CrossTask((one, other), mean=0.75, low=0.5, high=1.0).by_category()
+        {'answer': 1.0, 'transform': 0.5}
     """
 
     rows: tuple[TaskScore, ...]

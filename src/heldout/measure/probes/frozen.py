@@ -27,6 +27,11 @@ class FrozenSubspace(NamedTuple):
         basis: orthonormal, float64 ``(features, dim)``.
         smallest_nonzero: the smallest eigenvalue of ``X^T X / n`` that counts as nonzero; 0 if none does.
         largest: the largest one.
+
+    Example:
+        >>> found = frozen_subspace(torch.tensor([[1.0, 0.0], [2.0, 0.0]]))
+        >>> found.dim, found.basis.abs().tolist(), found.largest
+        (1, [[0.0], [1.0]], 2.5)
     """
 
     dim: int

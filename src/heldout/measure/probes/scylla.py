@@ -37,7 +37,16 @@ THEREFORE = "Therefore, the answer is"
 
 
 def probe_prompt(task: Any) -> str:
-    """Returns the default request for typical inputs of a task."""
+    """Returns the default request for typical inputs of a task.
+
+    Args:
+        task: with a ``statement``, such as those of ``heldout.tasks.list_tasks``.
+
+    Example:
+        >>> from heldout.tasks import list_tasks
+        >>> probe_prompt(list_tasks()["minimum"]).splitlines()[0]
+        'Here is a problem: Find the smallest number of the list.'
+    """
     return (
         f"Here is a problem: {task.statement}\nWrite random test inputs for a program that solves it, each a list of "
         "numbers in square brackets, on a line of its own."
@@ -228,6 +237,13 @@ class ScyllaReport:
 
     Attributes:
         rows: one for each task.
+
+    Example:
+        >>> easy = ScyllaScore("maximum", 1, (True, True), (True, True))
+        >>> hard = ScyllaScore("sort", 2, (True, True), (False, True))
+        >>> report = ScyllaReport((easy, hard))
+        >>> report.gap_curve()[2].estimate, report.critical_complexity(), round(report.score(), 3)
+        (0.5, 2, 0.333)
     """
 
     rows: tuple[ScyllaScore, ...]

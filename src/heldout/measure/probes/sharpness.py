@@ -30,6 +30,13 @@ class Sharpness:
         rho: the radius.
         iterations: Hessian-vector products that were needed.
         converged: whether the eigenvalue settled within the tolerance.
+
+    Example:
+        >>> model = nn.Linear(1, 1, bias=False)
+        >>> _ = nn.init.ones_(model.weight)
+        >>> found = sharpness(model, (torch.tensor([[1.0]]), torch.tensor([[0.0]])), rho=0.5)  # the loss is w^2, w = 1
+        >>> round(found.top_eigenvalue, 4), found.loss, round(found.ascent_gap, 4), found.converged
+        (2.0, 1.0, 1.25, True)
     """
 
     top_eigenvalue: float

@@ -45,6 +45,14 @@ class VerbalizerScore:
         prior_following: with unnatural words, the share of the wrong answers that are the natural word of the right
             class. None where nothing is wrong, or the words are not unnatural.
         answers: class of the word that was given to each text, -1 for none.
+
+    Example:
+        >>> from heldout.data import verbalizer_sets
+        >>> from heldout.lm import ScriptedLM
+        >>> task = VerbalizerManipulation(["fine", "awful"], [1, 0], ["bad", "good"], verbalizer_sets([["no", "yes"]]))
+        >>> scores = task.run(ScriptedLM(lambda prompt, k: "yes")).rows
+        >>> [(row.verbalizer.kind, row.answers) for row in scores if row.verbalizer.kind != "neutral"]
+        [('natural', (1, 1)), ('unnatural', (0, 0))]
     """
 
     verbalizer: Verbalizer
@@ -62,6 +70,12 @@ class VerbalizerReport:
         rows: one for each verbalizer.
         classes: number of classes.
         labels: right classes of the texts.
+
+    Example:
+        >>> score = VerbalizerScore(Verbalizer(("no", "yes"), "unnatural"), wilson(1, 4), 0.0, 1.0, (0, 1, 1, 1))
+        >>> report = VerbalizerReport((score,), classes=2, labels=(0, 0, 0, 0))
+        >>> report.accuracy("unnatural").estimate, report.normalised("unnatural"), report.prior_following
+        (0.25, -0.5, 1.0)
     """
 
     rows: tuple[VerbalizerScore, ...]
@@ -318,6 +332,10 @@ def first_word(text: str, words: Sequence[str]) -> int:
     What stands between ``<think>`` and ``</think>`` (or ``thinking``, in any case), or before the latter, is skipped.
     In scripts that write without spaces (Chinese, Japanese, Thai, Lao, Khmer, Burmese), a word may stand anywhere; of
     two that begin at one place the longer is meant.
+
+    Args:
+        text: what a model wrote.
+        words: to look for.
 
     Example:
         >>> first_word("Nothing? Yes, not no.", ["no", "yes"])

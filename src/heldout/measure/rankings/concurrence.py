@@ -38,6 +38,13 @@ class Concurrence(NamedTuple):
         value: the correlation; NaN where all scores of a benchmark are the same.
         ci: its interval by bootstrap over models and, within each, seeds; NaN where the value is, or without resamples.
         n_models: that both benchmarks have scores of.
+
+    Example:
+        >>> small = {"lstm": [0.2], "conv": [0.4], "mlp": [0.3], "transformer": [0.7]}
+        >>> large = {"lstm": [0.9], "conv": [0.7], "mlp": [0.8], "transformer": [0.6]}
+        >>> found = concurrence(small, large, resamples=99)
+        >>> found.value, found.ci, found.n_models
+        (-1.0, (-1.0, -1.0), 4)
     """
 
     value: float

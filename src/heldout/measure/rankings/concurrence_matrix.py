@@ -45,6 +45,17 @@ class GroupConcurrence(NamedTuple):
         difference: within less between.
         p_value: share of permutations of the labels whose difference is at least as large (one-sided Mantel test).
         pairs: how many pairs each mean is of.
+
+    Example:
+        >>> skills = {"scan-length": [1, 2, 3], "scan-jump": [1, 2, 3], "cogs": [3, 2, 1]}
+        >>> rows = [
+        ...     {"model": f"model {i}", "benchmark": name, "seed": 0, "score": skill}
+        ...     for name, values in skills.items() for i, skill in enumerate(values)
+        ... ]
+        >>> labels = {name: name.split("-")[0] for name in skills}
+        >>> found = concurrence_matrix(rows, resamples=0).by_group(labels, permutations=99)
+        >>> found.within, found.between, found.pairs
+        (1.0, -1.0, (1, 2))
     """
 
     within: float
@@ -64,6 +75,15 @@ class ConcurrenceSummary(NamedTuple):
         share: of the ceiling that ``halves`` is; NaN where the ceiling is not above 0.
         null: the 97.5th percentile of one pair's value where the models of two benchmarks have unrelated skills.
         pairs: how many, those without a value left out.
+
+    Example:
+        >>> rows = [
+        ...     {"model": f"model {i}", "benchmark": name, "seed": seed, "score": i + 0.1 * seed}
+        ...     for name in ("scan", "cogs") for i in range(4) for seed in range(2)
+        ... ]
+        >>> found = concurrence_matrix(rows, pairing="mean", resamples=0).summary(draws=5)
+        >>> found.value, found.ceiling, found.share, found.pairs
+        (1.0, 1.0, 1.0, 1)
     """
 
     value: float

@@ -35,6 +35,14 @@ class SampleRouting(NamedTuple):
         entropy: float64 ``(layers,)``, mean entropy of a token's weights in nats.
         load: int64 ``(layers, experts)``, tokens that the model sent to each expert.
         losses: float64 ``(samples,)``, mean loss of the tokens of each that count.
+
+    Example:
+        >>> from transformers import OlmoeConfig, OlmoeForCausalLM
+        >>> config = OlmoeConfig(vocab_size=9, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
+        ...     num_attention_heads=2, num_experts=4, num_experts_per_tok=2, pad_token_id=0)
+        >>> routing = sample_routing(OlmoeForCausalLM(config), [torch.tensor([[1, 2, 3]])])
+        >>> round(routing.weights.sum(2).item(), 6), int(routing.load.sum()), len(routing.losses)
+        (1.0, 6, 1)
     """
 
     weights: Tensor

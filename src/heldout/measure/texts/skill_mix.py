@@ -37,6 +37,11 @@ class SkillPoints(NamedTuple):
         topic: whether it is about the topic.
         sense: whether it makes sense.
         length: whether it keeps to the limit on sentences.
+
+    Example:
+        >>> points = SkillPoints((True, False), topic=True, sense=True, length=True)
+        >>> points.full, points.skill_fraction, points.vector
+        (False, 0.5, (1.0, 0.0, 1.0, 1.0, 1.0))
     """
 
     skills: tuple[bool, ...]
@@ -128,6 +133,9 @@ def grade_skill_points(
 ) -> SkillPoints:
     """Returns the points of a text by name; see ``grade_skill_text``.
 
+    Raises:
+        TypeError, ValueError: as ``grade_skill_text``.
+
     Example:
         >>> question = LanguageSkill("question", check=lambda text, topic: "?" in text)
         >>> grade_skill_points("Is the sea calm?", SkillCombination((question,), "sea"))
@@ -194,6 +202,13 @@ class SkillMixReport(NamedTuple):
         topic, sense, length: shares of the texts with these points.
         points: of each combination, those of its texts.
         texts: what was graded, alike.
+
+    Example:
+        >>> asked = SkillCombination((LanguageSkill("a"),), "sea")
+        >>> texts = [SkillPoints((True,), True, True, True), SkillPoints((False,), True, True, True)]
+        >>> report = skill_mix_report([asked], [texts])
+        >>> report.full, report.mean_full, report.per_skill
+        (1.0, 0.5, {'a': 0.5})
     """
 
     full: float

@@ -23,7 +23,18 @@ _SEARCHED = (
 
 
 class GenotypeEdge(NamedTuple):
-    """One edge that was kept: which primitive, and from which state (0 and 1 are the two cells before, 2 is node 0)."""
+    """One edge that was kept.
+
+    Attributes:
+        primitive: name of what is on it.
+        source: the state that it comes from: 0 and 1 are the two cells before, 2 is node 0, and so on.
+
+    Example:
+        >>> first = (GenotypeEdge("skip_connect", 0), GenotypeEdge("skip_connect", 1))
+        >>> second = (GenotypeEdge("max_pool_3x3", 0), GenotypeEdge("skip_connect", source=2))  # reads node 0
+        >>> Genotype(first + second, first + second).nodes
+        2
+    """
 
     primitive: str
     source: int

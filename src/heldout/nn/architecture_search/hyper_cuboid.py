@@ -21,7 +21,21 @@ ResizablePrimitive = Callable[[int, int, int, bool], nn.Module]
 
 
 class PathStep(NamedTuple):
-    """One step of a path: the step's own value, the nodes it leads from and to, what was chosen, and its weight."""
+    """One step of a path.
+
+    Attributes:
+        step: the step's own value, of the first axis.
+        source, target: the nodes that it leads from and to, of the second axis.
+        choices: name of each further axis -> the value that was chosen.
+        weight: of its module among all modules of the step.
+
+    Example:
+        >>> axes = {"layer": [0, 1], "width": [2, 3], "bias": [False, True]}
+        >>> cuboid = HyperCuboid(axes, lambda layer, source, target, bias: nn.Linear(source, target, bias))
+        >>> one, two = cuboid.best_path()
+        >>> one.step, two.step, one.target == two.source, list(one.choices), 0 < one.weight < 1
+        (0, 1, True, ['bias'], True)
+    """
 
     step: Any
     source: Any
@@ -47,8 +61,8 @@ class HyperCuboid(nn.Module):
         skip: leave out modules of small weight.
 
     Raises:
-        ValueError: fewer than two axes, an axis without values or with a value twice, a step without any module; at
-            the forward: not one input a node, modules whose outputs differ in shape.
+        ValueError: fewer than two axes, an axis without values, one but the first with a value twice, a step without
+            any module; at the forward: not one input a node, modules whose outputs differ in shape.
 
     Source: arXiv:1903.09900, section 3.2. Deviation: the best module into a node is never left out.
 

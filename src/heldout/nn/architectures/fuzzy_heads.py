@@ -50,6 +50,9 @@ class FuzzyCMeans:
     def fit(self, X: Tensor) -> FuzzyCMeans:
         """Returns itself with centres for examples ``(n, dim)``.
 
+        Raises:
+            ValueError: fewer examples than clusters, another shape, or values that are not finite.
+
         Example:
             >>> FuzzyCMeans(1).fit(torch.tensor([[0.0], [2.0]])).centres
             tensor([[1.]])

@@ -162,6 +162,9 @@ class JobGraphEncoder(nn.Module):
         Args:
             nodes: ``(..., nodes, size)``; a node whose features are all 0 is not there.
             edges: ``(..., nodes, nodes)``: row i, column j where i hears from j.
+
+        Raises:
+            ValueError: shapes that do not fit.
         """
         if nodes.ndim < 2 or edges.shape != (*nodes.shape[:-1], nodes.shape[-2]) or nodes.shape[-1] != self.size:
             raise ValueError(f"nodes and edges must be (..., n, {self.size}) and (..., n, n), got {tuple(nodes.shape)} "

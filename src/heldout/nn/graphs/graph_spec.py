@@ -22,6 +22,11 @@ class GraphEdge(NamedTuple):
         first, second: order ids of its nodes.
         port: the place that it takes at both of them.
         order: its own order id.
+
+    Example:
+        >>> twice = (GraphEdge(0, 1, port=0, order=2), GraphEdge(0, 1, port=1, order=3))
+        >>> GraphSpec(nodes=(0, 1), edges=twice).elements
+        4
     """
 
     first: int

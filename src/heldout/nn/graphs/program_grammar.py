@@ -194,6 +194,14 @@ class FoundGraph(NamedTuple):
         program: with the grammar's abstractions.
         log_likelihood: of the program.
         graph: that it writes.
+
+    Example:
+        >>> grammar = Grammar.uniform()
+        >>> one, two = enumerate_programs(grammar, 2)
+        >>> one.log_likelihood >= two.log_likelihood, len(one.graph.nodes)
+        (True, 2)
+        >>> math.isclose(one.log_likelihood, grammar.log_likelihood(one.program))
+        True
     """
 
     program: GraphProgram

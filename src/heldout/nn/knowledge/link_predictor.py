@@ -80,6 +80,9 @@ class InductiveLinkPredictor(nn.Module):
 
         Args:
             ids, mask: as the encoder takes them, a row for each entity.
+
+        Raises:
+            ValueError: the encoder's vectors are not ``(n, dim)``.
         """
         vectors = self.encoder(ids, mask)
         if vectors.ndim != 2 or vectors.shape[1] != self.dim:

@@ -24,6 +24,14 @@ class CausalOutput(NamedTuple):
     Attributes:
         logits: ``(batch, length, vocabulary)`` of the token after each.
         past_key_values: keys, values and positions of each block, with which the next tokens are read; or None.
+
+    Example:
+        >>> model = CausalTransformer(7, dim=16, layers=1, heads=2)
+        >>> ids = torch.tensor([[1, 3, 4]])
+        >>> read = model(ids[:, :2], use_cache=True)
+        >>> last = model(ids[:, 2:], past_key_values=read.past_key_values)
+        >>> torch.allclose(last.logits[:, 0], model(ids).logits[:, 2], atol=1e-6), last.past_key_values is None
+        (True, True)
     """
 
     logits: Tensor

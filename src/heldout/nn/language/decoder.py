@@ -20,6 +20,13 @@ class DecoderParts:
         norm: what acts on the last block's output, or None where it was not found.
         head: from its output to logits, or None where the model has none.
         embedding: of the tokens, or None.
+
+    Example:
+        >>> own = {"blocks": nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2)]), "norm": nn.LayerNorm(2)}
+        >>> model = nn.ModuleDict({**own, "head": nn.Linear(2, 5)})
+        >>> parts = decoder_parts(model, head="head")
+        >>> len(parts.blocks), parts.path, parts.norm is model["norm"], parts.head is model["head"], parts.embedding
+        (2, 'blocks', True, True, None)
     """
 
     blocks: tuple[nn.Module, ...]

@@ -22,6 +22,10 @@ from heldout.method import Method, Run, Splits, device_of, evaluating, forward
 def takes_argument(model: nn.Module, argument: str) -> bool:
     """Returns whether a model's forward names an argument; of adapters of peft, that of the model within.
 
+    Args:
+        model: any module.
+        argument: its name; what is taken by ``**kwargs`` alone is not named.
+
     Example:
         >>> from heldout.nn import CausalTransformer
         >>> takes_argument(CausalTransformer(5, dim=8, heads=2), "use_cache"), takes_argument(nn.Linear(2, 2), "x")

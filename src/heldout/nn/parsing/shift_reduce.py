@@ -28,6 +28,11 @@ class Parse(NamedTuple):
         symbols: of the sentence.
         heads: position of each symbol's head, -1 for the root.
         log_probability: of its transitions; 0 where they were not drawn.
+
+    Example:
+        >>> parse = Parse(symbols=(3, 10, 4), heads=(1, -1, 1))
+        >>> parse.symbols[parse.heads.index(-1)], parse.log_probability  # the root
+        (10, 0.0)
     """
 
     symbols: tuple[int, ...]

@@ -136,6 +136,11 @@ class OracleStep(NamedTuple):
     Attributes:
         features: 18 symbols.
         transition: ``LEFT``, ``RIGHT`` or ``SHIFT``.
+
+    Example:
+        >>> last = oracle_steps([5, 6], [-1, 0], null=0)[-1]  # the second symbol becomes a child of the first
+        >>> last.transition == RIGHT, len(last.features)
+        (True, 18)
     """
 
     features: list[int]

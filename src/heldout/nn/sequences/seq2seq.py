@@ -26,6 +26,12 @@ class Memory(NamedTuple):
         mask: bool ``(batch, length)``, what is no filling.
         source: int64 ``(batch, length)``.
         final: what else a decoder starts from, with the batch as the second axis; None for most.
+
+    Example:
+        >>> source = torch.tensor([[3, 2], [4, 0]])
+        >>> memory = Memory(torch.zeros(2, 2, 8), source != PAD, source)
+        >>> memory.rows(torch.tensor([1])).mask
+        tensor([[ True, False]])
     """
 
     states: Tensor

@@ -49,6 +49,12 @@ class TokenSamples(NamedTuple):
     Attributes:
         ids: int64 ``(n, longest)``.
         answer_mask: bool, of the same shape: the answer and ``END``.
+
+    Example:
+        >>> task = SequenceTask("copy", "plain", 3, ["a", "b"])
+        >>> rows = task.encode([("a", "a"), ("a b", "a b")])
+        >>> rows.answer_mask.long().tolist()
+        [[0, 0, 0, 1, 1, 0, 0], [0, 0, 0, 0, 1, 1, 1]]
     """
 
     ids: Tensor

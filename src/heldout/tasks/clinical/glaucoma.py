@@ -34,6 +34,12 @@ class GlaucomaMaps(NamedTuple):
         sex: int64 ``(n,)``, 0 or 1.
         visual_field: float32 ``(n, 52)``, total deviations in decibels, near 0 in health.
         severity: float32 ``(n,)``, share of the layer that is lost where most is lost; 0 in health.
+
+    Example:
+        >>> patients = glaucoma_maps(50, size=8)
+        >>> ill = patients.labels == 1
+        >>> patients.severity[~ill].max().item(), 0.6 <= patients.severity[ill].min().item()
+        (0.0, True)
     """
 
     maps: Tensor

@@ -28,6 +28,11 @@ class Phenotype(NamedTuple):
         definition: a sentence or two; empty where there is none.
         parents: keys of the terms that it is a kind of.
         diseases: keys of the diseases with which it is annotated itself, such as "OMIM:619340".
+
+    Example:
+        >>> cyst = Phenotype("Renal cyst", "", ("HP:0012210",), frozenset({"OMIM:619340"}))
+        >>> cyst.name, "OMIM:619340" in cyst.diseases
+        ('Renal cyst', True)
     """
 
     name: str

@@ -76,6 +76,14 @@ class Download(NamedTuple):
         rebuffer: seconds that the video stood still.
         slept: seconds waited since the buffer was full.
         reward: bitrate in Mbit/s - 4.3 x rebuffer - change of bitrate in Mbit/s.
+
+    Example:
+        >>> streams = BitrateStreams(torch.full((1, 10), 2.0), chunk_sizes(2, variation=0.0))
+        >>> _, second = streams.step(torch.tensor([1])), streams.step(torch.tensor([2]))
+        >>> second.rebuffer.item()  # the buffer held 4 s of video, the download took 2.6 s
+        0.0
+        >>> round(second.reward.item(), 2)  # 1.2 - (1.2 - 0.75)
+        0.75
     """
 
     seconds: Tensor

@@ -41,6 +41,11 @@ class GridPolicy(NamedTuple):
         observations: float32 ``(n, d)``.
         moves: int64 ``(n,)``, positions in ``MOVES``.
         states: int64 ``(n, 3)``: row, column and heading (north, east, south, west).
+
+    Example:
+        >>> seen = grid_policy(3, noise=0.0, grid=("..G",))
+        >>> bool((seen.observations[:, :2] == seen.states[:, :2]).all())
+        True
     """
 
     observations: Tensor

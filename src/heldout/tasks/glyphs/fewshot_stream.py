@@ -19,6 +19,12 @@ class FewShotStream(NamedTuple):
         support: for each task int64 ``(ways * shots,)``, what is shown, ordered by class.
         test: for each task int64 ``(ways * tests,)``, other examples of its classes.
         held_out: int64 ``(m,)``, all examples of the classes that never come.
+
+    Example:
+        >>> y = torch.arange(4).repeat_interleave(5)
+        >>> stream = fewshot_stream(y, base=[0], tasks=[[2, 1]], held_out=[3], shots=2, tests=3)
+        >>> y[stream.support[0]].tolist(), set(stream.support[0].tolist()) & set(stream.test[0].tolist())
+        ([2, 2, 1, 1], set())
     """
 
     base: Tensor

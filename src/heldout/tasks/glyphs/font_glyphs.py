@@ -54,6 +54,12 @@ class FontGlyphs(NamedTuple):
         scripts: int64 ``(n,)``, numbers in ``names``.
         faces: int64 ``(n,)``, numbers in ``FONT_FACES``.
         letters, names: what the numbers mean.
+
+    Example:
+        >>> first = FontGlyphs(torch.zeros(2, 1, 8, 8).byte(), torch.tensor([0, 0]), torch.tensor([0, 0]),
+        ...                    torch.tensor([0, 3]), ("α",), ("Greek",))
+        >>> [(first.letters[label], FONT_FACES[face]) for label, face in zip(first.labels, first.faces)]
+        [('α', 'Sans-Regular'), ('α', 'Serif-Bold')]
     """
 
     images: Tensor

@@ -138,6 +138,12 @@ class HeldOutWord(NamedTuple):
     Attributes:
         pairs: of token tuples, a letter a token in words that have letters.
         split: positions in ``pairs``.
+
+    Example:
+        >>> word = held_out_word("scan", "original", 40)
+        >>> alone = word.pairs[0][0]
+        >>> sum(word.pairs[i][0] == alone for i in word.split.train), word.pairs[word.split.test[0]][0] == alone
+        (4, False)
     """
 
     pairs: list[SequencePair]

@@ -184,6 +184,10 @@ def mini_scan(primitives: Mapping[str, str] = SCAN_PRIMITIVES, *, manners: Seque
 
     command := clause [(and | after) clause];  clause := primitive [left | right] [twice | thrice].
 
+    Args:
+        primitives: word -> action.
+        manners: of "opposite" and "around", those that there are.
+
     Example:
         >>> grammar = mini_scan()
         >>> len(grammar), max(len(target) for _, target in grammar.pairs())

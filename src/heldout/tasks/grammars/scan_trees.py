@@ -87,6 +87,11 @@ class CommandSplit(NamedTuple):
     Attributes:
         train: all single clauses that the split allows, then drawn pairs of clauses.
         test: drawn; none is in ``train``.
+
+    Example:
+        >>> split = projective_split("jump", train=100, test=50)
+        >>> sum("jump" in source for source, _ in split.train), all("jump" in source for source, _ in split.test)
+        (1, True)
     """
 
     train: list[SequencePair]

@@ -17,7 +17,21 @@ from heldout.errors import check_at_least, check_fraction, check_has, check_labe
 
 
 class ScaffoldSplit(NamedTuple):
-    """Positions of graphs, int64, no scaffold in two parts; and the hash of each graph's scaffold, "" without rings."""
+    """Positions of graphs, no scaffold in two parts, and the scaffolds.
+
+    Attributes:
+        train, val, test: int64, positions in what was split, in rising order.
+        scaffolds: the hash of each graph's scaffold, as ``graph_scaffold`` gives it; "" without rings.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> nodes = torch.arange(5)
+        >>> ring = SimpleNamespace(edge_index=torch.stack([nodes, nodes.roll(1)]), num_nodes=5)
+        >>> chain = SimpleNamespace(edge_index=torch.tensor([[0, 1], [1, 2]]), num_nodes=3)
+        >>> split = split_by_scaffold([ring, chain, ring, ring], train=0.75)
+        >>> split.train.tolist(), split.test.tolist(), split.scaffolds[1]
+        ([0, 2, 3], [1], '')
+    """
 
     train: Tensor
     val: Tensor

@@ -18,7 +18,18 @@ from heldout.tasks.seeds import Seed, generator_of
 
 
 class SizeSplit(NamedTuple):
-    """Positions of graphs, int64: small ones to train on and to choose by, and large ones; and each graph's size."""
+    """Positions of small graphs to train on and to choose by, and of large ones.
+
+    Attributes:
+        train, val, test: int64, positions in what was split, in rising order.
+        sizes: int64 ``(graphs,)``, nodes of each graph.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> split = split_by_size([SimpleNamespace(num_nodes=n) for n in (9, 3, 5, 7)], 0.5, 0.25, val=0.5)
+        >>> split.sizes.tolist(), sorted([*split.train.tolist(), *split.val.tolist()]), split.test.tolist()
+        ([9, 3, 5, 7], [1, 2], [0])
+    """
 
     train: Tensor
     val: Tensor

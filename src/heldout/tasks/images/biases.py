@@ -31,6 +31,9 @@ def stratified_split(labels: Tensor, sizes: Sequence[int | float], *, seed: Seed
         sizes: the size of each part, as a count (int) or as a fraction of n (float).
         seed: an int, or a ``torch.Generator`` to draw from.
 
+    Raises:
+        ValueError: no labels, negative sizes, or sizes of more than n in sum.
+
     Example:
         >>> labels = torch.tensor([0, 0, 0, 0, 1, 1])
         >>> train, test = stratified_split(labels, (3, 0.5))
@@ -66,6 +69,18 @@ def biased_attribute(labels: Tensor, correlation: float, *, num_classes: int | N
         labels: int64 ``(n,)``.
         correlation: in [-1, 1]; 0 makes the attribute independent of the label.
         num_classes: by default the largest label + 1.
+        seed: an int, or a ``torch.Generator`` to draw from.
+
+    Returns:
+        int64 ``(n,)``.
+
+    Raises:
+        ValueError: a correlation outside of [-1, 1], or labels that are not in 0 .. num_classes - 1.
+
+    Example:
+        >>> labels = torch.tensor([0, 1, 2])
+        >>> biased_attribute(labels, 1.0).tolist(), biased_attribute(labels, -1.0).tolist()
+        ([0, 1, 2], [1, 2, 0])
     """
     check_at_least(1, num_classes=num_classes)
     check_labels(num_classes, labels=labels)
@@ -81,7 +96,21 @@ def biased_attribute(labels: Tensor, correlation: float, *, num_classes: int | N
 
 @checked
 def colourise(images: Tensor, colours: Tensor, num_colours: int) -> Tensor:
-    """Returns the grey images ``(n, 1, h, w)`` painted ``(n, 3, h, w)`` in colour ``(n,)`` of evenly spaced hues."""
+    """Returns grey images painted in colours, ``(n, 3, h, w)``: hues that lie evenly around the circle, from red.
+
+    Args:
+        images: ``(n, 1, h, w)``; their values are the brightness.
+        colours: int64 ``(n,)``, the number of each image's hue, 0 to ``num_colours - 1``.
+        num_colours: hues that there are, at least 1.
+
+    Raises:
+        ValueError: images of another form or with more than one channel, or colours that there are not.
+
+    Example:
+        >>> colourise(torch.full((2, 1, 1, 1), 0.5), torch.tensor([0, 2]), 3).flatten(1)  # red, blue
+        tensor([[0.5000, 0.0000, 0.0000],
+                [0.0000, 0.0000, 0.5000]])
+    """
     check_same_length(images=images, colours=colours)
     check_at_least(1, num_colours=num_colours)
     check_labels(num_colours, colours=colours)
@@ -103,6 +132,16 @@ def colour_bias(
     images: Tensor, labels: Tensor, correlation: float, *, num_classes: int | None = None, seed: Seed = 0
 ) -> Tensor:
     """Returns grey images painted ``(n, 3, h, w)`` in colours correlated with the labels, see ``biased_attribute``.
+
+    Args:
+        images: grey, ``(n, 1, h, w)``.
+        labels: int64 ``(n,)``, at least one.
+        correlation: in [-1, 1].
+        num_classes: and number of hues; by default the largest label + 1.
+        seed: an int, or a ``torch.Generator`` to draw from.
+
+    Raises:
+        ValueError: as ``biased_attribute`` and ``colourise``; no labels, or lengths that differ.
 
     Example:
         >>> from heldout.tasks import digits
@@ -128,6 +167,9 @@ def imbalance(labels: Tensor, ratio: float, *, seed: Seed = 0) -> Tensor:
     Args:
         labels: int64 ``(n,)``.
         ratio: size of the first class over size of the last, at least 1.
+
+    Raises:
+        ValueError: a ratio below 1 or not finite, or no labels.
 
     Example:
         >>> labels = torch.arange(3).repeat(100)
@@ -158,6 +200,9 @@ def label_noise(labels: Tensor, rate: float, num_classes: int, *, seed: Seed = 0
         labels: int64 ``(n,)``.
         rate: share of wrong labels, in [0, 1]; each is uniform over the other classes.
         num_classes: at least 2.
+
+    Raises:
+        ValueError: a rate outside of [0, 1], fewer than 2 classes, or labels that are not ``(n,)`` class indices.
 
     Example:
         >>> noisy, wrong = label_noise(torch.zeros(10, dtype=torch.long), 0.2, 10)

@@ -26,6 +26,12 @@ class ColouredDrawings(NamedTuple):
             its parts, the mean over places.
         colors, shapes: int64 ``(n,)``, positions in the names asked for.
         styles: int64 ``(n,)``, positions in ``DRAWING_STYLES``.
+
+    Example:
+        >>> drawn = ColouredDrawings(torch.eye(3), *torch.tensor([[0, 0, 1], [2, 2, 0], [0, 3, 3]]))
+        >>> same = (drawn.colors == 0) & (drawn.shapes == 2)  # a red square, by two teams
+        >>> DRAWN_COLORS[0], DRAWN_SHAPES[2], drawn.styles[same].tolist()
+        ('red', 'square', [0, 3])
     """
 
     features: Tensor

@@ -38,6 +38,9 @@ def domains(
         values: the angle in degrees, correlation or severity of each domain; by default 0, 15, .. 75 degrees,
             correlations 0.9, 0.8, -0.9, or severities 0, 0.25, .. 1.
 
+    Raises:
+        ValueError: an unknown kind, fewer than 2 values or more than images, images or labels of another form.
+
     Example:
         >>> from heldout.tasks import digits
         >>> images, labels, domain = domains(*digits(), values=(0, 45, 90))
@@ -92,6 +95,10 @@ def leave_one_domain_out(
         val: share of the other domains' examples for validation, stratified by domain and class.
         test: the same for test["iid"].
 
+    Raises:
+        ValueError: a domain that is not there or the only one, shares outside of [0, 1] or of more than 1 in sum, or
+            lengths that differ.
+
     Example:
         >>> from heldout.tasks import digits
         >>> splits = leave_one_domain_out(*domains(*digits()), held_out=5)
@@ -142,11 +149,14 @@ def rotation_sequence(
     Args:
         images: ``(n, channels, height, width)`` in [0, 1].
         labels: int64 ``(n,)``.
-        degrees: the angle of each domain after the source.
+        degrees: the angle of each domain after the source, which names it: different ones, and none of them 0.
         train_size: number of source training images.
         val_size: number of source validation images.
         domain_size: number of images in each test domain.
         jitter: source images are turned by uniform angles within +- this many degrees.
+
+    Raises:
+        ValueError: fewer images than the source and one test domain need, numbers out of range, lengths that differ.
 
     Example:
         >>> from heldout.tasks import digits

@@ -19,6 +19,13 @@ class Dominoes(NamedTuple):
         images: ``(n, channels, top height + bottom height, width)``.
         labels: int64 ``(n,)``, the classes of the bottom images: the true cue.
         spurious: int64 ``(n,)``, the classes of the top images.
+
+    Example:
+        >>> images, labels = torch.arange(2.0).reshape(2, 1, 1, 1), torch.arange(2)
+        >>> never = dominoes((images, labels), (images, labels), agreement=0.0, n=4)
+        >>> upper, lower = never.images[:, 0, :, 0].T  # the one pixel of each half is its class
+        >>> upper.equal(never.spurious.float()), lower.equal(never.labels.float()), bool((upper == lower).any())
+        (True, True, False)
     """
 
     images: Tensor

@@ -54,6 +54,12 @@ class Drawings(NamedTuple):
         domains: int64 ``(n,)``, numbers in ``DRAWING_STYLES``.
         things: int64 ``(n,)``, numbers in ``names``: the same thing is drawn once in each style.
         classes, names: what the numbers mean.
+
+    Example:
+        >>> both = Drawings(torch.zeros(2, 3, 8, 8).byte(), torch.tensor([0, 0]), torch.tensor([0, 2]),
+        ...                 torch.tensor([0, 0]), ("bird",), ("owl",))
+        >>> [DRAWING_STYLES[style] for style in both.domains], both.names[both.things[0]], both.classes[both.labels[0]]
+        (['noto', 'openmoji'], 'owl', 'bird')
     """
 
     images: Tensor
@@ -71,6 +77,11 @@ class DrawingTags(NamedTuple):
         label: its name in the language asked for.
         keywords: words that it is found by.
         group, subgroup: Unicode's, in English, such as ``animals-nature`` and ``animal-bird``.
+
+    Example:
+        >>> owl = DrawingTags("owl", ("bird", "wise"), "animals-nature", "animal-bird")
+        >>> "wise" in owl.keywords, owl.subgroup
+        (True, 'animal-bird')
     """
 
     label: str
@@ -152,6 +163,7 @@ def split_drawings(
     show the same things, so their difference is that of style alone.
 
     Args:
+        pictures: of ``drawings``.
         held_out: number of the style that is not trained on.
         test_share: share of the things of each class that is not trained on, in (0, 1).
         seed: of the dealing.

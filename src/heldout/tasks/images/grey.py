@@ -27,6 +27,9 @@ def digits(*, size: int = 8) -> tuple[Tensor, Tensor]:
     Args:
         size: height and width in pixels; above the original 8 the images are enlarged bilinearly.
 
+    Raises:
+        ValueError: a size below 8.
+
     Example:
         >>> images, labels = digits(size=16)
         >>> tuple(images.shape), labels.unique().numel()
@@ -57,6 +60,11 @@ def fashion_mnist(
     Raises:
         FileNotFoundError: the files are not there; the message says how to get them.
         ValueError: a file is truncated, is not an IDX file, or its shape is not the expected one.
+
+    Example:
+        >>> images, labels = fashion_mnist(part="test")  # doctest: +SKIP
+        >>> images.shape, labels.bincount().tolist()[:2]  # doctest: +SKIP
+        (torch.Size([10000, 1, 28, 28]), [1000, 1000])
     """
     if part not in _IDX_FILES:
         raise ValueError(f"part must be 'train' or 'test', got {part!r}")

@@ -79,7 +79,16 @@ def patch_colours(
     map_seed: int = 0,
     seed: int = 0,
 ) -> Tensor:
-    """Returns the colour of every patch, int64 ``(n, patches)``; arguments as in ``multicolour``."""
+    """Returns the colour of every patch, int64 ``(n, patches)``; arguments as in ``multicolour``.
+
+    Raises:
+        ValueError: ``flip_rate`` outside [0, 1], labels that are not in 0 .. num_classes - 1, numbers below 1.
+
+    Example:
+        >>> colours = patch_colours(torch.tensor([3, 3, 5]), flip_rate=0.0, patches=8)
+        >>> colours.shape, colours[0].equal(colours[1]), bool((colours[0] == colours[2]).any())
+        (torch.Size([3, 8]), True, False)
+    """
     check_at_least(1, patches=patches, num_classes=num_classes)
     check_labels(num_classes, labels=labels)
     if not 0 <= flip_rate <= 1:
@@ -109,6 +118,11 @@ def paint_patches(
 
     Raises:
         ValueError: images that are not grey, or sizes that do not fit.
+
+    Example:
+        >>> painted = paint_patches(torch.zeros(1, 1, 8, 8), torch.tensor([[0, -1, -1, -1, -1, -1, -1, 5]]))
+        >>> painted.shape, painted[0, :, 0, 0].tolist()  # the upper left corner is red
+        (torch.Size([1, 3, 6, 6]), [1.0, 0.0, 0.0])
     """
     check_dimensions(2, colours=colours)
     check_same_length(images=images, colours=colours)

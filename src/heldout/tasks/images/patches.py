@@ -47,6 +47,19 @@ def two_feature_patches(
     For y = -1 or +1, one patch is ``beta_slow * y * slow``, another is ``beta_fast * y * fast`` (present with
     probability ``alpha``), and all others are normal noise of covariance ``noise^2 / dim`` x identity; the order of the
     patches is random. The two directions are the first two axes, so that data of different seeds share them.
+
+    Args:
+        n: examples, at least 1.
+        dim: of a patch, at least 2.
+        patches: of an example, at least 2.
+        alpha: probability that the fast feature is there, in [0, 1].
+        beta_slow, beta_fast: lengths of the two features.
+        noise: length of a patch of noise, about.
+        seed: an int, or a ``torch.Generator`` to draw from.
+
+    Raises:
+        ValueError: numbers out of range.
+
     Source: arXiv:2404.17768, Definition 3.1.
 
     Example:

@@ -28,6 +28,9 @@ def rotate(images: Tensor, degrees: float | Tensor) -> Tensor:
         images: ``(n, channels, height, width)`` in [0, 1].
         degrees: one angle, or one for each image ``(n,)``.
 
+    Raises:
+        ValueError: images of another form, or angles that are not finite.
+
     Example:
         >>> image = torch.tensor([[[[1.0, 0.0], [0.0, 0.0]]]])
         >>> rotate(image, 90).round().flatten().tolist()
@@ -170,6 +173,9 @@ def shifted(
         images: ``(n, channels, height, width)`` in [0, 1].
         labels: int64 ``(n,)``.
         severities: names in ``SHIFTS`` and the severity of each, in [0, 1].
+
+    Raises:
+        ValueError: an unknown shift, a severity that it does not take, or lengths that differ.
 
     Example:
         >>> from heldout.tasks import digits

@@ -121,6 +121,9 @@ def style_domains(
         labels: int64 ``(n,)``.
         styles: the style of domain 0, 1, ...: at least two names in ``STYLES``.
 
+    Raises:
+        ValueError: fewer than 2 styles or more than images, an unknown one, images or labels of another form.
+
     Example:
         >>> from heldout.tasks import digits, leave_one_domain_out
         >>> splits = leave_one_domain_out(*style_domains(*digits()), held_out=3)

@@ -40,6 +40,13 @@ class ShapeItems(NamedTuple):
         kinds: superordinate, number in ``SHAPE_KINDS``: ``classes // classes_per_kind``.
         features: hue as a point on the circle, pose and size, ``(n, 4)``: what tells items of a class apart.
         parts: what the kind's two parts look like, ``(n, 5)``: how far aside and how low, width, height, square or not.
+
+    Example:
+        >>> items = shape_hierarchy([0, 1, 6], 2, size=16)
+        >>> bool((items.kinds == items.classes // 6).all()), [SHAPE_KINDS[kind] for kind in items.kinds[::2]]
+        (True, ['wheels', 'wheels', 'leaves'])
+        >>> bool((items.parts[0] == items.parts[2]).all()), bool((items.parts[0] == items.parts[4]).all())
+        (True, False)
     """
 
     images: Tensor

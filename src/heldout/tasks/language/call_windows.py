@@ -87,7 +87,14 @@ def call_windows(
     Raises:
         ValueError: no functions, or none with a site that fits; options out of range.
 
-    Example: see ``CallWindows``.
+    Example:
+        >>> from heldout.lm import code_tokenizer
+        >>> from heldout.tasks import api_functions
+        >>> source = "import os\\ndef f(x):\\n    return os.listdir(x), os.getcwd()"
+        >>> functions, _ = api_functions(source, {"files": ["os"]})
+        >>> windows = call_windows(functions, code_tokenizer([functions[0].text], 300), length=40)
+        >>> windows.names, bool((windows.labels[windows.labels >= 0] == windows.ids[windows.labels >= 0]).all())
+        (['listdir', 'getcwd'], True)
     """
     check_nonempty(functions=functions)
     check_at_least(2, length=length)

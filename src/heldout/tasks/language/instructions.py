@@ -24,6 +24,12 @@ class InstructionExample:
         input, output: texts.
         reason: why the output is right or wrong; empty if none is given.
         suggestion: how a wrong output could be mended; empty if none is given.
+
+    Example:
+        >>> wrong = InstructionExample("a b", "a b", reason="the list is not reversed", suggestion="begin at the end")
+        >>> task = InstructionTask("reverse", "transform", "reverse the list", negative=[wrong])
+        >>> task.negative[0].suggestion
+        'begin at the end'
     """
 
     input: str
@@ -34,7 +40,19 @@ class InstructionExample:
 
 @dataclass(frozen=True)
 class Instance:
-    """An input of a task, with all outputs that are right for it."""
+    """An input of a task, with all outputs that are right for it.
+
+    Attributes:
+        input: a text.
+        outputs: right ones, in a tuple.
+
+    Raises:
+        ValueError: fields of other types.
+
+    Example:
+        >>> Instance("name a vowel", ("a", "e", "i", "o", "u")).outputs[:2]
+        ('a', 'e')
+    """
 
     input: str
     outputs: tuple[str, ...]

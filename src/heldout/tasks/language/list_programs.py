@@ -38,6 +38,11 @@ class Program:
         category: of the task; "verify" asks whether the output that an input shows is the one of the steps.
         steps: one or two operations; all but the last are of the family "transform".
         constraint: a key of ``CONSTRAINTS``, or "".
+
+    Example:
+        >>> program = Program("edit", (("drop_first",), ("last",)), constraint="twice")
+        >>> run_program(program, "bado kila", lexicon())
+        ['kila kila']
     """
 
     category: str
@@ -104,6 +109,14 @@ def apply_operation(operation: Operation, items: Sequence[str], words: dict[str,
 @checked
 def run_program(program: Program, text: str, words: dict[str, dict[str, str]]) -> list[str] | None:
     """Returns all right outputs of a program for the input of an instance; None where there is none.
+
+    Args:
+        program: its constraint "truth" is for programs that answer yes or no; one that is unknown changes nothing.
+        text: words of the lexicon, at least one; for "verify" followed by "gives" and the output that is asked about.
+        words: the lexicon.
+
+    Raises:
+        ValueError: an unknown operation.
 
     Example:
         >>> run_program(Program("verify", (("first",),)), "bado kila gives kila", lexicon())

@@ -33,7 +33,13 @@ OPINION_CLASSES = {"sentiment": ("negative", "positive"), "subjectivity": ("fact
 
 
 def opinion_words() -> list[str]:
-    """Returns all words of the sentences."""
+    """Returns all words of the sentences, sorted: the vocabulary of a tokenizer for them.
+
+    Example:
+        >>> words = opinion_words()
+        >>> set(SUBJECTS) <= set(words), len(words) == len(set(words))
+        (True, True)
+    """
     glue = [
     "the", "was", "were", "and", "it", "has", "had", "in", "with", "not", "i", "think", "opened", "there", "a",
     "of", "to", "me", "seemed", "felt", ",", ".",

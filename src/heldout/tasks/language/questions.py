@@ -37,6 +37,11 @@ class ChoiceQuestion(NamedTuple):
         answer: which option is right, from 0.
         passage: what the question is about, or "".
         group: the natural group, such as the article or the medical subject; "" where the set has none.
+
+    Example:
+        >>> asked = ChoiceQuestion("Which of them barks?", ("a cat", "a dog"), 1)
+        >>> asked.options[asked.answer]
+        'a dog'
     """
 
     question: str
@@ -53,6 +58,11 @@ class OpenQuestion(NamedTuple):
         question: without the passage.
         answers: right ones, at least one.
         passage: what the question is about, or "".
+
+    Example:
+        >>> asked = OpenQuestion("How many legs has a spider?", ("8", "eight"))
+        >>> "eight" in asked.answers
+        True
     """
 
     question: str
@@ -70,6 +80,10 @@ class QuestionSet:
         licence: as the authors published it.
         files: path below the package's data folder -> first 16 digits of its SHA-256.
         group: what the natural groups are; "" where there are none, and only the set as a whole can be held out.
+
+    Example:
+        >>> QUESTION_SETS["medmcqa"].group, len(QUESTION_SETS["medmcqa"].files)
+        ('subject', 20)
     """
 
     kind: Literal["choice", "open", "text"]

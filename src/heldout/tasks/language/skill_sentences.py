@@ -190,6 +190,13 @@ class SkillSplit(NamedTuple):
     Attributes:
         train, held_out: skills, of different categories.
         train_topics, held_out_topics: topics.
+
+    Example:
+        >>> split = split_skills(SENTENCE_SKILLS, SENTENCE_TOPICS, HELD_OUT_CATEGORIES)
+        >>> {skill.category for skill in split.held_out} == set(HELD_OUT_CATEGORIES)
+        True
+        >>> set(split.train_topics) & set(split.held_out_topics)
+        set()
     """
 
     train: tuple[LanguageSkill, ...]

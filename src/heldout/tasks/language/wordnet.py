@@ -32,6 +32,11 @@ class Synset(NamedTuple):
         words: that have it, the most usual one first.
         gloss: a definition, with examples.
         links: (relation, key of another noun), in the order of WordNet; relations as in ``NOUN_RELATIONS``.
+
+    Example:
+        >>> chair = Synset(("armchair",), "chair with a support on each side for arms", (("@", "00000001"),))
+        >>> [(NOUN_RELATIONS[relation], key) for relation, key in chair.links]
+        [('kind of', '00000001')]
     """
 
     words: tuple[str, ...]
@@ -46,6 +51,12 @@ class FactGraph(NamedTuple):
         triples: int64 ``(facts, 3)``: numbers of head, relation and tail.
         entities: their names.
         relations: their names.
+
+    Example:
+        >>> graph = FactGraph(torch.tensor([[0, 0, 1]]), ("wheel", "car"), ("part of 1",))
+        >>> head, relation, tail = graph.triples[0]
+        >>> graph.entities[head], graph.relations[relation], graph.entities[tail]
+        ('wheel', 'part of 1', 'car')
     """
 
     triples: Tensor

@@ -31,6 +31,11 @@ class ComposeProblem:
         tables: name -> image of each of ``SYMBOLS``, in their order.
         names: functions to apply, in this order.
         start: symbol that they are applied to.
+
+    Example:
+        >>> problem = ComposeProblem({"F": ("b", "c", "d", "a"), "G": ("d", "c", "b", "a")}, ("F", "G"), "a")
+        >>> problem.text, problem.steps, problem.answer
+        ('a F G', [('F', 'a', 'b'), ('G', 'b', 'c')], 'c')
     """
 
     tables: dict[str, tuple[str, ...]]
@@ -39,6 +44,7 @@ class ComposeProblem:
 
     @property
     def text(self) -> str:
+        """The question: the symbol, then the functions in the order in which they are applied."""
         return " ".join([self.start, *self.names])
 
     @property
@@ -53,6 +59,7 @@ class ComposeProblem:
 
     @property
     def answer(self) -> str:
+        """The symbol that the last step gives."""
         return self.steps[-1][2]
 
 
@@ -154,5 +161,14 @@ def covering_exemplars(
 
 @checked
 def entries_of(exemplars: Sequence[ComposeProblem]) -> set[Entry]:
-    """Returns the table entries that the steps of exemplars contain."""
+    """Returns the table entries that the steps of exemplars contain.
+
+    Args:
+        exemplars: problems; an entry is (function, argument, result). None give the empty set.
+
+    Example:
+        >>> problem = ComposeProblem({"F": ("b", "c", "d", "a")}, ("F", "F"), "a")
+        >>> sorted(entries_of([problem, problem]))
+        [('F', 'a', 'b'), ('F', 'b', 'c')]
+    """
     return {entry for exemplar in exemplars for entry in exemplar.steps}

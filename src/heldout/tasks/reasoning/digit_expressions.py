@@ -43,6 +43,12 @@ class DigitExpression(NamedTuple):
         images: ``(symbols, 1, 8, 8)``, one for each symbol.
         symbols: what they show, numbers of ``ARITHMETIC_SYMBOLS``.
         value: what it makes, at least 0.
+
+    Example:
+        >>> from heldout.tasks import digits
+        >>> made = digit_expressions(*digits(), n=1, operators=(1, 1))[0]
+        >>> len(made.images), len(made.symbols), made.value == arithmetic_value(made.symbols)
+        (3, 3, True)
     """
 
     images: Tensor

@@ -53,6 +53,13 @@ class FactQuestion:
         answer: an entity.
         queries: the questions of one hop that lead to it, the second about the answer of the first.
         hops: 1 or 2.
+
+    Example:
+        >>> world = ExpertFacts(entities=5)
+        >>> question = world.questions(1, hops=2, seed=0)[0]
+        >>> first, second = question.queries
+        >>> second.endswith(f"of {world.lookup(first)}"), world.lookup(second) == question.answer
+        (True, True)
     """
 
     text: str
@@ -61,6 +68,7 @@ class FactQuestion:
 
     @property
     def hops(self) -> int:
+        """How many facts lead to the answer."""
         return len(self.queries)
 
 
@@ -74,6 +82,14 @@ class SimulatedExpert:
         price: for a million words.
         domain: that it knows; None for all.
         skill: probability that it knows a fact of it.
+
+    Example:
+        >>> world = ExpertFacts(entities=5)
+        >>> ask = world.expert(SimulatedExpert("ba fa", "low price knows music", 0.2, "music", skill=1.0))
+        >>> ask("coach of sport 1")
+        'unable to answer'
+        >>> world.lookup("singer of music 1") in ask("singer of music 1")
+        True
     """
 
     name: str

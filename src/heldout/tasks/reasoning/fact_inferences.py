@@ -29,6 +29,11 @@ class TokenRows(NamedTuple):
     Attributes:
         ids: int64 ``(rows, length)``.
         counts: bool ``(rows, length)``, the tokens that a model is asked for, the answer first; False at the start.
+
+    Example:
+        >>> rows = TokenRows(torch.tensor([[7, 3, 9, 8]]), torch.tensor([[False, False, True, True]]))
+        >>> rows.place.tolist(), rows.answers.tolist()
+        ([2], [9])
     """
 
     ids: Tensor
@@ -60,6 +65,12 @@ class FactWorld:
         train: all facts, and ``phi`` training inferences for each unmarked fact.
         splits: "train_inferred", "test_id", "test_ood", "atomic_id" and "atomic_ood".
         labels: int64 ``(attributes, 3)``, tokens that say smaller, equal, larger, of a comparison; else empty.
+
+    Example:
+        >>> world = composition_facts(entities=20, relations=5, out_degree=5, phi=2.0, ood_fraction=0.2)
+        >>> used = world.uses(world.splits["train_inferred"].ids)
+        >>> bool(world.marked[used].any()), bool(world.marked[world.uses(world.splits["test_ood"].ids)].all())
+        (False, True)
     """
 
     inference: Inference
@@ -118,6 +129,7 @@ def composition_facts(
     Args:
         entities: each is the head of ``out_degree`` facts with different relations; tails are drawn with replacement.
         relations: number of them, at least ``out_degree``.
+        out_degree: facts of each entity, at least 1.
         phi, ood_fraction, test_fraction, probe_size: see ``fact_compositions``.
 
     Raises:

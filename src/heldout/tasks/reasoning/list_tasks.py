@@ -102,7 +102,16 @@ def list_tasks() -> dict[str, ListTask]:
 
 @checked
 def list_levels(tasks: Iterable[ListTask]) -> dict[int, list[ListTask]]:
-    """Returns tasks by level, in order."""
+    """Returns tasks by level, from the lowest; those of one level stay in the order given.
+
+    Args:
+        tasks: such as ``list_tasks().values()``.
+
+    Example:
+        >>> levels = list_levels(list_tasks().values())
+        >>> list(levels), [task.name for task in levels[1]][:2]
+        ([1, 2, 3, 4, 5], ['minimum', 'maximum'])
+    """
     found: dict[int, list[ListTask]] = {}
     for task in sorted(tasks, key=lambda task: task.level):
         found.setdefault(task.level, []).append(task)

@@ -96,7 +96,17 @@ _DIGITS = tuple("0123456789")
 
 
 class MathsFamily(NamedTuple):
-    """A skill: an ordered pair of operations, told by a group of templates."""
+    """A skill: an ordered pair of operations, told by a group of templates.
+
+    Attributes:
+        first, second: keys of ``OPERATIONS``, in the order of calculation.
+        group: "story" or "nested".
+
+    Example:
+        >>> family = MathsFamily("+", "max", "story")
+        >>> family in MATHS_FAMILIES, family in HELD_OUT_FAMILIES, len(MATHS_FAMILIES)
+        (False, True, 24)
+    """
 
     first: str
     second: str
@@ -112,6 +122,11 @@ class MathsProblem(NamedTuple):
         group: "story" or "nested".
         frame: number of the sentence around it; the last three are meant for tests.
         name, thing: who and what.
+
+    Example:
+        >>> problem = MathsProblem(7, (("-", 9), ("gap", 4)), "story")
+        >>> maths_solution(problem)  # digits are counted modulo 10
+        '7 - 9 = 8 gap 4 = 4'
     """
 
     start: int
@@ -181,6 +196,10 @@ def maths_family(problem: MathsProblem) -> MathsFamily:
 
     Raises:
         ValueError: a problem with one operation only.
+
+    Example:
+        >>> maths_family(MathsProblem(7, (("+", 5), ("max", 4), ("-", 1)), "nested"))
+        MathsFamily(first='+', second='max', group='nested')
     """
     if len(problem.steps) < 2:
         raise ValueError("a problem with one operation has no family")
@@ -276,6 +295,15 @@ def answer_of(response: str) -> str:
 def noisy_maths_solutions(text: str, count: int, *, noise: float = 0.15, generator: np.random.Generator) -> list[str]:
     """Returns solutions of a problem, each with a wrong last digit with probability ``noise``.
 
+    Args:
+        text: of a problem, as ``write_problem`` writes it.
+        count: solutions.
+        noise: probability, in [0, 1].
+        generator: of numpy.
+
+    Raises:
+        ValueError: a text that this world does not write, or a negative count.
+
     Example:
         >>> text = "mia has 7 finds 5 more . how many apples ?"
         >>> noisy_maths_solutions(text, 2, noise=0, generator=np.random.default_rng(0))
@@ -303,7 +331,7 @@ def edit_problem(
     is, so that held-out pairs are never written.
 
     Args:
-        problem: with two operations.
+        problem: with two operations; of more the first two are looked at, and two are returned.
         operation: probability that one operation is exchanged; each family has one neighbour for each of the two.
         group: probability that the other group tells the problem.
         surface: probability of another name, thing and frame.
@@ -311,6 +339,15 @@ def edit_problem(
 
     Raises:
         ValueError: a problem that is of none of the 24 families.
+
+    Example:
+        >>> rng = np.random.default_rng(0)
+        >>> problem = sample_problem(MATHS_FAMILIES[0], generator=rng)
+        >>> edited = edit_problem(problem, operation=1.0, group=0.0, surface=0.0, generator=rng)
+        >>> sum(a != b for a, b in zip(maths_family(problem), maths_family(edited)))
+        1
+        >>> edited.name == problem.name, maths_family(edited) in MATHS_FAMILIES
+        (True, True)
     """
     family = maths_family(problem)
     if family not in MATHS_FAMILIES:

@@ -24,9 +24,16 @@ class RowPanels(NamedTuple):
 
     Attributes:
         images: ``(n, 3, size, size)`` in [0, 1].
-        labels: 1 where the rule of the asked attribute is constant, int64 ``(n,)``; half of them are.
+        labels: 1 where the rule of the asked attribute is constant, int64 ``(n,)``; half of them are,
+            of an odd number one more.
         rules: number in ``PANEL_RULES`` of colour, size and shape, int64 ``(n, 3)``.
         values: of colour, size and shape in the cells, int64 ``(n, 3, 3, 3)``: attribute, row, column.
+
+    Example:
+        >>> panels = row_panels(8, attribute="size", seed=0)
+        >>> sizes = panels.values[panels.labels == 1, 1]
+        >>> bool((sizes == sizes[:, :, :1]).all())  # constant along each row
+        True
     """
 
     images: Tensor

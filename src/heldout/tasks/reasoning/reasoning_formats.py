@@ -60,6 +60,11 @@ class ReasoningQuestion:
         parts: numbers or names, in the order of the text.
         unit: what is counted, in arithmetic.
         bound: number that a comparison is with.
+
+    Example:
+        >>> question = reasoning_questions(1, ["letters"], seed=1)[0]
+        >>> question.answer == "".join(name[-1] for name in question.parts), question.unit
+        (True, '')
     """
 
     text: str
@@ -75,6 +80,14 @@ def reasoning_questions(
     count: int, kinds: Sequence[ReasoningKind] = REASONING_KINDS, *, seed: int = 0
 ) -> list[ReasoningQuestion]:
     """Returns random questions of the given kinds, in turn.
+
+    Args:
+        count: how many, at least 1.
+        kinds: of ``REASONING_KINDS``, at least one.
+        seed: of the draws.
+
+    Raises:
+        ValueError: no question, no kind, or an unknown one.
 
     Example:
         >>> for question in reasoning_questions(3, seed=1):
@@ -122,6 +135,14 @@ def reasoning_path(question: ReasoningQuestion, rng: random.Random, form: str | 
 @checked
 def answer_in_form(question: ReasoningQuestion, answer: str, form: str) -> str:
     """Returns a canonical answer in one of ``ANSWER_FORMS``, as the question's type has it.
+
+    Args:
+        question: of whose kind the answer is.
+        answer: as ``ReasoningQuestion.answer`` is written; of a sum at most 20, for larger numbers have no word.
+        form: one of ``ANSWER_FORMS``.
+
+    Raises:
+        ValueError: an unknown form.
 
     Example:
         >>> question = reasoning_questions(2)[1]
@@ -183,6 +204,9 @@ def agreement_replies(rng: random.Random, n: int, *, transfer: float = 0.2) -> t
         rng: draws everything.
         n: replies, at least 3.
         transfer: share of the examples whose values are numbers, pairs of letters or truth values.
+
+    Raises:
+        ValueError: fewer than 3 replies.
 
     Example:
         >>> question, replies, answer = agreement_replies(random.Random(1), 3, transfer=0.0)

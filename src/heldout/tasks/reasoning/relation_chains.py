@@ -32,6 +32,14 @@ class ChainProblem:
         facts: relation -> entity -> what it leads to.
         start: a person.
         depth: relations to follow.
+
+    Example:
+        >>> facts = {"city": {"Anna": "Rome"}, "food": {"Rome": "rice"}}
+        >>> problem = ChainProblem(facts, start="Anna", depth=2)
+        >>> problem.text, problem.answer
+        ('What is the food of the city of Anna?', 'rice')
+        >>> problem.steps
+        [('city', 'Anna', 'Rome'), ('food', 'Rome', 'rice')]
     """
 
     facts: Facts
@@ -101,6 +109,11 @@ def chain_problem(
 @checked
 def chain_fact(name: str, entity: str, value: str) -> str:
     """Returns a fact as a sentence.
+
+    Args:
+        name: of the relation.
+        entity: that it is asked of.
+        value: what it leads to.
 
     Example:
         >>> chain_fact("city", "Anna", "Paris")

@@ -63,6 +63,11 @@ class WordedProblem(NamedTuple):
         steps: pairs ("+" or "-", number), in the order told.
         template: number of the sentence; the last two are not those of the trained skill.
         name, thing: who and what.
+
+    Example:
+        >>> problem = WordedProblem(7, (("+", 5), ("-", 3)), name="tom", thing="coins")
+        >>> write_worded(problem), problem.result
+        ('tom has 7 coins , finds 5 and loses 3 . how many ?', 9)
     """
 
     start: int
@@ -133,6 +138,10 @@ def worked_answer(problem: WordedProblem, style: str = "A") -> str:
 
     In B the number of a step comes before what it is applied to; C has the words of A, and takes the last step first.
 
+    Args:
+        problem: to be solved.
+        style: one of ``WORDED_STYLES``.
+
     Raises:
         ValueError: an unknown style.
 
@@ -152,6 +161,14 @@ def worked_answer(problem: WordedProblem, style: str = "A") -> str:
 def worded_fact(rng: random.Random, style: str = "B", between: tuple[int, int] = WORDED_RANGE) -> str:
     """Returns a true sum, worded as a step of a worked answer in a style.
 
+    Args:
+        rng: what to draw from.
+        style: one of ``WORDED_STYLES``.
+        between: least and greatest number, as for ``worded_problem``.
+
+    Raises:
+        ValueError: numbers out of range.
+
     Example:
         >>> worded_fact(random.Random(0))
         'taking 1 from 12 leaves 11'
@@ -165,6 +182,10 @@ def worded_fact(rng: random.Random, style: str = "B", between: tuple[int, int] =
 @checked
 def worked_style(problem: WordedProblem, response: str) -> str | None:
     """Returns the style in which a response is a worked answer without any mistake, or None.
+
+    Args:
+        problem: that was to be solved.
+        response: any text; how its words are spaced does not matter.
 
     Example:
         >>> problem = WordedProblem(7, (("+", 5), ("-", 3)))
@@ -181,6 +202,10 @@ def worked_style(problem: WordedProblem, response: str) -> str | None:
 def worked_reference(problem: WordedProblem, rng: random.Random) -> str:
     """Returns a worked answer in words that are drawn at random, none of them those of styles A and B.
 
+    Args:
+        problem: to be solved.
+        rng: draws the words.
+
     Example:
         >>> worked_reference(WordedProblem(7, (("+", 5), ("-", 3))), random.Random(0))
         'add 7 by 5 = 12 . cut 12 by 3 = 9 thus 9'
@@ -196,6 +221,14 @@ def worked_reference(problem: WordedProblem, rng: random.Random) -> str:
 def restating_document(problem: WordedProblem, reference: str, style: str = "A") -> tuple[str, str]:
     """Returns a prompt with a problem and an answer to it, and that answer restated in a style.
 
+    Args:
+        problem: what is asked.
+        reference: an answer in other words, such as ``worked_reference`` gives.
+        style: of the answer, one of ``WORDED_STYLES``.
+
+    Raises:
+        ValueError: an unknown style.
+
     Example:
         >>> restating_document(WordedProblem(7, (("+", 5),)), "add 5 on 7 = 12 answer 12")[0]
         'question : mia has 7 apples , finds 5 . how many ? reference : add 5 on 7 = 12 answer 12 restated :'
@@ -204,7 +237,12 @@ def restating_document(problem: WordedProblem, reference: str, style: str = "A")
 
 
 def restating_template() -> str:
-    """Returns the prompt of restating documents, with the fields ``{prompt}`` and ``{reference}``."""
+    """Returns the prompt of restating documents, with the fields ``{prompt}`` and ``{reference}``.
+
+    Example:
+        >>> restating_template().format(prompt="mia has 7 apples . how many ?", reference="it is 7")
+        'question : mia has 7 apples . how many ? reference : it is 7 restated :'
+    """
     return _RESTATING
 
 

@@ -53,6 +53,13 @@ class SceneTrial(NamedTuple):
         tree: the question.
         text: the question in words.
         image: float32 ``(3, grid * 8, grid * 8)``.
+
+    Example:
+        >>> world = GCOG(grid=3, colors=3, shapes=3, operators=["Go"])
+        >>> trial = world.sample(seed=0)
+        >>> cell = int(trial.scene_tokens[:9, 0].nonzero())  # the only object
+        >>> trial.answer == 2 + cell, tuple(trial.image.shape)
+        (True, (3, 24, 24))
     """
 
     rule_tokens: Tensor

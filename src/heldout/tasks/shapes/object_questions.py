@@ -46,6 +46,10 @@ class ObjectExamples(NamedTuple):
         kinds: int64 ``(n,)``, positions in ``OBJECT_QUESTIONS``.
         asked: int64 ``(n, 2)``, the colour and the shape that are asked for: -1 where a count has only one of them.
         named: int64 ``(n, most)``, by how many of its two parts the question names an object.
+
+    Example:
+        >>> ObjectQuestions().draw(4, ["count"]).asked.amin(1).tolist()
+        [-1, -1, -1, -1]
     """
 
     words: Tensor

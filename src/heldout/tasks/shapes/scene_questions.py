@@ -28,6 +28,11 @@ class SceneObject(NamedTuple):
     Attributes:
         color: position in ``SCENE_COLORS``; None where it is asked for.
         shape: position in ``SCENE_SHAPES``; None where it is asked for.
+
+    Example:
+        >>> blue_one = SceneObject(SCENE_COLORS.index("blue"), None)
+        >>> question_text(SceneQuestion("GetShape", (blue_one,)))
+        'say the shape of the blue object'
     """
 
     color: int | None
@@ -65,6 +70,13 @@ class SceneAnswer(NamedTuple):
     Attributes:
         kind: what ``value`` counts.
         value: 0 or 1 for false and true; the cell, row by row; a position in ``SCENE_SHAPES`` or ``SCENE_COLORS``.
+
+    Example:
+        >>> scene = torch.zeros(3, 3, 2, dtype=torch.int64)
+        >>> scene[2, 1] = torch.tensor([3, 2])  # a blue "b"
+        >>> answer = answer_question(SceneQuestion("Go", (SceneObject(2, 1),)), scene)
+        >>> answer.kind, divmod(answer.value, 3)
+        ('cell', (2, 1))
     """
 
     kind: Literal["truth", "cell", "shape", "color"]

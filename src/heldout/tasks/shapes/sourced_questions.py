@@ -29,6 +29,12 @@ class SourcedQuestions(NamedTuple):
         held_out: bool ``(colors, shapes)``.
         leaks: examples outside the tests of held-out pairs that have one, those in a test that have none of its
             source, and what ``combination_leaks`` finds in training.
+
+    Example:
+        >>> made = sourced_questions(ObjectQuestions(), 60, 10, 8)
+        >>> color, shape = made.sets["LL"].asked.T
+        >>> bool(made.held_out[color, shape].all()), len(made.sets["LL"].answers), made.numbers["val"].tolist()[:2]
+        (True, 10, [60, 61])
     """
 
     sets: dict[str, ObjectExamples]
@@ -48,7 +54,8 @@ def sourced_questions(
 
     Args:
         questions: of which world.
-        train: questions to train on; a third asks whether there is one, and a sixth is of each other kind.
+        train: questions to train on; a third asks whether there is one, and a sixth is of each other kind but
+            counts, of which there are none.
         test: questions in each other set.
         held_out: how many pairs, spread over colours and shapes.
         seed: of everything.

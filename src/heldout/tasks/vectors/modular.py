@@ -27,6 +27,13 @@ class ArithmeticSplit(NamedTuple):
         is_corrupted: bool ``(n,)``, the labels that were drawn anew (a draw may equal the truth).
         x_test: int64 ``(m, 2)``, all other pairs.
         y_test: int64 ``(m,)``, never corrupted.
+
+    Example:
+        >>> split = modular("multiply", p=5, corrupt=0.5)
+        >>> bool(((split.x_train[:, 0] * split.x_train[:, 1]) % 5 == split.y_train_true).all())
+        True
+        >>> bool((split.y_train != split.y_train_true)[~split.is_corrupted].any())
+        False
     """
 
     x_train: Tensor
@@ -100,6 +107,9 @@ def corrupt_labels(labels: Tensor, fraction: float, num_classes: int, *, seed: S
         labels: int64 ``(n,)``.
         fraction: in [0, 1].
         num_classes: at least 2.
+
+    Raises:
+        ValueError: a fraction outside of [0, 1], fewer than 2 classes, or labels that are not ``(n,)`` class indices.
 
     Example:
         >>> noisy, replaced = corrupt_labels(torch.zeros(10, dtype=torch.long), 0.25, 5)

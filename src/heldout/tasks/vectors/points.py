@@ -19,6 +19,11 @@ class LShape(NamedTuple):
         points: ``(n, 2)`` in [-1, 1]^2.
         labels: int64 ``(n,)``, whether the first coordinate is positive: the true cue.
         spurious: int64 ``(n,)``, whether the second one is.
+
+    Example:
+        >>> world = l_shape(agreement=0.0, n=10, margin=0.1)
+        >>> bool(((world.points[:, 0] > 0) == (world.labels == 1)).all()), bool((world.labels == world.spurious).any())
+        (True, False)
     """
 
     points: Tensor

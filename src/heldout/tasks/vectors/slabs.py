@@ -39,6 +39,13 @@ class SlabData:
         Q: the orthogonal matrix ``(dim, dim)``.
         blocks: the coordinates (before the rotation) of each kind of feature: "linear", "3-slab", "5-slab", "7-slab".
         kinds: for each coordinate 1 (linear) or its number of slabs.
+        margin, noise, noise_kind, width: as ``slabs`` was told; ``sample`` draws by them.
+
+    Example:
+        >>> data = slabs(200, spec=[1, 3], rotate=False)
+        >>> linear, slab = data.coordinates.T
+        >>> bool((linear.sign() == 2 * data.y - 1).all()), bool(((slab.abs() < 1 / 3) == (data.y == 0)).all())
+        (True, True)
     """
 
     x: Tensor
@@ -58,7 +65,11 @@ class SlabData:
 
     @checked
     def sample(self, n: int, *, seed: Seed) -> SlabData:
-        """Returns ``n`` fresh examples under the same rotation."""
+        """Returns ``n`` fresh examples under the same rotation.
+
+        Raises:
+            ValueError: fewer than 1 example.
+        """
         if n < 1:
             raise ValueError(f"sample needs n of at least 1, got {n}")
         return _draw(n, self.kinds, self.Q, self.margin, self.noise, self.noise_kind, self.width, generator_of(seed))
@@ -189,6 +200,15 @@ class TwoBlockImages(TensorDataset):
     Attributes:
         tensors: the images and the int64 labels.
         blocks: the index of each block in an image: "simple" and "complex".
+
+    Raises:
+        ValueError: numbers of images and labels that differ, or negative labels.
+
+    Example:
+        >>> data = TwoBlockImages(torch.arange(4.0).reshape(2, 1, 2, 1), torch.tensor([0, 1]))
+        >>> image, label = data[1]
+        >>> image[data.blocks["simple"]].item(), image[data.blocks["complex"]].item(), int(label)
+        (2.0, 3.0, 1)
     """
 
     @checked
@@ -204,7 +224,11 @@ class TwoBlockImages(TensorDataset):
 
     @checked
     def randomized(self, block: str, *, seed: Seed = 0) -> TwoBlockImages:
-        """Returns a copy in which one block, "simple" or "complex", is shuffled over all examples."""
+        """Returns a copy in which one block, "simple" or "complex", is shuffled over all examples.
+
+        Raises:
+            ValueError: another block.
+        """
         if block not in self.blocks:
             raise ValueError(f"block must be 'simple' or 'complex', got {block!r}")
         images, labels = self.tensors

@@ -38,6 +38,11 @@ class Votes(NamedTuple):
         spurious: number of spurious features.
         weight: what one feature adds to the class that it shows. Sharing a feature counts it twice in an average of
             outputs, and four times in an average of weights, relative to one that a single member uses.
+
+    Example:
+        >>> own, shared = Votes(1, 1), Votes(1, 1, weight=2.0)
+        >>> round(exact_accuracy([own, shared], classes=2, flip_rate=0.5), 4)
+        0.9688
     """
 
     invariant: int
@@ -150,7 +155,11 @@ class SpuriousVotes:
 
     @checked
     def logits(self, x: Tensor, weights: Sequence[float] | Tensor) -> Tensor:
-        """Returns the logits ``(n, classes)`` of the linear model that weighs each feature by ``weights``."""
+        """Returns the logits ``(n, classes)`` of the linear model that weighs each feature by ``weights``.
+
+        Raises:
+            ValueError: x that is not ``(n, features, dim)`` or not finite, or not one weight for each feature.
+        """
         check_dimensions(3, x=x)
         check_finite(x=x)
         used = torch.as_tensor(weights, dtype=x.dtype)

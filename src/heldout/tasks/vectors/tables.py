@@ -19,6 +19,11 @@ class Table(NamedTuple):
         features: float64 ``(n, columns)``, as they are.
         targets: class indices ``(n,)``, or real numbers.
         task: "classification" or "regression".
+
+    Example:
+        >>> rows = table("friedman", seed=1)
+        >>> rows.features.shape, rows.targets.shape, rows.task
+        ((600, 10), (600,), 'regression')
     """
 
     features: NDArray[Any]

@@ -37,6 +37,11 @@ class ContextPairs(NamedTuple):
     Attributes:
         x: ``(n, context, dim)``.
         y: ``(n, context)``, real numbers in regression, int64 labels in classification; the last one is the query's.
+
+    Example:
+        >>> pairs = noisy_classification(dim=2, tasks=4, context=3).sample(1)
+        >>> bool((pairs.y[0, :-1] == pairs.y[0, -1]).any())  # the context shows the query's item, with its label
+        True
     """
 
     x: Tensor

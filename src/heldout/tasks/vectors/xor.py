@@ -30,6 +30,12 @@ class XorData:
             +-mu_2 of class -1.
         flip: probability of a flipped label.
         noise: distribution of the noise on every coordinate, of variance 1.
+
+    Example:
+        >>> data = xor_clusters(400, 20, signal=400.0, flip=0.1, balanced=True)
+        >>> near = (data.x @ data.centers.T).abs()
+        >>> bool(((near[:, 0] > near[:, 1]) == (data.y_clean > 0)).all()), int((data.y != data.y_clean).sum())
+        (True, 40)
     """
 
     x: Tensor
@@ -41,7 +47,11 @@ class XorData:
 
     @checked
     def sample(self, n: int, *, seed: Seed) -> XorData:
-        """Returns ``n`` fresh independent examples from the same clusters."""
+        """Returns ``n`` fresh independent examples from the same clusters.
+
+        Raises:
+            ValueError: fewer than 1 example.
+        """
         if n < 1:
             raise ValueError(f"sample needs n of at least 1, got {n}")
         generator = generator_of(seed)

@@ -39,6 +39,11 @@ class MovingClips(NamedTuple):
         clips: ``(n, 3, frames, height, width)`` in [0, 1].
         motions: int64 ``(n,)``, numbers in ``MOTIONS``.
         labels: int64 ``(n,)``, what moves.
+
+    Example:
+        >>> shown = MovingClips(torch.rand(2, 3, 4, 8, 8), torch.tensor([0, 7]), torch.tensor([5, 5]))
+        >>> [MOTIONS[motion] for motion in shown.motions]  # the same thing in two motions
+        ['left', 'shrink']
     """
 
     clips: Tensor
