@@ -57,6 +57,17 @@ class Problem:
         compiled: whether the model is compiled, or the options of ``torch.nn.Module.compile``.
         converted: the file's data are of another form than ``heldout.fit`` takes.
         factors: for "train" and for test sets by name, columns of what each example is made of (a mapping, a frame).
+
+    Example:
+        >>> x, y = torch.randn(32, 2), torch.arange(32) % 2
+        >>> splits = Splits((x, y), val=(x, y), test={"iid": (x, y)})
+        >>> problem = Problem(Path("mine.py"), lambda: nn.Linear(2, 2), splits, {"epochs": 3})
+        >>> problem.kind.name, problem.metric, problem.maximise
+        ('classification', 'accuracy', True)
+        >>> fitted = problem.fit(None, seed=0)
+        >>> score = problem.score(fitted, problem.splits.test["iid"])
+        >>> len(fitted.history), score == fitted.evaluate((x, y))["accuracy"]
+        (3, True)
     """
 
     path: Path
