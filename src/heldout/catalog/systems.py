@@ -32,8 +32,8 @@ class System:
 
     Example:
         >>> lines = systems()["lines"]
-        >>> lines.arxiv, lines.rooms, lines.built, lines.matches("merging fine-tuned"), lines.module
-        ('2410.17146', ('weights',), True, False, 'heldout.reproductions.lines')
+        >>> lines.arxiv, lines.rooms, lines.built, lines.matches("depth merging"), lines.module
+        ('2410.17146', ('weights',), True, True, 'heldout.reproductions.lines')
     """
 
     slug: str

@@ -104,7 +104,7 @@ def make_plan(
 
     Args:
         epochs: of the user's recipe.
-        seeds: of the confirmation, as asked for.
+        seeds: of the confirmation, as asked for: 3 or more.
         candidates: methods that apply.
         combinations: pairs (or more) of methods that would be screened.
         affordable: epochs of plain training that the budget allows.

@@ -107,7 +107,8 @@ def run_study(
         progress: called with an ``Event`` as runs start and end; a run is reported once it is safely kept.
 
     Raises:
-        StudyError: unknown profile or arm, or an output folder that cannot be used.
+        StudyError: unknown profile or arm, arms none of which can run here, or an output folder that cannot be used.
+        ValueError: no arms or seeds, a seed beyond 32 bits, a time limit that is not positive, or both out and store.
         KeyboardInterrupt: on Ctrl-C, after everything finished is kept.
 
     Example:

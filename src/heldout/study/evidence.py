@@ -47,6 +47,7 @@ def recording_seeds(study: Study, folder: str | Path = "evidence", count: int | 
 
     Raises:
         EvidenceError: ``folder`` holds a file of that name that is no ledger.
+        ValueError: a count below 1.
 
     Example:
         >>> from heldout.study import higher_is_better

@@ -78,7 +78,7 @@ class Hypotheses:
     def most_disputed(self, inputs: Any, count: int) -> Tensor:
         """Returns the positions ``(count,)`` of the examples on which the hypotheses differ most: what to label.
 
-        The measure is the L1 distance between probabilities, averaged over the pairs of hypotheses.
+        They are ranked by the L1 distance between probabilities, averaged over the pairs of hypotheses.
         """
         probs = self(inputs).softmax(2)
         if not 1 <= count <= len(probs):

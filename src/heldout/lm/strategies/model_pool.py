@@ -28,7 +28,7 @@ class Reply:
     Attributes:
         text: "error" where the model could not be asked.
         tokens: that it wrote.
-        cost: money; the pool sets it to tokens times the price of a million of them, by a million.
+        cost: money; the pool sets it to ``tokens * price / 1e6``.
         name: of the model; the pool sets it.
         error: what was raised, where it was.
 

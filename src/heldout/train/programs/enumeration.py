@@ -77,7 +77,8 @@ def synthesize(
         examples: ``(inputs, output)``, inputs a tuple of ``arity`` values.
         arity: number of arguments.
         max_size: names in a program.
-        max_terms: tried at most, with and without recursion; with it alone the same is found on every machine.
+        max_terms: tried at most without recursion, and as many again of the steps, of the bases and of the whole of
+            recursions; with it alone the same is found on every machine.
         timeout: seconds at most.
 
     Raises:

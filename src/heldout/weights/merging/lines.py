@@ -272,7 +272,7 @@ def lines_files(
 
 @checked
 def update_batch_norm(module: nn.Module, dataset: torch.utils.data.Dataset, batch_size: int = 256) -> nn.Module:
-    """Re-estimates the running statistics of every BatchNorm, in place, as averages over the data; returns the module.
+    """Re-estimates the running statistics of every BatchNorm, in place, as averages over batches; returns the module.
 
     Needed after any edit of the weights of a BatchNorm network. One forward pass over the data; does nothing to a
     network without BatchNorm statistics. A last batch of a single example is left out, since it has no statistics.
@@ -280,7 +280,7 @@ def update_batch_norm(module: nn.Module, dataset: torch.utils.data.Dataset, batc
     Args:
         module: the network.
         dataset: training data, ``(inputs, target)`` items.
-        batch_size: examples per forward pass.
+        batch_size: examples per forward pass; all batches count the same, a smaller last one too.
 
     Example:
         >>> norm, x = nn.BatchNorm1d(1), torch.tensor([[1.0], [3.0], [5.0], [7.0]])
