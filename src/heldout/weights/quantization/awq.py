@@ -168,8 +168,9 @@ def awq_search(
 
     Raises:
         ValueError: if ``n_grid`` is below 1; if there is no calibration data or no list of blocks in the model; if a
-            weight or an activation is not finite, a group size does not fit, a weight is shared with another module,
-            or a producer feeds something besides its consumers (their scaling would change the block's output).
+            weight or an activation is not finite, a group size does not fit, a rule of ``rules`` names a consumer whose
+            weight is shared with another module (found out, such layers are left alone), or a producer feeds something
+            besides its consumers (their scaling would change the block's output).
 
     Source: arXiv:2306.00978, section 3.2, eq. 4 and 5, and the released auto_scale and auto_clip.
     deviation: the clip error is the mean over all calibration tokens, not over 512 of them.
