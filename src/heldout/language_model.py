@@ -28,6 +28,15 @@ class Completion:
         cost: money, in the currency of the prices that the model was given; 0 where there are none.
         finish_reason: "stop" (it ended, or met a stop sequence) or "length" (``max_tokens``, or the context, was full);
             an endpoint's own word where it has others.
+
+    Raises:
+        ValueError: a negative number of tokens.
+
+    Example:
+        >>> from heldout.lm import ScriptedLM
+        >>> ((said,),) = ScriptedLM(["It is 7, because"]).generate(["What is 3 + 4?"], max_tokens=3)
+        >>> said.text, said.tokens, said.prompt_tokens, said.finish_reason
+        ('It is 7,', 3, 5, 'length')
     """
 
     text: str
@@ -79,7 +88,13 @@ class ChoiceExample:
 
 @runtime_checkable
 class LM(Protocol):
-    """A language model: completes prompts, and scores continuations of them."""
+    """A language model: completes prompts, and scores continuations of them.
+
+    Example:
+        >>> from heldout.lm import ScriptedLM
+        >>> isinstance(ScriptedLM({}), LM), isinstance("a text", LM)
+        (True, False)
+    """
 
     def generate(
         self,

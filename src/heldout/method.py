@@ -115,7 +115,19 @@ def _as_datasets(data: Any, name: str) -> Any:
 
 @checked
 def forward(module: Callable[..., Any], inputs: Any) -> Tensor:
-    """Returns the model's output tensor for tensor, tuple or dict inputs, taking ``.logits`` of a dataclass output."""
+    """Returns the model's output tensor for tensor, tuple or dict inputs, taking ``.logits`` of a dataclass output.
+
+    Args:
+        module: called with the tensor, with the parts of a tuple or list, or with a mapping as keyword arguments.
+        inputs: of a batch.
+
+    Raises:
+        TypeError: the output is no tensor and has no tensor of logits.
+
+    Example:
+        >>> forward(lambda x, y: {"logits": x + y}, (torch.ones(1), torch.ones(1)))
+        tensor([2.])
+    """
     if isinstance(inputs, Mapping):
         output = module(**inputs)
     elif isinstance(inputs, tuple | list):
@@ -134,20 +146,39 @@ def forward(module: Callable[..., Any], inputs: Any) -> Tensor:
 
 @checked
 def device_of(module: torch.nn.Module) -> torch.device:
-    """Returns the device of a module's parameters, the CPU where it has none."""
+    """Returns the device of a module's parameters, the CPU where it has none.
+
+    Example:
+        >>> device_of(torch.nn.Linear(1, 1))
+        device(type='cpu')
+    """
     return next((p.device for p in module.parameters()), torch.device("cpu"))
 
 
 @checked
 def why_no_class_labels(targets: torch.Tensor) -> str | None:
-    """Returns why a method that needs class labels cannot use these targets, or None."""
+    """Returns why a method that needs class labels cannot use these targets, or None.
+
+    Example:
+        >>> why_no_class_labels(torch.tensor([0.5, 1.5])), why_no_class_labels(torch.tensor([0, 1]))
+        ('it needs class labels, the targets are real numbers', None)
+    """
     return "it needs class labels, the targets are real numbers" if targets.is_floating_point() else None
 
 
 @checked
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Puts a module and its parts into eval mode inside the block, and each part's own mode back afterwards."""
+    """Puts a module and its parts into eval mode inside the block, and each part's own mode back afterwards.
+
+    Example:
+        >>> model = torch.nn.Sequential(torch.nn.Dropout(), torch.nn.Dropout().eval())
+        >>> with evaluating(model):
+        ...     [part.training for part in model]
+        [False, False]
+        >>> [part.training for part in model]
+        [True, False]
+    """
     training = [part for part in module.modules() if part.training]
     for part in training:
         part.training = False
@@ -165,6 +196,13 @@ class Batch:
         inputs: a tensor ``(batch, ...)``, a tuple of them, or a dict of keyword arguments for the model.
         targets: ``(batch,)`` class indices, or ``(batch, ...)`` values for regression.
         index: int64 ``(batch,)``, positions in the original training set (stable under resampling).
+
+    Example:
+        >>> batch = Batch(torch.nn.Linear(2, 3), torch.randn(4, 2), torch.tensor([0, 1, 2, 0]), torch.arange(4))
+        >>> batch.logits.shape, batch.logits is batch.logits
+        (torch.Size([4, 3]), True)
+        >>> batch.with_inputs(2 * batch.inputs).logits is batch.logits
+        False
     """
 
     def __init__(self, module: nn.Module, inputs: Any, targets: Tensor, index: Tensor) -> None:
@@ -202,6 +240,16 @@ class Run:
         evaluation: 0 at the first evaluation of the objective in a step, 1 at SAM's second one, and so on.
         generator: the run's own randomness (CPU).
         state: what a Method keeps between its stages or steps, under its own name.
+
+    Example:
+        >>> import heldout
+        >>> def watch(run: Run, module: torch.nn.Module) -> torch.nn.Module:
+        ...     print(run.task, run.num_classes, run.epochs, run.epoch)
+        ...     return module
+        >>> data = (torch.randn(8, 2), torch.arange(8) % 2)
+        >>> _ = heldout.fit(torch.nn.Linear(2, 2), data, Method("watch", model=watch, weights=watch), epochs=3)
+        classification 2 3 0
+        classification 2 3 3
     """
 
     module: nn.Module
@@ -225,7 +273,17 @@ class Run:
 
 @dataclass(frozen=True)
 class Added:
-    """A loss stage whose value is added to the objective instead of replacing it."""
+    """A loss stage whose value is added to the objective instead of replacing it.
+
+    Args:
+        penalty: ``(run, batch) -> scalar``.
+
+    Example:
+        >>> small = Method("small", loss=Added(lambda run, batch: 0.01 * batch.logits.square().mean()))
+        >>> sure = Method("sure", loss=Added(lambda run, batch: -batch.logits.softmax(1).amax(1).mean()))
+        >>> (small + sure).name  # two that replace the loss cannot be combined
+        'small+sure'
+    """
 
     penalty: Callable[[Run, Batch], Tensor]
 

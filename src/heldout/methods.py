@@ -27,7 +27,12 @@ Space = dict[str, list[Any] | tuple[float, float, str]]
 
 
 def available() -> list[str]:
-    """Returns the names of all Method factories."""
+    """Returns the names of all Method factories.
+
+    Example:
+        >>> {"bang", "mixup", "sam"} <= set(available())
+        True
+    """
     return sorted(method_factories())
 
 
@@ -56,7 +61,12 @@ def __dir__() -> list[str]:
 
 
 def factory_files() -> list[str]:
-    """Returns the files that the Method factories are defined in: what the outcome of a search depends on."""
+    """Returns the files that the Method factories are defined in: what the outcome of a search depends on.
+
+    Example:
+        >>> any(file.endswith("sam.py") for file in factory_files())
+        True
+    """
     factories = [__getattr__(name) for name in available()]
     return sorted({sys.modules[factory.__module__].__file__ or "" for factory in factories})
 

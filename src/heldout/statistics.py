@@ -29,7 +29,13 @@ _CHUNK = 250_000  # resampled values at a time, so that they stay in the cache
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate with the two ends of its interval; the ends are None where there is no interval."""
+    """An estimate with the two ends of its interval; the ends are None where there is no interval.
+
+    Example:
+        >>> found = interval([np.array([1.0, 2.0, 3.0])])
+        >>> found.low < found.estimate < found.high, interval([np.array([1.0])])
+        (True, Interval(estimate=1.0, low=None, high=None))
+    """
 
     estimate: float
     low: float | None
@@ -38,7 +44,15 @@ class Interval:
 
 @checked
 def mean(x: Array) -> Array:
-    """Mean over the last axis."""
+    """Mean over the last axis.
+
+    Raises:
+        ValueError: nothing, or something that is not finite.
+
+    Example:
+        >>> mean(np.array([[1.0, 3.0], [2.0, 6.0]])).tolist()
+        [2.0, 4.0]
+    """
     check_values(x=x)
     return x.mean(axis=-1)
 
@@ -143,7 +157,22 @@ def interval(
 def bootstrap_distribution(
     samples: Sequence[Array], statistic: Statistic, *, resamples: int = RESAMPLES, seed: int = 0
 ) -> Array:
-    """The statistic of ``resamples`` paired resamples, ``(resamples,)``."""
+    """The statistic of ``resamples`` paired resamples, ``(resamples,)``.
+
+    Args:
+        samples: each ``(n,)``; element i of all of them is drawn together.
+        statistic: of arrays ``(resamples, n)``, one for each sample, over the last axis.
+        resamples: how many.
+        seed: of the draws.
+
+    Raises:
+        ValueError: no samples, values that are not finite, or numbers out of range.
+
+    Example:
+        >>> drawn = bootstrap_distribution([np.array([0.0, 1.0])], mean, resamples=1000)
+        >>> drawn.shape, sorted(set(drawn.tolist()))
+        ((1000,), [0.0, 0.5, 1.0])
+    """
     check_values(samples=samples)
     check_at_least(1, resamples=resamples)
     check_at_least(0, seed=seed)
@@ -177,7 +206,24 @@ def percentile(resampled: Array, confidence: float = CONFIDENCE) -> tuple[float,
 def bca(
     resampled: Array, estimate: float, jackknife: Array, confidence: float = CONFIDENCE
 ) -> tuple[float, float] | None:
-    """The bias-corrected and accelerated bootstrap interval, or None where it is not defined."""
+    """The bias-corrected and accelerated bootstrap interval, or None where it is not defined.
+
+    Args:
+        resampled: the statistic of bootstrap resamples, ``(resamples,)``.
+        estimate: the statistic of the samples themselves.
+        jackknife: the statistic without one observation in turn, ``(n,)``.
+        confidence: in [0, 1].
+
+    Raises:
+        ValueError: nothing, values that are not finite, or a confidence outside of [0, 1].
+
+    Example:
+        >>> x = np.array([1.0, 2.0, 3.0, 10.0])
+        >>> without = (x.sum() - x) / 3
+        >>> low, high = bca(bootstrap_distribution([x], mean), 4.0, without)
+        >>> low < 4.0 < high, bca(np.array([1.0, 2.0, 3.0]), 2.0, without[:2]) is None
+        (True, True)
+    """
     check_values(resampled=resampled, jackknife=jackknife)
     check_fraction(confidence=confidence)
     from scipy.special import ndtr, ndtri

@@ -63,6 +63,13 @@ def audit(
 
     Raises:
         ProblemError: the file or the weights cannot be used.
+
+    Example:
+        >>> report = audit("digits", budget=60.0)  # doctest: +SKIP
+        >>> [finding["name"] for finding in report["findings"] if finding["severity"] == "serious"]  # doctest: +SKIP
+        >>> audit("nowhere.py")
+        Traceback (most recent call last):
+        heldout.errors.ProblemError: no file 'nowhere.py' (the built-in examples are ...)
     """
     started = time.monotonic()
     problem = load_problem(file, device=device, autocast=autocast, compile=compile, num_workers=num_workers)

@@ -57,7 +57,25 @@ def _wrong(findings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 @checked
 def print_audit(document: Document, console: Console) -> None:
-    """Prints the findings, the worst first, what may help, what was not done, and where the page lies."""
+    """Prints the findings, the worst first, what may help, what was not done, and where the page lies.
+
+    Args:
+        document: as ``audit`` returns it.
+        console: what is printed on.
+
+    Example:
+        >>> from rich.console import Console
+        >>> finding = {"severity": FINE, "name": "calibration", "value": 0.01, "low": 0.0, "high": 0.02,
+        ...            "reading": "confidence is accuracy", "threshold": "", "remedy": "", "command": ""}
+        >>> document = {"summary": "Nothing is wrong.", "findings": [finding], "skipped": [], "not_applicable": [],
+        ...             "warnings": [], "suspects": [], "report": "report.html"}
+        >>> print_audit(document, Console(width=80))
+        Nothing is wrong.
+        <BLANKLINE>
+        fine  calibration  0.01 [0, 0.02]
+          confidence is accuracy.
+        Report: report.html
+    """
     check_nonempty(document=document)
     check_has("print", console=console)
     from rich.markup import escape

@@ -21,12 +21,19 @@ class System:
 
     Attributes:
         slug: its name on the command line; evidence and reproduction have it, too.
+        title, authors, year, arxiv: of the paper; ``arxiv`` is the identifier, such as "2410.17146".
         topic: the field that it belongs to: what ``heldout list --topic`` groups by.
         rooms: where its parts lie.
+        summary: what it does, in one line or two.
         parts: its public functions and classes; empty where it is planned.
         method: ``module:factory`` of its Method, where it has one.
-        space: the parameters of the Method that are worth searching, see ``heldout.methods.space``.
         extra: what its study needs beside the core, as in ``pip install 'heldout[lm]'``.
+        space: the parameters of the Method that are worth searching, see ``heldout.methods.space``.
+
+    Example:
+        >>> lines = systems()["lines"]
+        >>> lines.arxiv, lines.rooms, lines.built, lines.matches("depth merging"), lines.module
+        ('2410.17146', ('weights',), True, True, 'heldout.reproductions.lines')
     """
 
     slug: str
@@ -100,6 +107,13 @@ def find(slug: str) -> System:
 
     Raises:
         ValueError: there is none; the message names the nearest slugs.
+
+    Example:
+        >>> find("ghost_batch_norm").slug
+        'ghost-batch-norm'
+        >>> find("ghost-norm")
+        Traceback (most recent call last):
+        ValueError: no system 'ghost-norm'; did you mean ...
     """
     name = slug.replace("_", "-")
     if name in systems():
@@ -122,6 +136,11 @@ class NamedMethod:
         arxiv: of the paper, where there is one.
         space: as of a System.
         on_request: not among the methods that ``heldout improve`` tries by itself.
+
+    Example:
+        >>> sam = named_methods()["sam"]
+        >>> sam.factory, sam.of, sam.arxiv, sam.on_request
+        ('heldout.optim:sam', None, '2010.01412', False)
     """
 
     name: str
@@ -162,6 +181,11 @@ def evidence(slug: str) -> dict[str, Any] | None:
 
     Beside what was recorded it holds ``slug``, ``title``, ``recorded`` (how many recordings the ledger has) and
     ``outdated``, whether the study has changed since.
+
+    Example:
+        >>> newest = evidence("lines")
+        >>> newest["slug"], len(newest["seeds"]) > 1, evidence("no-such-system")
+        ('lines', True, None)
     """
     recorded = ledger(slug)
     if recorded is None:
@@ -176,6 +200,10 @@ def outdated() -> list[str]:
     Those whose study has not been recorded at all are among them.
 
     The tests hold the list to the truth in both directions: it names every such system and no other.
+
+    Example:
+        >>> set(outdated()) <= set(systems())
+        True
     """
     text = _evidence_file("outdated.txt")
     return [line for line in (text or "").splitlines() if line and not line.startswith("#")]
@@ -186,6 +214,10 @@ def ledger(slug: str) -> dict[str, Any] | None:
     """Returns every recording of a system, oldest first, under ``recordings``; None where there is none yet.
 
     It is read from the installed package, or from ``evidence/`` of the checkout that the package is run from.
+
+    Example:
+        >>> len(ledger("lines")["recordings"]) == evidence("lines")["recorded"]
+        True
     """
     text = _evidence_file(f"{slug}.json")
     return None if text is None else json.loads(text)
@@ -205,6 +237,10 @@ def claim_counts(slug: str) -> dict[str, int] | None:
 
     A claim whose quantity is the same on every seed (an interval of width zero) says nothing about seeds that nobody
     has seen: it is not counted.
+
+    Example:
+        >>> list(claim_counts("lines")), sum(claim_counts("lines").values()) <= len(evidence("lines")["claims"])
+        (['holds', 'inconclusive', 'contradicted'], True)
     """
     recorded = evidence(slug)
     if recorded is None:

@@ -29,6 +29,18 @@ class Protocol:
         question: what it answers, in one line.
         options: the record of its options, a dataclass of fields that ``option`` makes.
         run: ``(model, options, say) -> document``: findings with a reading, tables and charts, all of it JSON.
+
+    Example:
+        >>> @dataclass(frozen=True)
+        ... class Options:
+        ...     prompt: str = option("Name a colour.", "What is asked.")
+        >>> def run(lm, options, say):
+        ...     ((said,),) = lm.generate([options.prompt])
+        ...     return {"findings": [finding("words", len(said.text.split()), None, None, "words of the answer")]}
+        >>> from heldout.lm import ScriptedLM
+        >>> brevity = Protocol("brevity", "How short are answers?", Options, run)
+        >>> brevity.run(ScriptedLM(["light blue"]), brevity.options(), print)["findings"][0]["value"]
+        2
     """
 
     name: str
@@ -77,7 +89,20 @@ def options_from(record: type, given: Mapping[str, Any]) -> Any:
 
 @checked
 def plain_parameters(record: type) -> inspect.Signature:
-    """Returns the signature of a function that takes a record's fields as plain values."""
+    """Returns the signature of a function that takes a record's fields as plain values.
+
+    Args:
+        record: a dataclass of fields that ``option`` makes; those of other types than int, bool, float and str become
+            texts, empty by default, as ``options_from`` takes them.
+
+    Example:
+        >>> @dataclass(frozen=True)
+        ... class Options:
+        ...     tests: int = option(100, "Inputs of each task.")
+        ...     tasks: tuple[str, ...] = option((), "Tasks.")
+        >>> str(plain_parameters(Options))
+        "(*, tests: int = 100, tasks: str = '')"
+    """
 
     def parameter(one: Field, hint: Any) -> inspect.Parameter:
         plain = hint in (int, bool, float, str)

@@ -23,7 +23,21 @@ def to_html(document: Document) -> str:
 
 @checked
 def print_eval(document: Document, console: Any) -> None:
-    """Prints findings, the table, and where the page lies."""
+    """Prints findings, the tables, and where the page lies.
+
+    Args:
+        document: as ``evaluate`` returns it; each of its tables has a row.
+        console: what is printed on.
+
+    Example:
+        >>> from rich.console import Console
+        >>> finding = {"name": "accuracy", "value": 0.8, "low": 0.7, "high": 0.9, "reading": "higher is better"}
+        >>> document = {"findings": [finding], "tables": [], "skipped": [], "report": "report.html"}
+        >>> print_eval(document, Console(width=80))
+        accuracy  0.8 [0.7, 0.9]
+          higher is better
+        Report: report.html
+    """
     check_nonempty(document=document)
     check_has("print", console=console)
     from rich.markup import escape

@@ -51,6 +51,13 @@ def evaluate(
 
     Raises:
         ProblemError: an unknown evaluation or model, or options that do not fit.
+
+    Example:
+        >>> from heldout.evals import ScyllaOptions
+        >>> found = evaluate("scylla", "my_model", options=ScyllaOptions(tests=20))  # doctest: +SKIP
+        >>> evaluate("fluency", "my_model")
+        Traceback (most recent call last):
+        heldout.errors.ProblemError: unknown evaluation 'fluency'; there are: scylla, verbalizer
     """
     check_at_least(1, max_concurrency=max_concurrency)
     check_nonnegative(budget=budget, prices=prices)
@@ -92,6 +99,15 @@ def language_model(
 
     Raises:
         ProblemError: neither of them, or a folder whose model cannot be loaded, or has code of its own.
+
+    Args:
+        model: as for ``evaluate``.
+        budget, prices, max_concurrency, extra: of ``EndpointLM``.
+
+    Example:
+        >>> lm = language_model("http://localhost:8000/v1#qwen3", budget=2.0)
+        >>> lm.model, lm.base_url
+        ('qwen3', 'http://localhost:8000/v1')
     """
     if model.startswith(("http://", "https://")):
         address, _, name = model.partition("#")

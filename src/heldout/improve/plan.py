@@ -29,6 +29,12 @@ class Plan:
         finalists: how many candidates are confirmed beside the baseline.
         after: how many of the methods screened act after training; where there is a second rung, they start in it.
         settings: trials of the baseline and of each finalist in that search, the recipe itself among them.
+
+    Example:
+        >>> plan = Plan(screened=1, short_epochs=0, short_seeds=0, long_epochs=0, long_seeds=0, trials=0, epochs=10,
+        ...             seeds=3, finalists=1)
+        >>> plan.cost()  # epochs of plain training: 30 of the baseline, and 1.8 times as many of the method
+        84.0
     """
 
     screened: int
@@ -98,11 +104,21 @@ def make_plan(
 
     Args:
         epochs: of the user's recipe.
-        seeds: of the confirmation, as asked for.
+        seeds: of the confirmation, as asked for: 3 or more.
         candidates: methods that apply.
         combinations: pairs (or more) of methods that would be screened.
         affordable: epochs of plain training that the budget allows.
         after: how many of the candidates act after training.
+
+    Raises:
+        ValueError: numbers out of range.
+
+    Example:
+        >>> rich, poor = (make_plan(10, seeds=5, candidates=8, combinations=0, affordable=a) for a in (1000.0, 100.0))
+        >>> (rich.screened, rich.finalists, rich.seeds), (poor.screened, poor.finalists, poor.seeds)
+        ((8, 3, 5), (1, 1, 3))
+        >>> make_plan(10, seeds=5, candidates=8, combinations=0, affordable=50.0) is None
+        True
     """
     check_at_least(1, epochs=epochs, seeds=seeds, candidates=candidates)
     check_at_least(0, combinations=combinations, after=after)
@@ -139,7 +155,20 @@ def make_plan(
 
 @checked
 def least_seconds(epochs: int, seconds_per_epoch: float, workers: int = 1) -> float:
-    """Returns the smallest budget that can end in a verdict: one method against the baseline on three seeds."""
+    """Returns the smallest budget that can end in a verdict: one method against the baseline on three seeds.
+
+    Args:
+        epochs: of the user's recipe.
+        seconds_per_epoch: of plain training.
+        workers: processes that train at a time.
+
+    Raises:
+        ValueError: numbers out of range.
+
+    Example:
+        >>> round(least_seconds(epochs=10, seconds_per_epoch=2.0))  # 84 epochs are 80 % of it
+        210
+    """
     check_at_least(1, epochs=epochs, workers=workers)
     check_nonnegative(seconds_per_epoch=seconds_per_epoch)
     smallest = Plan(1, 0, 0, 0, 0, 0, epochs, FEWEST_SEEDS, 1)

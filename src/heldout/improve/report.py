@@ -72,7 +72,23 @@ def to_markdown(document: Document) -> str:
 
 @checked
 def print_improvement(document: Document, console: Console) -> None:
-    """Prints the gains of each finalist, one row for each test set, what became of the methods, and the verdict."""
+    """Prints the gains of each finalist, one row for each test set, what became of the methods, and the verdict.
+
+    Args:
+        document: as ``improve`` returns it.
+        console: what is printed on.
+
+    Example:
+        >>> from rich.console import Console
+        >>> left_out = {"method": "bang", "status": "not applicable", "detail": "it needs the pretrained state"}
+        >>> document = {"metric": {"name": "accuracy"}, "finalists": [], "winner": None, "methods": [left_out],
+        ...             "failed": [], "warnings": [], "verdict": "No method is shown to help.", "report": "report.html"}
+        >>> print_improvement(document, Console(width=80))
+        bang: not applicable, it needs the pretrained state
+        <BLANKLINE>
+        No method is shown to help.
+        Report: report.html
+    """
     check_nonempty(document=document)
     check_has("print", console=console)
     from rich.markup import escape

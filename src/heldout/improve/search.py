@@ -80,7 +80,7 @@ def improve(
     Where the budget does not buy that, nothing but the baseline is timed, and the report says what it would take.
 
     Args:
-        path: the user's file (see ``heldout.problem``), or a built-in example: "digits", "fashion", "smollm".
+        path: the user's file (see ``heldout.problem``), or a built-in example (``heldout.problem.load_problem``).
         budget: wall-clock seconds for this call; no new run starts later.
         seeds: fresh seeds of the confirmation, at least 3; default: 3 to 10, as time allows, whatever they show.
         methods: expressions such as ``"sam(rho=0.1)"`` to try; default: every method of the catalog and of the file.
@@ -104,6 +104,13 @@ def improve(
     Raises:
         ProblemError: the file cannot be worked on; nothing was trained.
         StudyError: the output folder cannot be used.
+
+    Example:
+        >>> report = improve("digits", budget=120.0, methods=["sam", "mixup"])  # doctest: +SKIP
+        >>> print(report["verdict"])  # doctest: +SKIP
+        >>> improve("digits", aim="fame")
+        Traceback (most recent call last):
+        heldout.errors.ProblemError: the aim must be one of iid, shift, both, got 'fame'
     """
     if combine < 1 or (seeds is not None and seeds < FEWEST_SEEDS):
         raise ProblemError(f"combine must be at least 1 and seeds at least {FEWEST_SEEDS}, got {combine} and {seeds}")

@@ -65,6 +65,29 @@ def run(arm: Mapping[str, Any], seed: int, profile: str) -> dict[str, float]:
 
     Where methods are selected on left-out domains, each seed of the search leaves out another one; a confirmation
     trains on all of them, and its validation score is that of the given validation data.
+
+    Args:
+        arm: "file", "method" (an expression, or "baseline"), "epochs", "rate" (times the recipe's learning rate),
+            "aim", and those of ``OPTIONS`` that were asked for.
+        seed: of the training.
+        profile: "confirm", or any other name for the search.
+
+    Example:
+        >>> import tempfile
+        >>> text = '''
+        ... import torch
+        ... def model():
+        ...     return torch.nn.Linear(2, 2)
+        ... def data():
+        ...     x, y = torch.randn(8, 2), torch.arange(8) % 2
+        ...     return {"train": (x, y), "val": (x, y), "test": {"iid": (x, y)}}
+        ... '''
+        >>> arm = {"method": "sam(rho=0.1)", "aim": "iid", "epochs": 1, "rate": 1.0}
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     file = Path(folder, "trial_demo.py")
+        ...     _ = file.write_text(text)
+        ...     sorted(run({**arm, "file": str(file)}, 0, "confirm"))[2:]
+        ['test iid', 'training seconds', 'validation', 'validation loss']
     """
     check_nonempty(arm=arm)
     file, modified, aim = arm["file"], os.path.getmtime(arm["file"]), arm["aim"]

@@ -50,6 +50,17 @@ def compare(
         metric: its name.
         seeds: that the confirmation was to have.
         ranked: the finalists come best first; else their validation scores in the confirmation rank them.
+
+    Example:
+        >>> from heldout.study import Study, run_study
+        >>> def run(arm, seed, profile):
+        ...     score = arm["score"] + 0.001 * seed * arm["score"]
+        ...     return {"validation": score, "test iid": score, "training seconds": 1.0, "inference seconds": 1.0}
+        >>> metrics = dict.fromkeys(("validation", "test iid", "training seconds", "inference seconds"), "higher")
+        >>> results = run_study(Study("demo", {"baseline": {"score": 0.7}, "sam": {"score": 0.8}}, run, metrics))
+        >>> found = compare(results, ["sam"], ["iid"], maximise=True, metric="accuracy", seeds=5)
+        >>> found["finalists"][0]["tests"]["iid"]["verdict"], found["unfinished"]
+        ('helps', [])
     """
     check_nonempty(finalists=finalists, tests=tests)
     check_at_least(1, seeds=seeds)

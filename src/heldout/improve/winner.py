@@ -72,7 +72,26 @@ def _scores(problem: Problem, fitted: Fitted) -> dict[str, dict[str, float]]:
 
 @checked
 def winner_code(document: Mapping[str, Any], problem: Problem) -> str:
-    """Returns the few lines of Python that train the winner."""
+    """Returns the few lines of Python that train the winner.
+
+    Args:
+        document: as ``improve`` returns it; "winner" is an expression of Methods.
+        problem: that was worked on.
+
+    Example:
+        >>> import torch
+        >>> from heldout.method import Splits
+        >>> splits = Splits((torch.randn(8, 2), torch.arange(8) % 2))
+        >>> problem = Problem(Path("mine.py"), lambda: torch.nn.Linear(2, 2), splits, {})
+        >>> print(winner_code({"winner": "sam(rho=0.1)", "plan": {"epochs": 10}}, problem))
+        import heldout
+        import mine  # mine.py
+        from heldout.methods import sam
+        <BLANKLINE>
+        method = sam(rho=0.1)
+        fitted = heldout.fit(mine.model, mine.data(), method, epochs=10, seed=0)
+        # fitted.predict(inputs), fitted.evaluate(data_set), fitted.module
+    """
     check_nonempty(document=document)
     method = document["winner"]
     name = problem.path.stem

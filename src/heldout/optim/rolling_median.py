@@ -167,6 +167,12 @@ def rm3() -> Method:
     Deviation: weight decay is added after the median.
 
     Source: arXiv:2003.07422.
+
+    Example:
+        >>> run, base = None, SGD([nn.Parameter(torch.zeros(1))], lr=0.1, momentum=0.9)
+        >>> group = rm3().optimizer(run, base).param_groups[0]
+        >>> round(group["lr"], 6), group["momentum"]
+        (1.0, 0)
     """
 
     def optimizer(run: Run, base: Optimizer) -> Optimizer:

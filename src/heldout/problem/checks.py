@@ -28,10 +28,19 @@ def check_problem(problem: Problem) -> list[str]:
 
     Checked before any training: every split is there and not empty, inputs and targets are finite, labels fit
     the model's outputs, there is more than one class, the splits have one shape, the model can be trained, and
-    whether a test set shares rows with the training set (a warning).
+    whether a test set shares rows with the training set (a warning). The first 20,000 examples of each set are
+    looked at.
 
     Raises:
         ProblemError: what is wrong and where.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from heldout.method import Splits
+        >>> x, y = torch.randn(12, 2), torch.arange(12) % 2
+        >>> splits = Splits((x[:8], y[:8]), val=(x[8:], y[8:]), test={"iid": (x[6:10], y[6:10])})
+        >>> check_problem(Problem(Path("mine.py"), lambda: nn.Linear(2, 2), splits, {}))
+        ["test['iid'] shares 2 of its 4 different rows with train: its score will look too good"]
     """
     splits = problem.given
     if splits.val is None:
@@ -137,7 +146,17 @@ def _shared_rows(rows: dict[str, set[bytes]]) -> list[str]:
 
 @checked
 def inapplicable(problem: Problem, method: Method) -> str | None:
-    """Returns why a method cannot act on this problem, or None."""
+    """Returns why a method cannot act on this problem, or None.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from heldout.method import Splits
+        >>> from heldout.methods import bang, sam
+        >>> splits = Splits((torch.randn(8, 2), torch.arange(8) % 2))
+        >>> problem = Problem(Path("mine.py"), lambda: nn.Linear(2, 2), splits, {})
+        >>> inapplicable(problem, sam()) is None, inapplicable(problem, bang()).partition(":")[0]
+        (True, 'bang needs the pretrained state in Splits(initial_state=...)')
+    """
     if isinstance(problem, LanguageProblem) and (reason := problem.kind.refusal(method)):
         return reason
     reason = method.check(problem.model(0), problem.splits) if method.check else None

@@ -43,6 +43,18 @@ class GraphProblem(Problem):
     Attributes:
         graphs: those that nodes are examples of.
         unlabeled: graphs without targets, by name.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from torch_geometric.data import Data
+        >>> from torch_geometric.nn import GCN
+        >>> node = torch.arange(6)
+        >>> graph = Data(x=torch.randn(6, 2), edge_index=torch.tensor([[0, 1], [1, 2]]), y=node % 2)
+        >>> graph.train_mask, graph.val_mask, graph.test_mask = node < 4, node == 4, node == 5
+        >>> splits, graphs, _ = graph_fields({"train": graph, "val": graph, "test": {"iid": graph}})
+        >>> problem = GraphProblem(Path("mine.py"), lambda: GCN(2, 4, 1, 2), splits, {}, graphs=graphs)
+        >>> len(problem.splits.train), problem.kind.name
+        (4, 'classification')
     """
 
     graphs: list[Any] = field(default_factory=list)

@@ -65,7 +65,7 @@ def load_problem(
     compile: bool | None = None,
     num_workers: int | None = None,
 ) -> Problem:
-    """Returns the problem that a file defines; "digits", "fashion", "graphs" and "smollm" are the built-in examples.
+    """Returns the problem that a file defines; "digits", "fashion", "graphs", "smollm" and "stream" are built in.
 
     Args:
         path: the file.
@@ -77,6 +77,23 @@ def load_problem(
     Raises:
         ProblemError: the file is missing, fails, or lacks ``model`` or ``data``; there is no such device; an option is
             out of range, or has no effect on the file's own ``train``.
+
+    Example:
+        >>> import tempfile
+        >>> text = '''
+        ... import torch
+        ... epochs = 5
+        ... def model():
+        ...     return torch.nn.Linear(2, 1)
+        ... def data():
+        ...     x = torch.randn(8, 2)
+        ...     return {"train": (x, x[:, :1]), "val": (x, x[:, :1]), "test": {"iid": (x, x[:, :1])}}
+        ... '''
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = Path(folder, "linear_problem.py").write_text(text)
+        ...     problem = load_problem(f"{folder}/linear_problem.py")
+        >>> problem.kind.name, problem.epochs, problem.metric, problem.maximise
+        ('regression', 5, 'mse', False)
     """
     asked: dict[str, Any] = {"autocast": autocast, "compile": compile, "num_workers": num_workers}
     asked = {name: value for name, value in asked.items() if value is not None}
@@ -175,7 +192,12 @@ def _overridden(names: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]
 
 @checked
 def example_path(name: str) -> Path:
-    """Returns the file of a built-in example."""
+    """Returns the file of a built-in example, one of ``EXAMPLES``.
+
+    Example:
+        >>> example_path("digits").name, example_path("digits").is_file()
+        ('digits.py', True)
+    """
     return Path(__file__).parents[1] / "examples" / f"{name}.py"
 
 

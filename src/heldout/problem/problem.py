@@ -57,6 +57,17 @@ class Problem:
         compiled: whether the model is compiled, or the options of ``torch.nn.Module.compile``.
         converted: the file's data are of another form than ``heldout.fit`` takes.
         factors: for "train" and for test sets by name, columns of what each example is made of (a mapping, a frame).
+
+    Example:
+        >>> x, y = torch.randn(32, 2), torch.arange(32) % 2
+        >>> splits = Splits((x, y), val=(x, y), test={"iid": (x, y)})
+        >>> problem = Problem(Path("mine.py"), lambda: nn.Linear(2, 2), splits, {"epochs": 3})
+        >>> problem.kind.name, problem.metric, problem.maximise
+        ('classification', 'accuracy', True)
+        >>> fitted = problem.fit(None, seed=0)
+        >>> score = problem.score(fitted, problem.splits.test["iid"])
+        >>> len(fitted.history), score == fitted.evaluate((x, y))["accuracy"]
+        (3, True)
     """
 
     path: Path
@@ -303,7 +314,10 @@ class Problem:
         return named_validation(self.splits)
 
     def fingerprint(self) -> str:
-        """Returns a digest of the data, so that results on other data are never taken for results on this one."""
+        """Returns a digest of the data, by which results on other data are told from results on this one.
+
+        Of each set it has the size and at most 64 examples, evenly spaced: a change between them goes unseen.
+        """
         digest = hashlib.sha256()
         sets = {"train": self.splits.train, **self.validation_sets(), **self.splits.test}
         for name, dataset in sets.items():

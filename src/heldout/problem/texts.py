@@ -215,7 +215,16 @@ def sums_loss(outputs: Tensor, targets: Tensor) -> Tensor:
 
 
 def text_losses(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Returns the mean negative log likelihood of each text, ``(batch,)``; see ``sums_loss``."""
+    """Returns the mean negative log likelihood of each text, ``(batch,)``; see ``sums_loss``.
+
+    Args:
+        outputs: ``(batch, 2 or more)``, as ``token_sums`` gives them.
+        targets: of the same shape, the number of tokens that count.
+
+    Example:
+        >>> text_losses(torch.tensor([[-3.0, 1.0], [-1.0, 2.0]]), torch.tensor([[3.0, 3.0], [2.0, 2.0]]))
+        tensor([1.0000, 0.5000])
+    """
     return -outputs[:, 0] / targets[:, 0].clamp(min=1)
 
 

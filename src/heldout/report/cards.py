@@ -23,6 +23,14 @@ def system_card(
     """Prints what one system is for, its parts, how to use it and what its evidence says.
 
     ``told`` is what its Method tells of itself, by heading.
+
+    Example:
+        >>> from heldout.catalog import find
+        >>> console = Console(width=80)
+        >>> with console.capture() as printed:
+        ...     system_card(find("lines"), None, console)
+        >>> printed.get().splitlines()[-1]
+        'No evidence recorded yet.'
     """
     check_has("slug", "title", system=system)
     console.print(f"[bold]{system.slug}[/]  {escape(system.title)}")
@@ -67,7 +75,16 @@ def _add_claim(table: Table, word: str, claim: Mapping[str, Any]) -> None:
 
 @checked
 def method_card(method: NamedMethod, console: Console, *, told: Mapping[str, str] | None = None) -> None:
-    """Prints what a Method is for and how to use it; ``told`` is what it tells of itself, by heading."""
+    """Prints what a Method is for and how to use it; ``told`` is what it tells of itself, by heading.
+
+    Example:
+        >>> from heldout.catalog import named_methods
+        >>> console = Console(width=120)
+        >>> with console.capture() as printed:
+        ...     method_card(named_methods()["sam"], console)
+        >>> "from heldout.methods import sam; heldout.fit(model, splits, sam())" in printed.get()
+        True
+    """
     check_has("name", "summary", method=method)
     console.print(f"[bold]{method.name}[/]  {escape(method.summary)}")
     if method.arxiv:

@@ -51,14 +51,34 @@ def _finalized(value: Any) -> Any:
 
 @checked
 def render(template: str, **context: Any) -> str:
-    """Returns the page that a template of the ``templates`` folder makes; every value is escaped and made plain."""
+    """Returns the page that a template of the ``templates`` folder makes; every value is escaped and made plain.
+
+    Args:
+        template: a file name in that folder, such as "forest.html.jinja".
+        context: what the template names.
+
+    Example:
+        >>> page = render("forest.html.jinja", rows=[], ticks=[], reference=None, title="gain < 1")
+        >>> "gain &lt; 1" in page
+        True
+    """
     stop_drawing()  # the charts of the page are among the values
     return _environment().get_template(template).render(**context)
 
 
 @checked
 def chart(specification: Mapping[str, Any]) -> Markup:
-    """Returns a Vega-Lite specification as SVG in the page's colours, or a note that says why it cannot be drawn."""
+    """Returns a Vega-Lite specification as SVG in the page's colours, or a note that says why it cannot be drawn.
+
+    Args:
+        specification: Vega-Lite; what its own ``config`` says goes before the page's.
+
+    Example:
+        >>> along = {"x": {"field": "x", "type": "quantitative"}}
+        >>> two = {"title": "Two", "mark": "point", "data": {"values": [{"x": 1}, {"x": 2}]}, "encoding": along}
+        >>> chart(two).startswith('<svg role="img" aria-label="Two"')
+        True
+    """
     config = {
         "background": "transparent",
         "font": "sans-serif",
@@ -106,7 +126,17 @@ def _title(specification: Mapping[str, Any]) -> str:
 
 @checked
 def interval_bar(estimate: float | None, low: float | None, high: float | None, reference: float = 0.0) -> Markup:
-    """Returns a small drawing of an interval beside the value that it is compared with."""
+    """Returns a small drawing of an interval beside the value that it is compared with.
+
+    Args:
+        estimate: None for no drawing.
+        low, high: ends of the interval; None for no interval.
+        reference: the value that it is compared with.
+
+    Example:
+        >>> "0.5 [0.2, 0.8], against 0" in interval_bar(0.5, 0.2, 0.8), interval_bar(None, None, None)
+        (True, Markup(''))
+    """
     if estimate is None:
         return Markup("")
     values = [value for value in (estimate, low, high, reference) if value is not None]
@@ -133,6 +163,12 @@ def interval_chart(title: str, rows: Sequence[Mapping[str, Any]], points: Sequen
         title: above the chart.
         rows: ``{"arm", "mean", "low", "high"}``, in the order they are drawn.
         points: ``{"arm", "value"}``.
+
+    Example:
+        >>> rows = [{"arm": "sam", "mean": 0.9, "low": 0.88, "high": 0.92}]
+        >>> points = [{"arm": "sam", "value": value} for value in (0.89, 0.9, 0.91)]
+        >>> "accuracy" in interval_chart("accuracy", rows, points)
+        True
     """
     arms = [row["arm"] for row in rows]
     y = {"field": "arm", "type": "nominal", "sort": arms, "title": None}
@@ -171,6 +207,11 @@ def curve_chart(
         values: ``{"arm", "step", "mean", "low", "high"}``.
         arms: in the order of the legend.
         page: all arms of the charts of a page, of which each has one colour throughout; default: ``arms``.
+
+    Example:
+        >>> values = [{"arm": "sam", "step": step, "mean": 1 / step, "low": 0.0, "high": 1.0} for step in (1, 2, 3)]
+        >>> "training loss" in curve_chart("training loss", values, ["sam"])
+        True
     """
     x = {"field": "step", "type": "quantitative", "title": None, "axis": {"tickMinStep": 1}}
     domain = list(dict.fromkeys(arms))
@@ -207,6 +248,15 @@ def forest(rows: Sequence[Mapping[str, Any]], *, reference: float | None = 0.0, 
             "contradicted", "inconclusive" or "quiet". Rows whose estimate is None have no mark.
         reference: the value with a line through all rows; None for no line.
         title: what the axis measures.
+
+    Raises:
+        ValueError: a reference that is not finite.
+
+    Example:
+        >>> row = {"label": "sam", "estimate": 0.5, "low": 0.2, "high": 0.8, "numbers": "0.5 [0.2, 0.8]"}
+        >>> plot = forest([{**row, "word": "helps", "style": "holds"}], title="gain")
+        >>> 'aria-label="sam: 0.5 [0.2, 0.8], helps"' in plot
+        True
     """
     check_finite(reference=reference)
     ends = [float(row[key]) for row in rows for key in ("estimate", "low", "high") if row.get(key) is not None]

@@ -31,6 +31,15 @@ def write_report(results: Results, folder: str | Path) -> Path:
 
     Raises:
         StudyError: the folder cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> from heldout.study import Study, run_study
+        >>> results = run_study(Study("demo", {"a": {}}, lambda *_: {"x": 0.5}, {"x": "higher"}), seeds=2)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     page = write_report(results, folder)
+        ...     print(page.name, sorted(path.name for path in Path(folder).iterdir()))
+        report.html ['report.html', 'report.md']
     """
     folder = Path(folder)
     write_atomically(folder / "report.md", to_markdown(results))
@@ -44,6 +53,15 @@ def load_results(folder: str | Path) -> Results:
 
     Raises:
         StudyError: there is no ``results.json``, or it is none of ours.
+
+    Example:
+        >>> import tempfile
+        >>> from heldout.study import Study, run_study
+        >>> results = run_study(Study("demo", {"a": {}}, lambda *_: {"x": 0.5}, {"x": "higher"}), seeds=2)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = results.save(folder)
+        ...     print(load_results(folder).metric("a", "x"))
+        {0: 0.5, 1: 0.5}
     """
     path = Path(folder) / "results.json"
     try:
@@ -74,7 +92,14 @@ def _plain(document: dict[str, Any]) -> dict[str, Any]:
 
 @checked
 def to_html(results: Results) -> str:
-    """Returns the page: verdicts, interval plots by metric, curves, figures, every run, failures, environment."""
+    """Returns the page: verdicts, interval plots by metric, curves, figures, every run, failures, environment.
+
+    Example:
+        >>> from heldout.study import Study, run_study
+        >>> study = Study("demo", {"a": {}}, lambda *_: {"x": 0.5}, {"x": "higher"}, title="A demonstration")
+        >>> "A demonstration" in to_html(run_study(study, seeds=2))
+        True
+    """
     return render(
         "study.html.jinja",
         heading=results.title or results.slug,
@@ -89,7 +114,19 @@ def to_html(results: Results) -> str:
 
 @checked
 def to_markdown(results: Results) -> str:
-    """Returns the verdicts and the means by arm as Markdown."""
+    """Returns the verdicts and the means by arm as Markdown.
+
+    Example:
+        >>> from heldout.study import Study, run_study
+        >>> print(to_markdown(run_study(Study("demo", {"a": {}}, lambda *_: {"x": 0.5}, {"x": "higher"}), seeds=2)))
+        # demo
+        <BLANKLINE>
+        Profile laptop, seeds [0, 1], 2 runs.
+        <BLANKLINE>
+        | arm | x |
+        |---|---|
+        | a | 0.5 |
+    """
     lines = [f"# {cell(results.title or results.slug)}", ""]
     lines.append(f"Profile {results.profile}, seeds {results.seeds}, {len(results.runs)} runs.")
     for kind, judged in (("claim", results.claims), ("check", results.checks)):
@@ -112,7 +149,19 @@ def to_markdown(results: Results) -> str:
 
 @checked
 def print_results(results: Results, console: Console) -> None:
-    """Prints means by arm and the verdicts."""
+    """Prints means by arm and the verdicts, and what failed, was left out or was not made.
+
+    Args:
+        results: of a study.
+        console: what is printed on, such as ``terminal()``.
+
+    Example:
+        >>> from heldout.report import terminal
+        >>> from heldout.study import Study, run_study
+        >>> print_results(run_study(Study("demo", {"a": {}}, lambda *_: {"x": 0.5}, {"x": "higher"})), terminal())
+        arm          x ↑  seconds
+        a            0.5  ...
+    """
     check_has("print", "width", console=console)
     from rich.markup import escape
     from rich.table import Table

@@ -30,9 +30,21 @@ Verdict = Literal["holds", "inconclusive", "contradicted", "not judged"]
 class Judged:
     """A claim with its evidence.
 
-    ``estimate``, ``low`` and ``high`` are in the units of ``margin``: a difference of metrics in the good direction, a
-    metric, a correlation or a ratio. ``effect_size`` is Cohen's d_z of paired differences. ``n`` counts seeds, or runs
-    for a correlation. ``kind``, ``arms`` and ``metrics`` say what was compared.
+    Attributes:
+        text: the claim's sentence.
+        estimate, low, high: in the units of ``margin``: a difference of metrics in the good direction (of
+            ``equivalent``: a - b), a metric, a correlation or a ratio; None where there is none.
+        margin: what the claim asks for: its margin, bound, ratio or width.
+        verdict: "holds", "inconclusive", "contradicted" or "not judged".
+        effect_size: Cohen's d_z of paired differences; None for other quantities, and where it is not defined.
+        n: seeds, or runs for a correlation; 0 where nothing could be judged.
+        note: what the reader should know, such as seeds that are missing.
+        kind, arms, metrics: what was compared: the form of the claim, and its names.
+
+    Example:
+        >>> judged = Judged("a beats b", 0.03, 0.01, 0.05, 0.0, "holds", 1.2, 5, "", "better", ("a", "b"), ("score",))
+        >>> judged.low > judged.margin, f"{judged.estimate:+.2f} [{judged.low:.2f}, {judged.high:.2f}]"
+        (True, '+0.03 [0.01, 0.05]')
     """
 
     text: str
@@ -67,7 +79,20 @@ class _MissingError(Exception):
 
 
 class Claim:
-    """Base of the claim forms: a sentence and a way to judge it."""
+    """Base of the claim forms: a sentence and a way to judge it.
+
+    Attributes:
+        text: the sentence; made from the other fields where it is left empty.
+        margin: what the estimate is compared with.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> measured = {0: 0.91, 1: 0.93, 2: 0.92}
+        >>> results = SimpleNamespace(seeds=[0, 1, 2], arms={"a": {}}, metrics={}, metric=lambda arm, name: measured)
+        >>> claim: Claim = at_least("a", on="accuracy", value=0.9)
+        >>> claim.judge(results).verdict, at_least("a", on="accuracy", value=0.95).judge(results).verdict
+        ('inconclusive', 'contradicted')
+    """
 
     text: str
     margin: float

@@ -57,7 +57,16 @@ _EXCLUDED = ("heldout.study", "heldout.statistics", "heldout.report", "heldout.e
 
 @checked
 def run_digest(study: Study) -> str:
-    """Hash of the code that a run of the study executes."""
+    """Hash of the code that a run of the study executes: 64 hexadecimal digits.
+
+    Example:
+        >>> def run(arm, seed, profile):
+        ...     return {"x": arm["base"] + seed}
+        >>> one = Study("demo", {"a": {"base": 1}}, run, {"x": "higher"})
+        >>> two = Study("demo", {"a": {"base": 1}, "b": {"base": 2}}, run, {"x": "higher"})
+        >>> run_digest(one) == run_digest(two)  # a further arm is no other code
+        True
+    """
     own = _own_file(study)
     if own is None:  # defined where there is no file
         parts = [_code_digest(inspect.unwrap(study.run))]
@@ -72,7 +81,15 @@ def run_digest(study: Study) -> str:
 
 @checked
 def study_digest(study: Study) -> str:
-    """Hash of the run digest and of the declared arms, metrics, claims and checks."""
+    """Hash of the run digest and of the declared arms, metrics, claims and checks: 64 hexadecimal digits.
+
+    Example:
+        >>> def run(arm, seed, profile):
+        ...     return {"x": seed}
+        >>> one, two = (Study("demo", {arm: {}}, run, {"x": "higher"}) for arm in ("a", "b"))
+        >>> study_digest(one) == study_digest(one), study_digest(one) == study_digest(two)
+        (True, False)
+    """
     claims, checks = (
         [[type(claim).__name__, asdict(claim)] for claim in listed]  # type: ignore[call-overload]
         for listed in (study.claims, study.checks)
@@ -83,7 +100,21 @@ def study_digest(study: Study) -> str:
 
 @checked
 def run_sources(study: Study) -> dict[str, Path]:
-    """The files that ``run_digest`` covers in whole or in part, by module name; the study's own one is named ``""``."""
+    """The files that ``run_digest`` covers in whole or in part, by module name; the study's own one is named ``""``.
+
+    Example:
+        >>> import tempfile
+        >>> from heldout.study import load_study
+        >>> lines = [
+        ...     "from heldout.data import soft_labels",
+        ...     "from heldout.study import Study",
+        ...     "study = Study('demo', {'a': {}}, lambda *_: {'x': 1}, {'x': 'lower'})",
+        ... ]
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = Path(folder, "digest_demo.py").write_text("\\n".join(lines))
+        ...     print(sorted(run_sources(load_study(f"{folder}/digest_demo.py"))))
+        ['', 'heldout.data.mixing']
+    """
     own = _own_file(study)
     if own is None:
         return {}

@@ -23,11 +23,29 @@ EventKind = Literal["resumed", "note", "started", "finished", "failed"]
 
 @dataclass(frozen=True)
 class Event:
-    """Progress of a study: a run ``started``, ``finished`` or ``failed``; ``resumed`` comes first, once.
+    """Progress of a study.
 
-    A ``note`` tells in its ``error`` why the runs are made in this process, where that was not asked for.
+    Attributes:
+        kind: a run "started", "finished" or "failed"; "resumed" comes first, once; a "note" tells in its ``error`` why
+            the runs are made in this process, where that was not asked for.
+        slug: of the study.
+        done: finished runs, those of earlier starts too.
+        failed: runs that failed now.
+        total: runs that were asked for.
+        arm, seed: of the run; empty and 0 where there is none.
+        error: cause and message of a run that failed.
 
-    ``done`` counts finished runs (those of earlier starts too), ``failed`` those that failed now, of ``total``.
+    Raises:
+        ValueError: a negative count.
+
+    Example:
+        >>> study = Study("demo", {"a": {}}, lambda arm, seed, profile: {"x": seed}, {"x": "higher"})
+        >>> def progress(event: Event) -> None:
+        ...     print(event.kind, event.done, event.total)
+        >>> _ = run_study(study, seeds=1, on="in-process", progress=progress)
+        resumed 0 1
+        started 0 1
+        finished 1 1
     """
 
     kind: EventKind
@@ -89,8 +107,14 @@ def run_study(
         progress: called with an ``Event`` as runs start and end; a run is reported once it is safely kept.
 
     Raises:
-        StudyError: unknown profile or arm, or an output folder that cannot be used.
+        StudyError: unknown profile or arm, arms none of which can run here, or an output folder that cannot be used.
+        ValueError: no arms or seeds, a seed beyond 32 bits, a time limit that is not positive, or both out and store.
         KeyboardInterrupt: on Ctrl-C, after everything finished is kept.
+
+    Example:
+        >>> study = Study("demo", {"a": {"base": 0.5}}, lambda arm, seed, _: {"x": arm["base"] + seed}, {"x": "higher"})
+        >>> run_study(study, seeds=[3, 7]).metric("a", "x")
+        {3: 3.5, 7: 7.5}
     """
     names, left_out = _present_arms(study, _chosen_arms(study, arms))
     chosen = _chosen_seeds(study, profile, seeds, first_seed)

@@ -27,7 +27,15 @@ RECORDING_SEEDS = range(10_000, 1_000_000)
 
 
 class EvidenceError(StudyError):
-    """Results that are no evidence, and why."""
+    """Results that are no evidence, and why.
+
+    Example:
+        >>> from heldout.study import run_study
+        >>> study = Study("demo", {"a": {}}, lambda arm, seed, profile: {"x": seed}, {"x": "higher"})
+        >>> record(run_study(study, seeds=1, profile="smoke"))
+        Traceback (most recent call last):
+        heldout.study.evidence.EvidenceError: only results of the profile laptop are evidence, got smoke
+    """
 
 
 @checked
@@ -39,6 +47,7 @@ def recording_seeds(study: Study, folder: str | Path = "evidence", count: int | 
 
     Raises:
         EvidenceError: ``folder`` holds a file of that name that is no ledger.
+        ValueError: a count below 1.
 
     Example:
         >>> from heldout.study import higher_is_better
@@ -64,6 +73,15 @@ def record(results: Results, folder: str | Path = "evidence", *, note: str = "")
     Raises:
         EvidenceError: unless the profile is ``laptop``, every arm was run on the seeds that ``recording_seeds`` gives
             (as many as the study declares, or more), and every run is finished.
+
+    Example:
+        >>> import tempfile
+        >>> from heldout.study import run_study
+        >>> study = Study("demo", {"a": {}}, lambda arm, seed, profile: {"x": seed}, {"x": "higher"}, seeds=2)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = record(run_study(study, seeds=recording_seeds(study, folder)), folder)
+        ...     print(path.name, len(load_evidence(path)["recordings"]))
+        demo.json 1
     """
     if results.profile != PROFILE:
         raise EvidenceError(f"only results of the profile {PROFILE} are evidence, got {results.profile}")
@@ -93,7 +111,16 @@ def record(results: Results, folder: str | Path = "evidence", *, note: str = "")
 
 @checked
 def load_evidence(path: str | Path) -> dict[str, Any]:
-    """The ledger that ``record`` wrote; raises EvidenceError where a file is none."""
+    """The ledger that ``record`` wrote: ``slug``, ``title`` and ``recordings``, the oldest first.
+
+    Raises:
+        EvidenceError: a file that cannot be read, or is none.
+
+    Example:
+        >>> load_evidence("nowhere.json")
+        Traceback (most recent call last):
+        heldout.study.evidence.EvidenceError: nowhere.json is no evidence: ...
+    """
     try:
         evidence = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -106,7 +133,21 @@ def load_evidence(path: str | Path) -> dict[str, Any]:
 
 @checked
 def is_stale(evidence: str | Path | Mapping[str, Any], study: Study) -> bool:
-    """Whether the study or the code that it runs has changed since the newest recording."""
+    """Whether the study or the code that it runs has changed since the newest recording.
+
+    Args:
+        evidence: a ledger, or the file of one.
+        study: as it is now.
+
+    Raises:
+        EvidenceError: a file that is no evidence.
+
+    Example:
+        >>> study = Study("demo", {"a": {}}, lambda arm, seed, profile: {"x": seed}, {"x": "higher"})
+        >>> ledger = {"recordings": [{"digest": "of other code"}, {"digest": study_digest(study)}]}
+        >>> is_stale(ledger, study), is_stale({"recordings": ledger["recordings"][:1]}, study)
+        (False, True)
+    """
     ledger = evidence if isinstance(evidence, Mapping) else load_evidence(evidence)
     return ledger["recordings"][-1]["digest"] != study_digest(study)
 

@@ -26,6 +26,14 @@ def load_study(source: str | Path | ModuleType) -> Study:
 
     Raises:
         StudyError: in one line, why there is no study to be had.
+
+    Example:
+        >>> import tempfile
+        >>> text = "import heldout.study as s; study = s.Study('demo', {'a': {}}, lambda *_: {'x': 1}, {'x': 'lower'})"
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = Path(folder, "demo_study.py").write_text(text)
+        ...     print(load_study(f"{folder}/demo_study.py").slug)
+        demo
     """
     if isinstance(source, ModuleType):
         module, name = source, source.__name__
@@ -48,7 +56,20 @@ def load_study(source: str | Path | ModuleType) -> Study:
 
 @checked
 def load_file(path: str | Path) -> ModuleType:
-    """The module of a Python file, executed once per process; raises StudyError that says what is wrong and where."""
+    """The module of a Python file, executed once per process.
+
+    The folder of the file is put on ``sys.path``.
+
+    Raises:
+        StudyError: what is wrong and where: no such file, no Python file, or an error while it was executed.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = Path(folder, "half_a_study.py").write_text("answer = 42")
+        ...     print(load_file(f"{folder}/half_a_study.py").answer)
+        42
+    """
     given, path = path, Path(path).resolve()
     if not path.is_file():
         raise StudyError(f"there is no file {given}")

@@ -40,6 +40,14 @@ class Results:
         digest: of the source and the declarations of the study (see ``heldout.study.digest``).
         left_out: arms that were asked for and cannot run here, with the reason.
         declared: the study's own arms and number of seeds, ``{"arms": [...], "seeds": n}``.
+
+    Example:
+        >>> from heldout.study import Study, run_study
+        >>> def run(arm, seed, profile):
+        ...     return {"x": 1 / (seed - arm["pole"])}
+        >>> results = run_study(Study("demo", {"a": {"pole": 1}}, run, {"x": "higher"}), seeds=3)
+        >>> results.metric("a", "x"), results.ok, results.failed[0]["error"]
+        ({0: -1.0, 2: 1.0}, False, 'ZeroDivisionError: division by zero')
     """
 
     slug: str
@@ -97,7 +105,12 @@ class Results:
 
 
 def environment() -> dict[str, Any]:
-    """Python, platform, cpu count and the versions of installed libraries, none of which is imported for it."""
+    """Python, platform, cpu count and the versions of installed libraries, none of which is imported for it.
+
+    Example:
+        >>> sorted(environment())
+        ['cpus', 'platform', 'python', 'versions']
+    """
     return {
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.release()} {platform.machine()}",
@@ -108,7 +121,22 @@ def environment() -> dict[str, Any]:
 
 @checked
 def write_atomically(path: Path, text: str) -> None:
-    """Writes a text file so that readers see the old or the new one and never a part; raises StudyError."""
+    """Writes a text file so that readers see the old or the new one and never a part.
+
+    Args:
+        path: the file; its folder is made where it is not there.
+        text: written as UTF-8.
+
+    Raises:
+        StudyError: the file cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_atomically(Path(folder, "new", "note.txt"), "done")
+        ...     print(Path(folder, "new", "note.txt").read_text())
+        done
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

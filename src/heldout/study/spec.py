@@ -26,7 +26,14 @@ _TIME_LIMIT = {"smoke": 60.0, "laptop": 600.0}
 
 
 class StudyError(Exception):
-    """A study that cannot be loaded, run or kept; the message is one line for the user."""
+    """A study that cannot be loaded, run or kept; the message is one line for the user.
+
+    Example:
+        >>> from heldout.study import load_study
+        >>> load_study("nowhere.py")
+        Traceback (most recent call last):
+        heldout.study.spec.StudyError: there is no file nowhere.py
+    """
 
 
 @dataclass(frozen=True, eq=False)

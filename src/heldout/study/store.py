@@ -39,11 +39,25 @@ CREATE TABLE runs (
 
 
 class StoreError(StudyError):
-    """The output folder cannot be used; the message says why and what to do."""
+    """The output folder cannot be used; the message says why and what to do.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = Path(folder, FILE).write_text("notes of my own")
+        ...     Store.open(folder)
+        Traceback (most recent call last):
+        heldout.study.store.StoreError: ... is not a SQLite database (or a truncated one); move it away or ...
+    """
 
 
 class DamagedStoreError(StoreError):
-    """The store can be opened, but what it holds of a run cannot be read."""
+    """The store can be opened, but what it holds of a run cannot be read.
+
+    Example:
+        >>> issubclass(DamagedStoreError, StoreError), issubclass(StoreError, StudyError)
+        (True, True)
+    """
 
 
 class Store:

@@ -45,7 +45,12 @@ def plain_name(text: str) -> str:
 
 
 def plain(value: Any) -> Any:
-    """A JSON value with all of its texts and names made plain."""
+    """A JSON value with all of its texts and names made plain.
+
+    Example:
+        >>> plain({"name": ["a \\x07bell", 3]})
+        {'name': ['a bell', 3]}
+    """
     if isinstance(value, str):
         return plain_text(value)
     if isinstance(value, dict):

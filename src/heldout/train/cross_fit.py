@@ -22,6 +22,12 @@ class CrossFit(NamedTuple):
         margins: see ``label_margins``, float32 ``(n,)``.
         probabilities: of each class, by the one model that has not seen the example, averaged over the second half of
             the epochs, float32 ``(n, classes)``.
+
+    Example:
+        >>> probabilities = torch.tensor([[0.9, 0.1], [0.8, 0.2], [0.1, 0.9]])
+        >>> found = CrossFit(torch.tensor([0.8, -0.5, 0.7]), probabilities)
+        >>> int(found.margins.argmin())  # the label to look at first
+        1
     """
 
     margins: Tensor

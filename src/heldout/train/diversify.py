@@ -38,6 +38,14 @@ class Hypotheses:
         models: functions that each return one hypothesis as a plain model, a copy.
         history: one dict for each epoch: ``epoch``, ``hypothesis`` (0 where they are trained together), ``loss`` and
             ``diversity``, the means of the objective and of its unweighted diversity term.
+
+    Example:
+        >>> class Opposites(nn.Module):
+        ...     def forward(self, x):
+        ...         return torch.stack([x, -x], dim=1)
+        >>> hypotheses = Hypotheses(Opposites(), [nn.Identity, lambda: nn.Linear(2, 2)])
+        >>> len(hypotheses), hypotheses.accuracies(torch.eye(2), torch.tensor([0, 1])).tolist()
+        (2, [1.0, 0.0])
     """
 
     network: nn.Module
@@ -70,7 +78,7 @@ class Hypotheses:
     def most_disputed(self, inputs: Any, count: int) -> Tensor:
         """Returns the positions ``(count,)`` of the examples on which the hypotheses differ most: what to label.
 
-        The measure is the L1 distance between probabilities, averaged over the pairs of hypotheses.
+        They are ranked by the L1 distance between probabilities, averaged over the pairs of hypotheses.
         """
         probs = self(inputs).softmax(2)
         if not 1 <= count <= len(probs):

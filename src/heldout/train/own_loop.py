@@ -49,6 +49,18 @@ class Stages:
         epochs: how long to train.
         batch_size: examples per batch of ``batches``.
         device: where the model is.
+
+    Example:
+        >>> def train(model, splits, stages, seed):
+        ...     for _ in range(stages.epochs):
+        ...         print([len(targets) for _, targets, _ in stages.batches()])
+        ...     return model
+        >>> data = (torch.randn(9, 2), torch.arange(9) % 2)
+        >>> fitted = fit_with(train, nn.Linear(2, 2), data, epochs=2, batch_size=4)
+        [4, 4]
+        [4, 4]
+        >>> [entry["epoch"] for entry in fitted.history]
+        [1.0, 2.0]
     """
 
     def __init__(

@@ -97,7 +97,18 @@ def save(
 
 
 class Saved(NamedTuple):
-    """What a folder of ``save`` holds: its recipe, the weights, and the tensors of the predictor."""
+    """What a folder of ``save`` holds.
+
+    Attributes:
+        recipe: what ``recipe.json`` says.
+        weights: of the module, by name.
+        tensors: of the predictor, by name; none where it needs none.
+
+    Example:
+        >>> saved = Saved({"format": FORMAT, "task": "classification"}, {"weight": torch.zeros(2, 3)}, tensors={})
+        >>> saved.weights["weight"].shape
+        torch.Size([2, 3])
+    """
 
     recipe: dict[str, Any]
     weights: dict[str, Tensor]
@@ -110,6 +121,15 @@ def read_saved(folder: str | Path) -> Saved:
 
     Raises:
         ValueError: the folder holds no such model, or a file of it is damaged.
+
+    Example:
+        >>> import heldout
+        >>> fitted = heldout.fit(nn.Linear(2, 2), (torch.randn(8, 2), torch.arange(8) % 2), epochs=1, seed=3)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = save(fitted, f"{folder}/mine")
+        ...     saved = read_saved(f"{folder}/mine")
+        >>> saved.recipe["seed"], torch.equal(saved.weights["weight"], fitted.module.weight)
+        (3, True)
     """
     from heldout.weights import load_checkpoint
 

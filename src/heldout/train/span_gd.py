@@ -23,6 +23,12 @@ class SpanPoints(NamedTuple):
     Attributes:
         initial: ``(k, m)``, their pre-activations before training.
         gram: ``(k, n)``, their inner products with the training inputs.
+
+    Example:
+        >>> trainer = SpanGD(torch.randn(4, 10), torch.tensor([1.0, -1.0, 1.0, -1.0]), m=6, lr=0.1)
+        >>> points = trainer.points(torch.randn(3, 10))
+        >>> points.initial.shape, points.gram.shape, trainer.predict(points).shape
+        (torch.Size([3, 6]), torch.Size([3, 4]), torch.Size([3]))
     """
 
     initial: Tensor

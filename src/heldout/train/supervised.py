@@ -54,6 +54,10 @@ class Fitted:
         history: one dict for each epoch: ``epoch``, ``loss``, ``train_error`` (classification), ``seconds``.
         seconds: wall time of training, all stages included.
         run: the record that the stages saw.
+
+    Example:
+        >>> fit(nn.Linear(2, 2), (torch.randn(8, 2), torch.arange(8) % 2), epochs=3).history[-1]["epoch"]
+        3.0
     """
 
     module: nn.Module
@@ -107,7 +111,12 @@ def outputs_of(module: nn.Module, dataset: Any) -> tuple[Tensor, Tensor]:
 
 @checked
 def score(outputs: Tensor, targets: Tensor, task: Task) -> dict[str, float]:
-    """Returns ``{"accuracy", "loss"}`` or, for regression, ``{"mse", "loss"}`` of outputs against targets."""
+    """Returns ``{"accuracy", "loss"}`` or, for regression, ``{"mse", "loss"}`` of outputs against targets.
+
+    Example:
+        >>> score(torch.tensor([[2.0, 0.0], [2.0, 0.0]]), torch.tensor([0, 1]), "classification")["accuracy"]
+        0.5
+    """
     check_same_length(outputs=outputs, targets=targets)
     check_scored(task, outputs=outputs, targets=targets)
     if task == "regression":
@@ -429,6 +438,10 @@ def problem_of(module: nn.Module, dataset: Dataset) -> tuple[Task, int | None]:
     Raises:
         ValueError: an empty set, NaN inputs or targets, outputs that do not fit the targets, labels outside the
             classes, fewer than two classes.
+
+    Example:
+        >>> problem_of(nn.Linear(2, 3), as_dataset((torch.randn(4, 2), torch.tensor([0, 1, 2, 0]))))
+        ('classification', 3)
     """
     check_tensors(train=dataset if isinstance(dataset, tuple) else ())
     check_no_frame(train=dataset)
@@ -461,7 +474,12 @@ def problem_of(module: nn.Module, dataset: Dataset) -> tuple[Task, int | None]:
 
 @checked
 def squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Returns the mean squared error; ``(batch,)`` targets match ``(batch, 1)`` outputs, nothing else broadcasts."""
+    """Returns the mean squared error; ``(batch,)`` targets match ``(batch, 1)`` outputs, nothing else broadcasts.
+
+    Example:
+        >>> squared_error(torch.tensor([[1.0], [3.0]]), torch.tensor([1.0, 1.0])).item()
+        2.0
+    """
     if outputs.numel() != targets.numel():
         raise ValueError(f"outputs {tuple(outputs.shape)} do not match targets {tuple(targets.shape)}")
     return F.mse_loss(outputs, targets.reshape(outputs.shape).to(outputs.dtype))

@@ -28,6 +28,11 @@ class BlockIndex(dict[str, int | None]):
     Attributes:
         depths: number of blocks in the stack that holds a parameter, by parameter name (blocks only). An encoder
             and a decoder are stacks of their own.
+
+    Example:
+        >>> index = BlockIndex(["embed.w", "h.0.w", "h.1.w"], {"h.{}": [["h.0"], ["h.1"]]})
+        >>> dict(index), index.depths
+        ({'embed.w': None, 'h.0.w': 0, 'h.1.w': 1}, {'h.0.w': 2, 'h.1.w': 2})
     """
 
     @checked

@@ -37,6 +37,15 @@ class Checkpoint:
         entries: dtype and shape of every tensor by name, in the order in which they lie on disk.
         files: names of the files that hold them.
         aliases: further names of tied weights -> the name that is stored.
+
+    Example:
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_checkpoint({"w": torch.arange(6.0).view(2, 3)}, f"{folder}/model.safetensors")
+        ...     with open_checkpoint(folder) as checkpoint:
+        ...         shape, last = checkpoint.entries["w"].shape, torch.empty(2)
+        ...         checkpoint.read_into("w", last, first=4)
+        >>> shape, last
+        ((2, 3), tensor([4., 5.]))
     """
 
     @checked
@@ -120,6 +129,13 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         ValueError: if a file is damaged (whatever safetensors refuses) or holds pickled objects;
             if an index does not fit its shards; or if a file of a folder is a link that leads out of it. The message
             names the file and the tensor.
+
+    Example:
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     torch.save({"w": torch.ones(2)}, f"{folder}/model.pt")
+        ...     with open_checkpoint(f"{folder}/model.pt") as checkpoint:
+        ...         print(checkpoint.tensor("w"))
+        tensor([1., 1.])
     """
     path = Path(path)
     if path.is_file():
@@ -145,6 +161,17 @@ def save_checkpoint(model: nn.Module | State, path: str | Path, metadata: Mappin
         model: a module or state dict.
         path: the file, which is replaced if it exists.
         metadata: further entries of the file's header.
+
+    Raises:
+        FileNotFoundError: if the folder of the file is not there.
+
+    Example:
+        >>> weight = torch.ones(4, 2)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_checkpoint({"embed.weight": weight, "head.weight": weight}, f"{folder}/tied.safetensors")
+        ...     with open_checkpoint(f"{folder}/tied.safetensors") as checkpoint:
+        ...         print(list(checkpoint.entries), checkpoint.aliases)
+        ['embed.weight'] {'head.weight': 'embed.weight'}
     """
     state = state_of(model)
     names = aliases(state)

@@ -31,6 +31,11 @@ class LlamaBase:
         steps: training steps of AdamW, one cycle of the learning rate.
         learning_rate: the highest.
         seed: of the first weights and the order of the blocks.
+
+    Example:
+        >>> base = LlamaBase()
+        >>> base.steps * base.batch * base.length  # tokens that it is trained on
+        184320
     """
 
     hidden: int = 96

@@ -67,7 +67,17 @@ def ids_of_continuation(prompt: Prompt, prompt_ids: list[int], continuation: str
 
 
 def context_of(model: Any) -> int | None:
-    """Returns the tokens that a model can take, or None where its configuration does not limit them."""
+    """Returns the tokens that a model can take, or None where its configuration does not limit them.
+
+    Args:
+        model: of transformers; its ``config`` is all that is read.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> llama, t5 = SimpleNamespace(max_position_embeddings=64), SimpleNamespace(relative_attention_num_buckets=32)
+        >>> context_of(SimpleNamespace(config=llama)), context_of(SimpleNamespace(config=t5))
+        (64, None)
+    """
     config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
     if getattr(config, "relative_attention_num_buckets", None):  # T5: positions are relative
         return None

@@ -51,6 +51,10 @@ class EndpointError(RuntimeError):
     Attributes:
         charged: whether the request may have cost its worst case.
         finished: completions of the prompts that were answered before, by the number of the prompt.
+
+    Example:
+        >>> EndpointError("the server hung up", charged=True).finished
+        {}
     """
 
     def __init__(self, message: str, *, charged: bool = False) -> None:

@@ -35,7 +35,12 @@ main()
 
 
 class IsolationError(RuntimeError):
-    """The system cannot isolate a program as asked; nothing was run."""
+    """The system cannot isolate a program as asked; nothing was run.
+
+    Example:
+        >>> issubclass(IsolationError, RuntimeError)  # no ValueError: what is missing is a part of the system
+        True
+    """
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,11 @@ class PythonResult:
         output: what it printed, at most 20,000 characters; of ``run_tests``, what the tests printed.
         error: the end of its traceback, or what limit it met; empty if it is ok.
         isolation: the boundary that it ran behind: one of the values of ``Isolation`` but "auto".
+
+    Example:
+        >>> result = run_python("print(42); print(1 / 0)")
+        >>> result.ok, int(result.output), result.error.splitlines()[-1]
+        (False, 42, 'ZeroDivisionError: division by zero')
     """
 
     ok: bool

@@ -54,6 +54,12 @@ class Agreement:
         usage: of the calls that were made; paths that were given cost nothing.
         cut: sentences that a path keeps at its end, where the paths were cut to fit; None where they are whole.
         dropped: paths that had no room.
+
+    Example:
+        >>> from heldout.lm import ScriptedLM
+        >>> (found,) = self_agreement(ScriptedLM(["7"]), ["What is 3 + 4?"], paths=[["It is 7.", "So seven."]])
+        >>> found.answer, found.usage.calls, found.cut, found.dropped
+        ('7', 1, None, 0)
     """
 
     answer: str
@@ -74,6 +80,11 @@ class PathVote:
         answer: the one with most votes; None where nothing could be parsed.
         votes: of each answer, in the order in which they were seen.
         unparsed: paths without answer.
+
+    Example:
+        >>> vote = PathVote(7.0, votes={7.0: 3.0, 8.0: 1.0}, unparsed=2)
+        >>> vote.votes[vote.answer] / sum(vote.votes.values())
+        0.75
     """
 
     answer: Any

@@ -28,9 +28,16 @@ class Reply:
     Attributes:
         text: "error" where the model could not be asked.
         tokens: that it wrote.
-        cost: money; the pool sets it to tokens times price.
+        cost: money; the pool sets it to ``tokens * price / 1e6``.
         name: of the model; the pool sets it.
         error: what was raised, where it was.
+
+    Raises:
+        ValueError: a negative number of tokens or cost.
+
+    Example:
+        >>> ModelPool([PoolModel("small", lambda query: 1 / 0)]).route("small", "What is new?")
+        Reply(text='error', tokens=0, cost=0.0, name='small', error='ZeroDivisionError: division by zero')
     """
 
     text: str

@@ -34,7 +34,12 @@ class Strategy(Protocol):
 
 @dataclass(frozen=True)
 class Skill:
-    """A basic skill: its name, what it does, and solved examples of it alone."""
+    """A basic skill: its name, what it does, and solved examples of it alone.
+
+    Example:
+        >>> Skill("Double", "Multiply by two.", ["Double 4: 8"]).examples
+        ['Double 4: 8']
+    """
 
     name: str
     description: str = ""

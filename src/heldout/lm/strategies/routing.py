@@ -226,6 +226,13 @@ class Trace:
         cost: money that they cost.
         format_ok: whether the text has the form that is asked for.
         text: all that the router wrote and read.
+
+    Example:
+        >>> from heldout.lm import PoolModel, ScriptedLM
+        >>> pool = ModelPool([PoolModel("small", lambda query: Reply("four"))])
+        >>> trace = RoutingAgent(ScriptedLM(["<think> easy </think> <answer> 4 "]), pool).answer("2 + 2?")
+        >>> trace.answer, trace.calls, trace.format_ok
+        ('4', (), True)
     """
 
     answer: str

@@ -27,7 +27,12 @@ _MENTION = r"\b[Ss]kill\s+(?:<([^<>\n]+)>|\"([^\"\n]+)\"|([A-Za-z_][\w-]*))"
 
 @dataclass(frozen=True)
 class SkillUse:
-    """A skill that an output mentions; internal if the prompt does not list it."""
+    """A skill that an output mentions; internal if the prompt does not list it.
+
+    Example:
+        >>> skill_usage("By the skill Root, 3.", [Skill("Add")])
+        [SkillUse(name='Root', internal=True)]
+    """
 
     name: str
     internal: bool

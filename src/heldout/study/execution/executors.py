@@ -22,7 +22,16 @@ _POLL = 0.5
 
 
 class Executor(Protocol):
-    """Makes runs and yields each with its outcome, in the order in which they end."""
+    """Makes runs and yields each with its outcome, in the order in which they end.
+
+    Example:
+        >>> from heldout.study import Study, run_study
+        >>> executor: Executor = make_executor("in-process")  # which several studies share
+        >>> studies = [Study(slug, {"a": {}}, lambda *_: {"x": 1}, {"x": "higher"}) for slug in ("one", "two")]
+        >>> [run_study(study, on=executor, seeds=2).ok for study in studies]
+        [True, True]
+        >>> executor.close()
+    """
 
     def execute(
         self, run: Run, tasks: Sequence[Task], should_stop: Callable[[], bool], started: Callable[[Task], None]

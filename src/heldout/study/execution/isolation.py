@@ -70,6 +70,14 @@ def limited_threads(threads: int) -> Iterator[None]:
     """This many threads of arithmetic inside the block, for loaded libraries and for those that it loads.
 
     A library that is first loaded inside the block keeps that number after it.
+
+    Raises:
+        ValueError: fewer than 1.
+
+    Example:
+        >>> with limited_threads(1):
+        ...     os.environ["OMP_NUM_THREADS"]
+        '1'
     """
     check_at_least(1, threads=threads)
     from threadpoolctl import threadpool_limits

@@ -57,7 +57,15 @@ class Workers(Protocol):
 
 @checked
 def exit_text(code: int | None) -> str:
-    """How a process ended, in words."""
+    """How a process ended, in words.
+
+    Args:
+        code: its exit code, minus a signal where one ended it; None where only its connection is known to be closed.
+
+    Example:
+        >>> exit_text(-9), exit_text(1)
+        ('killed by SIGKILL', 'exit code 1')
+    """
     if code is None:
         return "it closed its connection"
     if code < 0:

@@ -29,7 +29,15 @@ CONSTANT_STEPS = 5
 
 
 class BoostingLoss(Protocol):
-    """What boosting asks of a loss; the mean over examples where it is one number."""
+    """What boosting asks of a loss; the mean over examples where it is one number.
+
+    Example:
+        >>> def first_step(loss: BoostingLoss, targets: Array) -> float:
+        ...     outputs = np.tile(loss.initial(targets), (len(targets), 1))
+        ...     return loss.newton_step(outputs, targets, loss.negative_gradient(outputs, targets))
+        >>> first_step(SquaredLoss(), np.array([[1.0], [3.0]]))
+        1.0
+    """
 
     def initial(self, targets: Any) -> Array:
         """Returns the outputs ``(outputs,)`` to start from."""

@@ -27,6 +27,23 @@ class ContinualTrainer(Trainer):
         kwargs: further arguments of the Trainer, ``train_dataset`` above all.
 
     Source: see ``ContinualStrategy`` and its subclasses.
+
+    Example:
+        >>> import tempfile
+        >>> import torch
+        >>> from heldout.train import EWC
+        >>> from transformers import GPT2Config, GPT2LMHeadModel
+        >>> model = GPT2LMHeadModel(GPT2Config(vocab_size=12, n_embd=16, n_layer=1, n_head=2, n_positions=8))
+        >>> rows = [{"input_ids": torch.arange(6), "labels": torch.arange(6)}] * 4
+        >>> strategy = EWC(strength=10.0)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     args = TrainingArguments(folder, max_steps=2, report_to=[], disable_tqdm=True, save_strategy="no")
+        ...     strategy.begin_task(model, rows)
+        ...     _ = ContinualTrainer(model, args, strategy, train_dataset=rows).train()  # doctest: +ELLIPSIS
+        ...     strategy.end_task(model, rows)
+        {'train_runtime': ...}
+        >>> strategy.tasks_done
+        1
     """
 
     @checked

@@ -52,6 +52,21 @@ class MethodTrainer(Trainer):
 
     Raises:
         ValueError: the method cannot act on this model or data.
+
+    Example:
+        >>> from heldout.optim import sam
+        >>> from transformers import BertConfig, BertForSequenceClassification
+        >>> sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+        >>> model = BertForSequenceClassification(BertConfig(vocab_size=12, num_labels=2, **sizes))
+        >>> rows = [{"input_ids": torch.arange(4) + label, "labels": label} for label in (0, 1) * 4]
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     quiet = {"report_to": [], "disable_tqdm": True, "save_strategy": "no"}
+        ...     args = TrainingArguments(folder, num_train_epochs=2, **quiet)
+        ...     trainer = MethodTrainer(model, args, sam(rho=0.05), train_dataset=rows)
+        ...     _ = trainer.train()  # doctest: +ELLIPSIS
+        {'train_runtime': ...}
+        >>> len(trainer.training_errors), trainer.fitted().module is model
+        (2, True)
     """
 
     @checked

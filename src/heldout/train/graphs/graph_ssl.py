@@ -36,6 +36,10 @@ class GraphSSL(Protocol):
     """An objective of self-supervised learning on graphs, which ``pretrain_graph`` minimises.
 
     One that also has ``after_step(progress)`` is told after each step which share of the steps is made.
+
+    Example:
+        >>> isinstance(CCASSG(nn.Identity()), GraphSSL), isinstance(nn.Identity(), GraphSSL)
+        (True, False)
     """
 
     def loss(self, data: Any, generator: torch.Generator | None = None) -> Tensor:

@@ -20,6 +20,10 @@ class Abstracted(NamedTuple):
     Attributes:
         programs: rewritten, in the order in which they were given.
         abstractions: bodies by their names; ``"$0"``, ``"$1"``, ... stand for what an operator takes.
+
+    Example:
+        >>> abstract_subtrees([("a", "x"), ("b", "y")])  # nothing is shared
+        Abstracted(programs=[('a', 'x'), ('b', 'y')], abstractions={})
     """
 
     programs: list[Term]

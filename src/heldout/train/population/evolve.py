@@ -30,6 +30,12 @@ class Structure:
         graph: that shapes its network.
         scores: what ``fit`` said.
         kept: whether it is still in the population.
+
+    Example:
+        >>> (smallest,) = enumerate_programs(Grammar.uniform(), 1)
+        >>> found = Structure(0, smallest.program, smallest.graph, scores={"train": 0.9, "val": 0.7})
+        >>> found.graph.elements, found.kept
+        (3, True)
     """
 
     generation: int
@@ -47,6 +53,12 @@ class Evolution:
         structures: all that were trained, in order.
         grammar: of the next generation.
         generations: finished.
+
+    Example:
+        >>> graph = GraphSpec(nodes=(0, 1), edges=((0, 1, 0, 2),))
+        >>> tried = [Structure(0, "identity", graph, {"train": score}, kept=score > 0.5) for score in (0.6, 0.2, 0.9)]
+        >>> [each.scores["train"] for each in Evolution(tried).population()]
+        [0.9, 0.6]
     """
 
     structures: list[Structure] = field(default_factory=list)

@@ -39,7 +39,12 @@ class Operation(NamedTuple):
     Attributes:
         takes: types of its arguments, by name.
         gives: type of its value.
-        function: of values; None in place of a value, or an error, is a failure.
+        function: of values; None in place of a value, or an IndexError, TypeError or ValueError, is a failure.
+
+    Example:
+        >>> language = DSL({"double": Operation(takes=("int",), gives="int", function=lambda x: 2 * x)}, "int")
+        >>> language.compile(SmallProgram("double", (SmallProgram("x0"),)))(4)
+        8
     """
 
     takes: tuple[str, ...]

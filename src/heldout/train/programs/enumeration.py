@@ -24,7 +24,15 @@ class Synthesis(NamedTuple):
     Attributes:
         program: the smallest of those that reproduce most examples; None if none reproduces any.
         share: of the examples that it reproduces, in [0, 1].
-        terms: how many programs were tried, equivalent ones once.
+        terms: how many terms were tried, equivalent ones and those of other types as well; of recursions only whole
+            ones are counted.
+
+    Example:
+        >>> from heldout.train import ListDSL
+        >>> examples = [((("A",),), ("A",)), ((("A",),), ("A", "A"))]  # they contradict each other
+        >>> found = synthesize(ListDSL(["A"]), examples, arity=1, max_size=3)
+        >>> str(found.program), found.share
+        ('x0', 0.5)
     """
 
     program: SmallProgram | None
@@ -69,7 +77,8 @@ def synthesize(
         examples: ``(inputs, output)``, inputs a tuple of ``arity`` values.
         arity: number of arguments.
         max_size: names in a program.
-        max_terms: tried at most, with and without recursion; with it alone the same is found on every machine.
+        max_terms: tried at most without recursion, and as many again of the steps, of the bases and of the whole of
+            recursions; with it alone the same is found on every machine.
         timeout: seconds at most.
 
     Raises:

@@ -26,6 +26,13 @@ class Observation(NamedTuple):
         symbol: its number.
         arguments: values, ``EMPTY`` ones left out.
         value: what it gave.
+
+    Example:
+        >>> from heldout.train import ListDSL
+        >>> library = ProgramLibrary(ListDSL(["L", "J"]), [1])
+        >>> library.observe([Observation(symbol=0, arguments=(("J",),), value=("L", "J"))])
+        >>> library.evaluate(0, [("J",)])  # as it was seen: there is no program yet
+        ('L', 'J')
     """
 
     symbol: int
@@ -41,6 +48,14 @@ class LearnedProgram(NamedTuple):
         likelihood: share of its confident examples that the program reproduces, less where these are few.
         arity: how many arguments it takes; None where that is not known yet.
         examples: number of confident ones.
+
+    Example:
+        >>> from heldout.train import ListDSL
+        >>> library = ProgramLibrary(ListDSL(["L", "J"]), [1])
+        >>> library.give(0, SmallProgram("x0"), arity=1)
+        >>> found = library.learned(0)
+        >>> str(found.program), found.likelihood, found.examples
+        ('x0', 1.0, 0)
     """
 
     program: SmallProgram | None

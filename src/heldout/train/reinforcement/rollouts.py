@@ -24,9 +24,15 @@ class Episode:
         completion_ids: tokens of all turns and of the observations between them.
         action_mask: 1 where the model wrote the token, 0 where the environment did; as long as ``completion_ids``.
         turns: what the model wrote, by turn.
-        observations: what the environment answered.
+        observations: what the environment answered, where another turn followed; whole, also where tokens were cut.
         finished: whether the environment ended the episode; otherwise turns or context ran out.
         environment: that answered, with what it kept.
+
+    Example:
+        >>> said = {"turns": ["ask :", " done"], "observations": [" answer"]}
+        >>> episode = Episode([5, 6], completion_ids=[7, 8, 9, 3], action_mask=[1, 1, 0, 1], **said)
+        >>> episode.text, sum(episode.action_mask)
+        ('ask : answer done', 3)
     """
 
     prompt_ids: list[int]

@@ -35,6 +35,11 @@ class Retrieved(NamedTuple):
     Attributes:
         features: ``(n, k, dim)``, as they were added; zeros where fewer than k entries were allowed.
         weights: ``(n, k)``, softmax of cosine similarity / tau: each row sums to 1, or is 0 where nothing was allowed.
+
+    Example:
+        >>> found = Retrieved(torch.tensor([[[1.0, 0.0], [0.0, 1.0]]]), torch.tensor([[0.75, 0.25]]))
+        >>> found.mean
+        tensor([[0.7500, 0.2500]])
     """
 
     features: Tensor

@@ -35,6 +35,13 @@ class PrimitiveSet(NamedTuple):
         keys: int64 ``(primitives,)``, what each one is; the same number for the word and for what is seen.
         modalities: int64 ``(primitives,)``, positions in the memory's modalities.
         samples: int64 ``(batch,)``, numbers of the examples.
+
+    Example:
+        >>> rows, words, key = torch.tensor([0, 1]), torch.tensor([0, 0]), torch.tensor([7, 7])
+        >>> found = PrimitiveSet(rows, positions=torch.tensor([2, 0]), keys=key, modalities=words, samples=rows)
+        >>> torch.arange(6.0).view(2, 3, 1)[found.rows, found.positions]
+        tensor([[2.],
+                [3.]])
     """
 
     rows: Tensor

@@ -46,6 +46,14 @@ class Reweighted:
         reweighter: with its queues and the mask of its last clusters.
         history: for each epoch ``epoch``, ``loss`` (weighted), ``ess`` (effective sample size as a share of a batch, 1
             for equal weights, mean over batches) and ``seconds``.
+
+    Example:
+        >>> data = torch.utils.data.TensorDataset(torch.randn(32, 4), torch.arange(32) % 2)
+        >>> loader = torch.utils.data.DataLoader(data, batch_size=16)
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> found = train_reweighted(model, loader, loader, epochs=1, warmup=1)
+        >>> round(found.history[0]["ess"], 3)  # weights of 1 in the warm-up
+        1.0
     """
 
     module: nn.Module

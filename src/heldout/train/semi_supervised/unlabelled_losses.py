@@ -33,7 +33,26 @@ View = Callable[[Any, torch.Generator], Any]
 
 
 class UnlabelledLoss(Protocol):
-    """A loss on unlabelled inputs, its weight, and what it keeps from step to step."""
+    """A loss on unlabelled inputs, its weight, and what it keeps from step to step.
+
+    It is called with ``(module, inputs, generator)`` and returns a scalar; ``after_step(module)`` is called after each
+    step of the optimizer; ``result(module)`` returns the model that training gives in the end.
+
+    Attributes:
+        weight: of this loss beside that of the labelled batch.
+
+    Example:
+        >>> class Entropy:
+        ...     weight = 0.1
+        ...     def __call__(self, module, inputs, generator):
+        ...         return torch.distributions.Categorical(logits=module(inputs)).entropy().mean()
+        ...     def after_step(self, module):
+        ...         pass
+        ...     def result(self, module):
+        ...         return module
+        >>> SemiSupervised(nn.Linear(2, 2), Entropy()).step(None, torch.randn(8, 2)).unlabelled_loss > 0
+        True
+    """
 
     weight: float
 

@@ -25,6 +25,10 @@ class SlotWord(NamedTuple):
     Attributes:
         slot: number of the words that can stand for each other.
         target: what stands for it in targets; "" where nothing does, as of a word with the same meaning as another.
+
+    Example:
+        >>> slot_neighbour([("see cat", "SEE CAT"), ("see dog", "SEE DOG")]).words["dog"]
+        SlotWord(slot=0, target='DOG')
     """
 
     slot: int

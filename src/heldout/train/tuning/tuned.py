@@ -27,6 +27,11 @@ class Tuned:
     Attributes:
         model: in evaluation mode; the one that was given, or the peft model around it.
         history: what the trainer logged, in order: ``step``, ``loss`` and further means over the steps since the last.
+
+    Example:
+        >>> tuned = Tuned(model=None, history=[{"step": 10.0, "loss": 2.5}, {"step": 20.0, "loss": 1.5}])
+        >>> tuned.history[-1]["loss"] < tuned.history[0]["loss"]
+        True
     """
 
     model: Any

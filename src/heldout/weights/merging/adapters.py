@@ -199,6 +199,19 @@ def adapter_task_vectors(base: nn.Module | State, adapters: Sequence[str | Path]
         ValueError: if an adapter is no plain LoRA (other peft types, fields of its configuration that are not known to
             be harmless, initialisations that change the base), changes one of several modules that share a weight
             without ``ensure_weight_tying``, or does not fit the base.
+
+    Example:
+        >>> import tempfile
+        >>> from heldout.weights import save_checkpoint
+        >>> matrices = {"lora_A": torch.tensor([[1.0, 2.0]]), "lora_B": torch.tensor([[1.0], [3.0]])}
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = Path(folder, "adapter_config.json").write_text('{"peft_type": "LORA", "r": 1, "lora_alpha": 2}')
+        ...     tensors = {f"base_model.model.up.{name}.weight": value for name, value in matrices.items()}
+        ...     save_checkpoint(tensors, f"{folder}/adapter_model.safetensors")
+        ...     vectors = adapter_task_vectors({"up.weight": torch.zeros(2, 2)}, [folder])
+        >>> vectors[0].delta["up.weight"]
+        tensor([[ 2.,  4.],
+                [ 6., 12.]])
     """
     state = state_of(base)
     first = aliases(state)

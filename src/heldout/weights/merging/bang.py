@@ -30,6 +30,15 @@ def balanced_finetune(smoothing: float = 0.1, mixup_alpha: float = 0.2) -> Metho
         mixup_alpha: parameter of Mixup's Beta distribution; 0 leaves Mixup out.
 
     Source: arXiv:2309.17230, section 5.
+
+    Raises:
+        ValueError: ``smoothing`` outside of [0, 1), or a ``mixup_alpha`` that is negative or not finite.
+
+    Example:
+        >>> balanced_finetune().stages
+        ('loss',)
+        >>> balanced_finetune().check(nn.Linear(2, 1), Splits(train=(torch.randn(4, 2), torch.randn(4))))
+        'label smoothing is for classification'
     """
     soft_labels(torch.zeros(1, dtype=torch.int64), 2, smoothing=smoothing)
     beta_weight(mixup_alpha)
@@ -75,6 +84,17 @@ def bang(alpha: float = 0.5, smoothing: float = 0.1, mixup_alpha: float = 0.2) -
         mixup_alpha: as in ``balanced_finetune``.
 
     Source: arXiv:2309.17230, section 5.
+
+    Raises:
+        ValueError: ``alpha`` outside of [0, 1], and as ``balanced_finetune``.
+
+    Example:
+        >>> import heldout
+        >>> start, x, y = nn.Linear(2, 2), torch.randn(16, 2), torch.arange(16) % 2
+        >>> splits = Splits(train=(x, y), initial_state=start.state_dict())
+        >>> fitted = heldout.fit(start, splits, bang(alpha=0.0), epochs=1)  # of which nothing is left
+        >>> torch.equal(fitted.module.weight, start.weight)
+        True
     """
     check_alpha(alpha)
     balanced = balanced_finetune(smoothing, mixup_alpha)

@@ -161,6 +161,16 @@ def norm_alpha(vectors: Sequence[TaskVector], merged: TaskVector) -> float:
 
     Raises:
         ValueError: if the merged vector is zero.
+
+    Args:
+        vectors: the T task vectors tau_t that were merged.
+        merged: the result of the merge.
+
+    Example:
+        >>> pre = {"weight": torch.zeros(2)}
+        >>> tasks = [TaskVector(pre, {"weight": torch.tensor(w)}) for w in ([1.0, 0.0], [1.0, 2.0])]
+        >>> norm_alpha(tasks, task_arithmetic(tasks)), norm_alpha(tasks, consensus(tasks))
+        (0.5, 1.0)
     """
     size = merged.l1_norm()
     if size == 0:
@@ -242,6 +252,18 @@ def lines_files(
         ValueError: if the tensors differ in names or shapes (weights that the configuration ties may be stored once or
             twice), no 2 blocks are found, a weight is not finite, or a file is quantised, damaged or holds a pickle.
         FileNotFoundError: if a checkpoint is not there.
+
+    Example:
+        >>> import tempfile
+        >>> from heldout.weights import load_checkpoint, save_checkpoint
+        >>> names = [f"h.{i}.{part}.weight" for i in range(3) for part in ("attn", "mlp")]
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     files = [Path(folder, f"{name}.safetensors") for name in ("pre", "ft", "out")]
+        ...     for value, file in enumerate(files[:2]):
+        ...         save_checkpoint({name: torch.full((1, 1), float(value)) for name in names}, file)
+        ...     lines_files(*files, alpha=0.5)
+        ...     print([load_checkpoint(files[2])[f"h.{i}.mlp.weight"].item() for i in range(3)])
+        [0.5, 0.75, 1.0]
     """
     with open_checkpoint(pre) as start, open_checkpoint(ft) as end:
         ramp = layer_ramp(block_index(end.entries, blocks), alpha, _beta(alpha, beta))
@@ -250,7 +272,7 @@ def lines_files(
 
 @checked
 def update_batch_norm(module: nn.Module, dataset: torch.utils.data.Dataset, batch_size: int = 256) -> nn.Module:
-    """Re-estimates the running statistics of every BatchNorm, in place, as averages over the data; returns the module.
+    """Re-estimates the running statistics of every BatchNorm, in place, as averages over batches; returns the module.
 
     Needed after any edit of the weights of a BatchNorm network. One forward pass over the data; does nothing to a
     network without BatchNorm statistics. A last batch of a single example is left out, since it has no statistics.
@@ -258,7 +280,13 @@ def update_batch_norm(module: nn.Module, dataset: torch.utils.data.Dataset, batc
     Args:
         module: the network.
         dataset: training data, ``(inputs, target)`` items.
-        batch_size: examples per forward pass.
+        batch_size: examples per forward pass; all batches count the same, a smaller last one too.
+
+    Example:
+        >>> norm, x = nn.BatchNorm1d(1), torch.tensor([[1.0], [3.0], [5.0], [7.0]])
+        >>> dataset = torch.utils.data.TensorDataset(x, torch.zeros(4))
+        >>> update_batch_norm(norm, dataset, batch_size=2).running_mean
+        tensor([4.])
     """
     norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
     if not norms:
@@ -293,6 +321,19 @@ def lines_method(alpha: float = 0.3) -> Method:
 
     Args:
         alpha: factor of the first block; the last block stays as fine-tuned.
+
+    Raises:
+        ValueError: an ``alpha`` that is not finite.
+
+    Source: arXiv:2410.17146, eq. 2.
+
+    Example:
+        >>> import heldout
+        >>> start = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> splits = Splits(train=(torch.randn(16, 4), torch.arange(16) % 2), initial_state=start.state_dict())
+        >>> fitted = heldout.fit(start, splits, lines_method(alpha=0.0), epochs=1)
+        >>> torch.equal(fitted.module[0].weight, start[0].weight), torch.equal(fitted.module[2].weight, start[2].weight)
+        (True, False)
     """
 
     def weights(run: Run, module: nn.Module) -> nn.Module:

@@ -183,7 +183,18 @@ def average(models: Sequence[nn.Module | State], coefficients: Sequence[float] |
 
 
 class BestScale(NamedTuple):
-    """The best value of a grid, its score, and the score of every value."""
+    """The best value of a grid, its score, and the score of every value.
+
+    Attributes:
+        value: the value whose candidate scored highest, the first of equals.
+        score: its score.
+        scores: the score of every value, NaN included, in the order of the grid.
+
+    Example:
+        >>> best = search_scale(lambda scale: scale, [0.0, 0.5, 1.0], lambda value: value * (1 - value))
+        >>> best.scores
+        {0.0: 0.0, 0.5: 0.25, 1.0: 0.0}
+    """
 
     value: float
     score: float
@@ -225,6 +236,17 @@ def task_arithmetic_files(pre: str | Path, fts: Sequence[str | Path], out: str |
 
     Raises:
         ValueError: if the checkpoints differ in names or shapes, are not safe to read, or hold NaN.
+
+    Example:
+        >>> import tempfile
+        >>> from heldout.weights import load_checkpoint, save_checkpoint
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     files = {name: Path(folder, f"{name}.safetensors") for name in ("pre", "one", "two", "out")}
+        ...     for name, value in {"pre": 1.0, "one": 2.0, "two": 4.0}.items():
+        ...         save_checkpoint({"w": torch.tensor([value])}, files[name])
+        ...     task_arithmetic_files(files["pre"], [files["one"], files["two"]], files["out"], scale=0.5)
+        ...     print(load_checkpoint(files["out"])["w"])
+        tensor([3.])
     """
     check_nonempty(fts=fts)
     _needs(fts, 1, "task_arithmetic_files")

@@ -51,6 +51,17 @@ class MergeReport:
         tensors: number of tensors written.
         parameters: number of their elements.
         copied: tensors copied from the base: integer and boolean ones, and those that no adapter changes.
+
+    Example:
+        >>> from heldout.weights import save_checkpoint
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     for name, value in {"base": 0.0, "one": 1.0}.items():
+        ...         tensors = {"w": torch.full((2, 3), value), "step": torch.tensor(7)}
+        ...         save_checkpoint(tensors, f"{folder}/{name}.safetensors")
+        ...     base, one = f"{folder}/base.safetensors", f"{folder}/one.safetensors"
+        ...     report = merge_checkpoints(base, [one], f"{folder}/out", method="wise-ft")
+        >>> report.tensors, report.parameters, report.copied, dict(report.options)
+        (2, 7, 1, {'alpha': 0.5})
     """
 
     out: Path

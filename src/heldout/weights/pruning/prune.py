@@ -23,7 +23,13 @@ ScoreMethod = Literal["magnitude", "random", "snip", "grasp", "synflow"]
 
 @checked
 def weights_only(name: str, weight: Tensor) -> bool:
-    """Tells whether a parameter is a floating-point weight with at least two axes: no biases, no norms."""
+    """Tells whether a parameter is a floating-point weight with at least two axes: no biases, no norms.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(2, 3), nn.LayerNorm(3))
+        >>> [name for name, p in model.named_parameters() if weights_only(name, p)]
+        ['0.weight']
+    """
     return weight.ndim >= 2 and weight.is_floating_point()
 
 
@@ -136,6 +142,14 @@ class MaskHandle:
 
     Attributes:
         density: share of the masked tensors' weights that are kept.
+
+    Example:
+        >>> layer = nn.Linear(2, 1)
+        >>> before = layer.weight.detach().clone()
+        >>> handle = apply_mask(layer, {"weight": torch.tensor([[True, False]])})
+        >>> handle.remove(bake=False)
+        >>> torch.equal(layer.weight, before)
+        True
     """
 
     @checked
@@ -309,6 +323,16 @@ def grokking_tickets(density: float = 0.4, epochs: int | None = None) -> Method:
         epochs: of the first training; by default all of them.
 
     Source: arXiv:2310.19470.
+
+    Raises:
+        ValueError: ``density`` outside of (0, 1], or ``epochs`` below 1.
+
+    Example:
+        >>> import heldout
+        >>> data = (torch.randn(16, 10), torch.arange(16) % 2)
+        >>> fitted = heldout.fit(lambda: nn.Linear(10, 2), data, grokking_tickets(density=0.4), epochs=2)
+        >>> int((fitted.module.weight == 0).sum()), fitted.module.weight.numel()
+        (12, 20)
     """
     if not 0 < density <= 1:
         raise ValueError(f"density, the share that is kept, must lie in (0, 1], got {density}")

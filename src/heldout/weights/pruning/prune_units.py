@@ -19,6 +19,11 @@ class PruneCurve(NamedTuple, Generic[T]):
     Attributes:
         removed: numbers of units removed, from 0 to all.
         values: one for each of them.
+
+    Example:
+        >>> curve = PruneCurve(removed=[0, 2, 4], values=[0.95, 0.94, 0.5])
+        >>> max(count for count, accuracy in zip(*curve) if accuracy >= 0.9)
+        2
     """
 
     removed: list[int]

@@ -50,6 +50,11 @@ class Scaling:
         exponent: r of the best scale.
         errors: mean squared output error at each r of the grid 0, 1/n, ..., (n - 1)/n. Where it exceeded the best
             before all batches were seen, the error on the rest counts as 0.
+
+    Example:
+        >>> found = Scaling("norm", ("query", "key"), torch.tensor([1.0, 2.0]), exponent=0.5, errors=(0.3, 0.2))
+        >>> found.errors.index(min(found.errors)) / len(found.errors) == found.exponent
+        True
     """
 
     producer: str
@@ -71,6 +76,15 @@ class AWQResult:
         scalings: one for each group of every block.
         clips: linear layer -> largest magnitude in each group ``(out, groups)``.
         notes: what was left out, and why.
+
+    Example:
+        >>> import tempfile
+        >>> found = AWQResult(bits=4, group_size=8, symmetric=False, clips={"0.up": torch.full((16, 1), 0.5)})
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     found.save(f"{folder}/awq.safetensors")
+        ...     again = AWQResult.load(f"{folder}/awq.safetensors")
+        >>> again.bits, torch.equal(again.clips["0.up"], found.clips["0.up"])
+        (4, True)
     """
 
     bits: int
@@ -154,8 +168,9 @@ def awq_search(
 
     Raises:
         ValueError: if ``n_grid`` is below 1; if there is no calibration data or no list of blocks in the model; if a
-            weight or an activation is not finite, a group size does not fit, a weight is shared with another module,
-            or a producer feeds something besides its consumers (their scaling would change the block's output).
+            weight or an activation is not finite, a group size does not fit, a rule of ``rules`` names a consumer whose
+            weight is shared with another module (found out, such layers are left alone), or a producer feeds something
+            besides its consumers (their scaling would change the block's output).
 
     Source: arXiv:2306.00978, section 3.2, eq. 4 and 5, and the released auto_scale and auto_clip.
     deviation: the clip error is the mean over all calibration tokens, not over 512 of them.
@@ -240,6 +255,14 @@ def apply_awq(model: nn.Module, result: AWQResult) -> nn.Module:
         ValueError: if the model lacks a module that the result names.
 
     Source: arXiv:2306.00978, section 3.2.
+
+    Example:
+        >>> model, x = nn.Sequential(nn.LayerNorm(3), nn.Linear(3, 2)), torch.randn(4, 3)
+        >>> scaling = Scaling("0", ("1",), torch.tensor([1.0, 2.0, 4.0]), exponent=0.5, errors=(0.2, 0.1))
+        >>> before, weight = model(x), model[1].weight.detach().clone()
+        >>> _ = apply_awq(model, AWQResult(4, 3, False, [scaling]))
+        >>> torch.allclose(model(x), before, atol=1e-5), torch.equal(model[1].weight, weight * scaling.scale)
+        (True, True)
     """
     names = {name for name, _ in model.named_modules()}
     wanted = {n for s in result.scalings for n in (s.producer, *s.consumers)} | result.clips.keys()

@@ -36,6 +36,10 @@ class ScaleGroup:
             its channels: ReLU, a product, attention weights.
         consumers: the linear layers.
         inspect: the module whose output error is minimised, "" for the whole block.
+
+    Example:
+        >>> ScaleGroup("norm", ("query", "key", "value"), inspect="attention").consumers
+        ('query', 'key', 'value')
     """
 
     producer: str
@@ -54,6 +58,13 @@ class BlockRule:
         groups: what is scaled.
         unclipped: linear layers that the clip search leaves alone: those that make queries and keys.
         notes: what is not done, and why.
+
+    Example:
+        >>> def rule(block):
+        ...     norm = ScaleGroup("norm", ("query", "key", "value"), inspect="attention")
+        ...     return BlockRule((norm, ScaleGroup("up", ("down",), inspect="down")), unclipped=("query", "key"))
+        >>> [group.producer for group in rule(nn.Identity()).groups]
+        ['norm', 'up']
     """
 
     groups: tuple[ScaleGroup, ...]
@@ -123,6 +134,19 @@ def block_linears(model: nn.Module, rules: Mapping[type[nn.Module], Rule] | None
     """Returns the linear layers inside the transformer blocks by name: what AWQ and GPTQ quantise.
 
     Embeddings, heads and poolers lie outside and are not quantised; nor is a layer whose weight is shared.
+
+    Args:
+        model: any module whose blocks hold linear layers.
+        rules: kinds of block; where the model has any of them, they alone are its blocks.
+
+    Raises:
+        ValueError: if the model holds no list of blocks with linear layers inside.
+
+    Example:
+        >>> blocks = [nn.ModuleDict({"up": nn.Linear(4, 8), "down": nn.Linear(8, 4)}) for _ in range(2)]
+        >>> model = nn.ModuleDict({"h": nn.ModuleList(blocks), "head": nn.Linear(4, 10)})
+        >>> list(block_linears(model))
+        ['h.0.up', 'h.0.down', 'h.1.up', 'h.1.down']
     """
     blocks = [block for stack in block_stacks(model, rules) for block in stack.values()]
     inside = {module for block in blocks for module in block.modules()}

@@ -28,6 +28,11 @@ class QTensor(NamedTuple):
         zero: the level of zero, uint8 ``(out, groups)``; None where symmetric, then it is ``2^(bits - 1)``.
         bits: bits of one level.
         group_size: inputs that share a scale; -1 means the whole row.
+
+    Example:
+        >>> tensor = group_quantize(torch.randn(64, 128), bits=4, group_size=32)
+        >>> tensor.q.shape, tensor.scale.shape, tensor.nbytes  # 32,768 bytes before
+        (torch.Size([64, 128]), torch.Size([64, 4]), 5248)
     """
 
     q: Tensor
@@ -186,6 +191,11 @@ def unpack_codes(packed: Tensor, bits: int, columns: int) -> Tensor:
 
     Raises:
         ValueError: if the shape does not fit ``bits`` and ``columns``.
+
+    Example:
+        >>> word = 1 + (2 << 3) + (3 << 6)
+        >>> unpack_codes(torch.tensor([[word]], dtype=torch.int32), bits=3, columns=3)
+        tensor([[1, 2, 3]], dtype=torch.uint8)
     """
     check_dimensions(2, packed=packed)
     check_nonempty(packed=packed)
@@ -304,6 +314,13 @@ def linears(model: nn.Module, skip: Collection[str] = ("lm_head", "embed")) -> d
         model: any module.
         skip: layers whose name contains one of these are left out; so are those that share their weight with
             another module, such as a head that is tied to the embedding.
+
+    Returns:
+        name -> module, in the order of the module tree.
+
+    Example:
+        >>> list(linears(nn.ModuleDict({"up": nn.Linear(2, 4), "norm": nn.LayerNorm(4), "lm_head": nn.Linear(4, 9)})))
+        ['up']
     """
     owners: dict[int, int] = {}
     for module in model.modules():
