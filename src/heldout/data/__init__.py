@@ -2,6 +2,7 @@
 
 from heldout.data.balancing import balanced_sampling, class_counts, why_balanced
 from heldout.data.choice_targets import randomize_targets
+from heldout.data.control.observations import map_observations
 from heldout.data.control.trajectories import RewardScale, Trajectories, TrajectoryBatch, Windows
 from heldout.data.graphs.corruptions import in_batch_corruptions
 from heldout.data.graphs.edge_pruning import (
@@ -201,6 +202,7 @@ __all__ = [
     "is_tensor_data",
     "kept_edges",
     "length_split",
+    "map_observations",
     "masked_nodes",
     "match_size",
     "mcd_split",

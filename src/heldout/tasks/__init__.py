@@ -16,6 +16,8 @@ from heldout.tasks.control.job_queue import (
     play_jobs,
     shortest_job_first,
 )
+from heldout.tasks.control.levels import GymLevels, LevelOrder, LevelSplit, LevelStep, LevelWorld, split_levels
+from heldout.tasks.control.maze import MAZE_ACTIONS, MAZE_PLANES, KeyMazes, MazeLayout, maze_env, maze_layout
 from heldout.tasks.control.traces import linear_forecast, throughput_traces, velocity_forecast, viewport_traces
 from heldout.tasks.glyphs.fewshot_stream import FewShotStream, fewshot_stream
 from heldout.tasks.glyphs.font_glyphs import FONT_FACES, FONT_SCRIPTS, FontGlyphs, font_glyphs
@@ -377,6 +379,8 @@ __all__ = [
     "MATHS_NAMES",
     "MATHS_TEST_FRAMES",
     "MATHS_THINGS",
+    "MAZE_ACTIONS",
+    "MAZE_PLANES",
     "MOTIONS",
     "MOVES",
     "MOVING_SHAPES",
@@ -460,6 +464,7 @@ __all__ = [
     "GlaucomaMaps",
     "GraphBenchmark",
     "GridPolicy",
+    "GymLevels",
     "HeldOutWord",
     "Instance",
     "InstructionExample",
@@ -468,11 +473,17 @@ __all__ = [
     "Job",
     "JobQueue",
     "JudgedPictures",
+    "KeyMazes",
     "KnowledgeGraph",
     "LShape",
+    "LevelOrder",
+    "LevelSplit",
+    "LevelStep",
+    "LevelWorld",
     "ListTask",
     "MathsFamily",
     "MathsProblem",
+    "MazeLayout",
     "MeasuredArchitectures",
     "MedicalPictures",
     "MovingClips",
@@ -622,6 +633,8 @@ __all__ = [
     "maths_family",
     "maths_solution",
     "maths_words",
+    "maze_env",
+    "maze_layout",
     "meaning",
     "measured_architectures",
     "medical_pictures",
@@ -694,6 +707,7 @@ __all__ = [
     "split_by_scaffold",
     "split_by_size",
     "split_drawings",
+    "split_levels",
     "split_nodes",
     "split_nodes_by",
     "split_skills",

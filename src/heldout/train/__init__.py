@@ -93,6 +93,7 @@ if TYPE_CHECKING:
     from heldout.train.graphs.sparse_gnn import SparseResult, accuracy_on, train_sparse_gnn
     from heldout.train.reinforcement.grpo import grpo
     from heldout.train.reinforcement.policy_gradient import discounted_returns, normalize_rewards, reinforce_loss
+    from heldout.train.reinforcement.ppo import PPOLog, clipped_policy_loss, generalized_advantages, ppo
     from heldout.train.reinforcement.rewards import CostReward, format_reward, router_reward
     from heldout.train.reinforcement.rollouts import Environment, Episode, rollout
     from heldout.train.reinforcement.router import train_router
@@ -188,6 +189,7 @@ __all__ = [
     "ObjectiveLoss",
     "Observation",
     "Operation",
+    "PPOLog",
     "Phase",
     "PretrainingHistory",
     "PretrainingStop",
@@ -240,6 +242,7 @@ __all__ = [
     "boosted_network",
     "check_disjoint",
     "class_probabilities",
+    "clipped_policy_loss",
     "contradicted_labels",
     "cross_fit",
     "dbat",
@@ -276,6 +279,7 @@ __all__ = [
     "foundation_report",
     "full_batch",
     "gb_nn",
+    "generalized_advantages",
     "graph_ticket",
     "group_dro",
     "grpo",
@@ -297,6 +301,7 @@ __all__ = [
     "pair_dataset",
     "policy_loss",
     "pooled_features",
+    "ppo",
     "pretrain_graph",
     "problem_of",
     "prototype_training",
@@ -341,6 +346,10 @@ __all__ = [
 ]
 
 _LATER = {
+    "PPOLog": "heldout.train.reinforcement.ppo",
+    "clipped_policy_loss": "heldout.train.reinforcement.ppo",
+    "generalized_advantages": "heldout.train.reinforcement.ppo",
+    "ppo": "heldout.train.reinforcement.ppo",
     "EWC": "heldout.train.continual.anchored",
     "RWalk": "heldout.train.continual.anchored",
     "SynapticIntelligence": "heldout.train.continual.anchored",
