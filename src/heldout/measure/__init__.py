@@ -155,6 +155,7 @@ from heldout.measure.metrics.ensembles import (
 )
 from heldout.measure.metrics.few_shot import few_shot_accuracy, prototype_episodes, ridge_probe
 from heldout.measure.metrics.rank_transfer import RankTransfer, rank_transfer
+from heldout.measure.metrics.returns import generalization_gap, iqm, normalised_return, stratified_interval
 from heldout.measure.metrics.sequences import match_by_length, sequences_match
 from heldout.measure.metrics.subgroup_auc import SubgroupAUC, subgroup_auc
 from heldout.measure.metrics.sweet_spot import SweetSpot, sweet_spot
@@ -382,6 +383,7 @@ __all__ = [
     "gap_recovered_interval",
     "gate_rows",
     "generalization_difficulty",
+    "generalization_gap",
     "generalization_steps",
     "grade_skill_points",
     "grade_skill_text",
@@ -397,6 +399,7 @@ __all__ = [
     "inductive_bias",
     "interpolated_size",
     "intrinsic_dimension",
+    "iqm",
     "kernel_error_law",
     "kernel_error_samples",
     "kernel_inductive_bias",
@@ -428,6 +431,7 @@ __all__ = [
     "new_ends",
     "nll",
     "normalise_answer",
+    "normalised_return",
     "occlusion_accuracy",
     "odd_one_out",
     "optimal_ridge",
@@ -496,6 +500,7 @@ __all__ = [
     "steps_to",
     "strategy_loss",
     "strategy_weights",
+    "stratified_interval",
     "stream_interval",
     "stream_interval_by_examples",
     "structure_loss",

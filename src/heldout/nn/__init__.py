@@ -31,6 +31,7 @@ from heldout.nn.control.actor_critic import ActorCritic, GridEncoder, PolicyValu
 from heldout.nn.control.backbone import check_context, decoder_body, decoder_states, lora_backbone
 from heldout.nn.control.forecaster import LMForecaster, LSTMForecaster
 from heldout.nn.control.modality_encoder import FeatureSpec, JobGraphEncoder, ModalityEncoder
+from heldout.nn.control.observation_tokens import ObservationTokens
 from heldout.nn.control.return_policy import FactoredHead, HistoryPolicy, ReturnConditionedPolicy
 from heldout.nn.control.sequence_actor import SequenceActor
 from heldout.nn.efficientnet import MobileBlock, Standardise, cached_features, efficientnet_lite0
@@ -201,6 +202,7 @@ __all__ = [
     "MultiHead",
     "NodeClassifier",
     "NodeEncoder",
+    "ObservationTokens",
     "OracleStep",
     "P3DBasicBlock",
     "P3DBottleneck",

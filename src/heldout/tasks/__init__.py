@@ -18,6 +18,7 @@ from heldout.tasks.control.job_queue import (
 )
 from heldout.tasks.control.levels import GymLevels, LevelOrder, LevelSplit, LevelStep, LevelWorld, split_levels
 from heldout.tasks.control.maze import MAZE_ACTIONS, MAZE_PLANES, KeyMazes, MazeLayout, maze_env, maze_layout
+from heldout.tasks.control.playing import LevelScores, chosen, collect, epsilon_greedy, play_levels
 from heldout.tasks.control.traces import linear_forecast, throughput_traces, velocity_forecast, viewport_traces
 from heldout.tasks.glyphs.fewshot_stream import FewShotStream, fewshot_stream
 from heldout.tasks.glyphs.font_glyphs import FONT_FACES, FONT_SCRIPTS, FontGlyphs, font_glyphs
@@ -477,6 +478,7 @@ __all__ = [
     "KnowledgeGraph",
     "LShape",
     "LevelOrder",
+    "LevelScores",
     "LevelSplit",
     "LevelStep",
     "LevelWorld",
@@ -555,8 +557,10 @@ __all__ = [
     "choice_examples",
     "choice_questions",
     "choice_words",
+    "chosen",
     "chunk_sizes",
     "clipart_sprites",
+    "collect",
     "colour_bias",
     "coloured_conflict",
     "coloured_drawings",
@@ -585,6 +589,7 @@ __all__ = [
     "drawings",
     "edit_problem",
     "entries_of",
+    "epsilon_greedy",
     "exact_accuracy",
     "expert_fact_words",
     "fact_compositions",
@@ -665,6 +670,7 @@ __all__ = [
     "photographs",
     "place_questions",
     "play_jobs",
+    "play_levels",
     "play_streams",
     "projective_command",
     "projective_split",

@@ -227,7 +227,9 @@ class GymLevels:
             if not isinstance(space, self._spaces.Box | self._spaces.Discrete):
                 raise TypeError(f"make must give observations of Box, Discrete or a Dict of these, got {seen}")
         if self.actions not in (0, int(env.action_space.n)):
-            raise ValueError(f"make must give {self.actions} actions on every level, got {env.action_space.n} on {level}")
+            raise ValueError(
+                f"make must give {self.actions} actions on every level, got {env.action_space.n} on {level}"
+            )
         self.actions = int(env.action_space.n)
         return env
 

@@ -107,7 +107,9 @@ def _drawn(rng: np.random.Generator, size: int) -> MazeLayout:
     walls = np.ones((size, size), dtype=bool)
     for room in inside:
         walls[_cell(room, side)] = False
-    passages = {edge: tuple((a + b) // 2 for a, b in zip(*(_cell(r, side) for r in edge), strict=True)) for edge in tree}
+    passages = {
+        edge: tuple((a + b) // 2 for a, b in zip(*(_cell(r, side) for r in edge), strict=True)) for edge in tree
+    }
     for place in passages.values():
         walls[place] = False
     while True:
