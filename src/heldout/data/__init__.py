@@ -4,7 +4,7 @@ from heldout.data.balancing import balanced_sampling, class_counts, why_balanced
 from heldout.data.choice_targets import randomize_targets
 from heldout.data.control.observations import map_observations
 from heldout.data.control.trajectories import RewardScale, Trajectories, TrajectoryBatch, Windows
-from heldout.data.control.transitions import Transitions, mix_returns, to_episodes, transitions, transitions_of
+from heldout.data.control.transitions import Transitions, mix_returns, to_episodes, transitions_of
 from heldout.data.graphs.corruptions import in_batch_corruptions
 from heldout.data.graphs.edge_pruning import (
     edge_degree_scores,
@@ -258,7 +258,6 @@ __all__ = [
     "to_multiple_choice",
     "training_graph",
     "training_group",
-    "transitions",
     "transitions_of",
     "upsample",
     "upsample_sampler",

@@ -18,7 +18,7 @@ from heldout.tasks.control.job_queue import (
 )
 from heldout.tasks.control.levels import GymLevels, LevelOrder, LevelSplit, LevelStep, LevelWorld, split_levels
 from heldout.tasks.control.maze import MAZE_ACTIONS, MAZE_PLANES, KeyMazes, MazeLayout, maze_env, maze_layout
-from heldout.tasks.control.playing import LevelScores, chosen, collect, epsilon_greedy, play_levels
+from heldout.tasks.control.playing import LevelScores, collect, epsilon_greedy, play_levels
 from heldout.tasks.control.traces import linear_forecast, throughput_traces, velocity_forecast, viewport_traces
 from heldout.tasks.glyphs.fewshot_stream import FewShotStream, fewshot_stream
 from heldout.tasks.glyphs.font_glyphs import FONT_FACES, FONT_SCRIPTS, FontGlyphs, font_glyphs
@@ -557,7 +557,6 @@ __all__ = [
     "choice_examples",
     "choice_questions",
     "choice_words",
-    "chosen",
     "chunk_sizes",
     "clipart_sprites",
     "collect",

@@ -35,7 +35,7 @@ class Transitions(NamedTuple):
 
 
 @checked
-def transitions(trajectories: Trajectories, rows: Tensor | None = None) -> Transitions:
+def transitions_of(trajectories: Trajectories, rows: Tensor | None = None) -> Transitions:
     """Returns steps of logged episodes, with what was seen after each; none reaches into the next episode.
 
     Args:
@@ -49,7 +49,7 @@ def transitions(trajectories: Trajectories, rows: Tensor | None = None) -> Trans
         >>> seen, ends = torch.tensor([0.0, 1.0, 5.0]), torch.tensor([False, True, True])
         >>> logged = Trajectories(seen, torch.tensor([0, 1, 0]), torch.ones(3), ends,
         ...                       final_observations=torch.tensor([2.0, 6.0]))
-        >>> transitions(logged).next_observations.tolist()
+        >>> transitions_of(logged).next_observations.tolist()
         [1.0, 2.0, 6.0]
     """
     steps = len(trajectories.rewards)

@@ -24,6 +24,7 @@ class GridEncoder(nn.Module):
         ValueError: sizes out of range.
 
     Example:
+        >>> import torch
         >>> GridEncoder(8, 9)(torch.zeros(2, 5, 8, 9, 9, dtype=torch.uint8)).shape
         torch.Size([2, 5, 128])
     """
@@ -83,6 +84,7 @@ class ActorCritic(nn.Module):
     Source: arXiv:1707.06347, section 5 (shared parameters); arXiv:2005.12729 for the first weights.
 
     Example:
+        >>> import torch
         >>> said = ActorCritic(GridEncoder(8, 9), 128, 4)(torch.zeros(3, 8, 9, 9))
         >>> said.logits.shape, said.values.shape
         (torch.Size([3, 4]), torch.Size([3]))

@@ -1,12 +1,13 @@
 """Core: Levels of an environment: split for training, validation and test, and played many at a time.
 
-A level is an integer: the same one is the same maze, map or task again. Whatever is made of levels here keeps those that
-are learned from apart from those that are tested on. Source: arXiv:2312.05742, section 3 (levels 0 to 199 to train on,
-200 to 249 to validate on, 250 and after to test on).
+A level is an integer: the same one is the same maze, map or task again. Those that are learned from are kept apart from
+those that are tested on. Source: arXiv:2312.05742, section 3 (levels 0 to 199 to train on, 200 to 249 to validate on,
+250 and after to test on).
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -45,7 +46,7 @@ def split_levels(n_train: int, n_val: int, n_test: int, *, start: int = 0) -> Le
     check_at_least(1, n_train=n_train, n_val=n_val, n_test=n_test)
     check_at_least(0, start=start)
     ends = np.cumsum([start, n_train, n_val, n_test]).tolist()
-    return LevelSplit(*(range(a, b) for a, b in zip(ends, ends[1:], strict=False)))
+    return LevelSplit(*(range(a, b) for a, b in itertools.pairwise(ends)))
 
 
 class LevelStep(NamedTuple):

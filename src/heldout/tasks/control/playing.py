@@ -84,7 +84,7 @@ def play_levels(
     with _acting(policy, count, world.actions) as answer:
         for _ in range(limit):
             logits = answer.logits(world.observations(), playing)
-            actions = chosen(logits, epsilon=epsilon, sample=sample, generator=generator)
+            actions = epsilon_greedy(logits, epsilon=epsilon, sample=sample, generator=generator)
             done = world.step(actions)
             answer.record(actions, done.rewards)
             returns += torch.where(playing, done.rewards, 0.0)
@@ -134,7 +134,7 @@ def collect(
     with _acting(policy, len(world), world.actions) as answer:
         while have < transitions:
             seen, levels = world.observations(), world.levels.clone()
-            actions = chosen(answer.logits(seen, everyone), epsilon=epsilon, sample=sample, generator=generator)
+            actions = epsilon_greedy(answer.logits(seen, everyone), epsilon=epsilon, sample=sample, generator=generator)
             done = world.step(actions)
             steps.append((seen, actions, done.rewards, done.terminations, done.truncations & ~done.terminations))
             for env in (done.terminations | done.truncations).nonzero()[:, 0].tolist():
@@ -153,7 +153,7 @@ def collect(
 
 
 @checked
-def chosen(logits: Tensor, *, epsilon: float, sample: bool, generator: torch.Generator) -> Tensor:
+def epsilon_greedy(logits: Tensor, *, epsilon: float, sample: bool, generator: torch.Generator) -> Tensor:
     """Returns an action for each row of logits, int64 ``(batch,)``.
 
     Args:
@@ -163,7 +163,7 @@ def chosen(logits: Tensor, *, epsilon: float, sample: bool, generator: torch.Gen
         generator: of the draws; it is drawn from alike whatever the logits are.
 
     Example:
-        >>> chosen(torch.eye(3), epsilon=0.0, sample=False, generator=torch.Generator()).tolist()
+        >>> epsilon_greedy(torch.eye(3), epsilon=0.0, sample=False, generator=torch.Generator()).tolist()
         [0, 1, 2]
     """
     best = logits.argmax(-1)

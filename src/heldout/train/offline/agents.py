@@ -1,7 +1,7 @@
 """Core: Agents that learn from logged episodes with discrete actions: BC, CQL, BCQ, IQL, and sequence models.
 
-Each updates itself on a batch and answers observations with logits, so that it can be trained by ``fit_offline`` or in a
-loop of one's own. Source: arXiv:2312.05742, section 3, with the settings of its released code as defaults.
+Each updates itself on a batch and answers observations with logits, so that ``fit_offline`` can train it, or a loop of
+one's own. Source: arXiv:2312.05742, section 3, with the settings of its released code as defaults.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from heldout.data import Trajectories, TrajectoryBatch, Transitions, Windows, transitions
+from heldout.data import Trajectories, TrajectoryBatch, Transitions, Windows, transitions_of
 from heldout.errors import (
     check_at_least,
     check_finite,
@@ -74,7 +74,7 @@ class OfflineAgent(nn.Module):
             TypeError: actions that are not discrete.
         """
         self._check(trajectories.actions, trajectories.final_observations)
-        return len(trajectories.rewards), lambda rows: transitions(trajectories, rows)
+        return len(trajectories.rewards), lambda rows: transitions_of(trajectories, rows)
 
     @checked
     def update(self, batch: Transitions) -> float:
@@ -286,8 +286,8 @@ class IQL(OfflineAgent):
     Raises:
         ValueError, TypeError: as for ``OfflineAgent``; options out of range.
 
-    Source: arXiv:2110.06169, algorithm 1; the code of arXiv:2312.05742 (expectile 0.8, beta 3, copies every 100 updates,
-        where the paper moves the targets a little at each).
+    Source: arXiv:2110.06169, algorithm 1; the code of arXiv:2312.05742 (expectile 0.8, beta 3). Deviation: targets are
+        copied every 100 updates, as in that code, where the paper moves them a little at each.
 
     Example:
         >>> agent = IQL(nn.Flatten(), 3, actions=2)
