@@ -348,9 +348,10 @@ class DecisionTransformer(nn.Module):
             reached, which is for the caller to choose here.
         lr, weight_decay: of AdamW.
         clip: greatest norm of the gradient.
+        slide: of ``SequenceActor``: steps that drop out of a full window at once.
 
     Raises:
-        ValueError: options out of range.
+        ValueError: options out of range, real actions.
 
     Source: arXiv:2106.01345, algorithm 1; arXiv:2312.05742, section 3 (context 10, rate 5e-4, clip 0.1).
 
@@ -375,14 +376,16 @@ class DecisionTransformer(nn.Module):
         lr: float = 5e-4,
         weight_decay: float = 0.0,
         clip: float = 0.1,
+        slide: int = 1,
     ) -> None:
         super().__init__()
         check_finite(target_return=target_return)
         check_nonnegative(lr=lr, weight_decay=weight_decay)
         check_positive(clip=clip)
+        check_at_least(1, slide=slide)
         if policy.real:
             raise ValueError("policy must have discrete actions")
-        self.policy, self.target_return, self.clip = policy, target_return, clip
+        self.policy, self.target_return, self.clip, self.slide = policy, target_return, clip, slide
         self.optimizer = torch.optim.AdamW(policy.parameters(), lr=lr, weight_decay=weight_decay)
         self.updates = 0
 
@@ -423,7 +426,7 @@ class DecisionTransformer(nn.Module):
     @checked
     def actor(self, episodes: int) -> SequenceActor:
         """Returns what acts in so many episodes at once, each asked for ``target_return``."""
-        return SequenceActor(self.policy, episodes, target_return=self.target_return, slide=1)
+        return SequenceActor(self.policy, episodes, target_return=self.target_return, slide=self.slide)
 
 
 class _Network(nn.Module):
