@@ -166,7 +166,9 @@ ARMS = {
     "ppo": arm_of("ppo"),
     **{method: arm_of(method) for method in METHODS},
     **{f"{method}-mixed": arm_of(method, "mixed") for method in METHODS},
-    **{f"{method}-{n}-levels": arm_of(method, levels=n, source=400) for method in ("bc", "iql") for n in (25, 100, 400)},
+    **{
+        f"{method}-{n}-levels": arm_of(method, levels=n, source=400) for method in ("bc", "iql") for n in (25, 100, 400)
+    },
     **{f"{method}-4x": arm_of(method, times=4) for method in ("bc", "iql")},
 }
 METRICS = {

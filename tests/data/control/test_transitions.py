@@ -1,5 +1,6 @@
 """Transitions of logged episodes, against loops over the episodes."""
 
+import dataclasses
 from types import SimpleNamespace
 
 import numpy as np
@@ -20,7 +21,8 @@ def logged(named=False, levels=True, finals=True, seed=0):
     cut[3] = True
     seen, last = torch.arange(steps).float()[:, None], torch.tensor([[100.0], [101.0], [102.0]])
     return Trajectories(
-        {"a": seen, "b": -seen} if named else seen, torch.arange(steps) % 3, torch.arange(steps) * 0.5, ends & ~cut, cut,
+        {"a": seen, "b": -seen} if named else seen,
+        torch.arange(steps) % 3, torch.arange(steps) * 0.5, ends & ~cut, cut,
         ({"a": last, "b": -last} if named else last) if finals else None,
         torch.tensor([7, 7, 9]) if levels else None,
     )  # fmt: skip
@@ -55,12 +57,12 @@ def test_without_final_observations_there_are_no_next_ones():
 @pytest.mark.parametrize("named", [False, True])
 def test_episodes_in_minaris_form_are_read_again_as_they_were(named):
     store = logged(named)
-    store = Trajectories(
-        {name: value.to(torch.uint8) for name, value in store.observations.items()} if not named else store.observations,
-        store.actions, store.rewards, store.terminations, store.truncations,
-        {n: v.to(torch.uint8) for n, v in store.final_observations.items()} if not named else store.final_observations,
-        store.levels,
-    )  # fmt: skip
+    if not named:  # bytes stay bytes
+        seen, finals = (
+            {name: value.to(torch.uint8) for name, value in observations.items()}
+            for observations in (store.observations, store.final_observations)
+        )
+        store = dataclasses.replace(store, observations=seen, final_observations=finals)
     episodes = to_episodes(store)
     first = episodes[0]["observations"]
     assert len(first["a"] if named else first) == 4

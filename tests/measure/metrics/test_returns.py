@@ -60,7 +60,7 @@ def test_the_interval_covers_as_often_as_it_says():
     rng = np.random.default_rng(0)
     hits = 0
     for trial in range(200):
-        scores = rng.normal(size=(15, 4)) + [0.0, 5.0, -3.0, 1.0]
+        scores = rng.normal(loc=[0.0, 5.0, -3.0, 1.0], size=(15, 4))
         found = stratified_interval(scores, np.mean, resamples=200, seed=trial)
         hits += found.low <= 0.75 <= found.high
     assert 176 <= hits <= 198

@@ -43,7 +43,9 @@ def test_the_first_policy_is_near_uniform_and_values_are_not():
     assert torch.allclose(policy.policy.weight @ policy.policy.weight.T, 1e-4 * torch.eye(3), atol=1e-8)
 
 
-@pytest.mark.parametrize("options", [{"planes": 0}, {"size": 4}, {"hidden": 0}, {"channels": (0, 2)}, {"size": (5, 5, 5)}])
+@pytest.mark.parametrize(
+    "options", [{"planes": 0}, {"size": 4}, {"hidden": 0}, {"channels": (0, 2)}, {"size": (5, 5, 5)}]
+)
 def test_sizes_out_of_range_are_refused(options):
     with pytest.raises(ValueError, match=next(iter(options))):
         GridEncoder(**({"planes": 1, "size": 7} | options))

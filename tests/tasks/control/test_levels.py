@@ -31,7 +31,7 @@ def test_each_environment_keeps_its_level_or_draws_one():
             LevelOrder(levels, envs)
 
 
-@pytest.fixture()
+@pytest.fixture
 def gymnasium():
     return pytest.importorskip("gymnasium")
 

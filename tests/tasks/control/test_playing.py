@@ -45,7 +45,9 @@ def test_the_first_episode_alone_counts():
     mazes = KeyMazes([1] * 4, **OPTIONS)
     best = Best(mazes)
     plain = best.logits
-    best.logits = lambda seen: torch.where(torch.tensor([[True], [True], [True], [False]]), plain(seen), torch.eye(4)[:1])
+    best.logits = lambda seen: torch.where(
+        torch.tensor([[True], [True], [True], [False]]), plain(seen), torch.eye(4)[:1]
+    )
     scores = play_levels(best, mazes)
     assert scores.successes.tolist() == [True, True, True, False]
     assert scores.lengths[3] == 30
@@ -137,8 +139,16 @@ def test_what_is_cut_off_by_time_is_not_marked_as_its_end():
 def test_the_same_seed_collects_the_same_and_epsilon_one_needs_no_policy():
     one = collect(uniform, KeyMazes(range(6), **OPTIONS), 200, seed=5)
     assert torch.equal(one.actions, collect(uniform, KeyMazes(range(6), **OPTIONS), 200, seed=5).actions)
-    assert not torch.equal(one.actions[:200], collect(uniform, KeyMazes(range(6), **OPTIONS), 200, seed=6).actions[:200])
-    lazy = collect(lambda seen: torch.tensor([[1e9, 0, 0, 0]]).repeat(len(seen), 1), KeyMazes(range(6), **OPTIONS), 2000, epsilon=1.0, sample=False)
+    assert not torch.equal(
+        one.actions[:200], collect(uniform, KeyMazes(range(6), **OPTIONS), 200, seed=6).actions[:200]
+    )
+    lazy = collect(
+        lambda seen: torch.tensor([[1e9, 0, 0, 0]]).repeat(len(seen), 1),
+        KeyMazes(range(6), **OPTIONS),
+        2000,
+        epsilon=1.0,
+        sample=False,
+    )
     assert (lazy.actions.bincount() / len(lazy.actions)).tolist() == pytest.approx([0.25] * 4, abs=0.04)
     with pytest.raises(ValueError, match="transitions"):
         collect(uniform, KeyMazes([0]), 0)

@@ -36,7 +36,10 @@ def test_targets_leave_out_what_follows_an_end_and_nothing_else():
 
 
 def test_the_online_network_chooses_and_the_target_network_tells():
-    online, target = torch.tensor([[1.0, 5.0, 2.0], [9.0, 0.0, 1.0]]), torch.tensor([[10.0, 20.0, 30.0], [1.0, 2.0, 3.0]])
+    online, target = (
+        torch.tensor([[1.0, 5.0, 2.0], [9.0, 0.0, 1.0]]),
+        torch.tensor([[10.0, 20.0, 30.0], [1.0, 2.0, 3.0]]),
+    )
     assert double_q_values(online, target).tolist() == [20.0, 1.0]
     allowed = torch.tensor([[True, False, True], [False, True, True]])
     assert double_q_values(online, target, allowed=allowed).tolist() == [30.0, 3.0]
@@ -58,7 +61,7 @@ def test_the_penalty_is_log_of_the_actions_for_constant_values_and_never_negativ
 
 @pytest.mark.parametrize("alpha", [0.0, 1.0, 4.0])
 def test_the_loss_of_cql_is_huber_and_the_gap_to_the_soft_maximum(alpha):
-    """As d3rlpy's documentation of discrete CQL has it: ``alpha * E[log sum exp Q(s, a) - Q(s, a_data)] + DQN loss``."""
+    """As d3rlpy's documentation of discrete CQL has it: ``alpha * E[log sum exp Q(s, a) - Q(s, a_data)]`` and a DQN's."""
     q, actions, targets = example()
     expected = 0.0
     for row, action, target in zip(q.tolist(), actions.tolist(), targets.tolist(), strict=True):

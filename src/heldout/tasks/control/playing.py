@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from heldout.data import Trajectories, map_observations
-from heldout.errors import check_at_least, check_fraction, checked
+from heldout.errors import check_at_least, check_fraction, check_has, checked
 from heldout.method import evaluating
 from heldout.tasks.control.levels import LevelWorld
 
@@ -73,6 +73,7 @@ def play_levels(
         >>> lazy.success, lazy.lengths.tolist()
         (0.0, [60, 60, 60, 60, 60, 60])
     """
+    check_has("reset", "observations", "step", world=world)
     check_fraction(epsilon=epsilon)
     check_at_least(1, limit=limit)
     check_at_least(0, seed=seed)
@@ -122,6 +123,7 @@ def collect(
         >>> len(logged.rewards) >= 100, logged.levels.max().item() <= 2, len(logged.final_observations) == 1
         (True, True, True)
     """
+    check_has("reset", "observations", "step", world=world)
     check_at_least(1, transitions=transitions)
     check_fraction(epsilon=epsilon)
     check_at_least(0, seed=seed)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from heldout.data import Trajectories
-from heldout.errors import check_at_least, check_fields, check_nonnegative, checked
+from heldout.errors import check_at_least, check_fields, check_has, check_nonnegative, checked
 from heldout.train.supervised import seeded
 
 
@@ -98,6 +98,7 @@ def fit_offline(
         >>> fit.scores[fit.best]
         1.0
     """
+    check_has("source", "update", "state_dict", agent=agent)
     check_at_least(1, updates=updates, batch_size=batch_size, every=every, patience=patience)
     check_nonnegative(min_delta=min_delta)
     check_at_least(0, seed=seed)

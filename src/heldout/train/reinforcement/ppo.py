@@ -20,6 +20,7 @@ from heldout.errors import (
     check_dimensions,
     check_finite,
     check_fraction,
+    check_has,
     check_nonempty,
     check_nonnegative,
     check_positive,
@@ -193,6 +194,7 @@ def ppo(
         >>> len(log), log[-1].transitions
         (2, 64)
     """
+    check_has("observations", "step", world=world)
     check_at_least(1, transitions=transitions, steps=steps, epochs=epochs, minibatches=minibatches)
     check_nonnegative(lr=lr, entropy=entropy, value_weight=value_weight)
     check_fraction(gamma=gamma, lam=lam)
