@@ -5,6 +5,7 @@ from heldout.measure.algorithms.length_curve import LengthCurve, greedy_answers,
 from heldout.measure.algorithms.rasp_programs import RASP_PROGRAMS, rasp_codes, rasp_simplicity
 from heldout.measure.architectures.laplacian_spectrum import laplacian_spectrum
 from heldout.measure.architectures.predictor import ArchitecturePredictor, regression_head, standardised
+from heldout.measure.control.returns import generalization_gap, iqm, normalised_return, stratified_interval
 from heldout.measure.datasets.composition_study import CompositionStudy, composition_study
 from heldout.measure.datasets.description_bits import STDLIB_COMPRESSORS, description_bits
 from heldout.measure.datasets.difficulty import (
@@ -155,7 +156,6 @@ from heldout.measure.metrics.ensembles import (
 )
 from heldout.measure.metrics.few_shot import few_shot_accuracy, prototype_episodes, ridge_probe
 from heldout.measure.metrics.rank_transfer import RankTransfer, rank_transfer
-from heldout.measure.metrics.returns import generalization_gap, iqm, normalised_return, stratified_interval
 from heldout.measure.metrics.sequences import match_by_length, sequences_match
 from heldout.measure.metrics.subgroup_auc import SubgroupAUC, subgroup_auc
 from heldout.measure.metrics.sweet_spot import SweetSpot, sweet_spot

@@ -112,8 +112,11 @@ def test_a_clone_of_the_best_policy_solves_its_levels_and_not_yet_others():
 
 @pytest.mark.parametrize(
     ("options", "name"),
-    [({"updates": 0}, "updates"), ({"batch_size": 0}, "batch_size"), ({"every": 0}, "every"),
-     ({"patience": 0}, "patience"), ({"min_delta": -1.0}, "min_delta"), ({"seed": -1}, "seed"), ({"validate": lambda agent: math.nan}, "validate")],
+    [
+        ({"updates": 0}, "updates"), ({"batch_size": 0}, "batch_size"), ({"every": 0}, "every"),
+        ({"patience": 0}, "patience"), ({"min_delta": -1.0}, "min_delta"), ({"seed": -1}, "seed"),
+        ({"validate": lambda agent: math.nan}, "validate"),
+    ],
 )  # fmt: skip
 def test_options_out_of_range_are_refused(options, name):
     with pytest.raises(ValueError, match=name):

@@ -61,7 +61,7 @@ def test_the_penalty_is_log_of_the_actions_for_constant_values_and_never_negativ
 
 @pytest.mark.parametrize("alpha", [0.0, 1.0, 4.0])
 def test_the_loss_of_cql_is_huber_and_the_gap_to_the_soft_maximum(alpha):
-    """As d3rlpy's documentation of discrete CQL has it: ``alpha * E[log sum exp Q(s, a) - Q(s, a_data)]`` and a DQN's."""
+    """As d3rlpy's documentation of discrete CQL has it: ``alpha * E[log sum exp Q(s, a) - Q(s, a_data)] + DQN``."""
     q, actions, targets = example()
     expected = 0.0
     for row, action, target in zip(q.tolist(), actions.tolist(), targets.tolist(), strict=True):

@@ -407,7 +407,7 @@ def _episode(number: int, episode: Any) -> Trajectories:
     level = episode.get("level") if isinstance(episode, Mapping) else getattr(episode, "level", None)
     levels = None if level is None else torch.as_tensor([level])
     try:
-        return Trajectories(seen, _tensor(found["actions"]), rewards, *flags, finals, levels)
+        return Trajectories(seen, _tensor(found["actions"]), rewards, flags[0], flags[1], finals, levels)
     except (ValueError, TypeError) as error:
         raise type(error)(f"episode {number}: {error}") from None
 
@@ -427,15 +427,18 @@ def _kept(value: Any) -> Tensor:
 
 
 def _joined(stores: Sequence[Trajectories]) -> Trajectories:
-    finals = [each.final_observations for each in stores]
-    levels = [each.levels for each in stores]
+    finals: Any = [each.final_observations for each in stores]
+    levels: Any = [each.levels for each in stores]
     return Trajectories(
         {name: torch.cat([each.observations[name] for each in stores]) for name in stores[0].observations},
-        *(torch.cat([getattr(each, name) for each in stores]) for name in _FIELDS[1:]),
-        None
+        torch.cat([each.actions for each in stores]),
+        torch.cat([each.rewards for each in stores]),
+        torch.cat([each.terminations for each in stores]),
+        torch.cat([each.truncations for each in stores]),  # type: ignore[misc]
+        final_observations=None
         if any(each is None for each in finals)
-        else {n: torch.cat([each[n] for each in finals]) for n in finals[0]},
-        None if any(each is None for each in levels) else torch.cat(levels),  # type: ignore[arg-type]
+        else {name: torch.cat([each[name] for each in finals]) for name in finals[0]},
+        levels=None if any(each is None for each in levels) else torch.cat(levels),
     )
 
 

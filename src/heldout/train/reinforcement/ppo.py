@@ -250,7 +250,9 @@ class _Rollout(NamedTuple):
 @torch.no_grad()
 def _rollout(policy: nn.Module, world: LevelWorld, steps: int, running: Tensor) -> _Rollout:
     """``running`` has the returns so far of the episodes that are being played, and is moved on."""
-    seen, rows, ended = [], [], []
+    seen: list[Any] = []
+    rows: list[tuple[Tensor, ...]] = []
+    ended: list[float] = []
     with evaluating(policy):
         for step in range(steps + 1):
             here = world.observations()

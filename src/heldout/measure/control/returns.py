@@ -38,7 +38,7 @@ def normalised_return(returns: ArrayLike, low: ArrayLike, high: ArrayLike) -> ND
     check_values(**given)
     width = given["high"] - given["low"]
     if (width <= 0).any():
-        raise ValueError(f"high must be above low, got {high} and {low}")
+        raise ValueError(f"high must be above low, got {high!r} and {low!r}")
     return (given["returns"] - given["low"]) / width
 
 
