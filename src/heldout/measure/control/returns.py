@@ -10,6 +10,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from heldout.annotations import short
 from heldout.errors import check_at_least, check_dimensions, check_fraction, check_values, checked
 from heldout.statistics import CONFIDENCE, Interval, percentile
 
@@ -31,15 +32,10 @@ def normalised_return(returns: ArrayLike, low: ArrayLike, high: ArrayLike) -> ND
         >>> normalised_return([2.0, 4.0], 2.0, 6.0).tolist()
         [0.0, 0.5]
     """
-    given = {
-        name: np.asarray(value, dtype=np.float64)
-        for name, value in (("returns", returns), ("low", low), ("high", high))
-    }
-    check_values(**given)
-    width = given["high"] - given["low"]
-    if (width <= 0).any():
+    values, least, most = _numbers(returns=returns, low=low, high=high)
+    if (most <= least).any():
         raise ValueError(f"high must be above low, got {high!r} and {low!r}")
-    return (given["returns"] - given["low"]) / width
+    return (values - least) / (most - least)
 
 
 @checked
@@ -62,8 +58,7 @@ def iqm(scores: ArrayLike) -> float:
     """
     from scipy.stats import trim_mean
 
-    values = np.asarray(scores, dtype=np.float64)
-    check_values(scores=values)
+    (values,) = _numbers(scores=scores)
     return float(trim_mean(values, 0.25, axis=None))
 
 
@@ -95,9 +90,8 @@ def stratified_interval(
         >>> found.estimate, found.low >= 5.0, found.high <= 7.0
         (6.0, True, True)
     """
-    values = np.asarray(scores, dtype=np.float64)
+    (values,) = _numbers(scores=scores)
     check_dimensions(2, scores=values)
-    check_values(scores=values)
     check_at_least(1, resamples=resamples)
     check_fraction(confidence=confidence)
     check_at_least(0, seed=seed)
@@ -126,6 +120,17 @@ def generalization_gap(train: ArrayLike, test: ArrayLike) -> float:
         >>> generalization_gap([1.0, 0.5], [0.25])
         0.5
     """
-    given = {name: np.asarray(value, dtype=np.float64) for name, value in (("train", train), ("test", test))}
-    check_values(**given)
-    return float(given["train"].mean() - given["test"].mean())
+    known, new = _numbers(train=train, test=test)
+    return float(known.mean() - new.mean())
+
+
+def _numbers(**named: ArrayLike) -> list[NDArray[np.float64]]:
+    """Arrays of finite numbers, of which each holds some."""
+    found = []
+    for name, value in named.items():
+        try:
+            found.append(np.asarray(value, dtype=np.float64))
+        except (TypeError, ValueError):
+            raise TypeError(f"{name} must be numbers, got {short(value)}") from None
+        check_values(**{name: found[-1]})
+    return found

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from heldout.data import Trajectories, map_observations
-from heldout.errors import check_at_least, check_fraction, check_has, checked
+from heldout.errors import check_at_least, check_dimensions, check_fraction, check_has, checked
 from heldout.method import evaluating
 from heldout.tasks.control.levels import LevelWorld
 
@@ -164,10 +164,15 @@ def epsilon_greedy(logits: Tensor, *, epsilon: float, sample: bool, generator: t
         sample: draw from the softmax instead of taking the greatest.
         generator: of the draws; it is drawn from alike whatever the logits are.
 
+    Raises:
+        ValueError: logits of another form, ``epsilon`` outside of [0, 1].
+
     Example:
         >>> epsilon_greedy(torch.eye(3), epsilon=0.0, sample=False, generator=torch.Generator()).tolist()
         [0, 1, 2]
     """
+    check_dimensions(2, logits=logits)
+    check_fraction(epsilon=epsilon)
     best = logits.argmax(-1)
     if sample:
         best = torch.multinomial(logits.float().softmax(-1), 1, generator=generator)[:, 0]

@@ -64,7 +64,7 @@ def double_q_values(online: Tensor, target: Tensor, *, allowed: Tensor | None = 
         allowed: bool ``(n, actions)``: actions among which the best is chosen; default: all.
 
     Raises:
-        ValueError: shapes that differ, a state without an allowed action.
+        ValueError: shapes that differ, values that are not finite, a state without an allowed action.
 
     Source: arXiv:1509.06461, eq. 4; arXiv:1910.01708, eq. 20, for the allowed ones.
 
@@ -74,6 +74,7 @@ def double_q_values(online: Tensor, target: Tensor, *, allowed: Tensor | None = 
     """
     check_nonempty(online=online)
     check_dimensions(2, online=online)
+    check_finite(online=online, target=target)
     _same_shape(online, "online", target=target)
     if allowed is not None:
         _same_shape(online, "online", allowed=allowed)
