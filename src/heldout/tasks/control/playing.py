@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from heldout.data import Trajectories, map_observations
 from heldout.errors import check_at_least, check_dimensions, check_fraction, check_has, checked
-from heldout.method import evaluating
+from heldout.method import device_of, evaluating
 from heldout.tasks.control.levels import LevelWorld
 
 
@@ -82,7 +82,7 @@ def play_levels(
     levels = world.levels.clone()
     returns, lengths = torch.zeros(count), torch.zeros(count, dtype=torch.int64)
     playing, successes = torch.ones(count, dtype=torch.bool), torch.zeros(count, dtype=torch.bool)
-    with _acting(policy, count, world.actions) as answer:
+    with _Acting(policy, count, world.actions) as answer:
         for _ in range(limit):
             logits = answer.logits(world.observations(), playing)
             actions = epsilon_greedy(logits, epsilon=epsilon, sample=sample, generator=generator)
@@ -133,7 +133,7 @@ def collect(
     begun = torch.zeros(len(world), dtype=torch.int64)
     found: list[tuple[int, int, int, int, Any]] = []  # environment, first step, step after the last, level, final
     have, everyone = 0, torch.ones(len(world), dtype=torch.bool)
-    with _acting(policy, len(world), world.actions) as answer:
+    with _Acting(policy, len(world), world.actions) as answer:
         while have < transitions:
             seen, levels = world.observations(), world.levels.clone()
             actions = epsilon_greedy(answer.logits(seen, everyone), epsilon=epsilon, sample=sample, generator=generator)
@@ -182,15 +182,16 @@ def epsilon_greedy(logits: Tensor, *, epsilon: float, sample: bool, generator: t
     return best
 
 
-class _acting:  # noqa: N801
+class _Acting:
     """A policy in evaluation mode, asked for those that play alone where it has no memory."""
 
     def __init__(self, policy: Any, episodes: int, actions: int) -> None:
         self.policy, self.episodes, self.actions = policy, episodes, actions
         self.memory = policy.actor(episodes) if hasattr(policy, "actor") else None
         self.mode = evaluating(policy) if isinstance(policy, nn.Module) else None
+        self.device = device_of(policy) if isinstance(policy, nn.Module) else torch.device("cpu")
 
-    def __enter__(self) -> _acting:
+    def __enter__(self) -> _Acting:
         if self.mode is not None:
             self.mode.__enter__()
         return self
@@ -203,16 +204,17 @@ class _acting:  # noqa: N801
     def logits(self, observations: Any, playing: Tensor) -> Tensor:
         if self.memory is not None:
             named = observations if isinstance(observations, dict) else {"observation": observations}
-            return self._fitting(self.memory.logits(named), self.episodes)
-        said = self.policy(map_observations(lambda each: each[playing], observations))
+            named = map_observations(lambda each: each.to(self.device), named)
+            return self._fitting(self.memory.logits(named), self.episodes).cpu()
+        said = self.policy(map_observations(lambda each: each[playing].to(self.device), observations))
         said = self._fitting(said[0] if isinstance(said, tuple) else said, int(playing.sum()))
-        found = said.new_zeros(self.episodes, self.actions)
-        found[playing] = said
+        found = torch.zeros(self.episodes, self.actions, dtype=said.dtype)
+        found[playing] = said.cpu()
         return found
 
     def record(self, actions: Tensor, rewards: Tensor) -> None:
         if self.memory is not None:
-            self.memory.record(actions, rewards)
+            self.memory.record(actions.to(self.device), rewards.to(self.device))
 
     def _fitting(self, logits: Tensor, rows: int) -> Tensor:
         if not isinstance(logits, Tensor) or tuple(logits.shape) != (rows, self.actions):

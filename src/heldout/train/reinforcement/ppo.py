@@ -26,7 +26,7 @@ from heldout.errors import (
     check_positive,
     checked,
 )
-from heldout.method import evaluating
+from heldout.method import device_of, evaluating
 from heldout.tasks import LevelWorld
 from heldout.train.supervised import seeded
 
@@ -163,7 +163,7 @@ def ppo(
     An iteration plays ``steps`` actions in each environment, sampled from the policy, and makes ``epochs`` passes over
     them by Adam. Advantages are normalised in each minibatch. The last state of a rollout, and the last of an episode
     that was cut off, have the value that the policy gives them. Rollouts are in evaluation mode, updates in training
-    mode.
+    mode. Worlds are played on the CPU; the policy is asked where its weights are.
 
     Args:
         policy: from observations to logits ``(batch, actions)`` and values ``(batch,)``, such as ``ActorCritic``.
@@ -283,10 +283,11 @@ def _rollout(policy: nn.Module, world: LevelWorld, steps: int, running: Tensor) 
 
 
 def _said(policy: nn.Module, observations: Any) -> tuple[Tensor, Tensor]:
-    said = policy(observations)
+    device = device_of(policy)
+    said = policy(map_observations(lambda each: each.to(device), observations))
     if not isinstance(said, tuple) or len(said) != 2 or said[0].ndim != 2 or said[1].shape != said[0].shape[:1]:
         raise TypeError("policy must return logits (batch, actions) and values (batch,)")
-    return said[0].float(), said[1].float()
+    return said[0].float().cpu(), said[1].float().cpu()
 
 
 def _losses(
