@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from heldout.data import to_episodes, transitions_of
-from heldout.tasks import KeyMazes, collect, epsilon_greedy, maze_layout, play_levels
+from heldout.tasks import KeyMazes, LevelStep, collect, epsilon_greedy, maze_layout, play_levels
 
 OPTIONS = {"size": 7, "horizon": 30}
 
@@ -102,6 +102,31 @@ def test_a_policy_of_the_wrong_form_is_refused():
     for options in ({"epsilon": 1.5}, {"limit": 0}, {"seed": -1}, {"limit": 5}):
         with pytest.raises(ValueError, match=next(iter(options))):
             play_levels(lambda seen: torch.zeros(len(seen), 4), mazes, **options)
+
+
+class Ends:
+    """Two environments that end at once: one with a reward of 1, one with a loss of 1."""
+
+    actions, levels = 2, torch.tensor([5, 6])
+
+    def __len__(self):
+        return 2
+
+    def reset(self):
+        return self.observations()
+
+    def observations(self):
+        return torch.zeros(2, 1)
+
+    def step(self, actions):
+        ends = torch.ones(2, dtype=torch.bool)
+        return LevelStep(self.observations(), torch.tensor([1.0, -1.0]), ends, ~ends)
+
+
+def test_an_end_without_a_reward_is_no_success():
+    scores = play_levels(lambda seen: torch.zeros(len(seen), 2), Ends())
+    assert scores.successes.tolist() == [True, False]
+    assert scores.levels.tolist() == [5, 6]
 
 
 def uniform(seen):
