@@ -295,7 +295,7 @@ NOT_COVERED = {
         "small_models", "option_scores", "likelihood_chooser",
         "wordnet_skill_topics", "wordnet_graph", "wordnet_knowledge", "lexicographer_files", "phenotype_knowledge",
     },
-    "it needs gymnasium, and is tested where that is installed": {"bitrate_env"},
+    "it needs gymnasium, and is tested where that is installed": {"bitrate_env", "GymLevels", "maze_env"},
     "it trains a base for minutes": {"stdlib_llama", "cached_base"},
     "it is a Trainer or a Method that trains": {"MethodTrainer", "ContinualTrainer", "finish"},
     "its argument is an object of a world, or of files, that its own test makes": {

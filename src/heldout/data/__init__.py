@@ -2,7 +2,9 @@
 
 from heldout.data.balancing import balanced_sampling, class_counts, why_balanced
 from heldout.data.choice_targets import randomize_targets
+from heldout.data.control.observations import map_observations
 from heldout.data.control.trajectories import RewardScale, Trajectories, TrajectoryBatch, Windows
+from heldout.data.control.transitions import Transitions, mix_returns, to_episodes, transitions_of
 from heldout.data.graphs.corruptions import in_batch_corruptions
 from heldout.data.graphs.edge_pruning import (
     edge_degree_scores,
@@ -158,6 +160,7 @@ __all__ = [
     "TokenVocabulary",
     "Trajectories",
     "TrajectoryBatch",
+    "Transitions",
     "TripletKind",
     "Verbalizer",
     "VerbalizerKind",
@@ -201,10 +204,12 @@ __all__ = [
     "is_tensor_data",
     "kept_edges",
     "length_split",
+    "map_observations",
     "masked_nodes",
     "match_size",
     "mcd_split",
     "mix",
+    "mix_returns",
     "mixup",
     "ngrams",
     "novelty_curriculum",
@@ -249,9 +254,11 @@ __all__ = [
     "teddy",
     "template_split",
     "to_device",
+    "to_episodes",
     "to_multiple_choice",
     "training_graph",
     "training_group",
+    "transitions_of",
     "upsample",
     "upsample_sampler",
     "useful",

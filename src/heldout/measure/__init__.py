@@ -5,6 +5,7 @@ from heldout.measure.algorithms.length_curve import LengthCurve, greedy_answers,
 from heldout.measure.algorithms.rasp_programs import RASP_PROGRAMS, rasp_codes, rasp_simplicity
 from heldout.measure.architectures.laplacian_spectrum import laplacian_spectrum
 from heldout.measure.architectures.predictor import ArchitecturePredictor, regression_head, standardised
+from heldout.measure.control.returns import generalization_gap, iqm, normalised_return, stratified_interval
 from heldout.measure.datasets.composition_study import CompositionStudy, composition_study
 from heldout.measure.datasets.description_bits import STDLIB_COMPRESSORS, description_bits
 from heldout.measure.datasets.difficulty import (
@@ -382,6 +383,7 @@ __all__ = [
     "gap_recovered_interval",
     "gate_rows",
     "generalization_difficulty",
+    "generalization_gap",
     "generalization_steps",
     "grade_skill_points",
     "grade_skill_text",
@@ -397,6 +399,7 @@ __all__ = [
     "inductive_bias",
     "interpolated_size",
     "intrinsic_dimension",
+    "iqm",
     "kernel_error_law",
     "kernel_error_samples",
     "kernel_inductive_bias",
@@ -428,6 +431,7 @@ __all__ = [
     "new_ends",
     "nll",
     "normalise_answer",
+    "normalised_return",
     "occlusion_accuracy",
     "odd_one_out",
     "optimal_ridge",
@@ -496,6 +500,7 @@ __all__ = [
     "steps_to",
     "strategy_loss",
     "strategy_weights",
+    "stratified_interval",
     "stream_interval",
     "stream_interval_by_examples",
     "structure_loss",

@@ -27,9 +27,11 @@ from heldout.nn.architecture_search.mixed_op import (
 from heldout.nn.architectures.cg_encoder import CGEncoder
 from heldout.nn.architectures.computation_graph import CG_KERNELS, CG_OPERATIONS, computation_graph, shape_maxima
 from heldout.nn.architectures.fuzzy_heads import FuzzyCMeans, FuzzyHeads, fuzzy_membership
+from heldout.nn.control.actor_critic import ActorCritic, GridEncoder, PolicyValue
 from heldout.nn.control.backbone import check_context, decoder_body, decoder_states, lora_backbone
 from heldout.nn.control.forecaster import LMForecaster, LSTMForecaster
 from heldout.nn.control.modality_encoder import FeatureSpec, JobGraphEncoder, ModalityEncoder
+from heldout.nn.control.observation_tokens import ObservationTokens
 from heldout.nn.control.return_policy import FactoredHead, HistoryPolicy, ReturnConditionedPolicy
 from heldout.nn.control.sequence_actor import SequenceActor
 from heldout.nn.efficientnet import MobileBlock, Standardise, cached_features, efficientnet_lite0
@@ -142,6 +144,7 @@ __all__ = [
     "PRIMITIVES",
     "RESIZABLE_PRIMITIVES",
     "SCORERS",
+    "ActorCritic",
     "AffineChain",
     "AnytimeMLP",
     "AttentionBlock",
@@ -178,6 +181,7 @@ __all__ = [
     "GraphReadout",
     "GraphReadoutKind",
     "GraphSpec",
+    "GridEncoder",
     "HistoryPolicy",
     "HyperCuboid",
     "ImageSequenceClassifier",
@@ -198,6 +202,7 @@ __all__ = [
     "MultiHead",
     "NodeClassifier",
     "NodeEncoder",
+    "ObservationTokens",
     "OracleStep",
     "P3DBasicBlock",
     "P3DBottleneck",
@@ -208,6 +213,7 @@ __all__ = [
     "PatchCNN",
     "PathStep",
     "PerceiverFusion",
+    "PolicyValue",
     "PowerActivation",
     "PrototypeClassifier",
     "RecurrentFusion",

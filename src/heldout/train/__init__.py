@@ -13,7 +13,19 @@ from heldout.train.distillation.from_teacher import distillation
 from heldout.train.diversify import Hypotheses, dbat, disambiguate, divdis, diversify
 from heldout.train.early_stopping import fit_stopping_early
 from heldout.train.full_batch import full_batch
+from heldout.train.offline.agents import BC, BCQ, CQL, IQL, DecisionTransformer, OfflineAgent
+from heldout.train.offline.fit_offline import LearnsOffline, OfflineFit, fit_offline
 from heldout.train.offline.imitation import fit_forecaster, fit_policy, policy_loss
+from heldout.train.offline.value_losses import (
+    advantage_weights,
+    bcq_loss,
+    conservative_penalty,
+    cql_loss,
+    double_q_values,
+    expectile_loss,
+    imitated_actions,
+    td_target,
+)
 from heldout.train.own_loop import Stages, TrainFunction, fit_with
 from heldout.train.population.abstraction import Abstracted, abstract_subtrees
 from heldout.train.population.evolve import Evolution, Structure, evolve_structures
@@ -93,6 +105,7 @@ if TYPE_CHECKING:
     from heldout.train.graphs.sparse_gnn import SparseResult, accuracy_on, train_sparse_gnn
     from heldout.train.reinforcement.grpo import grpo
     from heldout.train.reinforcement.policy_gradient import discounted_returns, normalize_rewards, reinforce_loss
+    from heldout.train.reinforcement.ppo import PPOLog, clipped_policy_loss, generalized_advantages, ppo
     from heldout.train.reinforcement.rewards import CostReward, format_reward, router_reward
     from heldout.train.reinforcement.rollouts import Environment, Episode, rollout
     from heldout.train.reinforcement.router import train_router
@@ -133,12 +146,16 @@ if TYPE_CHECKING:
 __all__ = [
     "AGEM",
     "APPROACH_RATES",
+    "BC",
+    "BCQ",
     "BGRL",
     "CCASSG",
+    "CQL",
     "DSL",
     "EMPTY",
     "EWC",
     "GRACE",
+    "IQL",
     "MISSING",
     "PRETRAINING_STOPS",
     "SEQUENCE_APPROACHES",
@@ -155,6 +172,7 @@ __all__ = [
     "CostReward",
     "CrossFit",
     "Cumulative",
+    "DecisionTransformer",
     "DeductionAbduction",
     "DifferentiableSearch",
     "EdgeEditors",
@@ -179,6 +197,7 @@ __all__ = [
     "KeptEpoch",
     "LastBlocks",
     "LearnedProgram",
+    "LearnsOffline",
     "LightningMethod",
     "ListDSL",
     "LwF",
@@ -187,7 +206,10 @@ __all__ = [
     "MethodTrainer",
     "ObjectiveLoss",
     "Observation",
+    "OfflineAgent",
+    "OfflineFit",
     "Operation",
+    "PPOLog",
     "Phase",
     "PretrainingHistory",
     "PretrainingStop",
@@ -232,15 +254,20 @@ __all__ = [
     "abduce",
     "abstract_subtrees",
     "accuracy_on",
+    "advantage_weights",
     "agem",
     "answer_accuracy",
     "approach_scores",
+    "bcq_loss",
     "bilevel_weights",
     "boost_head",
     "boosted_network",
     "check_disjoint",
     "class_probabilities",
+    "clipped_policy_loss",
+    "conservative_penalty",
     "contradicted_labels",
+    "cql_loss",
     "cross_fit",
     "dbat",
     "deep_ensemble",
@@ -250,6 +277,7 @@ __all__ = [
     "distillation",
     "divdis",
     "diversify",
+    "double_q_values",
     "dpo",
     "draw_program",
     "eerm",
@@ -259,10 +287,12 @@ __all__ = [
     "encode_rows",
     "evolve_structures",
     "ewc",
+    "expectile_loss",
     "finish",
     "fit",
     "fit_forecaster",
     "fit_link_predictor",
+    "fit_offline",
     "fit_pairs",
     "fit_policy",
     "fit_similarity_transform",
@@ -276,10 +306,12 @@ __all__ = [
     "foundation_report",
     "full_batch",
     "gb_nn",
+    "generalized_advantages",
     "graph_ticket",
     "group_dro",
     "grpo",
     "herding_order",
+    "imitated_actions",
     "in_order",
     "inputs_like",
     "l2r",
@@ -297,6 +329,7 @@ __all__ = [
     "pair_dataset",
     "policy_loss",
     "pooled_features",
+    "ppo",
     "pretrain_graph",
     "problem_of",
     "prototype_training",
@@ -324,6 +357,7 @@ __all__ = [
     "squared_error",
     "supervisor_reward",
     "synthesize",
+    "td_target",
     "train_packed",
     "train_reweighted",
     "train_router",
@@ -341,6 +375,10 @@ __all__ = [
 ]
 
 _LATER = {
+    "PPOLog": "heldout.train.reinforcement.ppo",
+    "clipped_policy_loss": "heldout.train.reinforcement.ppo",
+    "generalized_advantages": "heldout.train.reinforcement.ppo",
+    "ppo": "heldout.train.reinforcement.ppo",
     "EWC": "heldout.train.continual.anchored",
     "RWalk": "heldout.train.continual.anchored",
     "SynapticIntelligence": "heldout.train.continual.anchored",

@@ -19,6 +19,7 @@ from heldout.errors import (
     check_finite,
     check_fraction,
     check_labels,
+    check_length,
     check_nonempty,
     check_positive,
     checked,
@@ -81,10 +82,13 @@ class Trajectories:
         rewards: for each action, ``(steps,)``.
         terminations: bool ``(steps,)``: the episode came to its end with this step.
         truncations: bool ``(steps,)``: it was cut off after this step; default: nowhere.
+        final_observations: what was seen at the end of each episode, ``(episodes, ...)`` or by name; what learns values
+            needs it.
+        levels: of each episode, int64 ``(episodes,)``.
 
     Raises:
-        ValueError: no steps, lengths that differ, values that are not finite, or a last step at which no episode ends:
-            the flags are missing.
+        ValueError: no steps, lengths that differ, values that are not finite, a last step at which no episode ends (the
+            flags are missing), or final observations of another form.
         TypeError: flags that are not bool, discrete actions that are no integers.
 
     Source: arXiv:2106.01345, section 3.
@@ -102,6 +106,8 @@ class Trajectories:
     rewards: Tensor
     terminations: Tensor
     truncations: Tensor | None = None
+    final_observations: Any = None
+    levels: Tensor | None = None
 
     def __post_init__(self) -> None:
         put = object.__setattr__
@@ -131,6 +137,11 @@ class Trajectories:
             check_labels(actions=self.actions)
         if not bool(self._ends[-1]):
             raise ValueError("the last step ends no episode: terminations or truncations must say where episodes end")
+        if self.final_observations is not None:
+            put(self, "final_observations", _finals(self))
+        if self.levels is not None:
+            check_labels(levels=self.levels)
+            check_length(len(self), levels=self.levels)
 
     @classmethod
     @checked
@@ -140,7 +151,8 @@ class Trajectories:
         Args:
             episodes: with ``observations``, ``actions``, ``rewards``, ``terminations`` and ``truncations``, arrays,
                 tensors or lists; observations may be mappings of such, and have one row more than there are actions
-                (what was seen at the end), which is left out. An episode without flags at its last step is cut there.
+                (what was seen at the end), which is kept where all episodes have it. An episode without flags at its
+                last step is cut there. ``level``, an integer, is kept where all episodes have it.
 
         Raises:
             ValueError: no episodes, an episode that lacks a field or whose lengths differ.
@@ -225,14 +237,18 @@ class Trajectories:
         """
         check_labels(len(self), episodes=episodes)
         check_nonempty(episodes=episodes)
+        episodes = torch.as_tensor(episodes, device=self.rewards.device)
         ends = self.lengths.cumsum(0)
         first = ends - self.lengths
-        rows = torch.cat([torch.arange(int(first[k]), int(ends[k])) for k in torch.as_tensor(episodes).tolist()])
+        rows = torch.cat([torch.arange(int(first[k]), int(ends[k])) for k in episodes.tolist()])
         rows = rows.to(self.rewards.device)
         assert self.truncations is not None
         return Trajectories(
             {name: value[rows] for name, value in self.observations.items()},
             self.actions[rows], self.rewards[rows], self.terminations[rows], self.truncations[rows],
+            None if self.final_observations is None
+            else {name: value[episodes] for name, value in self.final_observations.items()},
+            None if self.levels is None else self.levels[episodes],
         )  # fmt: skip
 
     @checked
@@ -388,7 +404,7 @@ def _episode(number: int, episode: Any) -> Trajectories:
     if not steps:
         raise ValueError(f"episode {number} must have a step, got none")
     seen = found["observations"]
-    seen = {n: _tensor(v) for n, v in seen.items()} if isinstance(seen, Mapping) else {ONE: _tensor(seen)}
+    seen = {n: _kept(v) for n, v in seen.items()} if isinstance(seen, Mapping) else {ONE: _kept(seen)}
     for name, value in seen.items():
         if len(value) not in (steps, steps + 1):
             raise ValueError(f"episode {number} must have {steps} or {steps + 1} {name}s, got {len(value)}")
@@ -403,9 +419,13 @@ def _episode(number: int, episode: Any) -> Trajectories:
     if not bool(flags[0][-1] | flags[1][-1]):
         flags[1] = flags[1].clone()
         flags[1][-1] = True
+    whole = all(len(value) == steps + 1 for value in seen.values())
+    finals = {name: value[steps:] for name, value in seen.items()} if whole else None
     seen = {name: value[:steps] for name, value in seen.items()}
+    level = episode.get("level") if isinstance(episode, Mapping) else getattr(episode, "level", None)
+    levels = None if level is None else torch.as_tensor([level])
     try:
-        return Trajectories(seen, _tensor(found["actions"]), rewards, *flags)
+        return Trajectories(seen, _tensor(found["actions"]), rewards, flags[0], flags[1], finals, levels)
     except (ValueError, TypeError) as error:
         raise type(error)(f"episode {number}: {error}") from None
 
@@ -418,8 +438,38 @@ def _tensor(value: Any) -> Tensor:
     return made.float() if made.is_floating_point() else made.long()
 
 
+def _kept(value: Any) -> Tensor:
+    """As ``_tensor``, but bytes stay bytes: pictures would take eight times the room."""
+    made = value if isinstance(value, Tensor) else torch.from_numpy(np.asarray(value).copy())
+    return made if made.dtype == torch.uint8 else _tensor(made)
+
+
 def _joined(stores: Sequence[Trajectories]) -> Trajectories:
+    finals: Any = [each.final_observations for each in stores]
+    levels: Any = [each.levels for each in stores]
     return Trajectories(
         {name: torch.cat([each.observations[name] for each in stores]) for name in stores[0].observations},
-        *(torch.cat([getattr(each, name) for each in stores]) for name in _FIELDS[1:]),
+        torch.cat([each.actions for each in stores]),
+        torch.cat([each.rewards for each in stores]),
+        torch.cat([each.terminations for each in stores]),
+        torch.cat([each.truncations for each in stores]),  # type: ignore[misc]
+        final_observations=None
+        if any(each is None for each in finals)
+        else {name: torch.cat([each[name] for each in finals]) for name in finals[0]},
+        levels=None if any(each is None for each in levels) else torch.cat(levels),
     )
+
+
+def _finals(logged: Trajectories) -> dict[str, Tensor]:
+    """Final observations by name, of the form of the others."""
+    own = logged.final_observations
+    named = dict(own) if isinstance(own, Mapping) else {ONE: own}
+    if list(named) != list(logged.observations):
+        raise ValueError(f"final_observations must be of {[*logged.observations]}, got {[*named]}")
+    for name, value in named.items():
+        form = (len(logged), *logged.observations[name].shape[1:])
+        if not isinstance(value, Tensor) or tuple(value.shape) != form:
+            got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise ValueError(f"final_observations[{name!r}] must be a tensor {form}, one of each episode, got {got}")
+        check_finite(**{f"final_observations[{name!r}]": value})
+    return named

@@ -13,9 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from heldout.data import TrajectoryBatch
-from heldout.errors import check_at_least, check_labels, check_nonempty, checked
+from heldout.errors import check_at_least, check_has, check_labels, check_nonempty, checked
 from heldout.nn.control.backbone import check_context, decoder_body, decoder_states
-from heldout.nn.control.modality_encoder import ModalityEncoder
 
 
 class ReturnConditionedPolicy(nn.Module):
@@ -27,7 +26,8 @@ class ReturnConditionedPolicy(nn.Module):
 
     Args:
         lm: a decoder of transformers; which of its weights are trained is left as it is, see ``lora_backbone``.
-        encoder: of observations, to the decoder's width.
+        encoder: of observations by name, to tokens ``(..., tokens, width)`` of the decoder's width, such as
+            ``ModalityEncoder`` or ``ObservationTokens``; has ``tokens`` and ``width``.
         actions: number of discrete actions; or numbers in an action that is real.
         real: actions are real numbers ``(..., actions)``, and so is the answer.
         window: steps that are looked at.
@@ -45,7 +45,7 @@ class ReturnConditionedPolicy(nn.Module):
     Example:
         >>> from transformers import GPT2Config, GPT2Model
         >>> from heldout.data import Trajectories
-        >>> from heldout.nn import FeatureSpec
+        >>> from heldout.nn import FeatureSpec, ModalityEncoder
         >>> lm = GPT2Model(GPT2Config(vocab_size=8, n_embd=8, n_layer=1, n_head=2, n_positions=64))
         >>> encoder = ModalityEncoder({"observation": FeatureSpec("vector", 3)}, width=8)
         >>> policy = ReturnConditionedPolicy(lm, encoder, actions=4, window=5)
@@ -58,7 +58,7 @@ class ReturnConditionedPolicy(nn.Module):
     def __init__(
         self,
         lm: nn.Module,
-        encoder: ModalityEncoder,
+        encoder: nn.Module,
         actions: int,
         *,
         real: bool = False,
@@ -69,11 +69,13 @@ class ReturnConditionedPolicy(nn.Module):
     ) -> None:
         super().__init__()
         check_at_least(1, actions=actions, window=window, max_timestep=max_timestep)
+        check_has("tokens", "width", encoder=encoder)
         self.lm = decoder_body(lm)
         width = int(self.lm.config.hidden_size)
         if encoder.width != width:
             raise ValueError(f"encoder must have the width of the decoder, {width}, got {encoder.width}")
-        self.encoder, self.actions, self.real = encoder, actions, real
+        self.encoder: Any = encoder
+        self.actions, self.real = actions, real
         self.window, self.max_timestep, self.use_returns = window, max_timestep, use_returns
         check_context(self.lm, window=window * self.tokens_per_step)
         self.embed_return = nn.Linear(1, width) if use_returns else None

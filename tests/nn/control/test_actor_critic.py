@@ -1,0 +1,53 @@
+"""A policy and a value over one encoder."""
+
+import pytest
+import torch
+from torch import nn
+
+from heldout.nn import ActorCritic, GridEncoder
+
+
+@pytest.mark.parametrize(("size", "form"), [(9, (9, 9)), ((5, 8), (5, 8))])
+def test_grids_of_any_number_type_and_batch_are_read_alike(size, form):
+    encoder = GridEncoder(3, size, hidden=7)
+    grids = torch.randint(0, 2, (2, 4, 3, *form), generator=torch.Generator().manual_seed(0))
+    found = encoder(grids.to(torch.uint8))
+    assert found.shape == (2, 4, 7)
+    assert torch.equal(found, encoder(grids.float()))
+    assert torch.allclose(found[1, 2], encoder(grids[1, 2].double()), atol=1e-6)
+    assert found.min() >= 0
+    with pytest.raises(ValueError, match="grids"):
+        encoder(torch.zeros(2, 3, 4, 4))
+
+
+def test_every_cell_is_read():
+    encoder = GridEncoder(1, 7, hidden=64)
+    grid = torch.rand(1, 1, 7, 7, requires_grad=True)
+    encoder(grid).sum().backward()
+    assert bool((grid.grad != 0).all())
+
+
+def test_half_precision_stays_half():
+    encoder = GridEncoder(2, 7, hidden=4).to(torch.bfloat16)
+    assert encoder(torch.ones(1, 2, 7, 7, dtype=torch.uint8)).dtype == torch.bfloat16
+
+
+def test_the_first_policy_is_near_uniform_and_values_are_not():
+    torch.manual_seed(0)
+    policy = ActorCritic(nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16), nn.Tanh()), 16, 3)
+    said = policy(torch.randn(40, 6))
+    assert said.logits.shape == (40, 3)
+    assert said.values.shape == (40,)
+    assert torch.allclose(said.logits.softmax(-1), torch.full((40, 3), 1 / 3), atol=0.02)
+    assert policy.value.weight.norm().item() == pytest.approx(1.0, abs=1e-5)
+    assert torch.allclose(policy.policy.weight @ policy.policy.weight.T, 1e-4 * torch.eye(3), atol=1e-8)
+
+
+@pytest.mark.parametrize(
+    "options", [{"planes": 0}, {"size": 4}, {"hidden": 0}, {"channels": (0, 2)}, {"size": (5, 5, 5)}]
+)
+def test_sizes_out_of_range_are_refused(options):
+    with pytest.raises(ValueError, match=next(iter(options))):
+        GridEncoder(**({"planes": 1, "size": 7} | options))
+    with pytest.raises(ValueError, match="actions"):
+        ActorCritic(nn.Identity(), 3, 0)
