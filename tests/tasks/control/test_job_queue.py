@@ -41,6 +41,7 @@ def test_stages_run_beside_each_other_and_executors_come_back():
     assert queue.ready() == [1]
     assert queue.step(1 * 4 + 3) == pytest.approx(-(2 * 3 + 1 * 2))  # two executors are free: it ends at 6
     assert queue.finished.tolist() == [4.0, 6.0]
+    assert queue.job_seconds.tolist() == [4.0, 5.0]
 
 
 def test_what_is_seen_says_who_waits_for_whom():
@@ -48,7 +49,11 @@ def test_what_is_seen_says_who_waits_for_whom():
     seen = queue.observations()
     assert seen["stages"].tolist() == [[1, 2, 0.5, 1, 0, 0], [1, 1, 0.125, 0, 0, 0], [1, 1.5, 1, 0, 0, 0], [0] * 6]
     assert seen["heard"].nonzero().tolist() == [[0, 1], [0, 2]]
+    assert seen["table"].view(4, 6)[:, 1:].tolist() == seen["stages"][:, 1:].tolist()
+    assert seen["table"].view(4, 6)[:, 0].tolist() == pytest.approx([0.21, 0.21, 0.21, 0])  # 2 x 4 + 1 x 1 + 1.5 x 8
     queue.step(3)
+    assert queue.work_left(0) == pytest.approx(13.0)  # the first stage is done
+    assert queue.job_seconds.isnan().tolist() == [True]
     assert queue.observations()["stages"][:, 3:].tolist() == [[0, 0, 1], [1, 0, 0], [1, 0, 0], [0, 0, 0]]
     assert queue.valid().view(4, 4).all(1).tolist() == [False, True, True, False]
 
