@@ -1,35 +1,31 @@
 """NetLLM: does a frozen, pretrained language model make a better policy for networks than one that starts from nothing?
 
 Claim. Fed with numbers through encoders of its own and tuned by LoRA on logged episodes alone, a language model chooses
-bitrates, forecasts viewports and schedules jobs better than the rules and networks before it, on new settings too; a
-head answers validly in one pass, where text does not; and it is the pretraining that helps. Source: arXiv:2402.02338
-(Wu et al., SIGCOMM 2024), whose Llama2-7B gains 14.5 to 36.6 % in bitrates, 10.1 to 36.6 % in viewports, 6.8 to 41.3 %
-in jobs.
+bitrates, forecasts viewports and schedules jobs better than rules and networks do, on new settings too; a head answers
+validly in one pass, text does not; and it is the pretraining that helps. Source: arXiv:2402.02338 (Wu et al., SIGCOMM
+2024), whose Llama2-7B gains 14.5 to 36.6 % in bitrates, 10.1 to 36.6 % in viewports, 6.8 to 41.3 % in jobs.
 
-World. Video of 48 chunks over synthetic throughput: 150 logged episodes on ``broadband``, a third each by robust MPC,
-by the buffer's level (BBA) and by a mixture of both; tests on new traces of it, of ``cellular`` (faster switching, deep
-fades) and of ``high`` (twice the throughput, another video), in units of robust MPC's QoE on the same traces.
-Viewports: saccades and pursuit, 10 samples on from 10 seen, mean absolute error also at twice (``fast``) and half
-(``slow``) the speed. Jobs: graphs of stages on 4 executors, logged by three rules; mean seconds of a job, at the same
-load and at a higher one (``busy``).
+World. Video over synthetic throughput: 150 episodes on ``broadband``, logged by robust MPC, by the buffer's level (BBA)
+and by a mixture of both; tests on new traces of it, of ``cellular`` (faster switching, deep fades) and ``high`` (twice
+the throughput, another video), in units of robust MPC's QoE on the same traces. Viewports: saccades and pursuit, 10
+samples on from 10 seen, mean absolute error also at twice (``fast``) and half (``slow``) the speed. Jobs: graphs of
+stages on 4 executors, logged by three rules; mean seconds of a job, also where they arrive twice as fast (``busy``).
 
 Arms. ``netllm``: a tiny Llama pretrained on source code, frozen, with LoRA; ``random``: its twin with first weights;
-``scratch``: the twin, trained as a whole, a decision transformer; ``full``: all weights of the pretrained one;
-``cloning``: netllm without returns; an MLP and an LSTM on the same history. ``pool`` has the mean of the three
-behaviours, ``best`` and ``worst`` of them. ``sampled`` draws the action, as published; else it is the most probable
-one. ``text``: the same backbone and adapters write the next 5 samples as numbers, with an end token, after 5 that they
-read; ``told_mae`` is the error of those answers that are valid, and of the head's (``head_mae``); ``passes``: forward
-passes of an answer over those of the head. Real cell: the first blocks of SmolLM2-135M against a twin with random
-weights, in fewer steps, on fewer traces; its ``over_bba`` and ``over_pool`` are on these.
+``scratch``: the twin, trained as a whole (a decision transformer); ``full``: all weights of the pretrained one;
+``cloning``: netllm without returns; an MLP and an LSTM on the same history. ``pool`` has the mean of the behaviours in
+the log, ``best`` and ``worst`` of them. ``sampled`` draws the action, as published; else it is the most probable one.
+``text``: the backbone with the same adapters and an end token writes the next 5 samples as numbers after 5 that it
+reads; ``told_mae`` is the error of the answers that are valid, ``told_mae_head`` that of the head; ``passes`` are
+forward passes over those of the head. Real cell: the first 4 blocks of SmolLM2-135M against a twin with random weights.
 
-Settings. TODO
+TODO
 
 Deviations. Windows of 10 steps for 20, LoRA of rank 16 for 128; five steps drop out of a full window at once. Rewards
-are normalised by their 5 % and 95 % quantiles, not their range: one stall of half a minute would make all others equal.
-Forecasts say the change from the last sample, without tanh (``last``, the last sample itself, is the rule to beat).
-Jobs are drawn, not those of TPC-H; actions that are not valid are masked, as in Decima; no learned scheduler is among
-the rules. There is no second prediction task on real series. The latency of C3 is in passes: seconds are not the same
-again, and as an answer of text takes a pass for each token, it is a check.
+are normalised by quantiles, not their range: one stall of half a minute would make all others equal. Forecasts say the
+change from the last sample, without tanh (``last``, the last sample, is the rule to beat). Jobs are drawn, not those of
+TPC-H; actions that are not valid are masked; no learned scheduler is among the rules. There is no second prediction
+task on real series. Seconds are not the same again: C3's time is in passes, and a check, as each token is a pass.
 """
 
 from __future__ import annotations
@@ -37,6 +33,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections import namedtuple
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -52,23 +49,34 @@ from heldout.train import fit_forecaster, fit_policy, seeded
 
 LAYERS = 4  # of SmolLM2
 WINDOW, SLIDE, SEEN, AHEAD, TOLD, SLOTS = 10, 5, 10, 10, 5, 16
-SPEEDS, GAPS = {"": 1.0, "_fast": 2.0, "_slow": 0.5}, {"": 2.0, "_busy": 1.0}
+SPEEDS, GAPS = {"mae": 1.0, "mae_fast": 2.0, "mae_slow": 0.5}, {"job_seconds": 2.0, "job_seconds_busy": 1.0}
+MAES, SECONDS = tuple(SPEEDS), tuple(GAPS)
+GRAPHS = find_spec("torch_geometric") is not None
 
 
 # episodes of a behaviour and of a test, chunks, horizon of the MPC; updates of policies, forecasters and text; ...
 Size = namedtuple("Size", "pool tests chunks horizon steps view_steps text_steps batch series")
 SIZES = {
-    ("tiny", "laptop"): Size(50, 40, 48, 5, 100, 120, 300, 16, 600),
-    ("SmolLM2", "laptop"): Size(50, 10, 48, 5, 60, 60, 0, 4, 600),
-    ("tiny", "smoke"): Size(2, 2, 6, 2, 2, 2, 2, 2, 8),
-    ("SmolLM2", "smoke"): Size(2, 2, 6, 2, 2, 2, 2, 2, 8),
+    ("tiny", "laptop"): Size(50, 40, 48, 5, 100, 240, 300, 16, 2000),
+    ("SmolLM2", "laptop"): Size(50, 12, 48, 5, 40, 60, 0, 4, 2000),
+    **dict.fromkeys([("tiny", "smoke"), ("SmolLM2", "smoke")], Size(2, 2, 6, 2, 2, 2, 2, 2, 8)),
 }
 RATES = {
-    "mlp": 3e-3, "lstm": 3e-3, "netllm": 1e-2, "random": 3e-2, "scratch": 3e-3, "full": 3e-3, "cloning": 1e-2,
-    "view: lstm": 3e-3, "view: netllm": 3e-3, "view: random": 3e-3, "view: scratch": 3e-3, "text": 3e-3,
-    "jobs: netllm": 1e-2, "jobs: random": 1e-2, "jobs: cloning": 1e-2,
-    "SmolLM2: netllm": 3e-3, "SmolLM2: random": 3e-3, "SmolLM2 view: netllm": 1e-3, "SmolLM2 view: random": 1e-3,
+    ("bitrate", "tiny"): {
+        "mlp": 3e-3, "lstm": 3e-3, "netllm": 1e-2, "random": 3e-2, "scratch": 3e-3, "full": 3e-3, "cloning": 1e-2,
+    },
+    ("view", "tiny"): {"lstm": 3e-3, "netllm": 3e-3, "random": 3e-3, "scratch": 3e-3},
+    ("jobs", "tiny"): {"netllm": 1e-2, "random": 1e-2, "cloning": 1e-2},
+    ("text", "tiny"): {"netllm": 3e-3},
+    ("bitrate", "SmolLM2"): {"netllm": 3e-3, "random": 3e-3},
+    ("view", "SmolLM2"): {"netllm": 1e-3, "random": 1e-3},
 }  # fmt: skip
+RULES = {
+    ("bitrate", "tiny"): ("pool", "mpc", "bba", "mixture"),
+    ("view", "tiny"): tuple(FORECASTS),
+    ("jobs", "tiny"): ("pool", *JOB_RULES),
+    ("bitrate", "SmolLM2"): ("pool", "bba"),
+}
 TIMES = {"mlp": 8, "lstm": 4}  # as many updates as the others, since they are cheap
 
 
@@ -76,7 +84,7 @@ TIMES = {"mlp": 8, "lstm": 4}  # as many updates as the others, since they are c
 def pool_of(task: str, seed: int, profile: str) -> ExperiencePool:
     size = SIZES["tiny", profile]
     if task == "jobs":
-        logged = tasks.logged_jobs(tasks.job_queues(3 * size.pool, gap=GAPS[""], slots=SLOTS, seed=seed))
+        logged = tasks.logged_jobs(tasks.job_queues(3 * size.pool, gap=GAPS["job_seconds"], slots=SLOTS, seed=seed))
     else:
         logged = tasks.logged_bitrates(size.pool, chunks=size.chunks, horizon=size.horizon, seed=seed)
     return ExperiencePool.of(logged, scale=10.0, tails=0.05)
@@ -98,15 +106,10 @@ def backbone(method: str, cell: str, seed: int, profile: str) -> Any:
         return lm if method in ("scratch", "full") else nn.lora_backbone(lm)
 
 
-def arm_name(task: str, method: str, cell: str) -> str:
-    words = [cell] * (cell != "tiny") + [task] * (task != "bitrate")
-    return f"{' '.join(words)}: {method}" if words else method
-
-
 def recipe(task: str, method: str, cell: str, seed: int, profile: str) -> dict[str, Any]:
     size, times = SIZES[cell, profile], TIMES.get(method, 1)
     steps = times * (size.view_steps if task == "view" else size.steps)
-    own = {"steps": steps, "warmup": steps // 10, "batch_size": size.batch, "lr": RATES[arm_name(task, method, cell)]}
+    own = {"steps": steps, "warmup": steps // 10, "batch_size": size.batch, "lr": RATES[task, cell][method]}
     return own | {"schedule": "cosine", "clip": 1.0, "seed": seed}
 
 
@@ -131,20 +134,17 @@ def policy_of(task: str, method: str, cell: str, seed: int, profile: str) -> Any
     return policy
 
 
-def tested(cell: str, setting: str, seed: int, profile: str) -> tasks.BitrateStreams:
-    size = SIZES[cell, profile]
-    return tasks.bitrate_streams(setting, size.tests, chunks=size.chunks, part=3, seed=seed)
-
-
 @functools.lru_cache(maxsize=8)
-def rules_of(cell: str, setting: str, seed: int, profile: str) -> dict[str, float]:
-    streams = tested(cell, setting, seed, profile)
-    return tasks.behaviour_rewards(streams, horizon=SIZES[cell, profile].horizon, seed=seed)
+def tested(cell: str, setting: str, seed: int, profile: str) -> tuple[tasks.BitrateStreams, dict[str, float]]:
+    """Streams of a test, and the mean QoE of a chunk that each behaviour has on them."""
+    size = SIZES[cell, profile]
+    streams = tasks.bitrate_streams(setting, size.tests, chunks=size.chunks, part=3, seed=seed)
+    return streams, tasks.behaviour_rewards(streams, horizon=size.horizon, seed=seed)
 
 
 def bitrate(method: str, cell: str, seed: int, profile: str) -> dict[str, float]:
     settings = [*BITRATE_SETTINGS] if cell == "tiny" else ["broadband", "cellular"]
-    rules = {setting: rules_of(cell, setting, seed, profile) for setting in settings}
+    rules = {setting: tested(cell, setting, seed, profile)[1] for setting in settings}
     if method in rules["broadband"]:
         return {setting: found[method] / found["mpc"] for setting, found in rules.items()}
     if method == "pool":
@@ -155,10 +155,9 @@ def bitrate(method: str, cell: str, seed: int, profile: str) -> dict[str, float]
 
     def qoe(setting: str, sample: bool = False) -> float:
         options = {"target_return": pool.best, "scale": pool.scale, "seed": seed, "slide": SLIDE}
-        played = tasks.play_streams(
-            tested(cell, setting, seed, profile), tasks.SequenceChooser(policy, sample=sample, **options)
-        )
-        return float(played.rewards.mean()) / rules[setting]["mpc"]
+        chooser = tasks.SequenceChooser(policy, sample=sample, **options)
+        streams, unit = tested(cell, setting, seed, profile)
+        return float(tasks.play_streams(streams, chooser).rewards.mean()) / unit["mpc"]
 
     weights = [*policy.parameters()]
     trained = sum(w.numel() for w in weights if w.requires_grad) / sum(w.numel() for w in weights)
@@ -179,20 +178,21 @@ def forecaster(method: str, cell: str, seed: int, profile: str) -> Any:
 
 def view(method: str, cell: str, seed: int, profile: str) -> dict[str, float]:
     forecast = FORECASTS[method] if method in FORECASTS else forecaster(method, cell, seed, profile).forecast
-    found = {}
-    for setting, speed in SPEEDS.items():
-        series = viewport_traces(300, SEEN + AHEAD, speed=speed, seed=seed + 500_000)
-        found[f"mae{setting}"] = float((forecast(series[:, :SEEN], AHEAD) - series[:, SEEN:]).abs().mean())
-    return found
+    tests = [viewport_traces(300, SEEN + AHEAD, speed=speed, seed=seed + 500_000) for speed in SPEEDS.values()]
+    errors = [(forecast(series[:, :SEEN], AHEAD) - series[:, SEEN:]).abs().mean() for series in tests]
+    return dict(zip(MAES, map(float, errors), strict=True))
 
 
 def text(method: str, cell: str, seed: int, profile: str) -> dict[str, float]:
     size, (model, tokenizer) = SIZES[cell, profile], pretrained(cell, profile)
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     with seeded(seed):
         lm = nn.lora_backbone(copy.deepcopy(model))
     series = viewport_traces(size.series, SEEN + TOLD, seed=seed)
     rows = [(tasks.series_text(each[-2 * TOLD : -TOLD]), " " + tasks.series_text(each[-TOLD:])) for each in series]
-    train_tiny(lm, tokenizer, rows, steps=size.text_steps, batch_size=size.batch, lr=RATES["text"], seed=seed)
+    train_tiny(
+        lm, tokenizer, rows, steps=size.text_steps, batch_size=size.batch, lr=RATES["text", cell][method], seed=seed
+    )
     series = viewport_traces(200 if profile == "laptop" else 2, SEEN + TOLD, seed=seed + 500_000)
     prompts = [ids_of_prompt(tasks.series_text(each[-2 * TOLD : -TOLD]), tokenizer) for each in series]
     answers = [ids for (ids,) in generate_ids(lm, tokenizer, prompts, max_tokens=64 if profile == "laptop" else 4)]
@@ -219,7 +219,7 @@ def jobs(method: str, cell: str, seed: int, profile: str) -> dict[str, float]:
         else:
             rules = [*JOB_RULES] if method == "pool" else [method]
             seconds = [tasks.job_seconds_of(queues, JOB_RULES[rule]) for rule in rules]
-        found[f"job_seconds{setting}"] = float(torch.stack(seconds).mean())
+        found[setting] = float(torch.stack(seconds).mean())
     return found
 
 
@@ -228,33 +228,20 @@ def run(arm: dict[str, Any], seed: int, profile: str) -> dict[str, float]:
     return of_task(arm["method"], arm["cell"], seed, profile)
 
 
-def smol_missing() -> str:
-    return missing([SMOL])
-
-
-LEARNED = ("netllm", "random", "scratch", "full", "cloning")
-MEMBERS = {
-    ("bitrate", "tiny"): ("pool", "mpc", "bba", "mixture", "mlp", "lstm", *LEARNED),
-    ("view", "tiny"): (*FORECASTS, "lstm", *LEARNED[:3]),
-    ("jobs", "tiny"): ("pool", *JOB_RULES, "netllm", "random", "cloning"),
-    ("bitrate", "SmolLM2"): ("pool", "bba", "netllm", "random"),
-    ("view", "SmolLM2"): ("netllm", "random"),
-}
 ARMS = {
-    arm_name(task, method, cell): {"task": task, "method": method, "cell": cell}
-    for (task, cell), methods in MEMBERS.items()
-    for method in methods
-} | {"text": {"task": "text", "method": "netllm", "cell": "tiny"}}
+    f"{cell} {task} {way}".replace("tiny ", "").replace("bitrate ", ""): {"task": task, "cell": cell, "method": way}
+    for (task, cell), rates in RATES.items()
+    for way in (*RULES.get((task, cell), ()), *rates)
+}
 HIGHER = (*BITRATE_SETTINGS, "sampled", "best", "worst", "head_valid", "valid", "passes")
-LOWER = ("trained", *(f"mae{x}" for x in SPEEDS), "told_mae", "told_mae_head", *(f"job_seconds{x}" for x in GAPS))
+LOWER = ("trained", *MAES, "told_mae", "told_mae_head", *SECONDS)
 METRICS = dict.fromkeys(HIGHER, higher_is_better) | dict.fromkeys(LOWER, lower_is_better)
 
 
-def twins(cell: str, suffix: str, *, on: tuple[str, ...], ratio: float) -> list[cheaper]:
-    return [cheaper(f"{cell}: netllm", than=f"{cell}: {suffix}", on=each, ratio=ratio) for each in on]
+def lower(task: str, other: str, *, on: tuple[str, ...], ratio: float) -> list[cheaper]:
+    return [cheaper(f"{task} netllm", than=f"{task} {other}", on=each, ratio=ratio) for each in on]
 
 
-MAES, SECONDS = (tuple(f"{name}{x}" for x in each) for name, each in (("mae", SPEEDS), ("job_seconds", GAPS)))
 study = Study(
     slug="netllm",
     title="NetLLM: Adapting Large Language Models for Networking",
@@ -262,25 +249,26 @@ study = Study(
     run=run,
     metrics=METRICS,
     optional=set(METRICS),
-    needs={name: smol_missing for name in ARMS if name.startswith("SmolLM2")},
+    needs={name: functools.partial(missing, [SMOL]) for name, arm in ARMS.items() if arm["cell"] == "SmolLM2"}
+    | {name: lambda: "" if GRAPHS else "needs the extra graph" for name, arm in ARMS.items() if arm["task"] == "jobs"},
     claims=[
         *(better("netllm", than=rule, on="broadband", margin=0.03) for rule in ("pool", "bba")),
         *(better("netllm", than="scratch", on=each, margin=0.03) for each in ("cellular", "high")),
         *(better("netllm", than=["mlp", "lstm"], on=each, margin=0.03) for each in ("broadband", "cellular")),
         *(better("netllm", than="random", on=each, margin=0.03) for each in ("broadband", "cellular")),
-        *(claim for rule in FORECASTS for claim in twins("view", rule, on=MAES, ratio=0.95)),
-        *twins("view", "lstm", on=MAES[:1], ratio=0.95),
-        *twins("view", "random", on=MAES[:2], ratio=0.97),
-        at_most("text", on="valid", value=0.99),
-        *(claim for rule in ("first come", "fair") for claim in twins("jobs", rule, on=SECONDS[:1], ratio=0.932)),
-        *twins("jobs", "random", on=SECONDS, ratio=0.97),
-        *(better("SmolLM2: netllm", than=f"SmolLM2: {x}", on="broadband", margin=0.03) for x in ("pool", "bba")),
-        *(better("SmolLM2: netllm", than="SmolLM2: random", on=x, margin=0.03) for x in ("broadband", "cellular")),
-        *twins("SmolLM2 view", "random", on=MAES[:2], ratio=0.97),
+        *(claim for rule in FORECASTS for claim in lower("view", rule, on=MAES, ratio=0.95)),
+        *lower("view", "lstm", on=MAES[:1], ratio=0.95),
+        *lower("view", "random", on=MAES[:2], ratio=0.97),
+        at_most("text netllm", on="valid", value=0.99),
+        *(claim for rule in ("first come", "fair") for claim in lower("jobs", rule, on=SECONDS[:1], ratio=0.932)),
+        *lower("jobs", "random", on=SECONDS, ratio=0.97),
+        *(better("SmolLM2 netllm", than=f"SmolLM2 {x}", on="broadband", margin=0.03) for x in ("pool", "bba")),
+        *(better("SmolLM2 netllm", than="SmolLM2 random", on=x, margin=0.03) for x in ("broadband", "cellular")),
+        *lower("SmolLM2 view", "random", on=MAES[:2], ratio=0.97),
     ],
     checks=[
-        at_least("text", on="head_valid", value=1.0),
-        at_least("text", on="passes", value=5),
+        at_least("text netllm", on="head_valid", value=1.0),
+        at_least("text netllm", on="passes", value=5),
         at_most("netllm", on="trained", value=0.9, text="less than all of netllm's weights are trained"),
     ],
     seeds={"smoke": 1, "laptop": 6},
