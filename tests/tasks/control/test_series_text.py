@@ -11,11 +11,11 @@ def test_samples_come_back_rounded_to_percents():
     read = read_series(series_text(samples), 7, 3)
     assert read.dtype == torch.float32
     assert torch.equal(read, (100 * samples).round() / 100)
-    assert series_text(torch.tensor([[-0.001, 0.999]])) == "0 100;"
+    assert series_text(torch.tensor([[-0.001, 0.999]])) == "1: 0 100;"
     assert series_text(samples.half()) == series_text(samples.half().float())
 
 
-@pytest.mark.parametrize("text", ["1 2; 3 4;", " 1 2;3   4; \n", "001 2; 3 -0;"])
+@pytest.mark.parametrize("text", ["1: 1 2; 2: 3 4;", " 1: 1 2;2:3   4; \n", "1: 001 2; 2: 3 -0;"])
 def test_white_space_and_leading_zeros_are_no_fault(text):
     assert read_series(text, 2, 2).shape == (2, 2)
 
@@ -23,8 +23,10 @@ def test_white_space_and_leading_zeros_are_no_fault(text):
 @pytest.mark.parametrize(
     "text",
     [
-        "", "1 2; 3 4", "1 2;", "1 2; 3 4; 5 6;", "1 2; 3;", "1 2 3; 4 5;", "12; 3 4;", "1 2; 3 101;", "1 2; 3 -101;",
-        "1 2; 3 4; end", "1 2, 3 4;", "1 2.5; 3 4;", "- 1 2; 3 4;", "1 2; 3 +4;", "1 2; 3 ٤;",
+        "", "1: 1 2; 2: 3 4", "1: 1 2;", "1: 1 2; 2: 3 4; 3: 5 6;", "1: 1 2; 2: 3;", "1: 1 2 3; 2: 4 5;",
+        "1: 12; 2: 3 4;", "1: 1 2; 2: 3 101;", "1: 1 2; 2: 3 -101;", "1: 1 2; 2: 3 4; end", "1: 1 2, 2: 3 4;",
+        "1: 1 2.5; 2: 3 4;", "1: - 1 2; 2: 3 4;", "1: 1 2; 2: 3 +4;", "1: 1 2; 2: 3 \u0664;", "1 2; 3 4;",
+        "1: 1 2; 3: 3 4;", "2: 1 2; 1: 3 4;",
     ],
 )  # fmt: skip
 def test_what_is_no_series_of_that_size_is_not_valid(text):
@@ -36,6 +38,6 @@ def test_bad_samples_are_refused_by_name():
         with pytest.raises(ValueError, match="samples"):
             series_text(samples)
     with pytest.raises(ValueError, match="steps"):
-        read_series("1;", 0, 1)
+        read_series("1: 1;", 0, 1)
     with pytest.raises(ValueError, match="dim"):
-        read_series("1;", 1, 0)
+        read_series("1: 1;", 1, 0)

@@ -15,7 +15,9 @@ from heldout.errors import check_at_least, check_between, check_dimensions, chec
 
 @checked
 def series_text(samples: Tensor) -> str:
-    """Returns samples in [-1, 1] as whole percents: ``-3 40 17; -3 41 19;``.
+    """Returns samples in [-1, 1] as whole percents, numbered: ``1: -3 40 17; 2: -3 41 19;``.
+
+    The numbers tell a small model how many samples it has written.
 
     Args:
         samples: ``(steps, dim)``.
@@ -25,20 +27,20 @@ def series_text(samples: Tensor) -> str:
 
     Example:
         >>> series_text(torch.tensor([[-0.03, 0.4], [0.0, 1.0]]))
-        '-3 40; 0 100;'
+        '1: -3 40; 2: 0 100;'
     """
     check_dimensions(2, samples=samples)
     check_nonempty(samples=samples)
     check_between(-1, 1, samples=samples)
     rows = (100 * samples.double()).round().long().tolist()
-    return " ".join(" ".join(map(str, row)) + ";" for row in rows)
+    return " ".join(f"{number}: {' '.join(map(str, row))};" for number, row in enumerate(rows, 1))
 
 
 @checked
 def read_series(text: str, steps: int, dim: int) -> Tensor | None:
     """Returns the samples of a text of ``series_text``, float32 ``(steps, dim)``; None where it is no valid answer.
 
-    Valid are that many samples of that many whole numbers from -100 to 100, and nothing else but white space.
+    Valid are that many numbered samples of that many whole numbers from -100 to 100, and nothing else but white space.
 
     Args:
         text: what was written.
@@ -48,14 +50,15 @@ def read_series(text: str, steps: int, dim: int) -> Tensor | None:
         ValueError: sizes below 1.
 
     Example:
-        >>> read_series(" -3 40; 0 100;", 2, 2).tolist() == [[-0.029999999329447746, 0.4000000059604645], [0.0, 1.0]]
-        True
-        >>> read_series("-3 40; 0", 2, 2) is None
+        >>> read_series(" 1: -50 40; 2: 0 100;", 2, 2)[:, 0].tolist()
+        [-0.5, 0.0]
+        >>> read_series("1: -3 40; 2: 0", 2, 2) is None
         True
     """
     check_at_least(1, steps=steps, dim=dim)
     sample = r"\s+".join([r"(-?\d{1,3})"] * dim)
-    found = re.fullmatch(r"\s*" + r";\s*".join([sample] * steps) + r";\s*", text, re.ASCII)
+    numbered = r"\s*".join(rf"{number}:\s*{sample};" for number in range(1, steps + 1))
+    found = re.fullmatch(rf"\s*{numbered}\s*", text, re.ASCII)
     if found is None:
         return None
     numbers = torch.tensor([int(number) for number in found.groups()]).view(steps, dim) / 100
