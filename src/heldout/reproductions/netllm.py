@@ -17,9 +17,11 @@ Arms. ``netllm``: a tiny Llama pretrained on source code, frozen, with LoRA; ``r
 the log, ``best`` and ``worst`` of them. ``sampled`` draws the action, as published; else it is the most probable one.
 ``text``: the backbone with the same adapters and an end token writes the next 4 samples as numbers after 4 that it
 reads; ``told_mae`` is the error of the answers that are valid, ``told_mae_head`` that of the head; ``passes`` are
-forward passes over those of the head. Real cell: the first 4 blocks of SmolLM2-135M against a twin with random weights.
+forward passes over those of the head. Real cell: the first 2 blocks of SmolLM2-135M against a twin with random weights.
 
-TODO
+Settings. Rates are the best of development seed 1000, of 1e-3 (for all but the frozen arms of bitrates), 3e-3, 1e-2 and
+3e-2, to 1e-1 where that was best: for policies by the loss on unseen episodes of robust MPC, for forecasters by the
+error on other viewers. The best logged return is asked for, as published: shares of 0.5 and 0.8 of it did no better.
 
 Deviations. Windows of 10 steps for 20, LoRA of rank 16 for 128; five steps drop out of a full window at once. Rewards
 are normalised by quantiles, not their range: one stall of half a minute would make all others equal. Forecasts say the
@@ -47,7 +49,7 @@ from heldout.study import Study, at_least, at_most, better, cheaper, higher_is_b
 from heldout.tasks import BITRATE_SETTINGS, FORECASTS, JOB_RULES, viewport_traces
 from heldout.train import fit_forecaster, fit_policy, seeded
 
-LAYERS = 4  # of SmolLM2
+LAYERS = 2  # of SmolLM2
 WINDOW, SLIDE, SEEN, AHEAD, TOLD, SLOTS = 10, 5, 10, 10, 4, 16
 SPEEDS, GAPS = {"mae": 1.0, "mae_fast": 2.0, "mae_slow": 0.5}, {"job_seconds": 2.0, "job_seconds_busy": 1.0}
 MAES, SECONDS = tuple(SPEEDS), tuple(GAPS)
@@ -57,14 +59,14 @@ GRAPHS = find_spec("torch_geometric") is not None
 Size = namedtuple("Size", "pool tests chunks horizon steps view_steps text_steps batch series")
 SIZES = {
     ("tiny", "laptop"): Size(50, 40, 48, 5, 100, 240, 200, 16, 2000),
-    ("SmolLM2", "laptop"): Size(50, 8, 48, 5, 40, 60, 0, 4, 2000),
+    ("SmolLM2", "laptop"): Size(50, 10, 48, 5, 100, 100, 0, 4, 2000),
     **dict.fromkeys([("tiny", "smoke"), ("SmolLM2", "smoke")], Size(2, 2, 6, 2, 2, 2, 2, 2, 8)),
 }
 RATES = {
     ("bitrate", "tiny"): {
-        "mlp": 3e-3, "lstm": 3e-3, "netllm": 1e-2, "random": 3e-2, "scratch": 3e-3, "full": 3e-3, "cloning": 1e-2,
+        "mlp": 3e-3, "lstm": 3e-3, "netllm": 1e-2, "random": 3e-2, "scratch": 1e-2, "full": 1e-2, "cloning": 3e-2,
     },
-    ("view", "tiny"): {"lstm": 3e-3, "netllm": 3e-3, "random": 3e-3, "scratch": 3e-3},
+    ("view", "tiny"): {"lstm": 3e-3, "netllm": 1e-2, "random": 1e-2, "scratch": 3e-3},
     ("jobs", "tiny"): {"netllm": 1e-2, "random": 1e-2},
     ("text", "tiny"): {"netllm": 1e-2},
     ("bitrate", "SmolLM2"): {"netllm": 3e-3, "random": 3e-3},
@@ -153,8 +155,9 @@ def bitrate(method: str, cell: str, seed: int, profile: str) -> dict[str, float]
     policy, pool = policy_of("bitrate", method, cell, seed, profile), pool_of("bitrate", seed, profile)
 
     def qoe(setting: str, sample: bool = False) -> float:
-        options = {"target_return": pool.best, "scale": pool.scale, "seed": seed, "slide": SLIDE}
-        chooser = tasks.SequenceChooser(policy, sample=sample, **options)
+        chooser = tasks.SequenceChooser(
+            policy, target_return=pool.best, scale=pool.scale, sample=sample, seed=seed, slide=SLIDE
+        )
         streams, unit = tested(cell, setting, seed, profile)
         return float(tasks.play_streams(streams, chooser).rewards.mean()) / unit["mpc"]
 

@@ -15,8 +15,8 @@ def test_samples_come_back_rounded_to_percents():
     assert series_text(samples.half()) == series_text(samples.half().float())
 
 
-@pytest.mark.parametrize("text", ["1: 1 2; 2: 3 4;", " 1: 1 2;2:3   4; \n", "1: 001 2; 2: 3 -0;"])
-def test_white_space_and_leading_zeros_are_no_fault(text):
+@pytest.mark.parametrize("text", ["1: 1 2; 2: 3 4;", " 1: 1 2;2:3   4; \n", "1: 001 2; 2: 3 -0;", "2: 1 2; 2: 3 4;"])
+def test_white_space_leading_zeros_and_other_numbers_of_samples_are_no_fault(text):
     assert read_series(text, 2, 2).shape == (2, 2)
 
 
@@ -26,7 +26,7 @@ def test_white_space_and_leading_zeros_are_no_fault(text):
         "", "1: 1 2; 2: 3 4", "1: 1 2;", "1: 1 2; 2: 3 4; 3: 5 6;", "1: 1 2; 2: 3;", "1: 1 2 3; 2: 4 5;",
         "1: 12; 2: 3 4;", "1: 1 2; 2: 3 101;", "1: 1 2; 2: 3 -101;", "1: 1 2; 2: 3 4; end", "1: 1 2, 2: 3 4;",
         "1: 1 2.5; 2: 3 4;", "1: - 1 2; 2: 3 4;", "1: 1 2; 2: 3 +4;", "1: 1 2; 2: 3 \u0664;", "1 2; 3 4;",
-        "1: 1 2; 3: 3 4;", "2: 1 2; 1: 3 4;",
+        "1: 1 2; : 3 4;", "1: 1 2; -2: 3 4;",
     ],
 )  # fmt: skip
 def test_what_is_no_series_of_that_size_is_not_valid(text):

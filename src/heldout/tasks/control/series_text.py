@@ -40,7 +40,8 @@ def series_text(samples: Tensor) -> str:
 def read_series(text: str, steps: int, dim: int) -> Tensor | None:
     """Returns the samples of a text of ``series_text``, float32 ``(steps, dim)``; None where it is no valid answer.
 
-    Valid are that many numbered samples of that many whole numbers from -100 to 100, and nothing else but white space.
+    Valid are that many samples of that many whole numbers from -100 to 100, in the form of ``series_text``, and nothing
+    else but white space. Samples count in their order, whatever number each was given.
 
     Args:
         text: what was written.
@@ -57,8 +58,7 @@ def read_series(text: str, steps: int, dim: int) -> Tensor | None:
     """
     check_at_least(1, steps=steps, dim=dim)
     sample = r"\s+".join([r"(-?\d{1,3})"] * dim)
-    numbered = r"\s*".join(rf"{number}:\s*{sample};" for number in range(1, steps + 1))
-    found = re.fullmatch(rf"\s*{numbered}\s*", text, re.ASCII)
+    found = re.fullmatch(r"\s*" + r"\s*".join([rf"\d+:\s*{sample};"] * steps) + r"\s*", text, re.ASCII)
     if found is None:
         return None
     numbers = torch.tensor([int(number) for number in found.groups()]).view(steps, dim) / 100
