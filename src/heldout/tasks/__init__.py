@@ -5,21 +5,48 @@ from heldout.tasks.clinical.glaucoma import VISUAL_FIELD_POINTS, GlaucomaMaps, g
 from heldout.tasks.clinical.medical_pictures import FINDINGS, IMAGING, ORGANS, MedicalPictures, medical_pictures
 from heldout.tasks.clinical.phenotypes import Phenotype, phenotypes
 from heldout.tasks.control.bitrate import LADDER, BitrateStreams, Download, bitrate_env, chunk_sizes, play_streams
-from heldout.tasks.control.bitrate_policies import BufferBased, NoisyMixture, RobustMPC, SequenceChooser, best_plan
+from heldout.tasks.control.bitrate_policies import (
+    BITRATE_FEATURES,
+    BufferBased,
+    NoisyMixture,
+    RobustMPC,
+    SequenceChooser,
+    best_plan,
+)
+from heldout.tasks.control.bitrate_settings import (
+    BITRATE_SETTINGS,
+    behaviour_rewards,
+    bitrate_behaviours,
+    bitrate_streams,
+    logged_bitrates,
+)
 from heldout.tasks.control.gridworld import GRID, MOVES, GridPolicy, grid_policy
+from heldout.tasks.control.job_policies import job_features, schedule_jobs
 from heldout.tasks.control.job_queue import (
+    JOB_RULES,
     Job,
     JobQueue,
     draw_jobs,
     fair_share,
     first_come,
+    job_queues,
+    job_seconds_of,
+    logged_jobs,
     play_jobs,
     shortest_job_first,
 )
 from heldout.tasks.control.levels import GymLevels, LevelOrder, LevelSplit, LevelStep, LevelWorld, split_levels
 from heldout.tasks.control.maze import MAZE_ACTIONS, MAZE_PLANES, KeyMazes, MazeLayout, maze_env, maze_layout
 from heldout.tasks.control.playing import LevelScores, collect, epsilon_greedy, play_levels
-from heldout.tasks.control.traces import linear_forecast, throughput_traces, velocity_forecast, viewport_traces
+from heldout.tasks.control.series_text import read_series, series_text
+from heldout.tasks.control.traces import (
+    FORECASTS,
+    last_forecast,
+    linear_forecast,
+    throughput_traces,
+    velocity_forecast,
+    viewport_traces,
+)
 from heldout.tasks.glyphs.fewshot_stream import FewShotStream, fewshot_stream
 from heldout.tasks.glyphs.font_glyphs import FONT_FACES, FONT_SCRIPTS, FontGlyphs, font_glyphs
 from heldout.tasks.glyphs.stroke_glyphs import stroke_glyphs
@@ -348,6 +375,8 @@ __all__ = [
     "ALL_MATHS_FRAMES",
     "ANSWER_FORMS",
     "ARITHMETIC_SYMBOLS",
+    "BITRATE_FEATURES",
+    "BITRATE_SETTINGS",
     "BLOCK_SHIFTS",
     "BOOLEAN_QUESTIONS",
     "CATEGORIES",
@@ -366,6 +395,7 @@ __all__ = [
     "FIXED_NAMES",
     "FONT_FACES",
     "FONT_SCRIPTS",
+    "FORECASTS",
     "FUNCTION_NAMES",
     "GCOG",
     "GRAPH_DATASETS",
@@ -376,6 +406,7 @@ __all__ = [
     "HELD_OUT_CATEGORIES",
     "HELD_OUT_FAMILIES",
     "IMAGING",
+    "JOB_RULES",
     "JUDGED_LEVELS",
     "KEYWORD_LANGUAGES",
     "LADDER",
@@ -549,10 +580,13 @@ __all__ = [
     "arithmetic_heads",
     "arithmetic_text",
     "arithmetic_value",
+    "behaviour_rewards",
     "best_plan",
     "biased_attribute",
     "binary_questions",
+    "bitrate_behaviours",
     "bitrate_env",
+    "bitrate_streams",
     "block_shifts",
     "build_network",
     "call_graph",
@@ -620,6 +654,9 @@ __all__ = [
     "held_out_word",
     "imbalance",
     "interleaved",
+    "job_features",
+    "job_queues",
+    "job_seconds_of",
     "joined_examples",
     "judged_choices",
     "judged_drawings",
@@ -632,6 +669,7 @@ __all__ = [
     "kinds_of",
     "l_shape",
     "label_noise",
+    "last_forecast",
     "leave_one_domain_out",
     "level_triplets",
     "lexicographer_files",
@@ -641,6 +679,8 @@ __all__ = [
     "list_facts",
     "list_levels",
     "list_tasks",
+    "logged_bitrates",
+    "logged_jobs",
     "majority_answer",
     "masked_columns",
     "maths_family",
@@ -689,6 +729,7 @@ __all__ = [
     "random_choices",
     "read_numbers",
     "read_problem",
+    "read_series",
     "real_texts",
     "reasoning_path",
     "reasoning_questions",
@@ -710,7 +751,9 @@ __all__ = [
     "run_program",
     "sample_problem",
     "scene_captions",
+    "schedule_jobs",
     "sequence_task",
+    "series_text",
     "shape_hierarchy",
     "shared_words",
     "shifted",

@@ -5,11 +5,15 @@ import torch
 
 from heldout.nn import FactoredHead, FeatureSpec, ModalityEncoder, ReturnConditionedPolicy
 from heldout.tasks import (
+    JOB_RULES,
     Job,
     JobQueue,
     draw_jobs,
     fair_share,
     first_come,
+    job_queues,
+    job_seconds_of,
+    logged_jobs,
     play_jobs,
     shortest_job_first,
 )
@@ -41,6 +45,7 @@ def test_stages_run_beside_each_other_and_executors_come_back():
     assert queue.ready() == [1]
     assert queue.step(1 * 4 + 3) == pytest.approx(-(2 * 3 + 1 * 2))  # two executors are free: it ends at 6
     assert queue.finished.tolist() == [4.0, 6.0]
+    assert queue.job_seconds.tolist() == [4.0, 5.0]
 
 
 def test_what_is_seen_says_who_waits_for_whom():
@@ -48,7 +53,11 @@ def test_what_is_seen_says_who_waits_for_whom():
     seen = queue.observations()
     assert seen["stages"].tolist() == [[1, 2, 0.5, 1, 0, 0], [1, 1, 0.125, 0, 0, 0], [1, 1.5, 1, 0, 0, 0], [0] * 6]
     assert seen["heard"].nonzero().tolist() == [[0, 1], [0, 2]]
+    assert seen["table"].view(4, 6)[:, 1:].tolist() == seen["stages"][:, 1:].tolist()
+    assert seen["table"].view(4, 6)[:, 0].tolist() == pytest.approx([0.21, 0.21, 0.21, 0])  # 2 x 4 + 1 x 1 + 1.5 x 8
     queue.step(3)
+    assert queue.work_left(0) == pytest.approx(13.0)  # the first stage is done
+    assert queue.job_seconds.isnan().tolist() == [True]
     assert queue.observations()["stages"][:, 3:].tolist() == [[0, 0, 1], [1, 0, 0], [1, 0, 0], [0, 0, 0]]
     assert queue.valid().view(4, 4).all(1).tolist() == [False, True, True, False]
 
@@ -91,6 +100,20 @@ def test_a_language_model_learns_to_schedule_from_graphs_with_two_heads():
     assert policy_loss(policy, logged, logged.returns() / 100, window=10) < 0.6 * before
 
 
+def test_clusters_of_a_seed_have_other_jobs_each_and_rules_take_turns():
+    queues = job_queues(4, jobs=3, seed=1)
+    assert len({tuple(each.seconds.sum() for each in queue.jobs) for queue in queues}) == 4
+    again = job_queues(4, jobs=3, seed=1)
+    assert [q.jobs[1].arrival for q in queues] == [q.jobs[1].arrival for q in again]
+    logged = logged_jobs(queues)
+    played = [play_jobs(queue, rule) for queue, rule in zip(queues, [*JOB_RULES.values(), first_come], strict=True)]
+    assert torch.equal(logged.actions, torch.cat([each.actions for each in played]))
+    for rule in JOB_RULES.values():
+        times = job_seconds_of(queues, rule)
+        play_jobs(queues[2], rule)
+        assert times[2] == queues[2].job_seconds.mean()
+
+
 def test_bad_jobs_and_actions_are_refused_by_name():
     good = job([1.0], [1])
     queue = JobQueue([good])
@@ -109,6 +132,11 @@ def test_bad_jobs_and_actions_are_refused_by_name():
         JobQueue([])
     with pytest.raises(ValueError, match="executors"):
         JobQueue([good], executors=0)
+    for queues in (lambda: job_queues(0), lambda: logged_jobs([]), lambda: job_seconds_of([], first_come)):
+        with pytest.raises(ValueError, match=r"n must|queues"):
+            queues()
+    with pytest.raises(ValueError, match="job must"):
+        queue.work_left(1)
     with pytest.raises(ValueError, match="links"):
         draw_jobs(2, links=1.5)
     with pytest.raises(ValueError, match="stages"):

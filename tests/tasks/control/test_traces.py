@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from heldout.tasks import linear_forecast, throughput_traces, velocity_forecast, viewport_traces
+from heldout.tasks import (
+    FORECASTS,
+    last_forecast,
+    linear_forecast,
+    throughput_traces,
+    velocity_forecast,
+    viewport_traces,
+)
 
 
 def test_throughput_stays_in_a_state_as_often_as_asked_and_moves_to_neighbours():
@@ -49,6 +56,11 @@ def test_forecasts_are_those_of_polynomials():
             assert last[row, :, dim].numpy() == pytest.approx(expected)
 
 
+def test_the_last_sample_stands_still():
+    past = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(last_forecast(past, 5), torch.stack([past[:, 2]] * 5, 1))
+
+
 def test_bad_options_are_refused_by_name():
     with pytest.raises(ValueError, match="stay"):
         throughput_traces(1, stay=1.5)
@@ -60,7 +72,7 @@ def test_bad_options_are_refused_by_name():
         viewport_traces(1, speed=0.0)
     with pytest.raises(ValueError, match="jitter"):
         viewport_traces(1, jitter=-1.0)
-    for forecast in (linear_forecast, velocity_forecast):
+    for forecast in FORECASTS.values():
         with pytest.raises(ValueError, match="past"):
             forecast(torch.zeros(2, 1, 3), 2)
         with pytest.raises(ValueError, match="horizon"):

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from heldout.errors import (
     check_at_least,
+    check_between,
     check_finite,
     check_fraction,
     check_labels,
@@ -367,25 +368,75 @@ class RewardScale:
 
     @classmethod
     @checked
-    def of(cls, rewards: Tensor, *, scale: float = 1.0) -> RewardScale:
+    def of(cls, rewards: Tensor, *, scale: float = 1.0, tails: float = 0.0) -> RewardScale:
         """Returns the scale of a pool's rewards ``(steps,)``.
 
+        Args:
+            rewards: of the pool.
+            scale: by which the normalised rewards are divided.
+            tails: share of the rewards at either end that may lie outside of the range, below 0.5: where a few are far
+                from all others, those others would be one number.
+
         Raises:
-            ValueError: no rewards, rewards that are all equal or not finite.
+            ValueError: no rewards, rewards that are all equal or not finite, a share out of range.
 
         Example:
             >>> RewardScale.of(torch.tensor([0.0, 2.0]))
             RewardScale(low=0.0, high=2.0, scale=1.0)
+            >>> RewardScale.of(torch.tensor([-90.0, 0.0, 1.0, 2.0, 70.0]), tails=0.25)
+            RewardScale(low=0.0, high=2.0, scale=1.0)
         """
         check_nonempty(rewards=rewards)
         check_finite(rewards=rewards)
-        return cls(float(rewards.min()), float(rewards.max()), scale)
+        check_between(0, 0.499, tails=tails)
+        low, high = np.quantile(rewards.double().cpu().numpy(), [tails, 1 - tails]).tolist()
+        return cls(low, high, scale)
 
     @checked
     def __call__(self, rewards: Tensor) -> Tensor:
         """Returns the rewards, normalised and scaled, in their shape."""
         check_finite(rewards=rewards)
         return (rewards - self.low) / (self.high - self.low) / self.scale
+
+
+class ExperiencePool(NamedTuple):
+    """Logged episodes with their returns as a policy reads them.
+
+    Attributes:
+        logged: the episodes.
+        returns: return-to-go of each step from scaled rewards, float32 ``(steps,)``.
+        scale: of the rewards.
+        best: the highest return of an episode: what a policy is asked for.
+
+    Source: arXiv:2402.02338, section 4.3, and its official code (a target of the best return in the pool).
+
+    Example:
+        >>> ends = torch.tensor([False, True, True])
+        >>> pool = ExperiencePool.of(Trajectories(torch.zeros(3, 1), torch.tensor([0, 1, 1]), torch.arange(3.0), ends))
+        >>> pool.returns.tolist(), pool.best
+        ([0.5, 0.5, 1.0], 1.0)
+    """
+
+    logged: Trajectories
+    returns: Tensor
+    scale: RewardScale
+    best: float
+
+    @classmethod
+    @checked
+    def of(cls, logged: Trajectories, *, scale: float = 1.0, tails: float = 0.0) -> ExperiencePool:
+        """Returns the pool of some episodes.
+
+        Args:
+            logged: the episodes.
+            scale, tails: of ``RewardScale.of``.
+
+        Raises:
+            ValueError: rewards that are all equal, options out of range.
+        """
+        own = RewardScale.of(logged.rewards, scale=scale, tails=tails)
+        returns = logged.returns(rewards=own(logged.rewards))
+        return cls(logged, returns, own, float(returns[logged.timesteps == 0].max()))
 
 
 _FIELDS = ("observations", "actions", "rewards", "terminations", "truncations")

@@ -11,8 +11,26 @@ from torch import Tensor
 
 from heldout.data import RewardScale
 from heldout.errors import check_at_least, check_finite, check_fraction, check_nonnegative, check_positive, checked
-from heldout.nn import HistoryPolicy, ReturnConditionedPolicy, SequenceActor
-from heldout.tasks.control.bitrate import CHUNK_SECONDS, REBUFFER_PENALTY, START_LEVEL, BitrateStreams, Chooser
+from heldout.nn import FeatureSpec, HistoryPolicy, ReturnConditionedPolicy, SequenceActor
+from heldout.tasks.control.bitrate import (
+    CHUNK_SECONDS,
+    HISTORY,
+    LADDER,
+    REBUFFER_PENALTY,
+    START_LEVEL,
+    BitrateStreams,
+    Chooser,
+)
+
+BITRATE_FEATURES = {
+    "bitrate": FeatureSpec("scalar"),
+    "buffer": FeatureSpec("scalar"),
+    "throughput": FeatureSpec("series", HISTORY),
+    "download_seconds": FeatureSpec("series", HISTORY),
+    "next_sizes": FeatureSpec("vector", len(LADDER)),
+    "chunks_left": FeatureSpec("scalar"),
+}
+"""What ``BitrateStreams.observations`` are to a ``ModalityEncoder``, as in the code of arXiv:2402.02338."""
 
 _ERRORS = 5  # past errors, and past throughputs, that the robust forecast looks at
 

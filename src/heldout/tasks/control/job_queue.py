@@ -165,6 +165,11 @@ class JobQueue:
         return bool(self.finished.isfinite().all())
 
     @property
+    def job_seconds(self) -> Tensor:
+        """Seconds that each job was there, from its arrival to its end, float32 ``(jobs,)``; NaN before its end."""
+        return self.finished - torch.tensor([job.arrival for job in self.jobs])
+
+    @property
     def actions(self) -> int:
         """How many actions there are."""
         return self.slots * len(self.widths)
@@ -189,15 +194,33 @@ class JobQueue:
         found[self.ready()] = True
         return found.flatten()
 
+    @checked
+    def work_left(self, job: int) -> float:
+        """Returns the executor seconds of the stages of a job that are not done.
+
+        Raises:
+            ValueError: a job that there is not.
+
+        Example:
+            >>> JobQueue([Job(torch.tensor([2.0]), torch.tensor([4]), torch.tensor([[False]]))]).work_left(0)
+            8.0
+        """
+        check_labels(len(self.jobs), job=job)
+        own = self.jobs[job]
+        return float((own.seconds * own.tasks * (self._state[job] < 2)).sum())
+
     def observations(self) -> dict[str, Tensor]:
         """What a policy sees, float32, by name: the graph of all stages that are shown, and the cluster.
 
         ``stages`` ``(slots, 6)``: 1 (there is one), seconds of a task, tasks / 8, ready, runs, done; ``heard``
         ``(slots, slots)``: a stage hears from those that wait for it, so that what lies behind it is known;
-        ``cluster`` ``(2,)``: share of executors that are free, jobs that are there / 10.
+        ``cluster`` ``(2,)``: share of executors that are free, jobs that are there / 10; ``table`` ``(slots * 6,)``: of
+        each slot, in their order, executor seconds that are left of its job / 100 and the other numbers of its stage,
+        for the mean over a graph does not say which slot is which.
         """
         stages, heard = torch.zeros(self.slots, 6), torch.zeros(self.slots, self.slots)
         shown, ready = self.shown(), self.ready()
+        left = {k: self.work_left(k) / 100 for k, _ in shown}
         for slot, (k, stage) in enumerate(shown):
             job, state = self.jobs[k], int(self._state[k][stage])
             seconds, tasks = float(job.seconds[stage]), float(job.tasks[stage])
@@ -205,8 +228,10 @@ class JobQueue:
             stages[slot] = torch.tensor(numbers, dtype=torch.float32)
             for later in range(stage + 1, len(job.seconds)):
                 heard[slot, slot + later - stage] = float(job.parents[later, stage])
-        jobs = len({job for job, _ in shown})
-        return {"stages": stages, "heard": heard, "cluster": torch.tensor([self.free / self.executors, jobs / 10])}
+        table = stages.clone()
+        table[: len(shown), 0] = torch.tensor([left[k] for k, _ in shown])
+        cluster = torch.tensor([self.free / self.executors, len(left) / 10])
+        return {"stages": stages, "heard": heard, "cluster": cluster, "table": table.flatten()}
 
     @checked
     def step(self, action: int) -> float:
@@ -278,14 +303,7 @@ def shortest_job_first(queue: JobQueue) -> int:
         3
     """
     shown = queue.shown()
-
-    def left(slot: int) -> float:
-        job = shown[slot][0]
-        own = [k for k, (other, _) in enumerate(shown) if other == job]
-        stages = queue.observations()["stages"][own]
-        return float((stages[:, 1] * stages[:, 2] * (1 - stages[:, 5])).sum())
-
-    return _widest(queue, min(queue.ready(), key=left))
+    return _widest(queue, min(queue.ready(), key=lambda slot: queue.work_left(shown[slot][0])))
 
 
 @checked
@@ -302,6 +320,40 @@ def fair_share(queue: JobQueue) -> int:
     return queue.ready()[0] * len(queue.widths) + (fitting[0] if fitting else len(queue.widths) - 1)
 
 
+JOB_RULES: dict[str, Callable[[JobQueue], int]] = {
+    "first come": first_come,
+    "shortest": shortest_job_first,
+    "fair": fair_share,
+}
+"""Rules that schedule, by name."""
+
+
+@checked
+def job_queues(
+    n: int, *, jobs: int = 8, gap: float = 2.0, executors: int = 4, slots: int = 16, seed: int = 0
+) -> list[JobQueue]:
+    """Returns clusters with jobs of one to four stages, which arrive faster than a small cluster can take them.
+
+    Args:
+        n: clusters.
+        jobs, gap: of each, see ``draw_jobs``.
+        executors, slots: see ``JobQueue``.
+        seed: of all jobs.
+
+    Raises:
+        ValueError: values out of range.
+
+    Example:
+        >>> [len(queue.jobs) for queue in job_queues(2, jobs=3)]
+        [3, 3]
+    """
+    check_at_least(1, n=n)
+    check_at_least(0, seed=seed)
+    seeds = torch.randint(2**31, (n,), generator=torch.Generator().manual_seed(seed)).tolist()
+    drawn = [draw_jobs(jobs, gap=gap, stages=(1, 4), seed=own) for own in seeds]
+    return [JobQueue(each, executors=executors, slots=slots) for each in drawn]
+
+
 @checked
 def play_jobs(queue: JobQueue, policy: Callable[[JobQueue], int]) -> Trajectories:
     """Returns the episode of a queue under a policy, from its start until all jobs are done.
@@ -313,8 +365,7 @@ def play_jobs(queue: JobQueue, policy: Callable[[JobQueue], int]) -> Trajectorie
     Example:
         >>> queue = JobQueue(draw_jobs(3))
         >>> played = play_jobs(queue, first_come)
-        >>> times = queue.finished - torch.tensor([job.arrival for job in queue.jobs])
-        >>> torch.allclose(-played.rewards.sum(), times.sum())
+        >>> torch.allclose(-played.rewards.sum(), queue.job_seconds.sum())
         True
     """
     queue.reset()
@@ -327,6 +378,50 @@ def play_jobs(queue: JobQueue, policy: Callable[[JobQueue], int]) -> Trajectorie
     ends = torch.arange(1, len(actions) + 1) == len(actions)
     stacked = {name: torch.stack([each[name] for each in seen]) for name in seen[0]}
     return Trajectories(stacked, torch.tensor(actions), torch.tensor(rewards), ends)
+
+
+@checked
+def logged_jobs(queues: Sequence[JobQueue]) -> Trajectories:
+    """Returns an episode of each queue, scheduled by ``JOB_RULES`` in turn.
+
+    Args:
+        queues: are reset.
+
+    Raises:
+        ValueError: no queues.
+
+    Example:
+        >>> len(logged_jobs(job_queues(3, jobs=2)))
+        3
+    """
+    check_at_least(1, queues=len(queues))
+    rules = [*JOB_RULES.values()]
+    return Trajectories.concatenate([play_jobs(queue, rules[k % len(rules)]) for k, queue in enumerate(queues)])
+
+
+@checked
+def job_seconds_of(queues: Sequence[JobQueue], policy: Callable[[JobQueue], int]) -> Tensor:
+    """Returns the mean seconds that the jobs of each queue were there under a policy, float32 ``(queues,)``.
+
+    Args:
+        queues: are reset, and left as they end.
+        policy: from a queue to an action.
+
+    Raises:
+        ValueError: no queues.
+
+    Example:
+        >>> job_seconds_of(job_queues(3, jobs=2), first_come).shape
+        torch.Size([3])
+    """
+    check_at_least(1, queues=len(queues))
+    found = []
+    for queue in queues:
+        queue.reset()
+        while not queue.done:
+            queue.step(policy(queue))
+        found.append(queue.job_seconds.mean())
+    return torch.stack(found)
 
 
 def _widest(queue: JobQueue, slot: int) -> int:

@@ -5,7 +5,7 @@ What is learned from one family of traces meets another: faster switching, deepe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -164,6 +164,34 @@ def linear_forecast(past: Tensor, horizon: int) -> Tensor:
     slope = (centred[:, None] * past).sum(1, keepdim=True) / (centred**2).sum()
     ahead = torch.arange(steps, steps + horizon, device=past.device, dtype=past.dtype) - times.mean()
     return past.mean(1, keepdim=True) + ahead[:, None] * slope
+
+
+@checked
+def last_forecast(past: Tensor, horizon: int) -> Tensor:
+    """Returns the series standing still at its last sample, ``(batch, horizon, dim)``.
+
+    Args:
+        past: ``(batch, steps, dim)``, two steps or more, as for the other forecasts.
+        horizon: steps ahead.
+
+    Raises:
+        ValueError: fewer than two steps, a horizon below 1, another number of dimensions.
+
+    Example:
+        >>> last_forecast(torch.tensor([[[0.0], [1.0], [3.0]]]), 2).flatten().tolist()
+        [3.0, 3.0]
+    """
+    _check_past(past, horizon)
+    check_values(past=past)
+    return past[:, -1:].expand(-1, horizon, -1)
+
+
+FORECASTS: dict[str, Callable[[Tensor, int], Tensor]] = {
+    "velocity": velocity_forecast,
+    "linear": linear_forecast,
+    "last": last_forecast,
+}
+"""Forecasts that need no training, by name."""
 
 
 def _check_past(past: Tensor, horizon: int) -> None:

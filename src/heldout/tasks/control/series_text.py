@@ -1,0 +1,65 @@
+"""Series of vectors as text, and back: what a language model reads and writes where it has no head of its own.
+
+Source: arXiv:2402.02338, section 2 (answers token by token, of which some are not valid).
+"""
+
+from __future__ import annotations
+
+import re
+
+import torch
+from torch import Tensor
+
+from heldout.errors import check_at_least, check_between, check_dimensions, check_nonempty, checked
+
+
+@checked
+def series_text(samples: Tensor) -> str:
+    """Returns samples in [-1, 1] as whole percents, numbered: ``1: -3 40 17; 2: -3 41 19;``.
+
+    The numbers tell a small model how many samples it has written.
+
+    Args:
+        samples: ``(steps, dim)``.
+
+    Raises:
+        ValueError: no samples, values outside of [-1, 1] or not finite.
+
+    Example:
+        >>> series_text(torch.tensor([[-0.03, 0.4], [0.0, 1.0]]))
+        '1: -3 40; 2: 0 100;'
+    """
+    check_dimensions(2, samples=samples)
+    check_nonempty(samples=samples)
+    check_between(-1, 1, samples=samples)
+    rows = (100 * samples.double()).round().long().tolist()
+    return " ".join(f"{number}: {' '.join(map(str, row))};" for number, row in enumerate(rows, 1))
+
+
+@checked
+def read_series(text: str, steps: int, dim: int) -> Tensor | None:
+    """Returns the samples of a text of ``series_text``, float32 ``(steps, dim)``; None where it is no valid answer.
+
+    Valid are that many samples of that many whole numbers from -100 to 100, in the form of ``series_text``, and nothing
+    else but white space. Samples count in their order, whatever number each was given.
+
+    Args:
+        text: what was written.
+        steps, dim: of the samples that are asked for.
+
+    Raises:
+        ValueError: sizes below 1.
+
+    Example:
+        >>> read_series(" 1: -50 40; 2: 0 100;", 2, 2)[:, 0].tolist()
+        [-0.5, 0.0]
+        >>> read_series("1: -3 40; 2: 0", 2, 2) is None
+        True
+    """
+    check_at_least(1, steps=steps, dim=dim)
+    sample = r"\s+".join([r"(-?\d{1,3})"] * dim)
+    found = re.fullmatch(r"\s*" + r"\s*".join([rf"\d+:\s*{sample};"] * steps) + r"\s*", text, re.ASCII)
+    if found is None:
+        return None
+    numbers = torch.tensor([int(number) for number in found.groups()]).view(steps, dim) / 100
+    return numbers if bool((numbers.abs() <= 1).all()) else None

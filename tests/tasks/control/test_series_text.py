@@ -1,0 +1,43 @@
+"""Series as text: there and back, and what is no valid answer."""
+
+import pytest
+import torch
+
+from heldout.tasks import read_series, series_text
+
+
+def test_samples_come_back_rounded_to_percents():
+    samples = torch.rand(7, 3, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    read = read_series(series_text(samples), 7, 3)
+    assert read.dtype == torch.float32
+    assert torch.equal(read, (100 * samples).round() / 100)
+    assert series_text(torch.tensor([[-0.001, 0.999]])) == "1: 0 100;"
+    assert series_text(samples.half()) == series_text(samples.half().float())
+
+
+@pytest.mark.parametrize("text", ["1: 1 2; 2: 3 4;", " 1: 1 2;2:3   4; \n", "1: 001 2; 2: 3 -0;", "2: 1 2; 2: 3 4;"])
+def test_white_space_leading_zeros_and_other_numbers_of_samples_are_no_fault(text):
+    assert read_series(text, 2, 2).shape == (2, 2)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "1: 1 2; 2: 3 4", "1: 1 2;", "1: 1 2; 2: 3 4; 3: 5 6;", "1: 1 2; 2: 3;", "1: 1 2 3; 2: 4 5;",
+        "1: 12; 2: 3 4;", "1: 1 2; 2: 3 101;", "1: 1 2; 2: 3 -101;", "1: 1 2; 2: 3 4; end", "1: 1 2, 2: 3 4;",
+        "1: 1 2.5; 2: 3 4;", "1: - 1 2; 2: 3 4;", "1: 1 2; 2: 3 +4;", "1: 1 2; 2: 3 \u0664;", "1 2; 3 4;",
+        "1: 1 2; : 3 4;", "1: 1 2; -2: 3 4;",
+    ],
+)  # fmt: skip
+def test_what_is_no_series_of_that_size_is_not_valid(text):
+    assert read_series(text, 2, 2) is None
+
+
+def test_bad_samples_are_refused_by_name():
+    for samples in (torch.tensor([[1.5]]), torch.tensor([[float("nan")]]), torch.zeros(3), torch.zeros(0, 3)):
+        with pytest.raises(ValueError, match="samples"):
+            series_text(samples)
+    with pytest.raises(ValueError, match="steps"):
+        read_series("1: 1;", 0, 1)
+    with pytest.raises(ValueError, match="dim"):
+        read_series("1: 1;", 1, 0)
