@@ -227,7 +227,8 @@ from heldout.measure.texts.skill_mix import (
     grade_skill_text,
     skill_mix_report,
 )
-from heldout.measure.texts.written_spans import writes_among, writes_spans
+from heldout.measure.texts.suffix_table import SuffixTable
+from heldout.measure.texts.written_spans import span_accuracy, writes_among, writes_spans
 
 generalization_difficulty = classification_difficulty  # under the name of the paper
 
@@ -311,6 +312,7 @@ __all__ = [
     "StreamMatrix",
     "StreamStatistic",
     "SubgroupAUC",
+    "SuffixTable",
     "SweetSpot",
     "TaskMixturePredictor",
     "TaskScore",
@@ -491,6 +493,7 @@ __all__ = [
     "skill_mix_report",
     "skill_predictors",
     "source_report",
+    "span_accuracy",
     "spectral_learning_curve",
     "standardised",
     "steps_to",

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from heldout.lm import tiny_llama, word_tokenizer
-from heldout.measure import writes_among, writes_spans
+from heldout.measure import span_accuracy, writes_among, writes_spans
 
 MODEL = tiny_llama(word_tokenizer(["a b c d e f"]), dim=16, layers=2, seed=1)
 VOCAB = MODEL.config.vocab_size
@@ -100,3 +100,20 @@ def test_any_beam_of_the_context_may_be_right_and_must_be_closed_there():
     assert writes_among(model, [[4], [4, 4]], [[5], [7]], **call).tolist() == [True, True]
     assert writes_among(model, [[4], [4, 4]], [[7], [5]], **call).tolist() == [False, False]
     assert writes_among(model, [[4], [4, 4]], [[5, 6], [6]], **call).tolist() == [True, False]
+
+
+def test_the_accuracy_of_a_span_is_the_share_of_tokens_that_are_the_most_likely():
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(4, VOCAB, (8, 7), generator=generator)
+    for row in range(0, 8, 2):
+        ids[row, 2:5] = torch.tensor(written(ids[row, :2].tolist(), 3))
+    spans = torch.tensor([[row, start, end] for row in range(8) for start, end in ((1, 7), (2, 5), (4, 5))])
+    with torch.no_grad():
+        most_likely = MODEL(ids).logits.argmax(-1)
+    expected = [(most_likely[r, s - 1 : e - 1] == ids[r, s:e]).double().mean().item() for r, s, e in spans.tolist()]
+    found = span_accuracy(MODEL, ids, ids, spans, batch_size=3)
+    assert found.tolist() == pytest.approx(expected)
+    assert len(set(expected)) > 3
+    assert (found == 1).tolist() == writes_spans(MODEL, ids, ids, spans).tolist()
+    with pytest.raises(ValueError, match="spans"):
+        span_accuracy(MODEL, ids, ids, torch.tensor([[0, 0, 2]]))
