@@ -1,5 +1,7 @@
 """Windows around call sites."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -127,6 +129,7 @@ def test_windows_at_numbers_keep_their_calls_in_their_order():
     some = windows.at(numbers)
     assert torch.equal(some.ids, windows.ids[numbers])
     assert torch.equal(some.labels, windows.labels[numbers])
+    assert torch.equal(some.inputs, windows.ids[numbers])
     assert some.files == [windows.files[number] for number in numbers]
     of_each = [[text for text, (row, *_) in zip(site_texts(windows), windows.usages.tolist(), strict=True) if row == n]
                for n in numbers]  # fmt: skip
@@ -139,11 +142,14 @@ def test_a_usage_in_a_row_of_its_own_is_the_same_usage():
     most = 6
     lengths = (windows.usages[:, 2] - windows.usages[:, 1]).tolist()
     assert min(lengths) <= most < max(lengths)
-    where, rows = windows.usage_rows(most)
+    states = torch.stack([windows.ids.float(), torch.arange(40.0).expand_as(windows.ids)], 2)
+    rows = replace(windows, inputs=states).usage_rows(most)
     expected = [text for text, length in zip(site_texts(windows), lengths, strict=True) if length <= most]
     assert site_texts(rows) == expected
-    assert where.shape == (len(expected), most + 1, 2)
-    assert torch.equal(rows.ids, windows.ids[where[..., 0], where[..., 1]])
+    assert rows.ids.shape == (len(expected), most + 1)
+    assert torch.equal(rows.ids.float(), rows.inputs[..., 0])
+    starts = [start for (_, start, _), length in zip(windows.usages.tolist(), lengths, strict=True) if length <= most]
+    assert rows.inputs[:, 0, 1].tolist() == [start - 1 for start in starts]
     assert (rows.usages[:, 1] == 1).all()
     assert torch.equal(rows.labels, rows.usage_labels())
     before = [ids[-1] for ids, length in zip(windows.before_names(), lengths, strict=True) if length <= most]
@@ -158,12 +164,17 @@ def test_a_smaller_vocabulary_says_the_same():
     assert torch.equal(tokens[small.opening], windows.opening)
     assert torch.equal(small.labels < 0, windows.labels < 0)
     assert torch.equal(tokens[small.labels[small.labels >= 0]], windows.labels[windows.labels >= 0])
+    assert torch.equal(small.inputs, small.ids)
+    states = torch.zeros(*windows.ids.shape, 2)
+    assert replace(windows, inputs=states).with_tokens(tokens).inputs is states
     with pytest.raises(ValueError, match="tokens"):
         windows.with_tokens(tokens[1:])
 
 
 def test_bad_draws_and_numbers_are_refused_by_name():
     windows = call_windows(FILES, TOKENIZER, length=40, context=10)
+    with pytest.raises(ValueError, match="inputs"):
+        replace(windows, inputs=windows.ids[1:])
     with pytest.raises(ValueError, match="per_file"):
         windows.draw(1, per_file=0)
     with pytest.raises(ValueError, match="most"):

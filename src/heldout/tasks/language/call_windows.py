@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from heldout.errors import check_at_least, check_between, check_nonempty, checked
+from heldout.errors import check_at_least, check_between, check_nonempty, check_same_length, checked
 from heldout.tasks.language.api_stream import ApiFunction
 
 IGNORED = -100
@@ -28,6 +28,7 @@ class CallWindows:
         names: what is called, for each call.
         opening: int64, the tokens that begin with an opening bracket; one of them ends each name.
         files: of each window.
+        inputs: what a model reads in the place of ``ids``, such as states: a tensor of as many rows; default: ``ids``.
 
     Example:
         >>> from heldout.lm import code_tokenizer
@@ -48,6 +49,12 @@ class CallWindows:
     names: list[str]
     opening: Tensor
     files: list[str]
+    inputs: Any = None
+
+    def __post_init__(self) -> None:
+        if self.inputs is None:
+            object.__setattr__(self, "inputs", self.ids)
+        check_same_length(ids=self.ids, inputs=self.inputs, files=self.files)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -112,15 +119,15 @@ class CallWindows:
             [self.names[site] for site in inside.tolist()],
             self.opening,
             [self.files[window] for window in numbers.tolist()],
+            self.inputs[numbers],
         )
 
     @checked
-    def usage_rows(self, most: int) -> tuple[Tensor, CallWindows]:
-        """Returns each usage of at most ``most`` tokens in a row of its own, behind the one token before it.
+    def usage_rows(self, most: int) -> CallWindows:
+        """Returns each usage of at most ``most`` tokens in a row of ``most + 1``, behind the token before it.
 
-        Returns:
-            where each row's tokens stand in the windows, int64 ``(rows, most + 1, 2)``: window and place; and the
-            rows, ``(rows, most + 1)``, whose labels are -100 but for the tokens of the usage.
+        Labels are -100 but for the tokens of the usage. Inputs that are states, ``(windows, length, dim)``, are those
+        of the same tokens.
 
         Raises:
             ValueError: ``most`` below 1, or no usage that is so short.
@@ -133,10 +140,10 @@ class CallWindows:
         row, start, end = row[kept, None], start[kept, None], end[kept, None]
         place = start - 1 + torch.arange(most + 1)
         counts = (place >= start) & (place < end)
-        where = torch.stack([row.expand_as(place), place.clamp(max=self.ids.shape[1] - 1)], 2)
-        ids = self.ids[where[..., 0], where[..., 1]]
+        where = place.clamp(max=self.ids.shape[1] - 1)
+        ids = self.ids[row, where]
         shift = torch.cat([row - torch.arange(len(kept))[:, None], start - 1, start - 1], 1)
-        return where, CallWindows(
+        return CallWindows(
             ids,
             torch.where(counts, ids, IGNORED),
             self.calls[kept] - shift,
@@ -144,11 +151,14 @@ class CallWindows:
             [self.names[site] for site in kept.tolist()],
             self.opening,
             [self.files[window] for window in row.flatten().tolist()],
+            self.inputs[row, where],
         )
 
     @checked
     def with_tokens(self, tokens: Tensor) -> CallWindows:
         """Returns the windows in a smaller vocabulary: a token's id is its place among ``tokens``.
+
+        Inputs that are ids change as they do, states stay.
 
         Args:
             tokens: int64, without repetition, all that the windows and ``opening`` have.
@@ -163,7 +173,8 @@ class CallWindows:
         if bool((ids < 0).any()) or bool((opening < 0).any()):
             raise ValueError("tokens must have all tokens of the windows and of opening")
         labels = torch.where(self.labels == IGNORED, IGNORED, ids)
-        return CallWindows(ids, labels, self.calls, self.usages, self.names, opening, self.files)
+        inputs = self.inputs if self.inputs.is_floating_point() else ids
+        return CallWindows(ids, labels, self.calls, self.usages, self.names, opening, self.files, inputs)
 
     def before_names(self) -> list[list[int]]:
         """Returns for each call the tokens of its window before the called name."""
