@@ -228,7 +228,7 @@ from heldout.measure.texts.skill_mix import (
     skill_mix_report,
 )
 from heldout.measure.texts.suffix_table import SuffixTable
-from heldout.measure.texts.written_spans import span_accuracy, writes_among, writes_spans
+from heldout.measure.texts.written_spans import span_accuracy, usage_scores, writes_among, writes_spans
 
 generalization_difficulty = classification_difficulty  # under the name of the paper
 
@@ -512,6 +512,7 @@ __all__ = [
     "token_f1",
     "uncertainty_alignment",
     "universal_perturbation",
+    "usage_scores",
     "vendi_score",
     "video_accuracy",
     "video_scores",

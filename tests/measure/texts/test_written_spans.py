@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from heldout.lm import tiny_llama, word_tokenizer
-from heldout.measure import span_accuracy, writes_among, writes_spans
+from heldout.measure import span_accuracy, usage_scores, writes_among, writes_spans
+from heldout.tasks import CallWindows
 
 MODEL = tiny_llama(word_tokenizer(["a b c d e f"]), dim=16, layers=2, seed=1)
 VOCAB = MODEL.config.vocab_size
@@ -117,3 +118,45 @@ def test_the_accuracy_of_a_span_is_the_share_of_tokens_that_are_the_most_likely(
     assert (found == 1).tolist() == writes_spans(MODEL, ids, ids, spans).tolist()
     with pytest.raises(ValueError, match="spans"):
         span_accuracy(MODEL, ids, ids, torch.tensor([[0, 0, 2]]))
+
+
+class Knows(torch.nn.Module):
+    """Says what comes next in rows that it was given, and writes the beams that it was given."""
+
+    def __init__(self, rows, beams=()):
+        super().__init__()
+        self.rows, self.beams = rows, torch.tensor(beams)
+
+    def forward(self, ids):
+        rows = self.rows[: len(ids), : ids.shape[1]]
+        return torch.nn.functional.one_hot(rows.roll(-1, 1), 12).float()
+
+    def generate(self, ids, **options):
+        return torch.cat([ids.repeat_interleave(5, 0), self.beams.repeat_interleave(5, 0)], 1)
+
+
+def call_sites(contexts):
+    """One site a row: its context, then a name of one token, 7, and its bracket, 9, which ends the usage."""
+    length = max(map(len, contexts)) + 2
+    ids = torch.tensor([[*c, 7, 9, *[0] * (length - len(c) - 2)] for c in contexts])
+    calls = torch.tensor([[row, len(c), len(c) + 1] for row, c in enumerate(contexts)])
+    usages = torch.tensor([[row, 1, len(c) + 2] for row, c in enumerate(contexts)])
+    return CallWindows(ids, ids, calls, usages, ["f"] * len(ids), torch.tensor([9]), ["a.py"] * len(ids))
+
+
+def test_whole_usages_short_ones_tokens_and_beams_are_told_apart():
+    part = call_sites([[1, 2], [1, 2, 3, 4, 5, 6, 7, 8, 3, 2]])
+    wrong = part.ids.clone()
+    wrong[1, 4] = 11
+    found = usage_scores(Knows(wrong, [[7, 9], [7, 8]]), [part], beams=2)
+    assert found["usage"] == 0.5
+    assert found["usage_short"] == 1.0
+    assert found["usage_tokens"] == pytest.approx((1 + 10 / 11) / 2)
+    assert found["call_at_5"] == 0.5
+    long = call_sites([[1, 2, 3, 4, 5, 6, 7, 8, 3, 2]])
+    two = usage_scores(Knows(wrong[:1]), [call_sites([[1, 2]]), call_sites([[1, 3]])])
+    assert two == pytest.approx({"usage": 0.5, "usage_short": 0.5, "usage_tokens": (1 + 2 / 3) / 2})
+    with pytest.raises(ValueError, match="short"):
+        usage_scores(Knows(long.ids), [long])
+    with pytest.raises(ValueError, match="parts"):
+        usage_scores(Knows(long.ids), [])

@@ -116,11 +116,12 @@ def test_a_draw_takes_at_most_so_many_windows_of_a_file_and_none_twice():
     counts = {file: windows.files.count(file) for file in set(windows.files)}
     assert set(counts) == {"0.py", "1.py"}
     assert min(counts.values()) > 2
-    drawn = windows.draw(100, per_file=2, seed=1)
-    assert sorted(windows.files[number] for number in drawn) == ["0.py", "0.py", "1.py", "1.py"]
-    assert sorted(windows.draw(100)) == list(range(len(windows)))
-    assert windows.draw(3, seed=1) == windows.draw(100, seed=1)[:3]
-    assert windows.draw(100, seed=1) != windows.draw(100, seed=2)
+    assert sorted(windows.draw(100, per_file=2, seed=1).files) == ["0.py", "0.py", "1.py", "1.py"]
+    everything = windows.draw(100, seed=1)
+    assert sorted(everything.ids.tolist()) == sorted(windows.ids.tolist())
+    assert sorted(site_texts(everything)) == sorted(site_texts(windows))
+    assert site_texts(windows.draw(3, seed=1)) == site_texts(everything.first(3))
+    assert not torch.equal(windows.draw(100, seed=2).ids, everything.ids)
 
 
 def test_windows_at_numbers_keep_their_calls_in_their_order():

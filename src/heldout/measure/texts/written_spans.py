@@ -72,6 +72,50 @@ def span_accuracy(model: nn.Module, inputs: Any, ids: Tensor, spans: Tensor, *, 
     return 1 - (wrong[row, end] - wrong[row, start]).double() / (end - start)
 
 
+@checked
+def usage_scores(model: nn.Module, parts: Sequence[Any], *, short: int = 8, beams: int = 0) -> dict[str, float]:
+    """Returns how much of the usages of call sites a model writes, as means over the parts.
+
+    Args:
+        model: a causal language model.
+        parts: ``heldout.tasks.CallWindows``, such as one for each group of APIs.
+        short: tokens of a short usage, at most.
+        beams: call sites of each part whose name is looked for among five beams, for a model that can ``generate``;
+            0 leaves them out.
+
+    Returns:
+        ``usage``: the share of whole usages that are written; ``usage_short``: of the short ones, over the parts that
+        have any; ``usage_tokens``: the share of a usage's tokens, each after right ones; with ``beams`` ``call_at_5``.
+
+    Raises:
+        ValueError: no parts, none with a short usage, or options below 1 and 0.
+
+    Example:
+        >>> from heldout.lm import code_tokenizer, tiny_llama
+        >>> from heldout.tasks import api_functions, call_windows
+        >>> functions, _ = api_functions("import os\ndef f(x):\n    os.mkdir(x)", {"files": ["os"]})
+        >>> tokenizer = code_tokenizer([functions[0].text], 300)
+        >>> windows = call_windows(functions, tokenizer, length=40)
+        >>> sorted(usage_scores(tiny_llama(tokenizer, dim=16, layers=1), [windows]))
+        ['usage', 'usage_short', 'usage_tokens']
+    """
+    check_nonempty(parts=parts)
+    check_at_least(1, short=short)
+    check_at_least(0, beams=beams)
+    right = [writes_spans(model, each.inputs, each.ids, each.usages) for each in parts]
+    tokens = [span_accuracy(model, each.inputs, each.ids, each.usages) for each in parts]
+    few = [hits[each.usages[:, 2] - each.usages[:, 1] <= short] for hits, each in zip(right, parts, strict=True)]
+    if not any(map(len, few)):
+        raise ValueError(f"short must be the tokens of some usage or more, got {short}")
+    found = {"usage": right, "usage_short": [each for each in few if len(each)], "usage_tokens": tokens}
+    if beams:
+        before = [context for each in parts for context in each.before_names()[:beams]]
+        names = [each.ids[row, a:b].tolist() for each in parts for row, a, b in each.calls[:beams].tolist()]
+        hits = writes_among(model, before, names, closing=parts[0].opening.tolist(), pad=0)
+        found["call_at_5"] = list(hits.split([min(beams, len(each.names)) for each in parts]))
+    return {key: sum(each.double().mean().item() for each in some) / len(some) for key, some in found.items()}
+
+
 def _written(model: nn.Module, inputs: Any, ids: Tensor, spans: Tensor, batch_size: int) -> tuple[Tensor, Tensor]:
     """The most likely token after each place, and how many of a row's tokens 1 to p - 1 are not the most likely."""
     check_at_least(1, batch_size=batch_size)

@@ -73,8 +73,8 @@ class CallWindows:
         return self.at(list(range(min(most, len(self)))))
 
     @checked
-    def draw(self, most: int, *, per_file: int | None = None, seed: int = 0) -> list[int]:
-        """Returns the numbers of windows drawn at random without replacement, for ``at``.
+    def draw(self, most: int, *, per_file: int | None = None, seed: int = 0) -> CallWindows:
+        """Returns windows drawn at random without replacement, with their calls.
 
         Args:
             most: windows at most.
@@ -91,7 +91,7 @@ class CallWindows:
             taken[self.files[window]] += 1
             if per_file is None or taken[self.files[window]] <= per_file:
                 drawn.append(window)
-        return drawn[:most]
+        return self.at(drawn[:most])
 
     @checked
     def at(self, windows: Sequence[int]) -> CallWindows:
