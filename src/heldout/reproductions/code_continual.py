@@ -99,7 +99,7 @@ class Size(NamedTuple):
 
 
 SIZES = {
-    "smoke": Size(60, 4_000, 8, 4, 6, 2, 2, 1, 1),
+    "smoke": Size(100, 8_000, 8, 4, 6, 2, 2, 1, 1),
     "laptop": Size(None, 60_000, 300, 70, 70, 2500, 80, 20, 8),
 }
 
