@@ -224,8 +224,7 @@ def _trained_on(texts: Sequence[str], base: CodeBase) -> tuple[Any, Any]:
         model = GPT2LMHeadModel(config)
     rate = base.learning_rate
     optimizer = torch.optim.AdamW(model.parameters(), rate, weight_decay=0.01)
-    cycle = {"max_lr": rate, "total_steps": base.steps + 1, "pct_start": 0.1, "cycle_momentum": False}
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, **cycle)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, base.steps + 1, pct_start=0.1, cycle_momentum=False)
     generator = torch.Generator().manual_seed(base.seed)
     model.train()
     for _ in range(base.steps):

@@ -80,14 +80,13 @@ def last_mlp_states(model: Any, ids: Tensor, *, batch_size: int = 32) -> Tensor:
 
 
 def _last_block(model: Any) -> Any:
-    try:
-        block = model.model.layers[-1]
-        parts = block.post_attention_layernorm, block.mlp, model.model.norm, model.lm_head
-    except (AttributeError, IndexError, TypeError):
-        parts = ()
-    if len(parts) != 4:
+    inner = getattr(model, "model", None)
+    blocks = getattr(inner, "layers", None)
+    block = blocks[-1] if isinstance(blocks, nn.ModuleList) and len(blocks) else None
+    wanted = [(block, "post_attention_layernorm"), (block, "mlp"), (inner, "norm"), (model, "lm_head")]
+    if not all(hasattr(owner, name) for owner, name in wanted):
         raise ValueError(
-            f"model must have model.layers with post_attention_layernorm and mlp, model.norm and lm_head, "
+            "model must have model.layers with post_attention_layernorm and mlp, model.norm and lm_head, "
             f"got {type(model).__name__}"
         )
     return block
