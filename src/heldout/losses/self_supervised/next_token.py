@@ -23,6 +23,7 @@ def next_token_losses(logits: Tensor, labels: Tensor) -> Tensor:
         ValueError: other shapes.
 
     Example:
+        >>> import torch
         >>> logits = torch.zeros(1, 3, 4)
         >>> round(next_token_losses(logits, torch.tensor([[0, -100, 2]])).item(), 4)  # log 4
         1.3863

@@ -93,7 +93,7 @@ def usage_scores(model: nn.Module, parts: Sequence[Any], *, short: int = 8, beam
     Example:
         >>> from heldout.lm import code_tokenizer, tiny_llama
         >>> from heldout.tasks import api_functions, call_windows
-        >>> functions, _ = api_functions("import os\ndef f(x):\n    os.mkdir(x)", {"files": ["os"]})
+        >>> functions, _ = api_functions("import os\\ndef f(x):\\n    return os.mkdir(x)", {"files": ["os"]})
         >>> tokenizer = code_tokenizer([functions[0].text], 300)
         >>> windows = call_windows(functions, tokenizer, length=40)
         >>> sorted(usage_scores(tiny_llama(tokenizer, dim=16, layers=1), [windows]))
