@@ -265,34 +265,21 @@ def run(arm: dict[str, Any], seed: int, profile: str, part: StreamPart = "test")
     return scores_of(hits[1:], data) | usage_scores(result.module, data.test, beams=beams)
 
 
-SETTINGS: dict[str, dict[str, dict[str, float]]] = {
-    "stdlib": {
-        **{name: {"lr": 1e-3} for name in ("naive", "replay", "cumulative")},
-        "ewc": {"lr": 1e-3, "strength": 1e3},
-        "si": {"lr": 1e-3, "strength": 100.0},
-        "rwalk": {"lr": 1e-3, "strength": 10.0},
-    },
-    "packages": {
-        **{name: {"lr": 3e-4} for name in ("naive", "replay", "cumulative")},
-        "ewc": {"lr": 3e-4, "strength": 1e3},
-        "si": {"lr": 3e-4, "strength": 100.0},
-        "rwalk": {"lr": 3e-4, "strength": 10.0},
-    },
+RATES: dict[str, dict[str, float]] = {
+    "stdlib": {"naive": 1e-3, "replay": 3e-3, "cumulative": 3e-3, "ewc": 1e-3, "si": 1e-3, "rwalk": 1e-3},
+    "packages": dict.fromkeys(("naive", "replay", "cumulative", "ewc", "si", "rwalk"), 3e-4),
 }
-PENALTIES = ("ewc", "si", "rwalk")
-BEST = {"stdlib": "ewc", "packages": "ewc"}  # of the penalties
+STRENGTHS = {"stdlib": {"ewc": 10.0, "si": 10.0, "rwalk": 0.1}, "packages": {"ewc": 10.0, "si": 10.0, "rwalk": 0.1}}
+BEST = {"stdlib": "si", "packages": "si"}  # of the penalties
 
 
 def arms_of(cell: str) -> dict[str, dict[str, Any]]:
     guesses = {name: {"cell": cell, "strategy": name} for name in ("constant", "lookup", "zero-shot")}
-    trained: dict[str, Any] = {name: {"cell": cell, "strategy": name, **each} for name, each in SETTINGS[cell].items()}
+    trained: dict[str, Any] = {name: {"strategy": name, "lr": rate} for name, rate in RATES[cell].items()}
     replay = trained.pop("replay")
-    return (
-        guesses
-        | {"naive": trained.pop("naive")}
-        | {f"replay {n}": replay | {"capacity": n} for n in (20, 100)}
-        | trained
-    )
+    trained |= {f"replay {capacity}": replay | {"capacity": capacity} for capacity in (20, 100)}
+    trained |= {name: trained[name] | {"strength": strength} for name, strength in STRENGTHS[cell].items()}
+    return guesses | {name: {"cell": cell, **each} for name, each in trained.items()}
 
 
 def claims_of(cell: str, at: str) -> list[Any]:
@@ -301,7 +288,7 @@ def claims_of(cell: str, at: str) -> list[Any]:
         cheaper(f"{at}replay 100", than=f"{at}naive", on="forgetting", ratio=0.5),
         better(f"{at}replay 100", than=f"{at}naive", on="learning", margin=-0.02),
     ]
-    for name in PENALTIES:
+    for name in STRENGTHS[cell]:
         found += [better(f"{at}{name}", than=f"{at}naive", on="forgetting", margin=0.01)]
         found += [better(f"{at}{name}", than=f"{at}naive", on="learning", margin=-0.02)]
     order = [f"{at}{name}" for name in ("naive", BEST[cell], "replay 100", "cumulative")]

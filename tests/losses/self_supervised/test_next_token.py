@@ -36,3 +36,6 @@ def test_bad_input_is_refused_by_name():
         next_token_losses(torch.zeros(2, 3), torch.zeros(2, 3))
     with pytest.raises(ValueError, match="labels"):
         next_token_losses(torch.zeros(2, 3, 4), torch.zeros(2, 2, dtype=torch.int64))
+    for bad in (-1, 4):
+        with pytest.raises(ValueError, match="labels"):
+            next_token_losses(torch.zeros(1, 2, 4), torch.tensor([[0, bad]]))

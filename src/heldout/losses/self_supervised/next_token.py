@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from heldout.errors import check_dimensions, check_tensors, checked
+from heldout.errors import check_dimensions, check_labels, check_tensors, checked
 
 _IGNORED = -100
 
@@ -20,7 +20,7 @@ def next_token_losses(logits: Tensor, labels: Tensor) -> Tensor:
             for its first, has loss 0.
 
     Raises:
-        ValueError: other shapes.
+        ValueError: other shapes, labels that are none of the vocabulary.
 
     Example:
         >>> import torch
@@ -32,6 +32,7 @@ def next_token_losses(logits: Tensor, labels: Tensor) -> Tensor:
     check_dimensions(3, logits=logits)
     if labels.shape != logits.shape[:2]:
         raise ValueError(f"labels must be {tuple(logits.shape[:2])} as logits, got {tuple(labels.shape)}")
+    check_labels(logits.shape[2], labels=labels[labels != _IGNORED])
     asked = labels[:, 1:]
     losses = F.cross_entropy(logits[:, :-1].flatten(0, 1), asked.flatten(), ignore_index=_IGNORED, reduction="none")
     return losses.view(asked.shape).sum(1) / (asked != _IGNORED).sum(1).clamp(min=1)
