@@ -1,7 +1,7 @@
 """How a language model is used: interfaces, small models that are made here, and their cache."""
 
 from heldout.language_model import LM, ChoiceExample, Completion, Prompt
-from heldout.lm.models.bases import LlamaBase, stdlib_llama
+from heldout.lm.models.bases import CodeBase, LlamaBase, code_gpt2, stdlib_llama
 from heldout.lm.models.encoding import context_of, ids_of_prompt
 from heldout.lm.models.endpoint import BudgetError, EndpointError, EndpointLM
 from heldout.lm.models.generation import end_tokens, generate_ids
@@ -91,6 +91,7 @@ __all__ = [
     "CachedLM",
     "ChainOfThought",
     "ChoiceExample",
+    "CodeBase",
     "Completion",
     "Composition",
     "EndpointError",
@@ -127,6 +128,7 @@ __all__ = [
     "character_ngrams",
     "character_tokenizer",
     "code_blocks",
+    "code_gpt2",
     "code_tokenizer",
     "context_of",
     "cosine_chooser",

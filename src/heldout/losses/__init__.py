@@ -23,6 +23,7 @@ from heldout.losses.mixup import mixup_method
 from heldout.losses.orthogonal import orthogonal_group_loss, overlap, pego
 from heldout.losses.patch_mixing import patch_mixing
 from heldout.losses.pseudo_labels import confident_cross_entropy
+from heldout.losses.self_supervised.next_token import next_token_losses
 from heldout.losses.self_supervised.redundancy import barlow_twins_loss, cca_ssg_loss, cross_correlation
 from heldout.losses.self_supervised.similarity import bootstrap_loss, scaled_cosine_error, two_view_info_nce
 from heldout.losses.soft_targets import soft_cross_entropy
@@ -61,6 +62,7 @@ __all__ = [
     "logit_adjustment",
     "mixing_method",
     "mixup_method",
+    "next_token_losses",
     "orthogonal_group_loss",
     "overlap",
     "pair_similarities",

@@ -228,7 +228,8 @@ from heldout.measure.texts.skill_mix import (
     grade_skill_text,
     skill_mix_report,
 )
-from heldout.measure.texts.written_spans import writes_among, writes_spans
+from heldout.measure.texts.suffix_table import SuffixTable
+from heldout.measure.texts.written_spans import span_accuracy, usage_scores, writes_among, writes_spans
 
 generalization_difficulty = classification_difficulty  # under the name of the paper
 
@@ -312,6 +313,7 @@ __all__ = [
     "StreamMatrix",
     "StreamStatistic",
     "SubgroupAUC",
+    "SuffixTable",
     "SweetSpot",
     "TaskMixturePredictor",
     "TaskScore",
@@ -495,6 +497,7 @@ __all__ = [
     "skill_mix_report",
     "skill_predictors",
     "source_report",
+    "span_accuracy",
     "spectral_learning_curve",
     "standardised",
     "steps_to",
@@ -514,6 +517,7 @@ __all__ = [
     "token_f1",
     "uncertainty_alignment",
     "universal_perturbation",
+    "usage_scores",
     "vendi_score",
     "video_accuracy",
     "video_scores",

@@ -173,6 +173,7 @@ from heldout.tasks.language.instruction_world import (
     list_facts,
 )
 from heldout.tasks.language.instructions import Instance, InstructionExample, InstructionTask, task_split
+from heldout.tasks.language.kept_api_stream import kept_api_stream
 from heldout.tasks.language.list_programs import Program, lexicon, run_program
 from heldout.tasks.language.opinions import NEGATIVE_WORDS, OPINION_CLASSES, POSITIVE_WORDS, opinion_words, opinions
 from heldout.tasks.language.question_tasks import QUESTION_CATEGORIES, OptionInstance, question_tasks
@@ -664,6 +665,7 @@ __all__ = [
     "judged_similarity",
     "judged_triplets",
     "judges_choices",
+    "kept_api_stream",
     "keyword_judges",
     "keyword_similarity",
     "kinds_of",

@@ -138,6 +138,7 @@ if TYPE_CHECKING:
     from heldout.train.tuning.dpo import dpo
     from heldout.train.tuning.forget import forget, relearning_order, tune_choices
     from heldout.train.tuning.last_layers import LastBlocks, last_blocks, smollm_blocks, tune_last_layers
+    from heldout.train.tuning.last_mlp import LastMLP, last_mlp_states
     from heldout.train.tuning.sft import encode_rows, pack, sft, weighted_nll
     from heldout.train.tuning.tuned import Tuned, lora
     from heldout.train.weak_supervision import WeakToStrongResult, weak_to_strong
@@ -196,6 +197,7 @@ __all__ = [
     "IntDSL",
     "KeptEpoch",
     "LastBlocks",
+    "LastMLP",
     "LearnedProgram",
     "LearnsOffline",
     "LightningMethod",
@@ -318,6 +320,7 @@ __all__ = [
     "label_margins",
     "label_with",
     "last_blocks",
+    "last_mlp_states",
     "learned_weights",
     "lora",
     "lwf",
@@ -473,6 +476,8 @@ _LATER = {
     "last_blocks": "heldout.train.tuning.last_layers",
     "smollm_blocks": "heldout.train.tuning.last_layers",
     "tune_last_layers": "heldout.train.tuning.last_layers",
+    "LastMLP": "heldout.train.tuning.last_mlp",
+    "last_mlp_states": "heldout.train.tuning.last_mlp",
     "CostReward": "heldout.train.reinforcement.rewards",
     "Environment": "heldout.train.reinforcement.rollouts",
     "Episode": "heldout.train.reinforcement.rollouts",

@@ -47,6 +47,77 @@ def writes_spans(
         >>> bool(writes_spans(model, ids, ids, torch.tensor([[0, 1, 3]]))[0]) == bool(right.all())
         True
     """
+    written, wrong = _written(model, inputs, ids, spans, batch_size)
+    row, start, end = spans.unbind(1)
+    right = wrong[row, end] == wrong[row, start]
+    return right if closing is None else right & torch.isin(written[row, end - 1], closing)
+
+
+@checked
+def span_accuracy(model: nn.Module, inputs: Any, ids: Tensor, spans: Tensor, *, batch_size: int = 64) -> Tensor:
+    """Returns for each span the share of its tokens that are the most likely ones, each after the right ones before it.
+
+    float64 ``(spans,)``. Arguments and errors as for ``writes_spans``, and one forward pass over the rows as well.
+
+    Example:
+        >>> from heldout.lm import tiny_llama, word_tokenizer
+        >>> model = tiny_llama(word_tokenizer(["a b c"]), dim=16, layers=1)
+        >>> ids = torch.tensor([[4, 5, 6]])
+        >>> right = model(ids).logits[0].argmax(1)[:2] == ids[0, 1:]
+        >>> span_accuracy(model, ids, ids, torch.tensor([[0, 1, 3]])).item() == right.double().mean().item()
+        True
+    """
+    _, wrong = _written(model, inputs, ids, spans, batch_size)
+    row, start, end = spans.unbind(1)
+    return 1 - (wrong[row, end] - wrong[row, start]).double() / (end - start)
+
+
+@checked
+def usage_scores(model: nn.Module, parts: Sequence[Any], *, short: int = 8, beams: int = 0) -> dict[str, float]:
+    """Returns how much of the usages of call sites a model writes, as means over the parts.
+
+    Args:
+        model: a causal language model.
+        parts: ``heldout.tasks.CallWindows``, such as one for each group of APIs.
+        short: tokens of a short usage, at most.
+        beams: call sites of each part whose name is looked for among five beams, for a model that can ``generate``;
+            0 leaves them out.
+
+    Returns:
+        ``usage``: the share of whole usages that are written; ``usage_short``: of the short ones, over the parts that
+        have any; ``usage_tokens``: the share of a usage's tokens, each after right ones; with ``beams`` ``call_at_5``.
+
+    Raises:
+        ValueError: no parts, none with a short usage, or options below 1 and 0.
+
+    Example:
+        >>> from heldout.lm import code_tokenizer, tiny_llama
+        >>> from heldout.tasks import api_functions, call_windows
+        >>> functions, _ = api_functions("import os\\ndef f(x):\\n    return os.mkdir(x)", {"files": ["os"]})
+        >>> tokenizer = code_tokenizer([functions[0].text], 300)
+        >>> windows = call_windows(functions, tokenizer, length=40)
+        >>> sorted(usage_scores(tiny_llama(tokenizer, dim=16, layers=1), [windows]))
+        ['usage', 'usage_short', 'usage_tokens']
+    """
+    check_nonempty(parts=parts)
+    check_at_least(1, short=short)
+    check_at_least(0, beams=beams)
+    right = [writes_spans(model, each.inputs, each.ids, each.usages) for each in parts]
+    tokens = [span_accuracy(model, each.inputs, each.ids, each.usages) for each in parts]
+    few = [hits[each.usages[:, 2] - each.usages[:, 1] <= short] for hits, each in zip(right, parts, strict=True)]
+    if not any(map(len, few)):
+        raise ValueError(f"short must be the tokens of some usage or more, got {short}")
+    found = {"usage": right, "usage_short": [each for each in few if len(each)], "usage_tokens": tokens}
+    if beams:
+        before = [context for each in parts for context in each.before_names()[:beams]]
+        names = [each.ids[row, a:b].tolist() for each in parts for row, a, b in each.calls[:beams].tolist()]
+        hits = writes_among(model, before, names, closing=parts[0].opening.tolist(), pad=0)
+        found["call_at_5"] = list(hits.split([min(beams, len(each.names)) for each in parts]))
+    return {key: sum(each.double().mean().item() for each in some) / len(some) for key, some in found.items()}
+
+
+def _written(model: nn.Module, inputs: Any, ids: Tensor, spans: Tensor, batch_size: int) -> tuple[Tensor, Tensor]:
+    """The most likely token after each place, and how many of a row's tokens 1 to p - 1 are not the most likely."""
     check_at_least(1, batch_size=batch_size)
     check_dimensions(2, ids=ids, spans=spans)
     check_nonempty(ids=ids, spans=spans)
@@ -66,9 +137,8 @@ def writes_spans(
             most_likely.append(logits.argmax(-1).cpu())
     written = torch.cat(most_likely)  # after position p
     wrong = torch.zeros(len(ids), ids.shape[1] + 1, dtype=torch.int64)
-    wrong[:, 2:] = (written[:, :-1] != ids[:, 1:].cpu()).cumsum(1)  # tokens 1 to p - 1 that would not be written
-    right = wrong[row, end] == wrong[row, start]
-    return right if closing is None else right & torch.isin(written[row, end - 1], closing)
+    wrong[:, 2:] = (written[:, :-1] != ids[:, 1:].cpu()).cumsum(1)
+    return written, wrong
 
 
 @checked

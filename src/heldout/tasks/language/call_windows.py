@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from heldout.errors import check_at_least, check_between, check_nonempty, checked
+from heldout.errors import check_at_least, check_between, check_nonempty, check_same_length, checked
 from heldout.tasks.language.api_stream import ApiFunction
 
 IGNORED = -100
@@ -26,6 +27,8 @@ class CallWindows:
         usages: int64 ``(calls, 3)``: window, first token of the whole usage, token behind it.
         names: what is called, for each call.
         opening: int64, the tokens that begin with an opening bracket; one of them ends each name.
+        files: of each window.
+        inputs: what a model reads in the place of ``ids``, such as states: a tensor of as many rows; default: ``ids``.
 
     Example:
         >>> from heldout.lm import code_tokenizer
@@ -45,6 +48,13 @@ class CallWindows:
     usages: Tensor
     names: list[str]
     opening: Tensor
+    files: list[str]
+    inputs: Any = None
+
+    def __post_init__(self) -> None:
+        if self.inputs is None:
+            object.__setattr__(self, "inputs", self.ids)
+        check_same_length(ids=self.ids, inputs=self.inputs, files=self.files)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -60,11 +70,115 @@ class CallWindows:
     def first(self, most: int) -> CallWindows:
         """Returns the first windows, with their calls."""
         check_at_least(1, most=most)
-        inside = self.calls[:, 0] < most
-        names = [name for name, kept in zip(self.names, inside.tolist(), strict=True) if kept]
+        return self.at(list(range(min(most, len(self)))))
+
+    @checked
+    def draw(self, most: int, *, per_file: int | None = None, seed: int = 0) -> CallWindows:
+        """Returns windows drawn at random without replacement, with their calls.
+
+        Args:
+            most: windows at most.
+            per_file: of one file at most, so that no file stands for all; default: as they come.
+            seed: of the draw.
+
+        Raises:
+            ValueError: numbers below 1.
+        """
+        check_at_least(1, most=most, **({} if per_file is None else {"per_file": per_file}))
+        taken: Counter[str] = Counter()
+        drawn = []
+        for window in torch.randperm(len(self), generator=torch.Generator().manual_seed(seed)).tolist():
+            taken[self.files[window]] += 1
+            if per_file is None or taken[self.files[window]] <= per_file:
+                drawn.append(window)
+        return self.at(drawn[:most])
+
+    @checked
+    def at(self, windows: Sequence[int]) -> CallWindows:
+        """Returns some windows in the order given, with their calls.
+
+        Raises:
+            ValueError: numbers that are none of windows, or come twice.
+        """
+        check_nonempty(windows=windows)
+        numbers = torch.as_tensor(windows)
+        check_between(0, len(self) - 1, windows=numbers)
+        if len(numbers.unique()) < len(numbers):
+            raise ValueError("windows must not come twice")
+        place = torch.full((len(self),), -1)
+        place[numbers] = torch.arange(len(numbers))
+        new = place[self.calls[:, 0]]
+        inside = (new >= 0).nonzero().flatten()
+        inside = inside[new[inside].argsort(stable=True)]
+        moved = new[inside][:, None]
         return CallWindows(
-            self.ids[:most], self.labels[:most], self.calls[inside], self.usages[inside], names, self.opening
+            self.ids[numbers],
+            self.labels[numbers],
+            torch.cat([moved, self.calls[inside, 1:]], 1),
+            torch.cat([moved, self.usages[inside, 1:]], 1),
+            [self.names[site] for site in inside.tolist()],
+            self.opening,
+            [self.files[window] for window in numbers.tolist()],
+            self.inputs[numbers],
         )
+
+    @checked
+    def usage_rows(self, most: int) -> CallWindows:
+        """Returns each usage of at most ``most`` tokens in a row of ``most + 1``, behind the token before it.
+
+        Labels are -100 but for the tokens of the usage. Inputs that are states, ``(windows, length, dim)``, are those
+        of the same tokens.
+
+        Raises:
+            ValueError: ``most`` below 1, or no usage that is so short.
+        """
+        check_at_least(1, most=most)
+        row, start, end = self.usages.unbind(1)
+        kept = (end - start <= most).nonzero().flatten()
+        if not len(kept):
+            raise ValueError(f"most must be the tokens of some usage or more, got {most}")
+        row, start, end = row[kept, None], start[kept, None], end[kept, None]
+        place = start - 1 + torch.arange(most + 1)
+        counts = (place >= start) & (place < end)
+        where = place.clamp(max=self.ids.shape[1] - 1)
+        ids = self.ids[row, where]
+        shift = torch.cat([row - torch.arange(len(kept))[:, None], start - 1, start - 1], 1)
+        return CallWindows(
+            ids,
+            torch.where(counts, ids, IGNORED),
+            self.calls[kept] - shift,
+            self.usages[kept] - shift,
+            [self.names[site] for site in kept.tolist()],
+            self.opening,
+            [self.files[window] for window in row.flatten().tolist()],
+            self.inputs[row, where],
+        )
+
+    @checked
+    def with_tokens(self, tokens: Tensor) -> CallWindows:
+        """Returns the windows in a smaller vocabulary: a token's id is its place among ``tokens``.
+
+        Inputs that are ids change as they do, states stay.
+
+        Args:
+            tokens: int64, without repetition, all that the windows and ``opening`` have.
+
+        Raises:
+            ValueError: a token of the windows is missing.
+        """
+        check_nonempty(tokens=tokens)
+        new = torch.full((int(max(tokens.max(), self.ids.max(), self.opening.max())) + 1,), -1)
+        new[tokens] = torch.arange(len(tokens))
+        ids, opening = new[self.ids], new[self.opening]
+        if bool((ids < 0).any()) or bool((opening < 0).any()):
+            raise ValueError("tokens must have all tokens of the windows and of opening")
+        labels = torch.where(self.labels == IGNORED, IGNORED, ids)
+        inputs = self.inputs if self.inputs.is_floating_point() else ids
+        return CallWindows(ids, labels, self.calls, self.usages, self.names, opening, self.files, inputs)
+
+    def before_names(self) -> list[list[int]]:
+        """Returns for each call the tokens of its window before the called name."""
+        return [self.ids[row, :start].tolist() for row, start, _ in self.calls.tolist()]
 
 
 @checked
@@ -99,14 +213,15 @@ def call_windows(
     check_nonempty(functions=functions)
     check_at_least(2, length=length)
     check_between(1, length - 1, context=context)
-    found = []
+    found, files = [], list[str]()
     coded = tokenizer([function.text for function in functions], return_offsets_mapping=True, add_special_tokens=False)
     for function, ids, offsets in zip(functions, coded["input_ids"], coded["offset_mapping"], strict=True):
         found += _of_function(function, ids, offsets, length, context)
+        files += [function.file] * (len(found) - len(files))
     if not found:
         raise ValueError(f"functions must have a call site that fits into {length} tokens, and have none")
     order = torch.randperm(len(found), generator=torch.Generator().manual_seed(seed)).tolist()
-    found = [found[number] for number in order]
+    found, files = [found[number] for number in order], [files[number] for number in order]
     pad = tokenizer.eos_token_id
     ids = torch.tensor([[*row, *[pad] * (length - len(row))] for row, _ in found])
     labels = torch.tensor([[*row, *[IGNORED] * (length - len(row))] for row, _ in found])
@@ -118,6 +233,7 @@ def call_windows(
         torch.tensor([[number, start, end] for number, start, _, _, end, _ in sites]),
         [name for *_, name in sites],
         torch.tensor([token for token in range(len(tokenizer)) if tokenizer.decode([token]).startswith("(")]),
+        files,
     )
 
 
