@@ -19,6 +19,7 @@ from heldout.adapt import (
     SteerConfig,
     Stream,
     Tent,
+    flattened,
     load_state,
     save_state,
 )
@@ -242,3 +243,12 @@ def test_one_class_is_refused(name):
     make = {"t3a": T3A, "pseudo-label": PseudoLabel}[name]
     with pytest.raises(ValueError, match="2 or more classes"):
         make(nn.Flatten(), nn.Linear(36, 1))(images(8))
+
+
+COLLIDING = [{"a": {"b": torch.ones(1)}, "a.b": torch.zeros(1)}, {1: torch.ones(1), "1": torch.zeros(1)}]
+
+
+@pytest.mark.parametrize("value", COLLIDING)
+def test_names_that_would_collide_are_refused(value):
+    with pytest.raises(ValueError, match="is there twice"):
+        flattened(value, "state", {})

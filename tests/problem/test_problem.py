@@ -156,3 +156,22 @@ def test_methods_of_one_class_say_so_where_an_example_has_several_labels(tmp_pat
     assert inapplicable(problem, parse("ps_kd", {})) == (
         "it needs one class for each example, here an example has several labels"
     )
+
+
+def test_one_label_of_many_is_another_problem(tmp_path):
+    text = """
+import torch, heldout
+def model():
+    return torch.nn.Linear(2, 2)
+def data():
+    x, y = torch.zeros(1000, 2), torch.arange(1000) % 2
+    {change}
+    return heldout.Splits(train=(x, y), val=(x, y), test={{"iid": (x, y)}})
+"""
+    found = []
+    for number, change in enumerate(("pass", "y[501] = 0", "x[502] = 1", "pass")):
+        file = tmp_path / f"mine_{number}.py"
+        file.write_text(text.format(change=change))
+        found.append(load_problem(str(file)).fingerprint())
+    assert found[0] == found[3]
+    assert len(set(found)) == 3

@@ -15,6 +15,7 @@ from heldout.study import (
     higher_is_better,
     log_curve,
     run_study,
+    write_atomically,
 )
 from heldout.study.execution.runs import Outcome, Task
 from heldout.study.store import APPLICATION_ID, _opened
@@ -231,3 +232,9 @@ def test_a_damaged_row_is_one_line_that_names_the_file(tmp_path, column, text):
         run_study(study(), out=tmp_path)
     assert str(tmp_path / "study.sqlite") in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_text_that_cannot_be_written_leaves_nothing_behind(tmp_path):
+    with pytest.raises(StudyError, match="cannot write"):
+        write_atomically(tmp_path / "note.txt", "\ud800")
+    assert list(tmp_path.iterdir()) == []

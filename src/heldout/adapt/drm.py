@@ -23,6 +23,7 @@ from heldout.errors import (
     check_fields,
     check_labels,
     check_nonempty,
+    check_nonnegative,
     check_same_length,
     checked,
 )
@@ -286,7 +287,7 @@ def drm(
 
     Raises:
         ValueError: an unknown estimate, one that knows no gap of the shared head with ``include_shared``, or a batch
-            size below 1; at the prediction, a negative gamma.
+            size below 1, or a negative gamma without ``hard``.
 
     Source: arXiv:2208.08661.
 
@@ -295,6 +296,8 @@ def drm(
         'drm'
     """
     check_at_least(1, batch_size=batch_size)
+    if not hard:
+        check_nonnegative(gamma=gamma)
     estimates = ("entropy", "uniform", "discriminator", "prototype")
     if estimate not in estimates:
         raise ValueError(f"estimate must be one of {', '.join(estimates)}, got {estimate!r}")

@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 
 from heldout.adapt.protocol import Stream, TestTimeAdapter, batch_size_of, outside_inference, sparing
 from heldout.data import gather
-from heldout.errors import check_at_least, check_nonnegative, checked
+from heldout.errors import check_at_least, check_positive, checked
 from heldout.losses import LearnedConsistency, gradient_distance
 from heldout.method import Batch, Method, Run, Splits, evaluating
 from heldout.nn import AffineChain, StagedModel, draw_mix, inputs_for, mix_style, why_no_head
@@ -435,9 +435,9 @@ def itta(
         >>> itta(lr=1e-3).name
         'itta'
     """
-    check_nonnegative(lr=lr, eps=eps)
-    check_at_least(0, steps=steps)
-    check_at_least(1, batch_size=batch_size)
+    check_positive(lr=lr, eps=eps, alpha=alpha)
+    check_at_least(1, steps=steps, batch_size=batch_size)
+    check_at_least(0, depth=depth)
     if align_every is not None and align_every < 1:
         raise ValueError(f"align_every must be at least 1 or None, got {align_every}")
 

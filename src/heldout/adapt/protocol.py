@@ -179,6 +179,8 @@ def flattened(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
         ['state.queue.0']
     """
     if isinstance(value, Tensor):
+        if name in tensors:
+            raise ValueError(f"value must have keys that differ as text and hold no dots: {name} is there twice")
         tensors[name] = value
         return {"tensor": name}
     if isinstance(value, Mapping):

@@ -98,7 +98,7 @@ def t3a(filter_k: int | None = 100, *, batch_size: int = 32) -> Method:
         batch_size: of the test batches.
 
     Raises:
-        ValueError: a batch size below 1, or a negative ``filter_k``.
+        ValueError: a batch size or ``filter_k`` below 1.
 
     Source: Iwasawa and Matsuo, NeurIPS 2021.
 
@@ -107,7 +107,7 @@ def t3a(filter_k: int | None = 100, *, batch_size: int = 32) -> Method:
         't3a'
     """
     check_at_least(1, batch_size=batch_size)
-    check_at_least(0, filter_k=filter_k)
+    check_at_least(1, filter_k=filter_k)
 
     def predict(run: Run, module: nn.Module) -> Stream:
         inputs, _ = gather(run.splits.train, torch.arange(1))

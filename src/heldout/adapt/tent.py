@@ -159,7 +159,7 @@ def tent(lr: float = 1e-3, *, steps: int = 1, batch_size: int = 64) -> Method:
         batch_size: of the test batches.
 
     Raises:
-        ValueError: a negative ``lr`` or ``steps``, or a batch size below 1.
+        ValueError: a negative ``lr``, or steps or a batch size below 1.
 
     Source: arXiv:2006.10726.
 
@@ -168,8 +168,7 @@ def tent(lr: float = 1e-3, *, steps: int = 1, batch_size: int = 64) -> Method:
         'tent'
     """
     check_nonnegative(lr=lr)
-    check_at_least(0, steps=steps)
-    check_at_least(1, batch_size=batch_size)
+    check_at_least(1, steps=steps, batch_size=batch_size)
 
     def predict(run: Run, module: nn.Module) -> Stream:
         return Stream(Tent(module, lr=lr, steps=steps), batch_size)

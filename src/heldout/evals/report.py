@@ -51,12 +51,14 @@ def print_eval(document: Document, console: Any) -> None:
             highlight=False,
         )
         console.print(f"  [dim]{escape(entry['reading'])}[/]", highlight=False)
-    for listed in document["tables"]:
+    for listed in (each for each in document["tables"] if each["rows"]):
         table = Table(box=None, header_style="bold", pad_edge=False, title_justify="left")
         for column in listed["rows"][0]:
             table.add_column(column.replace("_", " "))
         for row in listed["rows"]:
-            table.add_row(*(escape(number(v, 3) if isinstance(v, float) else str(v or "")) for v in row.values()))
+            table.add_row(
+                *(escape(number(v, 3) if isinstance(v, float) else str("" if v is None else v)) for v in row.values())
+            )
         console.print()
         console.print(table)
     for entry in document["skipped"]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset, Sampler, TensorDataset
 
 from heldout.data import all_targets, batches, gather
 from heldout.errors import ProblemError, check_fields, check_positive, checked
@@ -316,12 +316,18 @@ class Problem:
     def fingerprint(self) -> str:
         """Returns a digest of the data, by which results on other data are told from results on this one.
 
-        Of each set it has the size and at most 64 examples, evenly spaced: a change between them goes unseen.
+        Sets of tensors are in it whole. Of others it has the size and at most 64 examples, evenly spaced: a change
+        between them goes unseen.
         """
         digest = hashlib.sha256()
         sets = {"train": self.splits.train, **self.validation_sets(), **self.splits.test}
         for name, dataset in sets.items():
             size = len(dataset)  # type: ignore[arg-type]
+            if isinstance(dataset, TensorDataset):
+                digest.update(f"{name}:{size}".encode())
+                for tensor in dataset.tensors:
+                    digest.update(str((tensor.dtype, tuple(tensor.shape))).encode() + bytes_of(tensor))
+                continue
             probe = torch.linspace(0, size - 1, min(size, 64)).long()
             inputs, targets, _ = next(batches(dataset, len(probe), probe))
             digest.update(f"{name}:{size}".encode())

@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from heldout.errors import checked
+from heldout.errors import check_nonempty, checked
 
 ROOMY = 1000
 
@@ -63,7 +63,8 @@ def methods_table(rows: Sequence[Mapping[str, Any]], console: Console) -> None:
     """Prints the Methods, those of systems first, then the comparisons that they have to beat.
 
     Args:
-        rows: at least one ``{"name", "of", "summary"}``; "of" is the slug of the Method's system, empty without one.
+        rows: at least one ``{"name", "of", "summary"}``; "of" is the slug of the Method's system, empty or None without
+            one.
         console: what is printed on.
 
     Example:
@@ -74,6 +75,8 @@ def methods_table(rows: Sequence[Mapping[str, Any]], console: Console) -> None:
         <BLANKLINE>
         heldout show METHOD tells more.
     """
+    check_nonempty(rows=rows)
+    rows = [{**row, "of": row["of"] or ""} for row in rows]
     widths = [max(len(row[key]) for row in rows) for key in ("name", "of")]
     for row in sorted(rows, key=lambda row: not row["of"]):
         line = f"{row['name']:<{widths[0]}}  {row['of'] or 'comparison':<{max(widths[1], len('comparison'))}}  "

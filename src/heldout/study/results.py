@@ -142,10 +142,10 @@ def write_atomically(path: Path, text: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_text(text, encoding="utf-8")
         temporary.replace(path)
-    except OSError as error:
+    except (OSError, UnicodeEncodeError) as error:
         with suppress(OSError):
             temporary.unlink()
-        raise StudyError(f"cannot write {path}: {error.strerror or error}") from None
+        raise StudyError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from None
 
 
 def _version(name: str) -> str | None:
