@@ -2,7 +2,7 @@ import sys
 
 import pytest
 
-from heldout.study import StudyError, load_study, run_study
+from heldout.study import StudyError, load_file, load_study, run_study
 
 GOOD = """
 from heldout.study import Study, higher_is_better
@@ -70,3 +70,13 @@ def test_a_file_that_failed_can_be_mended_and_loaded_again(written):
         load_study(written("1 / 0"))
     written("BASE = 0", "neighbour_of_study.py")
     assert load_study(written(GOOD)).slug == "good"
+
+
+def test_a_file_is_executed_once_and_again_when_its_text_has_changed(tmp_path):
+    file = tmp_path / "edited.py"
+    file.write_text("value = [1]")
+    first = load_file(file)
+    assert load_file(file) is first
+    file.write_text("value = [2]")  # of the same size, within the same second
+    assert load_file(file).value == [2]
+    assert first.value == [1]

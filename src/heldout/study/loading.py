@@ -56,7 +56,7 @@ def load_study(source: str | Path | ModuleType) -> Study:
 
 @checked
 def load_file(path: str | Path) -> ModuleType:
-    """The module of a Python file, executed once per process.
+    """The module of a Python file, executed once per process, and again when its text has changed since.
 
     The folder of the file is put on ``sys.path``.
 
@@ -76,17 +76,23 @@ def load_file(path: str | Path) -> ModuleType:
     if path.suffix != ".py":
         raise StudyError(f"{given} is not a Python file")
     name = f"heldout_file_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}_{path.stem}"
-    if name in sys.modules:
-        return sys.modules[name]
+    try:
+        source = path.read_bytes()
+    except OSError as error:
+        raise StudyError(f"{given} cannot be read: {error.strerror or error}") from None
+    known = sys.modules.get(name)
+    if known is not None and known.__dict__.get("__source__") == source:
+        return known
     if str(path.parent) not in sys.path:
         sys.path.insert(0, str(path.parent))
     specification = importlib.util.spec_from_file_location(name, path)
     if specification is None or specification.loader is None:
         raise StudyError(f"{given} is not a Python file")
     module = importlib.util.module_from_spec(specification)
+    module.__dict__["__source__"] = source
     sys.modules[name] = module
     try:
-        specification.loader.exec_module(module)
+        exec(compile(source, str(path), "exec"), module.__dict__)  # no bytecode: its date may be that of another text
     except KeyboardInterrupt:
         del sys.modules[name]
         raise
