@@ -32,7 +32,7 @@ OBSCURE = 0.04  # share of a room's calls whose error may name nothing (some say
 PASSES_NAN_ON = {"losses", "nn", "optim", "adapt", "train", "data", "statistics"}
 # What these do with what may be right takes seconds: of their arguments only those that are wrong are tried.
 LONG = {"improve.improve", "audit.audit", "evals.evaluate"}
-# What looks like bad input and is none: a reason, and the calls that it holds for.
+# What looks like bad input and is none: a reason, and the calls that it holds for (a label alone: all of its calls).
 BOOSTING = ("total_units", "units_per_step", "max_iter", "learning_rate", "subsample", "l2", "activation", "step")
 RECIPE = (
     "epochs",
@@ -165,6 +165,22 @@ ALLOWED = {
         "weights.rtn(group_size=-1)",
     ],
     "a process that a signal ended": ["study.exit_text(code=-1)"],
+    "records of what a function found: they are handed out, and not in": [
+        "tasks.InstructionExample",
+        "tasks.ComposeProblem",
+        "tasks.SimulatedExpert",
+        "tasks.ChainProblem",
+        "train.Structure",
+        "train.Evolution",
+        "train.Episode",
+        "train.Tuned",
+    ],
+    "the base of all strategies does nothing": [
+        f"train.ContinualStrategy.{name}" for name in ("begin_task", "attach", "mix", "extra_loss")
+    ],
+    "its curvature is 1 whatever comes": ["train.SquaredLoss.newton_step"],
+    "a place that tells no token that counts is not read": ["losses.next_token_losses(logits=NaN)"],
+    "a teacher of NaN says NaN": ["tasks.TeacherStudent.teacher(x=NaN)"],
     "a context manager refuses when it is entered": ["study.limited_threads(threads=-1)"],
 }
 
@@ -182,6 +198,7 @@ def test_bad_input_is_refused_by_name(room):
         f"{each.verdict}: {call}: {each.said}"
         for each in found
         if each.verdict in ("silent", "nan", "slow")
+        and each.label not in allowed
         and (call := f"{each.label}({each.argument}={each.kind})") not in allowed
     ]
     assert not wrong, "\n".join(wrong)
@@ -289,14 +306,15 @@ def test_an_example_that_calls_a_method_is_recorded_with_its_object():
 NOT_COVERED = {
     "it needs a data package": {
         "choice_questions", "clipart_sprites", "coloured_drawings", "drawing_features", "drawing_tags",
-        "drawings", "fashion_mnist", "font_glyphs",
+        "drawings", "drawing_transfer", "fashion_mnist", "font_glyphs",
         "keyword_judges", "film_reviews", "text_features", "word_vectors", "wordnet_facts", "wordnet_nouns",
         "open_questions", "question_tasks", "real_texts", "smollm", "smollm_blocks", "cut_vocabulary",
         "small_models", "option_scores", "likelihood_chooser",
         "wordnet_skill_topics", "wordnet_graph", "wordnet_knowledge", "lexicographer_files", "phenotype_knowledge",
     },
     "it needs gymnasium, and is tested where that is installed": {"bitrate_env", "GymLevels", "maze_env"},
-    "it trains a base for minutes": {"stdlib_llama", "cached_base"},
+    "it trains a base for minutes": {"stdlib_llama", "cached_base", "code_gpt2"},
+    "it reads all sources of an installation": {"kept_api_stream"},
     "it is a Trainer or a Method that trains": {"MethodTrainer", "ContinualTrainer", "finish"},
     "its argument is an object of a world, or of files, that its own test makes": {
         "edit_problem", "probe_prompt", "adapter_task_vectors", "quantize_folder", "BlockIndex", "Checkpoint", "Claim",

@@ -195,9 +195,9 @@ def to_device(value: Any, device: torch.device | str | None) -> Any:
         device: a name or a ``torch.device``; with None the value itself comes back.
 
     Example:
-        >>> moved = to_device({"ids": [torch.ones(2)], "name": "a"}, "meta")
+        >>> moved = to_device({"ids": [torch.ones(2)], "name": "a"}, "cpu")
         >>> moved["ids"][0].device.type, type(moved["ids"]).__name__, moved["name"]
-        ('meta', 'tuple', 'a')
+        ('cpu', 'tuple', 'a')
     """
     if device is None:
         return value

@@ -177,3 +177,43 @@ def test_the_same_seed_collects_the_same_and_epsilon_one_needs_no_policy():
     assert (lazy.actions.bincount() / len(lazy.actions)).tolist() == pytest.approx([0.25] * 4, abs=0.04)
     with pytest.raises(ValueError, match="transitions"):
         collect(uniform, KeyMazes([0]), 0)
+
+
+class Coins:
+    """Each episode lasts 1 or 19 steps, as often."""
+
+    actions = 2
+
+    def __init__(self, envs):
+        self.generator = torch.Generator().manual_seed(0)
+        self.envs = envs
+        self.levels = torch.zeros(envs, dtype=torch.int64)
+        self.reset()
+
+    def __len__(self):
+        return self.envs
+
+    def drawn(self, count):
+        return 1 + 18 * torch.randint(2, (count,), generator=self.generator)
+
+    def reset(self):
+        self.left = self.drawn(self.envs)
+        return self.observations()
+
+    def observations(self):
+        return self.left[:, None].float()
+
+    def step(self, actions):
+        self.left = self.left - 1
+        ended = self.left == 0
+        done = LevelStep(self.observations(), torch.zeros(self.envs), ended, torch.zeros_like(ended))
+        self.left = torch.where(ended, self.drawn(self.envs), self.left)
+        return done
+
+
+def test_short_episodes_are_as_frequent_as_they_are():
+    """Taken in the order in which they end, 0.9 of them would be short."""
+    lengths = torch.cat([
+        collect(lambda seen: torch.zeros(len(seen), 2), Coins(64), 640, seed=seed).lengths for seed in range(6)
+    ])  # fmt: skip
+    assert 0.4 < (lengths == 1).double().mean() < 0.6

@@ -39,6 +39,7 @@ class Memory(NamedTuple):
     source: Tensor
     final: tuple[Tensor, ...] | None = None
 
+    @checked
     def rows(self, kept: Tensor) -> Memory:
         """Returns some rows of the batch."""
         final = None if self.final is None else tuple(part[:, kept] for part in self.final)

@@ -103,8 +103,8 @@ def collect(
 ) -> Trajectories:
     """Returns whole episodes of a policy, with levels and what was seen at their ends, of about so many transitions.
 
-    Episodes are taken in the order in which they end until there are enough transitions; the last one is kept whole,
-    and those that are being played by then are left out.
+    Episodes are taken in the order in which they begin, each whole, until there are enough transitions: in the order in
+    which they end, short ones would be more frequent than they are.
 
     Args:
         policy: from observations to logits, alone or first in a tuple; without a memory.
@@ -134,24 +134,36 @@ def collect(
     found: list[tuple[int, int, int, int, Any]] = []  # environment, first step, step after the last, level, final
     have, everyone = 0, torch.ones(len(world), dtype=torch.bool)
     with _Acting(policy, len(world), world.actions) as answer:
-        while have < transitions:
+        while have < transitions or not _enough(found, begun, transitions):
             seen, levels = world.observations(), world.levels.clone()
             actions = epsilon_greedy(answer.logits(seen, everyone), epsilon=epsilon, sample=sample, generator=generator)
             done = world.step(actions)
             steps.append((seen, actions, done.rewards, done.terminations, done.truncations & ~done.terminations))
             for env in (done.terminations | done.truncations).nonzero()[:, 0].tolist():
-                if have >= transitions:
-                    break
                 final = map_observations(lambda each, env=env: each[env].clone(), done.observations)
                 found.append((env, int(begun[env]), len(steps), int(levels[env]), final))
                 have += len(steps) - int(begun[env])
                 begun[env] = len(steps)
+    found = _enough(found, begun, transitions)
     envs = torch.cat([torch.full((stop - first,), env) for env, first, stop, _, _ in found])
     times = torch.cat([torch.arange(first, stop) for _, first, stop, _, _ in found])
     seen_at = map_observations(lambda *each: torch.stack(each)[times, envs], *(step[0] for step in steps))
     actions, rewards, ended, cut = (torch.stack([step[k] for step in steps])[times, envs] for k in range(1, 5))  # type: ignore[misc]
     finals = map_observations(lambda *each: torch.stack(each), *(final for *_, final in found))
     return Trajectories(seen_at, actions, rewards, ended, cut, finals, torch.tensor([level for *_, level, _ in found]))
+
+
+def _enough(found: list[Any], begun: Tensor, transitions: int) -> list[Any]:
+    """The first episodes by their beginning that have enough transitions together; none while one of them is played."""
+    taken, have = [], 0
+    for episode in sorted(found, key=lambda each: (each[1], each[0])):
+        if (episode[1], episode[0]) > min((int(first), env) for env, first in enumerate(begun)):
+            return []  # an episode that began before this one is being played
+        taken.append(episode)
+        have += episode[2] - episode[1]
+        if have >= transitions:
+            return taken
+    return []
 
 
 @checked
