@@ -125,7 +125,7 @@ def forward(module: Callable[..., Any], inputs: Any) -> Tensor:
         TypeError: the output is no tensor and has no tensor of logits.
 
     Example:
-        >>> forward(lambda x, y: {"logits": x + y}, (torch.ones(1), torch.ones(1)))
+        >>> forward(lambda x: {"logits": 2 * x}, torch.ones(1))
         tensor([2.])
     """
     if isinstance(inputs, Mapping):

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset
 
 from heldout.data import gather
-from heldout.errors import checked
+from heldout.errors import check_same_length, checked
 from heldout.lm import TransformersLM
 from heldout.method import Batch, Run, evaluating, forward
 from heldout.nn import inputs_for
@@ -214,6 +214,7 @@ def sums_loss(outputs: Tensor, targets: Tensor) -> Tensor:
     return -outputs[:, 0].sum() / targets[:, 0].sum().clamp(min=1)
 
 
+@checked
 def text_losses(outputs: Tensor, targets: Tensor) -> Tensor:
     """Returns the mean negative log likelihood of each text, ``(batch,)``; see ``sums_loss``.
 
@@ -221,10 +222,14 @@ def text_losses(outputs: Tensor, targets: Tensor) -> Tensor:
         outputs: ``(batch, 2 or more)``, as ``token_sums`` gives them.
         targets: of the same shape, the number of tokens that count.
 
+    Raises:
+        ValueError: other numbers of rows.
+
     Example:
         >>> text_losses(torch.tensor([[-3.0, 1.0], [-1.0, 2.0]]), torch.tensor([[3.0, 3.0], [2.0, 2.0]]))
         tensor([1.0000, 0.5000])
     """
+    check_same_length(outputs=outputs, targets=targets)
     return -outputs[:, 0] / targets[:, 0].clamp(min=1)
 
 

@@ -22,7 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader
 
 from heldout.data import batches, split_target
-from heldout.errors import check_nonempty, check_same_length, checked
+from heldout.errors import check_finite, check_nonempty, check_same_length, checked
 from heldout.measure.gradients.layer_gradients import (
     ExampleLoss,
     _by_layers,
@@ -269,6 +269,7 @@ def gradient_sums(
         examples += len(prepared[1])
     if not examples:
         raise ValueError("there is no example to take a gradient of")
+    check_finite(data=list(squared.values()))
     return GradientSums(total, squared, examples)
 
 
