@@ -257,8 +257,7 @@ def adanpc(
     check_at_least(1, k=k, batch_size=batch_size)
     check_positive(tau=tau)
     check_nonnegative(beta=beta)
-    if max_added is not None:
-        check_at_least(0, max_added=max_added)
+    check_at_least(0, max_added=max_added)
 
     def predict(run: Run, module: nn.Module) -> Stream:
         train = run.splits.train

@@ -296,8 +296,7 @@ def drm(
         'drm'
     """
     check_at_least(1, batch_size=batch_size)
-    if not hard:
-        check_nonnegative(gamma=gamma)
+    check_nonnegative(gamma=0.0 if hard else gamma)
     estimates = ("entropy", "uniform", "discriminator", "prototype")
     if estimate not in estimates:
         raise ValueError(f"estimate must be one of {', '.join(estimates)}, got {estimate!r}")
