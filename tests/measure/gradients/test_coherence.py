@@ -118,7 +118,7 @@ def test_a_batch_norm_in_train_mode_is_refused_with_advice():
 
 
 def test_gradients_that_are_not_finite_are_refused():
-    with pytest.raises(ValueError, match="not finite"):
+    with pytest.raises(ValueError, match="finite"):
         coherence([[1.0, float("nan")], [1.0, 2.0]])
 
 

@@ -339,3 +339,17 @@ def test_wrong_options_of_a_transformer_are_refused():
         agent.source(Trajectories(logged.observations, logged.actions + 1, logged.rewards, logged.terminations))
     with pytest.raises(TypeError, match="actions"):
         agent.source(Trajectories(logged.observations, torch.zeros(6, 1), logged.rewards, logged.terminations))
+
+
+@pytest.mark.parametrize("kind", [CQL, BCQ, IQL])
+def test_target_networks_have_no_dropout_and_keep_their_statistics(kind):
+    torch.manual_seed(0)
+    agent = kind(nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(0.5)), 4, 2, target_every=1000)
+    x = torch.randn(16, 3)
+    batch = Transitions(x, torch.arange(16) % 2, torch.ones(16), x.roll(1, 0), torch.zeros(16).bool())
+    agent.update(batch)
+    before = {name: value.clone() for name, value in agent.targets.named_buffers()}
+    agent.update(batch)
+    assert all(torch.equal(value, before[name]) for name, value in agent.targets.named_buffers())
+    assert not any(part.training for part in agent.targets.modules())
+    assert all(part.training for part in agent.networks.modules())

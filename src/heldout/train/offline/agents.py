@@ -87,6 +87,7 @@ class OfflineAgent(nn.Module):
         """
         self._check(batch.actions, batch.next_observations)
         self.train()
+        self.targets.eval()  # no dropout in what is aimed at, and statistics of BatchNorm as they were copied
         loss = self._loss(batch)
         if not bool(loss.isfinite()):
             raise ValueError(f"the loss is {loss.item()} after {self.updates} updates: lower lr")
