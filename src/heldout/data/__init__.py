@@ -2,8 +2,9 @@
 
 from heldout.data.balancing import balanced_sampling, class_counts, why_balanced
 from heldout.data.choice_targets import randomize_targets
+from heldout.data.control.experience_pool import ExperiencePool, RewardScale
 from heldout.data.control.observations import map_observations
-from heldout.data.control.trajectories import ExperiencePool, RewardScale, Trajectories, TrajectoryBatch, Windows
+from heldout.data.control.trajectories import Trajectories, TrajectoryBatch, Windows
 from heldout.data.control.transitions import Transitions, mix_returns, to_episodes, transitions_of
 from heldout.data.graphs.corruptions import in_batch_corruptions
 from heldout.data.graphs.edge_pruning import (

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from heldout.data import ExperiencePool, RewardScale, Trajectories
+from heldout.data import Trajectories
 
 LENGTHS = (3, 1, 5)
 
@@ -109,11 +109,6 @@ def test_an_episode_without_flags_is_cut_at_its_last_step():
     assert store.terminations.tolist() == [False]
 
 
-def test_rewards_are_scaled_by_the_range_of_the_pool():
-    scale = RewardScale.of(torch.tensor([-2.0, 0.0, 6.0]), scale=10.0)
-    assert scale(torch.tensor([-2.0, 6.0, 10.0])).tolist() == pytest.approx([0.0, 0.1, 0.15])
-
-
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
@@ -160,10 +155,6 @@ def test_bad_options_are_refused_by_name():
         store.batch(store.windows(2), torch.zeros(3))
     with pytest.raises(ValueError, match="episodes"):
         store.select([3])
-    with pytest.raises(ValueError, match="rewards must differ"):
-        RewardScale.of(torch.ones(3))
-    with pytest.raises(ValueError, match="scale"):
-        RewardScale(0.0, 1.0, 0.0)
     with pytest.raises(ValueError, match="episode 0 has no rewards"):
         Trajectories.from_episodes([{"observations": [[1.0]], "actions": [0]}])
     with pytest.raises(ValueError, match="goes on after its end"):
@@ -172,26 +163,3 @@ def test_bad_options_are_refused_by_name():
         )
     with pytest.raises(ValueError, match="episodes must not be empty"):
         Trajectories.from_episodes([])
-
-
-def test_tails_leave_rare_rewards_outside_of_the_range():
-    rewards = torch.cat([torch.arange(101.0), torch.tensor([-5000.0, 900.0])])
-    scale = RewardScale.of(rewards, tails=2 / 102)
-    assert (scale.low, scale.high) == pytest.approx((1.0, 99.0))
-    assert scale(torch.tensor([1.0, 99.0, 197.0])).tolist() == pytest.approx([0.0, 1.0, 2.0])
-    assert RewardScale.of(rewards) == RewardScale(-5000.0, 900.0)
-    for tails in (-0.1, 0.5, float("nan")):
-        with pytest.raises(ValueError, match="tails"):
-            RewardScale.of(rewards, tails=tails)
-
-
-def test_a_pool_asks_for_the_best_return_of_an_episode():
-    rewards = torch.tensor([5.0, -3.0, 1.0, 2.0, 0.0])
-    ends = torch.tensor([False, True, False, False, True])
-    logged = Trajectories(torch.zeros(5, 1), torch.zeros(5, dtype=torch.int64), rewards, ends)
-    pool = ExperiencePool.of(logged, scale=2.0)
-    assert pool.scale == RewardScale(-3.0, 5.0, 2.0)
-    scaled = (rewards + 3) / 16
-    expected = [scaled[:2].sum(), scaled[1], scaled[2:].sum(), scaled[3:].sum(), scaled[4]]
-    assert pool.returns.tolist() == pytest.approx([float(each) for each in expected])
-    assert pool.best == pytest.approx(float(scaled[2:].sum()))  # three steps, though no reward is the highest

@@ -55,6 +55,10 @@ class LlamaBase:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        check_at_least(1, hidden=self.hidden, layers=self.layers, heads=self.heads, intermediate=self.intermediate)
+        check_at_least(1, length=self.length, batch=self.batch, steps=self.steps)
+        check_at_least(257, vocabulary=self.vocabulary)
+        check_positive(learning_rate=self.learning_rate)
 
 
 @checked

@@ -22,7 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader
 
 from heldout.data import batches, split_target
-from heldout.errors import check_finite, check_nonempty, check_same_length, checked
+from heldout.errors import check_fields, check_finite, check_nonempty, check_same_length, checked
 from heldout.measure.gradients.layer_gradients import (
     ExampleLoss,
     _by_layers,
@@ -206,6 +206,9 @@ class GradientSums:
     gradient: dict[str, Tensor]
     squared: dict[str, float]
     examples: int
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 @checked

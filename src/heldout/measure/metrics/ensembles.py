@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from heldout.errors import check_labels, check_values, checked
+from heldout.errors import check_fields, check_labels, check_values, checked
 
 
 @checked
@@ -118,6 +118,9 @@ class CorrectionTable:
     """
 
     counts: dict[str, int]
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     @checked
     def share(self, pattern: str) -> float:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from heldout.errors import check_at_least, checked
+from heldout.errors import check_at_least, check_fields, checked
 from heldout.language_model import LM
 from heldout.measure.metrics.text import exact_match, rouge_l
 from heldout.study import interval
@@ -45,6 +45,9 @@ class TaskScore:
     count: int
     predictions: tuple[str, ...]
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
 
 @dataclass(frozen=True)
 class CrossTask:
@@ -66,6 +69,9 @@ class CrossTask:
     mean: float
     low: float | None
     high: float | None
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def by_category(self) -> dict[str, float]:
         """Returns the mean over the tasks of each category."""

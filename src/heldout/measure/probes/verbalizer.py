@@ -19,7 +19,7 @@ from typing import Literal
 import numpy as np
 
 from heldout.data import Verbalizer, VerbalizerKind, VerbalizerTemplate, shifted_words, verbalizer_instruction
-from heldout.errors import check_at_least, check_positive, checked
+from heldout.errors import check_at_least, check_fields, check_positive, checked
 from heldout.language_model import LM
 from heldout.study import Interval, interval, wilson
 
@@ -61,6 +61,9 @@ class VerbalizerScore:
     prior_following: float | None
     answers: tuple[int, ...]
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
 
 @dataclass(frozen=True)
 class VerbalizerReport:
@@ -81,6 +84,9 @@ class VerbalizerReport:
     rows: tuple[VerbalizerScore, ...]
     classes: int
     labels: tuple[int, ...] = field(repr=False)
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     @checked
     def accuracy(self, kind: VerbalizerKind) -> Interval:

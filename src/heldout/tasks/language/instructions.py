@@ -37,6 +37,9 @@ class InstructionExample:
     reason: str = ""
     suggestion: str = ""
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
 
 @dataclass(frozen=True)
 class Instance:

@@ -13,7 +13,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from heldout.errors import check_at_least, check_nonempty, checked
+from heldout.errors import check_at_least, check_fields, check_nonempty, checked
 
 SYMBOLS = ("a", "b", "c", "d")
 FUNCTION_NAMES = ("F", "G", "H", "J", "K", "L", "M", "P")
@@ -41,6 +41,9 @@ class ComposeProblem:
     tables: dict[str, tuple[str, ...]]
     names: tuple[str, ...]
     start: str
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     @property
     def text(self) -> str:

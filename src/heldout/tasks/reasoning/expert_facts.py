@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from heldout.errors import check_at_least, check_fields, check_nonempty, checked
+from heldout.errors import check_at_least, check_fields, check_fraction, check_nonempty, check_nonnegative, checked
 
 DOMAINS = ("music", "film", "sport", "science")
 RELATIONS = {
@@ -97,6 +97,11 @@ class SimulatedExpert:
     price: float
     domain: str | None
     skill: float
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        check_nonnegative(price=self.price)
+        check_fraction(skill=self.skill)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from heldout.errors import checked
+from heldout.errors import check_fields, checked
 
 PEOPLE = ("Anna", "Ben", "Tom", "Mary")
 CHAIN = {
@@ -45,6 +45,9 @@ class ChainProblem:
     facts: Facts
     start: str
     depth: int
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     @property
     def text(self) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import nn
 
-from heldout.errors import check_at_least, check_finite, checked
+from heldout.errors import check_at_least, check_fields, check_finite, checked
 from heldout.nn import FoundGraph, Grammar, GraphProgram, GraphSpec, enumerate_programs, format_program, parse_program
 from heldout.train.population.abstraction import abstract_subtrees
 from heldout.train.supervised import seeded
@@ -44,6 +44,9 @@ class Structure:
     scores: dict[str, float]
     kept: bool = True
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
 
 @dataclass
 class Evolution:
@@ -64,6 +67,9 @@ class Evolution:
     structures: list[Structure] = field(default_factory=list)
     grammar: Grammar = field(default_factory=Grammar.uniform)
     generations: int = 0
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def population(self, select: str = "train") -> list[Structure]:
         """Returns those that are kept, the best first."""

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-from heldout.errors import check_nonnegative, checked
+from heldout.errors import check_fields, check_nonnegative, checked
 from heldout.lm import context_of, end_tokens, generate_ids, ids_of_prompt
 from heldout.train.supervised import seeded
 
@@ -42,6 +42,9 @@ class Episode:
     observations: list[str] = field(default_factory=list)
     finished: bool = False
     environment: Environment | None = field(default=None, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     @property
     def text(self) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from heldout.errors import check_at_least, check_between, check_fraction, checked
+from heldout.errors import check_at_least, check_between, check_fields, check_fraction, checked
 from heldout.train.supervised import seeded
 
 Log = Callable[[dict[str, float]], None]
@@ -36,6 +36,9 @@ class Tuned:
 
     model: Any
     history: list[dict[str, float]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 @checked
