@@ -175,3 +175,48 @@ def data():
         found.append(load_problem(str(file)).fingerprint())
     assert found[0] == found[3]
     assert len(set(found)) == 3
+
+
+TAGGER = """
+import torch, heldout
+
+class Tagger(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed, self.head = torch.nn.Embedding(20, 8), torch.nn.Linear(8, 3)
+
+    def forward(self, tokens):
+        return self.head(self.embed(tokens).cumsum(1))
+
+def model():
+    return Tagger()
+
+def some(count, length):
+    tokens = torch.randint(0, 20, (count, length), generator=torch.Generator().manual_seed(length))
+    return tokens, tokens % 3
+
+def data():
+    return heldout.Splits(train=some(30, 6), val=some(20, 7), test={"shorter": some(20, 4), "longer": some(20, 12)})
+"""
+
+
+def test_longer_sequences_are_no_mistake_where_the_model_takes_them(tmp_path):
+    (tmp_path / "tags.py").write_text(TAGGER)
+    problem = load_problem(tmp_path / "tags.py")
+    assert check_problem(problem) == []
+    fitted = problem.fit(None, seed=0)
+    assert problem.score(fitted, problem.splits.test["longer"]) >= 0
+
+
+def test_inputs_of_another_shape_that_the_model_does_not_take_are_told(tmp_path):
+    (tmp_path / "tags.py").write_text(TAGGER.replace("(tokens)", "(tokens.view(-1, 6))", 1))
+    with pytest.raises(
+        ProblemError, match=r"val have inputs \[\(7,\)\], those of train \[\(6,\)\].* does not take them"
+    ):
+        check_problem(load_problem(tmp_path / "tags.py"))
+
+
+def test_what_needs_one_class_for_each_example_says_so_of_tokens(tmp_path):
+    (tmp_path / "tags.py").write_text(TAGGER)
+    problem = load_problem(tmp_path / "tags.py")
+    assert inapplicable(problem, parse("t3a")) == "it needs one class for each example, here each token has one"

@@ -44,6 +44,7 @@ from heldout.data.pairs.tokens import END, PAD, START, PairTensors, SequencePair
 from heldout.data.patch_mixing import PatchMix, patch_cells, patch_mask
 from heldout.data.prismatic import Clusters, PrismaticSynthesizer, SynthesisRound, sparse_select, spherical_kmeans
 from heldout.data.selection.draws import EndlessSampler, ShareSampler
+from heldout.data.selection.mixtures import Mixture, MixtureSampler, domain_mixing, mixture_weights
 from heldout.data.selection.novelty import NoveltyCurriculum, novelty_curriculum
 from heldout.data.selection.prototype_difficulty import difficulty_quantiles, difficulty_subset, prototype_difficulty
 from heldout.data.selection.related_sets import match_size, related_sets, shared_elements, training_group
@@ -139,6 +140,8 @@ __all__ = [
     "Mixed",
     "Mixing",
     "MixingChoice",
+    "Mixture",
+    "MixtureSampler",
     "Mixup",
     "MultipleChoice",
     "NeighbourBatches",
@@ -185,6 +188,7 @@ __all__ = [
     "derangement",
     "difficulty_quantiles",
     "difficulty_subset",
+    "domain_mixing",
     "draw_hints",
     "drop_edge",
     "early_output_clusters",
@@ -212,6 +216,7 @@ __all__ = [
     "mcd_split",
     "mix",
     "mix_returns",
+    "mixture_weights",
     "mixup",
     "ngrams",
     "novelty_curriculum",

@@ -61,10 +61,6 @@ def check_problem(problem: Problem) -> list[str]:
         if len(dataset) == 0:  # type: ignore[arg-type]
             raise ProblemError(f"{problem.path}: {name} is empty")
         shapes[name], targets[name], rows[name] = _scan(problem, name, dataset)
-        if shapes[name] != shapes["train"]:
-            raise ProblemError(
-                f"{problem.path}: examples of {name} have inputs {shapes[name]}, those of train {shapes['train']}"
-            )
         if targets[name].is_floating_point() != targets["train"].is_floating_point():
             raise ProblemError(f"{problem.path}: {name} and train have different kinds of targets")
     kind = problem.kind
@@ -75,6 +71,10 @@ def check_problem(problem: Problem) -> list[str]:
         raise ProblemError(f"{problem.path}: {error}") from error
     if not any(p.requires_grad for p in module.parameters()):
         raise ProblemError(f"{problem.path}: the model has no parameter that requires a gradient")
+    for name, dataset in sets.items():
+        if shapes[name] != shapes["train"]:
+            said = f"examples of {name} have inputs {shapes[name]}, those of train {shapes['train']}"
+            _check_other_shape(problem, module, dataset, said)
     for name, labels in targets.items():
         try:
             kind.check(labels, name)
@@ -113,6 +113,15 @@ def _scan(problem: Problem, name: str, dataset: Any) -> tuple[list[tuple[int, ..
     except Exception as error:
         raise ProblemError(f"{problem.path}: {name} cannot be read: {type(error).__name__}: {error}") from error
     return shape, torch.cat(targets), rows
+
+
+def _check_other_shape(problem: Problem, module: nn.Module, dataset: Any, said: str) -> None:
+    """Longer sequences and larger pictures are no mistake where the model takes them."""
+    try:
+        one = torch.utils.data.Subset(dataset, [0])
+        predict_all(lambda inputs: forward(module.eval(), inputs_for(module, inputs)), one)
+    except Exception as error:
+        raise ProblemError(f"{problem.path}: {said}, and the model does not take them: {error}") from error
 
 
 def _check_metric(problem: Problem, module: nn.Module, targets: Mapping[str, Tensor]) -> None:
@@ -160,8 +169,9 @@ def inapplicable(problem: Problem, method: Method) -> str | None:
     if isinstance(problem, LanguageProblem) and (reason := problem.kind.refusal(method)):
         return reason
     reason = method.check(problem.model(0), problem.splits) if method.check else None
-    if problem.kind.name == "multi-label" and reason == why_no_class_labels(torch.zeros(1)):
-        reason = "it needs one class for each example, here an example has several labels"
+    has = {"multi-label": "an example has several labels", "tokens": "each token has one"}.get(problem.kind.name)
+    if has and reason == why_no_class_labels(torch.zeros(1)):
+        reason = f"it needs one class for each example, here {has}"
     if reason is None and "data" in method.stages and problem.sampler is not None:
         reason = "it chooses the training examples, and the file's own sampler does"
     if reason is None and problem.in_tasks and method.name == "in_order":

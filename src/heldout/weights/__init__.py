@@ -49,6 +49,7 @@ from heldout.weights.quantization.block_rules import (
     derive_rule,
 )
 from heldout.weights.quantization.gptq import gptq, gptq_quantize
+from heldout.weights.quantization.methods import awq_method, rtn_method
 from heldout.weights.quantization.quantize import (
     QTensor,
     dequantize,
@@ -85,6 +86,7 @@ __all__ = [
     "apply_awq",
     "apply_mask",
     "average",
+    "awq_method",
     "awq_search",
     "balanced_finetune",
     "bang",
@@ -121,6 +123,7 @@ __all__ = [
     "quantize_folder",
     "rewind_ticket",
     "rtn",
+    "rtn_method",
     "save_checkpoint",
     "search_scale",
     "state_norm",
