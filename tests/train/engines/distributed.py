@@ -2,10 +2,13 @@
 
 import sys
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import nn
 
+from heldout import Splits
+from heldout.methods import group_dro
 from heldout.optim import sam
 
 ENGINE, FOLDER = sys.argv[1], sys.argv[2]
@@ -28,7 +31,7 @@ class Classifier(nn.Module):
         return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
 
 
-def train(processes: int) -> nn.Module:
+def train(processes: int, method=None) -> nn.Module:
     torch.manual_seed(0)
     model = Classifier()
     x, y = data()
@@ -58,7 +61,8 @@ def train(processes: int) -> nn.Module:
         max_grad_norm=0, logging_strategy="no",
     )  # fmt: skip
     examples = [{"x": a, "labels": b} for a, b in zip(x, y)]
-    trainer = MethodTrainer(model, arguments, sam(rho=0.5), train_dataset=examples)
+    splits = Splits(train=examples, groups=(torch.arange(16) % 4 == 0).long())
+    trainer = MethodTrainer(model, arguments, method or sam(rho=0.5), splits=splits)
     trainer.train()
     return trainer.model
 
@@ -67,4 +71,9 @@ if __name__ == "__main__":
     import os
 
     trained = train(int(os.environ["WORLD_SIZE"]))
+    if ENGINE == "transformers" and os.environ["WORLD_SIZE"] == "2":
+        try:
+            train(2, group_dro())
+        except ValueError as error:
+            Path(FOLDER, f"refused-{os.environ['RANK']}.txt").write_text(str(error))
     torch.save(trained.state_dict(), f"{FOLDER}/{ENGINE}-{os.environ['RANK']}-of-{os.environ['WORLD_SIZE']}.pt")

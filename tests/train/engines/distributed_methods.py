@@ -16,20 +16,26 @@ from heldout.train import LightningMethod
 warnings.simplefilter("ignore")
 FOLDER, PROCESSES = sys.argv[-1], int(os.environ.get("WORLD_SIZE", "1"))
 OWN = {"penalty": Method("penalty", loss=Added(lambda run, batch: 0.1 * batch.logits.square().mean()))}
-METHODS = ["baseline", "sam(rho=0.5)", "sam(rho=0.5)+penalty", "rm3", "divdis", "dbat", "pego(rank=2,reduction='mean')",
-           "ps_kd", "drm(estimate='discriminator')"]  # fmt: skip
+METHODS = [
+    "baseline", "sam(rho=0.5)", "sam(rho=0.5)+penalty", "rm3", "divdis", "dbat", "pego(rank=2,reduction='mean')",
+    "ps_kd", "drm(estimate='discriminator')", "balanced_sampling", "bang", "class_balanced", "cosine_power",
+    "domain_mixing", "ema", "fixmatch(threshold=0.1)", "grokking_tickets", "group_dro", "l2_sp", "l2r_gnn",
+    "label_smoothing", "learned_weights", "lines", "logit_adjustment", "mean_teacher", "mixup", "novelty_curriculum",
+    "pseudo_labels(threshold=0.1)", "pseudo_supervisor", "rtn", "swa", "useful(separating_epoch=1)",
+    "weight_decay(value=0.5)", "wise_ft",
+]  # fmt: skip
 
 
 def data():
     generator = torch.Generator().manual_seed(0)
-    x, y = torch.randn(16, 4, generator=generator), torch.arange(16) % 3
+    x, y = torch.randn(16, 4, generator=generator), (torch.arange(16) % 5).clamp(max=2)
     return {"train": (x, y), "val": (x.flip(1), y), "unlabeled": torch.randn(20, 4, generator=generator)}
 
 
 def trained(name):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3))
-    splits = Splits(**data(), domains=torch.arange(16) % 2, initial_state=model.state_dict())
+    splits = Splits(**data(), domains=(torch.arange(16) % 4 == 0).long(), initial_state=model.state_dict())
     method = None if name == "baseline" else parse(name, OWN)
     if method and method.check and (reason := method.check(model, splits)):
         raise RuntimeError(f"{name}: {reason}")

@@ -247,3 +247,6 @@ def test_two_processes_train_as_one(engine, tmp_path):
     for name, value in alone.items():
         assert first[name].equal(second[name])
         torch.testing.assert_close(first[name], value, rtol=1e-4, atol=1e-6)
+    if engine == "transformers":  # weights of groups that each process would learn for itself
+        for rank in (0, 1):
+            assert "group_dro keeps a state of its own" in (tmp_path / f"refused-{rank}.txt").read_text()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from heldout.errors import checked
 from heldout.method import Added, Batch, Method, Splits, forward
 from heldout.nn import inputs_for
 from heldout.train.continual.task_stream import TaskOrder
+from heldout.train.engines.processes import check_processes_agree
 from heldout.train.supervised import (
     BASELINE,
     Fitted,
@@ -261,17 +262,7 @@ class LightningMethod(LightningModule):
             self._check_processes_agree()
 
     def _check_processes_agree(self) -> None:
-        marks = torch.cat([torch.zeros(1, dtype=torch.float64), *map(_mark, _tensors_in(self._run.state, set()))])
-        counts = self.all_gather(torch.tensor([len(marks)], device=self.device)).flatten()  # type: ignore[union-attr]
-        same = bool((counts == counts[0]).all())
-        if same:
-            found = self.all_gather(marks.to(self.device)).reshape(len(counts), -1)  # type: ignore[union-attr]
-            same = torch.allclose(found, found[:1].expand_as(found), rtol=1e-5, atol=1e-8)
-        if not same:
-            raise ValueError(
-                f"{self.method.name} keeps a state of its own in training, which differs between the processes: train "
-                "it in one process (devices=1)"
-            )
+        check_processes_agree(self.method.name, self._run.state, self.all_gather, self.device)  # type: ignore[arg-type]
 
     @checked
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
@@ -396,32 +387,6 @@ def _check_own(own: LightningModule, method: Method, recipe: Mapping[str, Any]) 
     for option in ("optimizer", "schedule", "loss", "augment"):
         if recipe.get(option) is not None:
             raise ValueError(f"{option} is what the LightningModule itself says: leave it out")
-
-
-def _tensors_in(value: Any, seen: set[int]) -> Iterator[Tensor]:
-    """Every tensor that an object of a stage holds, but those of optimizers and models under way."""
-    if id(value) in seen:
-        return
-    seen.add(id(value))
-    if isinstance(value, Tensor):
-        yield value.detach()
-    elif isinstance(value, nn.Module):
-        yield from (part.detach() for part in value.state_dict().values())
-    elif isinstance(value, Mapping):
-        for each in value.values():
-            yield from _tensors_in(each, seen)
-    elif isinstance(value, list | tuple):
-        for each in value:
-            yield from _tensors_in(each, seen)
-    elif type(value).__module__.startswith("heldout."):
-        yield from _tensors_in(vars(value) if hasattr(value, "__dict__") else (), seen)
-
-
-def _mark(tensor: Tensor) -> Tensor:
-    """Three numbers ``(3,)`` by which a tensor is known: its finite values, how many, their sum and their size."""
-    values = tensor.double().cpu().flatten()
-    values = values[values.isfinite()]
-    return torch.stack([torch.tensor(float(len(values)), dtype=torch.float64), values.sum(), values.abs().sum()])
 
 
 def _reschedule(scheduler: Any, optimizer: Optimizer) -> None:

@@ -20,6 +20,7 @@ from heldout.data import sample_ids
 from heldout.errors import checked
 from heldout.method import Added, Batch, Method, Run, Splits
 from heldout.train.continual.task_stream import TaskOrder
+from heldout.train.engines.processes import check_processes_agree
 from heldout.train.supervised import BASELINE, Fitted, finish, problem_of, seeded
 
 INDEX = "heldout_index"
@@ -168,10 +169,16 @@ class MethodTrainer(Trainer):
             if self._run.step != self.state.global_step:
                 self._micro_batches = []
             self._micro_batches.append((inputs, args, kwargs))
-        self._run.evaluation, self._run.step = 0, self.state.global_step
-        self._run.epoch = min(int(self.state.epoch or 0) + 1, self._run.epochs)
+        step, epoch = self.state.global_step, min(int(self.state.epoch or 0) + 1, self._run.epochs)
+        if (self._run.step, step) == (0, 1) or (self._run.step != step and self._run.epoch != epoch):
+            self._check_processes_agree()  # after the first step, and after every epoch
+        self._run.evaluation, self._run.step, self._run.epoch = 0, step, epoch
         self._run.device = self.args.device
         return super().training_step(model, inputs, *args, **kwargs)
+
+    def _check_processes_agree(self) -> None:
+        if self.accelerator.num_processes > 1:
+            check_processes_agree(self.method.name, self._run.state, self.accelerator.gather, self.args.device)
 
     def _evaluate_again(self) -> Tensor:
         """Further evaluations of the step's objective: the gradient of all its micro-batches, clipped as the first."""
@@ -236,6 +243,7 @@ class MethodTrainer(Trainer):
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Trains as the Trainer does, then runs the Method's weights stage."""
         output = super().train(*args, **kwargs)
+        self._check_processes_agree()
         self._run.module = self.model  # type: ignore[assignment]
         self._run.device = next(self.model.parameters()).device  # type: ignore[union-attr]
         if self.method.weights:
