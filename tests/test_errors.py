@@ -9,6 +9,7 @@ import torch
 from heldout.errors import (
     check_at_least,
     check_between,
+    check_different,
     check_dimensions,
     check_fields,
     check_finite,
@@ -115,3 +116,9 @@ def test_fields_of_a_record_are_checked_by_their_annotations():
         _Record(NAN)
     with pytest.raises(TypeError, match="name must be text or None, got 3"):
         _Record(1.0, 3)
+
+
+def test_entries_that_come_twice_are_told():
+    check_different(degrees=[0, 15, 30])
+    with pytest.raises(ValueError, match="degrees must be different from each other, got 15 twice"):
+        check_different(degrees=[0, 15, 15])

@@ -439,6 +439,23 @@ def check_has(*attributes: str, **named: Any) -> None:
             raise TypeError(f"{name} must have {' and '.join(lacking)}, got {short(value)}")
 
 
+def check_different(**named: Iterable[Any]) -> None:
+    """Refuses what holds the same entry twice.
+
+    Example:
+        >>> check_different(degrees=[0, 30, 60])
+        >>> check_different(degrees=[0, 30, 30])
+        Traceback (most recent call last):
+        ValueError: degrees must be different from each other, got 30 twice
+    """
+    for name, value in named.items():
+        seen: set[Any] = set()
+        for entry in value:
+            if entry in seen:
+                raise ValueError(f"{name} must be different from each other, got {short(entry)} twice")
+            seen.add(entry)
+
+
 def check_one_of(choices: Iterable[Any], /, **named: Any) -> None:
     """Refuses what is none of the choices."""
     known = list(choices)

@@ -120,7 +120,8 @@ def make_plan(
         >>> make_plan(10, seeds=5, candidates=8, combinations=0, affordable=50.0) is None
         True
     """
-    check_at_least(1, epochs=epochs, seeds=seeds, candidates=candidates)
+    check_at_least(1, epochs=epochs, candidates=candidates)
+    check_at_least(FEWEST_SEEDS, seeds=seeds)
     check_at_least(0, combinations=combinations, after=after)
     half = max(1, round(epochs / 2))
     if candidates == 1:  # nothing to choose

@@ -13,7 +13,6 @@ from heldout.errors import (
     check_dimensions,
     check_finite,
     check_labels,
-    check_positive,
     check_same_length,
     checked,
 )
@@ -67,15 +66,14 @@ def draw_mix(batch: int, alpha: float, generator: torch.Generator | None = None)
 
     Args:
         batch: how many examples.
-        alpha: of the Beta distribution, above 0; small values give weights near 0 and 1, down to about 0.01: far below
-            it draws underflow, to weights of 0.5.
+        alpha: of the Beta distribution, 0.01 or more (below, draws underflow); small values give weights near 0 and 1.
         generator: where randomness comes from (CPU); None is torch's own.
 
     Returns:
         int64 positions and float32 weights in [0, 1].
 
     Raises:
-        ValueError: a negative batch, or alpha that is not positive.
+        ValueError: a negative batch, or alpha below 0.01.
 
     Example:
         >>> partner, weight = draw_mix(4, 0.1, torch.Generator().manual_seed(0))
@@ -83,7 +81,7 @@ def draw_mix(batch: int, alpha: float, generator: torch.Generator | None = None)
         ([0, 1, 2, 3], True)
     """
     check_at_least(0, batch=batch)
-    check_positive(alpha=alpha)
+    check_at_least(0.01, alpha=alpha)
     partner = torch.randperm(batch, generator=generator)
     gammas = torch._standard_gamma(torch.full((2, batch), alpha, dtype=torch.float64), generator=generator)
     return partner, (gammas[0] / gammas.sum(0)).float()

@@ -10,6 +10,7 @@ from torch.utils.data import TensorDataset
 
 from heldout.errors import (
     check_at_least,
+    check_different,
     check_dimensions,
     check_fraction,
     check_labels,
@@ -169,6 +170,7 @@ def rotation_sequence(
     check_at_least(1, train_size=train_size, domain_size=domain_size)
     check_at_least(0, val_size=val_size)
     check_nonnegative(jitter=jitter)
+    check_different(degrees=[0, *degrees])
     check_pair(images, labels)
     rest = len(images) - train_size - val_size
     if domain_size > rest:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
 
-from heldout.errors import check_between, check_fields, checked
+from heldout.errors import check_between, check_fields, check_nonempty, checked
 
 ATTRIBUTES = {
     "colour": ("red", "blue", "green", "yellow"),
@@ -122,6 +122,7 @@ def run_program(program: Program, text: str, words: dict[str, dict[str, str]]) -
         >>> run_program(Program("verify", (("first",),)), "bado kila gives kila", lexicon())
         ['no']
     """
+    check_nonempty(text=text.split())
     shown, _, candidate = text.partition(" gives ")
     items = shown.split()
     for step in program.steps[:-1]:

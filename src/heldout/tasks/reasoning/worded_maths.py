@@ -16,7 +16,7 @@ import random
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from heldout.errors import check_length, checked
+from heldout.errors import check_length, check_one_of, checked
 from heldout.tasks.reasoning.maths_families import MATHS_NAMES, MATHS_THINGS
 
 WORDED_STYLES = ("A", "B", "C")
@@ -167,13 +167,14 @@ def worded_fact(rng: random.Random, style: str = "B", between: tuple[int, int] =
         between: least and greatest number, as for ``worded_problem``.
 
     Raises:
-        ValueError: numbers out of range.
+        ValueError: an unknown style, numbers out of range.
 
     Example:
         >>> worded_fact(random.Random(0))
         'taking 1 from 12 leaves 11'
     """
     check_length(2, between=between)
+    check_one_of(_STYLES, style=style)
     problem = worded_problem(rng, between=between, depth=1)
     words = _STYLES[style][2 if problem.steps[0][0] == "-" else 1]
     return words.format(v=problem.start, n=problem.steps[0][1], r=problem.result)
