@@ -193,6 +193,23 @@ def test_strangers_policies_learn_and_the_same_seed_gives_the_same():
     assert one.encoder.encoder[2].num_batches_tracked == 4 * 3 * 2  # statistics of updates, not of rollouts
 
 
+def test_minibatches_are_of_nearly_one_size_so_that_none_has_a_single_transition():
+    log = ppo(OneState(), Corridor(2, 4, True), transitions=20, steps=5, minibatches=4, lr=0.01)
+    assert all(math.isfinite(entry.policy_loss) for entry in log)
+
+
+def test_actions_that_are_ruled_out_by_infinite_logits_are_never_taken_and_cost_nothing():
+    class Masked(OneState):
+        def forward(self, observations):
+            logits, values = super().forward(observations)
+            return torch.cat([logits, torch.full((len(logits), 1), -torch.inf)], 1), values
+
+    policy = Masked()
+    log = ppo(policy, Corridor(8, 4, True), transitions=1024, steps=16, lr=0.05, minibatches=2)
+    assert policy.logits.diff().item() > 0.5
+    assert 0 < log[0].entropy <= math.log(2) + 1e-6
+
+
 class _Float(nn.Module):
     def __init__(self, encoder):
         super().__init__()

@@ -219,7 +219,7 @@ def ppo(
             flat = map_observations(lambda seen: seen.flatten(0, 1), rollout.observations)
             sums = torch.zeros(5)
             for _ in range(epochs):
-                for rows in torch.randperm(played).chunk(minibatches):
+                for rows in torch.randperm(played).tensor_split(minibatches):
                     losses = _losses(policy, map_observations(lambda seen, rows=rows: seen[rows], flat),
                                      rollout.actions.flatten()[rows], rollout.log_probs.flatten()[rows],
                                      advantages.flatten()[rows], returns[rows], clip)  # fmt: skip
@@ -304,7 +304,7 @@ def _losses(
     return (
         clipped_policy_loss(chosen, old, normalised, clip=clip),
         F.mse_loss(values, returns) / 2,
-        -(log_probs.exp() * log_probs).sum(-1).mean(),
+        -(log_probs.exp() * log_probs.clamp(min=torch.finfo(log_probs.dtype).min)).sum(-1).mean(),  # never taken: 0
         (ratio - 1 - change).mean(),
         ((ratio - 1).abs() > clip).float().mean(),
     )
