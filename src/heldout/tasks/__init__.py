@@ -38,7 +38,7 @@ from heldout.tasks.control.job_queue import (
 from heldout.tasks.control.levels import GymLevels, LevelOrder, LevelSplit, LevelStep, LevelWorld, split_levels
 from heldout.tasks.control.maze import MAZE_ACTIONS, MAZE_PLANES, KeyMazes, MazeLayout, maze_env, maze_layout
 from heldout.tasks.control.playing import LevelScores, collect, epsilon_greedy, play_levels
-from heldout.tasks.control.series_text import read_series, series_text
+from heldout.tasks.control.series_text import read_series, salvage_series, series_text
 from heldout.tasks.control.traces import (
     FORECASTS,
     last_forecast,
@@ -751,6 +751,7 @@ __all__ = [
     "row_panels",
     "rule_tokens",
     "run_program",
+    "salvage_series",
     "sample_problem",
     "scene_captions",
     "schedule_jobs",

@@ -31,11 +31,21 @@ def test_tails_leave_rare_rewards_outside_of_the_range():
 
 def test_a_pool_asks_for_the_best_return_of_an_episode():
     rewards = torch.tensor([5.0, -3.0, 1.0, 2.0, 0.0])
-    ends = torch.tensor([False, True, False, False, True])
-    logged = Trajectories(torch.zeros(5, 1), torch.zeros(5, dtype=torch.int64), rewards, ends)
+    rewards = torch.cat([rewards[:2], rewards[3:]])
+    ends = torch.tensor([False, True, False, True])
+    logged = Trajectories(torch.zeros(4, 1), torch.zeros(4, dtype=torch.int64), rewards, ends)
     pool = ExperiencePool.of(logged, scale=2.0)
     assert pool.scale == RewardScale(-3.0, 5.0, 2.0)
     scaled = (rewards + 3) / 16
-    expected = [scaled[:2].sum(), scaled[1], scaled[2:].sum(), scaled[3:].sum(), scaled[4]]
+    expected = [scaled[:2].sum(), scaled[1], scaled[2:].sum(), scaled[3]]
     assert pool.returns.tolist() == pytest.approx([float(each) for each in expected])
-    assert pool.best == pytest.approx(float(scaled[2:].sum()))  # three steps, though no reward is the highest
+    assert pool.best == pytest.approx(float(scaled[:2].sum()))
+
+
+def test_of_episodes_of_other_lengths_the_better_is_asked_for_and_not_the_longer():
+    rewards = torch.tensor([-1.0, -1.0, -1.0, -1.0, -1.0, -2.0])
+    ends = torch.tensor([True, False, False, False, False, True])
+    pool = ExperiencePool.of(Trajectories(torch.zeros(6, 1), torch.zeros(6, dtype=torch.int64), rewards, ends))
+    assert pool.scale == RewardScale(0.0, 1.0)
+    assert pool.best == -1.0
+    assert pool.returns.tolist() == [-1.0, -6.0, -5.0, -4.0, -3.0, -2.0]

@@ -2,7 +2,18 @@
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, T5Config, T5Model
+from transformers import (
+    BertConfig,
+    BertModel,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    OPTConfig,
+    OPTModel,
+    T5Config,
+    T5Model,
+)
 
 from heldout.nn import check_context, decoder_body, decoder_states, lora_backbone
 
@@ -54,6 +65,50 @@ def test_only_adapters_are_trained_and_the_backbone_stays(make):
 def test_embeddings_keep_their_type_where_the_decoder_has_half_of_it():
     body = decoder_body(llama().bfloat16())
     assert decoder_states(body, torch.zeros(1, 2, 16)).dtype == torch.float32
+
+
+def bert(**options):
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+    torch.manual_seed(0)
+    return BertModel(BertConfig(vocab_size=9, max_position_embeddings=64, **sizes, **options))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_reads_later_tokens_is_refused_and_dropout_or_a_mode_is_no_reason(dtype):
+    with pytest.raises(ValueError, match="lm must be causal"):
+        decoder_body(bert().to(dtype))
+    own = bert(is_decoder=True).to(dtype).train()
+    state = torch.random.get_rng_state()
+    assert decoder_body(own) is own
+    assert own.training
+    assert torch.equal(state, torch.random.get_rng_state())
+    for make in (llama, gpt2):
+        decoder_body(make().to(dtype).train())
+
+
+def test_embeddings_of_another_width_than_the_states_are_refused():
+    config = OPTConfig(vocab_size=9, hidden_size=16, word_embed_proj_dim=8, ffn_dim=8, num_hidden_layers=1,
+                       num_attention_heads=2, max_position_embeddings=32)  # fmt: skip
+    with pytest.raises(ValueError, match="lm must read embeddings as wide as its 16 states"):
+        decoder_body(OPTModel(config))
+
+
+def test_adapters_have_the_options_that_were_asked_for():
+    lm = llama()
+    lm.requires_grad_(True)
+    adapted = lora_backbone(lm, rank=2, alpha=6.0, dropout=0.3)
+    layer = decoder_body(adapted).layers[0].self_attn.q_proj
+    assert layer.scaling["default"] == 3.0
+    assert layer.lora_dropout["default"].p == 0.3
+    assert {name.split(".")[-3] for name, p in adapted.named_parameters() if p.requires_grad} == {"lora_A", "lora_B"}
+
+
+def test_prompts_that_are_tuned_are_refused():
+    import peft
+
+    tuned = peft.get_peft_model(llama(), peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2))
+    with pytest.raises(ValueError, match="prompt tuning"):
+        decoder_body(tuned)
 
 
 def test_what_is_no_decoder_is_refused():

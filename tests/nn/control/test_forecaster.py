@@ -72,6 +72,41 @@ def test_an_lstm_forecasts_from_its_own_answers(residual):
         LSTMForecaster(3, hidden=0)
 
 
+@pytest.mark.parametrize("make", [llama, gpt2])
+@pytest.mark.parametrize("cache", [True, False])
+def test_no_more_samples_than_positions_with_all_that_is_before_them(make, cache):
+    own = model(make)
+    assert own.forecast(torch.zeros(1, 60, 3), 5, cache=cache).shape == (1, 5, 3)  # the last is not read
+    with pytest.raises(ValueError, match="series must need at most the model's 64 positions"):
+        own.forecast(torch.zeros(1, 60, 3), 6, cache=cache)
+    with pytest.raises(ValueError, match="series must need at most the model's 64 positions"):
+        model(make, prefix=5)(torch.zeros(1, 64, 3), torch.zeros(1, 5))
+
+
+def test_parts_keep_their_own_mode():
+    own = model().train()
+    own.lm.eval()
+    own.forecast(SERIES, 2)
+    assert own.training
+    assert not own.lm.training
+
+
+def test_a_prefix_of_another_form_is_refused():
+    for bad in (torch.zeros(1, 5), torch.zeros(2, 4), torch.zeros(2, 1, 5)):
+        with pytest.raises(ValueError, match="prefix must be"):
+            model(prefix=5)(SERIES, bad)
+    for own in (model(), LSTMForecaster(3)):
+        with pytest.raises(ValueError, match="past must be finite"):
+            own.forecast(SERIES * float("nan"), 2)
+
+
+def test_decoders_without_keys_and_values_forecast_as_well():
+    from transformers import OpenAIGPTConfig, OpenAIGPTModel
+
+    own = model(lambda: OpenAIGPTModel(OpenAIGPTConfig(vocab_size=9, n_embd=16, n_layer=1, n_head=2, n_positions=64)))
+    assert torch.allclose(own.forecast(SERIES, 3), own.forecast(SERIES, 3, cache=False), atol=1e-6)
+
+
 def test_bad_series_are_refused_by_name():
     own = model()
     for bad in (torch.zeros(2, 3), torch.zeros(2, 4, 2), torch.zeros(2, 0, 3), torch.zeros(1, 65, 3)):

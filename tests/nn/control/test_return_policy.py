@@ -156,3 +156,9 @@ def test_the_softmax_of_a_factored_head_is_the_product_of_its_heads():
         FactoredHead(5, ())
     with pytest.raises(ValueError, match="sizes"):
         FactoredHead(5, (3, 0))
+
+
+def test_histories_are_read_by_name_whatever_their_order():
+    policy, batch = HistoryPolicy(4, 4, hidden=8), make_batch()
+    turned = batch._replace(observations=dict(reversed(batch.observations.items())))
+    assert torch.equal(policy(batch), policy(turned))

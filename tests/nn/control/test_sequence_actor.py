@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from heldout.data import TrajectoryBatch
-from heldout.nn import HistoryPolicy, SequenceActor
-from tests.nn.control.test_return_policy import make_policy
+from heldout.nn import HistoryPolicy, ModalityEncoder, ReturnConditionedPolicy, SequenceActor
+from tests.nn.control.test_return_policy import SPECS, make_policy
 
 STEPS = 14
 
@@ -73,6 +73,40 @@ def test_dropout_is_off_while_it_acts_and_the_mode_stays():
     first, second = acted(policy)[0], acted(policy)[0]
     assert torch.equal(first, second)
     assert policy.training
+
+
+def test_parts_keep_their_own_mode():
+    policy = make_policy().train()
+    policy.lm.eval()
+    acted(policy)
+    assert policy.training
+    assert not policy.lm.training
+
+
+def test_observations_are_those_of_their_step_though_their_tensor_is_used_again():
+    found = []
+    for again in (False, True):
+        actor, seen, answers = SequenceActor(make_policy(), 2), {"a": torch.zeros(2, 3), "b": torch.zeros(2, 1)}, []
+        action = torch.zeros(2, dtype=torch.int64)
+        for step in range(9):
+            if not again:
+                seen, action = {name: value.clone() for name, value in seen.items()}, action.clone()
+            for value in seen.values():
+                value.fill_(float(step))
+            action.fill_(step % 4)
+            answers.append(actor.logits(seen))
+            actor.record(action, torch.zeros(2))
+        found.append(torch.stack(answers))
+    assert torch.equal(*found)
+
+
+def test_decoders_without_keys_and_values_are_read_anew():
+    from transformers import OpenAIGPTConfig, OpenAIGPTModel
+
+    torch.manual_seed(0)
+    lm = OpenAIGPTModel(OpenAIGPTConfig(vocab_size=9, n_embd=16, n_layer=1, n_head=2, n_positions=64))
+    policy = ReturnConditionedPolicy(lm, ModalityEncoder(SPECS, 16, hidden=8), 4, window=6)
+    assert torch.allclose(acted(policy)[0], acted(policy, cache=False)[0], atol=1e-6)
 
 
 def test_policies_of_histories_and_without_returns_act_as_well():

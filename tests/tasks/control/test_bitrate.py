@@ -88,6 +88,16 @@ def test_noise_multiplies_the_time_of_downloads_and_is_the_same_after_a_reset():
     assert 1.09 < float(factor.max()) <= 1.1
     streams.reset()
     assert torch.equal(streams.step(levels).seconds, first)
+    other = BitrateStreams(torch.full((500, 20), 2.0), PLAIN, noise=0.1, seed=4)
+    assert not torch.equal(other.step(levels).seconds, first)
+
+
+def test_noise_is_on_the_round_trip_too():
+    draws = []
+    for rate in (1e9, 2.0):
+        streams = BitrateStreams(torch.full((50, 20), rate), PLAIN, noise=0.5, seed=3)
+        draws.append(streams.step(torch.zeros(50).long()).seconds / (0.3 * 4 / (0.95 * rate) + 0.08))
+    assert torch.allclose(*draws)
 
 
 def test_what_a_policy_sees_is_what_was_measured():
@@ -139,6 +149,24 @@ def test_the_environment_is_one_of_gymnasium_and_gives_what_the_streams_give():
     assert ended == [(False, False)] * 5 + [(True, False)]
 
 
+def test_an_environment_is_the_same_again_after_a_seed_and_goes_on_to_the_next_trace():
+    pytest.importorskip("gymnasium")
+    from gymnasium.utils.env_checker import check_env
+
+    traces = torch.tensor([[1.0] * 9, [2.0] * 9, [3.0] * 9])
+    env = bitrate_env(traces, PLAIN, noise=0.3)
+    check_env(bitrate_env(traces, PLAIN, noise=0.3), skip_render_check=True)
+    rewards, used = [], []
+    for seed in (3, None, None, None, 3):
+        env.reset(seed=seed)
+        used.append(float(env.streams.traces[0, 0]))
+        rewards.append(env.step(2)[1])
+    assert used == [1.0, 2.0, 3.0, 1.0, 1.0]
+    assert rewards[0] == rewards[4] != rewards[3]  # noise and start are drawn anew without a seed
+    with pytest.raises(ValueError, match="reset"):
+        bitrate_env(traces, PLAIN).step(0)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -149,6 +177,7 @@ def test_the_environment_is_one_of_gymnasium_and_gives_what_the_streams_give():
         ({"ladder": (300.0, 200.0)}, "ladder must rise"),
         ({"starts": torch.tensor([4.0])}, "starts"),
         ({"starts": torch.zeros(2)}, "starts must have 1"),
+        ({"starts": torch.zeros(1, 1)}, "starts must have 1 dimension"),
         ({"noise": 1.5}, "noise"),
     ],
 )

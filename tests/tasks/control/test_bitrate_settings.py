@@ -22,6 +22,7 @@ def test_parts_share_the_video_and_no_trace():
     assert torch.equal(first.sizes, other.sizes)
     assert not (first.traces[:, None] == other.traces).any()
     assert not torch.equal(first.clock, other.clock)
+    assert first.noise == 0.1
 
 
 def test_settings_differ_as_they_say():

@@ -5,7 +5,7 @@ import torch
 
 from heldout.data import RewardScale
 from heldout.nn import HistoryPolicy
-from heldout.tasks import JobQueue, draw_jobs, first_come, play_jobs, schedule_jobs
+from heldout.tasks import JobQueue, draw_jobs, first_come, job_features, play_jobs, schedule_jobs
 
 SLOTS = 8
 
@@ -22,6 +22,12 @@ class Scripted(HistoryPolicy):
         ready = batch.observations["stages"][..., 3] if self.ready_first else 0.0
         value = 100 * ready - torch.arange(SLOTS).float() + torch.zeros(*batch.returns.shape, SLOTS)
         return (value[..., None] + 0.1 * torch.arange(4)).flatten(-2)
+
+
+def test_the_graph_that_is_read_says_who_hears_from_whom():
+    features = job_features(SLOTS)
+    assert features["stages"].edges == "heard"
+    assert {name: spec.size for name, spec in features.items()} == {"stages": 6, "cluster": 2, "table": 6 * SLOTS}
 
 
 def queues(count=4):

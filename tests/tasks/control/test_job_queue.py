@@ -62,6 +62,43 @@ def test_what_is_seen_says_who_waits_for_whom():
     assert queue.valid().view(4, 4).all(1).tolist() == [False, True, True, False]
 
 
+def test_seconds_are_exact_where_jobs_arrive_at_time_stamps():
+    queue = JobQueue([job([2.0], [4], arrival=1.7e9)])
+    assert queue.step(1) == -4.0
+    assert queue.job_seconds.tolist() == [4.0]
+    assert queue.finished.tolist() == [1.7e9 + 4]
+
+
+def test_a_stage_takes_whole_rounds_and_no_more_executors_than_it_has_tasks():
+    queue = JobQueue([job([2.0], [3]), job([1.0], [1]), job([1.0], [8], arrival=0.5)], executors=8)
+    assert queue.step(0 * 4 + 1) == pytest.approx(0.0)  # three tasks on two: two rounds, until 4
+    assert queue.free == 6
+    assert queue.work_left(0) == pytest.approx(6.0)  # it runs, and is not done
+    assert queue.step(1 * 4 + 3) == pytest.approx(-2 * 0.5)  # one task takes one of them
+    assert queue.free == 5
+    assert queue.observations()["cluster"].tolist() == pytest.approx([5 / 8, 3 / 10])
+    queue.step(2 * 4 + 1)  # four rounds on two: until 4.5
+    assert (queue.clock, queue.done) == (4.5, True)
+    assert queue.finished.tolist() == [4.0, 1.0, 4.5]
+    assert queue.free == 8
+
+
+def test_an_executor_comes_back_alone():
+    queue = JobQueue([job([1.0, 5.0, 1.0], [1, 1, 1], [(2, 0)])], executors=2, slots=4)
+    queue.step(0)
+    queue.step(4)  # ends at 5; the first at 1, and then one executor is free
+    assert (queue.clock, queue.free) == (1.0, 1)
+
+
+def test_drawn_jobs_wait_for_the_stage_before_them_as_often_as_asked_and_short_tasks_are_usual():
+    jobs = draw_jobs(400, stages=(3, 3), links=0.5, seed=1)
+    parents = torch.stack([each.parents for each in jobs]).double().mean(0)
+    for later, earlier in ((1, 0), (2, 1), (2, 0)):
+        assert float(parents[later, earlier]) == pytest.approx(0.5, abs=0.07)
+    seconds = torch.cat([each.seconds for each in jobs])
+    assert float(seconds.mean()) == pytest.approx(0.5 + 3.5 / 3, abs=0.1)  # 3.5 times a square
+
+
 @pytest.mark.parametrize("policy", [first_come, shortest_job_first, fair_share])
 def test_rewards_add_up_to_the_times_of_the_jobs(policy):
     queue = JobQueue(draw_jobs(8, gap=6.0, seed=3), executors=5, slots=12)
@@ -111,7 +148,7 @@ def test_clusters_of_a_seed_have_other_jobs_each_and_rules_take_turns():
     for rule in JOB_RULES.values():
         times = job_seconds_of(queues, rule)
         play_jobs(queues[2], rule)
-        assert times[2] == queues[2].job_seconds.mean()
+        assert times[2] == queues[2].job_seconds.mean().float()
 
 
 def test_bad_jobs_and_actions_are_refused_by_name():

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from heldout.tasks import read_series, series_text
+from heldout.tasks import read_series, salvage_series, series_text
 
 
 def test_samples_come_back_rounded_to_percents():
@@ -41,3 +41,27 @@ def test_bad_samples_are_refused_by_name():
         read_series("1: 1;", 0, 1)
     with pytest.raises(ValueError, match="dim"):
         read_series("1: 1;", 1, 0)
+
+
+@pytest.mark.parametrize(
+    ("text", "read"),
+    [
+        ("1: 1 2; 2: 3 4;", [1, 2, 3, 4]),
+        ("1: 1 2; 1: 3 4; 1: 5 6;", [1, 2, 3, 4]),
+        ("1: 1 2, 3 4", [1, 2, 3, 4]),
+        ("1: 1 2; 2: 3 400;", [1, 2, 3, 100]),
+        ("1: -1 2; 2 : -30000000000 4 end", [-1, 2, -100, 4]),
+        ("1: 1 2 3; 2: 4 5 6;", [1, 2, 3, 4]),
+        ("1: 1 2; 2: 3", None),
+        ("", None),
+    ],
+)
+def test_a_forgiving_reader_takes_the_first_numbers_that_are_no_labels(text, read):
+    found = salvage_series(text, 2, 2)
+    assert found is None if read is None else (100 * found).round().flatten().tolist() == read
+
+
+def test_what_is_valid_is_salvaged_as_it_is_read():
+    samples = torch.rand(5, 3, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    text = series_text(samples)
+    assert torch.equal(read_series(text, 5, 3), salvage_series(text, 5, 3))

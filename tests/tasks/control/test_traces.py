@@ -44,6 +44,41 @@ def test_a_faster_viewer_moves_further_in_a_step():
     assert moved[1] < 0.7 * moved[2]
 
 
+@pytest.mark.parametrize("speed", [3.0, 5.0, 8.0, 30.0])
+def test_the_fastest_viewers_still_look_at_places(speed):
+    traces = viewport_traces(100, 60, speed=speed, centres=2, seed=2)
+    assert bool(traces.isfinite().all())
+    assert float((traces[..., 1:].abs() == 1).double().mean()) < 0.05
+
+
+def test_a_viewer_of_one_place_follows_it_at_its_own_speed():
+    for speed in (1.0, 2.0):
+        traces = viewport_traces(400, 25, speed=speed, centres=1, jitter=0.0, seed=3)
+        moved = traces[:, 21:, 1:].diff(dim=1)  # it has caught up with what it follows
+        still = traces[:, 21:, 1:].abs().amax(1) < torch.tensor([0.45, 0.85])  # and was not turned back
+        for dim, usual in enumerate((0.03, 0.08)):
+            rows = moved[..., dim][still[:, dim]]
+            assert float(rows.std()) == pytest.approx(0.2 * usual * speed, rel=0.15)
+        assert float(traces[..., 1:].abs().max()) < 1
+        rolled, yaw = traces[:, 1:, 0], traces[..., 2].diff(dim=1) / 0.2
+        assert float(torch.corrcoef(torch.stack([rolled.flatten(), yaw.flatten()]))[0, 1]) > 0.7
+
+
+def test_a_turn_does_not_overshoot_much():
+    traces = viewport_traces(2000, 40, jitter=0.0, seed=4)[..., 2]
+    moves = traces.diff(dim=1)
+    turned = moves.abs() > 0.15  # a saccade; with half the damping a sixth of it would swing back
+    back = [
+        float((moves[:, k + 2 : k + 7] * moves[:, k].sign()[:, None]).amin(1)[turned[:, k]].mean()) for k in (5, 15)
+    ]
+    assert min(back) > -0.11
+
+
+def test_jitter_is_the_error_of_a_sample():
+    plain, shaken = (viewport_traces(300, 30, jitter=jitter, seed=5) for jitter in (0.0, 0.02))
+    assert float((shaken - plain).std()) == pytest.approx(0.02, rel=0.03)
+
+
 def test_forecasts_are_those_of_polynomials():
     past = torch.randn(5, 7, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     line, last = linear_forecast(past, 4), velocity_forecast(past, 4)
@@ -70,6 +105,8 @@ def test_bad_options_are_refused_by_name():
         throughput_traces(0)
     with pytest.raises(ValueError, match="speed"):
         viewport_traces(1, speed=0.0)
+    with pytest.raises(ValueError, match="speed"):
+        viewport_traces(1, speed=101.0)
     with pytest.raises(ValueError, match="jitter"):
         viewport_traces(1, jitter=-1.0)
     for forecast in FORECASTS.values():

@@ -148,3 +148,24 @@ def test_bad_input_is_refused_by_name():
             fit_forecaster(torch.nn.Linear(3, 3), series)
     with pytest.raises(ValueError, match="batch_size"):
         policy_loss(policy, store, window=3, batch_size=0)
+
+
+def test_what_is_frozen_as_a_whole_stays_as_it_is_with_its_statistics():
+    frozen = torch.nn.Sequential(torch.nn.BatchNorm1d(4), torch.nn.Dropout(0.5)).eval().requires_grad_(False)
+    modes = []
+
+    class Policy(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.frozen, self.head, self.dropout = frozen, torch.nn.Linear(4, 4), torch.nn.Dropout(0.5)
+
+        def forward(self, batch):
+            modes.append((self.training, self.frozen.training, self.frozen[0].training, self.dropout.training))
+            seen = torch.cat([*batch.observations.values()], -1)
+            return self.head(self.dropout(self.frozen(seen.flatten(0, 1)).unflatten(0, seen.shape[:2])))
+
+    policy, before = Policy(), frozen[0].running_mean.clone()
+    fit_policy(policy, logged(), window=3, steps=2)
+    assert set(modes) == {(True, False, False, True)}
+    assert torch.equal(frozen[0].running_mean, before)
+    assert not any(part.training for part in policy.modules())

@@ -49,7 +49,7 @@ class RewardScale:
 
     @classmethod
     @checked
-    def of(cls, rewards: Tensor, *, scale: float = 1.0, tails: float = 0.0) -> RewardScale:
+    def of(cls, rewards: Tensor, *, scale: float = 1.0, tails: float = 0.0, shift: bool = True) -> RewardScale:
         """Returns the scale of a pool's rewards ``(steps,)``.
 
         Args:
@@ -57,6 +57,8 @@ class RewardScale:
             scale: by which the normalised rewards are divided.
             tails: share of the rewards at either end that may lie outside of the range, below 0.5: where a few are far
                 from all others, those others would be one number.
+            shift: whether the smallest becomes 0, as published; False: rewards are divided by their range alone, and
+                ``low`` is 0. With the shift each further step earns, so that of two episodes the longer one seems better.
 
         Raises:
             ValueError: no rewards, rewards that are all equal or not finite, a share out of range.
@@ -67,12 +69,14 @@ class RewardScale:
             RewardScale(low=0.0, high=2.0, scale=1.0)
             >>> RewardScale.of(torch.tensor([-90.0, 0.0, 1.0, 2.0, 70.0]), tails=0.25)
             RewardScale(low=0.0, high=2.0, scale=1.0)
+            >>> RewardScale.of(torch.tensor([-3.0, -1.0]), shift=False)
+            RewardScale(low=0.0, high=2.0, scale=1.0)
         """
         check_nonempty(rewards=rewards)
         check_finite(rewards=rewards)
         check_between(0, 0.499, tails=tails)
         low, high = np.quantile(rewards.double().cpu().numpy(), [tails, 1 - tails]).tolist()
-        return cls(low, high, scale)
+        return cls(low, high, scale) if shift or not high > low else cls(0.0, high - low, scale)
 
     @checked
     def __call__(self, rewards: Tensor) -> Tensor:
@@ -112,11 +116,13 @@ class ExperiencePool(NamedTuple):
 
         Args:
             logged: the episodes.
-            scale, tails: of ``RewardScale.of``.
+            scale, tails: of ``RewardScale.of``; rewards are shifted where all episodes are equally long. Deviation: the
+                source shifts always, which asks for the longest episode where they are not.
 
         Raises:
             ValueError: rewards that are all equal, options out of range.
         """
-        own = RewardScale.of(logged.rewards, scale=scale, tails=tails)
+        equally_long = bool((logged.lengths == logged.lengths[0]).all())
+        own = RewardScale.of(logged.rewards, scale=scale, tails=tails, shift=equally_long)
         returns = logged.returns(rewards=own(logged.rewards))
         return cls(logged, returns, own, float(returns[logged.timesteps == 0].max()))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from heldout.errors import (
@@ -17,6 +18,7 @@ from heldout.errors import (
     checked,
     require,
 )
+from heldout.method import evaluating
 from heldout.nn.language.position_offsets import position_limit
 
 
@@ -62,7 +64,8 @@ def decoder_body(lm: nn.Module) -> Any:
         lm: of transformers, with or without a head, or such a model within peft's.
 
     Raises:
-        ValueError: a model with an encoder, prompt tuning, or one that cannot be called with ``inputs_embeds``.
+        ValueError: a model with an encoder, prompt tuning, one that cannot be called with ``inputs_embeds``, whose
+            states are of another width than these, or know later tokens (tried on two).
 
     Example:
         >>> from transformers import GPT2Config, GPT2LMHeadModel
@@ -80,7 +83,17 @@ def decoder_body(lm: nn.Module) -> Any:
     body = inner.base_model if hasattr(inner, "base_model") else inner
     if "inputs_embeds" not in inspect.signature(body.forward).parameters:
         raise ValueError(f"lm must be callable with inputs_embeds, and {type(body).__name__} is not")
+    states, width = int(body.config.hidden_size), getattr(body.get_input_embeddings(), "embedding_dim", None)
+    if width not in (None, states):
+        raise ValueError(f"lm must read embeddings as wide as its {states} states, and reads {width}")
+    if not _is_causal(body, states):
+        raise ValueError(f"lm must be causal, and states of {type(body).__name__} know the tokens after them")
     return body
+
+
+def keeps_keys(body: nn.Module) -> bool:
+    """Whether a decoder goes on from a cache of keys and values; others are read anew."""
+    return "past_key_values" in inspect.signature(body.forward).parameters
 
 
 @checked
@@ -124,3 +137,16 @@ def decoder_states(body: nn.Module, embeddings: Tensor, cache: Any = None) -> Te
     dtype = next((p.dtype for p in body.parameters() if p.is_floating_point()), embeddings.dtype)
     found = body(inputs_embeds=embeddings.to(dtype), past_key_values=cache, use_cache=cache is not None)
     return found[0].to(embeddings.dtype)
+
+
+@torch.no_grad()
+def _is_causal(body: Any, width: int) -> bool:
+    """Whether the state of a first token stays as it is when the second one changes."""
+    weight = next((p for p in body.parameters() if p.is_floating_point()), None)
+    if weight is None or weight.device.type == "meta":
+        return True
+    tokens = torch.linspace(-1, 1, width, device=weight.device).repeat(2, 2, 1)
+    tokens[1, 1] = -10 * tokens[1, 1].flip(0) ** 3
+    with evaluating(body):
+        first, other = decoder_states(body, tokens)[:, 0].float()
+    return bool((first - other).abs().max() <= 2e-6 * first.abs().max())  # both are rounded alike, in one batch

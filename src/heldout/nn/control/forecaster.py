@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from heldout.errors import check_at_least, check_dimensions, check_nonempty, checked, require
-from heldout.nn.control.backbone import check_context, decoder_body, decoder_states
+from heldout.errors import check_at_least, check_dimensions, check_nonempty, check_values, checked, require
+from heldout.method import evaluating
+from heldout.nn.control.backbone import check_context, decoder_body, decoder_states, keeps_keys
 
 
 class LMForecaster(nn.Module):
@@ -77,8 +78,8 @@ class LMForecaster(nn.Module):
             prefix: ``(batch, prefix)``, where the model has one.
 
         Raises:
-            ValueError: a series of another form, longer than the decoder's positions; a prefix that is missing or not
-                asked for.
+            ValueError: a series of another form, longer than the decoder's positions; a prefix that is missing, not
+                asked for or of another form.
         """
         return self._answers(series, prefix, None)
 
@@ -91,7 +92,8 @@ class LMForecaster(nn.Module):
             past: ``(batch, steps, dim)``.
             horizon: steps ahead.
             prefix: as for ``forward``.
-            cache: False: the series is read anew for each step, which gives the same samples.
+            cache: False: the series is read anew for each step, which gives the same samples; so it is for decoders
+                that keep no keys and values.
 
         Raises:
             ValueError: as for ``forward``; a horizon below 1.
@@ -99,9 +101,9 @@ class LMForecaster(nn.Module):
         check_at_least(1, horizon=horizon)
         check_dimensions(3, past=past)
         check_nonempty(past=past)
-        training = self.training
-        self.eval()
-        try:
+        check_values(past=past)
+        cache = cache and keeps_keys(self.lm)
+        with evaluating(self):
             kept = require("transformers").DynamicCache(config=self.lm.config) if cache else None
             series = past
             read = past
@@ -110,18 +112,20 @@ class LMForecaster(nn.Module):
                 series = torch.cat([series, following], 1)
                 read, prefix = (following, None if cache else prefix) if cache else (series, prefix)
             return series[:, past.shape[1] :]
-        finally:
-            self.train(training)
 
-    def _answers(self, series: Tensor, prefix: Tensor | None, cache: object) -> Tensor:
+    def _answers(self, series: Tensor, prefix: Tensor | None, cache: Any) -> Tensor:
         check_dimensions(3, series=series)
         check_nonempty(series=series)
         if series.shape[-1] != self.dim:
             raise ValueError(f"series must have {self.dim} numbers in a sample, got shape {tuple(series.shape)}")
-        going_on = cache is not None and cache.get_seq_length() > 0  # type: ignore[attr-defined]
-        if not going_on and (prefix is not None) != (self.embed_prefix is not None):
+        before = 0 if cache is None else cache.get_seq_length()
+        if not before and (prefix is not None) != (self.embed_prefix is not None):
             raise ValueError(f"prefix must be {'given' if prefix is None else 'None'} for this model")
-        check_context(self.lm, series=series.shape[1])
+        if prefix is not None and self.embed_prefix is not None:
+            form = (len(series), self.embed_prefix.in_features)
+            if tuple(prefix.shape) != form:
+                raise ValueError(f"prefix must be {form}, got shape {tuple(prefix.shape)}")
+        check_context(self.lm, series=before + (prefix is not None) + series.shape[1])
         tokens = self.embed(series.to(self.head.weight.dtype))
         if prefix is not None and self.embed_prefix is not None:
             tokens = torch.cat([self.embed_prefix(prefix.to(tokens.dtype))[:, None], tokens], 1)
@@ -169,6 +173,7 @@ class LSTMForecaster(nn.Module):
         check_at_least(1, horizon=horizon)
         check_dimensions(3, past=past)
         check_nonempty(past=past)
+        check_values(past=past)
         found, read, state = [], past, None
         for _ in range(horizon):
             said, state = self._answers(read, state)

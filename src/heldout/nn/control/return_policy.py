@@ -177,7 +177,8 @@ class HistoryPolicy(nn.Module):
     """Returns the logits of each action of a window from an MLP or LSTM over the steps before it, read as one vector.
 
     The usual policies that a sequence model is compared with: the same history, the same answer. What a step is read
-    as: its observations, the action before it (one-hot; none at a window's first step), and its return.
+    as: its observations in the order of their names, the action before it (one-hot; none at a window's first step), and
+    its return.
 
     Args:
         size: numbers in an observation, all features together.
@@ -233,7 +234,7 @@ class HistoryPolicy(nn.Module):
         """Returns logits ``(windows, steps, actions)``."""
         check_labels(self.actions, actions=batch.actions)
         before = nn.functional.one_hot(batch.actions, self.actions).to(self.head.weight.dtype)
-        parts = [*(value.flatten(2).to(before.dtype) for value in batch.observations.values())]
+        parts = [value.flatten(2).to(before.dtype) for _, value in sorted(batch.observations.items())]
         parts.append(nn.functional.pad(before[:, :-1], (0, 0, 1, 0)))
         if self.use_returns:
             parts.append(batch.returns.to(before.dtype)[..., None])

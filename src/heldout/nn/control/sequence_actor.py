@@ -9,7 +9,8 @@ from torch import Tensor
 
 from heldout.data import TrajectoryBatch
 from heldout.errors import check_at_least, check_finite, check_length, check_nonempty, checked, require
-from heldout.nn.control.backbone import decoder_states
+from heldout.method import evaluating
+from heldout.nn.control.backbone import decoder_states, keeps_keys
 from heldout.nn.control.return_policy import HistoryPolicy, ReturnConditionedPolicy
 
 
@@ -25,7 +26,8 @@ class SequenceActor:
         policy: a ``ReturnConditionedPolicy`` or ``HistoryPolicy``.
         episodes: how many at once.
         target_return: the return asked for at the start, one for all or ``(episodes,)``, scaled as in training.
-        cache: False: the window is read anew for every step, which gives the same answers.
+        cache: False: the window is read anew for every step, which gives the same answers; so it is for decoders that
+            keep no keys and values.
         slide: steps that drop out of a full window, from 1 to its length.
 
     Raises:
@@ -59,7 +61,7 @@ class SequenceActor:
         if target.ndim:
             check_length(episodes, target_return=target)
         self.policy, self.episodes, self.slide = policy, episodes, slide
-        self.cached = cache and isinstance(policy, ReturnConditionedPolicy)
+        self.cached = cache and isinstance(policy, ReturnConditionedPolicy) and keeps_keys(policy.lm)
         device = next(policy.parameters()).device
         self.wanted = target.to(device).expand(episodes).clone()
         self.timestep = 0
@@ -89,13 +91,10 @@ class SequenceActor:
             del self._seen[: self.slide], self._done[: self.slide]
             self._cache, self._read = None, 0
         times = torch.full((self.episodes,), self.timestep, device=self.wanted.device)
-        self._seen.append((dict(observations), self.wanted.clone(), times))
-        training = self.policy.training
-        self.policy.eval()
-        try:
+        own = {name: value.clone() for name, value in observations.items()}  # whoever gave them may use them again
+        self._seen.append((own, self.wanted.clone(), times))
+        with evaluating(self.policy):
             return self._cached_logits() if self.cached else self._plain_logits()
-        finally:
-            self.policy.train(training)
 
     @checked
     def record(self, actions: Tensor, rewards: Tensor) -> None:
@@ -112,7 +111,7 @@ class SequenceActor:
         check_finite(actions=actions, rewards=rewards)
         if len(self._seen) == len(self._done):
             raise ValueError("record: ask for logits of the step first")
-        self._done.append(actions)
+        self._done.append(actions.clone())
         self.wanted = self.wanted - rewards.to(self.wanted)
         self.timestep += 1
 

@@ -146,6 +146,8 @@ class BitrateStreams:
             raise ValueError(
                 f"sizes must have a column for each of {len(rates)} rates of the ladder, got {sizes.shape}"
             )
+        if starts is not None:
+            check_dimensions(1, starts=starts)
         check_length(len(traces), starts=starts)
         if starts is not None:
             check_between(0, traces.shape[1] - 1e-9, starts=starts.double())
@@ -287,7 +289,7 @@ def play_streams(streams: BitrateStreams, policy: Callable[[BitrateStreams], Ten
 
 
 def bitrate_env(traces: Tensor, sizes: Tensor, *, ladder: Sequence[float] = LADDER, noise: float = 0.0) -> Any:
-    """Returns a ``gymnasium.Env`` of one stream: the next trace and a random start at each reset.
+    """Returns a ``gymnasium.Env`` of one stream: the next trace (with a seed the first) and a random start at each reset.
 
     Observations are those of ``BitrateStreams`` in one vector, float32, in their order; actions are levels; ``info``
     has the seconds of download and rebuffering. For many episodes at once ``BitrateStreams`` is many times faster.
@@ -317,9 +319,12 @@ def bitrate_env(traces: Tensor, sizes: Tensor, *, ladder: Sequence[float] = LADD
             size = 3 + 2 * HISTORY + sizes.shape[1]
             self.observation_space = gymnasium.spaces.Box(0.0, float("inf"), (size,), dtype=np.float32)
             self.episode = 0
+            self.streams: BitrateStreams | None = None
 
         def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict]:
             super().reset(seed=seed)
+            if seed is not None:
+                self.episode = 0
             start = torch.tensor([self.np_random.uniform(0, traces.shape[1] - 1)])
             one = traces[self.episode % len(traces)][None]
             self.streams = BitrateStreams(
@@ -329,11 +334,14 @@ def bitrate_env(traces: Tensor, sizes: Tensor, *, ladder: Sequence[float] = LADD
             return self._seen(), {}
 
         def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, float]]:
+            if self.streams is None:
+                raise ValueError("step: reset() comes first")
             done = self.streams.step(torch.tensor([int(action)]))
             info = {"download_seconds": done.seconds.item(), "rebuffer": done.rebuffer.item()}
             return self._seen(), done.reward.item(), not self.streams.chunks_left, False, info
 
         def _seen(self) -> Any:
+            assert self.streams is not None
             return torch.cat([value[0] for value in self.streams.observations().values()]).numpy()
 
     return BitrateEnv()

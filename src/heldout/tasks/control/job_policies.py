@@ -95,4 +95,4 @@ def schedule_jobs(
         ]
         given = torch.tensor(rewards, device=device)
         actor.record(actions, given if scale is None else scale(given))
-    return torch.stack([queue.job_seconds.mean() for queue in queues])
+    return torch.stack([queue.job_seconds.mean() for queue in queues]).float()

@@ -126,7 +126,7 @@ class JobQueue:
 
     Attributes:
         clock: seconds.
-        finished: second at which each job was done, NaN before.
+        finished: second at which each job was done, float64 ``(jobs,)``, NaN before.
 
     Raises:
         ValueError: no jobs, sizes below 1, a job with more stages than slots.
@@ -154,7 +154,7 @@ class JobQueue:
     def reset(self) -> None:
         """Begins anew: the first job arrives, and the first stage can start."""
         self.clock, self.free = min(job.arrival for job in self.jobs), self.executors
-        self.finished = torch.full((len(self.jobs),), float("nan"))
+        self.finished = torch.full((len(self.jobs),), float("nan"), dtype=torch.float64)
         self._state = [torch.zeros(len(job.seconds), dtype=torch.int64) for job in self.jobs]  # 1: runs, 2: done
         self._ends: list[tuple[float, int, int, int]] = []
         self._wait()
@@ -166,8 +166,8 @@ class JobQueue:
 
     @property
     def job_seconds(self) -> Tensor:
-        """Seconds that each job was there, from its arrival to its end, float32 ``(jobs,)``; NaN before its end."""
-        return self.finished - torch.tensor([job.arrival for job in self.jobs])
+        """Seconds that each job was there, from its arrival to its end, float64 ``(jobs,)``; NaN before its end."""
+        return self.finished - torch.tensor([job.arrival for job in self.jobs], dtype=torch.float64)
 
     @property
     def actions(self) -> int:
@@ -365,7 +365,7 @@ def play_jobs(queue: JobQueue, policy: Callable[[JobQueue], int]) -> Trajectorie
     Example:
         >>> queue = JobQueue(draw_jobs(3))
         >>> played = play_jobs(queue, first_come)
-        >>> torch.allclose(-played.rewards.sum(), queue.job_seconds.sum())
+        >>> torch.allclose(-played.rewards.sum(), queue.job_seconds.sum().float())
         True
     """
     queue.reset()
@@ -421,7 +421,7 @@ def job_seconds_of(queues: Sequence[JobQueue], policy: Callable[[JobQueue], int]
         while not queue.done:
             queue.step(policy(queue))
         found.append(queue.job_seconds.mean())
-    return torch.stack(found)
+    return torch.stack(found).float()
 
 
 def _widest(queue: JobQueue, slot: int) -> int:

@@ -63,3 +63,31 @@ def read_series(text: str, steps: int, dim: int) -> Tensor | None:
         return None
     numbers = torch.tensor([int(number) for number in found.groups()]).view(steps, dim) / 100
     return numbers if bool((numbers.abs() <= 1).all()) else None
+
+
+@checked
+def salvage_series(text: str, steps: int, dim: int) -> Tensor | None:
+    """Returns the samples that a reader who forgives all he can finds in a text; None where there are too few numbers.
+
+    The first ``steps * dim`` whole numbers count, whatever stands between and behind them, but for those with a colon,
+    which number the samples; what lies outside of [-100, 100] is moved to its ends.
+
+    Args:
+        text: what was written.
+        steps, dim: of the samples that are asked for.
+
+    Raises:
+        ValueError: sizes below 1.
+
+    Example:
+        >>> salvage_series("1: -50 40, 2: 0 120 and 7", 2, 2).tolist()
+        [[-0.5, 0.4000000059604645], [0.0, 1.0]]
+        >>> salvage_series("1: -50 40; 2: 0", 2, 2) is None
+        True
+    """
+    check_at_least(1, steps=steps, dim=dim)
+    found = re.findall(r"-?\d+", re.sub(r"\d+\s*:", " ", text, flags=re.ASCII), re.ASCII)
+    if len(found) < steps * dim:
+        return None
+    numbers = torch.tensor([max(-100, min(100, int(number[:9]))) for number in found[: steps * dim]])
+    return numbers.view(steps, dim) / 100

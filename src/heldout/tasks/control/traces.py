@@ -5,6 +5,7 @@ What is learned from one family of traces meets another: faster switching, deepe
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from heldout.errors import (
     check_at_least,
+    check_between,
     check_fraction,
     check_nonempty,
     check_nonnegative,
@@ -90,7 +92,7 @@ def viewport_traces(
         seed: of all draws.
 
     Raises:
-        ValueError: sizes below 1, a speed that is not positive, a negative jitter.
+        ValueError: sizes below 1, a speed that is not positive or above 100, a negative jitter.
 
     Example:
         >>> traces = viewport_traces(3, 20)
@@ -99,9 +101,12 @@ def viewport_traces(
     """
     check_at_least(1, n=n, steps=steps, centres=centres)
     check_positive(speed=speed)
+    check_between(0, 100, speed=speed)
     check_nonnegative(jitter=jitter)
     generator = torch.Generator().manual_seed(seed)
-    substeps, seconds, pull = 4, 0.05, 4.0 * speed
+    pull = 4.0 * speed
+    substeps = 4 * math.ceil(speed / 2)  # of a stiff spring, more: with steps that are too long it would fly apart
+    seconds = 0.2 / substeps
     places = (torch.rand(n, centres, 2, generator=generator) * 2 - 1) * torch.tensor([0.4, 0.8])
     drift = torch.randn(n, centres, 2, generator=generator) * torch.tensor([0.03, 0.08]) * speed
     looked = torch.randint(centres, (n,), generator=generator)

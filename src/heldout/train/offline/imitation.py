@@ -48,7 +48,9 @@ def fit_policy(
     """Trains a policy in place to do what was done, and returns the loss of each step.
 
     The loss is cross-entropy on the logged actions (squared error of real ones) over the steps of windows that do not
-    cross episodes; AdamW on what requires a gradient, so that a frozen backbone stays as it is.
+    cross episodes; AdamW on what requires a gradient, so that a frozen backbone stays as it is. Parts that
+    have weights, none of which is trained, keep their mode, so that statistics of a frozen BatchNorm in evaluation mode
+    stay; in the end all are in evaluation mode.
 
     Args:
         policy: from a ``TrajectoryBatch`` to logits ``(windows, steps, actions)`` or real actions, such as
@@ -198,7 +200,7 @@ def _trained(
         raise ValueError("nothing of the model requires a gradient")
     optimizer = torch.optim.AdamW(weights, lr=lr, weight_decay=weight_decay)
     generator, order, losses = torch.Generator().manual_seed(seed), torch.empty(0, dtype=torch.int64), []
-    model.train()
+    _train_mode(model)
     with seeded(seed):
         for step in range(steps):
             rate = min(1.0, (step + 1) / max(1, warmup))
@@ -219,3 +221,13 @@ def _trained(
             optimizer.step()
     model.eval()
     return losses
+
+
+def _train_mode(module: nn.Module) -> None:
+    """Train mode for all but the parts that have weights, none of which is trained."""
+    weights = [*module.parameters()]
+    if weights and not any(weight.requires_grad for weight in weights):
+        return
+    module.training = True
+    for part in module.children():
+        _train_mode(part)
