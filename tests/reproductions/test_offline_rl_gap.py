@@ -5,6 +5,7 @@ import itertools
 import pytest
 import torch
 
+from heldout.data import Trajectories
 from heldout.reproductions import offline_rl_gap as study_of
 from heldout.reproductions.offline_rl_gap import (
     ARMS,
@@ -20,6 +21,7 @@ from heldout.reproductions.offline_rl_gap import (
     world_of,
 )
 from heldout.tasks import KeyMazes, collect
+from heldout.train import PPOLog
 
 SEED = 1000
 
@@ -41,15 +43,15 @@ def test_methods_differ_in_nothing_but_the_method():
     data = collect(lambda seen: torch.zeros(len(seen), 4), KeyMazes([1, 2], **study_of.MAZE), 50)
     sizes = set()
     for method in study_of.METHODS:
-        agent = agent_of(method, "maze", data, study_of.CHOSEN["maze"][method], SEED)
+        agent = agent_of(method, "maze", "laptop", data, study_of.CHOSEN["maze"][method], SEED)
         assert not [m for m in agent.modules() if isinstance(m, torch.nn.Dropout) and m.p > 0]
         grids = [m for m in agent.modules() if type(m).__name__ == "GridEncoder"]
         sizes |= {sum(weight.numel() for weight in each.parameters()) for each in grids}
     assert len(sizes) == 1
-    asked = agent_of("dt", "maze", data, {"lr": 1e-3, "times": 0.5}, SEED).target_return
+    asked = agent_of("dt", "maze", "laptop", data, {"lr": 1e-3, "times": 0.5}, SEED).target_return
     assert asked == pytest.approx(0.5 * float(data.returns()[data.timesteps == 0].max()))
-    assert transformer("maze", True, 1.0, 1e-3).policy.use_returns
-    assert not transformer("maze", False, 0.0, 1e-3).policy.use_returns
+    assert transformer("maze", "laptop", True, 1.0, 1e-3).policy.use_returns
+    assert not transformer("maze", "laptop", False, 0.0, 1e-3).policy.use_returns
 
 
 def test_arms_that_are_compared_differ_in_one_thing():
@@ -64,22 +66,53 @@ def test_arms_that_are_compared_differ_in_one_thing():
         assert differ(method, f"{method}-4x") == {"times"}
 
 
-def test_logs_are_of_the_levels_and_the_mixture_has_three_quarters_of_the_return(monkeypatch):
-    monkeypatch.setitem(SIZES, ("maze", "laptop"), study_of.Size(400, 4, 4, 4096, 64, 1500, 2, 16))
-
-    found = collect(lambda seen: torch.zeros(len(seen), 4), KeyMazes([3], **study_of.MAZE), 10)
-    assert set(found.levels.tolist()) == {3}
-    online.cache_clear()
+@pytest.fixture
+def _nothing_kept():
+    study_of.online.cache_clear()
     study_of.logged.cache_clear()
-    try:
-        expert = data_of(arm_of("bc", levels=25, source=50), SEED, "laptop")
-        assert set(expert.levels.tolist()) <= set(levels_of(SEED, "maze", "laptop", "train", 25))
-        assert 1500 <= len(expert.rewards) < 1500 + study_of.MAZE["horizon"]
-        more = data_of(arm_of("bc", levels=25, source=50, times=4), SEED, "laptop")
-        assert len(more.rewards) >= 6000
-    finally:
-        online.cache_clear()
-        study_of.logged.cache_clear()
+    yield
+    study_of.online.cache_clear()
+    study_of.logged.cache_clear()
+
+
+@pytest.mark.usefixtures("_nothing_kept")
+def test_logs_are_of_every_level_and_of_no_other(monkeypatch):
+    def idle(seen):
+        return torch.zeros(len(seen), 4)
+
+    monkeypatch.setitem(SIZES, ("maze", "laptop"), study_of.Size(400, 4, 4, 1, 1, 1500, 2, 16, 40))
+    monkeypatch.setattr(study_of, "online", lambda *_: study_of.Online(idle, idle))
+    for times in (1, 4):
+        data = data_of(arm_of("bc", levels=25, source=50, times=times), SEED, "laptop")
+        assert set(data.levels.tolist()) == set(levels_of(SEED, "maze", "laptop", "train", 25))
+        assert 1500 * times <= len(data.rewards) < 1500 * times + 40
+
+
+@pytest.mark.usefixtures("_nothing_kept")
+def test_the_mixture_has_three_quarters_of_the_experts_return(monkeypatch):
+    def made(policy, world, transitions, *, seed):
+        ends = torch.ones(transitions, dtype=torch.bool)
+        rewards = torch.full((transitions,), {"good": 2.0, "bad": 1.0}[policy])
+        return Trajectories(torch.zeros(transitions, 1), torch.zeros(transitions).long(), rewards, ends)
+
+    monkeypatch.setattr(study_of, "online", lambda *_: study_of.Online("good", "bad"))
+    monkeypatch.setattr(study_of, "collect", made)
+    assert data_of(arm_of("bc"), SEED, "laptop").rewards.mean() == 2.0
+    mixed = data_of(arm_of("bc", "mixed"), SEED, "laptop")
+    assert mixed.rewards.mean() == pytest.approx(1.5)
+    assert len(mixed.rewards) == len(data_of(arm_of("bc"), SEED, "laptop").rewards)
+
+
+@pytest.mark.usefixtures("_nothing_kept")
+def test_the_worse_policy_is_that_of_half_the_last_return(monkeypatch):
+    def made(policy, world, *, on_iteration, **options):
+        for step, (episodes, value) in enumerate([(0, float("nan")), (3, 0.2), (3, 0.9), (3, 1.4), (3, 2.0)]):
+            torch.nn.init.constant_(policy.value.bias, step)
+            on_iteration(PPOLog(step, episodes, value, 0, 0, 0, 0, 0))
+
+    monkeypatch.setattr(study_of, "ppo", made)
+    found = online(SEED, "maze", "smoke", 25)
+    assert (found.expert.value.bias.item(), found.suboptimal.value.bias.item()) == (4, 2)
 
 
 def test_gaps_are_of_train_less_test_and_returns_lie_between_idling_and_plans():
@@ -109,7 +142,7 @@ def test_interquartile_means_are_over_seeds_and_both_worlds():
 
 def test_door_key_gives_its_bonuses_once_and_is_a_level_again_by_its_seed():
     pytest.importorskip("minigrid")
-    env = study_of.door_key()
+    env = study_of.door_key(80)
     seen, _ = env.reset(seed=4)
     assert seen.shape == (7, 7, 3)
     assert (env.reset(seed=4)[0] == seen).all()
@@ -148,5 +181,5 @@ def test_without_minigrid_its_arms_are_left_out(monkeypatch):
 
 
 def test_a_world_of_drawn_levels_has_so_many_environments():
-    assert len(world_of("maze", [1, 2, 3], 7)) == 7
-    assert len(world_of("maze", [1, 2, 3])) == 3
+    assert len(world_of("maze", "smoke", [1, 2, 3], 7)) == 7
+    assert len(world_of("maze", "smoke", [1, 2, 3])) == 3

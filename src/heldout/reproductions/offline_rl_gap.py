@@ -51,8 +51,7 @@ from heldout.study import Results, Study, at_least, better, equivalent, higher_i
 from heldout.tasks import GymLevels, KeyMazes, LevelScores, LevelWorld, collect, play_levels, split_levels
 from heldout.train import BC, BCQ, CQL, IQL, DecisionTransformer, PPOLog, fit_offline, ppo, seeded
 
-MAZE: dict[str, Any] = {"size": 7, "horizon": 40, "bonus": 0.5, "centred": True}
-MOVES = {"maze": MAZE["horizon"], "door-key": 80}  # at most
+MAZE: dict[str, Any] = {"size": 7, "bonus": 0.5, "centred": True}
 ACTIONS = {"maze": KeyMazes.actions, "door-key": 7}
 FEATURES = 64
 EPSILON = 0.1
@@ -67,13 +66,14 @@ class Size(NamedTuple):
     logged: int
     updates: int
     batch: int
+    moves: int  # at most
 
 
 SIZES = {
-    ("maze", "laptop"): Size(400, 200, 300, 250_000, 64, 10_000, 800, 128),
-    ("door-key", "laptop"): Size(50, 100, 200, 60_000, 32, 10_000, 800, 128),
-    ("maze", "smoke"): Size(400, 2, 3, 128, 4, 100, 2, 16),
-    ("door-key", "smoke"): Size(50, 2, 3, 128, 4, 100, 2, 16),
+    ("maze", "laptop"): Size(400, 200, 300, 250_000, 64, 10_000, 800, 128, 40),
+    ("door-key", "laptop"): Size(50, 100, 200, 60_000, 32, 10_000, 800, 128, 80),
+    ("maze", "smoke"): Size(400, 2, 3, 128, 4, 60, 2, 16, 6),
+    ("door-key", "smoke"): Size(50, 2, 3, 128, 4, 60, 2, 16, 6),
 }
 CHOSEN: dict[str, dict[str, dict[str, Any]]] = {
     "maze": {
@@ -107,11 +107,12 @@ def levels_of(seed: int, world: str, profile: str, part: str, count: int = 0) ->
     return [*split.train[:count]] if part == "train" else [*getattr(split, part)]
 
 
-def world_of(world: str, levels: Sequence[int], envs: int | None = None, seed: int = 0) -> LevelWorld:
+def world_of(world: str, profile: str, levels: Sequence[int], envs: int | None = None, seed: int = 0) -> LevelWorld:
     """Levels that are played in step: one environment for each, or so many on levels that are drawn."""
+    moves = SIZES[world, profile].moves
     if world == "maze":
-        return KeyMazes(levels, envs=envs, seed=seed, **MAZE)
-    return GymLevels(lambda level: door_key(), levels, envs=envs, seed=seed)
+        return KeyMazes(levels, envs=envs, seed=seed, horizon=moves, **MAZE)
+    return GymLevels(lambda level: door_key(moves), levels, envs=envs, seed=seed)
 
 
 @functools.cache
@@ -137,9 +138,9 @@ def _with_bonus() -> Any:
     return Bonus
 
 
-def door_key() -> Any:
+def door_key(moves: int) -> Any:
     """minigrid's DoorKey of 6 x 6 as an image of symbols, with bonuses for key and door."""
-    made = require("minigrid.envs").DoorKeyEnv(size=6, max_steps=MOVES["door-key"])
+    made = require("minigrid.envs").DoorKeyEnv(size=6, max_steps=moves)
     return require("minigrid.wrappers").ImgObsWrapper(_with_bonus()(made))
 
 
@@ -180,7 +181,7 @@ def online(seed: int, world: str, profile: str, count: int) -> Online:
         log_curve("online_return", log.transitions, log.mean_return if log.episodes else 0.0)
         kept.append((log.mean_return, copy.deepcopy(policy.state_dict())))
 
-    played = world_of(world, levels_of(seed, world, profile, "train", count), size.envs, seed)
+    played = world_of(world, profile, levels_of(seed, world, profile, "train", count), size.envs, seed)
     ppo(policy, played, transitions=size.online, seed=seed, on_iteration=note, **ONLINE)
     known = [each for each in kept if each[0] == each[0]] or kept  # not NaN: episodes ended in it
     weaker = copy.deepcopy(policy)
@@ -190,17 +191,16 @@ def online(seed: int, world: str, profile: str, count: int) -> Online:
 
 @functools.lru_cache(maxsize=8)
 def logged(seed: int, world: str, profile: str, kind: str, source: int, count: int, times: int) -> Trajectories:
-    """What PPO on ``source`` levels did on ``count`` of them."""
+    """What PPO on ``source`` levels did on ``count`` of them, each of which it played for as long as the others."""
     found, wanted = online(seed, world, profile, source), times * SIZES[world, profile].logged
-    levels = levels_of(seed, world, profile, "train", count)
-    played = world_of(world, levels, min(SIZES[world, profile].envs, 50), seed)
+    played = world_of(world, profile, levels_of(seed, world, profile, "train", count))
     expert = collect(found.expert, played, wanted, seed=seed)
     if kind == "expert" or profile == "smoke":
         return expert
     return mix_returns(expert, collect(found.suboptimal, played, wanted, seed=seed + 1), 0.75, seed=seed)
 
 
-def transformer(world: str, returns: bool, asked: float, lr: float) -> DecisionTransformer:
+def transformer(world: str, profile: str, returns: bool, asked: float, lr: float) -> DecisionTransformer:
     lib = require("transformers")
     config = lib.GPT2Config(
         vocab_size=1, n_embd=64, n_layer=2, n_head=4, n_positions=32, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
@@ -208,7 +208,12 @@ def transformer(world: str, returns: bool, asked: float, lr: float) -> DecisionT
     )  # fmt: skip
     tokens = ObservationTokens(ENCODERS[world](), FEATURES, 64)
     policy = ReturnConditionedPolicy(
-        lib.GPT2Model(config), tokens, ACTIONS[world], window=8, max_timestep=MOVES[world], use_returns=returns
+        lib.GPT2Model(config),
+        tokens,
+        ACTIONS[world],
+        window=8,
+        use_returns=returns,
+        max_timestep=SIZES[world, profile].moves,
     )
     return DecisionTransformer(policy, target_return=asked, lr=lr, slide=4)
 
@@ -216,16 +221,16 @@ def transformer(world: str, returns: bool, asked: float, lr: float) -> DecisionT
 AGENTS: dict[str, Callable[..., Any]] = {"bc": BC, "cql": CQL, "bcq": BCQ, "iql": IQL}
 
 
-def agent_of(method: str, world: str, data: Trajectories, options: dict[str, Any], seed: int) -> Any:
+def agent_of(method: str, world: str, profile: str, data: Trajectories, options: dict[str, Any], seed: int) -> Any:
     with seeded(seed):
         if method in AGENTS:
             return AGENTS[method](ENCODERS[world], FEATURES, ACTIONS[world], **options)
         best = float(data.returns()[data.timesteps == 0].max())
-        return transformer(world, method == "dt", options.get("times", 0.0) * best, options["lr"])
+        return transformer(world, profile, method == "dt", options.get("times", 0.0) * best, options["lr"])
 
 
-def play(policy: Any, world: str, levels: list[int], seed: int) -> LevelScores:
-    return play_levels(policy, world_of(world, levels), epsilon=EPSILON, seed=seed)
+def play(policy: Any, world: str, profile: str, levels: list[int], seed: int) -> LevelScores:
+    return play_levels(policy, world_of(world, profile, levels), epsilon=EPSILON, seed=seed)
 
 
 def data_of(arm: dict[str, Any], seed: int, profile: str) -> Trajectories:
@@ -236,12 +241,12 @@ def trained(arm: dict[str, Any], seed: int, profile: str) -> Any:
     """The agent of an arm, in the state that did best on validation levels."""
     size, method, world = SIZES[arm["world"], profile], arm["method"], arm["world"]
     data = data_of(arm, seed, profile)
-    agent = agent_of(method, world, data, arm["options"], seed)
+    agent = agent_of(method, world, profile, data, arm["options"], seed)
     batch = size.batch if method in AGENTS else max(1, size.batch // 8)  # as many steps in windows of 8
     vals = levels_of(seed, world, profile, "val")
     fit = fit_offline(
-        agent, data, lambda each: play(each, world, vals, seed).mean_return, updates=size.updates, batch_size=batch,
-        every=max(1, size.updates // 4), seed=seed,
+        agent, data, lambda each: play(each, world, profile, vals, seed).mean_return, updates=size.updates,
+        batch_size=batch, every=max(1, size.updates // 4), seed=seed,
     )  # fmt: skip
     for step in range(0, len(fit.losses), 20):
         log_curve("loss", step, float(np.mean(fit.losses[step : step + 20])))
@@ -253,14 +258,14 @@ def run(arm: dict[str, Any], seed: int, profile: str) -> dict[str, float]:
     policy = online(seed, world, profile, arm["source"]).expert if method == "ppo" else trained(arm, seed, profile)
     known, new = (levels_of(seed, world, profile, part, arm["levels"]) for part in ("train", "test"))
     known = (known * -(-len(new) // len(known)))[: len(new)]
-    train, test = play(policy, world, known, seed), play(policy, world, new, seed)
+    train, test = play(policy, world, profile, known, seed), play(policy, world, profile, new, seed)
     low, best = 0.0, 2.0
     if world == "maze":
-        low, best = -0.01 * MAZE["horizon"], KeyMazes(new, **MAZE).best_returns().mean().item()
+        low, best = -0.01 * SIZES[world, profile].moves, KeyMazes(new, **MAZE).best_returns().mean().item()
     found = {
         "train": train.success,
         "test": test.success,
-        "val": play(policy, world, levels_of(seed, world, profile, "val"), seed + 1).success,
+        "val": play(policy, world, profile, levels_of(seed, world, profile, "val"), seed + 1).success,
         "gap": generalization_gap(train.successes.double().numpy(), test.successes.double().numpy()),
         "test_return": float(normalised_return(test.mean_return, low, best)),
     }
