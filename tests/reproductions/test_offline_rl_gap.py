@@ -48,6 +48,9 @@ def test_methods_differ_in_nothing_but_the_method():
         grids = [m for m in agent.modules() if type(m).__name__ == "GridEncoder"]
         sizes |= {sum(weight.numel() for weight in each.parameters()) for each in grids}
     assert len(sizes) == 1
+    for method in ("cql", "bcq", "iql"):
+        agent = agent_of(method, "maze", "laptop", data, study_of.CHOSEN["maze"][method], SEED)
+        assert agent.target_every <= SIZES["maze", "laptop"].updates / 4  # values are learned from, not only begun
     asked = agent_of("dt", "maze", "laptop", data, {"lr": 1e-3, "times": 0.5}, SEED).target_return
     assert asked == pytest.approx(0.5 * float(data.returns()[data.timesteps == 0].max()))
     assert transformer("maze", "laptop", True, 1.0, 1e-3).policy.use_returns
