@@ -49,16 +49,16 @@ def reached(policy: Any, seconds: float) -> Reached:
     return Reached(seconds, play_levels(policy, KeyMazes(LEVELS, **MAZE), sample=True).mean_return)
 
 
-def ours(seed: int) -> Reached:
+def ours(seed: int, transitions: int = TRANSITIONS) -> Reached:
     with seeded(seed):
         policy = ActorCritic(GridEncoder(8, 7, hidden=64), 64, 4)
     world = KeyMazes(LEVELS, envs=ENVS, seed=seed, **MAZE)
     start = time.process_time()
-    ppo(policy, world, transitions=TRANSITIONS, steps=STEPS, lr=1e-3, gamma=0.97, seed=seed)
+    ppo(policy, world, transitions=transitions, steps=STEPS, lr=1e-3, gamma=0.97, seed=seed)
     return reached(policy, time.process_time() - start)
 
 
-def theirs(seed: int) -> Reached | None:
+def theirs(seed: int, transitions: int = TRANSITIONS) -> Reached | None:
     """Of stable-baselines3, or None where it is not installed."""
     try:
         import gymnasium
@@ -118,7 +118,7 @@ def theirs(seed: int) -> Reached | None:
         policy_kwargs={"features_extractor_class": Encoder, "net_arch": []},
     )  # fmt: skip
     start = time.process_time()
-    model.learn(TRANSITIONS)
+    model.learn(transitions)
     seconds = time.process_time() - start
     return reached(lambda seen: model.policy.get_distribution(seen.float()).distribution.logits, seconds)
 
@@ -130,6 +130,7 @@ def main() -> int:
         rate = steps_a_second(centred)
         failed |= rate < LEAST_STEPS
         print(f"mazes, {'centred' if centred else 'whole'} view: {rate:,.0f} steps a second (at least {LEAST_STEPS:,})")
+    ours(0, 2 * ENVS * STEPS), theirs(0, 2 * ENVS * STEPS)  # mazes are drawn, kernels are loaded
     mine, others = [ours(seed) for seed in SEEDS], [theirs(seed) for seed in SEEDS]
     seconds, score = (sum(column) / len(SEEDS) for column in zip(*mine, strict=True))
     rate = TRANSITIONS / seconds

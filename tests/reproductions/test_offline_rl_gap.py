@@ -79,15 +79,15 @@ def _nothing_kept():
 
 
 @pytest.mark.usefixtures("_nothing_kept")
-def test_logs_are_of_every_level_and_of_no_other(monkeypatch):
+def test_logs_are_of_the_levels_and_an_episode_more_at_most(monkeypatch):
     def idle(seen):
         return torch.zeros(len(seen), 4)
 
-    monkeypatch.setitem(SIZES, ("maze", "laptop"), study_of.Size(400, 4, 4, 1, 1, 1500, 2, 16, 40))
+    monkeypatch.setitem(SIZES, ("maze", "laptop"), study_of.Size(400, 4, 4, 1, 50, 1500, 2, 16, 40))
     monkeypatch.setattr(study_of, "online", lambda *_: study_of.Online(idle, idle))
     for times in (1, 4):
         data = data_of(arm_of("bc", levels=25, source=50, times=times), SEED, "laptop")
-        assert set(data.levels.tolist()) == set(levels_of(SEED, "maze", "laptop", "train", 25))
+        assert set(data.levels.tolist()) <= set(levels_of(SEED, "maze", "laptop", "train", 25))
         assert 1500 * times <= len(data.rewards) < 1500 * times + 40
 
 
@@ -110,12 +110,12 @@ def test_the_mixture_has_three_quarters_of_the_experts_return(monkeypatch):
 def test_the_worse_policy_is_that_of_half_the_last_return(monkeypatch):
     def made(policy, world, *, on_iteration, **options):
         for step, (episodes, value) in enumerate([(0, float("nan")), (3, 0.2), (3, 0.9), (3, 1.4), (3, 2.0)]):
-            torch.nn.init.constant_(policy.value.bias, step)
+            torch.nn.init.constant_(policy.value.bias, step)  # after what is told of
             on_iteration(PPOLog(step, episodes, value, 0, 0, 0, 0, 0))
 
     monkeypatch.setattr(study_of, "ppo", made)
     found = online(SEED, "maze", "smoke", 25)
-    assert (found.expert.value.bias.item(), found.suboptimal.value.bias.item()) == (4, 2)
+    assert (found.expert.value.bias.item(), found.suboptimal.value.bias.item()) == (4, 1)
 
 
 def test_gaps_are_of_train_less_test_and_returns_lie_between_idling_and_plans():
