@@ -14,7 +14,6 @@ from heldout.reproductions.offline_rl_gap import (
     arm_of,
     data_of,
     levels_of,
-    middle,
     online,
     run,
     transformer,
@@ -129,52 +128,6 @@ def test_gaps_are_of_train_less_test_and_returns_lie_between_idling_and_plans():
         idle = run(arm_of("bc"), SEED, "smoke")
     assert idle["test"] == 0
     assert 0 <= idle["test_return"] < 0.5
-
-
-def test_interquartile_means_are_over_seeds_and_both_worlds():
-    class Found:
-        def metric(self, arm, name):
-            assert name == "test_return"
-            return {"a": {1: 0.0, 2: 1.0}, "door-key: a": {1: 2.0, 2: 3.0}, "b": {1: 5.0, 2: 5.0}}.get(arm, {})
-
-    found = middle(Found(), ["a", "b"])
-    assert found["a"].estimate == 1.5
-    assert found["a"].low >= 0.5
-    assert found["b"].estimate == 5.0
-
-
-def test_door_key_gives_its_bonuses_once_and_is_a_level_again_by_its_seed():
-    pytest.importorskip("minigrid")
-    env = study_of.door_key(80)
-    seen, _ = env.reset(seed=4)
-    assert seen.shape == (7, 7, 3)
-    assert (env.reset(seed=4)[0] == seen).all()
-    inner = env.unwrapped
-    key = next(
-        (x, y) for x in range(6) for y in range(6) if inner.grid.get(x, y) and inner.grid.get(x, y).type == "key"
-    )
-    free = [(key[0] + dx, key[1] + dy, d) for d, (dx, dy) in enumerate(((-1, 0), (0, -1), (1, 0), (0, 1)))]
-    x, y, facing = next(each for each in free if inner.grid.get(each[0], each[1]) is None)
-    inner.agent_pos, inner.agent_dir = (x, y), facing
-    rewards = [env.step(action)[1] for action in (3, 4, 3, 0)]  # pick up, drop, pick up again, turn
-    assert rewards == [0.5, 0.0, 0.0, 0.0]
-    door = next(
-        (x, y) for x in range(6) for y in range(6) if inner.grid.get(x, y) and inner.grid.get(x, y).type == "door"
-    )
-    inner.agent_pos, inner.agent_dir = (door[0] - 1, door[1]), 0
-    assert [env.step(5)[1] for _ in range(3)] == [0.5, 0.0, 0.0]  # opened, shut, opened
-
-
-def test_symbols_have_a_plane_each():
-    encoder = study_of.SymbolEncoder()
-    seen = torch.zeros(2, 3, 7, 7, 3, dtype=torch.uint8)
-    kept = {}
-    encoder.grids.register_forward_pre_hook(lambda _, given: kept.update(planes=given[0]))
-    seen[0, 0, 1, 2] = torch.tensor([5, 4, 2])
-    assert encoder(seen).shape == (2, 3, study_of.FEATURES)
-    assert kept["planes"].shape == (2, 3, 20, 7, 7)
-    assert kept["planes"][0, 0, :, 1, 2].nonzero()[:, 0].tolist() == [5, 11 + 4, 17 + 2]
-    assert (kept["planes"].sum(2) == 3).all()
 
 
 def test_without_minigrid_its_arms_are_left_out(monkeypatch):
