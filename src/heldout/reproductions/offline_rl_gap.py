@@ -78,23 +78,18 @@ SIZES = {
     ("maze", "smoke"): Size(400, 2, 3, 128, 4, 60, 2, 16, 6),
     ("door-key", "smoke"): Size(50, 2, 3, 128, 4, 60, 2, 16, 6),
 }
+COPIES = {"target_every": 100}
 CHOSEN: dict[str, dict[str, dict[str, Any]]] = {
     "maze": {
-        "bc": {"lr": 2e-3},
-        "bct": {"lr": 2e-3},
-        "cql": {"lr": 2e-3, "alpha": 1.0},
-        "bcq": {"lr": 1e-3, "threshold": 0.5},
-        "iql": {"lr": 2e-3, "beta": 3.0},
+        "bc": {"lr": 2e-3}, "bct": {"lr": 2e-3}, "cql": {"lr": 2e-3, "alpha": 1.0, **COPIES},
+        "bcq": {"lr": 2e-3, "threshold": 0.5, **COPIES}, "iql": {"lr": 2e-3, "beta": 3.0, **COPIES},
         "dt": {"lr": 2e-3, "times": 1.0},
     },
     "door-key": {
-        "bc": {"lr": 2e-3},
-        "bct": {"lr": 2e-3},
-        "cql": {"lr": 2e-3, "alpha": 1.0},
-        "iql": {"lr": 2e-3, "beta": 3.0},
-        "dt": {"lr": 2e-3, "times": 1.0},
+        "bc": {"lr": 2e-3}, "bct": {"lr": 2e-3}, "cql": {"lr": 2e-3, "alpha": 1.0, **COPIES},
+        "iql": {"lr": 2e-3, "beta": 3.0, **COPIES}, "dt": {"lr": 2e-3, "times": 1.0},
     },
-}
+}  # fmt: skip
 ONLINE: dict[str, Any] = {"lr": 2e-3, "steps": 32, "gamma": 0.97, "entropy": 0.01, "minibatches": 8}
 
 
@@ -169,24 +164,14 @@ def transformer(world: str, profile: str, returns: bool, asked: float, lr: float
         vocab_size=1, n_embd=64, n_layer=2, n_head=4, n_positions=32, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
         bos_token_id=None, eos_token_id=None,
     )  # fmt: skip
-    tokens = ObservationTokens(ENCODERS[world](), FEATURES, 64)
     policy = ReturnConditionedPolicy(
-        lib.GPT2Model(config),
-        tokens,
-        ACTIONS[world],
-        window=8,
-        use_returns=returns,
-        max_timestep=SIZES[world, profile].moves,
-    )
+        lib.GPT2Model(config), ObservationTokens(ENCODERS[world](), FEATURES, 64), ACTIONS[world], window=8,
+        use_returns=returns, max_timestep=SIZES[world, profile].moves,
+    )  # fmt: skip
     return DecisionTransformer(policy, target_return=asked, lr=lr, slide=4)
 
 
-AGENTS: dict[str, Callable[..., Any]] = {
-    "bc": BC,
-    "cql": functools.partial(CQL, target_every=100),
-    "bcq": functools.partial(BCQ, target_every=100),
-    "iql": functools.partial(IQL, target_every=100),
-}
+AGENTS: dict[str, Callable[..., Any]] = {"bc": BC, "cql": CQL, "bcq": BCQ, "iql": IQL}
 
 
 def agent_of(method: str, world: str, profile: str, data: Trajectories, options: dict[str, Any], seed: int) -> Any:
