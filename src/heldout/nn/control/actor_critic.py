@@ -15,7 +15,8 @@ from heldout.errors import check_at_least, check_labels, check_length, check_non
 class GridEncoder(nn.Module):
     """Returns features ``(..., hidden)`` of grids of planes: two convolutions and a linear layer, each with ReLU.
 
-    The convolutions are 3 x 3; the first looks at inner cells alone, the second moves by two cells.
+    The convolutions are 3 x 3; the first looks at inner cells alone, the second moves by two cells. A side of an even
+    number of cells is followed by zeros before the second, which would not reach its last cell.
 
     Args:
         planes: of a grid.
@@ -42,9 +43,11 @@ class GridEncoder(nn.Module):
         check_length(2, size=sides, channels=channels)
         check_at_least(5, size=sides)
         self.form, self.hidden = (planes, *sides), hidden
-        cells = ((sides[0] - 5) // 2 + 1) * ((sides[1] - 5) // 2 + 1)
+        even = [1 - side % 2 for side in sides]
+        cells = ((sides[0] + even[0] - 5) // 2 + 1) * ((sides[1] + even[1] - 5) // 2 + 1)
         self.layers = nn.Sequential(
             *(nn.Conv2d(planes, channels[0], 3), nn.ReLU()),
+            *([nn.ZeroPad2d((0, even[1], 0, even[0]))] if any(even) else []),
             *(nn.Conv2d(channels[0], channels[1], 3, stride=2), nn.ReLU()),
             *(nn.Flatten(), nn.Linear(channels[1] * cells, hidden), nn.ReLU()),
         )
