@@ -23,13 +23,13 @@ validation levels, and all act alike: the best action, one in ten at random. ``t
 of episodes that reach the goal; ``test_return`` is 0 for what stands still and 1 for shortest plans (in door-key, for
 2, which is more than any plan has).
 
-Settings. Not searched to the end, by success on 300 levels a seed that no other part has. PPO on the mazes of seeds 1000
-and 1001: rates of 1e-3 (seed 1000 alone), 2e-3 and 4e-3, of which 2e-3 is best on new levels; entropy and discount are
-first guesses. Offline, as arms are now: bc, cql, bcq and iql at the settings below alone. What these were chosen by is an
-earlier version (dropout in transformers, targets that were not copied), expert data, seed 1000: rates of 5e-4 to 4e-3,
-mostly within an error of 1.5 points from 1e-3 on, but that of bct had no worse neighbour above; at 2e-3 alpha out of
-0.1, 0.3, 1 and 4, the threshold out of 0.1, 0.3, 0.5 and 0.7, beta out of 1, 3 and 10, and the return that is asked for
-out of 0.8, 1 and 1.5 of the best. Nothing of door-key was searched but that PPO learns it.
+Settings. Not searched to the end, by success on 300 levels a seed that no other part has. PPO on the mazes of seeds
+1000 and 1001: rates of 1e-3 (seed 1000 alone), 2e-3 and 4e-3, of which 2e-3 is best on new levels; entropy and discount
+are first guesses. Offline, as arms are now: bc, cql, bcq and iql at the settings below alone. What these were chosen by
+is an earlier version (dropout in transformers, targets that were not copied), expert data, seed 1000: rates of 5e-4 to
+4e-3, mostly within an error of 1.5 points from 1e-3 on, but that of bct had no worse neighbour above; at 2e-3 alpha out
+of 0.1, 0.3, 1 and 4, the threshold out of 0.1, 0.3, 0.5 and 0.7, beta out of 1, 3 and 10, and the return that is asked
+for out of 0.8, 1 and 1.5 of the best. Nothing of door-key was searched but that PPO learns it.
 
 Deviations. 7 x 7 for the specification's 9 x 9, and rewards for key and door, so that PPO learns within a minute. 800
 updates of 128 transitions (of 16 windows of 8 steps) for 2,000 of 256, and so targets that are copied every 100 for
