@@ -19,13 +19,14 @@ from heldout.reproductions.offline_rl_gap import (
     transformer,
     world_of,
 )
-from heldout.tasks import KeyMazes, collect
+from heldout.tasks import KeyMazes, collect, door_key_env
 from heldout.train import PPOLog
 
 SEED = 1000
 
 
 def test_no_two_parts_or_seeds_have_a_level_in_common():
+    pytest.importorskip("minigrid")
     for world, profile in SIZES:
         parts = [
             set(levels_of(seed, world, profile, part, 400))
@@ -35,6 +36,18 @@ def test_no_two_parts_or_seeds_have_a_level_in_common():
         assert all(not a & b for a, b in itertools.combinations(parts, 2))
         assert len(set(map(len, parts))) > 1
     assert levels_of(SEED, "maze", "laptop", "train", 25) == levels_of(SEED, "maze", "laptop", "train", 400)[:25]
+
+
+def test_no_two_parts_of_door_key_have_a_grid_in_common():
+    pytest.importorskip("minigrid")
+    env, seen = door_key_env(), {}
+    for part, count in (("train", 50), ("val", 100), ("test", 200)):
+        levels = levels_of(SEED, "door-key", "laptop", part, 50)
+        assert len(levels) == count
+        seen[part] = {env.reset(seed=level) and env.unwrapped.grid.encode().tobytes() for level in levels}
+    assert not (seen["train"] & seen["val"])
+    assert not (seen["train"] & seen["test"])
+    assert not (seen["val"] & seen["test"])
 
 
 def test_methods_differ_in_nothing_but_the_method():
