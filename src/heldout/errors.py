@@ -40,7 +40,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "evals": ("inspect_ai",),
     "retrieval": ("faiss",),
     "graph": ("torch_geometric",),
-    "control": ("gymnasium",),
+    "control": ("gymnasium", "minigrid"),
     "lightning": ("lightning",),
     "ray": ("ray",),
     "search": ("optuna",),

@@ -27,7 +27,7 @@ from heldout.nn.architecture_search.mixed_op import (
 from heldout.nn.architectures.cg_encoder import CGEncoder
 from heldout.nn.architectures.computation_graph import CG_KERNELS, CG_OPERATIONS, computation_graph, shape_maxima
 from heldout.nn.architectures.fuzzy_heads import FuzzyCMeans, FuzzyHeads, fuzzy_membership
-from heldout.nn.control.actor_critic import ActorCritic, GridEncoder, PolicyValue
+from heldout.nn.control.actor_critic import ActorCritic, GridEncoder, PolicyValue, SymbolGridEncoder
 from heldout.nn.control.backbone import check_context, decoder_body, decoder_states, lora_backbone
 from heldout.nn.control.forecaster import LMForecaster, LSTMForecaster
 from heldout.nn.control.modality_encoder import FeatureSpec, JobGraphEncoder, ModalityEncoder
@@ -233,6 +233,7 @@ __all__ = [
     "SinusoidalPositions",
     "StagedModel",
     "Standardise",
+    "SymbolGridEncoder",
     "Targets",
     "TemporalConv3d",
     "TemporalInsert",

@@ -37,6 +37,7 @@ from heldout.tasks.control.job_queue import (
 )
 from heldout.tasks.control.levels import GymLevels, LevelOrder, LevelSplit, LevelStep, LevelWorld, split_levels
 from heldout.tasks.control.maze import MAZE_ACTIONS, MAZE_PLANES, KeyMazes, MazeLayout, maze_env, maze_layout
+from heldout.tasks.control.minigrid_levels import door_key_env
 from heldout.tasks.control.playing import LevelScores, collect, epsilon_greedy, play_levels
 from heldout.tasks.control.series_text import read_series, salvage_series, series_text
 from heldout.tasks.control.traces import (
@@ -622,6 +623,7 @@ __all__ = [
     "digits",
     "domains",
     "dominoes",
+    "door_key_env",
     "draw_captions",
     "draw_experts",
     "draw_jobs",

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from heldout.nn import ActorCritic, GridEncoder
+from heldout.nn import ActorCritic, GridEncoder, SymbolGridEncoder
 
 
 @pytest.mark.parametrize(("size", "form"), [(9, (9, 9)), ((5, 8), (5, 8))])
@@ -18,13 +18,6 @@ def test_grids_of_any_number_type_and_batch_are_read_alike(size, form):
     assert found.min() >= 0
     with pytest.raises(ValueError, match="grids"):
         encoder(torch.zeros(2, 3, 4, 4))
-
-
-def test_every_cell_is_read():
-    encoder = GridEncoder(1, 7, hidden=64)
-    grid = torch.rand(1, 1, 7, 7, requires_grad=True)
-    encoder(grid).sum().backward()
-    assert bool((grid.grad != 0).all())
 
 
 def test_half_precision_stays_half():
@@ -51,3 +44,34 @@ def test_sizes_out_of_range_are_refused(options):
         GridEncoder(**({"planes": 1, "size": 7} | options))
     with pytest.raises(ValueError, match="actions"):
         ActorCritic(nn.Identity(), 3, 0)
+
+
+def test_symbols_have_a_plane_each():
+    encoder, kept = SymbolGridEncoder(hidden=8), {}
+    encoder.grids.register_forward_pre_hook(lambda _, given: kept.update(planes=given[0]))
+    seen = torch.zeros(2, 3, 7, 7, 3, dtype=torch.uint8)
+    seen[0, 0, 1, 2] = torch.tensor([5, 4, 2])
+    assert encoder(seen).shape == (2, 3, 8)
+    assert kept["planes"].shape == (2, 3, 20, 7, 7)
+    assert kept["planes"][0, 0, :, 1, 2].nonzero()[:, 0].tolist() == [5, 11 + 4, 17 + 2]
+    assert (kept["planes"].sum(2) == 3).all()
+
+
+def test_symbols_that_there_are_not_are_refused():
+    encoder = SymbolGridEncoder((2,), 5, hidden=4)
+    with pytest.raises(ValueError, match="symbols"):
+        encoder(torch.full((1, 5, 5, 1), 2))
+    with pytest.raises(ValueError, match="symbols"):
+        encoder(torch.zeros(1, 5, 5, 2).long())
+    with pytest.raises(ValueError, match="symbols"):
+        encoder(torch.zeros(1, 5, 5, 1))
+    with pytest.raises(ValueError, match="counts"):
+        SymbolGridEncoder(())
+
+
+@pytest.mark.parametrize("size", [5, 6, 7, 8, (6, 9), (9, 6)])
+def test_every_cell_is_read(size):
+    rows, columns = (size, size) if isinstance(size, int) else size
+    grids = torch.randn(64, 2, rows, columns, requires_grad=True)
+    GridEncoder(2, size, hidden=16)(grids).sum().backward()
+    assert bool((grids.grad.abs().sum((0, 1)) > 0).all())

@@ -211,3 +211,10 @@ def test_the_environment_is_one_of_gymnasium():
     assert {env.reset()[1]["level"] for _ in range(60)} == set(range(5))
     with pytest.raises(ValueError, match="size"):
         maze_env(range(5), size=4)
+
+
+def test_a_maze_that_is_shared_cannot_be_written_to():
+    maze = maze_layout(5)
+    for shared in (maze.walls, maze.to_key, maze.to_goal):
+        with pytest.raises(ValueError, match="read-only"):
+            shared[:] = 0

@@ -217,3 +217,23 @@ def test_short_episodes_are_as_frequent_as_they_are():
         collect(lambda seen: torch.zeros(len(seen), 2), Coins(64), 640, seed=seed).lengths for seed in range(6)
     ])  # fmt: skip
     assert 0.4 < (lengths == 1).double().mean() < 0.6
+
+
+def test_episodes_that_do_not_end_and_rewards_that_are_not_finite_are_refused():
+    class Endless(KeyMazes):
+        def step(self, actions):
+            done = super().step(actions)
+            no = torch.zeros_like(done.terminations)
+            return done._replace(terminations=no, truncations=no)
+
+    class Broken(KeyMazes):
+        def step(self, actions):
+            return super().step(actions)._replace(rewards=torch.full((len(self),), float("nan")))
+
+    def idle(seen):
+        return torch.zeros(len(seen), 4)
+
+    with pytest.raises(ValueError, match="limit"):
+        collect(idle, Endless([1, 2]), 5, limit=20)
+    with pytest.raises(ValueError, match="rewards"):
+        play_levels(idle, Broken([1, 2]))

@@ -353,3 +353,38 @@ def test_target_networks_have_no_dropout_and_keep_their_statistics(kind):
     assert all(torch.equal(value, before[name]) for name, value in agent.targets.named_buffers())
     assert not any(part.training for part in agent.targets.modules())
     assert all(part.training for part in agent.networks.modules())
+
+
+@pytest.mark.parametrize("kind", [BC, CQL, BCQ, IQL])
+def test_answers_have_no_dropout_and_leave_the_mode_as_it_was(kind):
+    agent, seen = kind(lambda: nn.Sequential(nn.Linear(3, 64), nn.Dropout(0.5)), 64, 4), torch.randn(50, 3)
+    agent.train()
+    assert all(torch.equal(agent.act(seen), agent.act(seen)) for _ in range(5))
+    assert agent.training
+    assert agent.networks.training
+
+
+@pytest.mark.parametrize("kind", [CQL, BCQ, IQL])
+def test_batch_statistics_are_of_what_was_seen_and_not_of_what_came_after(kind):
+    agent, data = kind(lambda: nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 8)), 8, 4, lr=0.0), batch()
+    agent.update(data._replace(observations=torch.zeros(10, 3), next_observations=torch.full((10, 3), 100.0)))
+    norms = [module for module in agent.networks.modules() if isinstance(module, nn.BatchNorm1d)]
+    assert norms
+    for norm in norms:
+        assert norm.running_mean.abs().max() == 0
+        assert norm.num_batches_tracked == 1
+
+
+def test_aims_have_no_dropout(monkeypatch):
+    from heldout.train.offline import agents
+
+    for kind in (CQL, BCQ, IQL):
+        aims = []
+        real = agents.td_target
+        with monkeypatch.context() as patch:
+            patch.setattr(agents, "td_target", lambda *a, **o: aims.append(real(*a, **o)) or aims[-1])  # noqa: B023
+            agent = kind(lambda: nn.Sequential(nn.Linear(3, 64), nn.Dropout(0.5)), 64, 4, lr=0.0)
+            for _ in range(3):
+                agent.update(batch())
+        assert torch.equal(aims[0], aims[1])
+        assert torch.equal(aims[0], aims[2])

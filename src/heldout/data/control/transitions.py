@@ -116,7 +116,7 @@ def mix_returns(first: Trajectories, second: Trajectories, fraction: float, *, s
     short = [count > len(log) for count, log in zip(counts, (first, second), strict=True)]
     if any(short):
         name = ("first", "second")[short.index(True)]
-        raise ValueError(f"{name} must have {max(counts)} episodes for this fraction, got fewer")
+        raise ValueError(f"{name} must have {counts[short.index(True)]} episodes for this fraction, got fewer")
     parts = [
         log.select(order[:count]) for log, order, count in zip((first, second), orders, counts, strict=True) if count
     ]

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from heldout.errors import check_at_least, check_length, checked
+from heldout.errors import check_at_least, check_labels, check_length, check_nonempty, checked
 
 
 class GridEncoder(nn.Module):
     """Returns features ``(..., hidden)`` of grids of planes: two convolutions and a linear layer, each with ReLU.
 
-    The convolutions are 3 x 3; the first looks at inner cells alone, the second moves by two cells.
+    The convolutions are 3 x 3; the first looks at inner cells alone, the second moves by two cells. A side of an even
+    number of cells is followed by zeros before the second, which would not reach its last cell.
 
     Args:
         planes: of a grid.
@@ -39,9 +43,11 @@ class GridEncoder(nn.Module):
         check_length(2, size=sides, channels=channels)
         check_at_least(5, size=sides)
         self.form, self.hidden = (planes, *sides), hidden
-        cells = ((sides[0] - 5) // 2 + 1) * ((sides[1] - 5) // 2 + 1)
+        even = [1 - side % 2 for side in sides]
+        cells = ((sides[0] + even[0] - 5) // 2 + 1) * ((sides[1] + even[1] - 5) // 2 + 1)
         self.layers = nn.Sequential(
             *(nn.Conv2d(planes, channels[0], 3), nn.ReLU()),
+            *([nn.ZeroPad2d((0, even[1], 0, even[0]))] if any(even) else []),
             *(nn.Conv2d(channels[0], channels[1], 3, stride=2), nn.ReLU()),
             *(nn.Flatten(), nn.Linear(channels[1] * cells, hidden), nn.ReLU()),
         )
@@ -58,6 +64,55 @@ class GridEncoder(nn.Module):
         before = grids.shape[:-3]
         flat = grids.reshape(-1, *self.form).to(next(self.parameters()).dtype)
         return self.layers(flat).reshape(*before, self.hidden)
+
+
+class SymbolGridEncoder(nn.Module):
+    """Returns features ``(..., hidden)`` of grids of symbols: a plane for each value of each symbol, and a GridEncoder.
+
+    Args:
+        counts: values of each symbol of a cell, from 0 on; those of minigrid's objects, colours and states by default.
+        size: cells of a side, or rows and columns, 5 or more.
+        hidden, channels: as for ``GridEncoder``.
+
+    Raises:
+        ValueError: sizes out of range, no symbols.
+
+    Example:
+        >>> import torch
+        >>> SymbolGridEncoder()(torch.zeros(2, 5, 7, 7, 3, dtype=torch.uint8)).shape
+        torch.Size([2, 5, 128])
+    """
+
+    @checked
+    def __init__(
+        self,
+        counts: Sequence[int] = (11, 6, 3),
+        size: int | tuple[int, int] = 7,
+        *,
+        hidden: int = 128,
+        channels: tuple[int, int] = (16, 32),
+    ) -> None:
+        super().__init__()
+        check_nonempty(counts=counts)
+        check_at_least(1, counts=list(counts))
+        self.counts = tuple(counts)
+        self.grids = GridEncoder(sum(self.counts), size, hidden=hidden, channels=channels)
+
+    @checked
+    def forward(self, symbols: Tensor) -> Tensor:
+        """Returns the features of grids ``(..., rows, columns, symbols)`` of whole numbers.
+
+        Raises:
+            ValueError: grids of another form, values that a symbol does not have or that are no whole numbers.
+        """
+        form = (*self.grids.form[1:], len(self.counts))
+        if tuple(symbols.shape[-3:]) != form:
+            raise ValueError(f"symbols must be (..., {', '.join(map(str, form))}), got {tuple(symbols.shape)}")
+        planes = []
+        for place, count in enumerate(self.counts):
+            check_labels(count, symbols=symbols[..., place])
+            planes.append(F.one_hot(symbols[..., place].long(), count))
+        return self.grids(torch.cat(planes, -1).movedim(-1, -3))
 
 
 class PolicyValue(NamedTuple):

@@ -127,6 +127,8 @@ def _drawn(rng: np.random.Generator, size: int) -> MazeLayout:
     blocked[door] = True
     to_key = _distances(blocked, flat[1], size)
     colours = tuple(int(colour) for colour in rng.integers(_COLOURS, size=3))
+    for shared in (walls, to_key, to_goal):  # by all who ask for this level
+        shared.setflags(write=False)
     return MazeLayout(walls, flat[0], flat[1], door, flat[2], colours, to_key, to_goal)  # type: ignore[arg-type]
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from heldout.data import Trajectories, map_observations
-from heldout.errors import check_at_least, check_dimensions, check_fraction, check_has, checked
+from heldout.errors import check_at_least, check_dimensions, check_finite, check_fraction, check_has, checked
 from heldout.method import device_of, evaluating
 from heldout.tasks.control.levels import LevelWorld
 
@@ -62,8 +62,8 @@ def play_levels(
         seed: of the draws.
 
     Raises:
-        ValueError: ``epsilon`` outside of [0, 1], logits of another form, an episode that does not end within
-            ``limit``.
+        ValueError: ``epsilon`` outside of [0, 1], logits of another form, rewards that are not finite, an
+            episode that does not end within ``limit``.
 
     Source: arXiv:2312.05742, section 3.
 
@@ -87,6 +87,7 @@ def play_levels(
             logits = answer.logits(world.observations(), playing)
             actions = epsilon_greedy(logits, epsilon=epsilon, sample=sample, generator=generator)
             done = world.step(actions)
+            check_finite(rewards=done.rewards)
             answer.record(actions, done.rewards)
             returns += torch.where(playing, done.rewards, 0.0)
             lengths += playing
@@ -99,7 +100,14 @@ def play_levels(
 
 @checked
 def collect(
-    policy: Any, world: LevelWorld, transitions: int, *, epsilon: float = 0.0, sample: bool = True, seed: int = 0
+    policy: Any,
+    world: LevelWorld,
+    transitions: int,
+    *,
+    epsilon: float = 0.0,
+    sample: bool = True,
+    limit: int = 10_000,
+    seed: int = 0,
 ) -> Trajectories:
     """Returns whole episodes of a policy, with levels and what was seen at their ends, of about so many transitions.
 
@@ -110,10 +118,11 @@ def collect(
         policy: from observations to logits, alone or first in a tuple; without a memory.
         world: begun anew; its levels are those of the data.
         transitions: at least so many, and less than an episode more.
-        epsilon, sample, seed: as for ``play_levels``.
+        epsilon, sample, limit, seed: as for ``play_levels``.
 
     Raises:
-        ValueError: fewer than 1 transition, ``epsilon`` outside of [0, 1], logits of another form.
+        ValueError: fewer than 1 transition, ``epsilon`` outside of [0, 1], logits of another form, an episode that does
+            not end within ``limit``.
 
     Source: arXiv:2312.05742, section 3.
 
@@ -124,7 +133,7 @@ def collect(
         (True, True, True)
     """
     check_has("reset", "observations", "step", world=world)
-    check_at_least(1, transitions=transitions)
+    check_at_least(1, transitions=transitions, limit=limit)
     check_fraction(epsilon=epsilon)
     check_at_least(0, seed=seed)
     generator = torch.Generator().manual_seed(seed)
@@ -144,6 +153,8 @@ def collect(
                 found.append((env, int(begun[env]), len(steps), int(levels[env]), final))
                 have += len(steps) - int(begun[env])
                 begun[env] = len(steps)
+            if len(steps) - int(begun.min()) >= limit:
+                raise ValueError(f"limit must let every episode end, and one had not after {limit} actions")
     found = _enough(found, begun, transitions)
     envs = torch.cat([torch.full((stop - first,), env) for env, first, stop, _, _ in found])
     times = torch.cat([torch.arange(first, stop) for _, first, stop, _, _ in found])

@@ -24,6 +24,7 @@ from heldout.errors import (
     check_positive,
     checked,
 )
+from heldout.method import evaluating
 from heldout.nn import ReturnConditionedPolicy, SequenceActor
 from heldout.train.offline.value_losses import (
     advantage_weights,
@@ -87,7 +88,7 @@ class OfflineAgent(nn.Module):
         """
         self._check(batch.actions, batch.next_observations)
         self.train()
-        self.targets.eval()  # no dropout in what is aimed at, and statistics of BatchNorm as they were copied
+        self.targets.eval()  # no dropout in what is aimed at, here and in ``_loss``; BatchNorm as it was copied
         loss = self._loss(batch)
         if not bool(loss.isfinite()):
             raise ValueError(f"the loss is {loss.item()} after {self.updates} updates: lower lr")
@@ -98,8 +99,8 @@ class OfflineAgent(nn.Module):
         return loss.item()
 
     def act(self, observations: Any) -> Tensor:
-        """Returns the best action of each observation, int64 ``(batch,)``."""
-        with torch.no_grad():
+        """Returns the best action of each observation, int64 ``(batch,)``, in evaluation mode."""
+        with torch.no_grad(), evaluating(self):
             return self(observations).argmax(-1)
 
     def _loss(self, batch: Transitions) -> Tensor:
@@ -207,7 +208,7 @@ class CQL(OfflineAgent):
 
     def _loss(self, batch: Transitions) -> Tensor:
         self._copy_targets(self.target_every)
-        with torch.no_grad():
+        with torch.no_grad(), evaluating(self.networks):
             following = double_q_values(self(batch.next_observations), self.targets["q"](batch.next_observations))
         aims = td_target(batch.rewards, following, batch.terminations, gamma=self.gamma)
         return cql_loss(self(batch.observations), batch.actions, aims, alpha=self.alpha)
@@ -262,7 +263,7 @@ class BCQ(OfflineAgent):
 
     def _loss(self, batch: Transitions) -> Tensor:
         self._copy_targets(self.target_every)
-        with torch.no_grad():
+        with torch.no_grad(), evaluating(self.networks):
             online, logits = self.networks["both"](batch.next_observations).chunk(2, -1)
             target = self.targets["both"](batch.next_observations).chunk(2, -1)[0]
             allowed = imitated_actions(logits, threshold=self.threshold)
@@ -324,7 +325,7 @@ class IQL(OfflineAgent):
     def _loss(self, batch: Transitions) -> Tensor:
         self._copy_targets(self.target_every)
         taken = batch.actions[:, None]
-        with torch.no_grad():
+        with torch.no_grad(), evaluating(self.networks):
             both = [target(batch.observations).gather(1, taken)[:, 0] for target in self.targets.values()]
             least = torch.minimum(*both)
             following = self.networks["value"](batch.next_observations)[:, 0]
