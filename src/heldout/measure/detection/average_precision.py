@@ -1,0 +1,103 @@
+"""Core: Average precision of boxes: how pure the list of what was found stays on the way to finding everything.
+
+Source: Everingham et al., International Journal of Computer Vision 88 (2010), section 4.2; matching and the 101 points
+as the evaluation of COCO (arXiv:1405.0312) has them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from heldout.errors import (
+    check_at_least,
+    check_between,
+    check_dimensions,
+    check_finite,
+    check_nonempty,
+    check_same_length,
+    checked,
+)
+from heldout.nn import box_iou, check_boxes
+
+
+@checked
+def average_precision(
+    boxes: Sequence[Tensor],
+    scores: Sequence[Tensor],
+    targets: Sequence[Tensor],
+    *,
+    iou: float = 0.5,
+    points: int | None = None,
+) -> float:
+    """Returns the average precision of what was found in pictures, all of one kind of thing, in [0, 1].
+
+    From the best score on, over all pictures, each box is right where its overlap with a box that is to be found, and
+    that no better box of this picture has found, is at least ``iou``; of several it takes the one it overlaps most.
+    Precision at a recall is the best one at this recall or beyond. A picture without a box to be found counts: all that
+    is found there is wrong. What has not been found at all counts as found with precision 0.
+
+    Args:
+        boxes: of each picture, ``(found, 4)``: left, top, right and bottom, in the unit of ``targets``.
+        scores: of each picture, ``(found,)``; of equal scores, earlier pictures and boxes come first.
+        targets: of each picture, ``(there, 4)``; there may be none in a picture, but not in all of them.
+        iou: least overlap of a box that is right, in (0, 1].
+        points: None for the exact area under the curve; 101 for the mean over as many equally spaced recalls, as COCO.
+
+    Raises:
+        ValueError: lists of different lengths, no picture, no box to be found in any, boxes of another format, values
+            that are not finite, options out of range.
+
+    Source: see the module; COCO's precision of a recall that is never reached is 0.
+
+    Example:
+        >>> there = [torch.tensor([[0.0, 0.0, 1.0, 1.0]]), torch.zeros(0, 4)]
+        >>> average_precision(there, [torch.tensor([0.9]), torch.zeros(0)], there)
+        1.0
+        >>> wrong = [there[0], there[0]]  # better, in a picture where there is nothing
+        >>> average_precision(wrong, [torch.tensor([0.5]), torch.tensor([0.9])], there)
+        0.5
+    """
+    check_same_length(boxes=boxes, scores=scores, targets=targets)
+    check_nonempty(boxes=boxes)
+    check_between(0, 1, iou=iou)
+    check_at_least(torch.finfo(torch.float64).tiny, iou=iou)
+    if points is not None:
+        check_at_least(2, points=points)
+    for number, (found, score, there) in enumerate(zip(boxes, scores, targets, strict=True)):
+        check_dimensions(2, **{f"boxes[{number}]": found, f"targets[{number}]": there})
+        check_boxes(**{f"boxes[{number}]": found, f"targets[{number}]": there})
+        check_dimensions(1, **{f"scores[{number}]": score})
+        check_finite(**{f"scores[{number}]": score})
+        check_same_length(**{f"boxes[{number}]": found, f"scores[{number}]": score})
+    total = sum(map(len, targets))
+    if not total:
+        raise ValueError("targets must hold a box that is to be found, in one picture at least")
+    all_scores = torch.cat([score.double() for score in scores]).cpu()
+    right = torch.cat([_right(f.double(), s, t.double(), iou) for f, s, t in zip(boxes, scores, targets, strict=True)])
+    order = all_scores.argsort(descending=True, stable=True)
+    hits = right[order].double().cumsum(0).numpy()
+    precision = hits / np.arange(1, len(hits) + 1)
+    best = np.maximum.accumulate(precision[::-1])[::-1]  # at this recall or beyond
+    if points is None:
+        gained = np.diff(hits, prepend=0.0)
+        return float((gained * best).sum() / total)
+    at = np.searchsorted(hits / total, np.linspace(0, 1, points), side="left")
+    return float(np.append(best, 0.0)[at].mean())
+
+
+def _right(found: Tensor, scores: Tensor, targets: Tensor, iou: float) -> Tensor:
+    """Which boxes of a picture are right: bool ``(found,)``, in their own order."""
+    right = torch.zeros(len(found), dtype=torch.bool)
+    if not len(found) or not len(targets):
+        return right
+    overlap = box_iou(found, targets).cpu().numpy()
+    for place in scores.argsort(descending=True, stable=True).tolist():
+        best = int(overlap[place].argmax())
+        if overlap[place, best] >= iou:
+            right[place] = True
+            overlap[:, best] = -1.0  # found
+    return right
