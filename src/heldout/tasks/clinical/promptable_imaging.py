@@ -50,9 +50,9 @@ class _Device(NamedTuple):
 
 
 IMAGING_DEVICES = {
-    "endoscope": _Device((0.75, 0.45, 0.40), 1.0, 0.03, 0.03, 3.0, False),
-    "scanner": _Device((0.50, 0.50, 0.52), 0.8, 0.07, 0.02, 9.0, False),
-    "microscope": _Device((0.55, 0.45, 0.75), 0.65, 0.05, 0.09, 6.0, True),
+    "endoscope": _Device((0.72, 0.45, 0.40), 0.7, 0.05, 0.03, 3.0, False),
+    "scanner": _Device((0.45, 0.55, 0.52), 0.6, 0.08, 0.03, 9.0, False),
+    "microscope": _Device((0.52, 0.45, 0.68), 0.65, 0.06, 0.045, 6.0, False),
 }
 """Device -> how it takes pictures: the domains."""
 _PLAIN = _Device((0.5, 0.5, 0.5), 1.0, 0.02, 0.0, 1.0, False)
