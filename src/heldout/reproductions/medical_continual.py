@@ -7,22 +7,33 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from heldout.lm import minilm, text_features
 from heldout.losses import grounding_loss
 from heldout.measure import TransferTest, average_precision, transfer_table
-from heldout.nn import BagOfWordsEncoder, PromptDetector, detections
+from heldout.nn import BagOfWordsEncoder, PromptDetector, detections, efficientnet_lite0
+from heldout.sources import ENET, MINI, STYLE, TAGS, missing
 from heldout.study import Study, at_least, at_most, better, higher_is_better, log_curve, lower_is_better
 from heldout.tasks import (
+    DRAWING_STYLES,
     IMAGING_DEVICES,
     IMAGING_TASKS,
     PROMPT_WORDS,
     PromptedPictures,
+    cut_out,
+    drawing_scenes,
+    drawing_tags,
+    drawings,
+    first_drawings,
+    photo_crops,
+    photographs,
     promptable_imaging,
     prompted_shapes,
 )
@@ -40,7 +51,12 @@ class Size(NamedTuple):
     shot_steps: int
 
 
-SIZES = {"smoke": Size(20, 8, 32, 4, 6, 1), "laptop": Size(300, 100, 3000, 1500, 1200, 30)}
+SIZES = {
+    ("imaging", "smoke"): Size(8, 5, 16, 1, 6, 1),
+    ("imaging", "laptop"): Size(300, 100, 3000, 1500, 1200, 30),
+    ("drawings", "smoke"): Size(3, 4, 4, 1, 6, 1),
+    ("drawings", "laptop"): Size(150, 60, 500, 600, 600, 30),
+}
 
 
 class World(NamedTuple):
@@ -128,6 +144,62 @@ def arranged(
     )
 
 
+STYLES = ("twemoji", "openmoji")  # of the sets; the detector begins with noto, fluent is held out
+GROUPS, NEW_GROUP = ("mammal", "vehicle", "clothing"), "plant"
+FIRST_GROUPS = ("other animal", "meal", "building", "sky", "person", "object")
+
+
+class Things(NamedTuple):
+    sprites: Tensor  # (styles, things, 4, size, size)
+    labels: Tensor
+    classes: tuple[str, ...]
+    captions: list[list[str]]
+    vectors: list[Tensor]
+
+
+@functools.cache
+def things() -> Things:
+    """30 things of each class as sprites in four styles; what people wrote of each, and MiniLM's vectors of it."""
+    whole = drawings(size=64)
+    pictures = first_drawings(whole, 30)
+    names = [whole.names[thing] for thing in pictures.things[pictures.domains == 0]]
+    tags, count = drawing_tags(names), len(names)
+    captions = [[tags[name].label, ", ".join([tags[name].label, *tags[name].keywords])] for name in names]
+    vectors = text_features(*minilm(), [text for both in captions for text in both]).view(count, 2, -1)
+    sprites = cut_out(pictures.images.float() / 255).unflatten(0, (len(DRAWING_STYLES), count))
+    return Things(sprites, pictures.labels[:count], pictures.classes, captions, list(vectors))
+
+
+def drawing_detector() -> PromptDetector:
+    head = nn.Sequential(nn.Conv2d(112, 64, 1), *blocks(64)[1:])
+    return PromptDetector(head, nn.Identity(), 64, text_dim=384)
+
+
+def drawing(seed: int, size: Size, part: str) -> World:
+    """Plants are held out as a task, fluent as a style; scenes to train on lie on the left of the photographs."""
+    known, generator = things(), torch.Generator().manual_seed(10 * seed + (0 if part == "test" else 5))
+    net = efficientnet_lite0()
+    trunk = net[: [name for name, _ in net.named_children()].index("stage6")]
+
+    def scenes(groups: Sequence[str], style: str, n: int, right: bool) -> PromptedPictures:
+        whole = photographs().values()
+        halves = [photo[..., 430:] if right else photo[..., :420] for photo in whole]
+        grounds = torch.cat([photo_crops(half, 40, size=128, seed=generator) for half in halves])
+        which = [known.classes.index(group) for group in groups]
+        rows = torch.isin(known.labels, torch.tensor(which)).nonzero().flatten()
+        sprites = known.sprites[DRAWING_STYLES.index(style)]
+        made = drawing_scenes(sprites, known.captions, known.vectors, grounds, n, asked=rows, seed=generator)
+        with torch.no_grad():
+            return made._replace(images=torch.cat([trunk(images) for images in made.images.split(50)]))
+
+    sets = {(group, style): scenes([group], style, size.train, False) for group in GROUPS for style in STYLES}
+    kept = [(group, style) for group in (*GROUPS, NEW_GROUP) for style in (*STYLES, "fluent")][:-1]
+    tests = {(group, style): scenes([group], style, size.tests, True) for group, style in kept}
+    shots = {(NEW_GROUP, style): scenes([NEW_GROUP], style, SHOTS, False) for style in STYLES}
+    first = scenes(FIRST_GROUPS, "noto", size.first, False)
+    return arranged(seed, size, sets, tests, shots, "fluent", NEW_GROUP, first, drawing_detector)
+
+
 def begun(make: Callable[[], PromptDetector], first: PromptedPictures, steps: int, seed: int) -> nn.Module:
     """A detector that has learnt to find other things, with prompts of the same words."""
     with seeded(seed):
@@ -148,7 +220,7 @@ def tuned(model: nn.Module, pictures: PromptedPictures, steps: int, lr: float, s
 
 @functools.lru_cache(maxsize=2)
 def world_of(cell: str, seed: int, profile: str, part: str) -> World:
-    return {"imaging": imaging}[cell](seed, SIZES[profile], part)
+    return {"imaging": imaging, "drawings": drawing}[cell](seed, SIZES[cell, profile], part)
 
 
 def precision(model: nn.Module, pictures: PromptedPictures) -> float:
@@ -175,7 +247,7 @@ def trained(cell: str, way: str, lr: float, strength: float, share: float, seed:
         world.start,
         {name: pictures.dataset for name, pictures in world.sets.items()},
         {way: strategies.get(way, way)},
-        steps=SIZES[profile].steps,
+        steps=SIZES[cell, profile].steps,
         batch_size=BATCH,
         loss=loss,
         optimizer=functools.partial(torch.optim.Adam, lr=lr),
@@ -203,7 +275,7 @@ def run(arm: dict[str, Any], seed: int, profile: str, part: str = "test") -> dic
     table = transfer_table({way: result.models}, world.tests, precision)
 
     def after_shots(model: nn.Module, name: str) -> float:
-        shown = tuned(copy.deepcopy(model), world.shots[name], SIZES[profile].shot_steps, SHOT_RATE[cell], seed)
+        shown = tuned(copy.deepcopy(model), world.shots[name], SIZES[cell, profile].shot_steps, SHOT_RATE[cell], seed)
         return precision(shown, world.tests[name].data)
 
     few = {name: world.tests[name]._replace(data=name) for name in world.shots}
@@ -228,7 +300,7 @@ def run(arm: dict[str, Any], seed: int, profile: str, part: str = "test") -> dic
     return found
 
 
-SHOT_RATE = {"imaging": 1e-3}
+SHOT_RATE = {"imaging": 1e-3, "drawings": 1e-3}
 SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
     "imaging": {
         "specialised": {"lr": 1e-3},
@@ -237,8 +309,15 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
         "ewc": {"lr": 1e-3, "strength": 1e2},
         "rehearsal": {"lr": 1e-3},
     },
+    "drawings": {
+        "specialised": {"lr": 1e-3},
+        "joint": {"lr": 1e-3},
+        "sequential": {"lr": 1e-3},
+        "ewc": {"lr": 1e-3, "strength": 1e2},
+        "rehearsal": {"lr": 1e-3},
+    },
 }
-CELLS = {"": "imaging"}
+CELLS = {"": "imaging", "drawings: ": "drawings"}
 SHARES = (0.01, 0.05, 0.2)
 
 
@@ -265,6 +344,12 @@ def claims_of(prefix: str) -> list[Any]:
     ]
 
 
+def drawings_missing() -> str:
+    """Why the drawings cannot be shown here, or an empty text."""
+    absent = missing([STYLE, TAGS, ENET, MINI])
+    return absent or ("" if find_spec("PIL") else "PIL is not installed: pip install pillow")
+
+
 METRICS = (
     *("in_domain", "cross_domain", "cross_domain_best", "cross_task", "cross_task_10"),
     *("earlier", "above_half"),
@@ -285,6 +370,7 @@ study = Study(
         for name in ("joint", "rehearsal 5%")
     ],
     seeds={"smoke": 1, "laptop": 5},
+    needs={f"{prefix}{name}": drawings_missing for prefix in ["drawings: "] for name in arms_of("drawings")},
     shared_setup=True,
     time_limit=900,
 )

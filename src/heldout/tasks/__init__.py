@@ -54,6 +54,7 @@ from heldout.tasks.control.traces import (
     velocity_forecast,
     viewport_traces,
 )
+from heldout.tasks.detection.drawing_scenes import drawing_scenes
 from heldout.tasks.detection.prompted import PromptedPictures, cells_of
 from heldout.tasks.glyphs.fewshot_stream import FewShotStream, fewshot_stream
 from heldout.tasks.glyphs.font_glyphs import FONT_FACES, FONT_SCRIPTS, FontGlyphs, font_glyphs
@@ -640,6 +641,7 @@ __all__ = [
     "draw_jobs",
     "draw_network",
     "drawing_features",
+    "drawing_scenes",
     "drawing_tags",
     "drawing_transfer",
     "drawings",

@@ -109,7 +109,9 @@ def test_parity_with_torchmetrics():
             [{"boxes": b, "scores": s, "labels": z} for b, s, z in zip(found, scores, zeros, strict=True)],
             [{"boxes": b, "labels": torch.zeros(len(b), dtype=torch.int64)} for b in there],
         )
-        assert average_precision(found, scores, there, points=101) == pytest.approx(metric.compute()["map"].item(), abs=1e-6)
+        assert average_precision(found, scores, there, points=101) == pytest.approx(
+            metric.compute()["map"].item(), abs=1e-6
+        )
 
 
 def test_bad_input_is_named():

@@ -76,7 +76,10 @@ def test_all_ways_make_as_many_steps_on_as_many_examples_from_one_start():
     other = net()
     with torch.no_grad():
         other.body[0].bias += 1e-3
-    assert compare_paradigms(other, sets(), {"joint": "joint"}, steps=3, batch_size=8)["joint"].start != runs["joint"].start
+    assert (
+        compare_paradigms(other, sets(), {"joint": "joint"}, steps=3, batch_size=8)["joint"].start
+        != runs["joint"].start
+    )
 
 
 def test_a_specialised_model_sees_its_own_set_alone_and_all_begin_at_the_given_weights():
@@ -156,7 +159,10 @@ def test_what_is_kept_is_random_and_told_by_the_seed():
 
 
 def test_optimizers_and_own_ways_by_name():
-    fast = {"a": lambda m: torch.optim.SGD(m.parameters(), lr=0.5), "b": lambda m: torch.optim.SGD(m.parameters(), lr=0.0)}
+    fast = {
+        "a": lambda m: torch.optim.SGD(m.parameters(), lr=0.5),
+        "b": lambda m: torch.optim.SGD(m.parameters(), lr=0.0),
+    }
     runs = compare_paradigms(net(), sets(), {"a": "joint", "b": "joint"}, steps=3, batch_size=8, optimizer=fast)
     start = net().body[0].weight
     assert torch.equal(runs["b"].models.body[0].weight, start)

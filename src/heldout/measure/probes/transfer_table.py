@@ -14,7 +14,15 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from torch import nn
 
-from heldout.errors import check_fields, check_fraction, check_nonempty, check_one_of, check_values, checked
+from heldout.errors import (
+    check_fields,
+    check_finite,
+    check_fraction,
+    check_nonempty,
+    check_one_of,
+    check_values,
+    checked,
+)
 from heldout.method import evaluating
 from heldout.statistics import CONFIDENCE, Interval, interval
 
@@ -163,6 +171,7 @@ def transfer_table(
             for model in judged:
                 with evaluating(model):
                     values.append(float(score(model, test.data)))
+                check_finite(**{f"score of {way!r} on {name!r}": values[-1]})
             scores[way][name], best[way][name] = float(np.mean(values)), max(values)
     return TransferTable(scores, {name: test.block for name, test in tests.items()}, best)
 
