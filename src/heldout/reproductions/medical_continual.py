@@ -323,7 +323,7 @@ SHARES = (0.01, 0.05, 0.2)
 
 def arms_of(cell: str) -> dict[str, dict[str, Any]]:
     tuned_to = SETTINGS[cell]
-    arms = {"pretrained": {"way": "pretrained"}}
+    arms: dict[str, dict[str, Any]] = {"pretrained": {"way": "pretrained"}}
     arms |= {way: {"way": way, **tuned_to[way]} for way in ("specialised", "joint", "sequential")}
     arms["sequential+ewc"] = {"way": "ewc", **tuned_to["ewc"]}
     arms |= {

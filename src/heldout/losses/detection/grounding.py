@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from heldout.errors import (
+    check_at_least,
     check_dimensions,
     check_finite,
     check_fraction,
@@ -65,8 +66,7 @@ def patch_targets(boxes: Tensor, rows: int, columns: int, *, middle: float = 0.5
     """
     check_targets(boxes)
     check_fraction(middle=middle)
-    if min(rows, columns) < 1:
-        raise ValueError(f"rows and columns must be at least 1, got {rows} and {columns}")
+    check_at_least(1, rows=rows, columns=columns)
     size = boxes[..., 2:] - boxes[..., :2]
     there = (size > 0).all(2)
     at = (boxes[..., :2] + boxes[..., 2:]) / 2  # (batch, most, 2)
@@ -150,6 +150,9 @@ def box_regression_loss(boxes: Tensor, targets: Tensor, *, l1: float = 5.0, giou
         (0.0, 13.0)
     """
     check_nonnegative(l1=l1, giou=giou)
+    check_boxes(boxes=boxes, targets=targets)
+    if boxes.shape != targets.shape:
+        raise ValueError(f"boxes and targets must be of one shape, got {tuple(boxes.shape)}, {tuple(targets.shape)}")
     overlap = generalized_box_iou(boxes, targets)
     return l1 * (boxes - targets).abs().sum(-1) + giou * (1 - overlap)
 

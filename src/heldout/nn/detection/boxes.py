@@ -98,6 +98,9 @@ def suppress_overlaps(boxes: Tensor, scores: Tensor, *, iou: float = 0.5) -> Ten
 def check_boxes(**named: Tensor) -> None:
     """Refuses what is not finite boxes ``(..., 4)`` with left <= right and top <= bottom.
 
+    Raises:
+        ValueError: something else; the message names the argument.
+
     Example:
         >>> check_boxes(boxes=torch.tensor([[0.5, 0.5, 0.2, 0.2]]))  # doctest: +ELLIPSIS
         Traceback (most recent call last):

@@ -121,13 +121,21 @@ class PromptDetector(nn.Module):
         )
 
 
+@checked
 def patch_centres(rows: int, columns: int) -> Tensor:
     """Returns where the centres of patches lie, ``(rows, columns, 2)``: across and down, as parts of the picture.
+
+    Args:
+        rows, columns: of the map, at least 1.
+
+    Raises:
+        ValueError: numbers below 1.
 
     Example:
         >>> patch_centres(1, 2).tolist()
         [[[0.25, 0.5], [0.75, 0.5]]]
     """
+    check_at_least(1, rows=rows, columns=columns)
     down, across = ((torch.arange(count) + 0.5) / count for count in (rows, columns))
     return torch.stack(torch.meshgrid(across, down, indexing="xy"), 2)
 
@@ -165,7 +173,14 @@ def detections(outputs: Tensor, *, most: int = 10, least: float = 0.0, iou: floa
 
 
 def check_outputs(outputs: Tensor) -> None:
-    """Refuses what is not finite outputs ``(batch, rows, columns, 5)`` of a detector."""
+    """Refuses what is not finite outputs ``(batch, rows, columns, 5)`` of a detector.
+
+    Raises:
+        ValueError: another shape, values that are not finite, or boxes of another format.
+
+    Example:
+        >>> check_outputs(torch.zeros(2, 6, 6, 5))
+    """
     check_dimensions(4, outputs=outputs)
     if outputs.shape[3] != 5 or 0 in outputs.shape[1:]:
         raise ValueError(f"outputs must be (batch, rows, columns, 5), got {tuple(outputs.shape)}")
