@@ -32,7 +32,7 @@ from heldout.measure.datasets.required_bias import (
     required_inductive_bias,
 )
 from heldout.measure.datasets.vendi import vendi_score
-from heldout.measure.detection.average_precision import average_precision
+from heldout.measure.detection.average_precision import average_precision, prompted_precision
 from heldout.measure.dynamics.checkpoint_correlations import CheckpointCorrelation, checkpoint_correlations
 from heldout.measure.dynamics.forgetting import (
     ForgetClusters,
@@ -202,8 +202,10 @@ from heldout.measure.probes.transfer_table import (
     TransferRow,
     TransferTable,
     TransferTest,
+    half_way,
     transfer_intervals,
     transfer_table,
+    transfer_tests,
 )
 from heldout.measure.probes.verbalizer import VerbalizerManipulation, VerbalizerReport, VerbalizerScore, first_word
 from heldout.measure.probes.video import clip_starts, video_accuracy, video_scores
@@ -411,6 +413,7 @@ __all__ = [
     "gram",
     "gram_cholesky",
     "greedy_answers",
+    "half_way",
     "hidden_states",
     "hold_out_cells",
     "induction_score",
@@ -479,6 +482,7 @@ __all__ = [
     "probe_link_prediction",
     "probe_node_classification",
     "probe_prompt",
+    "prompted_precision",
     "prototype_episodes",
     "randomize_features",
     "randomized_feature_score",
@@ -533,6 +537,7 @@ __all__ = [
     "token_f1",
     "transfer_intervals",
     "transfer_table",
+    "transfer_tests",
     "uncertainty_alignment",
     "universal_perturbation",
     "usage_scores",

@@ -36,6 +36,7 @@ from heldout.nn.control.return_policy import FactoredHead, HistoryPolicy, Return
 from heldout.nn.control.sequence_actor import SequenceActor
 from heldout.nn.detection.boxes import box_iou, check_boxes, generalized_box_iou, suppress_overlaps
 from heldout.nn.detection.prompt_detector import Detections, PromptDetector, check_outputs, detections, patch_centres
+from heldout.nn.detection.small_detector import small_prompt_detector
 from heldout.nn.efficientnet import MobileBlock, Standardise, cached_features, efficientnet_lite0
 from heldout.nn.ensemble import LogitEnsemble
 from heldout.nn.features import Encoder, inputs_for, split_head, why_no_head
@@ -305,6 +306,7 @@ __all__ = [
     "shape_maxima",
     "share_layers",
     "small_cnn",
+    "small_prompt_detector",
     "split_encoder",
     "split_head",
     "staged_as",

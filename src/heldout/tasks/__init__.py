@@ -54,7 +54,7 @@ from heldout.tasks.control.traces import (
     velocity_forecast,
     viewport_traces,
 )
-from heldout.tasks.detection.drawing_scenes import drawing_scenes
+from heldout.tasks.detection.drawing_scenes import DrawingThings, drawing_scenes, drawing_things
 from heldout.tasks.detection.prompted import PromptedPictures, cells_of
 from heldout.tasks.glyphs.fewshot_stream import FewShotStream, fewshot_stream
 from heldout.tasks.glyphs.font_glyphs import FONT_FACES, FONT_SCRIPTS, FontGlyphs, font_glyphs
@@ -502,6 +502,7 @@ __all__ = [
     "Dominoes",
     "Download",
     "DrawingTags",
+    "DrawingThings",
     "DrawingTransfer",
     "Drawings",
     "ExpertFacts",
@@ -643,6 +644,7 @@ __all__ = [
     "drawing_features",
     "drawing_scenes",
     "drawing_tags",
+    "drawing_things",
     "drawing_transfer",
     "drawings",
     "edit_problem",

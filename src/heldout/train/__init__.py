@@ -72,7 +72,7 @@ if TYPE_CHECKING:
     from heldout.train.continual.exemplars import ExemplarMemory, MemoryPolicy, herding_order
     from heldout.train.continual.fast_slow import FastSlow, prototype_training
     from heldout.train.continual.fit_stream import StreamResult, fit_stream
-    from heldout.train.continual.paradigms import Paradigm, ParadigmRun, ShareReplay, compare_paradigms
+    from heldout.train.continual.paradigms import Paradigm, ParadigmRun, ShareReplay, compare_paradigms, set_order
     from heldout.train.continual.quadratic_penalty import QuadraticPenalty
     from heldout.train.continual.rehearsal import AGEM, LwF, Replay
     from heldout.train.continual.strategy import Combined, ContinualStrategy, Cumulative
@@ -357,6 +357,7 @@ __all__ = [
     "scaled_optimizer",
     "score",
     "seeded",
+    "set_order",
     "sft",
     "si",
     "slot_neighbour",
@@ -401,6 +402,7 @@ _LATER = {
     "ParadigmRun": "heldout.train.continual.paradigms",
     "ShareReplay": "heldout.train.continual.paradigms",
     "compare_paradigms": "heldout.train.continual.paradigms",
+    "set_order": "heldout.train.continual.paradigms",
     "QuadraticPenalty": "heldout.train.continual.quadratic_penalty",
     "AGEM": "heldout.train.continual.rehearsal",
     "LwF": "heldout.train.continual.rehearsal",

@@ -7,7 +7,15 @@ import pytest
 import torch
 from torch import nn
 
-from heldout.measure import TransferTable, TransferTest, transfer_intervals, transfer_table
+from heldout.measure import (
+    StreamMatrix,
+    TransferTable,
+    TransferTest,
+    half_way,
+    transfer_intervals,
+    transfer_table,
+    transfer_tests,
+)
 from heldout.statistics import interval
 
 
@@ -78,3 +86,25 @@ def test_bad_input_is_named():
         transfer_intervals([TransferTable({w: {"a": 0.1}}, {"a": "in-domain"}) for w in "xy"])
     with pytest.raises(ValueError, match="tables must not be empty"):
         transfer_intervals([])
+
+
+def test_half_way_is_between_just_after_learning_and_the_end():
+    matrix = StreamMatrix([[0.8, 0.1, 0.1], [0.5, 0.9, 0.2], [0.2, 0.5, 0.7]])
+    assert half_way(matrix) == pytest.approx((0.85 + 0.35) / 2)
+    assert half_way(matrix) == pytest.approx(0.35 + -matrix.backward_transfer() / 2)
+    with pytest.raises(ValueError, match="matrix"):
+        half_way(StreamMatrix([[0.5]]))
+
+
+def test_tests_are_told_apart_by_what_is_new_in_them():
+    trained = [(task, domain) for task in "ab" for domain in "12" if (task, domain) != ("b", "2")]
+    tests = {(task, domain): task + domain for task in "abc" for domain in "123"}
+    found = transfer_tests(tests, trained)
+    assert {name: test.block for name, test in found.items()} == {
+        "a, 1": "in-domain", "a, 2": "in-domain", "a, 3": "cross-domain", "b, 1": "in-domain", "b, 3": "cross-domain",
+        "c, 1": "cross-task", "c, 2": "cross-task",
+    }  # fmt: skip
+    assert found["a, 3"].sets == ("a, 1", "a, 2")
+    assert found["b, 3"].sets == ("b, 1",)
+    assert found["c, 1"].sets == ()
+    assert found["c, 2"].data == "c2"

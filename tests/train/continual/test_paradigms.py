@@ -9,7 +9,16 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from heldout.train import EWC, Combined, ContinualStrategy, Cumulative, Replay, ShareReplay, compare_paradigms
+from heldout.train import (
+    EWC,
+    Combined,
+    ContinualStrategy,
+    Cumulative,
+    Replay,
+    ShareReplay,
+    compare_paradigms,
+    set_order,
+)
 
 
 def sets(sizes=(40, 40, 40)):
@@ -231,3 +240,18 @@ def test_bad_input_is_named():
     for share in (0.0, 1.5, float("nan")):
         with pytest.raises(ValueError, match="share"):
             ShareReplay(share)
+
+
+def test_orders_go_by_task_or_by_domain_and_depend_on_the_seed():
+    keys = [(task, domain) for task in "abc" for domain in "12"]
+    for seed in range(6):
+        by_task, by_domain = set_order(keys, by="task", seed=seed), set_order(keys, by="domain", seed=seed)
+        assert sorted(by_task) == sorted(by_domain) == sorted(keys)
+        assert [k[0] for k in by_task[::2]] == [k[0] for k in by_task[1::2]]
+        assert len({k[1] for k in by_domain[:3]}) == 1
+        assert [k[0] for k in by_domain[:3]] == [k[0] for k in by_domain[3:]] == [k[0] for k in by_task[::2]]
+    assert len({tuple(set_order(keys, seed=seed)) for seed in range(12)}) > 3
+    with pytest.raises(ValueError, match="keys must not be empty"):
+        set_order([])
+    with pytest.raises(ValueError, match="by must be"):
+        set_order(keys, by="device")

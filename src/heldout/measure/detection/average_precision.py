@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from heldout.errors import (
     check_at_least,
@@ -21,7 +21,8 @@ from heldout.errors import (
     check_same_length,
     checked,
 )
-from heldout.nn import box_iou, check_boxes
+from heldout.method import evaluating, forward
+from heldout.nn import box_iou, check_boxes, detections, inputs_for
 
 
 @checked
@@ -87,6 +88,54 @@ def average_precision(
         return float((gained * best).sum() / total)
     at = np.searchsorted(hits / total, np.linspace(0, 1, points), side="left")
     return float(np.append(best, 0.0)[at].mean())
+
+
+@checked
+def prompted_precision(
+    model: nn.Module,
+    images: Tensor,
+    prompts: Tensor,
+    boxes: Tensor,
+    *,
+    iou: float = 0.5,
+    most: int = 10,
+    batch_size: int = 100,
+) -> float:
+    """Returns the average precision of a detector over pairs of a picture and a prompt, in eval mode.
+
+    Pairs with nothing to be found count: all that is found there is wrong.
+
+    Args:
+        model: from images and prompts to ``(batch, rows, columns, 5)``, see ``PromptDetector``.
+        images: ``(n, ...)``.
+        prompts: ``(n, ...)``.
+        boxes: ``(n, most, 4)``, what is to be found, as parts of the picture; rows of zeros are none.
+        iou: least overlap of a box that is right, in (0, 1].
+        most: boxes of a picture at most.
+        batch_size: pictures at once.
+
+    Raises:
+        ValueError: lengths that differ, boxes of another format or none at all, options out of range.
+
+    Example:
+        >>> from heldout.nn import small_prompt_detector
+        >>> images, prompts = torch.rand(2, 3, 24, 24), torch.tensor([[1], [2]])
+        >>> boxes = torch.tensor([[[0.0, 0.0, 0.5, 0.5]], [[0.0, 0.0, 0.0, 0.0]]])
+        >>> 0 <= prompted_precision(small_prompt_detector(words=3), images, prompts, boxes) <= 1
+        True
+    """
+    check_same_length(images=images, prompts=prompts, boxes=boxes)
+    check_nonempty(images=images)
+    check_finite(images=images, prompts=prompts)
+    check_dimensions(3, boxes=boxes)
+    check_boxes(boxes=boxes)
+    check_at_least(1, batch_size=batch_size)
+    found = []
+    with evaluating(model), torch.no_grad():
+        for some, asked in zip(images.split(batch_size), prompts.split(batch_size), strict=True):
+            found += detections(forward(model, inputs_for(model, (some, asked))), most=most)
+    there = [each[each.any(1)] for each in boxes.to(found[0].boxes)]
+    return average_precision([each.boxes for each in found], [each.scores for each in found], there, iou=iou)
 
 
 def _right(found: Tensor, scores: Tensor, targets: Tensor, iou: float) -> Tensor:

@@ -23,6 +23,7 @@ from heldout.errors import (
     check_values,
     checked,
 )
+from heldout.measure.dynamics.stream_matrix import StreamMatrix
 from heldout.method import evaluating
 from heldout.statistics import CONFIDENCE, Interval, interval
 
@@ -174,6 +175,60 @@ def transfer_table(
                 check_finite(**{f"score of {way!r} on {name!r}": values[-1]})
             scores[way][name], best[way][name] = float(np.mean(values)), max(values)
     return TransferTable(scores, {name: test.block for name, test in tests.items()}, best)
+
+
+@checked
+def transfer_tests(tests: Mapping[tuple[str, str], Any], trained: Sequence[tuple[str, str]]) -> dict[str, TransferTest]:
+    """Returns test sets of (task, domain) with what each is to those that are trained on, named "task, domain".
+
+    In-domain tests judge the model of their own set, cross-domain ones those of their task, cross-task ones all. A test
+    whose task and whose domain are both new is left out: it would be neither. So is one of a task and a domain that are
+    known, but not together: it would be less than cross-domain.
+
+    Args:
+        tests: (task, domain) -> data.
+        trained: (task, domain) of the training sets.
+
+    Raises:
+        ValueError: no test, or nothing that is trained on.
+
+    Example:
+        >>> found = transfer_tests({("cat", "photo"): 1, ("cat", "sketch"): 2}, [("cat", "photo")])
+        >>> {name: (test.block, test.sets) for name, test in found.items()}
+        {'cat, photo': ('in-domain', ('cat, photo',)), 'cat, sketch': ('cross-domain', ('cat, photo',))}
+    """
+    check_nonempty(tests=tests, trained=trained)
+    tasks, domains = ({key[place] for key in trained} for place in (0, 1))
+    found = {}
+    for (task, domain), data in tests.items():
+        name = f"{task}, {domain}"
+        if (task, domain) in trained:
+            found[name] = TransferTest("in-domain", data, (name,))
+        elif task in tasks and domain not in domains:
+            own = tuple(f"{task}, {other}" for of, other in trained if of == task)
+            found[name] = TransferTest("cross-domain", data, own)
+        elif task not in tasks and domain in domains:
+            found[name] = TransferTest("cross-task", data)
+    return found
+
+
+@checked
+def half_way(matrix: StreamMatrix) -> float:
+    """Returns the score at which half of what earlier tasks lose is kept: between just after learning and the end.
+
+    Args:
+        matrix: of a stream of at least two tasks.
+
+    Raises:
+        ValueError: a single task.
+
+    Example:
+        >>> round(half_way(StreamMatrix([[0.8, 0.0], [0.4, 0.9]])), 2)
+        0.6
+    """
+    if matrix.tasks < 2:
+        raise ValueError("matrix must be of at least 2 tasks, got 1")
+    return float((np.diagonal(matrix.scores)[:-1] + matrix.scores[-1, :-1]).mean() / 2)
 
 
 @checked

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -21,9 +21,60 @@ from heldout.errors import (
     checked,
 )
 from heldout.tasks.detection.prompted import PromptedPictures, cells_of
+from heldout.tasks.images.drawing_features import first_drawings
+from heldout.tasks.images.drawings import DRAWING_STYLES, drawing_tags, drawings
 from heldout.tasks.seeds import Seed, generator_of
+from heldout.tasks.video.real_scenes import cut_out
 
 _GRID, _MOST, _OTHERS = 3, 2, 2
+
+
+class DrawingThings(NamedTuple):
+    """Things cut out of drawings in several styles, and what people wrote of each.
+
+    Attributes:
+        sprites: ``(styles, things, 4, size, size)`` in [0, 1]: red, green, blue and alpha.
+        labels: int64 ``(things,)``, places in ``classes``.
+        classes: what the numbers mean.
+        captions: of each thing its name, and its name with its keywords.
+
+    Example:
+        >>> one = DrawingThings(torch.ones(4, 1, 4, 8, 8), torch.tensor([0]), ("bird",), [["owl", "owl, wise"]])
+        >>> one.classes[one.labels[0]], one.captions[0][1]
+        ('bird', 'owl, wise')
+    """
+
+    sprites: Tensor
+    labels: Tensor
+    classes: tuple[str, ...]
+    captions: list[list[str]]
+
+
+@checked
+def drawing_things(each: int = 30, *, size: int = 64) -> DrawingThings:
+    """Returns the first things of each of ``DRAWING_CLASSES`` as sprites in all styles, with texts of Unicode's table.
+
+    Args:
+        each: things of a class, at least 1.
+        size: height and width in pixels, at least 8.
+
+    Raises:
+        SourceError: a package is not there, or is another; the message names the command.
+        ValueError: numbers out of range.
+
+    Example:
+        >>> drawing_things(30).sprites.shape  # doctest: +SKIP
+        torch.Size([4, 360, 4, 64, 64])
+    """
+    check_at_least(1, each=each)
+    whole = drawings(size=size)
+    pictures = first_drawings(whole, each)
+    own = pictures.domains == 0
+    names = [whole.names[thing] for thing in pictures.things[own]]
+    tags = drawing_tags(names)
+    captions = [[tags[name].label, ", ".join([tags[name].label, *tags[name].keywords])] for name in names]
+    sprites = cut_out(pictures.images.float() / 255).unflatten(0, (len(DRAWING_STYLES), len(names)))
+    return DrawingThings(sprites, pictures.labels[own], pictures.classes, captions)
 
 
 @checked

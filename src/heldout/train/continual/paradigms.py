@@ -7,17 +7,25 @@ differs is the way alone. Source: arXiv:2303.06580 (specialised, joint and conti
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import ConcatDataset, Subset
 
 from heldout.data import gather
-from heldout.errors import check_at_least, check_between, check_fraction, check_nonempty, check_positive, checked
+from heldout.errors import (
+    check_at_least,
+    check_between,
+    check_fraction,
+    check_nonempty,
+    check_one_of,
+    check_positive,
+    checked,
+)
 from heldout.measure import StreamMatrix, default_example_loss
 from heldout.method import as_dataset
 from heldout.train.continual.anchored import EWC
@@ -190,6 +198,40 @@ def compare_paradigms(
         else:
             raise ValueError(f'paradigms[{name!r}] must be "specialised", "joint" or make a strategy, got {way!r}')
     return runs
+
+
+@checked
+def set_order(
+    keys: Sequence[tuple[str, str]], *, by: Literal["task", "domain"] = "task", seed: int = 0
+) -> list[tuple[str, str]]:
+    """Returns (task, domain) sets in an order in which they may come: tasks and domains each in an order of the seed.
+
+    Args:
+        keys: (task, domain) of each set.
+        by: "task": all domains of one task, then the next one (task-incremental); "domain": all tasks of one domain,
+            then the next one (domain-incremental).
+        seed: of the two orders.
+
+    Raises:
+        ValueError: no sets, an unknown ``by``.
+
+    Source: arXiv:2303.06580 (orders by task and by domain).
+
+    Example:
+        >>> order = set_order([(task, domain) for task in "ab" for domain in "12"], by="domain")
+        >>> order[0][1] == order[1][1] != order[2][1] == order[3][1]
+        True
+    """
+    check_nonempty(keys=keys)
+    check_one_of(("task", "domain"), by=by)
+    check_between(0, 2**62, seed=seed)
+    generator = torch.Generator().manual_seed(seed)
+    ranks = []
+    for place in (0, 1):
+        names = list(dict.fromkeys(key[place] for key in keys))
+        ranks.append(dict(zip(names, torch.randperm(len(names), generator=generator).tolist(), strict=True)))
+    first, second = (0, 1) if by == "task" else (1, 0)
+    return sorted(keys, key=lambda key: (ranks[first][key[first]], ranks[second][key[second]]))
 
 
 def _default(loss: ExampleLoss | None, seed: int) -> dict[str, Paradigm]:
