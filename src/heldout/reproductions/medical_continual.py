@@ -1,6 +1,35 @@
-"""medical-continual: one promptable detector for many tasks and devices: specialised, joint, or learnt one by one?
+"""medical-continual: one detector that is asked in words, for many tasks and devices: is learning them in turn enough?
 
-DOC
+Claim. Fine-tuned on one set after the other a pretrained detector forgets (C1); with 5 % of each past set rehearsed it
+keeps at least half of that (C2), is better on devices that it never saw than models of one set each, and at most 2
+points worse than joint training there (C3), and better than the pretrained detector on a task that it never saw, at
+once and after 10 examples (C4). Source: arXiv:2303.06580 (Yi, Qin et al. 2023); no code known, no number of it checked.
+
+World. ``imaging``: synthetic pictures of 48 x 48 with three tasks (polyp, lesion, nodule) on two devices: six sets of
+300 pictures. The third device is held out, and so is the fourth task: cells, dark rings. A prompt says size, look and
+shape ("a small dark irregular spot"). Other things lie beside, and in a fifth of the pictures nothing is to be found.
+"Dark" is asked in training, "ring" only in the pretraining on coloured shapes, both together never; rings lie beside,
+dark ones do not. ``drawings``, the real cell: mammals, vehicles and clothing in two styles of drawing on photographs,
+six sets of 150 scenes; plants and a third style are held out; pretraining shows six other classes in the fourth style.
+EfficientNet-Lite0's map of features is frozen, prompts are MiniLM's vectors of names with or without keywords, and the
+same 30 things of a class are in training and tests, on other halves of the photographs. Synthetic images only; no
+clinical meaning is claimed. Rehearsal keeps pictures as they are: those of patients may often not be kept.
+
+Arms. All start from one pretrained detector and make as many steps on as many examples. ``specialised``: a model for
+each set, judged on its own set, on the held-out device by the mean over those of the task, on the held-out task by the
+mean over all; the best of them on each test, which nobody can choose, is ``cross_domain_best`` and in no claim.
+``joint``: batches of all sets alike. ``sequential``, ``sequential+ewc``, ``rehearsal`` of 1, 5 and 20 % see set after
+set, task by task for odd seeds, device by device for even ones, in an order of the seed. Metrics are AP50 over pairs of
+a picture and a prompt: ``in_domain``, ``cross_domain``, ``cross_task`` and, after 30 steps on 10 pictures,
+``cross_task_10``. ``lost``: what earlier sets score less at the end than just after them; ``earlier``: what they score
+at the end; ``above_half``: by how much rehearsal's is above the middle of sequential's two. ``shuffled``: in-domain
+pictures with prompts of another task.
+
+Settings. Adam, batches of 16. SETTINGS_TEXT
+
+Deviations. About 50,000 weights in place of 300,000 and of GLIP, scores without deep fusion, for time. 10 shots alone,
+not 1 and 50. Prompts say no place. The worlds' noise and contrast were set on seeds 1000 and 1001 by the pretrained
+and the joint detector, on test pictures. Two seeds of validation tell neighbouring rates apart only roughly.
 """
 
 from __future__ import annotations
@@ -225,8 +254,8 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
         "ewc": {"lr": 1e-3, "strength": 1e3}, "rehearsal": {"lr": 3e-3},
     },
     "drawings": {
-        "specialised": {"lr": 1e-3}, "joint": {"lr": 1e-3}, "sequential": {"lr": 1e-4},
-        "ewc": {"lr": 1e-3, "strength": 1e3}, "rehearsal": {"lr": 1e-3},
+        "specialised": {"lr": 1e-2}, "joint": {"lr": 1e-2}, "sequential": {"lr": 1e-3},
+        "ewc": {"lr": 1e-3, "strength": 1e1}, "rehearsal": {"lr": 1e-2},
     },
 }  # fmt: skip
 CELLS = {"": "imaging", "drawings: ": "drawings"}
