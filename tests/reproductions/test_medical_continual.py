@@ -119,7 +119,7 @@ def test_what_is_lost_and_given_back_comes_from_the_matrices(small, monkeypatch)
     np.fill_diagonal(plain, 0.7)
     given = {"rehearsal": Run(kept), "sequential": Run(plain)}
     monkeypatch.setattr(study_of, "trained", lambda cell, way, *rest, **options: given[way])
-    monkeypatch.setattr(study_of, "precision", lambda model, data: 0.5)
+    monkeypatch.setattr(study_of, "precision", lambda model, data, least=0.0: 0.5)
     monkeypatch.setattr(study_of, "tuned", lambda model, *rest: model)
     arm = study_of.study.arms["rehearsal 5%"]
     found = study_of.run(dict(arm), 1001, "smoke")

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from torch import nn
 
-from heldout.measure import average_precision
+from heldout.measure import average_precision, prompted_precision
 
 A, B, C = ([0.0, 0.0, 1.0, 1.0], [2.0, 0.0, 3.0, 1.0], [5.0, 5.0, 6.0, 6.0])
 
@@ -131,3 +132,42 @@ def test_bad_input_is_named():
             average_precision(*good, **options)
     with pytest.raises(ValueError, match="boxes must not be empty"):
         average_precision([], [], [])
+
+
+class Told(nn.Module):
+    """Says the boxes that its prompts are, with the score that the picture is; in training mode nothing right."""
+
+    def __init__(self):
+        super().__init__()
+        self.sizes = []
+
+    def forward(self, images, prompts):
+        self.sizes.append(len(images))
+        boxes = prompts[:, None, None] * (0.5 if self.training else 1.0)
+        return torch.cat([images.mean((1, 2, 3)).view(-1, 1, 1, 1), boxes], 3)
+
+
+def test_a_detector_is_scored_over_pairs_in_eval_mode_batch_by_batch():
+    boxes = torch.tensor([[0.1, 0.1, 0.5, 0.5], [0.2, 0.2, 0.9, 0.9], [0.0, 0.5, 0.5, 1.0]])
+    there = torch.stack([boxes, torch.zeros_like(boxes)], 1)
+    images = torch.tensor([3.0, 2.0, 1.0]).view(3, 1, 1, 1).expand(3, 3, 2, 2)
+    model = Told().train()
+    assert prompted_precision(model, images, boxes, there, batch_size=2) == 1.0
+    assert model.sizes == [2, 1]
+    assert model.training  # as it was
+    there[0] = 0  # the best one is wrong now
+    assert prompted_precision(model, images, boxes, there) == pytest.approx(2 / 3)
+    assert prompted_precision(model, images, boxes.flip(0), there[[0, 2, 1]], iou=0.9) < 0.5
+    with pytest.raises(ValueError, match="equally long"):
+        prompted_precision(model, images, boxes[:2], there)
+    with pytest.raises(ValueError, match="targets must hold"):
+        prompted_precision(model, images, boxes, 0 * there)
+    with pytest.raises(ValueError, match="boxes must be"):
+        prompted_precision(model, images, boxes, there[..., :3])
+
+
+def test_what_is_scored_too_low_is_not_found():
+    boxes = torch.tensor([[0.1, 0.1, 0.5, 0.5], [0.2, 0.2, 0.9, 0.9]])
+    images = torch.tensor([2.0, -2.0]).view(2, 1, 1, 1).expand(2, 3, 2, 2)
+    assert prompted_precision(Told(), images, boxes, boxes[:, None]) == 1.0
+    assert prompted_precision(Told(), images, boxes, boxes[:, None], least=0.5) == 0.5

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from heldout.tasks import drawing_scenes
+from heldout.sources import STYLE, TAGS, missing
+from heldout.tasks import drawing_scenes, drawing_things
 
 
 def world(things=5, size=48):
@@ -75,3 +76,13 @@ def test_bad_input_is_named():
     ):
         with pytest.raises(ValueError, match=name):
             drawing_scenes(*args, 2, **({"asked": asked} | options))
+
+
+@pytest.mark.skipif(bool(missing([STYLE, TAGS])), reason="the packages of drawings are not here")
+def test_things_of_four_styles_come_with_what_people_wrote_of_them():
+    known = drawing_things(3, size=16)
+    assert known.sprites.shape == (4, 36, 4, 16, 16)
+    assert known.labels.bincount().tolist() == [3] * 12
+    assert all(both[1].startswith(both[0]) for both in known.captions)
+    assert (known.sprites[:, :, 3] > 0.5).flatten(2).any(2).all()
+    assert len({both[0] for both in known.captions}) == 36

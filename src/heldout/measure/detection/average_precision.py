@@ -99,6 +99,7 @@ def prompted_precision(
     *,
     iou: float = 0.5,
     most: int = 10,
+    least: float = 0.0,
     batch_size: int = 100,
 ) -> float:
     """Returns the average precision of a detector over pairs of a picture and a prompt, in eval mode.
@@ -112,6 +113,8 @@ def prompted_precision(
         boxes: ``(n, most, 4)``, what is to be found, as parts of the picture; rows of zeros are none.
         iou: least overlap of a box that is right, in (0, 1].
         most: boxes of a picture at most.
+        least: score below which nothing counts as found. At 0 the ranking alone counts, and what looks like a thing at
+            all is found sooner or later, whatever is asked for.
         batch_size: pictures at once.
 
     Raises:
@@ -133,7 +136,7 @@ def prompted_precision(
     found = []
     with evaluating(model), torch.no_grad():
         for some, asked in zip(images.split(batch_size), prompts.split(batch_size), strict=True):
-            found += detections(forward(model, inputs_for(model, (some, asked))), most=most)
+            found += detections(forward(model, inputs_for(model, (some, asked))), most=most, least=least)
     there = [each[each.any(1)] for each in boxes.to(found[0].boxes)]
     return average_precision([each.boxes for each in found], [each.scores for each in found], there, iou=iou)
 
