@@ -10,7 +10,8 @@ World. ``imaging``: synthetic pictures of 48 x 48 with three tasks (polyp, lesio
 shape ("a small dark irregular spot"). Other things lie beside, and in a fifth of the pictures nothing is to be found.
 "Dark" is asked in training, "ring" only in the pretraining on coloured shapes, both together never; rings lie beside,
 dark ones do not. ``drawings``, the real cell: mammals, vehicles and clothing in two styles of drawing on photographs,
-six sets of 150 scenes; plants and a third style are held out; pretraining shows six other classes in the fourth style.
+six sets of 150 scenes; plants and a third style are held out; pretraining asks for six other classes in the fourth
+style; up to four other things of all these classes but plants lie beside.
 EfficientNet-Lite0's map of features is frozen, prompts are MiniLM's vectors of names with or without keywords, and the
 same 30 things of a class are in training and tests, on other halves of the photographs. Synthetic images only; no
 clinical meaning is claimed. Rehearsal keeps pictures as they are: those of patients may often not be kept.
@@ -153,8 +154,11 @@ def drawing(seed: int, size: Size, part: str) -> World:
         grounds = torch.cat([photo_crops(half, 40, size=128, seed=generator) for half in halves])
         which = [known.classes.index(group) for group in groups]
         rows = torch.isin(known.labels, torch.tensor(which)).nonzero().flatten()
+        others = [known.classes.index(group) for group in (*GROUPS, *FIRST_GROUPS)]
+        beside = torch.isin(known.labels, torch.tensor(others)).nonzero().flatten()
         sprites = known.sprites[DRAWING_STYLES.index(style)]
-        made = drawing_scenes(sprites, known.captions, vectors, grounds, n, asked=rows, seed=generator)
+        options = {"asked": rows, "beside": beside, "others": 4, "seed": generator}
+        made = drawing_scenes(sprites, known.captions, vectors, grounds, n, **options)
         with torch.no_grad():
             return made._replace(images=torch.cat([trunk(images) for images in made.images.split(50)]))
 

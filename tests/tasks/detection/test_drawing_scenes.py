@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from heldout.sources import STYLE, TAGS, missing
-from heldout.tasks import drawing_scenes, drawing_things
+from heldout.tasks import Drawings, DrawingTags, drawing_scenes, drawing_things
+from heldout.tasks.detection import drawing_scenes as module
 
 
 def world(things=5, size=48):
@@ -78,11 +78,38 @@ def test_bad_input_is_named():
             drawing_scenes(*args, 2, **({"asked": asked} | options))
 
 
-@pytest.mark.skipif(bool(missing([STYLE, TAGS])), reason="the packages of drawings are not here")
-def test_things_of_four_styles_come_with_what_people_wrote_of_them():
-    known = drawing_things(3, size=16)
-    assert known.sprites.shape == (4, 36, 4, 16, 16)
-    assert known.labels.bincount().tolist() == [3] * 12
-    assert all(both[1].startswith(both[0]) for both in known.captions)
-    assert (known.sprites[:, :, 3] > 0.5).flatten(2).any(2).all()
-    assert len({both[0] for both in known.captions}) == 36
+def test_things_of_all_styles_come_with_what_people_wrote_of_them(monkeypatch):
+    things, styles = 5, 4
+    images = torch.full((styles * things, 3, 8, 8), 255, dtype=torch.uint8)
+    for number in range(styles * things):
+        images[number, :, 2:6, 2:6] = 10 * number
+    labels, names = torch.tensor([0, 1, 0, 0, 1]), tuple("abcde")
+    made = Drawings(
+        images, labels.repeat(styles), torch.arange(styles).repeat_interleave(things),
+        torch.arange(things).repeat(styles), ("one", "two"), names,
+    )  # fmt: skip
+    tags = {name: DrawingTags(f"thing {name}", ("x", name), "", "") for name in names}
+    monkeypatch.setattr(module, "drawings", lambda size: made)
+    monkeypatch.setattr(module, "drawing_tags", lambda wanted: {name: tags[name] for name in wanted})
+    known = drawing_things(2)
+    assert known.labels.tolist() == [0, 1, 0, 1]  # a, b, c, e: the first two of each class
+    assert known.captions == [[f"thing {name}", f"thing {name}, x, {name}"] for name in "abce"]
+    assert known.sprites.shape == (4, 4, 4, 8, 8)
+    assert known.sprites[2, 3, 0, 3, 3] * 255 == pytest.approx(10 * (2 * things + 4))
+    assert known.sprites[:, :, 3, 3, 3].all()
+    assert not known.sprites[:, :, 3, 0, 0].any()
+    with pytest.raises(ValueError, match="each"):
+        drawing_things(0)
+
+
+def test_as_many_others_lie_beside_as_are_allowed():
+    sprites, captions, vectors, grounds = world(9, size=96)
+    for others in (1, 6):
+        made = drawing_scenes(
+            sprites, captions, vectors, grounds, 60, asked=torch.arange(9), empty=1.0, others=others, seed=1
+        )
+        counts = [sum(bool(((i[0] - c).abs() < 0.005).sum() > 60) for c in sprites[:, 0, 8, 8]) for i in made.images]
+        assert set(counts) == set(range(1, others + 1))
+    for wrong in (0, 8):
+        with pytest.raises(ValueError, match="others"):
+            drawing_scenes(sprites, captions, vectors, grounds, 2, asked=torch.arange(9), others=wrong)

@@ -26,7 +26,7 @@ from heldout.tasks.images.drawings import DRAWING_STYLES, drawing_tags, drawings
 from heldout.tasks.seeds import Seed, generator_of
 from heldout.tasks.video.real_scenes import cut_out
 
-_GRID, _MOST, _OTHERS = 3, 2, 2
+_GRID, _MOST = 3, 2
 
 
 class DrawingThings(NamedTuple):
@@ -87,10 +87,11 @@ def drawing_scenes(
     *,
     asked: Tensor,
     beside: Tensor | None = None,
+    others: int = 2,
     empty: float = 0.2,
     seed: Seed = 0,
 ) -> PromptedPictures:
-    """Returns pictures of one or two copies of a thing and of one or two other things, with a text that asks for it.
+    """Returns pictures of one or two copies of a thing and of one or more other things, with a text that asks for it.
 
     In a part of the pictures the thing that the text asks for is not there. Things lie in different cells of a grid of
     3 x 3, and take 0.75 to 1 of a cell's side.
@@ -103,6 +104,8 @@ def drawing_scenes(
         n: pictures, at least 1.
         asked: rows of things that are asked for.
         beside: rows of things that may lie beside; default: those that are asked for.
+        others: how many of these in a picture at most, from 1 to 7. The fewer there are, the further gets a detector
+            that finds things without reading what is asked for.
         empty: part of the pictures in which there is nothing to be found, in [0, 1].
         seed: an int, or a ``torch.Generator`` to draw from.
 
@@ -124,6 +127,7 @@ def drawing_scenes(
     _check(sprites, captions, vectors, grounds, asked=asked, beside=beside)
     check_at_least(1, n=n)
     check_fraction(empty=empty)
+    check_between(1, _GRID**2 - _MOST, others=others)
     generator = generator_of(seed)
 
     def draw(low: int, high: int, *shape: int) -> Tensor:
@@ -134,16 +138,16 @@ def drawing_scenes(
     boxes, texts, rows = torch.zeros(n, _MOST, 4), [], []
     things = asked[draw(0, len(asked), n)]
     copies = draw(1, _MOST + 1, n) * (torch.rand(n, generator=generator) >= empty)
-    cells = cells_of(n, _MOST + _OTHERS, _GRID, seed=generator)
-    lengths = (side * (0.75 + 0.25 * torch.rand(n, _MOST + _OTHERS, generator=generator))).round().long()
-    places = torch.rand(n, _MOST + _OTHERS, 2, generator=generator)
+    cells = cells_of(n, _MOST + others, _GRID, seed=generator)
+    lengths = (side * (0.75 + 0.25 * torch.rand(n, _MOST + others, generator=generator))).round().long()
+    places = torch.rand(n, _MOST + others, 2, generator=generator)
     for picture, thing in enumerate(things.tolist()):
         text = int(draw(0, len(captions[thing]), 1))
         texts.append(captions[thing][text])
         rows.append(vectors[thing][text])
-        others = beside[beside != thing]
+        rest = beside[beside != thing]
         count = int(copies[picture])
-        more = others[torch.randperm(len(others), generator=generator)[: int(draw(1, _OTHERS + 1, 1))]]
+        more = rest[torch.randperm(len(rest), generator=generator)[: int(draw(1, others + 1, 1))]]
         for slot, which in enumerate([thing] * count + more.tolist()):
             length = int(lengths[picture, slot])
             corner = cells[picture, slot] * side + (places[picture, slot] * (side - length)).long()
