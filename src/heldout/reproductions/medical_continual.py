@@ -157,7 +157,7 @@ def drawing(seed: int, size: Size, part: str) -> World:
         others = [known.classes.index(group) for group in (*GROUPS, *FIRST_GROUPS)]
         beside = torch.isin(known.labels, torch.tensor(others)).nonzero().flatten()
         sprites = known.sprites[DRAWING_STYLES.index(style)]
-        options = {"asked": rows, "beside": beside, "others": 4, "seed": generator}
+        options: dict[str, Any] = {"asked": rows, "beside": beside, "others": 4, "seed": generator}
         made = drawing_scenes(sprites, known.captions, vectors, grounds, n, **options)
         with torch.no_grad():
             return made._replace(images=torch.cat([trunk(images) for images in made.images.split(50)]))
