@@ -8,6 +8,13 @@ from heldout.losses.decorrelation import (
     random_fourier_features,
     rff_decorrelation,
 )
+from heldout.losses.detection.grounding import (
+    PatchTargets,
+    alignment_loss,
+    box_regression_loss,
+    grounding_loss,
+    patch_targets,
+)
 from heldout.losses.distillation import distillation_loss, feature_loss
 from heldout.losses.diversity import dbat_disagreement, divdis_mi, prior_match
 from heldout.losses.image_mixing import cutmix, mixing_method
@@ -35,10 +42,13 @@ __all__ = [
     "ConfidenceLoss",
     "CovarianceForm",
     "LearnedConsistency",
+    "PatchTargets",
     "ProductLoss",
+    "alignment_loss",
     "as_weak_probs",
     "barlow_twins_loss",
     "bootstrap_loss",
+    "box_regression_loss",
     "cca_ssg_loss",
     "check_choices",
     "class_balanced",
@@ -54,6 +64,7 @@ __all__ = [
     "feature_loss",
     "gradient_alignment_loss",
     "gradient_distance",
+    "grounding_loss",
     "harden",
     "knn_nll",
     "knn_training",
@@ -67,6 +78,7 @@ __all__ = [
     "overlap",
     "pair_similarities",
     "patch_mixing",
+    "patch_targets",
     "pego",
     "prior_match",
     "random_fourier_features",

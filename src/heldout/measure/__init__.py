@@ -32,6 +32,7 @@ from heldout.measure.datasets.required_bias import (
     required_inductive_bias,
 )
 from heldout.measure.datasets.vendi import vendi_score
+from heldout.measure.detection.average_precision import average_precision, prompted_precision
 from heldout.measure.dynamics.checkpoint_correlations import CheckpointCorrelation, checkpoint_correlations
 from heldout.measure.dynamics.forgetting import (
     ForgetClusters,
@@ -195,6 +196,17 @@ from heldout.measure.probes.scylla import (
     probe_prompt,
 )
 from heldout.measure.probes.sharpness import Sharpness, sharpness
+from heldout.measure.probes.transfer_table import (
+    TRANSFER_BLOCKS,
+    TransferBlock,
+    TransferRow,
+    TransferTable,
+    TransferTest,
+    half_way,
+    transfer_intervals,
+    transfer_table,
+    transfer_tests,
+)
 from heldout.measure.probes.verbalizer import VerbalizerManipulation, VerbalizerReport, VerbalizerScore, first_word
 from heldout.measure.probes.video import clip_starts, video_accuracy, video_scores
 from heldout.measure.rankings.concurrence import Concurrence, concurrence
@@ -239,6 +251,7 @@ __all__ = [
     "GRAPH_TASKS",
     "RASP_PROGRAMS",
     "STDLIB_COMPRESSORS",
+    "TRANSFER_BLOCKS",
     "AgreementPoint",
     "ArchitecturePredictor",
     "AxisAccuracy",
@@ -317,6 +330,10 @@ __all__ = [
     "SweetSpot",
     "TaskMixturePredictor",
     "TaskScore",
+    "TransferBlock",
+    "TransferRow",
+    "TransferTable",
+    "TransferTest",
     "VerbalizerManipulation",
     "VerbalizerReport",
     "VerbalizerScore",
@@ -331,6 +348,7 @@ __all__ = [
     "aurc",
     "average_confidence",
     "average_entropy",
+    "average_precision",
     "axis_report",
     "balance_temperatures",
     "best_constant",
@@ -395,6 +413,7 @@ __all__ = [
     "gram",
     "gram_cholesky",
     "greedy_answers",
+    "half_way",
     "hidden_states",
     "hold_out_cells",
     "induction_score",
@@ -463,6 +482,7 @@ __all__ = [
     "probe_link_prediction",
     "probe_node_classification",
     "probe_prompt",
+    "prompted_precision",
     "prototype_episodes",
     "randomize_features",
     "randomized_feature_score",
@@ -515,6 +535,9 @@ __all__ = [
     "task_difficulty",
     "token_blocks",
     "token_f1",
+    "transfer_intervals",
+    "transfer_table",
+    "transfer_tests",
     "uncertainty_alignment",
     "universal_perturbation",
     "usage_scores",

@@ -34,6 +34,9 @@ from heldout.nn.control.modality_encoder import FeatureSpec, JobGraphEncoder, Mo
 from heldout.nn.control.observation_tokens import ObservationTokens
 from heldout.nn.control.return_policy import FactoredHead, HistoryPolicy, ReturnConditionedPolicy
 from heldout.nn.control.sequence_actor import SequenceActor
+from heldout.nn.detection.boxes import box_iou, check_boxes, generalized_box_iou, suppress_overlaps
+from heldout.nn.detection.prompt_detector import Detections, PromptDetector, check_outputs, detections, patch_centres
+from heldout.nn.detection.small_detector import small_prompt_detector
 from heldout.nn.efficientnet import MobileBlock, Standardise, cached_features, efficientnet_lite0
 from heldout.nn.ensemble import LogitEnsemble
 from heldout.nn.features import Encoder, inputs_for, split_head, why_no_head
@@ -156,6 +159,7 @@ __all__ = [
     "CrossAttentionFusion",
     "DKRLEncoder",
     "DecoderParts",
+    "Detections",
     "DomainHeads",
     "DualStreamFusion",
     "Encoder",
@@ -215,6 +219,7 @@ __all__ = [
     "PerceiverFusion",
     "PolicyValue",
     "PowerActivation",
+    "PromptDetector",
     "PrototypeClassifier",
     "RecurrentFusion",
     "RegionAnswerer",
@@ -247,18 +252,22 @@ __all__ = [
     "add_virtual_node",
     "architecture_entropy",
     "architecture_parameters",
+    "box_iou",
     "build_from_genotype",
     "build_from_path",
     "cached_features",
     "candidate_scores",
+    "check_boxes",
     "check_context",
     "check_heads",
+    "check_outputs",
     "computation_graph",
     "conv4",
     "convert_ghost_batchnorm",
     "decoder_body",
     "decoder_parts",
     "decoder_states",
+    "detections",
     "draw_mix",
     "efficientnet_lite0",
     "enumerate_programs",
@@ -267,6 +276,7 @@ __all__ = [
     "find_stages",
     "format_program",
     "fuzzy_membership",
+    "generalized_box_iou",
     "ghost_batch_norm",
     "inflate_2d",
     "inject_lora_group",
@@ -282,6 +292,7 @@ __all__ = [
     "p3d131",
     "p3d199",
     "parse_program",
+    "patch_centres",
     "position_limit",
     "position_offsets",
     "query_and_value",
@@ -296,11 +307,13 @@ __all__ = [
     "shape_maxima",
     "share_layers",
     "small_cnn",
+    "small_prompt_detector",
     "split_encoder",
     "split_head",
     "staged_as",
     "stages_of",
     "structure_of",
+    "suppress_overlaps",
     "takes_argument",
     "takes_positions",
     "tiny_vit",

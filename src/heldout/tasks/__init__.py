@@ -4,6 +4,13 @@ from heldout.tasks.algorithmic.sequence_task import SEQUENCE_TASKS, SequenceTask
 from heldout.tasks.clinical.glaucoma import VISUAL_FIELD_POINTS, GlaucomaMaps, glaucoma_maps
 from heldout.tasks.clinical.medical_pictures import FINDINGS, IMAGING, ORGANS, MedicalPictures, medical_pictures
 from heldout.tasks.clinical.phenotypes import Phenotype, phenotypes
+from heldout.tasks.clinical.promptable_imaging import (
+    IMAGING_DEVICES,
+    IMAGING_TASKS,
+    PROMPT_WORDS,
+    promptable_imaging,
+    prompted_shapes,
+)
 from heldout.tasks.control.bitrate import LADDER, BitrateStreams, Download, bitrate_env, chunk_sizes, play_streams
 from heldout.tasks.control.bitrate_policies import (
     BITRATE_FEATURES,
@@ -48,6 +55,8 @@ from heldout.tasks.control.traces import (
     velocity_forecast,
     viewport_traces,
 )
+from heldout.tasks.detection.drawing_scenes import DrawingThings, drawing_scenes, drawing_things
+from heldout.tasks.detection.prompted import PromptedPictures, cells_of
 from heldout.tasks.glyphs.fewshot_stream import FewShotStream, fewshot_stream
 from heldout.tasks.glyphs.font_glyphs import FONT_FACES, FONT_SCRIPTS, FontGlyphs, font_glyphs
 from heldout.tasks.glyphs.stroke_glyphs import stroke_glyphs
@@ -408,6 +417,8 @@ __all__ = [
     "HELD_OUT_CATEGORIES",
     "HELD_OUT_FAMILIES",
     "IMAGING",
+    "IMAGING_DEVICES",
+    "IMAGING_TASKS",
     "JOB_RULES",
     "JUDGED_LEVELS",
     "KEYWORD_LANGUAGES",
@@ -438,6 +449,7 @@ __all__ = [
     "PHENOTYPE_RELATIONS",
     "PLACE_NAMES",
     "POSITIVE_WORDS",
+    "PROMPT_WORDS",
     "QUESTION_CATEGORIES",
     "QUESTION_OPERATORS",
     "QUESTION_SETS",
@@ -491,6 +503,7 @@ __all__ = [
     "Dominoes",
     "Download",
     "DrawingTags",
+    "DrawingThings",
     "DrawingTransfer",
     "Drawings",
     "ExpertFacts",
@@ -537,6 +550,7 @@ __all__ = [
     "OptionInstance",
     "Phenotype",
     "Program",
+    "PromptedPictures",
     "QuestionFamily",
     "QuestionSet",
     "ReasoningQuestion",
@@ -596,6 +610,7 @@ __all__ = [
     "caption_holds",
     "caption_question",
     "caption_text",
+    "cells_of",
     "chain_fact",
     "chain_problem",
     "choice_examples",
@@ -629,7 +644,9 @@ __all__ = [
     "draw_jobs",
     "draw_network",
     "drawing_features",
+    "drawing_scenes",
     "drawing_tags",
+    "drawing_things",
     "drawing_transfer",
     "drawings",
     "edit_problem",
@@ -726,6 +743,8 @@ __all__ = [
     "play_streams",
     "projective_command",
     "projective_split",
+    "promptable_imaging",
+    "prompted_shapes",
     "python_sources",
     "question_of",
     "question_tasks",

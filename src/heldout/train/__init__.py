@@ -72,6 +72,7 @@ if TYPE_CHECKING:
     from heldout.train.continual.exemplars import ExemplarMemory, MemoryPolicy, herding_order
     from heldout.train.continual.fast_slow import FastSlow, prototype_training
     from heldout.train.continual.fit_stream import StreamResult, fit_stream
+    from heldout.train.continual.paradigms import Paradigm, ParadigmRun, ShareReplay, compare_paradigms, set_order
     from heldout.train.continual.quadratic_penalty import QuadraticPenalty
     from heldout.train.continual.rehearsal import AGEM, LwF, Replay
     from heldout.train.continual.strategy import Combined, ContinualStrategy, Cumulative
@@ -212,6 +213,8 @@ __all__ = [
     "OfflineFit",
     "Operation",
     "PPOLog",
+    "Paradigm",
+    "ParadigmRun",
     "Phase",
     "PretrainingHistory",
     "PretrainingStop",
@@ -232,6 +235,7 @@ __all__ = [
     "SampleReweighter",
     "Saved",
     "SemiSupervised",
+    "ShareReplay",
     "SlotNeighbour",
     "SlotWord",
     "SmallProgram",
@@ -267,6 +271,7 @@ __all__ = [
     "check_disjoint",
     "class_probabilities",
     "clipped_policy_loss",
+    "compare_paradigms",
     "conservative_penalty",
     "contradicted_labels",
     "cql_loss",
@@ -352,6 +357,7 @@ __all__ = [
     "scaled_optimizer",
     "score",
     "seeded",
+    "set_order",
     "sft",
     "si",
     "slot_neighbour",
@@ -392,6 +398,11 @@ _LATER = {
     "prototype_training": "heldout.train.continual.fast_slow",
     "StreamResult": "heldout.train.continual.fit_stream",
     "fit_stream": "heldout.train.continual.fit_stream",
+    "Paradigm": "heldout.train.continual.paradigms",
+    "ParadigmRun": "heldout.train.continual.paradigms",
+    "ShareReplay": "heldout.train.continual.paradigms",
+    "compare_paradigms": "heldout.train.continual.paradigms",
+    "set_order": "heldout.train.continual.paradigms",
     "QuadraticPenalty": "heldout.train.continual.quadratic_penalty",
     "AGEM": "heldout.train.continual.rehearsal",
     "LwF": "heldout.train.continual.rehearsal",

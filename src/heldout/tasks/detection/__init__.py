@@ -1,0 +1,1 @@
+"""Pictures in which things are to be found by what a text says of them."""
