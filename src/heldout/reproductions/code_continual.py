@@ -31,16 +31,18 @@ frequent name after the last two tokens, or one, or none, in the training sites 
 ``naive``; ``replay 20`` and ``replay 100``: a memory of that many windows (1.3 and 7 % of the stream; half of a batch);
 EWC, SI, RWalk; ``cumulative``: on everything so far, for as many steps as its tasks would have one by one.
 
-Settings. Not finished. In ``stdlib`` by the average on validation files after the stream, on seed 1000 alone, where
-neighbours are told apart only roughly: rates of 1e-3 and 3e-3 for plain fine-tuning, replay and training on everything,
-1e-3 better for all three; 3e-4 for plain fine-tuning alone, which is 1.3 points better by that and learns 2.7 less: one
-rate was kept for all arms, and lower ones are to be searched for each. At 1e-3 EWC from 1 to 1,000, SI from 1 to 100,
-RWalk from 0.1 to 100, in steps of 10; at an edge: RWalk, at its lowest. ``best penalty`` of C4 is SI, the best there.
-In ``packages`` nothing was searched: its rate and strengths are guesses, and no laptop run was made.
+Settings. In ``stdlib`` by the average on validation files after the stream. Rates on seeds 1000 and 1001: plain
+fine-tuning 6.9, 6.95 (3e-4, 1e-3), which is no difference, and 1e-4 worse on seed 1000; replay and training on
+everything 1e-3, by 5 points over 3e-4, on seed 1000 alone. 3e-3 was worse for these three before, with a base of fewer
+steps, and was not tried again. Penalties at 3e-4 on seed 1000 alone and at a strength that does nothing there; at 1e-3
+EWC 10, 100, 1,000, SI 10, 100, RWalk 0.01, 0.1, 1; strengths within a factor of 10 differ by less than a point, and
+noise is about two. ``best penalty`` of C4 is SI, the best there. In ``packages`` nothing was searched: its rate and
+strengths are guesses.
 Deviations. 2 layers of 128 instead of 4, windows of 48 tokens instead of 96, 80 steps of 8 windows a task instead of
-150 of 32, 300 windows of a group instead of 1,500, memories scaled to shares of the stream, for time; no weight decay,
-it pulls against the anchors. The loss counts the tokens of usages, not those around. One pretrained model for all
-seeds, as in the paper. No encoder (masked) variant.
+150 of 32, 300 windows of a group instead of 1,500, memories scaled to shares of the stream, for time; the rarest group
+has hardly 250 windows to train. No weight decay, it pulls against the anchors. The loss counts the tokens of usages,
+not those around. One pretrained model for all seeds, as in the paper. The second table, of a masked encoder, is left
+out: it needs a pretraining, windows and a search of its own, which the time for this study did not hold.
 """
 
 from __future__ import annotations
@@ -259,7 +261,7 @@ def run(arm: dict[str, Any], seed: int, profile: str, part: StreamPart = "test")
 
 STRATEGIES = ("naive", "replay", "cumulative", "ewc", "si", "rwalk")
 RATES = {cell: dict.fromkeys(STRATEGIES, rate) for cell, rate in (("stdlib", 1e-3), ("packages", 3e-4))}
-STRENGTHS = {"stdlib": {"ewc": 10.0, "si": 10.0, "rwalk": 0.1}, "packages": {"ewc": 10.0, "si": 10.0, "rwalk": 0.1}}
+STRENGTHS = {"stdlib": {"ewc": 100.0, "si": 100.0, "rwalk": 0.1}, "packages": {"ewc": 10.0, "si": 10.0, "rwalk": 0.1}}
 BEST = {"stdlib": "si", "packages": "si"}  # of the penalties
 
 
