@@ -92,7 +92,8 @@ def suffix_hits(
         [[[True], [False]], [[True], [True]]]
     """
     check_same_length(train=train, test=test)
-    table, hits = SuffixTable(most), []
+    table = SuffixTable(most)
+    hits: list[list[list[bool]]] = []
     for contexts, answers in train:
         table.add(contexts, answers)
         hits.append([])
