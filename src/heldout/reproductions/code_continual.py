@@ -39,7 +39,7 @@ was not tried again; 1e-4 was not tried for replay and training on everything. P
 100, 1,000: 8.7, 9.1, 6.0; EWC 10, 100: 7.8, 8.4, and 1,000 on seed 1000 alone, 3.7 points below 100; RWalk 0.1, 1: 8.6,
 8.4, and 0.01 on seed 1000 alone, 1.4 below 0.1. At 3e-4 on seed 1000 alone with SI 10, EWC 10, RWalk 0.1, which change
 nothing there. ``best penalty`` of C4 is SI, by less than noise.
-In ``packages`` the rate of plain fine-tuning alone was looked at, on seed 1000: 1.7, 1.7, 3.6 with 3e-4, 1e-3, 3e-3, and
+In ``packages`` plain fine-tuning alone was looked at, on seed 1000: 1.7, 1.7, 3.6 with 3e-4, 1e-3, 3e-3, and
 3.1 with 400 steps a task at 3e-3, where ``constant`` has 5.0 and training on everything 4.7 with 3e-3. The cell tells
 nothing as it is; rates of all its arms are 3e-3 (an edge), its strengths guesses.
 Deviations. 2 layers of 128 instead of 4, windows of 48 tokens instead of 96, 80 steps of 8 windows a task instead of
