@@ -36,8 +36,8 @@ noise is about two points. Plain fine-tuning on seeds 1000 and 1001: 6.1, 6.9, 7
 noise. Replay, on seed 1000 alone: 19.3 with 1e-3, 14.5 with 3e-4. Training on everything, on
 seed 1000 alone: 22.8 with 3e-4, 21.8 with 1e-3. 3e-3 was worse than 1e-3 for these three with a base of fewer steps and
 was not tried again; 1e-4 was not tried for replay and training on everything. Penalties at 1e-3 on both seeds: SI 10,
-100, 1,000: 8.7, 9.1, 6.0; EWC 10, 100: 7.8, 8.4, and 1,000 on seed 1000 alone, 3.7 points below 100; RWalk 0.1, 1: 8.6,
-8.4, and 0.01 on seed 1000 alone, 1.4 below 0.1. At 3e-4 on seed 1000 alone with SI 10, EWC 10, RWalk 0.1, which change
+100, 1,000: 8.7, 9.1, 6.0; EWC 10, 100, 1,000: 7.8, 8.4, 7.8; RWalk 0.1, 1: 8.6, 8.4, and 0.01 on seed 1000 alone, 1.4
+below 0.1. At 3e-4 on seed 1000 alone with SI 10, EWC 10, RWalk 0.1, which change
 nothing there. ``best penalty`` of C4 is SI, by less than noise.
 In ``packages`` plain fine-tuning alone was looked at, on seed 1000: 1.7, 1.7, 3.6 with 3e-4, 1e-3, 3e-3, and
 3.1 with 400 steps a task at 3e-3, where ``constant`` has 5.0 and training on everything 4.7 with 3e-3. The cell tells
