@@ -75,6 +75,7 @@ from heldout.measure.dynamics.overfitting import (
     overfitting_report,
 )
 from heldout.measure.dynamics.size_law import SizeLaw, fit_size_law, interpolated_size
+from heldout.measure.dynamics.stream_hits import stream_scores
 from heldout.measure.dynamics.stream_matrix import (
     StreamMatrix,
     StreamStatistic,
@@ -240,7 +241,7 @@ from heldout.measure.texts.skill_mix import (
     grade_skill_text,
     skill_mix_report,
 )
-from heldout.measure.texts.suffix_table import SuffixTable
+from heldout.measure.texts.suffix_table import SuffixTable, suffix_hits
 from heldout.measure.texts.written_spans import span_accuracy, usage_scores, writes_among, writes_spans
 
 generalization_difficulty = classification_difficulty  # under the name of the paper
@@ -526,9 +527,11 @@ __all__ = [
     "stratified_interval",
     "stream_interval",
     "stream_interval_by_examples",
+    "stream_scores",
     "structure_loss",
     "subgroup_auc",
     "subspace_bound",
+    "suffix_hits",
     "sum_of_squared_gradients",
     "supervisor_agreement",
     "sweet_spot",

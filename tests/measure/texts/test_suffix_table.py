@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from heldout.measure import SuffixTable
+from heldout.measure import SuffixTable, suffix_hits
 
 
 def slow(seen, context, most):
@@ -50,3 +50,20 @@ def test_bad_input_is_refused_by_name():
         SuffixTable().add([[1]], [])
     with pytest.raises(ValueError, match="table"):
         SuffixTable().answers([[1]])
+
+
+def test_a_stream_is_told_from_all_tasks_so_far_and_no_later_one():
+    train = [([[1, 2], [3, 2], [3, 4]], ["a", "a", "b"]), ([[1, 2], [5, 2], [5, 2]], ["c", "c", "a"])]
+    test = [([[3, 2], [9, 4]], ["a", "b"]), ([[5, 2], [6, 6], [3, 4]], ["c", "c", "b"])]
+    # After the first task it says a, b; a, a, b. After both: a, b; c, of the two after [5, 2] the first; a; b.
+    assert suffix_hits(train, test) == [[[True, True], [False, False, True]], [[True, True], [True, False, True]]]
+    assert suffix_hits(train, test, 0)[1] == [[True, False], [False, False, False]]
+
+
+def test_a_stream_of_other_lengths_is_refused_by_name():
+    with pytest.raises(ValueError, match="test"):
+        suffix_hits([([[1]], ["a"])], [])
+    with pytest.raises(ValueError, match="answers"):
+        suffix_hits([([[1]], ["a"])], [([[1]], [])])
+    with pytest.raises(ValueError, match="most"):
+        suffix_hits([], [], -1)

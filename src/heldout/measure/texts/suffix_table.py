@@ -65,3 +65,39 @@ class SuffixTable:
     def _ends(self, context: Sequence[Hashable]) -> list[tuple[Hashable, ...]]:
         """The ends of a context, the longest first."""
         return [tuple(context[len(context) - size :]) for size in range(min(self.most, len(context)), -1, -1)]
+
+
+@checked
+def suffix_hits(
+    train: Sequence[tuple[Sequence[Sequence[Hashable]], Sequence[Hashable]]],
+    test: Sequence[tuple[Sequence[Sequence[Hashable]], Sequence[Hashable]]],
+    most: int = 2,
+) -> list[list[list[bool]]]:
+    """Returns which answers a ``SuffixTable`` tells rightly after each task of a stream, on each task.
+
+    Args:
+        train: contexts and answers of each task; the table counts those of all tasks so far.
+        test: contexts and answers of each task.
+        most: tokens of a context that are looked at, at least 0.
+
+    Returns:
+        ``hits[t][j]``: for each answer of ``test[j]``, whether it is told after task t.
+
+    Raises:
+        ValueError: other numbers of tasks, or of contexts and answers; a first task without answers.
+
+    Example:
+        >>> tasks = [([["os", "."]], ["join"]), ([["re", "."]], ["match"])]
+        >>> suffix_hits(tasks, tasks)
+        [[[True], [False]], [[True], [True]]]
+    """
+    check_same_length(train=train, test=test)
+    table = SuffixTable(most)
+    hits: list[list[list[bool]]] = []
+    for contexts, answers in train:
+        table.add(contexts, answers)
+        hits.append([])
+        for others, wanted in test:
+            check_same_length(contexts=others, answers=wanted)
+            hits[-1].append([told == right for told, right in zip(table.answers(others), wanted, strict=True)])
+    return hits
