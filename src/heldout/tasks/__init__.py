@@ -38,7 +38,7 @@ from heldout.tasks.control.job_queue import (
 from heldout.tasks.control.levels import GymLevels, LevelOrder, LevelSplit, LevelStep, LevelWorld, split_levels
 from heldout.tasks.control.maze import MAZE_ACTIONS, MAZE_PLANES, KeyMazes, MazeLayout, maze_env, maze_layout
 from heldout.tasks.control.playing import LevelScores, collect, epsilon_greedy, play_levels
-from heldout.tasks.control.series_text import read_series, salvage_series, series_text
+from heldout.tasks.control.series_text import ToldSeries, judge_texts, read_series, salvage_series, series_text
 from heldout.tasks.control.traces import (
     FORECASTS,
     last_forecast,
@@ -568,6 +568,7 @@ __all__ = [
     "TeacherStudent",
     "TokenRows",
     "TokenSamples",
+    "ToldSeries",
     "TwoBlockImages",
     "Votes",
     "WordedProblem",
@@ -659,6 +660,7 @@ __all__ = [
     "job_queues",
     "job_seconds_of",
     "joined_examples",
+    "judge_texts",
     "judged_choices",
     "judged_drawings",
     "judged_shapes",
