@@ -53,7 +53,7 @@ def test_cloning_reads_no_returns_and_netllm_does(monkeypatch):
 
 def test_the_unit_of_a_setting_is_robust_mpc_on_its_traces():
     found = {name: netllm.run(netllm.ARMS[name], SEED, "smoke") for name in ("mpc", "bba", "pool", "mixture")}
-    size = netllm.SIZES["tiny", "smoke"]
+    size = netllm.SIZES["smoke"]
     for setting in netllm.BITRATE_SETTINGS:
         assert found["mpc"][setting] == 1
         mean = sum(found[name][setting] for name in ("mpc", "bba", "mixture")) / 3
@@ -64,7 +64,7 @@ def test_the_unit_of_a_setting_is_robust_mpc_on_its_traces():
 
 
 def test_tests_are_on_other_traces_than_the_pool():
-    size = netllm.SIZES["tiny", "smoke"]
+    size = netllm.SIZES["smoke"]
     tested = netllm.tested("broadband", SEED, "smoke")[0].traces
     for part in range(3):
         logged = netllm.tasks.bitrate_streams("broadband", size.pool, chunks=size.chunks, part=part, seed=SEED).traces

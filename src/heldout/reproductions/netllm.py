@@ -64,13 +64,13 @@ SPEEDS, GAPS = {"mae": 1.0, "mae_fast": 2.0, "mae_slow": 0.5}, {"job_seconds": 2
 MAES, SECONDS = tuple(SPEEDS), tuple(GAPS)
 GRAPHS = find_spec("torch_geometric") is not None
 
-# episodes of a behaviour and of a test, chunks, horizon of the MPC; updates of policies, forecasters and text; ...
-Size = namedtuple("Size", "pool tests chunks horizon steps view_steps text_steps batch series")
-SIZES = {
-    ("tiny", "laptop"): Size(50, 40, 48, 5, 100, 240, 500, 16, 2000),
-    ("SmolLM2", "laptop"): Size(50, 40, 48, 5, 250, 250, 0, 4, 2000),
-    **dict.fromkeys([("tiny", "smoke"), ("SmolLM2", "smoke")], Size(2, 2, 6, 2, 2, 2, 2, 2, 8)),
-}
+# episodes of a behaviour and of a test, chunks, horizon of the MPC, series to learn from, texts asked for
+Size = namedtuple("Size", "pool tests chunks horizon series texts")
+SIZES = {"laptop": Size(50, 40, 48, 5, 2000, 400), "smoke": Size(2, 2, 6, 2, 8, 2)}
+UPDATES = {  # and windows, series or texts in each
+    ("bitrate", "tiny"): (400, 8), ("view", "tiny"): (480, 16), ("jobs", "tiny"): (200, 8), ("text", "tiny"): (500, 16),
+    ("bitrate", "SmolLM2"): (250, 4), ("view", "SmolLM2"): (250, 4),
+}  # fmt: skip
 RATES = {
     ("bitrate", "tiny"): {
         "mlp": 1e-2, "lstm": 3e-2, "netllm": 1e-2, "random": 1e-2, "scratch": 1e-2, "full": 1e-2, "cloning": 1e-2,
@@ -91,7 +91,7 @@ TIMES = {"mlp": 8, "lstm": 4}  # as many updates as the others, since they are c
 
 @functools.lru_cache(maxsize=4)
 def pool_of(task: str, seed: int, profile: str) -> ExperiencePool:
-    size = SIZES["tiny", profile]
+    size = SIZES[profile]
     if task == "jobs":
         logged = tasks.logged_jobs(tasks.job_queues(3 * size.pool, gap=GAPS["job_seconds"], slots=SLOTS, seed=seed))
     else:
@@ -116,9 +116,9 @@ def backbone(method: str, cell: str, seed: int, profile: str) -> Any:
 
 
 def recipe(task: str, method: str, cell: str, seed: int, profile: str) -> dict[str, Any]:
-    size, times = SIZES[cell, profile], TIMES.get(method, 1)
-    steps = times * (size.view_steps if task == "view" else size.steps)
-    own = {"steps": steps, "warmup": steps // 10, "batch_size": size.batch, "lr": RATES[task, cell][method]}
+    steps, batch = UPDATES[task, cell] if profile == "laptop" else (2, 2)
+    steps *= TIMES.get(method, 1)
+    own = {"steps": steps, "warmup": steps // 10, "batch_size": batch, "lr": RATES[task, cell][method]}
     return own | {"schedule": "cosine", "clip": 1.0, "seed": seed}
 
 
@@ -147,7 +147,7 @@ def policy_of(task: str, method: str, cell: str, seed: int, profile: str) -> Any
 @functools.lru_cache(maxsize=8)
 def tested(setting: str, seed: int, profile: str) -> tuple[tasks.BitrateStreams, dict[str, float]]:
     """Streams of a test, and the mean QoE of a chunk that each behaviour has on them."""
-    size = SIZES["tiny", profile]
+    size = SIZES[profile]
     streams = tasks.bitrate_streams(setting, size.tests, chunks=size.chunks, part=3, seed=seed)
     return streams, tasks.behaviour_rewards(streams, horizon=size.horizon, seed=seed)
 
@@ -183,7 +183,7 @@ def forecaster(method: str, cell: str, seed: int, profile: str) -> Any:
     with seeded(seed):
         own = method != "published"
         model = nn.LMForecaster(lm, 3, squash=not own, residual=own) if lm else nn.LSTMForecaster(3, residual=True)
-    series = viewport_traces(SIZES[cell, profile].series, SEEN + AHEAD, seed=seed)
+    series = viewport_traces(SIZES[profile].series, SEEN + AHEAD, seed=seed)
     fit_forecaster(model, series, **recipe("view", method, cell, seed, profile))
     return model
 
@@ -196,16 +196,15 @@ def view(method: str, cell: str, seed: int, profile: str) -> dict[str, float]:
 
 
 def text(method: str, cell: str, seed: int, profile: str) -> dict[str, float]:
-    size, (model, tokenizer) = SIZES[cell, profile], pretrained(cell, profile)
+    size, (model, tokenizer) = SIZES[profile], pretrained(cell, profile)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     with seeded(seed):
         lm = nn.lora_backbone(copy.deepcopy(model))
     series = viewport_traces(size.series, SEEN + TOLD, seed=seed)
     rows = [(tasks.series_text(each[-2 * TOLD : -TOLD]), " " + tasks.series_text(each[-TOLD:])) for each in series]
-    train_tiny(
-        lm, tokenizer, rows, steps=size.text_steps, batch_size=size.batch, lr=RATES["text", cell][method], seed=seed
-    )
-    series = viewport_traces(400 if profile == "laptop" else 2, SEEN + TOLD, seed=seed + 500_000)
+    own = recipe("text", method, cell, seed, profile)
+    train_tiny(lm, tokenizer, rows, **{name: own[name] for name in ("steps", "batch_size", "lr", "seed")})
+    series = viewport_traces(size.texts, SEEN + TOLD, seed=seed + 500_000)
     prompts = [ids_of_prompt(tasks.series_text(each[-2 * TOLD : -TOLD]), tokenizer) for each in series]
     answers = [ids for (ids,) in generate_ids(lm, tokenizer, prompts, max_tokens=64 if profile == "laptop" else 4)]
     texts = [tokenizer.decode(ids, skip_special_tokens=True) for ids in answers]
@@ -226,7 +225,7 @@ def jobs(method: str, cell: str, seed: int, profile: str) -> dict[str, float]:
     pool = pool_of("jobs", seed, profile)
     policy = None if method in (*JOB_RULES, "pool") else policy_of("jobs", method, cell, seed, profile)
     for setting, gap in GAPS.items():
-        queues = tasks.job_queues(SIZES[cell, profile].tests, gap=gap, slots=SLOTS, seed=seed + 500_000)
+        queues = tasks.job_queues(SIZES[profile].tests, gap=gap, slots=SLOTS, seed=seed + 500_000)
         if policy is not None:
             seconds = [tasks.schedule_jobs(policy, queues, target_return=pool.best, scale=pool.scale, slide=SLIDE)]
         else:
