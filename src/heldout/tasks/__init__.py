@@ -46,7 +46,7 @@ from heldout.tasks.control.levels import GymLevels, LevelOrder, LevelSplit, Leve
 from heldout.tasks.control.maze import MAZE_ACTIONS, MAZE_PLANES, KeyMazes, MazeLayout, maze_env, maze_layout
 from heldout.tasks.control.minigrid_levels import door_key_env
 from heldout.tasks.control.playing import LevelScores, collect, epsilon_greedy, play_levels
-from heldout.tasks.control.series_text import read_series, salvage_series, series_text
+from heldout.tasks.control.series_text import ToldSeries, judge_texts, read_series, salvage_series, series_text
 from heldout.tasks.control.traces import (
     FORECASTS,
     last_forecast,
@@ -583,6 +583,7 @@ __all__ = [
     "TeacherStudent",
     "TokenRows",
     "TokenSamples",
+    "ToldSeries",
     "TwoBlockImages",
     "Votes",
     "WordedProblem",
@@ -678,6 +679,7 @@ __all__ = [
     "job_queues",
     "job_seconds_of",
     "joined_examples",
+    "judge_texts",
     "judged_choices",
     "judged_drawings",
     "judged_shapes",

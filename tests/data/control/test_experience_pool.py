@@ -49,3 +49,6 @@ def test_of_episodes_of_other_lengths_the_better_is_asked_for_and_not_the_longer
     assert pool.scale == RewardScale(0.0, 1.0)
     assert pool.best == -1.0
     assert pool.returns.tolist() == [-1.0, -6.0, -5.0, -4.0, -3.0, -2.0]
+    losing = torch.tensor([-7.0, -5.0, 0.0, -1.0])
+    pool = ExperiencePool.of(Trajectories(torch.zeros(4, 1), torch.zeros(4).long(), losing, ends[[0, 3, 4, 5]]))
+    assert pool.best == pytest.approx(-6 / 7)  # of an episode, not of its best step

@@ -88,3 +88,14 @@ def test_bad_features_are_refused_by_name():
         ModalityEncoder({}, 8)
     with pytest.raises(ValueError, match="nodes and edges"):
         JobGraphEncoder(3)(torch.ones(4, 3), torch.ones(4, 3))
+
+
+def test_features_of_another_type_and_graphs_without_nodes_are_read():
+    pytest.importorskip("torch_geometric")
+    from heldout.nn import JobGraphEncoder
+
+    encoder = ModalityEncoder({"a": FeatureSpec("scalar"), "b": FeatureSpec("series", 5)}, 8, hidden=4)
+    doubles = {"a": torch.ones(2, 1, dtype=torch.float64), "b": torch.ones(2, 5, dtype=torch.int64)}
+    floats = {name: value.float() for name, value in doubles.items()}
+    assert torch.equal(encoder(doubles), encoder(floats))
+    assert torch.equal(JobGraphEncoder(3, hidden=4)(torch.zeros(2, 4, 3), torch.zeros(2, 4, 4)), torch.zeros(2, 4))

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from heldout.data import RewardScale
-from heldout.nn import HistoryPolicy
+from heldout.nn import FactoredHead, HistoryPolicy, ModalityEncoder, ReturnConditionedPolicy, SequenceActor
 from heldout.tasks import JobQueue, draw_jobs, first_come, job_features, play_jobs, schedule_jobs
+from tests.nn.control.test_backbone import llama
 
 SLOTS = 8
 
@@ -68,3 +69,17 @@ def test_bad_queues_and_policies_are_refused_by_name():
         schedule_jobs(Scripted(True), queues(1), slide=0)
     with pytest.raises(ValueError, match="target_return"):
         schedule_jobs(Scripted(True), queues(1), target_return=float("nan"))
+
+
+def test_a_graph_says_what_waits_for_whom():
+    pytest.importorskip("torch_geometric")
+    torch.manual_seed(0)
+    encoder = ModalityEncoder(job_features(SLOTS), 16, hidden=8)
+    policy = ReturnConditionedPolicy(llama(), encoder, SLOTS * 4, window=5, head=FactoredHead(16, (SLOTS, 4))).eval()
+    seen = {name: value[None] for name, value in queues(1)[0].observations().items()}
+    seen["stages"][0, :4] = torch.rand(4, 6) + 0.1
+    linked = seen | {"heard": seen["heard"].clone()}
+    linked["heard"][0, 0, 3] = 1 - linked["heard"][0, 0, 3]
+    said = [SequenceActor(policy, 1).logits(each) for each in (seen, linked)]
+    assert not torch.allclose(*said, atol=1e-6)
+    assert schedule_jobs(policy, queues(2), slide=2).shape == (2,)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from heldout.tasks import read_series, salvage_series, series_text
+from heldout.tasks import judge_texts, read_series, salvage_series, series_text
 
 
 def test_samples_come_back_rounded_to_percents():
@@ -65,3 +65,16 @@ def test_what_is_valid_is_salvaged_as_it_is_read():
     samples = torch.rand(5, 3, generator=torch.Generator().manual_seed(1)) * 2 - 1
     text = series_text(samples)
     assert torch.equal(read_series(text, 5, 3), salvage_series(text, 5, 3))
+
+
+def test_texts_are_judged_by_both_readers_and_by_what_is_salvaged():
+    series = torch.tensor([[[0.1], [0.2]], [[0.3], [0.4]], [[0.5], [0.6]], [[0.0], [0.0]]])
+    told = judge_texts(["1: 10; 2: 20;", "1: 20, 20", "1: 50;", "nothing"], series)
+    assert told[:2] == (0.25, 0.5)
+    assert told.mae == pytest.approx((0 + (0.1 + 0.2) / 2) / 2)
+    assert judge_texts(["x"] * 4, series).mae != judge_texts(["x"] * 4, series).mae  # NaN
+    for texts, name in ((["1: 1;"], "texts"), ([], "texts")):
+        with pytest.raises(ValueError, match=name):
+            judge_texts(texts, series)
+    with pytest.raises(ValueError, match="series"):
+        judge_texts(["1: 1;"], torch.zeros(1, 2))

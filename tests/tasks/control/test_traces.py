@@ -64,6 +64,12 @@ def test_a_viewer_of_one_place_follows_it_at_its_own_speed():
         assert float(torch.corrcoef(torch.stack([rolled.flatten(), yaw.flatten()]))[0, 1]) > 0.7
 
 
+def test_the_fastest_moment_of_a_turn_is_the_faster_the_faster_the_viewer():
+    peaks = [viewport_traces(300, 60, speed=x, jitter=0.0, seed=6).diff(dim=1).abs().max() for x in (0.25, 0.5, 1.0)]
+    assert peaks[0] < 0.7 * peaks[1]
+    assert peaks[1] < 0.7 * peaks[2]
+
+
 def test_a_turn_does_not_overshoot_much():
     traces = viewport_traces(2000, 40, jitter=0.0, seed=4)[..., 2]
     moves = traces.diff(dim=1)

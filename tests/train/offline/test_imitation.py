@@ -169,3 +169,28 @@ def test_what_is_frozen_as_a_whole_stays_as_it_is_with_its_statistics():
     assert set(modes) == {(True, False, False, True)}
     assert torch.equal(frozen[0].running_mean, before)
     assert not any(part.training for part in policy.modules())
+
+
+def test_dropout_acts_in_training_follows_the_seed_and_is_off_when_a_loss_is_asked_for():
+    def made():
+        torch.manual_seed(0)
+        policy = HistoryPolicy(4, 4, hidden=16)
+        policy.body.append(torch.nn.Dropout(0.5))
+        return policy.eval()
+
+    runs = []
+    for seed in (1, 1, 2):
+        policy = made()
+        torch.manual_seed(seed + len(runs))  # nothing of the caller's
+        runs.append(fit_policy(policy, logged(2, 3), window=3, steps=1, batch_size=2, seed=seed))
+    assert runs[0] == runs[1] != runs[2]
+    assert runs[0] != fit_policy(without_dropout(made()), logged(2, 3), window=3, steps=1, batch_size=2, seed=1)
+    policy = made().train()
+    assert policy_loss(policy, logged(), window=3) == policy_loss(policy, logged(), window=3)
+    assert policy.training
+
+
+def without_dropout(policy):
+    """The same without dropout."""
+    policy.body[-1].p = 0.0
+    return policy

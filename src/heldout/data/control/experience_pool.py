@@ -58,7 +58,7 @@ class RewardScale:
             tails: share of the rewards at either end that may lie outside of the range, below 0.5: where a few are far
                 from all others, those others would be one number.
             shift: whether the smallest becomes 0, as published; False: rewards are divided by their range alone, and
-                ``low`` is 0. With the shift each further step earns, so that of two episodes the longer seems better.
+                ``low`` is 0. With the shift each further step earns, and of two episodes the longer one seems better.
 
         Raises:
             ValueError: no rewards, rewards that are all equal or not finite, a share out of range.

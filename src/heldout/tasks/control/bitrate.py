@@ -289,7 +289,7 @@ def play_streams(streams: BitrateStreams, policy: Callable[[BitrateStreams], Ten
 
 
 def bitrate_env(traces: Tensor, sizes: Tensor, *, ladder: Sequence[float] = LADDER, noise: float = 0.0) -> Any:
-    """Returns a ``gymnasium.Env`` of one stream: the next trace (with a seed the first), a random start at each reset.
+    """Returns a ``gymnasium.Env`` of one stream: a reset takes the next trace, or with a seed the first, from anywhere.
 
     Observations are those of ``BitrateStreams`` in one vector, float32, in their order; actions are levels; ``info``
     has the seconds of download and rebuffering. For many episodes at once ``BitrateStreams`` is many times faster.

@@ -6,11 +6,21 @@ Source: arXiv:2402.02338, section 2 (answers token by token, of which some are n
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from heldout.errors import check_at_least, check_between, check_dimensions, check_nonempty, checked
+from heldout.errors import (
+    check_at_least,
+    check_between,
+    check_dimensions,
+    check_length,
+    check_nonempty,
+    check_values,
+    checked,
+)
 
 
 @checked
@@ -91,3 +101,49 @@ def salvage_series(text: str, steps: int, dim: int) -> Tensor | None:
         return None
     numbers = torch.tensor([max(-100, min(100, int(number[:9]))) for number in found[: steps * dim]])
     return numbers.view(steps, dim) / 100
+
+
+class ToldSeries(NamedTuple):
+    """What texts that should tell samples are worth.
+
+    Attributes:
+        valid: share in the form of ``series_text``, and nothing else.
+        salvaged: share in which ``salvage_series`` finds enough numbers.
+        mae: mean absolute error of the salvaged ones; NaN where there is none.
+
+    Example:
+        >>> ToldSeries(0.5, 1.0, 0.1).salvaged
+        1.0
+    """
+
+    valid: float
+    salvaged: float
+    mae: float
+
+
+@checked
+def judge_texts(texts: Sequence[str], series: Tensor) -> ToldSeries:
+    """Returns how many texts tell samples, by a strict and by a forgiving reader, and how far off they are.
+
+    Args:
+        texts: one for each series.
+        series: what should have been told, ``(texts, steps, dim)``.
+
+    Raises:
+        ValueError: no texts, or another number of series.
+
+    Source: arXiv:2402.02338, section 2 (answers of a language model that are not valid).
+
+    Example:
+        >>> judge_texts(["1: 50; 2: 0;", "1: 50, 0", "none"], torch.zeros(3, 2, 1))
+        ToldSeries(valid=0.3333333333333333, salvaged=0.6666666666666666, mae=0.25)
+    """
+    check_dimensions(3, series=series)
+    check_values(series=series)
+    check_length(len(series), texts=texts)
+    steps, dim = series.shape[1:]
+    valid = sum(read_series(text, steps, dim) is not None for text in texts)
+    told = [(salvage_series(text, steps, dim), right) for text, right in zip(texts, series, strict=True)]
+    errors = [float((found - right.to(found)).abs().mean()) for found, right in told if found is not None]
+    mae = sum(errors) / len(errors) if errors else float("nan")
+    return ToldSeries(valid / len(texts), len(errors) / len(texts), mae)
