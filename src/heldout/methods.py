@@ -17,7 +17,7 @@ from importlib import import_module
 from inspect import signature
 from typing import Any
 
-from heldout.catalog import method_factories, method_spaces, named_methods
+from heldout.catalog import method_factories, method_spaces, module_name, named_methods, systems
 from heldout.errors import checked
 from heldout.method import Method
 
@@ -43,9 +43,10 @@ def on_request() -> list[str]:
 
     Example:
         >>> on_request()
-        ['deep_ensemble', 'learned_weights', 'repeated_data']
+        ['awq', 'deep_ensemble', 'learned_weights', 'repeated_data', 'rtn']
     """
-    return sorted(name for name, method in named_methods().items() if method.on_request)
+    named = [name for name, method in named_methods().items() if method.on_request]
+    return sorted([*named, *(module_name(system.slug) for system in systems().values() if system.on_request)])
 
 
 def __getattr__(name: str) -> Callable[..., Method]:

@@ -88,9 +88,9 @@ def test_show_tells_of_every_method_that_improve_may_try(name):
 
 
 def test_show_tells_nothing_of_methods_where_there_is_none():
-    document = json.loads(heldout("show", "awq", "--json").stdout)
+    document = json.loads(heldout("show", "scylla", "--json").stdout)
     assert document["told"] == {}
-    assert "Applies to" not in heldout("show", "awq").stdout
+    assert "Applies to" not in heldout("show", "scylla").stdout
 
 
 def test_what_is_for_texts_alone_is_told_so():

@@ -64,7 +64,7 @@ def test_every_number_is_read_at_80_columns(metric, scale, width):
     assert max(map(len, shown.splitlines())) <= width
     assert "…" not in shown
     gains = {"accuracy": ["+2.0", "+1.0 to +3.0", "-40.0 to -20.0", "0.0 to 0.0"],
-             "mse": ["+0.02", "+0.01 to +0.03", "-0.4 to -0.2", "0 to 0"],
+             "mse": ["+0.020", "+0.010 to +0.030", "-0.40 to -0.20", "0 to 0"],
              "my_own_metric": ["+2.47e-07", "+1.23e-07 to +3.7e-07", "0 to 0"]}[metric]  # fmt: skip
     assert all(text in shown for text in gains)
     assert "e-17" not in shown

@@ -29,6 +29,7 @@ class System:
         method: ``module:factory`` of its Method, where it has one.
         extra: what its study needs beside the core, as in ``pip install 'heldout[lm]'``.
         space: the parameters of the Method that are worth searching, see ``heldout.methods.space``.
+        on_request: the Method is not among those that ``heldout improve`` tries by itself.
 
     Example:
         >>> lines = systems()["lines"]
@@ -48,6 +49,7 @@ class System:
     method: str | None = None
     extra: str | None = None
     space: Space = field(default_factory=dict)
+    on_request: bool = False
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -107,14 +107,13 @@ def print_improvement(document: Document, console: Console) -> None:
         for test in _test_sets(document):
             entry = row["tests"][test]
             style = {"holds": "green", "contradicted": "red"}.get(_sign(entry), "default")
-            between = "" if entry["low"] is None else f"{scale.gain(entry['low'])} to {scale.gain(entry['high'])}"
+            gained, *ends = scale.gains(entry)
+            between = "" if entry["low"] is None else " to ".join(ends)
             scores = (scale.score(entry["baseline"]), scale.score(entry["score"]))
-            table.add_row(
-                escape(test), *scores, f"[{style}]{scale.gain(entry['gain'])}[/]", between, f"[{style}]{word(entry)}[/]"
-            )
+            table.add_row(escape(test), *scores, f"[{style}]{gained}[/]", between, f"[{style}]{word(entry)}[/]")
             if "tuned_gain" in entry:
-                between = f"{scale.gain(entry['tuned_low'])} to {scale.gain(entry['tuned_high'])}"
-                gained = scale.gain(entry["tuned_gain"])
+                gained, *ends = scale.gains(entry, "tuned_")
+                between = " to ".join(ends)
                 score = scale.score(tuned[test]) if test in tuned else ""
                 table.add_row("[dim]  over tuned[/]", f"[dim]{score}[/]", "", f"[dim]{gained}[/]", f"[dim]{between}[/]")
         console.print(table)

@@ -299,7 +299,7 @@ class amounts:  # noqa: N801 - called like a function
         >>> amounts("accuracy")({"gain": 0.0213, "low": 0.01, "high": 0.0326})
         '+2.1 points [+1.0, +3.3]'
         >>> amounts("mse")({"gain": 2.78e-17, "low": 0.0, "high": 0.5})
-        '0 [0, +0.5]'
+        '0.00 [0.00, +0.50]'
     """
 
     def __init__(self, metric: str) -> None:
@@ -307,7 +307,7 @@ class amounts:  # noqa: N801 - called like a function
         self._points = f" {self._scale.points}" if self._scale.points else ""
 
     def __call__(self, entry: Mapping[str, Any], prefix: str = "") -> str:
-        gain, low, high = (self._scale.gain(entry[prefix + part]) for part in ("gain", "low", "high"))
+        gain, low, high = self._scale.gains(entry, prefix)
         return f"{gain}{self._points} [{low}, {high}]"
 
     def size(self, value: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,7 @@ VERDICT_SIGN = {"holds": "✅", "inconclusive": "➖", "contradicted": "❌"}
 
 
 NOTHING = 1e-12  # what is smaller is what rounding leaves of a zero
-SHARES = ("accuracy", "balanced accuracy", "token accuracy")  # metrics that are written in percent
+SHARES = ("accuracy", "balanced_accuracy", "token_accuracy")  # metrics that are written in percent
 
 
 @checked
@@ -57,39 +58,59 @@ class Scale:
         check_fields(self)
 
     @property
+    def shares(self) -> bool:
+        """Whether values are shares of examples, which are written in percent."""
+        return self.metric.replace(" ", "_") in SHARES
+
+    @property
     def unit(self) -> float:
         """What a value is multiplied by before it is written: 100 for shares."""
-        return 100.0 if self.metric in SHARES else 1.0
+        return 100.0 if self.shares else 1.0
 
     @property
     def points(self) -> str:
         """What differences are counted in: "points", or nothing."""
-        return "points" if self.metric in SHARES else ""
+        return "points" if self.shares else ""
 
     @checked
     def score(self, value: float | None) -> str:
         """Returns a score as text."""
-        if value is None or self.metric not in SHARES:
+        if value is None or not self.shares:
             return number(value)
         return f"{100 * value:.1f} %"
 
     @checked
     def gain(self, value: float | None) -> str:
         """Returns a difference of scores as text, with its sign."""
-        if value is None or self.metric not in SHARES:
+        if value is None or not self.shares:
             return number(value, 3, signed=True)
         return _without_minus_zero(f"{100 * value:+.1f}")
 
     @checked
-    def with_interval(self, entry: Mapping[str, Any], prefix: str = "") -> str:
-        """Returns a gain with its interval, of ``{"gain", "low", "high"}``, each name after the prefix."""
+    def gains(self, entry: Mapping[str, Any], prefix: str = "") -> tuple[str, str, str]:
+        """Returns a gain and the ends of its interval as texts, of ``{"gain", "low", "high"}``, named after a prefix.
+
+        All three have the decimals that tell the interval's width in two digits, five at most (else 3 digits each);
+        dashes where there is no interval.
+        """
         check_nonempty(entry=entry)
         gain, low, high = (entry[prefix + part] for part in ("gain", "low", "high"))
-        return self.gain(gain) if low is None else f"{self.gain(gain)} [{self.gain(low)}, {self.gain(high)}]"
+        width = 0.0 if low is None or high is None or self.shares else high - low
+        decimals = max(0, 1 - math.floor(math.log10(width))) if NOTHING < width < math.inf else None
+        if decimals is None or decimals > 5:
+            return self.gain(gain), self.gain(low), self.gain(high)
+        said = [_without_minus_zero(f"{value:+.{decimals}f}") for value in (gain, low, high)]
+        return said[0], said[1], said[2]
+
+    @checked
+    def with_interval(self, entry: Mapping[str, Any], prefix: str = "") -> str:
+        """Returns a gain with its interval, of ``{"gain", "low", "high"}``, each name after the prefix."""
+        gain, low, high = self.gains(entry, prefix)
+        return gain if entry[prefix + "low"] is None else f"{gain} [{low}, {high}]"
 
 
 def _without_minus_zero(text: str) -> str:
-    return "0.0" if float(text) == 0 else text
+    return text.lstrip("+-") if float(text) == 0 else text
 
 
 @checked

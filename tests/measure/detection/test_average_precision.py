@@ -171,3 +171,13 @@ def test_what_is_scored_too_low_is_not_found():
     images = torch.tensor([2.0, -2.0]).view(2, 1, 1, 1).expand(2, 3, 2, 2)
     assert prompted_precision(Told(), images, boxes, boxes[:, None]) == 1.0
     assert prompted_precision(Told(), images, boxes, boxes[:, None], least=0.5) == 0.5
+
+
+def test_of_equal_scores_earlier_pictures_and_boxes_come_first():
+    there, elsewhere = torch.tensor([[0.0, 0.0, 1.0, 1.0]]), torch.tensor([[5.0, 5.0, 6.0, 6.0]])
+    same = [torch.tensor([0.5]), torch.tensor([0.5])]
+    nothing = torch.zeros(0, 4)
+    assert average_precision([there, elsewhere], same, [there, nothing]) == 1.0
+    assert average_precision([elsewhere, there], same, [nothing, there]) == 0.5
+    both = [torch.cat([there, elsewhere])], [torch.cat([elsewhere, there])]
+    assert [average_precision(boxes, [torch.full((2,), 0.5)], [there]) for boxes in both] == [1.0, 0.5]

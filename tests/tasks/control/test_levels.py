@@ -148,3 +148,13 @@ def test_levels_of_minigrid_are_played(gymnasium):
     assert world.actions == 7
     step = world.step(torch.tensor([2, 2, 2]))
     assert torch.equal(step.observations[0], step.observations[2])
+
+
+def test_one_environment_for_all_levels_is_refused(gymnasium):
+    """Played by several places in turn, each would reset and step the same state."""
+    shared = gymnasium.make("CartPole-v1")
+    with pytest.raises(ValueError, match="make must make an environment of its own for level 1"):
+        GymLevels(lambda level: shared, range(3))
+    with pytest.raises(ValueError, match="of its own"):
+        GymLevels(lambda level: gymnasium.wrappers.TimeLimit(shared, 5), range(3))
+    assert len(GymLevels(lambda level: shared, [3])) == 1

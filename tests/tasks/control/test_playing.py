@@ -237,3 +237,19 @@ def test_episodes_that_do_not_end_and_rewards_that_are_not_finite_are_refused():
         collect(idle, Endless([1, 2]), 5, limit=20)
     with pytest.raises(ValueError, match="rewards"):
         play_levels(idle, Broken([1, 2]))
+
+
+class TwoClocks(Coins):
+    """Of two environments the first has episodes of 9 steps, the second of 2."""
+
+    def drawn(self, count):
+        return torch.tensor([9, 2])
+
+    def __init__(self):
+        super().__init__(2)
+
+
+def test_episodes_are_taken_by_when_they_began():
+    """The long one began first: what began later does not push it out for having ended before."""
+    log = collect(lambda seen: torch.zeros(len(seen), 2), TwoClocks(), 10)
+    assert log.lengths.tolist() == [9, 2]

@@ -5,6 +5,7 @@ import torch
 
 from heldout.tasks import Drawings, DrawingTags, drawing_scenes, drawing_things
 from heldout.tasks.detection import drawing_scenes as module
+from heldout.tasks.detection.drawing_scenes import _paste
 
 
 def world(things=5, size=48):
@@ -113,3 +114,12 @@ def test_as_many_others_lie_beside_as_are_allowed():
     for wrong in (0, 8):
         with pytest.raises(ValueError, match="others"):
             drawing_scenes(sprites, captions, vectors, grounds, 2, asked=torch.arange(9), others=wrong)
+
+
+def test_the_box_of_a_pasted_sprite_is_that_of_what_is_seen():
+    sprite = torch.zeros(4, 8, 8)
+    sprite[:, 2:4, 1:7] = 1.0  # two rows from the third on, six columns from the second on
+    image = torch.zeros(3, 20, 30)
+    assert _paste(image, sprite, (5, 10), 8).tolist() == [11, 7, 17, 9]
+    assert image.sum(0).nonzero().amin(0).tolist() == [7, 11]
+    assert image.sum(0).nonzero().amax(0).tolist() == [8, 16]

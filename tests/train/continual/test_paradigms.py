@@ -1,6 +1,7 @@
 """Ways of training on several sets: one start, one cost, and what each has seen."""
 
 import copy
+import functools
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from heldout.train import (
     Replay,
     ShareReplay,
     compare_paradigms,
+    fit_stream,
     set_order,
 )
 
@@ -255,3 +257,24 @@ def test_orders_go_by_task_or_by_domain_and_depend_on_the_seed():
         set_order([])
     with pytest.raises(ValueError, match="by must be"):
         set_order(keys, by="device")
+
+
+def test_one_after_the_other_is_the_stream_that_fit_stream_trains():
+    recipe = {"optimizer": functools.partial(torch.optim.SGD, lr=0.1), "batch_size": 8, "seed": 3}
+    run = compare_paradigms(net(), sets(), {"sequential": ContinualStrategy}, steps=12, **recipe)["sequential"]
+    data = [TensorDataset(*pair) for pair in sets().values()]
+    stream = fit_stream(
+        net(), data, ContinualStrategy(), evaluate=lambda model, task: 0.0, steps=4, loss=F.cross_entropy, **recipe
+    )
+    for name, value in stream.module.state_dict().items():
+        assert torch.allclose(run.models.state_dict()[name], value, atol=1e-6), name
+    assert run.steps == sum(stream.steps) == 12
+
+
+def test_of_equal_sets_other_rows_are_kept():
+    strategy = ShareReplay(0.1, seed=1)
+    for number in range(2):
+        strategy.end_task(net(), (torch.arange(40.0)[:, None].repeat(1, 6), torch.full((40,), number)))
+    first, second = (strategy.memory.inputs[strategy.memory.targets == number, 0].sort().values for number in range(2))
+    assert len(first) == len(second) == 4
+    assert not torch.equal(first, second)

@@ -10,6 +10,7 @@ from torch import nn
 from heldout.nn import ActorCritic, GridEncoder
 from heldout.tasks import KeyMazes, LevelStep, play_levels
 from heldout.train import clipped_policy_loss, generalized_advantages, ppo, seeded
+from heldout.train.reinforcement.ppo import _rollout
 
 
 def example(steps=9, envs=3, seed=0):
@@ -135,6 +136,27 @@ def test_the_value_goes_on_where_time_is_over_and_stops_where_an_episode_ends(en
         value_weight=1.0, anneal=True, epochs=2, minibatches=2,
     )  # fmt: skip
     assert policy.value.item() == pytest.approx(1.25 if ends else 2.0, abs=0.05)
+
+
+def test_what_follows_a_limit_of_time_is_the_value_of_what_was_reached():
+    """Not that of the first state of the next episode, which is what is acted on next."""
+
+    class Count(Corridor):
+        def observations(self):
+            return {"one": self.time[:, None].float() + 1}
+
+        def step(self, actions):
+            reached = {"one": self.time[:, None].float() + 2}
+            return super().step(actions)._replace(observations=reached)
+
+    policy = OneState()
+    policy.value.data.fill_(10.0)
+    rewards, values, following, ends, cut = _rollout(policy, Count(1, 3, False), 5, torch.zeros(1)).told
+    assert values[:, 0].tolist() == [10.0, 20.0, 30.0, 10.0, 20.0]
+    assert following[:, 0].tolist() == [20.0, 30.0, 40.0, 20.0, 30.0]
+    assert cut[:, 0].tolist() == [False, False, True, False, False]
+    assert not ends.any()
+    assert rewards.shape == (5, 1)
 
 
 def test_what_is_rewarded_is_done():

@@ -137,7 +137,7 @@ class GymLevels:
     The one that was there before is closed; the same level again keeps its environment.
 
     Args:
-        make: from a level to a ``gymnasium.Env`` with discrete actions.
+        make: from a level to a new ``gymnasium.Env`` with discrete actions, not to one that is being played.
         levels: to play.
         envs: played in step, each on levels that are drawn; None: one for each level, in order, again and again.
         seed: of the draws.
@@ -146,7 +146,7 @@ class GymLevels:
         MissingExtraError: gymnasium is not installed.
         TypeError: actions that are not ``Discrete``, observations that are neither ``Box``, ``Discrete`` nor a ``Dict``
             of these.
-        ValueError: no levels, fewer than 1 environment.
+        ValueError: no levels, fewer than 1 environment, an environment that is played in another place already.
 
     Example:
         >>> world = GymLevels(lambda level: maze_env([level]), range(3))  # doctest: +SKIP
@@ -211,8 +211,9 @@ class GymLevels:
     def _begin(self, ended: Tensor) -> None:
         for place, level in zip(ended.nonzero()[:, 0].tolist(), self._order.next(ended).tolist(), strict=True):
             if level != int(self.levels[place]):
-                if self._envs[place] is not None:
-                    self._envs[place].close()
+                before, self._envs[place] = self._envs[place], None
+                if before is not None:
+                    before.close()
                 self._envs[place] = self._made(level)
                 self.levels[place] = level
             self._seen[place] = self._envs[place].reset(seed=level)[0]
@@ -221,6 +222,10 @@ class GymLevels:
         env = self.make(level)
         if not hasattr(env, "step") or not hasattr(env, "action_space"):
             raise TypeError(f"make must return a gymnasium.Env, got {type(env).__name__}")
+        if any(env.unwrapped is other.unwrapped for other in self._envs if other is not None):
+            raise ValueError(
+                f"make must make an environment of its own for level {level}, got one that is being played"
+            )
         if not isinstance(env.action_space, self._spaces.Discrete):
             raise TypeError(f"make must give an environment with Discrete actions, got {env.action_space}")
         seen = env.observation_space

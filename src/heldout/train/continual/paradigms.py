@@ -41,9 +41,8 @@ Paradigm = str | Callable[[], ContinualStrategy]
 class ShareReplay(Replay):
     """Keeps a share of each set that came, chosen at random, and trains on it beside the set that is there.
 
-    Where ``Replay`` divides a memory of one size among all tasks, this one grows with each. What is kept are
-    examples as they are: those of patients, for one, may often not be kept.
-
+    Where ``Replay`` divides a memory of one size among all tasks, this one grows with each, and of larger sets more is
+    kept and drawn. What is kept are examples as they are: those of patients, for one, may often not be kept.
 
     Args:
         share: of each set's examples, in (0, 1], rounded, at least one.
