@@ -322,13 +322,15 @@ def test_an_example_that_calls_a_method_is_recorded_with_its_object():
 NOT_COVERED = {
     "it needs a data package": {
         "choice_questions", "clipart_sprites", "coloured_drawings", "drawing_features", "drawing_tags",
-        "drawings", "drawing_transfer", "fashion_mnist", "font_glyphs",
+        "drawings", "drawing_things", "drawing_transfer", "fashion_mnist", "font_glyphs",
         "keyword_judges", "film_reviews", "text_features", "word_vectors", "wordnet_facts", "wordnet_nouns",
         "open_questions", "question_tasks", "real_texts", "smollm", "smollm_blocks", "cut_vocabulary",
         "small_models", "option_scores", "likelihood_chooser",
         "wordnet_skill_topics", "wordnet_graph", "wordnet_knowledge", "lexicographer_files", "phenotype_knowledge",
     },
-    "it needs gymnasium, and is tested where that is installed": {"bitrate_env", "GymLevels", "maze_env"},
+    "it needs gymnasium or minigrid, and is tested where that is installed": {
+        "bitrate_env", "door_key_env", "GymLevels", "maze_env",
+    },
     "it trains a base for minutes": {"stdlib_llama", "cached_base", "code_gpt2"},
     "it reads all sources of an installation": {"kept_api_stream"},
     "it is a Trainer or a Method that trains": {"MethodTrainer", "ContinualTrainer", "finish"},

@@ -73,7 +73,7 @@ def draw_mix(batch: int, alpha: float, generator: torch.Generator | None = None)
         int64 positions and float32 weights in [0, 1].
 
     Raises:
-        ValueError: a negative batch, or alpha below 0.01.
+        ValueError: a negative batch, or alpha below 0.01 or infinite.
 
     Example:
         >>> partner, weight = draw_mix(4, 0.1, torch.Generator().manual_seed(0))
@@ -82,6 +82,7 @@ def draw_mix(batch: int, alpha: float, generator: torch.Generator | None = None)
     """
     check_at_least(0, batch=batch)
     check_at_least(0.01, alpha=alpha)
+    check_finite(alpha=alpha)
     partner = torch.randperm(batch, generator=generator)
     gammas = torch._standard_gamma(torch.full((2, batch), alpha, dtype=torch.float64), generator=generator)
     return partner, (gammas[0] / gammas.sum(0)).float()

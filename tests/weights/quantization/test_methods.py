@@ -9,6 +9,7 @@ from torch import nn
 from heldout import Splits, fit
 from heldout.data import batches
 from heldout.methods import parse
+from heldout.saved import load
 from heldout.weights import apply_awq, awq_method, awq_search, block_linears, fake_quantize, rtn, rtn_method
 
 
@@ -43,6 +44,13 @@ def test_rounding_leaves_all_but_the_linear_weights_as_they_were_trained():
     assert changed == {name for name in plain if name.endswith("weight") and plain[name].ndim == 2}
     for name in changed:
         assert torch.equal(rounded[name], fake_quantize(plain[name], 3, 2))
+
+
+def test_what_awq_has_made_is_kept_and_loaded(tmp_path):
+    fitted = fit(transformer(), data(), awq_method(bits=3, group_size=8), epochs=1, seed=0)
+    fitted.save(tmp_path / "kept", {"method": "awq(bits=3,group_size=8)"})
+    x = data().train.tensors[0]
+    assert torch.equal(load(tmp_path / "kept", transformer).predict(x), fitted.predict(x))
 
 
 def test_without_a_group_size_the_largest_that_fits_is_taken():
