@@ -59,7 +59,7 @@ def test_episodes_in_minaris_form_are_read_again_as_they_were(named):
     store = logged(named)
     if not named:  # bytes stay bytes
         seen, finals = (
-            {name: value.to(torch.uint8) for name, value in observations.items()}
+            observations["observation"].to(torch.uint8)
             for observations in (store.observations, store.final_observations)
         )
         store = dataclasses.replace(store, observations=seen, final_observations=finals)
@@ -130,13 +130,39 @@ def test_a_mixture_has_the_share_of_the_return_and_the_steps_of_the_first():
     assert not torch.equal(mix_returns(good, bad, 0.75, seed=4).levels, mixed.levels)
 
 
+@pytest.mark.parametrize("fraction", [0.26, 0.5, 0.75, 0.99])
+def test_a_mixture_of_logs_that_are_short_of_episodes_is_smaller_and_has_the_share(fraction):
+    for first, second in ((300, 3), (300, 149), (7, 300)):
+        good, bad = of_returns(2.0, first, 5), of_returns(0.5, second, 10)
+        mixed = mix_returns(good, bad, fraction)
+        assert len(mixed.rewards) <= len(good.rewards) + 15
+        ours = int((mixed.lengths == 5).sum())
+        share = (fraction * 2 - 0.5) / 1.5
+        assert ours == pytest.approx(share * len(mixed), abs=1)
+        assert (ours, len(mixed) - ours) <= (first, second)
+
+
+@pytest.mark.parametrize("name", ["observation", "other"])
+def test_one_observation_by_name_stays_by_name_and_one_tensor_one_tensor(name):
+    seen, ends, finals = torch.arange(4.0)[:, None], torch.tensor([False, True, False, True]), torch.ones(2, 1)
+    parts = (torch.zeros(4).long(), torch.ones(4), ends)
+    named = Trajectories({name: seen}, *parts, final_observations={name: finals})
+    plain = Trajectories(seen, *parts, final_observations=finals)
+    assert (named.named, plain.named) == (True, False)
+    for log in (named, plain):
+        again = Trajectories.from_episodes(to_episodes(log))
+        for each in (log, log.select([1, 0]), Trajectories.concatenate([log, log]), again, dataclasses.replace(log)):
+            found = transitions_of(each)
+            assert each.named == isinstance(found.observations, dict) == isinstance(found.next_observations, dict)
+            assert each.named == log.named
+
+
 def test_what_cannot_be_mixed_is_refused():
     good, bad = of_returns(2.0, 30, 5), of_returns(0.5, 30, 5)
     for first, second, fraction, name in (
         (bad, good, 0.75, "first"),
         (good, bad, 0.2, "fraction"),
         (good, bad, 1.2, "fraction"),
-        (good, of_returns(1.4, 3, 5), 0.75, "second"),
         (of_returns(-1.0, 30, 5), of_returns(-2.0, 30, 5), 0.75, "first"),
     ):
         with pytest.raises(ValueError, match=name):

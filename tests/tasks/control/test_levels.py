@@ -26,6 +26,8 @@ def test_each_environment_keeps_its_level_or_draws_one():
     assert 0.4 < (found == 4).double().mean() < 0.6
     again = LevelOrder([4, 9], 3, seed=1)
     assert torch.equal(torch.stack([again.next(every) for _ in range(200)]), found)
+    drawn.restart()
+    assert torch.equal(torch.stack([drawn.next(every) for _ in range(200)]), found)
     for levels, envs, name in (([], None, "levels"), ([-1], None, "levels"), ([1], 0, "envs")):
         with pytest.raises(ValueError, match=name):
             LevelOrder(levels, envs)

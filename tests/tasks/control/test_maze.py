@@ -199,10 +199,12 @@ def test_wrong_actions_are_refused():
 
 
 def test_the_environment_is_one_of_gymnasium():
-    pytest.importorskip("gymnasium")
+    gymnasium = pytest.importorskip("gymnasium")
     from gymnasium.utils.env_checker import check_env
 
     env = maze_env(range(5), size=7, horizon=20)
+    with pytest.raises(gymnasium.error.ResetNeeded, match="reset"):
+        env.step(0)
     check_env(env, skip_render_check=True)
     _, info = env.reset(seed=4)
     assert info["level"] in range(5)

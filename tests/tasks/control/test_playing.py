@@ -161,6 +161,17 @@ def test_what_is_cut_off_by_time_is_not_marked_as_its_end():
     assert bool((transitions_of(logged).terminations == logged.terminations).all())
 
 
+def test_the_same_seed_plays_the_same_levels_again_where_they_are_drawn():
+    world = KeyMazes(range(50), envs=5, seed=3, **OPTIONS)
+    one, other = (play_levels(uniform, world, seed=1) for _ in range(2))
+    assert torch.equal(one.levels, other.levels)
+    assert torch.equal(one.returns, other.returns)
+    assert len(set(one.levels.tolist())) > 2
+    logs = [collect(uniform, world, 300, seed=1) for _ in range(2)]
+    assert torch.equal(logs[0].levels, logs[1].levels)
+    assert torch.equal(logs[0].actions, logs[1].actions)
+
+
 def test_the_same_seed_collects_the_same_and_epsilon_one_needs_no_policy():
     one = collect(uniform, KeyMazes(range(6), **OPTIONS), 200, seed=5)
     assert torch.equal(one.actions, collect(uniform, KeyMazes(range(6), **OPTIONS), 200, seed=5).actions)

@@ -10,7 +10,8 @@ from torch import nn
 from transformers import GPT2Config, GPT2Model
 
 from heldout.data import Trajectories, Transitions, transitions_of
-from heldout.nn import ObservationTokens, ReturnConditionedPolicy
+from heldout.nn import GridEncoder, ObservationTokens, ReturnConditionedPolicy
+from heldout.tasks import KeyMazes, collect, play_levels
 from heldout.train import BC, BCQ, CQL, IQL, DecisionTransformer, cql_loss, fit_offline, fit_policy, seeded
 
 GAMMA = 0.9
@@ -241,12 +242,41 @@ def test_strangers_encoders_are_trained_and_asked_in_the_mode_they_are_in():
 
 
 @pytest.mark.parametrize("kind", [BC, CQL, BCQ, IQL])
+@pytest.mark.parametrize("name", [None, "observation", "view"])
+def test_one_encoder_is_trained_on_what_was_logged_and_plays_on(kind, name):
+    class Named(KeyMazes):
+        def observations(self):
+            seen = super().observations()
+            return seen if name is None else {name: seen}
+
+    class Reader(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.grids = GridEncoder(8, 7, hidden=8)
+
+        def forward(self, seen):
+            return self.grids(seen if name is None else seen[name])
+
+    options = {"size": 7, "horizon": 10}
+    logged = collect(
+        lambda seen: torch.zeros(len(seen if name is None else seen[name]), 4), Named([1, 2], **options), 60
+    )
+    agent = kind(Reader, 8, 4)
+    fit_offline(
+        agent, logged, lambda each: play_levels(each, Named([3], **options)).mean_return, updates=2, batch_size=8
+    )
+    assert agent.updates == 2
+
+
+@pytest.mark.parametrize("kind", [BC, CQL, BCQ, IQL])
 def test_what_does_not_fit_is_refused(kind):
     agent, data = kind(encoder, 8, 4), batch()
     with pytest.raises(ValueError, match="actions"):
         agent.update(data._replace(actions=data.actions + 1))
     with pytest.raises(TypeError, match="actions"):
         agent.update(data._replace(actions=torch.zeros(10, 2)))
+    with pytest.raises(TypeError, match="actions"):
+        agent.update(data._replace(actions=data.actions.int()))
     if kind is not BC:
         with pytest.raises(ValueError, match="next_observations"):
             agent.update(data._replace(next_observations=None))

@@ -28,6 +28,10 @@ ONE = "observation"
 """Name of the observation of episodes whose observations are one array."""
 
 
+class _Unnamed(dict[str, Tensor]):
+    """Observations that came as one tensor, under ``ONE``."""
+
+
 class TrajectoryBatch(NamedTuple):
     """Windows of logged steps, as a policy reads them.
 
@@ -111,7 +115,8 @@ class Trajectories:
     def __post_init__(self) -> None:
         put = object.__setattr__
         own = self.observations
-        put(self, "observations", dict(own) if isinstance(own, Mapping) else {ONE: own})
+        if not isinstance(own, _Unnamed):
+            put(self, "observations", dict(own) if isinstance(own, Mapping) else _Unnamed({ONE: own}))
         if self.truncations is None and isinstance(self.terminations, Tensor):
             put(self, "truncations", torch.zeros_like(self.terminations))
         check_nonempty(observations=self.observations)
@@ -199,6 +204,11 @@ class Trajectories:
         assert self.truncations is not None
         return self.terminations | self.truncations
 
+    @property
+    def named(self) -> bool:
+        """Whether observations came by name, and not as one tensor, which is kept as ``"observation"``."""
+        return not isinstance(self.observations, _Unnamed)
+
     def __len__(self) -> int:
         """How many episodes there are."""
         return int(self._ends.sum())
@@ -243,7 +253,7 @@ class Trajectories:
         rows = rows.to(self.rewards.device)
         assert self.truncations is not None
         return Trajectories(
-            {name: value[rows] for name, value in self.observations.items()},
+            type(self.observations)({name: value[rows] for name, value in self.observations.items()}),
             self.actions[rows], self.rewards[rows], self.terminations[rows], self.truncations[rows],
             None if self.final_observations is None
             else {name: value[episodes] for name, value in self.final_observations.items()},
@@ -352,6 +362,7 @@ def _episode(number: int, episode: Any) -> Trajectories:
     if not steps:
         raise ValueError(f"episode {number} must have a step, got none")
     seen = found["observations"]
+    form = dict if isinstance(seen, Mapping) else _Unnamed
     seen = {n: _kept(v) for n, v in seen.items()} if isinstance(seen, Mapping) else {ONE: _kept(seen)}
     for name, value in seen.items():
         if len(value) not in (steps, steps + 1):
@@ -369,7 +380,7 @@ def _episode(number: int, episode: Any) -> Trajectories:
         flags[1][-1] = True
     whole = all(len(value) == steps + 1 for value in seen.values())
     finals = {name: value[steps:] for name, value in seen.items()} if whole else None
-    seen = {name: value[:steps] for name, value in seen.items()}
+    seen = form({name: value[:steps] for name, value in seen.items()})
     level = episode.get("level") if isinstance(episode, Mapping) else getattr(episode, "level", None)
     levels = None if level is None else torch.as_tensor([level])
     try:
@@ -396,7 +407,9 @@ def _joined(stores: Sequence[Trajectories]) -> Trajectories:
     finals: Any = [each.final_observations for each in stores]
     levels: Any = [each.levels for each in stores]
     return Trajectories(
-        {name: torch.cat([each.observations[name] for each in stores]) for name in stores[0].observations},
+        type(stores[0].observations)(
+            {name: torch.cat([each.observations[name] for each in stores]) for name in stores[0].observations}
+        ),
         torch.cat([each.actions for each in stores]),
         torch.cat([each.rewards for each in stores]),
         torch.cat([each.terminations for each in stores]),

@@ -20,7 +20,7 @@ class Transitions(NamedTuple):
     """Single steps.
 
     Attributes:
-        observations: ``(n, ...)``, or several by name.
+        observations: ``(n, ...)``, or by name where they were logged so.
         actions: int64 ``(n,)``, or float ``(n, dim)``.
         rewards: float32 ``(n,)``.
         next_observations: of the states that were reached, as ``observations``; None where they were not logged.
@@ -68,9 +68,9 @@ def transitions_of(trajectories: Trajectories, rows: Tensor | None = None) -> Tr
             found[last] = final[number[last]]
             return found
 
-        following = _single(map_observations(next_of, seen, finals))
+        following = _as_given(trajectories, map_observations(next_of, seen, finals))
     return Transitions(
-        _single({name: value[rows] for name, value in seen.items()}), trajectories.actions[rows],
+        _as_given(trajectories, {name: value[rows] for name, value in seen.items()}), trajectories.actions[rows],
         trajectories.rewards[rows].float(), following, trajectories.terminations[rows],
     )  # fmt: skip
 
@@ -79,11 +79,13 @@ def transitions_of(trajectories: Trajectories, rows: Tensor | None = None) -> Tr
 def mix_returns(first: Trajectories, second: Trajectories, fraction: float, *, seed: int = 0) -> Trajectories:
     """Returns whole episodes of two logs, about as many steps as the first has, with a share of its mean return.
 
+    Which episodes are taken is drawn, so that the share is met on average. Where a log has too few episodes for so many
+    steps there are fewer, in the same proportion.
+
     Args:
         first: the better one.
         second: a worse one.
-        fraction: of the first's mean return, which the mean over the chosen episodes comes nearest to; that of the
-            second at least, and 1 at most.
+        fraction: of the first's mean return; what the second has of it at least, and 1 at most.
         seed: of which episodes are taken, and of their order.
 
     Raises:
@@ -112,11 +114,9 @@ def mix_returns(first: Trajectories, second: Trajectories, fraction: float, *, s
     orders = [torch.randperm(len(log), generator=generator) for log in (first, second)]
     lengths = [log.lengths.double().mean().item() for log in (first, second)]
     episodes = len(first.rewards) / (share * lengths[0] + (1 - share) * lengths[1])
-    counts = [round(share * episodes), round((1 - share) * episodes)]
-    short = [count > len(log) for count, log in zip(counts, (first, second), strict=True)]
-    if any(short):
-        name = ("first", "second")[short.index(True)]
-        raise ValueError(f"{name} must have {counts[short.index(True)]} episodes for this fraction, got fewer")
+    parts_of = ((share, first), (1 - share, second))
+    episodes = min([episodes, *(len(log) / part for part, log in parts_of if part)])
+    counts = [round(part * episodes) for part, _ in parts_of]
     parts = [
         log.select(order[:count]) for log, order, count in zip((first, second), orders, counts, strict=True) if count
     ]
@@ -145,7 +145,7 @@ def to_episodes(trajectories: Trajectories) -> list[dict[str, Any]]:
         if finals is not None:
             seen = {name: torch.cat([value, finals[name][number : number + 1]]) for name, value in seen.items()}
         episode: dict[str, Any] = {
-            "observations": _single({name: value.numpy(force=True) for name, value in seen.items()})
+            "observations": _as_given(trajectories, {name: value.numpy(force=True) for name, value in seen.items()})
         }
         for name in ("actions", "rewards", "terminations", "truncations"):
             episode[name] = getattr(trajectories, name)[rows].numpy(force=True)
@@ -156,6 +156,6 @@ def to_episodes(trajectories: Trajectories) -> list[dict[str, Any]]:
     return found
 
 
-def _single(observations: Any) -> Any:
-    """Observations as they were given: of one kind without its name."""
-    return observations[ONE] if list(observations) == [ONE] else observations
+def _as_given(trajectories: Trajectories, observations: dict[str, Any]) -> Any:
+    """Observations as those of the log were given: by name, or one array without its name."""
+    return observations if trajectories.named else observations[ONE]

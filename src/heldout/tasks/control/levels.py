@@ -82,7 +82,7 @@ class LevelWorld(Protocol):
         ...
 
     def reset(self) -> Any:
-        """Begins all episodes anew and returns their observations."""
+        """Begins all episodes anew, on the levels that came first, and returns their observations."""
         ...
 
     def observations(self) -> Any:
@@ -118,7 +118,8 @@ class LevelOrder:
         check_at_least(0, seed=seed)
         self.levels = torch.as_tensor(list(levels), dtype=torch.int64)
         self.envs = len(self.levels) if envs is None else envs
-        self.generator = None if envs is None else torch.Generator().manual_seed(seed)
+        self.seed, self.generator = seed, None if envs is None else torch.Generator()
+        self.restart()
 
     @checked
     def next(self, ended: Tensor) -> Tensor:
@@ -127,6 +128,11 @@ class LevelOrder:
         if self.generator is None:
             return self.levels[ended]
         return self.levels[torch.randint(len(self.levels), (int(ended.sum()),), generator=self.generator)]
+
+    def restart(self) -> None:
+        """Lets the draws begin anew, so that the same levels follow again."""
+        if self.generator is not None:
+            self.generator.manual_seed(self.seed)
 
 
 class GymLevels:
@@ -172,7 +178,8 @@ class GymLevels:
         return self._order.envs
 
     def reset(self) -> Any:
-        """Begins all episodes anew and returns their observations."""
+        """Begins all episodes anew, on the levels that came first, and returns their observations."""
+        self._order.restart()
         self._begin(torch.ones(len(self), dtype=torch.bool))
         return self.observations()
 

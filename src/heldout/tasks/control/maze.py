@@ -182,7 +182,7 @@ class KeyMazes:
         levels: to play.
         envs: environments, each on levels that are drawn; None: one for each level, in order, again and again.
         size: cells of a side, odd.
-        horizon: moves after which an episode is cut off.
+        horizon: moves after which an episode is cut off. Below ``max_plan`` there can be mazes that take longer.
         step_cost: taken off for each move.
         bonus: given for taking the key and for passing the door, once each.
         max_plan: as for ``maze_layout``.
@@ -245,7 +245,8 @@ class KeyMazes:
         return self._order.envs
 
     def reset(self) -> Tensor:
-        """Begins all episodes anew and returns their observations."""
+        """Begins all episodes anew, on the levels that came first, and returns their observations."""
+        self._order.restart()
         self._begin(torch.ones(len(self), dtype=torch.bool))
         return self.observations()
 
@@ -263,7 +264,10 @@ class KeyMazes:
         return torch.from_numpy(self._distances[self._rows, self._has_key.astype(int), ahead].argmin(0))
 
     def best_returns(self) -> Tensor:
-        """The return of a shortest plan from where each environment is, float64 ``(envs,)``, undiscounted."""
+        """The return of a shortest plan from where each environment is, float64 ``(envs,)``, undiscounted.
+
+        The horizon is not looked at: it can cut off a plan that is longer.
+        """
         moves = self._distances[self._rows, self._has_key.astype(int), self._cells[0]].astype(float)
         key_to_goal = self._distances[self._rows, 1, self._cells[1]]
         moves += np.where(self._has_key, 0, key_to_goal)
@@ -366,6 +370,7 @@ def maze_env(levels: Sequence[int], **options: Any) -> Any:
             self.action_space = gymnasium.spaces.Discrete(len(MAZE_ACTIONS))
             shape = (len(MAZE_PLANES), first.size, first.size)
             self.observation_space = gymnasium.spaces.Box(0, 1, shape, dtype=np.uint8)
+            self.mazes: KeyMazes | None = None
 
         def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict]:
             super().reset(seed=seed)
@@ -374,6 +379,8 @@ def maze_env(levels: Sequence[int], **options: Any) -> Any:
             return self.mazes.observations()[0].numpy(), {"level": level}
 
         def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, int]]:
+            if self.mazes is None:
+                raise gymnasium.error.ResetNeeded("step: reset the environment first")
             done = self.mazes.step(torch.tensor([int(action)]))
             ends = bool(done.terminations[0]), bool(done.truncations[0])
             return done.observations[0].numpy(), done.rewards.item(), *ends, {"level": int(self.mazes.levels[0])}

@@ -107,7 +107,7 @@ class OfflineAgent(nn.Module):
         raise NotImplementedError
 
     def _check(self, actions: Tensor, following: Any) -> None:
-        if actions.is_floating_point() or actions.ndim != 1:
+        if actions.dtype != torch.int64 or actions.ndim != 1:
             raise TypeError(f"actions must be discrete, int64 (n,), got {actions.dtype} {tuple(actions.shape)}")
         check_labels(self.actions, actions=actions)
         if self.needs_next and following is None:
