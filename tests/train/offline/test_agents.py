@@ -257,14 +257,14 @@ def test_one_encoder_is_trained_on_what_was_logged_and_plays_on(kind, name):
         def forward(self, seen):
             return self.grids(seen if name is None else seen[name])
 
-    options = {"size": 7, "horizon": 10}
-    logged = collect(
-        lambda seen: torch.zeros(len(seen if name is None else seen[name]), 4), Named([1, 2], **options), 60
-    )
-    agent = kind(Reader, 8, 4)
-    fit_offline(
-        agent, logged, lambda each: play_levels(each, Named([3], **options)).mean_return, updates=2, batch_size=8
-    )
+    def world(*levels):
+        return Named(levels, size=7, horizon=10)
+
+    def uniform(seen):
+        return torch.zeros(len(seen if name is None else seen[name]), 4)
+
+    agent, logged = kind(Reader, 8, 4), collect(uniform, world(1, 2), 60)
+    fit_offline(agent, logged, lambda each: play_levels(each, world(3)).mean_return, updates=2, batch_size=8)
     assert agent.updates == 2
 
 
