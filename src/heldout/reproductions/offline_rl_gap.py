@@ -60,6 +60,7 @@ MAZE: dict[str, Any] = {"size": 7, "bonus": 0.5, "centred": True}
 ACTIONS = {"maze": KeyMazes.actions, "door-key": 7}
 FEATURES = 64
 EPSILON = 0.1
+WINDOW = 8  # steps
 
 
 class Size(NamedTuple):
@@ -92,7 +93,7 @@ CHOSEN: dict[str, dict[str, dict[str, Any]]] = {
         "iql": {"lr": 2e-3, "beta": 3.0, **COPIES}, "dt": {"lr": 2e-3, "times": 1.0},
     },
 }  # fmt: skip
-ONLINE: dict[str, Any] = {"lr": 2e-3, "steps": 32, "gamma": 0.97, "entropy": 0.01, "minibatches": 8}
+ONLINE: dict[str, Any] = {"lr": 2e-3, "steps": 32, "gamma": 0.95, "entropy": 0.01, "minibatches": 8}
 
 
 @functools.cache
@@ -176,17 +177,19 @@ def logged(seed: int, world: str, profile: str, kind: str, source: int, count: i
     return mix_returns(expert, collect(found.suboptimal, played, wanted, seed=seed + 1), 0.75, seed=seed)
 
 
-def transformer(world: str, profile: str, returns: bool, asked: float, lr: float) -> DecisionTransformer:
+def transformer(
+    world: str, profile: str, returns: bool, asked: float, lr: float, window: int = WINDOW
+) -> DecisionTransformer:
     lib = require("transformers")
     config = lib.GPT2Config(
-        vocab_size=1, n_embd=64, n_layer=2, n_head=4, n_positions=32, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+        vocab_size=1, n_embd=64, n_layer=2, n_head=4, n_positions=64, activation_function="relu", resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
         bos_token_id=None, eos_token_id=None,
     )  # fmt: skip
     policy = ReturnConditionedPolicy(
-        lib.GPT2Model(config), ObservationTokens(ENCODERS[world](), FEATURES, 64), ACTIONS[world], window=8,
+        lib.GPT2Model(config), ObservationTokens(ENCODERS[world](), FEATURES, 64), ACTIONS[world], window=window,
         use_returns=returns, max_timestep=SIZES[world, profile].moves,
     )  # fmt: skip
-    return DecisionTransformer(policy, target_return=asked, lr=lr, slide=4)
+    return DecisionTransformer(policy, target_return=asked, lr=lr, slide=window // 2)
 
 
 AGENTS: dict[str, Callable[..., Any]] = {"bc": BC, "cql": CQL, "bcq": BCQ, "iql": IQL}
@@ -197,7 +200,14 @@ def agent_of(method: str, world: str, profile: str, data: Trajectories, options:
         if method in AGENTS:
             return AGENTS[method](ENCODERS[world], FEATURES, ACTIONS[world], **options)
         best = float(data.returns()[data.timesteps == 0].max())
-        return transformer(world, profile, method == "dt", options.get("times", 0.0) * best, options["lr"])
+        return transformer(
+            world,
+            profile,
+            method == "dt",
+            options.get("times", 0.0) * best,
+            options["lr"],
+            options.get("window", WINDOW),
+        )
 
 
 def play(policy: Any, world: str, profile: str, levels: list[int], seed: int) -> LevelScores:
@@ -213,7 +223,7 @@ def trained(arm: dict[str, Any], seed: int, profile: str) -> Any:
     size, method, world = SIZES[arm["world"], profile], arm["method"], arm["world"]
     data = data_of(arm, seed, profile)
     agent = agent_of(method, world, profile, data, arm["options"], seed)
-    batch = size.batch if method in AGENTS else max(1, size.batch // 8)  # as many steps in windows of 8
+    batch = size.batch if method in AGENTS else max(1, size.batch // arm["options"].get("window", WINDOW))
     vals = levels_of(seed, world, profile, "val")
     fit = fit_offline(
         agent, data, lambda each: play(each, world, profile, vals, seed).mean_return, updates=size.updates,
