@@ -10,13 +10,13 @@ from heldout.reproductions import offline_rl_gap as study_of
 from heldout.reproductions.offline_rl_gap import (
     ARMS,
     SIZES,
+    WINDOW,
     agent_of,
     arm_of,
     data_of,
     levels_of,
     online,
     run,
-    transformer,
     world_of,
 )
 from heldout.tasks import KeyMazes, collect, door_key_env
@@ -31,7 +31,7 @@ def test_no_two_parts_or_seeds_have_a_level_in_common():
         parts = [
             set(levels_of(seed, world, profile, part, 400))
             for seed in (SEED, SEED + 1, 51_000)
-            for part in ("train", "val", "test", "search")
+            for part in ("train", "val", "test")
         ]
         assert all(not a & b for a, b in itertools.combinations(parts, 2))
         assert len(set(map(len, parts))) > 1
@@ -55,18 +55,20 @@ def test_methods_differ_in_nothing_but_the_method():
     data = collect(lambda seen: torch.zeros(len(seen), 4), KeyMazes([1, 2], **study_of.MAZE), 50)
     sizes = set()
     for method in study_of.METHODS:
-        agent = agent_of(method, "maze", "laptop", data, study_of.CHOSEN["maze"][method], SEED)
+        agent = agent_of(method, "maze", "laptop", data, study_of.SETTINGS[method], SEED)
         assert not [m for m in agent.modules() if isinstance(m, torch.nn.Dropout) and m.p > 0]
         grids = [m for m in agent.modules() if type(m).__name__ == "GridEncoder"]
         sizes |= {sum(weight.numel() for weight in each.parameters()) for each in grids}
     assert len(sizes) == 1
     for method in ("cql", "bcq", "iql"):
-        agent = agent_of(method, "maze", "laptop", data, study_of.CHOSEN["maze"][method], SEED)
+        agent = agent_of(method, "maze", "laptop", data, study_of.SETTINGS[method], SEED)
         assert agent.target_every <= SIZES["maze", "laptop"].updates / 4  # values are learned from, not only begun
     asked = agent_of("dt", "maze", "laptop", data, {"lr": 1e-3, "times": 0.5}, SEED).target_return
     assert asked == pytest.approx(0.5 * float(data.returns()[data.timesteps == 0].max()))
-    assert transformer("maze", "laptop", True, 1.0, 1e-3).policy.use_returns
-    assert not transformer("maze", "laptop", False, 0.0, 1e-3).policy.use_returns
+    for method in ("bct", "dt"):
+        policy = agent_of(method, "maze", "laptop", data, study_of.SETTINGS[method], SEED).policy
+        assert policy.use_returns is (method == "dt")
+        assert policy.window == WINDOW
 
 
 def test_arms_that_are_compared_differ_in_one_thing():
@@ -74,7 +76,8 @@ def test_arms_that_are_compared_differ_in_one_thing():
         return {key for key in ARMS[a] if ARMS[a][key] != ARMS[b][key]}
 
     for method in study_of.METHODS:
-        assert differ(method, f"{method}-mixed") == {"data"}
+        if method != "bct":
+            assert differ(method, f"{method}-mixed") == {"data"}
         assert differ("bc", method) <= {"method", "options"}
     for method in ("bc", "iql"):
         assert differ(f"{method}-25-levels", f"{method}-400-levels") == {"levels"}
@@ -128,6 +131,12 @@ def test_the_worse_policy_is_that_of_half_the_last_return(monkeypatch):
     monkeypatch.setattr(study_of, "ppo", made)
     found = online(SEED, "maze", "smoke", 25)
     assert (found.expert.value.bias.item(), found.suboptimal.value.bias.item()) == (4, 1)
+
+
+def test_every_gap_that_is_claimed_is_of_an_arm_whose_training_is_checked():
+    gaps = {claim.arm_names for claim in study_of.study.claims if "gap" in claim.metric_names}
+    checked = {claim.arm_names for claim in study_of.study.checks if "train" in claim.metric_names}
+    assert gaps < checked
 
 
 def test_gaps_are_of_train_less_test_and_returns_lie_between_idling_and_plans():

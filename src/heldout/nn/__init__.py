@@ -32,7 +32,7 @@ from heldout.nn.control.backbone import check_context, decoder_body, decoder_sta
 from heldout.nn.control.forecaster import LMForecaster, LSTMForecaster
 from heldout.nn.control.modality_encoder import FeatureSpec, JobGraphEncoder, ModalityEncoder
 from heldout.nn.control.observation_tokens import ObservationTokens
-from heldout.nn.control.return_policy import FactoredHead, HistoryPolicy, ReturnConditionedPolicy
+from heldout.nn.control.return_policy import FactoredHead, HistoryPolicy, ReturnConditionedPolicy, gpt2_return_policy
 from heldout.nn.control.sequence_actor import SequenceActor
 from heldout.nn.detection.boxes import box_iou, check_boxes, generalized_box_iou, suppress_overlaps
 from heldout.nn.detection.prompt_detector import Detections, PromptDetector, check_outputs, detections, patch_centres
@@ -278,6 +278,7 @@ __all__ = [
     "fuzzy_membership",
     "generalized_box_iou",
     "ghost_batch_norm",
+    "gpt2_return_policy",
     "inflate_2d",
     "inject_lora_group",
     "inputs_for",

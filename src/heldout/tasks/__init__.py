@@ -42,7 +42,15 @@ from heldout.tasks.control.job_queue import (
     play_jobs,
     shortest_job_first,
 )
-from heldout.tasks.control.levels import GymLevels, LevelOrder, LevelSplit, LevelStep, LevelWorld, split_levels
+from heldout.tasks.control.levels import (
+    GymLevels,
+    LevelOrder,
+    LevelSplit,
+    LevelStep,
+    LevelWorld,
+    split_alike,
+    split_levels,
+)
 from heldout.tasks.control.maze import MAZE_ACTIONS, MAZE_PLANES, KeyMazes, MazeLayout, maze_env, maze_layout
 from heldout.tasks.control.minigrid_levels import door_key_env
 from heldout.tasks.control.playing import LevelScores, collect, epsilon_greedy, play_levels
@@ -787,6 +795,7 @@ __all__ = [
     "slabs",
     "sourced_questions",
     "sources_digest",
+    "split_alike",
     "split_by_group",
     "split_by_scaffold",
     "split_by_size",

@@ -5,7 +5,15 @@ import torch
 from transformers import GPT2Config, GPT2Model, LlamaConfig, LlamaModel
 
 from heldout.data import Trajectories, TrajectoryBatch
-from heldout.nn import FactoredHead, FeatureSpec, HistoryPolicy, ModalityEncoder, ReturnConditionedPolicy
+from heldout.nn import (
+    FactoredHead,
+    FeatureSpec,
+    GridEncoder,
+    HistoryPolicy,
+    ModalityEncoder,
+    ReturnConditionedPolicy,
+    gpt2_return_policy,
+)
 
 SPECS = {"a": FeatureSpec("vector", 3), "b": FeatureSpec("scalar")}
 
@@ -138,6 +146,25 @@ def test_bad_policies_and_batches_are_refused_by_name():
         HistoryPolicy(4, 4, "rnn")
     with pytest.raises(ValueError, match="memory"):
         HistoryPolicy(4, 4, memory=0)
+
+
+@pytest.mark.parametrize("returns", [True, False])
+def test_a_small_decision_transformer_is_one_on_a_gpt2_of_its_own(returns):
+    options = {"width": 12, "layers": 1, "heads": 3, "window": 5, "max_timestep": 7, "use_returns": returns}
+    policy = gpt2_return_policy(GridEncoder(2, 5, hidden=6), 6, 4, **options)
+    assert (policy.window, policy.max_timestep, policy.use_returns) == (5, 7, returns)
+    config = policy.lm.config
+    assert (config.n_embd, config.n_layer, config.n_head, config.activation_function) == (12, 1, 3, "relu")
+    assert not [m for m in policy.modules() if isinstance(m, torch.nn.Dropout) and m.p > 0]
+    batch = make_batch()._replace(observations={"observation": torch.rand(2, 5, 2, 5, 5)})
+    assert policy(batch).shape == (2, 5, 4)
+    moved = policy(batch._replace(returns=batch.returns + 1))
+    assert torch.allclose(policy(batch), moved) is not returns
+    noisy = gpt2_return_policy(GridEncoder(2, 5, hidden=6), 6, 4, **options, dropout=0.5)
+    assert not torch.allclose(noisy(batch), noisy(batch))
+    for wrong, name in (({"heads": 5}, "width"), ({"layers": 0}, "layers"), ({"dropout": 1.5}, "dropout")):
+        with pytest.raises(ValueError, match=name):
+            gpt2_return_policy(GridEncoder(2, 5, hidden=6), 6, 4, **options | wrong)
 
 
 def test_a_store_feeds_it():

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from heldout.tasks import GymLevels, KeyMazes, LevelOrder, LevelWorld, maze_env, split_levels
+from heldout.tasks import GymLevels, KeyMazes, LevelOrder, LevelWorld, maze_env, play_levels, split_alike, split_levels
 
 
 def test_no_level_is_in_two_parts_and_none_is_left_out():
@@ -31,6 +31,31 @@ def test_each_environment_keeps_its_level_or_draws_one():
     for levels, envs, name in (([], None, "levels"), ([-1], None, "levels"), ([1], 0, "envs")):
         with pytest.raises(ValueError, match=name):
             LevelOrder(levels, envs)
+
+
+def test_levels_that_are_alike_are_in_one_part():
+    levels, shares = list(range(100, 160)), (0.5, 0.3, 0.2)
+    parts = split_alike(levels, lambda level: level % 10, shares, seed=2)
+    assert sorted(level for part in parts for level in part) == levels
+    kinds = [{level % 10 for level in part} for part in parts]
+    assert [len(each) for each in kinds] == [5, 3, 2]
+    assert len(set().union(*kinds)) == 10
+    assert all(list(part) == sorted(part) for part in parts)
+    assert split_alike(levels, lambda level: level % 10, shares, seed=2) == parts
+    assert split_alike(levels, lambda level: level % 10, shares, seed=3) != parts
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({"levels": []}, "levels"), ({"levels": [1, 2, 1]}, "levels"), ({"shares": (0.5, 0.4)}, "shares"),
+        ({"shares": ()}, "shares"), ({"shares": (1.5, -0.5)}, "shares"), ({"alike": lambda level: 0}, "levels"),
+        ({"seed": -1}, "seed"),
+    ],
+)  # fmt: skip
+def test_parts_that_cannot_be_made_are_refused(options, name):
+    with pytest.raises(ValueError, match=name):
+        split_alike(**({"levels": range(9), "alike": lambda level: level, "shares": (0.5, 0.5)} | options))
 
 
 @pytest.fixture
@@ -112,6 +137,44 @@ def test_an_environment_is_closed_when_another_level_takes_its_place(gymnasium):
     assert len(made) > 4
     assert [env.closed for env in made].count(False) == 2
     assert {env.level for env in made} <= set(range(1, 9))
+
+
+def test_environments_that_rest_stand_still_until_all_begin_anew(gymnasium):
+    steps = []
+
+    def make(level):
+        env = counter(gymnasium, limit=9)(level)
+        step = env.step
+        env.step = lambda action: steps.append(level) or step(action)
+        return env
+
+    world = GymLevels(make, [5, 6, 7])
+    ones = torch.ones(3, dtype=torch.int64)
+    world.step(ones)
+    world.rest(torch.tensor([False, True, False]))
+    step = world.step(ones)
+    assert step.rewards.tolist() == [2, 0, 2]
+    assert step.observations["count"][:, 0].tolist() == [2, 1, 2]
+    assert steps == [5, 6, 7, 5, 7]
+    world.reset()
+    assert world.step(ones).rewards.tolist() == [1, 1, 1]
+    with pytest.raises(ValueError, match="envs"):
+        world.rest(torch.tensor([True]))
+
+
+def test_scores_are_the_same_where_those_that_are_over_rest(gymnasium):
+    class Restless(GymLevels):
+        def rest(self, envs):
+            pass
+
+    def forward(seen):
+        return torch.stack([0 * seen["level"], seen["count"][:, 0] % 2 + 1], 1).float()
+
+    one, other = (kind(counter(gymnasium, limit=9), [2, 4, 6, 8]) for kind in (GymLevels, Restless))
+    scores = [play_levels(forward, world, epsilon=0.3, seed=1) for world in (one, other)]
+    assert torch.equal(scores[0].returns, scores[1].returns)
+    assert torch.equal(scores[0].lengths, scores[1].lengths)
+    assert len(set(scores[0].lengths.tolist())) > 1
 
 
 def test_what_does_not_fit_is_refused(gymnasium):

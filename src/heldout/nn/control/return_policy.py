@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from heldout.data import TrajectoryBatch
-from heldout.errors import check_at_least, check_has, check_labels, check_nonempty, checked
+from heldout.errors import check_at_least, check_fraction, check_has, check_labels, check_nonempty, checked, require
 from heldout.nn.control.backbone import check_context, decoder_body, decoder_states
+from heldout.nn.control.observation_tokens import ObservationTokens
 
 
 class ReturnConditionedPolicy(nn.Module):
@@ -136,6 +137,58 @@ class ReturnConditionedPolicy(nn.Module):
 
     def _times(self, timesteps: Tensor) -> Tensor:
         return self.embed_timestep(timesteps.clamp(max=self.max_timestep - 1))
+
+
+@checked
+def gpt2_return_policy(
+    encoder: nn.Module,
+    features: int,
+    actions: int,
+    *,
+    width: int = 64,
+    layers: int = 2,
+    heads: int = 4,
+    window: int = 10,
+    max_timestep: int = 100,
+    use_returns: bool = True,
+    dropout: float = 0.0,
+) -> ReturnConditionedPolicy:
+    """Returns a small decision transformer: a ``ReturnConditionedPolicy`` on a GPT-2 of random weights, with ReLU.
+
+    Args:
+        encoder: from an observation ``(..., *form)`` to features ``(..., features)``, such as ``GridEncoder``.
+        features: of the encoder.
+        actions: number of discrete actions.
+        width, layers, heads: of the decoder.
+        window, max_timestep, use_returns: of ``ReturnConditionedPolicy``.
+        dropout: in all places of the decoder.
+
+    Raises:
+        MissingExtraError: transformers is not installed.
+        ValueError: sizes below 1, a width that is no multiple of the heads, dropout outside of [0, 1].
+
+    Source: arXiv:2106.01345, section 4 and its code (GPT-2 without its token embeddings, ReLU).
+
+    Example:
+        >>> from heldout.nn import GridEncoder
+        >>> policy = gpt2_return_policy(GridEncoder(8, 9), 128, actions=4, window=5)
+        >>> policy.window, policy.use_returns, sum(p.numel() for p in policy.lm.h.parameters())
+        (5, True, 99968)
+    """
+    check_at_least(1, width=width, layers=layers, heads=heads, window=window)
+    check_fraction(dropout=dropout)
+    if width % heads:
+        raise ValueError(f"width must be a multiple of the {heads} heads, got {width}")
+    lib = require("transformers")
+    config = lib.GPT2Config(
+        vocab_size=1, n_embd=width, n_layer=layers, n_head=heads, n_positions=window * (2 + use_returns),
+        activation_function="relu", resid_pdrop=dropout, embd_pdrop=dropout, attn_pdrop=dropout, bos_token_id=None,
+        eos_token_id=None,
+    )  # fmt: skip
+    return ReturnConditionedPolicy(
+        lib.GPT2Model(config), ObservationTokens(encoder, features, width), actions, window=window,
+        max_timestep=max_timestep, use_returns=use_returns,
+    )  # fmt: skip
 
 
 class FactoredHead(nn.Module):

@@ -8,14 +8,22 @@ those that are tested on. Source: arXiv:2312.05742, section 3 (levels 0 to 199 t
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from heldout.errors import check_at_least, check_labels, check_length, check_nonempty, checked, require
+from heldout.errors import (
+    check_at_least,
+    check_labels,
+    check_length,
+    check_nonempty,
+    check_positive,
+    checked,
+    require,
+)
 
 
 class LevelSplit(NamedTuple):
@@ -49,6 +57,47 @@ def split_levels(n_train: int, n_val: int, n_test: int, *, start: int = 0) -> Le
     return LevelSplit(*(range(a, b) for a, b in itertools.pairwise(ends)))
 
 
+@checked
+def split_alike(
+    levels: Sequence[int], alike: Callable[[int], Hashable], shares: Sequence[float], *, seed: int = 0
+) -> tuple[tuple[int, ...], ...]:
+    """Returns levels in parts, those that are alike in the same one: where there are fewer layouts than numbers.
+
+    Numbers that differ can be the same level, or one that differs in little: parts by number alone would then share
+    what they were to be kept apart by.
+
+    Args:
+        levels: to be dealt, each of them once.
+        alike: from a level to what is the same for levels that are alike, such as the bytes of its grid.
+        shares: of the kinds of levels for each part, which make 1; a part has so many kinds, rounded.
+        seed: of which kinds are in which part.
+
+    Raises:
+        ValueError: no levels, one that comes twice, shares that are not positive or do not make 1, fewer kinds of
+            levels than parts, or a part that would have none.
+
+    Example:
+        >>> split_alike(range(8), lambda level: level % 4, (0.5, 0.5), seed=1)
+        ((0, 1, 4, 5), (2, 3, 6, 7))
+    """
+    levels = list(levels)
+    check_nonempty(levels=levels, shares=shares)
+    check_positive(shares=list(shares))
+    check_at_least(0, seed=seed)
+    if len(set(levels)) < len(levels):
+        raise ValueError("levels must come once each")
+    if abs(sum(shares) - 1) > 1e-6:
+        raise ValueError(f"shares must make 1, got {sum(shares):g}")
+    kinds: dict[Hashable, int] = {}  # by their first level
+    own = [kinds.setdefault(alike(level), len(kinds)) for level in levels]
+    order = np.random.default_rng(seed).permutation(len(kinds))
+    cuts = np.round(np.cumsum([0.0, *shares]) * len(kinds)).astype(int)
+    parts = [set(order[a:b].tolist()) for a, b in itertools.pairwise(cuts)]
+    if not all(parts):
+        raise ValueError(f"levels must be of kinds enough for {len(parts)} parts, got {len(kinds)}")
+    return tuple(tuple(level for level, kind in zip(levels, own, strict=True) if kind in part) for part in parts)
+
+
 class LevelStep(NamedTuple):
     """What came of one action in each environment.
 
@@ -71,7 +120,8 @@ class LevelWorld(Protocol):
     """Environments that are played in step, each on a level: ``KeyMazes``, or anything by way of ``GymLevels``.
 
     Where an episode ends the next one begins at once: ``observations()`` is what is to be acted on, and the step's own
-    observations are what was reached. ``levels`` are those that are being played, int64 ``(envs,)``.
+    observations are what was reached. ``levels`` are those that are being played, int64 ``(envs,)``. A world whose
+    steps are dear can have ``rest`` as well, see ``GymLevels``.
     """
 
     levels: Tensor
@@ -180,7 +230,8 @@ class GymLevels:
     def reset(self) -> Any:
         """Begins all episodes anew, on the levels that came first, and returns their observations."""
         self._order.restart()
-        self._begin(torch.ones(len(self), dtype=torch.bool))
+        self._resting = torch.zeros(len(self), dtype=torch.bool)
+        self._begin(~self._resting)
         return self.observations()
 
     def observations(self) -> Any:
@@ -189,7 +240,7 @@ class GymLevels:
 
     @checked
     def step(self, actions: Tensor) -> LevelStep:
-        """Acts in all environments, one after the other.
+        """Acts in all environments that do not rest, one after the other.
 
         Args:
             actions: int64 ``(envs,)``, from 0.
@@ -199,16 +250,25 @@ class GymLevels:
         """
         check_length(len(self), actions=actions)
         check_labels(self.actions, actions=actions)
-        rewards, ended, cut = [], [], []
-        for place, (env, action) in enumerate(zip(self._envs, actions.tolist(), strict=True)):
-            self._seen[place], reward, terminated, truncated, _ = env.step(env.action_space.start + action)
-            rewards.append(float(reward))
-            ended.append(bool(terminated))
-            cut.append(bool(truncated) and not terminated)
-        flags = torch.tensor(ended), torch.tensor(cut)
-        found = LevelStep(_stacked(self._seen), torch.tensor(rewards), *flags)
-        self._begin(flags[0] | flags[1])
+        rewards = torch.zeros(len(self))
+        ended, cut = torch.zeros(2, len(self), dtype=torch.bool)
+        for place in (~self._resting).nonzero()[:, 0].tolist():
+            env = self._envs[place]
+            self._seen[place], reward, terminated, truncated, _ = env.step(env.action_space.start + int(actions[place]))
+            rewards[place], ended[place], cut[place] = float(reward), bool(terminated), truncated and not terminated
+        found = LevelStep(_stacked(self._seen), rewards, ended, cut)
+        self._begin(ended | cut)
         return found
+
+    @checked
+    def rest(self, envs: Tensor) -> None:
+        """Lets these environments, bool ``(envs,)``, stand still and give nothing until all begin anew.
+
+        Raises:
+            ValueError: of another number of environments.
+        """
+        check_length(len(self), envs=envs)
+        self._resting = envs.clone()
 
     def close(self) -> None:
         """Closes all environments."""

@@ -78,6 +78,7 @@ def play_levels(
     check_at_least(1, limit=limit)
     check_at_least(0, seed=seed)
     generator, count = torch.Generator().manual_seed(seed), len(world)
+    rest = getattr(world, "rest", lambda envs: None)
     world.reset()
     levels = world.levels.clone()
     returns, lengths = torch.zeros(count), torch.zeros(count, dtype=torch.int64)
@@ -95,6 +96,7 @@ def play_levels(
             playing &= ~(done.terminations | done.truncations)
             if not bool(playing.any()):
                 return LevelScores(levels, returns, lengths, successes)
+            rest(~playing)
     raise ValueError(f"limit must let every episode end, and {int(playing.sum())} had not after {limit} actions")
 
 
