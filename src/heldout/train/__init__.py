@@ -106,7 +106,7 @@ if TYPE_CHECKING:
     from heldout.train.graphs.sparse_gnn import SparseResult, accuracy_on, train_sparse_gnn
     from heldout.train.reinforcement.grpo import grpo
     from heldout.train.reinforcement.policy_gradient import discounted_returns, normalize_rewards, reinforce_loss
-    from heldout.train.reinforcement.ppo import PPOLog, clipped_policy_loss, generalized_advantages, ppo
+    from heldout.train.reinforcement.ppo import PolicyHistory, PPOLog, clipped_policy_loss, generalized_advantages, ppo
     from heldout.train.reinforcement.rewards import CostReward, format_reward, router_reward
     from heldout.train.reinforcement.rollouts import Environment, Episode, rollout
     from heldout.train.reinforcement.router import train_router
@@ -216,6 +216,7 @@ __all__ = [
     "Paradigm",
     "ParadigmRun",
     "Phase",
+    "PolicyHistory",
     "PretrainingHistory",
     "PretrainingStop",
     "PrimitiveMemory",
@@ -385,6 +386,7 @@ __all__ = [
 
 _LATER = {
     "PPOLog": "heldout.train.reinforcement.ppo",
+    "PolicyHistory": "heldout.train.reinforcement.ppo",
     "clipped_policy_loss": "heldout.train.reinforcement.ppo",
     "generalized_advantages": "heldout.train.reinforcement.ppo",
     "ppo": "heldout.train.reinforcement.ppo",

@@ -9,7 +9,7 @@ from torch import nn
 
 from heldout.nn import ActorCritic, GridEncoder
 from heldout.tasks import KeyMazes, LevelStep, play_levels
-from heldout.train import clipped_policy_loss, generalized_advantages, ppo, seeded
+from heldout.train import PolicyHistory, PPOLog, clipped_policy_loss, generalized_advantages, ppo, seeded
 from heldout.train.reinforcement.ppo import _rollout
 
 
@@ -45,6 +45,23 @@ def test_with_lambda_one_an_advantage_is_the_return_less_the_value():
     assert found.tolist() == [1 + 0.5 * 2 + 0.25 * 4 - 10, 2 + 0.5 * 4 - 20, 4 - 30]
     cut = generalized_advantages(rewards, values, following, none, ended, gamma=0.5, lam=1.0)
     assert (cut - found).tolist() == [0.125 * 50, 0.25 * 50, 0.5 * 50]  # time was over: what follows still counts
+
+
+def test_a_history_gives_the_policy_that_reached_a_share_of_the_last_return():
+    """The weights of an iteration are those that it played with, not those that it left."""
+    policy = nn.Linear(1, 1)
+    nn.init.constant_(policy.bias, 0)
+    history = PolicyHistory(policy)
+    with pytest.raises(ValueError, match="at_return"):
+        history.at_return(0.5)
+    for step, (episodes, value) in enumerate([(0, math.nan), (3, 0.2), (3, 0.9), (3, 1.4), (3, 2.0)], start=1):
+        nn.init.constant_(policy.bias, step)
+        history(PPOLog(step, episodes, value, 0, 0, 0, 0, 0))
+    assert history.returns[1:] == [0.2, 0.9, 1.4, 2.0]
+    assert [history.at_return(share).bias.item() for share in (0.0, 0.5, 0.6, 1.0)] == [1, 2, 3, 4]
+    assert policy.bias.item() == 5
+    with pytest.raises(ValueError, match="share"):
+        history.at_return(1.5)
 
 
 def test_wrong_shapes_and_flags_are_refused():

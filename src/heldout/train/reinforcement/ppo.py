@@ -6,6 +6,7 @@ are cut off: what came after them is estimated, not taken as nothing.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -237,6 +238,59 @@ def ppo(
             if on_iteration is not None:
                 on_iteration(log[-1])
     return log
+
+
+class PolicyHistory:
+    """The weights of a policy at each iteration of ``ppo``, and what it reached with them: for data of less than experts.
+
+    Args:
+        policy: that is trained; each of its states is copied.
+
+    Attributes:
+        returns: mean return of the episodes of each iteration, NaN where none ended.
+
+    Raises:
+        TypeError: a policy that is no module.
+
+    Source: arXiv:2312.05742, section 3 (suboptimal data, of checkpoints of the policy that became the expert).
+
+    Example:
+        >>> from heldout.nn import ActorCritic, GridEncoder
+        >>> from heldout.tasks import KeyMazes
+        >>> policy = ActorCritic(GridEncoder(8, 5, hidden=16), 16, 4)
+        >>> history = PolicyHistory(policy)
+        >>> log = ppo(policy, KeyMazes(range(4), envs=4, size=5), transitions=512, steps=64, on_iteration=history)
+        >>> worse = history.at_return(0.5)
+        >>> len(history.returns)
+        2
+    """
+
+    @checked
+    def __init__(self, policy: nn.Module) -> None:
+        self.policy = policy
+        self.returns: list[float] = []
+        self._states = [copy.deepcopy(policy.state_dict())]  # the last one has not been played with
+
+    def __call__(self, log: PPOLog) -> None:
+        """Takes note of an iteration: ``ppo(..., on_iteration=history)``."""
+        self.returns.append(log.mean_return)
+        self._states.append(copy.deepcopy(self.policy.state_dict()))
+
+    @checked
+    def at_return(self, share: float) -> nn.Module:
+        """Returns a copy of the policy as it was when its episodes had about this share of what the last ones had.
+
+        Raises:
+            ValueError: a share outside of [0, 1], no iteration in which an episode ended.
+        """
+        check_fraction(share=share)
+        known = [(value, state) for value, state in zip(self.returns, self._states, strict=False) if value == value]
+        if not known:
+            raise ValueError("at_return: no episode ended in any iteration")
+        aim = share * known[-1][0]
+        found = copy.deepcopy(self.policy)
+        found.load_state_dict(min(known, key=lambda each: abs(each[0] - aim))[1])
+        return found
 
 
 class _Rollout(NamedTuple):
