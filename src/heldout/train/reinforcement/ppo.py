@@ -241,7 +241,7 @@ def ppo(
 
 
 class PolicyHistory:
-    """The weights of a policy at each iteration of ``ppo``, and what it reached with them: for data of less than experts.
+    """The weights of a policy at each iteration of ``ppo``, and what it reached with them.
 
     Args:
         policy: that is trained; each of its states is copied.
