@@ -92,9 +92,9 @@ SIZES = {
 }
 COPIES = {"target_every": 100}
 SETTINGS: dict[str, dict[str, Any]] = {
-    "bc": {"lr": 2e-3}, "bct": {"lr": 2e-3}, "dt": {"lr": 2e-3, "times": 1.0},
-    "cql": {"lr": 2e-3, "alpha": 1.0, **COPIES}, "bcq": {"lr": 2e-3, "threshold": 0.5, **COPIES},
-    "iql": {"lr": 2e-3, "beta": 3.0, **COPIES},
+    "bc": {"lr": 4e-3}, "bct": {"lr": 2e-3}, "dt": {"lr": 2e-3, "times": 1.0},
+    "cql": {"lr": 4e-3, "alpha": 2.0, **COPIES}, "bcq": {"lr": 4e-3, "threshold": 0.5, **COPIES},
+    "iql": {"lr": 4e-3, "beta": 3.0, **COPIES},
 }  # fmt: skip
 ONLINE: dict[str, Any] = {"lr": 2e-3, "steps": 32, "gamma": 0.95, "entropy": 0.01, "minibatches": 8}
 
