@@ -164,6 +164,7 @@ def test_what_cannot_be_mixed_is_refused():
         (good, bad, 0.2, "fraction"),
         (good, bad, 1.2, "fraction"),
         (of_returns(-1.0, 30, 5), of_returns(-2.0, 30, 5), 0.75, "first"),
+        (of_returns(2.0, 1, 1), of_returns(0.5, 3, 50), 0.3, "first"),
     ):
         with pytest.raises(ValueError, match=name):
             mix_returns(first, second, fraction)

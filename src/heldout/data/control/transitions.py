@@ -89,8 +89,8 @@ def mix_returns(first: Trajectories, second: Trajectories, fraction: float, *, s
         seed: of which episodes are taken, and of their order.
 
     Raises:
-        ValueError: a first log that is not better than the second or whose mean return is not positive, a fraction that
-            no mixture has.
+        ValueError: a first log that is not better than the second or whose mean return is not positive or that has
+            fewer steps than an episode of the mixture, a fraction that no mixture has.
 
     Source: arXiv:2312.05742, section 3 (expert and suboptimal data, mixed to 75 % of the expert's return).
 
@@ -117,6 +117,8 @@ def mix_returns(first: Trajectories, second: Trajectories, fraction: float, *, s
     parts_of = ((share, first), (1 - share, second))
     episodes = min([episodes, *(len(log) / part for part, log in parts_of if part)])
     counts = [round(part * episodes) for part, _ in parts_of]
+    if not any(counts):
+        raise ValueError(f"first must have the steps of an episode of the mixture, got {len(first.rewards)}")
     parts = [
         log.select(order[:count]) for log, order, count in zip((first, second), orders, counts, strict=True) if count
     ]
