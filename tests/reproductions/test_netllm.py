@@ -114,3 +114,17 @@ def test_jobs_are_logged_in_turns_and_asked_for_in_seconds_not_in_steps():
     for setting in netllm.GAPS:
         mean = sum(found[name][setting] for name in netllm.JOB_RULES) / 3
         assert found["pool"][setting] == pytest.approx(mean)
+
+
+def test_arms_without_claims_are_tried_on_one_setting_and_the_real_cell_has_windows_of_its_own():
+    found = {method: netllm.bitrate(method, "tiny", SEED, "smoke") for method in ("netllm", "full")}
+    assert found["netllm"].keys() == {*netllm.BITRATE_SETTINGS, "sampled", "trained"}
+    assert found["full"].keys() == {"broadband", "trained"}
+    assert not [claim for claim in netllm.study.claims if "full" in claim.arm_names]
+    assert [netllm.policy_of("bitrate", "netllm", cell, SEED, "smoke").window for cell in ("tiny", "SmolLM2")] == [10, 5]
+
+
+def test_mpc_is_to_be_beaten_in_every_setting_and_both_readers_of_texts_are_asked():
+    beaten = {claim.on for claim in netllm.study.claims if claim.arm_names == ("netllm", "mpc")}
+    assert beaten == {*netllm.BITRATE_SETTINGS, "sampled"}
+    assert {claim.on for claim in netllm.study.claims if claim.arm_names == ("text netllm",)} == {"valid", "salvaged"}
