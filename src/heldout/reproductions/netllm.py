@@ -14,29 +14,28 @@ stages on 4 executors, logged by three rules; mean seconds of a job, also where 
 Arms. ``netllm``: a tiny Llama pretrained on source code, frozen, with LoRA; ``random``: its twin with first weights;
 ``scratch``: the twin, trained as a whole (a decision transformer); ``full``: all weights of the pretrained one;
 ``cloning``: netllm without returns; an MLP and an LSTM on the same history. ``pool`` has the mean of the behaviours in
-the log, ``best`` and ``worst`` of them. ``sampled`` draws the action, as published (a rule draws nothing); else it is
-the most probable one. Forecasters say the change from the last sample, so that untrained ones are ``last``, the rule to
-beat, which is ahead of ``velocity`` and ``linear``; ``published`` has the source's head, a sample through tanh, and is
-what those two are compared with. ``text``: the backbone, adapted as well, writes the next 4 samples as numbers after 4.
-``valid`` are answers in the form that was learnt, ``salvaged`` those in which a forgiving reader finds enough numbers,
-of which ``told_mae`` is the error (``told_mae_head``: of the head); ``passes``: forward passes over those of the head.
-Real cell: the first 6 blocks of SmolLM2-135M, against a twin with random weights.
+the log, ``best`` and ``worst`` of them. ``sampled`` draws the action, as published (a rule draws nothing). Forecasters
+say the change from the last sample, so that untrained ones are ``last``, the rule to beat, which is ahead of
+``velocity`` and ``linear``; ``published`` has the source's head, a sample through tanh, and is what those two are
+compared with. ``text``: the backbone, adapted as well, writes 4 samples as numbers. ``valid`` are answers in the form
+that was learnt, ``salvaged`` those in which a forgiving reader finds enough numbers, of which ``told_mae`` is the error
+(``told_mae_head``: of the head); ``passes``: forward passes over those of the head. Real cell: the first 6 blocks of
+SmolLM2-135M, against a twin with random weights.
 
 Settings. Rates were chosen in steps of about 3 on development seeds 1000 and 1001 (SmolLM2: 1000) with the updates that
 are used here: of policies by the loss on unseen episodes of robust MPC (jobs: of the best rule), of forecasters by the
-error on other viewers, of text by the error and ``salvaged`` there. Bitrates: 1e-3 to 1e-2 (``random``, ``cloning``
-and ``mlp`` to 3e-2; ``lstm`` 3e-3 to 1e-1; ``full`` 1e-3 and 3e-3). Viewports: 3e-3 to 3e-2 (``lstm`` 1e-3 to 1e-2,
-``published`` to 1e-1). Jobs: 3e-3 to 3e-2 (``mlp`` 3e-4 to 3e-3). Text: 3e-3 to 1e-1. SmolLM2: 1e-3 to 1e-2. SMOLEDGE
-The number of updates was set by time, and is the same for what is compared, though ``scratch`` still gains from more;
-those of MLP and LSTM, four times and twice as many, were searched. The best logged return is asked for, as published:
-shares of 0.5 and 0.8 of it did no better on seed 1000.
+error on other viewers, of text by the error and ``salvaged`` there. Bitrates: 1e-3 to 1e-2 (``random``, ``cloning``,
+``mlp`` to 3e-2; ``lstm`` 3e-3 to 1e-1; ``full`` 1e-3, 3e-3). Viewports: 3e-3 to 3e-2 (``lstm`` 1e-3 to 1e-2,
+``published`` to 1e-1). Jobs: 3e-3 to 3e-2 (``mlp`` 3e-4 to 3e-3). Text: 3e-3 to 1e-1. SmolLM2: 1e-3 to 1e-2 (bitrates of
+``random`` to 3e-2, viewports of ``netllm`` from 3e-4). Time set the number of updates, the same for what is compared,
+though ``scratch`` still gains from more; MLP and LSTM have those of 1 to 8 times as many that were best. The best logged return is asked for, as published.
 
-Deviations. The action is the most probable one, but in ``sampled``. Windows have 10 steps for 20, of which half drop out
-at once, LoRA rank 16 for 128. Rewards are normalised by quantiles, not their range: one stall of half a
-minute would make all others equal; in jobs, whose episodes differ in length, they are not shifted. SmolLM2 has 6 of 30
-blocks, windows of 5 steps and 150 (100) updates, for time: it is no working language model. Jobs are drawn, not those
-of TPC-H; actions that are not valid are masked; no learned scheduler but the MLP. There is no second prediction task on
-real series. Seconds are not the same again: C3's time is in passes, and a check, as each token is a pass.
+Deviations. The action is the most probable one, but in ``sampled``. Windows have 10 steps for 20 (half drop out at
+once), LoRA rank 16. Rewards are normalised by quantiles, not their range: one stall of half a minute would make all
+others equal; in jobs, whose episodes differ in length, they are not shifted. SmolLM2 has 6 of 30 blocks, windows of 5
+steps, 150 (viewports: 100) updates and fewer tests, for time: it is no working language model. Jobs are drawn, not
+those of TPC-H; actions that are not valid are masked; no learned scheduler but the MLP. There is no second prediction
+task on real series. C3's time is in passes, and a check, as each token is a pass: seconds are not the same again.
 """
 
 from __future__ import annotations
@@ -79,8 +78,8 @@ RATES = {
     ("view", "tiny"): {"lstm": 3e-3, "netllm": 1e-2, "published": 3e-2, "random": 1e-2},
     ("jobs", "tiny"): {"mlp": 1e-3, "netllm": 1e-2, "random": 1e-2},
     ("text", "tiny"): {"netllm": 3e-2},
-    ("bitrate", "SmolLM2"): {"netllm": 1e-2, "random": 3e-3},
-    ("view", "SmolLM2"): {"netllm": 3e-3, "random": 1e-2},
+    ("bitrate", "SmolLM2"): {"netllm": 3e-3, "random": 1e-2},
+    ("view", "SmolLM2"): {"netllm": 1e-3, "random": 3e-3},
 }  # fmt: skip
 RULES = {
     ("bitrate", "tiny"): ("pool", "mpc", "bba", "mixture"),
@@ -154,7 +153,7 @@ def tested(setting: str, seed: int, profile: str) -> tuple[tasks.BitrateStreams,
 
 
 def bitrate(method: str, cell: str, seed: int, profile: str) -> dict[str, float]:
-    settings = [*BITRATE_SETTINGS][: 1 if method == "full" else 2 if cell == "SmolLM2" else 3]
+    settings = [*BITRATE_SETTINGS][: 1 if method == "full" or cell == "SmolLM2" else 3]
     rules = {setting: tested(setting, seed, profile)[1] for setting in settings}
     if method in ("pool", *rules["broadband"]):
         names = [*rules["broadband"]] if method == "pool" else [method]
@@ -192,9 +191,11 @@ def forecaster(method: str, cell: str, seed: int, profile: str) -> Any:
 
 def view(method: str, cell: str, seed: int, profile: str) -> dict[str, float]:
     forecast = FORECASTS[method] if method in FORECASTS else forecaster(method, cell, seed, profile).forecast
-    tests = [viewport_traces(300, SEEN + AHEAD, speed=speed, seed=seed + 500_000) for speed in SPEEDS.values()]
-    errors = [(forecast(series[:, :SEEN], AHEAD) - series[:, SEEN:]).abs().mean() for series in tests]
-    return dict(zip(MAES, map(float, errors), strict=True))
+    found = {}
+    for name in MAES[: 3 if cell == "tiny" else 2]:
+        series = viewport_traces(300, SEEN + AHEAD, speed=SPEEDS[name], seed=seed + 500_000)
+        found[name] = float((forecast(series[:, :SEEN], AHEAD) - series[:, SEEN:]).abs().mean())
+    return found
 
 
 def text(method: str, cell: str, seed: int, profile: str) -> dict[str, float]:
@@ -283,8 +284,8 @@ study = Study(
         *(claim for rule in (*JOB_RULES, "pool") for claim in lower("jobs", rule, SECONDS[:1], 0.932)),
         *lower("jobs", "mlp", SECONDS[:1], 0.97),
         *lower("jobs", "random", SECONDS, 0.97),
-        *(better("SmolLM2 netllm", than=rule, on="broadband", margin=0.03) for rule in ("pool", "bba", "mpc")),
-        *(better("SmolLM2 netllm", than="SmolLM2 random", on=x, margin=0.03) for x in ("broadband", "cellular")),
+        *(better("SmolLM2 netllm", than=x, on="broadband", margin=0.03) for x in ("pool", "bba", "mpc")),
+        better("SmolLM2 netllm", than="SmolLM2 random", on="broadband", margin=0.03),
         *lower("SmolLM2 view", "random", MAES[:2], 0.97),
     ],
     checks=[
