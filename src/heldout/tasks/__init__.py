@@ -11,6 +11,13 @@ from heldout.tasks.clinical.promptable_imaging import (
     promptable_imaging,
     prompted_shapes,
 )
+from heldout.tasks.clinical.readmission import (
+    READMISSION_LIMIT,
+    DischargeNotes,
+    HospitalShift,
+    Readmission,
+    readmission,
+)
 from heldout.tasks.control.bitrate import LADDER, BitrateStreams, Download, bitrate_env, chunk_sizes, play_streams
 from heldout.tasks.control.bitrate_policies import (
     BITRATE_FEATURES,
@@ -453,6 +460,7 @@ __all__ = [
     "QUESTION_CATEGORIES",
     "QUESTION_OPERATORS",
     "QUESTION_SETS",
+    "READMISSION_LIMIT",
     "REASONING_KINDS",
     "RELATIONS",
     "RETENTION_SKILLS",
@@ -500,6 +508,7 @@ __all__ = [
     "ContextPairs",
     "CopyingLanguage",
     "DigitExpression",
+    "DischargeNotes",
     "Dominoes",
     "Download",
     "DrawingTags",
@@ -521,6 +530,7 @@ __all__ = [
     "GridPolicy",
     "GymLevels",
     "HeldOutWord",
+    "HospitalShift",
     "Instance",
     "InstructionExample",
     "InstructionTask",
@@ -553,6 +563,7 @@ __all__ = [
     "PromptedPictures",
     "QuestionFamily",
     "QuestionSet",
+    "Readmission",
     "ReasoningQuestion",
     "RobustMPC",
     "RowPanels",
@@ -755,6 +766,7 @@ __all__ = [
     "read_numbers",
     "read_problem",
     "read_series",
+    "readmission",
     "real_texts",
     "reasoning_path",
     "reasoning_questions",
