@@ -49,7 +49,7 @@ def test_the_group_that_lags_is_found_with_what_tells_its_errors(tmp_path):
     assert "finetune_local" in finding["remedy"]
     told = work.document["subgroups"]
     assert list(told) == ["ward"]
-    assert [row["value"] for row in told["ward"]["groups"]] == ["0", "1", "2", "3"]  # age is a quantity, all is no group
+    assert [row["value"] for row in told["ward"]["groups"]] == ["0", "1", "2", "3"]  # no quantity
     assert {row["feature"] for row in told["ward"]["drivers"]} == {"site", "age", "all"}
 
 

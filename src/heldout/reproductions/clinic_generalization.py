@@ -7,24 +7,24 @@ number of diseases and length of the note tell who is ranked wrong (C4). Source:
 whose notes and model are private. **Synthetic patients only: nothing here is clinical evidence.**
 
 World. ``readmission``: four hospitals with 4,000, 1,500, 600 and 150 notes to learn from and 1,500 in each test. Their
-own wordings, orders of sections, a reversed coefficient in the smallest, long notes whose plan is cut off at 40 words, a
-weaker signal in the elderly and the very ill, and new abbreviations later are put in: C1 and C4 can only say that a
-model shows what is there. ``no shift`` has none of them: C1 to C3 must vanish there (checks); ``no dialect`` all but the
-wordings. ``oracle_...``: the same gaps of the probability that labels were drawn with, which no model repairs.
+own wordings, orders of sections, a reversed coefficient in the smallest, long notes whose plan is cut off at 40 words,
+a weaker signal in the elderly and the very ill, and new abbreviations later are put in: C1 and C4 can only say that a
+model shows what is there. ``no shift`` has none of them: C1 to C3 must vanish there (checks); ``no dialect`` all but
+wordings and orders. ``oracle_...``: the same of the probability that labels were drawn with, which no model repairs.
 ``policies``, the real cell: does a clause of a privacy policy answer a question? (10,923 pairs, people's answers.)
 Questions and clauses fall into four groups that share neither: the sites, of 4,774, 3,200, 1,604 and 1,345 pairs; half
 of the clauses is learnt from. It has no patients and no time: C3 is not judged there, nor age and diseases.
 
 Arms. A transformer of one layer (width 48) learns masked words of all notes to learn from, 400 steps, then readmission
-in all hospitals (in ``policies`` a layer on MiniLM's frozen vectors of question and clause). From there all arms have
-the same further 100 steps: ``global`` on all notes, ``local`` on those of a hospital, ``instance_augmented`` with the
+in all hospitals, 400 steps (in ``policies`` a layer on MiniLM's frozen vectors of question and clause). From there all
+arms have 100 further steps: ``global`` on all notes, ``local`` on those of a hospital, ``instance_augmented`` with the
 nearest note of another hospital for each (cosine of the pretrained means), ``cluster`` on four clusters of all notes;
-``site token``: a global model that is told the hospital. A fifth of the patients of what an arm learns from is held out
-to choose among five looks and the start; tests choose nothing. ``gain``: its area under the ROC curve less that of
-``global`` in the same hospital's random test, ``smallness`` minus the logarithm of its notes; ``random_less_temporal``: how much
-larger the mean gain over hospitals is there than in the later test. ``driver_...``: the permutation importance of a
-feature for the share of other patients that one is ranked wrong against (``misranked``; a forest, R2), less that of a
-random feature; that of ``borough``, which does nothing, is a check.
+``site token``: a global model that is told the hospital. A fifth of the patients (clauses) of each site is learnt from
+by no arm and chooses among five looks and the start; tests choose nothing. ``gain``: the area under the ROC curve less
+that of ``global`` in the same hospital's random test, ``smallness`` minus the logarithm of its notes; ``auc`` of an arm
+is the mean over hospitals; ``random_less_temporal``: how much larger its mean gain is there than in the later test.
+``driver_...``: the permutation importance of a feature for the share of other patients against whom one is ranked wrong
+(``misranked``; a forest, R2), less that of a random feature; that of ``borough``, which does nothing, is a check.
 
 Settings. Rates were chosen on seed 1000 by the loss on held-out patients of what is learnt from: SETTINGS_PLACEHOLDER
 
@@ -117,6 +117,7 @@ class Part(NamedTuple):
 
 class Cell(NamedTuple):
     train: Part
+    choosing: Tensor  # of ``train``, what is not learnt from by any arm
     tests: dict[str, Part]
     start: nn.Module  # pretrained
     embed: Callable[[Tensor], Tensor]
@@ -188,7 +189,8 @@ def policies(seed: int, size: Size) -> Cell:
 
     with seeded(seed):
         start = nn.Linear(x.shape[1], 2)
-    return Cell(part(learnt), {"random": part(~learnt)}, start, nn.Identity())
+    train = part(learnt)
+    return Cell(train, held_out(train, seed), {"random": part(~learnt)}, start, nn.Identity())
 
 
 @functools.lru_cache(maxsize=4)
@@ -201,7 +203,15 @@ def cell_of(name: str, seed: int, profile: str) -> Cell:
     words = len(world.vocabulary)
     tokens = parts["train"].inputs
     reader = pretrained(tokens, words + len(SITES), size.pretraining, RATES["notes"]["pretraining"], seed)
-    return Cell(parts.pop("train"), parts, reader, copy.deepcopy(reader).embed, words)
+    train = parts.pop("train")
+    return Cell(train, held_out(train, seed), parts, reader, copy.deepcopy(reader).embed, words)
+
+
+def held_out(part: Part, seed: int) -> Tensor:
+    """A fifth of the units of each site."""
+    order = torch.rand(int(part.units.max()) + 1, generator=torch.Generator().manual_seed(seed))[part.units]
+    limits = torch.tensor([float(order[part.sites == site].quantile(0.2)) for site in SITES])
+    return order < limits[part.sites - 1]
 
 
 def with_token(part: Part, words: int) -> Part:
@@ -216,7 +226,7 @@ def models_of(arm: str, name: str, seed: int, profile: str) -> dict[int, nn.Modu
     token, train = arm.endswith("token"), cell.train
     train = with_token(train, cell.words) if token else train
     data, everywhere = (train.inputs, train.labels), torch.zeros_like(train.sites)
-    options: dict[str, Any] = {"units": train.units, "seed": seed}
+    options: dict[str, Any] = {"units": train.units, "choosing": cell.choosing, "seed": seed}
     if arm.startswith("base"):
         budget = TuningBudget(size.training, 5, 0.2, 64)
         options["optimizer"] = functools.partial(torch.optim.AdamW, lr=rates["training"])

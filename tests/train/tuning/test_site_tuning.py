@@ -82,6 +82,18 @@ def test_no_unit_is_learnt_from_and_chooses(seen):
     assert not set(units[seen["kept"]].tolist()) & set(units[seen["held"]].tolist())
 
 
+def test_what_chooses_may_be_told(seen):
+    x, y, sites = world()
+    choosing = torch.arange(240) % 5 == 0
+    finetune_local(Net(), (x, y), sites, 1, SHORT, choosing=choosing)
+    assert seen["held"].tolist() == (choosing & (sites == 1)).nonzero().flatten().tolist()
+    assert seen["kept"].tolist() == (~choosing & (sites == 1)).nonzero().flatten().tolist()
+    finetune_augmented(Net(), (x, y), sites, 1, nn.Identity(), SHORT, choosing=choosing, per_item=5)
+    assert not choosing[seen["kept"]].any()
+    finetune_clusters(Net(), (x, y), nn.Identity(), 1, SHORT, choosing=choosing)
+    assert seen["held"].tolist() == choosing.nonzero().flatten().tolist()
+
+
 def test_augmented_adds_the_nearest_of_other_sites(seen):
     x, y, sites = world()
     finetune_augmented(Net(), (x, y), sites, 1, lambda batch: batch[:, :2], SHORT, per_item=2)
@@ -192,16 +204,22 @@ def test_routing_takes_tuples_mappings_and_transformers():
         ({"sites": torch.zeros(3).long()}, "equally long"),
         ({"units": torch.zeros(3).long()}, "equally long"),
         ({"data": (torch.zeros(8, 2), torch.zeros(8).long())}, "site 1 has examples of one class only, 0"),
+        ({"choosing": torch.zeros(8).bool()}, "choosing must hold some of the examples of site 1, and not all"),
+        ({"choosing": torch.zeros(8)}, "choosing must be bool"),
+        ({"choosing": torch.arange(8) < 4, "units": torch.arange(8) // 3}, "must not part a unit, got examples of 1"),
         ({"data": (torch.zeros(0, 2), torch.zeros(0).long())}, "data must not be empty"),
     ],
 )
 @pytest.mark.parametrize("function", [finetune_local, finetune_augmented])
 def test_bad_input_is_refused(function, change, message):
     data = (torch.randn(8, 2), torch.arange(8) // 2 % 2)
-    given = {"data": data, "sites": torch.arange(8) % 2, "site": 1, "units": None} | change
+    given = {"data": data, "sites": torch.arange(8) % 2, "site": 1, "units": None, "choosing": None} | change
     more = [nn.Identity()] if function is finetune_augmented else []
     with pytest.raises(ValueError, match=message):
-        function(nn.Linear(2, 2), given["data"], given["sites"], given["site"], *more, units=given["units"])
+        function(
+            nn.Linear(2, 2), given["data"], given["sites"], given["site"], *more, units=given["units"],
+            choosing=given["choosing"],
+        )  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -128,6 +128,7 @@ def finetune_local(
     budget: TuningBudget | None = None,
     *,
     units: Tensor | None = None,
+    choosing: Tensor | None = None,
     seed: int = 0,
     **recipe: Any,
 ) -> Fitted:
@@ -143,11 +144,14 @@ def finetune_local(
         site: which to tune for.
         budget: default ``TuningBudget()``.
         units: int64 ``(n,)``, such as the patient of each example: none is both learnt from and used to choose.
+        choosing: bool ``(n,)``, the examples that choose the look, in the place of ``budget.validation`` of the site's
+            at random: give those that the model, too, has not learnt from, as its own loss is too low on others.
         seed: of the held-out part and of ``fit``.
         recipe: other options of ``fit``: ``optimizer``, ``schedule``, ``loss``, ``device`` ...
 
     Raises:
-        ValueError: a site without examples or with one class only, lengths that differ, or what ``fit`` refuses.
+        ValueError: a site without examples or with one class only, or none that choose; a unit that is learnt from and
+            chooses; lengths that differ, or what ``fit`` refuses.
 
     Source: arXiv:2402.10965, "local fine-tuning"; choosing by a held-out part of the site is ours.
 
@@ -159,8 +163,10 @@ def finetune_local(
         (5, 'validation_loss')
     """
     budget, dataset = budget or TuningBudget(), as_dataset(data)
-    own = _of_site(dataset, sites, site, units)
-    kept, held = _held_out(own, units, budget.validation, seed)
+    own = _of_site(dataset, sites, site, units, choosing)
+    kept, held = _held_out(own, units, choosing, budget.validation, seed)
+    if choosing is not None and not (len(kept) and len(held)):
+        raise ValueError(f"choosing must hold some of the examples of site {site}, and not all")
     return _tuned(model, dataset, kept, held, budget, seed, recipe)
 
 
@@ -175,6 +181,7 @@ def finetune_augmented(
     *,
     per_item: int = 1,
     units: Tensor | None = None,
+    choosing: Tensor | None = None,
     seed: int = 0,
     **recipe: Any,
 ) -> Fitted:
@@ -192,6 +199,7 @@ def finetune_augmented(
         budget: default ``TuningBudget()``.
         per_item: neighbours of each example.
         units: as for ``finetune_local``.
+        choosing: as there; what chooses is no neighbour either.
         seed: as there.
         recipe: as there.
 
@@ -208,10 +216,14 @@ def finetune_augmented(
         torch.Size([5, 2])
     """
     budget, dataset = budget or TuningBudget(), as_dataset(data)
-    own = _of_site(dataset, sites, site, units)
-    kept, held = _held_out(own, units, budget.validation, seed)
+    own = _of_site(dataset, sites, site, units, choosing)
+    kept, held = _held_out(own, units, choosing, budget.validation, seed)
+    if choosing is not None and not (len(kept) and len(held)):
+        raise ValueError(f"choosing must hold some of the examples of site {site}, and not all")
     vectors = _embeddings(embed, dataset, device_of(model))
     barred = sites.cpu() == site
+    if choosing is not None:
+        barred |= choosing.cpu()
     if units is not None:
         barred |= torch.isin(units.cpu(), units.cpu()[held])
     near = nearest_instances(vectors[kept], vectors, per_item, exclude=barred.nonzero().squeeze(1))
@@ -227,6 +239,7 @@ def finetune_clusters(
     budget: TuningBudget | None = None,
     *,
     units: Tensor | None = None,
+    choosing: Tensor | None = None,
     seed: int = 0,
     **recipe: Any,
 ) -> ClusterRouted:
@@ -243,6 +256,7 @@ def finetune_clusters(
         clusters: at least 1; fewer are made of fewer different embeddings.
         budget: default ``TuningBudget()``, of each cluster.
         units: as for ``finetune_local``.
+        choosing: as there; a cluster that has none of them takes the last step.
         seed: of k-means, and as there.
         recipe: as there.
 
@@ -262,15 +276,13 @@ def finetune_clusters(
     check_nonempty(data=dataset)
     check_at_least(1, clusters=clusters)
     check_at_least(0, seed=seed)
-    if units is not None:
-        check_labels(units=units)
-        check_same_length(units=units, data=dataset)
+    _check_columns(dataset, units, choosing)
     targets = all_targets(dataset)
     found = spherical_kmeans(_embeddings(embed, dataset, device_of(model)), clusters, seed=seed)
     models = []
     for number in range(len(found.centroids)):
         members = (found.labels == number).nonzero().squeeze(1)
-        kept, held = _held_out(members, units, budget.validation, seed)
+        kept, held = _held_out(members, units, choosing, budget.validation, seed)
         alone = len(kept) < 2 or (not targets.is_floating_point() and len(targets[kept].unique()) < 2)
         tuned = None if alone else _tuned(model, dataset, kept, held, budget, seed, recipe)
         models.append(copy.deepcopy(model).eval() if tuned is None else tuned.module)
@@ -278,14 +290,25 @@ def finetune_clusters(
     return routed.eval()
 
 
-def _of_site(dataset: Any, sites: Tensor, site: int, units: Tensor | None) -> Tensor:
+def _check_columns(dataset: Any, units: Tensor | None, choosing: Tensor | None) -> None:
+    if units is not None:
+        check_labels(units=units)
+        check_same_length(units=units, data=dataset)
+    if choosing is not None:
+        if choosing.dtype != torch.bool:
+            raise ValueError(f"choosing must be bool (n,), got {choosing.dtype}")
+        check_same_length(choosing=choosing, data=dataset)
+        both = set() if units is None else set(units[choosing].tolist()) & set(units[~choosing].tolist())
+        if both:
+            raise ValueError(f"choosing must not part a unit, got examples of {min(both)} on both sides")
+
+
+def _of_site(dataset: Any, sites: Tensor, site: int, units: Tensor | None, choosing: Tensor | None) -> Tensor:
     """Positions of a site's examples, after the checks of what was given."""
     check_nonempty(data=dataset)
     check_labels(sites=sites)
     check_same_length(sites=sites, data=dataset)
-    if units is not None:
-        check_labels(units=units)
-        check_same_length(units=units, data=dataset)
+    _check_columns(dataset, units, choosing)
     own = (sites.cpu() == site).nonzero().squeeze(1)
     if not len(own):
         raise ValueError(f"site must be one of {', '.join(map(str, sites.unique().tolist()))}, got {site}")
@@ -295,15 +318,20 @@ def _of_site(dataset: Any, sites: Tensor, site: int, units: Tensor | None) -> Te
     return own
 
 
-def _held_out(own: Tensor, units: Tensor | None, share: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Positions that are learnt from, and at least the share of them, in whole units, that chooses."""
+def _held_out(
+    own: Tensor, units: Tensor | None, choosing: Tensor | None, share: float, seed: int
+) -> tuple[Tensor, Tensor]:
+    """Positions that are learnt from, and those that choose: as told, or the share of them, in whole units."""
     check_at_least(0, seed=seed)
-    if share == 0:
-        return own, own[:0]
-    unit = torch.arange(len(own)) if units is None else units.cpu()[own].unique(return_inverse=True)[1]
-    order = torch.randperm(int(unit.max()) + 1, generator=torch.Generator().manual_seed(seed))
-    rank = torch.empty_like(order).scatter_(0, order, torch.arange(len(order)))[unit]
-    held = rank < max(1, round(share * len(order)))
+    if choosing is not None:
+        held = choosing.cpu()[own]
+    elif share == 0:
+        held = torch.zeros(len(own), dtype=torch.bool)
+    else:
+        unit = torch.arange(len(own)) if units is None else units.cpu()[own].unique(return_inverse=True)[1]
+        order = torch.randperm(int(unit.max()) + 1, generator=torch.Generator().manual_seed(seed))
+        rank = torch.empty_like(order).scatter_(0, order, torch.arange(len(order)))[unit]
+        held = rank < max(1, round(share * len(order)))
     return own[~held], own[held]
 
 
