@@ -110,5 +110,6 @@ def test_policies_of_different_sites_share_no_clause_and_clauses_are_not_parted(
     assert not set(train.units.tolist()) & set(test.units.tolist())
     clauses = [{*train.units[train.sites == k].tolist(), *test.units[test.sites == k].tolist()} for k in SITES]
     assert not any(clauses[a] & clauses[b] for a in range(4) for b in range(a))
-    sizes = study_module.pairs_of_policies()[2].bincount().tolist()
-    assert sizes == [0, 4774, 3200, 1604, 1345]
+    assert all(len(each) > 5 for each in clauses)
+    questions = torch.cat([train.columns["question"], test.columns["question"]])
+    assert 3 <= questions.double().mean() < train.columns["length"].double().mean()

@@ -66,13 +66,14 @@ class Size(NamedTuple):
     pretraining: int  # steps
     training: int
     tuning: int
-    pairs: int
+    every: int  # clause of a policy is used
+    read: int  # tokens of it
     folds: int  # of the trees that importances are read off
 
 
 SIZES = {
-    "smoke": Size((80, 60, 50, 40), 50, 4, 10, 5, 1200, 2),
-    "laptop": Size((4000, 1500, 600, 150), 1500, 400, 400, 100, 10923, 5),
+    "smoke": Size((80, 60, 50, 40), 50, 4, 10, 5, 6, 24, 2),
+    "laptop": Size((4000, 1500, 600, 150), 1500, 400, 400, 100, 1, 128, 5),
 }
 SHIFTS = {
     "notes": HospitalShift(),
@@ -162,8 +163,8 @@ def pretrained(tokens: Tensor, words: int, steps: int, rate: float, seed: int) -
 
 
 @functools.cache
-def pairs_of_policies() -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Vectors, answers, sites by size, clauses and words of questions and clauses, of all pairs."""
+def pairs_of_policies(every: int, read: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Vectors, answers, sites by size, clauses and words of questions and clauses, of each pair."""
     asked = choice_questions("privacy-policy")
     questions, clauses = ({text: i for i, text in enumerate(dict.fromkeys(column))} for column in
                           ([q.question for q in asked], [q.passage for q in asked]))  # fmt: skip
@@ -173,23 +174,25 @@ def pairs_of_policies() -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     graph = coo_matrix((np.ones(len(asked)), (a.numpy(), len(questions) + b.numpy())), shape=(nodes, nodes))
     group = torch.from_numpy(connected_components(graph, directed=False)[1]).long()[a]
     rank = group.bincount().argsort(descending=True).argsort()
-    encoder = minilm()
-    u, v = (text_features(*encoder, list(texts), max_length=128)[i] for texts, i in ((questions, a), (clauses, b)))
+    kept = (b % every == 0).nonzero().squeeze(1)
     counts = torch.tensor([[len(q.question.split()), len(q.passage.split())] for q in asked])
-    labels = torch.tensor([q.answer for q in asked])
-    return torch.cat([u * v, (u - v).abs(), v], 1) * 10, labels, rank[group] + 1, b, counts
+    labels, (a, b) = torch.tensor([q.answer for q in asked]), (a[kept], b[kept])
+    encoder, vectors = minilm(), []
+    for texts, used in ((list(questions), a), (list(clauses), b)):
+        which, places = used.unique(return_inverse=True)
+        vectors.append(text_features(*encoder, [texts[i] for i in which.tolist()], max_length=read)[places])
+    u, v = vectors
+    return torch.cat([u * v, (u - v).abs(), v], 1) * 10, labels[kept], (rank[group] + 1)[kept], b, counts[kept]
 
 
 def policies(seed: int, size: Size) -> Cell:
-    x, y, sites, clauses, counts = pairs_of_policies()
+    x, y, sites, clauses, counts = pairs_of_policies(size.every, size.read)
     generator = torch.Generator().manual_seed(seed)
     learnt = (torch.randperm(int(clauses.max()) + 1, generator=generator) % 2 == 0)[clauses]
-    rows = torch.randperm(len(y), generator=generator)[: size.pairs]
-    notes = sites[rows][learnt[rows]].bincount()
+    pairs = sites[learnt].bincount()
 
-    def part(mask: Tensor) -> Part:
-        kept = rows[mask[rows]]
-        columns = {"site": notes[sites[kept]], "length": counts[kept, 1], "question": counts[kept, 0]}
+    def part(kept: Tensor) -> Part:
+        columns = {"site": pairs[sites[kept]], "length": counts[kept, 1], "question": counts[kept, 0]}
         return Part(x[kept], y[kept], sites[kept], clauses[kept], columns)
 
     with seeded(seed):
@@ -216,7 +219,7 @@ def held_out(part: Part, seed: int) -> Tensor:
     """A fifth of the units of each site."""
     order = torch.rand(int(part.units.max()) + 1, generator=torch.Generator().manual_seed(seed))[part.units]
     limits = torch.tensor([float(order[part.sites == site].quantile(0.2)) for site in SITES])
-    return order < limits[part.sites - 1]
+    return order <= limits[part.sites - 1]
 
 
 def with_token(part: Part, words: int) -> Part:
@@ -277,7 +280,7 @@ def bins(part: Part) -> dict[str, Any]:
 
 def gaps(report: SubgroupReport) -> dict[str, float]:
     """How far the smallest site, the oldest and the most ill lie below the largest, the youngest and the healthiest."""
-    found = {}
+    found: dict[str, float] = {}
     for factor in ("site", "age", "comorbidity"):
         if factor in {group.factor for group in report.groups}:
             first, *_, last = report.of(factor).values()

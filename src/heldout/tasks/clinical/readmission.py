@@ -175,7 +175,8 @@ def readmission(
     for counts, later in ((n_per_hospital, False), (asked, False), (asked, True)):
         parts.append(_notes(counts, shift, words, later, first, generator))
         first = int(parts[-1].patients.max()) + 1
-    return Readmission(*parts, words.vocabulary)
+    train, random, temporal = parts
+    return Readmission(train, random, temporal, words.vocabulary)
 
 
 class _Words:
