@@ -6,7 +6,7 @@ nearest notes of other hospitals helps on a random split and not on a later peri
 number of diseases and length of the note tell who is ranked wrong (C4). Source: arXiv:2402.10965 (Rahman et al. 2024),
 whose notes and model are private. **Synthetic patients only: nothing here is clinical evidence.**
 
-World. ``readmission``: four hospitals with 4,000, 1,500, 600 and 150 notes to learn from and 1,500 in each test. Their
+World. ``readmission``: four hospitals with 8,000, 3,000, 1,200 and 300 notes to learn from and 1,500 in each test. Their
 own wordings, orders of sections, a reversed coefficient in the smallest, long notes whose plan is cut off at 40 words,
 a weaker signal in the elderly and the very ill, and new abbreviations later are put in: C1 and C4 can only say that a
 model shows what is there. ``no shift`` has none of them: C1 to C3 must vanish there (checks); ``no dialect`` all but
@@ -73,7 +73,7 @@ class Size(NamedTuple):
 
 SIZES = {
     "smoke": Size((80, 60, 50, 40), 50, 4, 10, 5, 6, 24, 2),
-    "laptop": Size((4000, 1500, 600, 150), 1500, 400, 400, 100, 1, 128, 5),
+    "laptop": Size((8000, 3000, 1200, 300), 1500, 400, 400, 100, 1, 128, 5),
 }
 SHIFTS = {
     "notes": HospitalShift(),
