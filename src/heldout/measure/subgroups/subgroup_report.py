@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -20,7 +19,6 @@ from heldout.data import factor_rows
 from heldout.errors import (
     check_at_least,
     check_dimensions,
-    check_fields,
     check_finite,
     check_labels,
     check_nonempty,
@@ -41,8 +39,7 @@ _MOST_VALUES = 100  # of a factor: beyond that it is a quantity that wants bins
 _AT_ONCE = 2_000_000  # resampled weights at a time
 
 
-@dataclass(frozen=True)
-class Subgroup:
+class Subgroup(NamedTuple):
     """One group of one factor.
 
     Attributes:
@@ -75,17 +72,13 @@ class Subgroup:
     brier: float | None = None
     calibration_error: float | None = None
 
-    def __post_init__(self) -> None:
-        check_fields(self)
-
     @property
     def behind(self) -> bool:
         """Whether the whole interval says that the group is worse than what it is compared with."""
         return self.gap is not None and self.gap.low is not None and self.gap.low > 0
 
 
-@dataclass(frozen=True)
-class SubgroupReport:
+class SubgroupReport(NamedTuple):
     """A metric of all examples and of each group.
 
     Attributes:
@@ -105,9 +98,6 @@ class SubgroupReport:
     groups: tuple[Subgroup, ...]
     against: Against = "rest"
     comparisons: int = 0
-
-    def __post_init__(self) -> None:
-        check_fields(self)
 
     def of(self, factor: str) -> dict[Hashable, Subgroup]:
         """Returns the groups of a factor by value.

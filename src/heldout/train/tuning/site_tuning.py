@@ -105,8 +105,14 @@ class ClusterRouted(nn.Module):
         return (forward(self.embed, inputs).float() @ self.centroids.T).argmax(1)
 
     def forward(self, *inputs: Any, **named: Any) -> Tensor:
-        """Returns the outputs of each example's own model, ``(batch, ...)``."""
+        """Returns the outputs of each example's own model, ``(batch, ...)``.
+
+        Raises:
+            ValueError: no inputs, or values that are not finite.
+        """
         batch: Any = named or (inputs[0] if len(inputs) == 1 else inputs)
+        check_nonempty(inputs=batch)
+        check_finite(inputs=batch)
         cluster = self.cluster_of(batch)
         found: Tensor | None = None
         for number in cluster.unique().tolist():
