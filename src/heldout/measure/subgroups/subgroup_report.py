@@ -197,11 +197,11 @@ def subgroup_report(
     check_at_least(50, bootstrap=bootstrap)
     check_at_least(0, seed=seed)
     judge = _Judge(labels, scores, metric, threshold, bootstrap, seed)
-    members = {
-        (name, value): np.array([row[column] == value for row in rows])
-        for column, name in enumerate(names)
-        for value in _values([row[column] for row in rows], name)
-    }
+    members: dict[tuple[str, Hashable], np.ndarray] = {}
+    for name, column in zip(names, zip(*rows, strict=True), strict=True):
+        number = {value: place for place, value in enumerate(_values(column, name))}
+        codes = np.array([number[value] for value in column])
+        members |= {(name, value): codes == place for value, place in number.items()}
     reasons = {key: judge.why_not(mask, min_n) for key, mask in members.items()}
     judged = {name: [key for key in members if key[0] == name and not reasons[key]] for name in names}
     if against == "rest":  # the rest of the only group is nothing, and the rest must have both classes, too
@@ -384,7 +384,7 @@ def _areas(ones: Array, zeros: Array, resamples: int = 0, generator: np.random.G
     return np.concatenate(found)
 
 
-def _values(column: list, name: str) -> list[Hashable]:
+def _values(column: Sequence, name: str) -> list[Hashable]:
     """The values of a factor, in order."""
     found = list(dict.fromkeys(column))
     if len(found) > _MOST_VALUES:
