@@ -1,3 +1,4 @@
+import importlib
 import math
 
 import numpy as np
@@ -39,6 +40,21 @@ def test_numbers_are_explained_by_r2_and_frames_are_taken():
     assert found.score.estimate > 0.7
     assert [each.feature for each in found.drivers if each.drives] == ["age", "site"]
     assert found.drivers[0].importance.low < found.drivers[0].importance.estimate < found.drivers[0].importance.high
+
+
+def test_intervals_over_folds_know_that_trainings_overlap():
+    values = np.array([0.1, 0.3, 0.2, 0.6])
+    found = importlib.import_module("heldout.measure.subgroups.gap_drivers")._over_folds(values)
+    half = 3.182446 * math.sqrt(values.var(ddof=1) * (1 / 4 + 1 / 3))
+    assert (found.estimate, found.low) == pytest.approx((0.3, 0.3 - half), rel=1e-5)
+    assert found.high == pytest.approx(0.3 + half, rel=1e-5)
+
+
+def test_what_is_above_the_control_is_the_difference_to_it():
+    wrong, features, _ = planted(200)
+    found = gap_drivers(wrong, features, folds=2, repeats=1)
+    for each in found.drivers:
+        assert each.above_control.estimate == pytest.approx(each.importance.estimate - found.control.estimate)
 
 
 def test_nothing_is_found_where_nothing_is():

@@ -96,6 +96,8 @@ def test_an_area_of_one_has_an_interval():
     assert group.metric == wilson(20, 20)
     assert group.gap is None
     assert group.reason == "there is no rest that could be judged"
+    few = np.array([0, 0, 0, 1] * 10)
+    assert subgroup_report(few, few * 1.0, {"g": [0] * 40}).overall == wilson(10, 10)
 
 
 @pytest.mark.parametrize("metric", ["accuracy", "sensitivity", "specificity"])
