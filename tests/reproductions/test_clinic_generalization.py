@@ -52,7 +52,7 @@ def learnt(monkeypatch):
     def watch(kind):
         def tune(model, data, *rest, **options):
             sites = rest[0] if kind != "finetune_clusters" else None
-            budget = next(each for each in rest if isinstance(each, study_module.TuningBudget))
+            budget = options.get("budget") or next(each for each in rest if isinstance(each, study_module.TuningBudget))
             seen.append((kind, len(data[1]), None if sites is None else rest[1], budget, options["units"]))
             return real[kind](model, data, *rest, **options)
 
@@ -68,25 +68,38 @@ def learnt(monkeypatch):
 @pytest.mark.parametrize("arm", ["global", "local", "instance_augmented", "cluster", "site token"])
 def test_all_arms_have_the_same_budget_and_no_test_patient(learnt, arm):
     cell = cell_of("notes", *KEY)
-    study_module.models_of.cache_clear()
-    models = study_module.models_of(arm, "notes", *KEY)
+    study_module.model_of.cache_clear()
+    study_module.model_of(arm, "notes", 3, *KEY)
     (_, _, _, start, _), *further = learnt
     assert start.steps == 10
     assert {budget for *_, budget, _ in further} == {study_module.TuningBudget(5, 5, 0.2, 32)}
-    assert len(further) == (4 if arm in ("local", "instance_augmented") else 1)
-    assert list(models) == list(SITES)
+    assert len(further) == 2  # rates
     tested = {patient for part in cell.tests.values() for patient in part.units.tolist()}
     for kind, count, site, _, units in learnt:
         assert count == len(cell.train.labels)
         assert not tested & set(units.tolist())
-        assert site in ((*SITES, 0) if kind != "finetune_clusters" else (None,))
+        assert site in ((3, 0) if kind != "finetune_clusters" else (None,))
+
+
+def test_what_chooses_is_whole_patients_of_every_site():
+    cell = cell_of("notes", *KEY)
+    assert 0.1 < cell.choosing.double().mean() < 0.4
+    for unit in cell.train.units[cell.choosing].unique():
+        assert cell.choosing[cell.train.units == unit].all()
+    assert all(cell.choosing[cell.train.sites == site].any() for site in SITES)
 
 
 def test_gains_and_gaps_are_differences_of_areas():
     part = cell_of("notes", *KEY).tests["random"]
 
+    def scores(arm):
+        found = torch.empty(len(part.labels), dtype=torch.float64)
+        for site in SITES:
+            found[part.sites == site] = study_module.scores_of(arm, "notes", "random", site, *KEY)
+        return found
+
     def area(arm, rows):
-        return roc_auc_score(part.labels[rows], study_module.scores_of(arm, "notes", "random", *KEY)[rows])
+        return roc_auc_score(part.labels[rows], scores(arm)[rows])
 
     found = run({"cell": "notes", "kind": "local", "site": 4}, *KEY)
     rows = part.sites == 4
@@ -94,6 +107,7 @@ def test_gains_and_gaps_are_differences_of_areas():
     assert found["smallness"] == pytest.approx(-np.log(40))
     found = run({"cell": "notes", "kind": "global"}, *KEY)
     assert found["gap_site"] == pytest.approx(area("global", part.sites == 1) - area("global", rows))
+    assert found["auc"] == pytest.approx(np.mean([area("global", part.sites == site) for site in SITES]))
     old, young = part.columns["age"] > 60, part.columns["age"] <= 18
     assert found["gap_age"] == pytest.approx(area("global", young) - area("global", old))
     ill, well = part.columns["comorbidity"] == 4, part.columns["comorbidity"] == 1

@@ -20,18 +20,18 @@ in all hospitals, 400 steps (in ``policies`` a layer on MiniLM's frozen vectors 
 arms have 100 further steps: ``global`` on all notes, ``local`` on those of a hospital, ``instance_augmented`` with the
 nearest note of another hospital for each (cosine of the pretrained means), ``cluster`` on four clusters of all notes;
 ``site token``: a global model that is told the hospital. A fifth of the patients (clauses) of each site is learnt from
-by no arm and chooses among five looks and the start; tests choose nothing. ``gain``: the area under the ROC curve less
-that of ``global`` in the same hospital's random test, ``smallness`` minus the logarithm of its notes; ``auc`` of an arm
-is the mean over hospitals; ``random_less_temporal``: how much larger its mean gain is there than in the later test.
+by no arm and chooses among the arm's rates, five looks and the start; tests choose nothing. ``gain``: the area under
+the ROC curve less that of ``global`` in the same hospital's random test, ``smallness`` minus the logarithm of its
+notes; ``auc`` of an arm is the mean over hospitals; ``random_less_temporal``: how much larger its mean gain is there
+than in the later test.
 ``driver_...``: the permutation importance of a feature for the share of other patients against whom one is ranked wrong
 (``misranked``; a forest, R2), less that of a random feature; that of ``borough``, which does nothing, is a check.
 
-Settings. Rates were chosen on seed 1000, each arm's among 1e-4, 3e-4, 1e-3, 3e-3 and 1e-2 (and 3e-2 where that was
-best), by how far the loss on the examples that choose falls below that of the start, in the mean over models; that of
-the common training among 3e-3, 1e-2 and 3e-2 (``policies``: 3e-4 to 1e-2). All are inside their grids. ``site token``
-has those of ``global``, worlds without shifts those of ``notes``. The rate of learning masked words, numbers of steps,
-neighbours and clusters were not searched. A first pilot with half as many notes (seeds 1001 and 1002) was thrown away:
-a hospital of 150 was too small for any arm to choose another model than the start.
+Settings. All arms have the same rates for the further steps, 1e-3 and 1e-2 (``policies``: 3e-4, 1e-3 and 3e-3), and
+each model takes its own by what chooses: on seed 1000, of 1e-4 to 3e-2, none was best for all sites. The rate of the
+common training was chosen on seed 1000 among 3e-3, 1e-2 and 3e-2 (``policies``: 3e-4 to 1e-2). Pretraining, numbers of
+steps, neighbours and clusters were not searched. Two pilots came before, on seeds 1001 to 1003: with half as many
+notes, and with one rate for all sites of an arm; in both the smallest hospital mostly chose the start.
 
 Deviations. A small transformer from scratch, 40 words; bins of age 0-18, 19-40, 41-60 and over 60; mortality is left
 out, boroughs have no effect; no curve over growing samples of one hospital: the four sizes take its place.
@@ -56,9 +56,18 @@ from heldout.measure import SubgroupReport, gap_drivers, misranked, subgroup_auc
 from heldout.sources import MINI, QA, missing
 from heldout.study import Study, at_least, at_most, better, correlates, higher_is_better, log_curve, lower_is_better
 from heldout.tasks import READMISSION_LIMIT, DischargeNotes, HospitalShift, Readmission, choice_questions, readmission
-from heldout.train import TuningBudget, finetune_augmented, finetune_clusters, finetune_local, outputs_of, seeded
+from heldout.train import (
+    TuningBudget,
+    finetune_augmented,
+    finetune_clusters,
+    finetune_local,
+    outputs_of,
+    score,
+    seeded,
+)
 
 SITES, CLUSTERS = (1, 2, 3, 4), 4
+OF_A_SITE = ("local", "instance_augmented")  # arms with a model for each
 
 
 class Size(NamedTuple):
@@ -81,11 +90,9 @@ SHIFTS = {
     "no dialect": HospitalShift(dialect=0.0, order=0.0),
     "no shift": HospitalShift.none(),
 }
-RATES: dict[str, dict[str, float]] = {
-    "notes": {"pretraining": 3e-3, "training": 1e-2, "global": 3e-3, "local": 1e-2, "instance_augmented": 1e-2,
-              "cluster": 3e-3},
-    "policies": {"training": 1e-3, "global": 3e-3, "local": 3e-3, "instance_augmented": 3e-3, "cluster": 3e-3},
-}  # fmt: skip
+PRETRAINING_RATE = 3e-3
+TRAINING_RATE = {"notes": 1e-2, "policies": 1e-3}
+TUNING_RATES = {"notes": (1e-3, 1e-2), "policies": (3e-4, 1e-3, 3e-3)}  # every arm's
 
 
 class NoteReader(nn.Module):
@@ -211,7 +218,7 @@ def cell_of(name: str, seed: int, profile: str) -> Cell:
     parts = notes_of(world)
     words = len(world.vocabulary)
     tokens = parts["train"].inputs
-    reader = pretrained(tokens, words + len(SITES), size.pretraining, RATES["notes"]["pretraining"], seed)
+    reader = pretrained(tokens, words + len(SITES), size.pretraining, PRETRAINING_RATE, seed)
     train = parts.pop("train")
     return Cell(train, held_out(train, seed), parts, reader, copy.deepcopy(reader).embed, words)
 
@@ -227,48 +234,55 @@ def with_token(part: Part, words: int) -> Part:
     return part._replace(inputs=torch.cat([(words + part.sites - 1)[:, None], part.inputs], 1))
 
 
-@functools.lru_cache(maxsize=8)
-def models_of(arm: str, name: str, seed: int, profile: str) -> dict[int, nn.Module]:
-    """The model for each site after the common training (``arm`` is "base") and the arm's further steps."""
-    cell, size = cell_of(name, seed, profile), SIZES[profile]
-    rates = RATES["policies" if name == "policies" else "notes"]
+@functools.lru_cache(maxsize=32)
+def model_of(arm: str, name: str, site: int, seed: int, profile: str) -> nn.Module:
+    """The model after the common training (``arm`` is "base") and the arm's further steps; site 0 is for all sites."""
+    cell, size, kind = cell_of(name, seed, profile), SIZES[profile], "policies" if name == "policies" else "notes"
     token, train = arm.endswith("token"), cell.train
     train = with_token(train, cell.words) if token else train
     data, everywhere = (train.inputs, train.labels), torch.zeros_like(train.sites)
     options: dict[str, Any] = {"units": train.units, "choosing": cell.choosing, "seed": seed}
+
+    def adam(rate: float) -> Any:
+        return functools.partial(torch.optim.AdamW, lr=rate)
+
     if arm.startswith("base"):
-        budget = TuningBudget(size.training, 5, 0.2, 64)
-        options["optimizer"] = functools.partial(torch.optim.AdamW, lr=rates["training"])
-        return dict.fromkeys(SITES, finetune_local(cell.start, data, everywhere, 0, budget, **options).module)
-    start = models_of("base, token" if token else "base", name, seed, profile)[1]
-    budget = TuningBudget(size.tuning, 5, 0.2, 32)
-    options["optimizer"] = functools.partial(torch.optim.AdamW, lr=rates["global" if token else arm])
+        budget, first = TuningBudget(size.training, 5, 0.2, 64), adam(TRAINING_RATE[kind])
+        fitted = finetune_local(cell.start, data, everywhere, 0, budget, optimizer=first, **options)
+        return fitted.module
+    start = model_of("base, token" if token else "base", name, 0, seed, profile)
+    options["budget"] = TuningBudget(size.tuning, 5, 0.2, 32)
+
+    def best(tune: Callable[..., Any], rows: Tensor, *rest: Any) -> nn.Module:
+        """Of the models of all rates, the one with the lowest loss on those of the rows that choose."""
+        held = (data[0][rows & cell.choosing], data[1][rows & cell.choosing])
+        tuned = [tune(start, data, *rest, optimizer=adam(rate), **options) for rate in TUNING_RATES[kind]]
+        models = [getattr(each, "module", each) for each in tuned]
+        return min(models, key=lambda model: score(*outputs_of(model, held), "classification")["loss"])
+
     if arm == "local":
-        return {site: finetune_local(start, data, train.sites, site, budget, **options).module for site in SITES}
+        return best(finetune_local, train.sites == site, train.sites, site)
     if arm == "instance_augmented":
-        return {site: finetune_augmented(start, data, train.sites, site, cell.embed, budget, **options).module
-                for site in SITES}  # fmt: skip
+        return best(finetune_augmented, train.sites == site, train.sites, site, cell.embed)
     if arm == "cluster":
-        return dict.fromkeys(SITES, finetune_clusters(start, data, cell.embed, CLUSTERS, budget, **options))
-    return dict.fromkeys(SITES, finetune_local(start, data, everywhere, 0, budget, **options).module)
+        return best(finetune_clusters, everywhere == 0, cell.embed, CLUSTERS)
+    return best(finetune_local, everywhere == 0, everywhere, 0)
 
 
-@functools.lru_cache(maxsize=16)
-def scores_of(arm: str, name: str, test: str, seed: int, profile: str) -> Tensor:
-    """The probability of label 1 of each test example, from the model of its site."""
+@functools.lru_cache(maxsize=64)
+def scores_of(arm: str, name: str, test: str, site: int, seed: int, profile: str) -> Tensor:
+    """The probability of label 1 of each test example of a site, from the model for it."""
     cell = cell_of(name, seed, profile)
     part = cell.tests[test]
-    part = with_token(part, cell.words) if arm.endswith("token") else part
-    found = torch.empty(len(part.labels), dtype=torch.float64)
-    for site, model in models_of(arm, name, seed, profile).items():
-        rows = part.sites == site
-        logits = outputs_of(model, (part.inputs[rows], part.labels[rows]))[0]
-        found[rows] = logits.double().softmax(1)[:, 1]
-    return found
+    part, rows = (with_token(part, cell.words) if arm.endswith("token") else part), part.sites == site
+    model = model_of(arm, name, site if arm in OF_A_SITE else 0, seed, profile)
+    return outputs_of(model, (part.inputs[rows], part.labels[rows]))[0].double().softmax(1)[:, 1]
 
 
-def areas(scores: Tensor, part: Part) -> dict[int, float]:
-    return subgroup_auc(scores, part.labels, part.sites).by_group
+def area(arm: str, name: str, test: str, site: int, seed: int, profile: str) -> float:
+    part = cell_of(name, seed, profile).tests[test]
+    labels = part.labels[part.sites == site]
+    return subgroup_auc(scores_of(arm, name, test, site, seed, profile), labels, torch.zeros_like(labels)).overall
 
 
 def bins(part: Part) -> dict[str, Any]:
@@ -291,7 +305,10 @@ def gaps(report: SubgroupReport) -> dict[str, float]:
 
 def audited(name: str, seed: int, profile: str) -> dict[str, float]:
     """What the report and the drivers say of the global model."""
-    part, scores = cell_of(name, seed, profile).tests["random"], scores_of("global", name, "random", seed, profile)
+    part = cell_of(name, seed, profile).tests["random"]
+    scores = torch.empty(len(part.labels), dtype=torch.float64)
+    for site in SITES:
+        scores[part.sites == site] = scores_of("global", name, "random", site, seed, profile)
     report = subgroup_report(part.labels, scores, bins(part), bootstrap=100, min_n=1, seed=seed)
     found = {f"gap_{factor}": gap for factor, gap in gaps(report).items()}
     found["false_alarms"] = float(sum(group.factor == "borough" for group in report.behind))
@@ -309,17 +326,21 @@ def audited(name: str, seed: int, profile: str) -> dict[str, float]:
 def run(arm: dict[str, Any], seed: int, profile: str) -> dict[str, float]:
     name, kind, key = arm["cell"], arm["kind"], (seed, profile)
     cell = cell_of(name, *key)
-    by = {test: areas(scores_of(kind, name, test, *key), part) for test, part in cell.tests.items()}
-    base = {test: areas(scores_of("global", name, test, *key), part) for test, part in cell.tests.items()}
-    gains = {test: {site: by[test][site] - base[test][site] for site in SITES} for test in by}
+
+    def gain(test: str, site: int) -> float:
+        return area(kind, name, test, site, *key) - area("global", name, test, site, *key)
+
+    def mean(of: Callable[[int], float]) -> float:
+        return sum(map(of, SITES)) / len(SITES)
+
     if site := arm.get("site"):
         smallness = -float(torch.log((cell.train.sites == site).sum().double()))
-        return {"auc": by["random"][site], "gain": gains["random"][site], "smallness": smallness}
-    found = {"auc": float(np.mean(list(by["random"].values())))}
-    found["mean_gain"] = float(np.mean(list(gains["random"].values())))
-    if "temporal" in by:
-        found["auc_temporal"] = float(np.mean(list(by["temporal"].values())))
-        found["random_less_temporal"] = found["mean_gain"] - float(np.mean(list(gains["temporal"].values())))
+        return {"auc": area(kind, name, "random", site, *key), "gain": gain("random", site), "smallness": smallness}
+    found = {"auc": mean(lambda site: area(kind, name, "random", site, *key))}
+    found["mean_gain"] = mean(lambda site: gain("random", site))
+    if "temporal" in cell.tests:
+        found["auc_temporal"] = mean(lambda site: area(kind, name, "temporal", site, *key))
+        found["random_less_temporal"] = found["mean_gain"] - mean(lambda site: gain("temporal", site))
     return found | (audited(name, *key) if kind == "global" else {})
 
 
@@ -332,8 +353,8 @@ def arms_of(name: str, kinds: tuple[str, ...], sites: tuple[int, ...] = SITES) -
 REMEDIES = ("instance_augmented", "cluster")
 ARMS = {
     **arms_of("notes", ("global", "local", *REMEDIES, "site token")),
-    **arms_of("no dialect", ("global", "local"), (4,)),
-    **arms_of("no shift", ("global", "local", "instance_augmented"), (4,)),
+    **arms_of("no dialect", ("global",), (4,)),
+    **arms_of("no shift", ("global", "instance_augmented"), (4,)),
     **arms_of("policies", ("global", "local", *REMEDIES)),
 }
 DRIVERS = ("site", "age", "comorbidity", "length", "insurance", "borough", "question")
@@ -387,7 +408,7 @@ study = Study(
         at_most("global", on="driver_borough", value=0.005, text="what has no effect drives nothing"),
     ],
     needs={name: policies_missing for name, arm in ARMS.items() if arm["cell"] == "policies"},
-    seeds={"smoke": 1, "laptop": 7},
+    seeds={"smoke": 1, "laptop": 6},
     shared_setup=True,
     time_limit=600,
 )
