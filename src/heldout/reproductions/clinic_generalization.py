@@ -279,6 +279,7 @@ def scores_of(arm: str, name: str, test: str, site: int, seed: int, profile: str
     return outputs_of(model, (part.inputs[rows], part.labels[rows]))[0].double().softmax(1)[:, 1]
 
 
+@functools.lru_cache(maxsize=256)
 def area(arm: str, name: str, test: str, site: int, seed: int, profile: str) -> float:
     part = cell_of(name, seed, profile).tests[test]
     labels = part.labels[part.sites == site]
