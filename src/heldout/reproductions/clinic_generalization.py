@@ -409,7 +409,7 @@ study = Study(
         at_most("global", on="driver_borough", value=0.005, text="what has no effect drives nothing"),
     ],
     needs={name: policies_missing for name, arm in ARMS.items() if arm["cell"] == "policies"},
-    seeds={"smoke": 1, "laptop": 6},
+    seeds={"smoke": 1, "laptop": 5},
     shared_setup=True,
     time_limit=600,
 )
