@@ -23,6 +23,7 @@ from heldout.audit.graphs import GRAPH_PARTS
 from heldout.audit.judging import Threshold, chance_calibration_error
 from heldout.audit.probing import probes
 from heldout.audit.repeated import repeated_rows
+from heldout.audit.subgroups import subgroups
 from heldout.audit.work import Audit, NotApplicableError, metric_interval, metric_of, named_validation
 from heldout.data import all_targets, gather
 from heldout.measure import (
@@ -480,6 +481,7 @@ PARTS: tuple[tuple[str, Callable[[Audit], None], bool], ...] = (
     ("calibration", _calibration, True),
     ("classes and groups", _classes, True),
     ("unseen combinations of factors", compositions, True),
+    ("groups of a test set", subgroups, True),
     *GRAPH_PARTS,
     ("memorization", _memorization, False),
     ("repeated rows", repeated_rows, False),

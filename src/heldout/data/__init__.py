@@ -45,6 +45,7 @@ from heldout.data.patch_mixing import PatchMix, patch_cells, patch_mask
 from heldout.data.prismatic import Clusters, PrismaticSynthesizer, SynthesisRound, sparse_select, spherical_kmeans
 from heldout.data.selection.draws import EndlessSampler, ShareSampler
 from heldout.data.selection.mixtures import Mixture, MixtureSampler, domain_mixing, mixture_weights
+from heldout.data.selection.nearest_instances import nearest_instances
 from heldout.data.selection.novelty import NoveltyCurriculum, novelty_curriculum
 from heldout.data.selection.prototype_difficulty import difficulty_quantiles, difficulty_subset, prototype_difficulty
 from heldout.data.selection.related_sets import match_size, related_sets, shared_elements, training_group
@@ -218,6 +219,7 @@ __all__ = [
     "mix_returns",
     "mixture_weights",
     "mixup",
+    "nearest_instances",
     "ngrams",
     "novelty_curriculum",
     "pack_with_offset",

@@ -11,6 +11,13 @@ from heldout.tasks.clinical.promptable_imaging import (
     promptable_imaging,
     prompted_shapes,
 )
+from heldout.tasks.clinical.readmission import (
+    READMISSION_LIMIT,
+    DischargeNotes,
+    HospitalShift,
+    Readmission,
+    readmission,
+)
 from heldout.tasks.control.bitrate import LADDER, BitrateStreams, Download, bitrate_env, chunk_sizes, play_streams
 from heldout.tasks.control.bitrate_policies import (
     BITRATE_FEATURES,
@@ -461,6 +468,7 @@ __all__ = [
     "QUESTION_CATEGORIES",
     "QUESTION_OPERATORS",
     "QUESTION_SETS",
+    "READMISSION_LIMIT",
     "REASONING_KINDS",
     "RELATIONS",
     "RETENTION_SKILLS",
@@ -508,6 +516,7 @@ __all__ = [
     "ContextPairs",
     "CopyingLanguage",
     "DigitExpression",
+    "DischargeNotes",
     "Dominoes",
     "Download",
     "DrawingTags",
@@ -529,6 +538,7 @@ __all__ = [
     "GridPolicy",
     "GymLevels",
     "HeldOutWord",
+    "HospitalShift",
     "Instance",
     "InstructionExample",
     "InstructionTask",
@@ -561,6 +571,7 @@ __all__ = [
     "PromptedPictures",
     "QuestionFamily",
     "QuestionSet",
+    "Readmission",
     "ReasoningQuestion",
     "RobustMPC",
     "RowPanels",
@@ -763,6 +774,7 @@ __all__ = [
     "read_numbers",
     "read_problem",
     "read_series",
+    "readmission",
     "real_texts",
     "reasoning_path",
     "reasoning_questions",

@@ -141,6 +141,13 @@ if TYPE_CHECKING:
     from heldout.train.tuning.last_layers import LastBlocks, last_blocks, smollm_blocks, tune_last_layers
     from heldout.train.tuning.last_mlp import LastMLP, last_mlp_states
     from heldout.train.tuning.sft import encode_rows, pack, sft, weighted_nll
+    from heldout.train.tuning.site_tuning import (
+        ClusterRouted,
+        TuningBudget,
+        finetune_augmented,
+        finetune_clusters,
+        finetune_local,
+    )
     from heldout.train.tuning.tuned import Tuned, lora
     from heldout.train.weak_supervision import WeakToStrongResult, weak_to_strong
     from heldout.train.winsorized import winsorized_backward
@@ -167,6 +174,7 @@ __all__ = [
     "Aligned",
     "BinomialLoss",
     "BoostingLoss",
+    "ClusterRouted",
     "Combined",
     "ContinualMethod",
     "ContinualStrategy",
@@ -255,6 +263,7 @@ __all__ = [
     "TaskStream",
     "TrainFunction",
     "Tuned",
+    "TuningBudget",
     "UnlabelledBatches",
     "UnlabelledLoss",
     "WeakToStrongResult",
@@ -296,6 +305,9 @@ __all__ = [
     "evolve_structures",
     "ewc",
     "expectile_loss",
+    "finetune_augmented",
+    "finetune_clusters",
+    "finetune_local",
     "finish",
     "fit",
     "fit_forecaster",
@@ -490,6 +502,11 @@ _LATER = {
     "smollm_blocks": "heldout.train.tuning.last_layers",
     "tune_last_layers": "heldout.train.tuning.last_layers",
     "LastMLP": "heldout.train.tuning.last_mlp",
+    "ClusterRouted": "heldout.train.tuning.site_tuning",
+    "TuningBudget": "heldout.train.tuning.site_tuning",
+    "finetune_augmented": "heldout.train.tuning.site_tuning",
+    "finetune_clusters": "heldout.train.tuning.site_tuning",
+    "finetune_local": "heldout.train.tuning.site_tuning",
     "last_mlp_states": "heldout.train.tuning.last_mlp",
     "CostReward": "heldout.train.reinforcement.rewards",
     "Environment": "heldout.train.reinforcement.rollouts",
