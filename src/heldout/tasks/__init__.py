@@ -208,6 +208,7 @@ from heldout.tasks.language.skill_sentences import (
     split_skills,
     write_sentence,
 )
+from heldout.tasks.language.text_domains import TEXT_DOMAINS, TextDomains, text_domains
 from heldout.tasks.language.wordnet import (
     NOUN_RELATIONS,
     FactGraph,
@@ -475,6 +476,7 @@ __all__ = [
     "TABLES",
     "TEST_NAMES",
     "TEST_WORDINGS",
+    "TEXT_DOMAINS",
     "TOWN_WORDS",
     "UNABLE",
     "VISUAL_FIELD_POINTS",
@@ -581,6 +583,7 @@ __all__ = [
     "Table",
     "TaskMixture",
     "TeacherStudent",
+    "TextDomains",
     "TokenRows",
     "TokenSamples",
     "ToldSeries",
@@ -807,6 +810,7 @@ __all__ = [
     "table",
     "task_split",
     "teacher_student",
+    "text_domains",
     "throughput_traces",
     "two_block_images",
     "two_feature_patches",
