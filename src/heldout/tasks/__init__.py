@@ -177,6 +177,7 @@ from heldout.tasks.language.call_windows import CallWindows, call_windows
 from heldout.tasks.language.choice_world import CHOICE_TASKS, ChoiceKind, choice_examples, choice_words, random_choices
 from heldout.tasks.language.code import stdlib_code, stdlib_digest, stdlib_docstrings
 from heldout.tasks.language.copying_language import CopyingLanguage, copying_language
+from heldout.tasks.language.domain_texts import domain_texts
 from heldout.tasks.language.instruction_world import (
     CATEGORIES,
     InstructionWorld,
@@ -640,6 +641,7 @@ __all__ = [
     "dense_facts",
     "digit_expressions",
     "digits",
+    "domain_texts",
     "domains",
     "dominoes",
     "door_key_env",

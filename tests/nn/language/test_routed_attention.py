@@ -92,6 +92,22 @@ def test_a_fitted_router_does_not_look_at_the_rest_of_the_batch_and_is_kept_with
     assert alone.clusters.shape == (1, 7)
 
 
+def test_a_threshold_that_half_of_the_tokens_exceed():
+    torch.manual_seed(2)
+    seen = torch.randn(201, 8, generator=GENERATOR)
+    halved = TokenRouter(8, domains=3, clusters=4, threshold=None).fit(seen)
+    assert int(halved(seen[None]).flags.sum()) == 100
+    again = TokenRouter(8, domains=3, clusters=4, threshold=None)
+    again.load_state_dict(halved.state_dict())
+    assert torch.equal(again(TOKENS).flags, halved(TOKENS).flags)
+    with pytest.raises(ValueError, match="threshold"):
+        TokenRouter(8, 3, threshold=None, refit=True)
+
+
+def test_clusters_of_a_batch_with_few_tokens():
+    assert len(router(refit=True)(TOKENS[:1, :2]).clusters.unique()) == 2
+
+
 def test_what_the_router_refuses():
     with pytest.raises(RuntimeError, match="fit"):
         router()(TOKENS)
@@ -139,6 +155,7 @@ def test_padding_changes_nothing_unless_it_is_not_masked():
         model.eval()
         same = torch.allclose(model(longer, mask), model(texts, torch.ones_like(texts)), atol=1e-6)
         assert same == masked
+        assert torch.equal(classifier(mask_padding=masked, pad_token_id=0).mask_of(longer), mask)
 
 
 def test_it_learns_and_its_encoder_may_be_of_transformers():

@@ -52,9 +52,11 @@ class TokenRouter(nn.Module):
         dim: width of a token.
         domains: how many.
         clusters: how many; there must be as many different tokens to fit them on.
-        threshold: probability above which a flag is set, in [0, 1].
-        refit: cluster each batch by itself, without ``fit``: the released script's way, in which a token's cluster
-            depends on the batch.
+        threshold: probability above which a flag is set, in [0, 1]. None: what half of the tokens of ``fit`` exceed.
+            Where nearly all flags are equal, as with a domain layer that has not been trained (none is set) or has
+            (all are), nearly all tokens may look at each other.
+        refit: cluster each batch by itself, without ``fit``, into as many clusters as it has different tokens at most:
+            the released script's way, in which a token's cluster depends on the batch.
         seed: of the clustering.
 
     Raises:
@@ -70,6 +72,7 @@ class TokenRouter(nn.Module):
     """
 
     centres: Tensor
+    level: Tensor
 
     @checked
     def __init__(
@@ -77,21 +80,24 @@ class TokenRouter(nn.Module):
         dim: int,
         domains: int,
         clusters: int = 256,
-        threshold: float = 0.65,
+        threshold: float | None = 0.65,
         *,
         refit: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__()
         check_at_least(1, dim=dim, domains=domains, clusters=clusters)
-        check_fraction(threshold=threshold)
+        check_fraction(threshold=0.5 if threshold is None else threshold)
+        if refit and threshold is None:
+            raise ValueError("threshold must be a number where refit leaves no tokens to find it on")
         self.clusters, self.threshold, self.refit, self.seed = clusters, threshold, refit, seed
         self.domains = nn.Linear(dim, domains, bias=False)
         self.register_buffer("centres", torch.full((clusters, dim), torch.nan))
+        self.register_buffer("level", torch.tensor(torch.nan if threshold is None else threshold))
 
     @checked
     def fit(self, tokens: Tensor) -> TokenRouter:
-        """Fits the clusters by mini-batch k-means (of scikit-learn), and returns the router.
+        """Fits the clusters by mini-batch k-means (of scikit-learn), and the threshold where it is None.
 
         Args:
             tokens: ``(n, dim)``, without padding.
@@ -104,6 +110,9 @@ class TokenRouter(nn.Module):
             raise ValueError(f"tokens must be {self.centres.shape[1]} wide, got {tokens.shape[1]}")
         check_finite(tokens=tokens)
         self.centres.copy_(self._cluster(tokens))
+        if self.threshold is None:
+            with torch.no_grad():
+                self.level.copy_(self.domains(tokens.to(self.domains.weight)).softmax(1).amax(1).median())
         return self
 
     def _cluster(self, tokens: Tensor) -> Tensor:
@@ -111,9 +120,10 @@ class TokenRouter(nn.Module):
 
         values = tokens.detach().float().cpu()
         different = len(values.unique(dim=0))
-        if different < self.clusters:
+        clusters = min(self.clusters, different) if self.refit else self.clusters
+        if different < clusters:
             raise ValueError(f"tokens must hold {self.clusters} different ones, one a cluster, got {different}")
-        found = MiniBatchKMeans(self.clusters, random_state=self.seed, n_init=1, batch_size=1024).fit(values.numpy())
+        found = MiniBatchKMeans(clusters, random_state=self.seed, n_init=1, batch_size=1024).fit(values.numpy())
         return torch.from_numpy(found.cluster_centers_).to(self.centres)
 
     def forward(self, tokens: Tensor, mask: Tensor | None = None) -> TokenRoutes:
@@ -133,7 +143,7 @@ class TokenRouter(nn.Module):
             raise RuntimeError("the clusters of TokenRouter are not fitted: call fit(tokens) first")
         near = torch.cdist(tokens.detach().to(centres), centres.expand(len(tokens), -1, -1)).argmin(2)
         logits = self.domains(tokens)
-        return TokenRoutes(near, logits.detach().softmax(2).amax(2) > self.threshold, logits)
+        return TokenRoutes(near, logits.detach().softmax(2).amax(2) > self.level, logits)
 
 
 @checked
@@ -255,6 +265,7 @@ class GEMClassifier(nn.Module):
         router: a ``TokenRouter`` of the encoder's width; None for attention among all tokens.
         attention: of the encoder's width.
         mask_padding: keep tokens from looking at padding; the released script does not.
+        pad_token_id: what is padding where no ``attention_mask`` is given; None: nothing is.
 
     Raises:
         ValueError: less than 2 classes.
@@ -279,11 +290,19 @@ class GEMClassifier(nn.Module):
         attention: ScarAttention,
         *,
         mask_padding: bool = True,
+        pad_token_id: int | None = None,
     ) -> None:
         super().__init__()
         check_at_least(2, classes=classes)
         self.encoder, self.router, self.attention, self.mask_padding = encoder, router, attention, mask_padding
+        self.pad_token_id = pad_token_id
         self.head = nn.Linear(attention.out.out_features, classes)
+
+    def mask_of(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor | None:
+        """Returns the mask of padding ``(batch, tokens)``, 0 for padding; None where there is none."""
+        if attention_mask is not None or self.pad_token_id is None:
+            return attention_mask
+        return (input_ids != self.pad_token_id).long()
 
     def tokens(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Returns the encoder's ``(batch, tokens, dim)``."""
@@ -309,7 +328,8 @@ class GEMClassifier(nn.Module):
         with evaluating(self), torch.no_grad():
             for batch in texts:
                 given = {"input_ids": batch} if isinstance(batch, Tensor) else dict(batch)
-                tokens, mask = self.tokens(**given), given.get("attention_mask")
+                mask = self.mask_of(**given)
+                tokens = self.tokens(given["input_ids"], mask)
                 found.append(tokens.flatten(0, 1) if mask is None else tokens[mask.bool()])
         if not found:
             raise ValueError("texts must hold a batch")
@@ -318,12 +338,14 @@ class GEMClassifier(nn.Module):
 
     def routes(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> TokenRoutes | None:
         """Returns where the tokens belong; None where the model has no router."""
-        return None if self.router is None else self.router(self.tokens(input_ids, attention_mask), attention_mask)
+        mask = self.mask_of(input_ids, attention_mask)
+        return None if self.router is None else self.router(self.tokens(input_ids, mask), mask)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Returns logits ``(batch, classes)`` of texts ``(batch, tokens)``; the mask is 0 for padding."""
-        tokens, mask = self.tokens(input_ids, attention_mask), attention_mask if self.mask_padding else None
+        real = self.mask_of(input_ids, attention_mask)
+        tokens, mask = self.tokens(input_ids, real), real if self.mask_padding else None
         if self.router is None:
             return self.head(self.attention(tokens, mask=mask)[:, 0])
-        routes = self.router(tokens, attention_mask)
+        routes = self.router(tokens, real)
         return self.head(self.attention(tokens, routes.clusters, routes.flags, mask)[:, 0])

@@ -1,8 +1,8 @@
 """Short texts of five domains with one question: what the writer wants. Some of its words are shared by all domains.
 
 A text is a row of words in random order: most tell the domain only; a few, the cues, tell the class, and one of them
-may speak for another class. ``overlap`` is the share of cues that all domains use: at 0 what is learned in one domain
-says nothing of another, at 1 it says everything.
+may speak for another class. Cues are of three kinds: words of the domain alone, words that mean the same in all
+domains, and ambiguous words, which all domains use and which mean another class in each (but the first and the last).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from heldout.errors import check_at_least, check_fraction, check_nonempty, check
 TEXT_DOMAINS = ("clinic notes", "contracts", "finance news", "science facts", "chat")
 """The domains of ``text_domains``."""
 _CLASSES = ("asks", "tells", "orders", "thanks")
-_FILLERS, _OWN_CUES, _SHARED_CUES = 60, 12, 12  # words of a domain; cues of a class in a domain, and in all
+_FILLERS, _CUES_OF_A_CLASS = 60, 12  # words of a domain; cues of each kind
 _CUES, _PADDING, _START = 5, 0, 1
 
 
@@ -37,7 +37,7 @@ class TextDomains(NamedTuple):
     Example:
         >>> texts = text_domains({"chat": 2}, seed=0)
         >>> len(texts.labels), len(texts.vocabulary)
-        (2, 590)
+        (2, 638)
     """
 
     input_ids: Tensor
@@ -49,9 +49,10 @@ class TextDomains(NamedTuple):
 
 def _words() -> tuple[str, ...]:
     fillers = [f"{domain} {number}" for domain in TEXT_DOMAINS for number in range(_FILLERS)]
-    own = [f"{domain} {cls} {n}" for domain in TEXT_DOMAINS for cls in _CLASSES for n in range(_OWN_CUES)]
-    shared = [f"{cls} {number}" for cls in _CLASSES for number in range(_SHARED_CUES)]
-    return ("[pad]", "[start]", *fillers, *own, *shared)
+    cues = [f"{cls} {number}" for cls in _CLASSES for number in range(_CUES_OF_A_CLASS)]
+    own = [f"{domain} {cue}" for domain in TEXT_DOMAINS for cue in cues]
+    ambiguous = [f"ambiguous {meaning} {number}" for meaning in range(4) for number in range(_CUES_OF_A_CLASS)]
+    return ("[pad]", "[start]", *fillers, *own, *cues, *ambiguous)
 
 
 _VOCABULARY = _words()
@@ -60,17 +61,25 @@ _PLACES: Mapping[str, int] = MappingProxyType({word: number for number, word in 
 
 @checked
 def text_domains(
-    counts: Mapping[str, int], *, overlap: float = 0.5, noise: float = 0.3, length: int = 24, seed: int = 0
+    counts: Mapping[str, int],
+    *,
+    overlap: float = 0.5,
+    ambiguous: float = 0.4,
+    noise: float = 0.2,
+    length: int = 24,
+    seed: int = 0,
 ) -> TextDomains:
     """Returns texts of five domains with four classes, equally frequent, in random order.
 
-    Each text has 5 cues. A cue is one of the class's words that all domains use with probability ``overlap``, else one
-    that its domain alone uses; with probability ``noise`` it is of a class drawn at random. The rest, 8 words to
-    ``length - 6``, are the domain's own and say nothing of the class.
+    Each text has 5 cues. A cue is ambiguous with probability ``ambiguous``: number k of domain d stands for class
+    ``(k + d) mod 4``. Else it is of those that all domains use with probability ``overlap``, or one that its domain
+    alone uses. With probability ``noise`` it speaks for a class drawn at random. The rest, 8 words to ``length - 6``,
+    are the domain's own and say nothing of the class. Without ambiguous words a model that is tuned for one domain has
+    little to forget: no text of it says anything against what it knows of others.
 
     Args:
         counts: domain of ``TEXT_DOMAINS`` -> number of texts.
-        overlap: in [0, 1].
+        overlap, ambiguous: in [0, 1].
         noise: in [0, 1]; at 1 nothing can be told.
         length: tokens of a row with start and padding, 14 or more.
         seed: of all texts.
@@ -87,14 +96,14 @@ def text_domains(
     for domain, count in counts.items():
         check_one_of(TEXT_DOMAINS, counts=domain)
         check_at_least(0, **{f"counts[{domain!r}]": count})
-    check_fraction(overlap=overlap, noise=noise)
+    check_fraction(overlap=overlap, ambiguous=ambiguous, noise=noise)
     check_at_least(14, length=length)
     rng = np.random.default_rng(seed)
     rows, labels, domains = [], [], []
     for name, count in counts.items():
         domain = TEXT_DOMAINS.index(name)
         for label in rng.permutation(np.arange(count) % len(_CLASSES)):
-            words = _cues(int(label), name, overlap, noise, rng)
+            words = _cues(int(label), domain, (overlap, ambiguous, noise), rng)
             fillers = int(rng.integers(8, length - _CUES))
             words += [_PLACES[f"{name} {number}"] for number in rng.integers(_FILLERS, size=fillers)]
             rng.shuffle(words)
@@ -110,11 +119,14 @@ def text_domains(
     )
 
 
-def _cues(label: int, domain: str, overlap: float, noise: float, rng: np.random.Generator) -> list[int]:
+def _cues(label: int, domain: int, shares: tuple[float, float, float], rng: np.random.Generator) -> list[int]:
+    overlap, ambiguous, noise = shares
     found = []
-    for shared, noisy, number in zip(
-        rng.random(_CUES) < overlap, rng.random(_CUES) < noise, rng.integers(_OWN_CUES, size=_CUES), strict=True
-    ):
-        cls = _CLASSES[int(rng.integers(len(_CLASSES))) if noisy else label]
-        found.append(_PLACES[f"{cls} {number}" if shared else f"{domain} {cls} {number}"])
+    for kind, shared, noisy in rng.random((_CUES, 3)):
+        told = int(rng.integers(len(_CLASSES))) if noisy < noise else label
+        number = int(rng.integers(_CUES_OF_A_CLASS))
+        word = f"{_CLASSES[told]} {number}" if shared < overlap else f"{TEXT_DOMAINS[domain]} {_CLASSES[told]} {number}"
+        if kind < ambiguous:
+            word = f"ambiguous {(told - domain) % len(_CLASSES)} {number}"
+        found.append(_PLACES[word])
     return found

@@ -29,7 +29,7 @@ def gem_edge(
     Replaces the loss by ``distill_quant``: the teacher is the model as it was before training, in evaluation mode, and
     ``quantised`` are the logits of the batch rounded to ``bits`` with one scale. It costs a forward pass without
     gradient for each batch. It applies to fine-tuning for a task that the start can do: with a new head there is
-    nothing to keep.
+    nothing to keep. Logits are ``(batch, classes)`` or, as in torch, ``(batch, classes, ...)``.
 
     Args:
         distillation: weight of the teacher's answers, 0 or more.
@@ -57,13 +57,15 @@ def gem_edge(
     def loss(run: Run, batch: Batch) -> Tensor:
         teacher: nn.Module = run.state["gem_edge"]
         with torch.no_grad():
-            taught = forward(teacher, inputs_for(teacher, batch.inputs))
-        logits = batch.logits
+            taught = _rows(forward(teacher, inputs_for(teacher, batch.inputs)))
+        targets = batch.targets.flatten()
+        counted = targets >= 0  # torch's cross-entropy leaves out -100
+        logits = _rows(batch.logits)[counted]
         rounded = fake_quantize(logits.detach().float().reshape(1, -1), bits, -1).view_as(logits)
         return distill_quant(
             logits,
-            batch.targets,
-            taught,
+            targets[counted],
+            taught[counted],
             rounded.to(logits.dtype),
             distillation=distillation,
             quantisation=quantisation,
@@ -79,18 +81,23 @@ def gem_edge(
         start = _start(module, splits.initial_state)
         with torch.no_grad():
             answers = forward(start, inputs_for(start, inputs))
-        if targets.ndim != 1 or answers.ndim != 2 or answers.shape[1] < 2:
-            return f"it needs one class for each example, the model gives {tuple(answers.shape)}"
-        right = int((answers.argmax(1).cpu() == targets.cpu()).sum())
-        most = int(targets.bincount().max())
-        if right <= most + 2 * (most * (len(targets) - most) / len(targets)) ** 0.5:
+        if answers.ndim < 2 or answers.shape[1] < 2 or answers.argmax(1).shape != targets.shape:
+            return f"it needs a class for each output, the model gives {tuple(answers.shape)}"
+        said, targets = answers.argmax(1).cpu().flatten(), targets.cpu().flatten()
+        said, targets = said[targets >= 0], targets[targets >= 0]
+        right, most, count = int((said == targets).sum()), int(targets.bincount().max()), len(targets)
+        if right <= most + 2 * (most * (count - most) / count) ** 0.5:
             return (
-                f"the start gets {right} of {len(targets)} training examples right, the most frequent class is {most}: "
+                f"the start gets {right} of {count} training examples right, the most frequent class is {most}: "
                 "it cannot do this task yet, so that there is nothing to keep (is its head new?)"
             )
         return None
 
     return Method("gem_edge", model=model, loss=loss, check=check)
+
+
+def _rows(logits: Tensor) -> Tensor:
+    return logits.movedim(1, -1).flatten(0, -2)
 
 
 def _start(module: nn.Module, state: dict[str, Tensor]) -> nn.Module:
