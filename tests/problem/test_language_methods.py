@@ -7,12 +7,13 @@ import pytest
 import torch
 
 from heldout.data import gather
+from heldout.losses import distill_quant
 from heldout.method import Batch, Method, Splits, evaluating
 from heldout.methods import available, parse
 from heldout.problem import inapplicable, load_problem
 from heldout.problem.language_methods import LANGUAGE_METHODS
 from heldout.problem.texts import tokens_of
-from heldout.weights import TaskVector
+from heldout.weights import TaskVector, fake_quantize
 from tests.problem.language_file import ADAPTERS, TEXT
 
 JUDGE = "\njudge = 'exact'\n"
@@ -90,6 +91,25 @@ def test_label_smoothing_is_that_of_torch_over_tokens(load):
         logits.flatten(0, 1), inputs["wanted"][:, 1:].flatten(), label_smoothing=0.3, ignore_index=-100
     )
     torch.testing.assert_close(LANGUAGE_METHODS["label_smoothing"](0.3).loss(run, batch), expected)
+
+
+def test_the_start_of_gem_edge_teaches_the_tokens_that_count(load):
+    problem = load()
+    run = problem.fit(None, seed=0, epochs=1).run
+    gem = LANGUAGE_METHODS["gem_edge"](0.5, 0.2, bits=6, temperature=2.0)
+    gem.model(run, run.module)
+    teacher = run.state["gem_edge"]
+    start = problem.splits.initial_state
+    assert all(torch.equal(value, start[name]) for name, value in teacher.state_dict().items())
+    inputs, targets = gather(problem.splits.train, torch.arange(4))
+    plain = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+    labels = inputs["wanted"][:, 1:]
+    logits, taught = (model(**plain).logits[:, :-1][labels != -100] for model in (run.module, teacher))
+    rounded = fake_quantize(logits.detach().view(1, -1), 6, -1).view_as(logits)
+    wanted = distill_quant(
+        logits, labels[labels != -100], taught, rounded, distillation=0.5, quantisation=0.2, temperature=2.0
+    )
+    torch.testing.assert_close(gem.loss(run, Batch(run.module, inputs, targets, torch.arange(4))), wanted)
 
 
 def test_wise_ft_of_whole_weights_is_half_way_from_the_start(load):

@@ -15,6 +15,7 @@ from heldout.losses.detection.grounding import (
     grounding_loss,
     patch_targets,
 )
+from heldout.losses.distill_quant import distill_quant
 from heldout.losses.distillation import distillation_loss, feature_loss
 from heldout.losses.diversity import dbat_disagreement, divdis_mi, prior_match
 from heldout.losses.image_mixing import cutmix, mixing_method
@@ -59,6 +60,7 @@ __all__ = [
     "cross_correlation",
     "cutmix",
     "dbat_disagreement",
+    "distill_quant",
     "distillation_loss",
     "divdis_mi",
     "feature_loss",

@@ -159,6 +159,7 @@ from heldout.measure.metrics.ensembles import (
 from heldout.measure.metrics.few_shot import few_shot_accuracy, prototype_episodes, ridge_probe
 from heldout.measure.metrics.rank_transfer import RankTransfer, rank_transfer
 from heldout.measure.metrics.sequences import match_by_length, sequences_match
+from heldout.measure.metrics.specialisation import Specialisation, specialisation
 from heldout.measure.metrics.subgroup_auc import SubgroupAUC, subgroup_auc
 from heldout.measure.metrics.sweet_spot import SweetSpot, sweet_spot
 from heldout.measure.metrics.text import exact_match, normalise_answer, rouge_l, token_f1
@@ -325,6 +326,7 @@ __all__ = [
     "SkillPoints",
     "SkillRules",
     "SourceReport",
+    "Specialisation",
     "StoredItemsPredictor",
     "StrategyCell",
     "StrategyPosterior",
@@ -528,6 +530,7 @@ __all__ = [
     "skill_predictors",
     "source_report",
     "span_accuracy",
+    "specialisation",
     "spectral_learning_curve",
     "standardised",
     "steps_to",

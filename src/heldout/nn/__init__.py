@@ -98,6 +98,14 @@ from heldout.nn.language.position_offsets import (
     takes_argument,
     takes_positions,
 )
+from heldout.nn.language.routed_attention import (
+    GEMClassifier,
+    ScarAttention,
+    TokenRouter,
+    TokenRoutes,
+    attended_share,
+    routed_mask,
+)
 from heldout.nn.language.share_layers import share_layers
 from heldout.nn.lora_group import (
     LoRAGroup,
@@ -173,6 +181,7 @@ __all__ = [
     "FusionClassifier",
     "FuzzyCMeans",
     "FuzzyHeads",
+    "GEMClassifier",
     "Genotype",
     "GenotypeEdge",
     "GhostBatchNorm1d",
@@ -226,6 +235,7 @@ __all__ = [
     "ResizablePool",
     "ReturnConditionedPolicy",
     "RuleParser",
+    "ScarAttention",
     "SearchCell",
     "SearchNetwork",
     "Seq2Seq",
@@ -243,6 +253,8 @@ __all__ = [
     "TemporalConv3d",
     "TemporalInsert",
     "TextEntityEncoder",
+    "TokenRouter",
+    "TokenRoutes",
     "TokenSumMLP",
     "TwoLayerReLU",
     "VirtualNode",
@@ -252,6 +264,7 @@ __all__ = [
     "add_virtual_node",
     "architecture_entropy",
     "architecture_parameters",
+    "attended_share",
     "box_iou",
     "build_from_genotype",
     "build_from_path",
@@ -300,6 +313,7 @@ __all__ = [
     "random_position_offsets",
     "rebuilt",
     "revert_ghost_batchnorm",
+    "routed_mask",
     "run_graph_program",
     "score_complex",
     "score_distmult",

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from heldout import losses
+from heldout import losses, train
 from heldout.data import self_targets
 from heldout.lm import TransformersLM
 from heldout.losses import soft_cross_entropy
@@ -21,7 +21,7 @@ from heldout.method import Batch, Method, Run, Splits
 from heldout.nn import inject_lora_group, position_offsets, query_and_value
 from heldout.problem.texts import Texts, plain, tokens_of
 from heldout.train import ProgressiveSelfDistillation
-from heldout.weights import lines_lora, lines_method, wise_ft_method
+from heldout.weights import fake_quantize, lines_lora, lines_method, wise_ft_method
 
 MOST_KEPT = 2**28  # bytes of predictions that ps_kd keeps whole
 RIGHT = 0.5  # an answer whose score is above is right
@@ -222,6 +222,41 @@ def pego(lam: float = 1e-3, rank: int = 4, size: int = 4, *, preserve: float = 1
     return replace(whole, model=model, check=check)
 
 
+def gem_edge(
+    distillation: float = 0.7, quantisation: float = 0.3, *, bits: int = 8, temperature: float = 1.0
+) -> Method:
+    """Returns the Method that trains on the tokens and on what the start of fine-tuning would have written.
+
+    It costs a forward pass without gradient for each batch, and the memory of a second model.
+
+    Args:
+        distillation: weight of the start's answers, 0 or more.
+        quantisation: weight of the pull towards rounded logits, 0 or more.
+        bits: of the rounding, 2 to 8.
+        temperature: of the distillation, above 0.
+
+    Source: arXiv:2503.22698; see ``heldout.train.gem_edge``.
+
+    Example:
+        >>> gem_edge(distillation=0.5).stages
+        ('model', 'loss')
+    """
+    whole = train.gem_edge(distillation, quantisation, bits=bits, temperature=temperature)
+
+    def loss(run: Run, batch: Batch) -> Tensor:
+        logits, labels, _ = tokens_of(run, batch)
+        with torch.no_grad():
+            taught = tokens_of(run, Batch(run.state["gem_edge"], batch.inputs, batch.targets, batch.index))[0]
+        rounded = fake_quantize(logits.detach().reshape(1, -1), bits, -1).view_as(logits)
+        weights = {"distillation": distillation, "quantisation": quantisation, "temperature": temperature}
+        return losses.distill_quant(logits, labels, taught, rounded, **weights)
+
+    def check(module: nn.Module, splits: Splits) -> str | None:
+        return _NO_START if splits.initial_state is None and not adapted(module) else _why_weighted(module, splits)
+
+    return replace(whole, loss=loss, check=check)
+
+
 LANGUAGE_METHODS: dict[str, Callable[..., Method]] = {
     "s3ft": s3ft,
     "lines": lines,
@@ -230,6 +265,7 @@ LANGUAGE_METHODS: dict[str, Callable[..., Method]] = {
     "label_smoothing": label_smoothing,
     "ps_kd": ps_kd,
     "pego": pego,
+    "gem_edge": gem_edge,
     "position_offsets": position_offsets,
 }
 """What has a form of its own for language models, by the name that it is asked for under."""

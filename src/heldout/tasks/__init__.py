@@ -192,6 +192,7 @@ from heldout.tasks.language.call_windows import CallWindows, call_windows
 from heldout.tasks.language.choice_world import CHOICE_TASKS, ChoiceKind, choice_examples, choice_words, random_choices
 from heldout.tasks.language.code import stdlib_code, stdlib_digest, stdlib_docstrings
 from heldout.tasks.language.copying_language import CopyingLanguage, copying_language
+from heldout.tasks.language.domain_texts import domain_texts
 from heldout.tasks.language.instruction_world import (
     CATEGORIES,
     InstructionWorld,
@@ -223,6 +224,7 @@ from heldout.tasks.language.skill_sentences import (
     split_skills,
     write_sentence,
 )
+from heldout.tasks.language.text_domains import TEXT_DOMAINS, TextDomains, text_domains
 from heldout.tasks.language.wordnet import (
     NOUN_RELATIONS,
     FactGraph,
@@ -491,6 +493,7 @@ __all__ = [
     "TABLES",
     "TEST_NAMES",
     "TEST_WORDINGS",
+    "TEXT_DOMAINS",
     "TOWN_WORDS",
     "UNABLE",
     "VISUAL_FIELD_POINTS",
@@ -600,6 +603,7 @@ __all__ = [
     "Table",
     "TaskMixture",
     "TeacherStudent",
+    "TextDomains",
     "TokenRows",
     "TokenSamples",
     "ToldSeries",
@@ -656,6 +660,7 @@ __all__ = [
     "dense_facts",
     "digit_expressions",
     "digits",
+    "domain_texts",
     "domains",
     "dominoes",
     "door_key_env",
@@ -828,6 +833,7 @@ __all__ = [
     "table",
     "task_split",
     "teacher_student",
+    "text_domains",
     "throughput_traces",
     "two_block_images",
     "two_feature_patches",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from heldout.errors import require
 from heldout.train.cross_fit import CrossFit, contradicted_labels, cross_fit, label_margins
 from heldout.train.deep_ensemble import deep_ensemble
+from heldout.train.distillation.from_start import gem_edge
 from heldout.train.distillation.from_teacher import distillation
 from heldout.train.diversify import Hypotheses, dbat, disambiguate, divdis, diversify
 from heldout.train.early_stopping import fit_stopping_early
@@ -326,6 +327,7 @@ __all__ = [
     "foundation_report",
     "full_batch",
     "gb_nn",
+    "gem_edge",
     "generalized_advantages",
     "graph_ticket",
     "group_dro",

@@ -50,6 +50,7 @@ from heldout.weights.quantization.block_rules import (
 )
 from heldout.weights.quantization.gptq import gptq, gptq_quantize
 from heldout.weights.quantization.methods import awq_method, rtn_method
+from heldout.weights.quantization.mixed_precision import assign_bits, layer_sensitivity, mixed_precision
 from heldout.weights.quantization.quantize import (
     QTensor,
     dequantize,
@@ -85,6 +86,7 @@ __all__ = [
     "adapter_task_vectors",
     "apply_awq",
     "apply_mask",
+    "assign_bits",
     "average",
     "awq_method",
     "awq_search",
@@ -105,6 +107,7 @@ __all__ = [
     "group_quantize",
     "interpolate",
     "layer_ramp",
+    "layer_sensitivity",
     "linears",
     "lines",
     "lines_files",
@@ -115,6 +118,7 @@ __all__ = [
     "make_mask",
     "match_norm",
     "merge_checkpoints",
+    "mixed_precision",
     "norm_alpha",
     "open_checkpoint",
     "pack_codes",

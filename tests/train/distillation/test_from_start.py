@@ -1,0 +1,103 @@
+"""GEM's loss as a Method: the start teaches, a start that cannot do the task is refused."""
+
+import functools
+
+import pytest
+import torch
+from torch import nn
+
+import heldout
+from heldout.losses import distill_quant
+from heldout.method import Splits, evaluating
+from heldout.train import gem_edge
+from heldout.weights import fake_quantize
+
+ADAM = functools.partial(torch.optim.Adam, lr=0.02)
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(5, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.3), nn.Linear(16, 3))
+
+
+def sample(seed, turned=False):
+    x = torch.randn(120, 5, generator=torch.Generator().manual_seed(seed))
+    parts = x[:, :3].roll(1, 1) if turned else x[:, :3]
+    return x, parts.argmax(1)
+
+
+@pytest.fixture(scope="module")
+def start():
+    return heldout.fit(network(), sample(0), epochs=60, seed=0, optimizer=ADAM).module
+
+
+def splits_of(start, **options):
+    data = sample(1, turned=True)
+    old = torch.arange(120) % 3 > 0  # a third of the labels is new
+    labels = torch.where(old, sample(1)[1], data[1])
+    return Splits(train=(data[0], labels), initial_state=start.state_dict() if start is not None else None, **options)
+
+
+def test_the_loss_is_that_of_the_part_with_the_start_as_teacher(start):
+    splits = splits_of(start)
+    method = gem_edge(0.5, 0.2, bits=4, temperature=2.0)
+    by_hand = []
+
+    def loss(run, batch):
+        found = method.loss(run, batch)
+        with evaluating(start), torch.no_grad():
+            taught = start(batch.inputs)
+        rounded = fake_quantize(batch.logits.detach().view(1, -1), 4, -1).view_as(batch.logits)
+        wanted = distill_quant(
+            batch.logits, batch.targets, taught, rounded, distillation=0.5, quantisation=0.2, temperature=2.0
+        )
+        by_hand.append((float(found.detach()), float(wanted.detach())))
+        return found
+
+    heldout.fit(network(), splits, heldout.Method("checked", model=method.model, loss=loss), epochs=2, seed=1)
+    assert len(by_hand) >= 2
+    for found, wanted in by_hand:
+        assert found == pytest.approx(wanted, rel=1e-5)
+
+
+def test_it_keeps_more_of_what_the_start_could_do(start):
+    old = sample(7)
+
+    def kept(method):
+        torch.manual_seed(0)
+        module = network()
+        module.load_state_dict(start.state_dict())
+        return heldout.fit(module, splits_of(start), method, epochs=30, seed=0, optimizer=ADAM).evaluate(old)[
+            "accuracy"
+        ]
+
+    assert kept(gem_edge(distillation=5.0)) > kept(None) + 0.1
+
+
+@pytest.mark.parametrize(
+    ("splits", "words"),
+    [
+        (lambda start: splits_of(None), "pretrained state"),
+        (lambda start: splits_of(network()), "there is nothing to keep"),
+        (
+            lambda start: Splits(train=(torch.randn(20, 5), torch.randn(20, 3)), initial_state=start.state_dict()),
+            "class labels",
+        ),
+    ],
+)
+def test_where_it_cannot_act_it_says_why(start, splits, words):
+    assert words in gem_edge().check(network(), splits(start))
+
+
+def test_where_it_can_act_it_leaves_the_model_alone(start):
+    module, splits = network().train(), splits_of(start)
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    assert gem_edge().check(module, splits) is None
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+    assert module.training
+
+
+@pytest.mark.parametrize("options", [{"distillation": -1.0}, {"quantisation": -0.1}, {"bits": 1}, {"temperature": 0.0}])
+def test_bad_options_are_named(options):
+    with pytest.raises(ValueError, match=next(iter(options))):
+        gem_edge(**options)
