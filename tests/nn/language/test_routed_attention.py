@@ -61,7 +61,7 @@ def test_where_all_belong_together_it_is_ordinary_attention(same):
 
 def router(**options):
     torch.manual_seed(2)
-    return TokenRouter(8, domains=3, clusters=4, threshold=0.4, **options)
+    return TokenRouter(8, domains=3, clusters=4, threshold=0.8, **options)
 
 
 def test_the_router_gives_the_nearest_centre_and_sure_flags():
@@ -72,7 +72,7 @@ def test_the_router_gives_the_nearest_centre_and_sure_flags():
             distances = (fitted.centres - TOKENS[b, n]).norm(dim=1)
             assert int(routes.clusters[b, n]) == int(distances.argmin())
             probability = (TOKENS[b, n] @ fitted.domains.weight.T).softmax(0).max()
-            assert bool(routes.flags[b, n]) == bool(probability > 0.4)
+            assert bool(routes.flags[b, n]) == bool(probability > 0.8)
     assert len(routes.clusters.unique()) > 1
     assert 0 < routes.flags.float().mean() < 1
     routes.logits.sum().backward()
@@ -86,10 +86,15 @@ def test_a_fitted_router_does_not_look_at_the_rest_of_the_batch_and_is_kept_with
     again.load_state_dict(fitted.state_dict())
     assert torch.equal(again(TOKENS).clusters, fitted(TOKENS).clusters)
     anew = router(refit=True)
-    together, alone = anew(TOKENS, MASK), anew(TOKENS[:1])
+    together, alone = anew(TOKENS), anew(TOKENS[:1])
     assert together.clusters.shape == (3, 7)
     assert not torch.equal(anew(10 + TOKENS).clusters, fitted(10 + TOKENS).clusters)
     assert alone.clusters.shape == (1, 7)
+
+
+def test_domain_weights_are_drawn_as_published():
+    torch.manual_seed(0)
+    assert abs(float(TokenRouter(400, 50, 2).domains.weight.detach().std()) - 1) < 0.02
 
 
 def test_a_threshold_that_half_of_the_tokens_exceed():

@@ -72,6 +72,25 @@ def test_the_assignment_is_the_best_of_all():
         assert sum(losses[name][found[name]] for name in "abcd") == pytest.approx(best)
 
 
+@pytest.mark.parametrize("scale", [1.0, 1e-3, 1e-6, 1e-9])
+def test_small_losses_and_losses_of_many_sizes_are_told_apart(scale):
+    generator = torch.Generator().manual_seed(4)
+    widths = (2, 3, 4, 8)
+    for _ in range(10):
+        sizes = {name: int(torch.randint(10, 400, (), generator=generator)) for name in "abcde"}
+        draws = -torch.rand(5, 4, generator=generator).double().log() * torch.tensor([4.0**-bits for bits in widths])
+        losses = {name: dict(zip(widths, (scale * row).tolist(), strict=True)) for name, row in zip("abcde", draws)}
+        budget = float(3 + 2 * torch.rand((), generator=generator))
+        sums = {
+            choice: sum(losses[name][bits] for bits, name in zip(choice, "abcde", strict=True))
+            for choice in itertools.product(widths, repeat=5)
+            if sum(bits * sizes[name] for bits, name in zip(choice, "abcde", strict=True))
+            <= budget * sum(sizes.values())
+        }
+        found = assign_bits(losses, sizes, budget)
+        assert sum(losses[name][found[name]] for name in "abcde") == pytest.approx(min(sums.values()), rel=1e-5, abs=0)
+
+
 def test_each_layer_is_rounded_to_its_own_width():
     model, plain = network(), network()
     found = mixed_precision(model, {"0": 3, "4": 8}, group_size=8, symmetric=True)

@@ -53,8 +53,8 @@ class TokenRouter(nn.Module):
         domains: how many.
         clusters: how many; there must be as many different tokens to fit them on.
         threshold: probability above which a flag is set, in [0, 1]. None: what half of the tokens of ``fit`` exceed.
-            Where nearly all flags are equal, as with a domain layer that has not been trained (none is set) or has
-            (all are), nearly all tokens may look at each other.
+            Where nearly all flags are equal, as they are at the published threshold (on wide tokens nine in ten are
+            set), nearly all tokens may look at each other.
         refit: cluster each batch by itself, without ``fit``, into as many clusters as it has different tokens at most:
             the released script's way, in which a token's cluster depends on the batch.
         seed: of the clustering.
@@ -92,6 +92,7 @@ class TokenRouter(nn.Module):
             raise ValueError("threshold must be a number where refit leaves no tokens to find it on")
         self.clusters, self.threshold, self.refit, self.seed = clusters, threshold, refit, seed
         self.domains = nn.Linear(dim, domains, bias=False)
+        nn.init.normal_(self.domains.weight)
         self.register_buffer("centres", torch.full((clusters, dim), torch.nan))
         self.register_buffer("level", torch.tensor(torch.nan if threshold is None else threshold))
 
@@ -126,19 +127,15 @@ class TokenRouter(nn.Module):
         found = MiniBatchKMeans(clusters, random_state=self.seed, n_init=1, batch_size=1024).fit(values.numpy())
         return torch.from_numpy(found.cluster_centers_).to(self.centres)
 
-    def forward(self, tokens: Tensor, mask: Tensor | None = None) -> TokenRoutes:
-        """Returns where the tokens ``(batch, tokens, dim)`` belong.
-
-        Args:
-            tokens: of texts.
-            mask: ``(batch, tokens)``, false or 0 for padding; only ``refit`` reads it, to leave padding out.
+    def forward(self, tokens: Tensor) -> TokenRoutes:
+        """Returns where the tokens ``(batch, tokens, dim)`` belong; ``refit`` clusters padding with them, as published.
 
         Raises:
             RuntimeError: before ``fit``.
         """
         centres = self.centres
         if self.refit:
-            centres = self._cluster(tokens.flatten(0, 1) if mask is None else tokens[mask.bool()])
+            centres = self._cluster(tokens.flatten(0, 1))
         elif bool(centres.isnan().any()):
             raise RuntimeError("the clusters of TokenRouter are not fitted: call fit(tokens) first")
         near = torch.cdist(tokens.detach().to(centres), centres.expand(len(tokens), -1, -1)).argmin(2)
@@ -249,8 +246,8 @@ class ScarAttention(nn.Module):
             clusters = torch.zeros(tokens.shape[:2], dtype=torch.int64, device=tokens.device)
             flags = clusters.bool()
         allowed = routed_mask(clusters, flags, mask)[:, None]
-        parts = self.query_key_value(tokens).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        mixed = F.scaled_dot_product_attention(*parts, attn_mask=allowed)
+        query, key, value = self.query_key_value(tokens).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=allowed)
         mixed = self.out(mixed.transpose(1, 2).flatten(2))
         return tokens + mixed if self.residual else mixed
 
@@ -339,7 +336,7 @@ class GEMClassifier(nn.Module):
     def routes(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> TokenRoutes | None:
         """Returns where the tokens belong; None where the model has no router."""
         mask = self.mask_of(input_ids, attention_mask)
-        return None if self.router is None else self.router(self.tokens(input_ids, mask), mask)
+        return None if self.router is None else self.router(self.tokens(input_ids, mask))
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Returns logits ``(batch, classes)`` of texts ``(batch, tokens)``; the mask is 0 for padding."""
@@ -347,5 +344,5 @@ class GEMClassifier(nn.Module):
         tokens, mask = self.tokens(input_ids, real), real if self.mask_padding else None
         if self.router is None:
             return self.head(self.attention(tokens, mask=mask)[:, 0])
-        routes = self.router(tokens, real)
+        routes = self.router(tokens)
         return self.head(self.attention(tokens, routes.clusters, routes.flags, mask)[:, 0])

@@ -101,15 +101,15 @@ def text_domains(
     rng = np.random.default_rng(seed)
     rows, labels, domains = [], [], []
     for name, count in counts.items():
-        domain = TEXT_DOMAINS.index(name)
+        place = TEXT_DOMAINS.index(name)
         for label in rng.permutation(np.arange(count) % len(_CLASSES)):
-            words = _cues(int(label), domain, (overlap, ambiguous, noise), rng)
+            words = _cues(int(label), place, (overlap, ambiguous, noise), rng)
             fillers = int(rng.integers(8, length - _CUES))
             words += [_PLACES[f"{name} {number}"] for number in rng.integers(_FILLERS, size=fillers)]
             rng.shuffle(words)
             rows.append([_START, *words] + [_PADDING] * (length - 1 - len(words)))
             labels.append(int(label))
-            domains.append(domain)
+            domains.append(place)
     if not rows:
         raise ValueError("counts must ask for a text")
     order = torch.from_numpy(rng.permutation(len(rows)))

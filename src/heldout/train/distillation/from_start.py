@@ -6,6 +6,7 @@ Source: arXiv:2503.22698 (GEM): a general teacher beside the labels, and outputs
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -100,7 +101,7 @@ def _rows(logits: Tensor) -> Tensor:
     return logits.movedim(1, -1).flatten(0, -2)
 
 
-def _start(module: nn.Module, state: dict[str, Tensor]) -> nn.Module:
+def _start(module: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
     with evaluating(module):
         start = copy.deepcopy(module)
     own = start.state_dict()
