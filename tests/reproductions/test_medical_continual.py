@@ -7,7 +7,7 @@ import torch
 from heldout.measure import StreamMatrix
 from heldout.reproductions import medical_continual as study_of
 from heldout.reproductions.medical_continual import Size, World, imaging, trained
-from heldout.tasks import IMAGING_DEVICES, IMAGING_TASKS, PROMPT_WORDS
+from heldout.tasks import IMAGING_DEVICES, IMAGING_TASKS, PROMPT_WORDS, DrawingThings, PromptedPictures
 
 SMALL = Size(8, 6, 12, 1, 6, 1)
 
@@ -179,13 +179,41 @@ def test_transfer_by_words_is_claimed_only_where_it_is_checked_that_the_start_re
     assert judged <= checked
 
 
-@pytest.mark.skipif(bool(study_of.drawings_missing()), reason="needs the drawings, their texts and the networks")
-def test_drawings_are_tested_on_things_that_no_set_shows():
-    world = study_of.drawing(1001, study_of.SIZES["drawings", "smoke"], "test")
-    captions = {name: set(each.captions) for name, each in (world.sets | world.shots).items()}
-    seen = set().union(*captions.values(), study_of.first_scenes(6, 4).captions)
-    tests = [test.data.pictures for test in world.tests.values()]
-    assert len(world.sets) == 6
-    assert len(tests) == 11
-    assert not any("plant" in name for name in world.sets)
-    assert not seen & {caption for each in tests for caption in each.captions}
+def test_drawings_are_tested_on_the_half_that_no_set_shows(monkeypatch):
+    made = []
+
+    def scenes(each, asked, style, n, half, seed):
+        made.append((asked, style, n, half))
+        return PromptedPictures(torch.rand(n, 112, 8, 8), torch.rand(n, 384), torch.zeros(n, 2, 4), (asked,) * n)
+
+    monkeypatch.setattr(study_of, "scenes", scenes)
+    study_of.first_scenes.cache_clear()
+    world = study_of.drawing(1001, Size(8, 6, 12, 1, 6, 1), "test")
+    study_of.first_scenes.cache_clear()
+    halves = {n: {half for _, _, count, half in made if count == n} for n in (8, 6, 12, study_of.SHOTS)}
+    assert halves == {8: {"train"}, 6: {"test"}, 12: {"train"}, study_of.SHOTS: {"train"}}
+    assert {(asked, style) for asked, style, n, _ in made if n == 12} == {("known", "noto")}
+    trained_on = {(asked, style) for asked, style, n, _ in made if n == 8}
+    assert trained_on == {(group, style) for group in study_of.GROUPS for style in study_of.STYLES}
+    blocks = {name: test.block for name, test in world.tests.items()}
+    assert {name for name, block in blocks.items() if block == "cross-task"} == set(world.shots)
+    assert set(world.shots) == {f"plant, {style}" for style in study_of.STYLES}
+    assert sum(block == "cross-domain" for block in blocks.values()) == 3
+    assert all("fluent" in name for name, block in blocks.items() if block == "cross-domain")
+
+
+def test_plants_are_neither_asked_for_nor_beside_before_they_are_tested(monkeypatch):
+    asked = []
+
+    def styled(found, vectors, style, n, **options):
+        asked.append(options)
+        return PromptedPictures(torch.rand(n, 3, 8, 8), torch.rand(n, 384), torch.zeros(n, 2, 4), ("",) * n)
+
+    known = DrawingThings(torch.zeros(0), torch.zeros(0), ("mammal", "plant", "meal"), [])
+    monkeypatch.setattr(study_of, "things", lambda each: (known, [], torch.nn.Identity()))
+    monkeypatch.setattr(study_of, "styled_scenes", styled)
+    for what in ("known", "plant"):
+        study_of.scenes(3, what, "noto", 2, "train", torch.Generator())
+    assert [options["asked"] for options in asked] == [["mammal", "meal"], ["plant"]]
+    assert all(options["beside"] == ["mammal", "meal"] for options in asked)
+    assert all(options["half"] == "train" for options in asked)

@@ -86,7 +86,7 @@ class Size(NamedTuple):
 
 SIZES = {
     ("imaging", "smoke"): Size(8, 5, 16, 1, 6, 1),
-    ("imaging", "laptop"): Size(300, 100, 3000, 1200, 900, 30),
+    ("imaging", "laptop"): Size(300, 100, 3000, 1500, 900, 30),
     ("drawings", "smoke"): Size(3, 4, 4, 1, 6, 1),
     ("drawings", "laptop"): Size(150, 60, 2000, 1500, 600, 30),
 }
