@@ -30,9 +30,23 @@ score less at the end than just after them; ``earlier``: what they score at the 
 rehearsal's is above the middle of the two of ``sequential`` at the same rate, where there is something to be lost;
 ``above_half_own_rate``: above those of ``sequential`` at its own, in no claim.
 
-Settings. Adam, batches of 16; SETTINGS_HERE
+Settings. Adam, batches of 16. The pretraining of ``imaging`` was not searched; that of ``drawings`` has the best of
+three rates, and the better of 1,000 and 2,000 scenes, by how well it finds things of the half to test on in its own
+style, on one seed. All other rates are the best by ``in_domain`` on validation pictures of seeds 1000 and 1001, which
+in ``drawings`` show the things of the tests in other scenes, and lie inside of what was tried. Imaging: ``joint`` 3e-3
+to 3e-2 (at which it learns nothing), ``rehearsal`` of 5 % 1e-3 to 1e-2, ``sequential`` 1e-5 to 3e-4, by half decades;
+with 1,200 steps ``specialised`` 3e-4 to 1e-2, EWC at 3e-4, 1e-3 and 3e-3 with strengths from 10 to 1e5, and the others
+from 3e-4 (``sequential`` 3e-6) too. 1 and 20 % have the rate of 5 %. Drawings: ``specialised``, ``joint`` and
+``rehearsal`` 3e-3 to 3e-2; ``sequential`` 1e-5 to 1e-2 by decades. ``sequential, same rate`` has that of ``rehearsal``,
+so that nothing but the memory differs. Few-shot: one rate for all arms, the best of five for the pretrained detector of
+``imaging``; in ``drawings`` 3e-4, 1e-3 and 3e-3 are alike.
 
-Deviations. DEVIATIONS_HERE
+Deviations. About 50,000 weights in place of 300,000 and of GLIP, scores without deep fusion; 900 steps of the 1,200 in
+``imaging``, no EWC in ``drawings``: for time. 10 shots alone, not 1 and 50, and of them the raw score: with one prompt
+in the shots nothing asks for reading. Prompts say no place. A wrong prompt does not bring AP near zero, as was asked of
+the control: in a ranking without an end what looks like a thing is found sooner or later. So the difference is checked.
+The worlds' noise and contrast were set on seeds 1000 and 1001 by the pretrained and the joint detector, on test
+pictures. Two seeds of validation tell neighbouring rates apart only roughly.
 """
 
 from __future__ import annotations
@@ -260,7 +274,7 @@ def run(arm: dict[str, Any], seed: int, profile: str, part: str = "test") -> dic
 
 SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
     "imaging": {
-        "specialised": {"lr": 3e-3}, "joint": {"lr": 3e-3}, "sequential": {"lr": 1e-5},
+        "specialised": {"lr": 3e-3}, "joint": {"lr": 1e-2}, "sequential": {"lr": 1e-4},
         "ewc": {"lr": 1e-3, "strength": 1e3}, "rehearsal": {"lr": 3e-3},
     },
     "drawings": {
