@@ -25,10 +25,10 @@ be told from what differs by seed. Metrics are AP50 over pairs of a picture and 
 ``cross_domain``, ``cross_task`` and, after 30 steps on 10 pictures, ``cross_task_10``. ``..._words``: what the own
 prompts are worth, AP50 with them less the mean of those with the prompts of each other task that is trained on. A
 detector that only finds things better gains nothing there, so C4 is judged by it, beside the raw scores that the paper
-reports; C4 is about a detector that reads, which the checks ask of the pretrained one. ``lost``: what earlier sets
-score less at the end than just after them; ``earlier``: what they score at the end; ``above_half``: by how much
-rehearsal's is above the middle of the two of ``sequential`` at the same rate, where there is something to be lost;
-``above_half_own_rate``: above those of ``sequential`` at its own, in no claim.
+reports, and only where the checks say that the pretrained one reads. ``lost``: what earlier sets score less at the end
+than just after them; ``earlier``: what they score at the end; ``above_half``: by how much rehearsal's is above the
+middle of the two of ``sequential`` at the same rate, where there is something to be lost; ``above_half_own_rate``:
+above those of ``sequential`` at its own, in no claim.
 
 Settings. Adam, batches of 16. The pretraining of ``imaging`` was not searched; that of ``drawings`` has the best of
 three rates, and the better of 1,000 and 2,000 scenes, by how well it finds things of the half to test on in its own
@@ -41,7 +41,9 @@ from 3e-4 (``sequential`` 3e-6) too. 1 and 20 % have the rate of 5 %. Drawings: 
 so that nothing but the memory differs. Few-shot: one rate for all arms, the best of five for the pretrained detector of
 ``imaging``; in ``drawings`` 3e-4, 1e-3 and 3e-3 are alike.
 
-Deviations. About 50,000 weights in place of 300,000 and of GLIP, scores without deep fusion; 900 steps of the 1,200 in
+Deviations. C4 is not judged in ``drawings``: on plants the pretrained detector's own prompts are worth 5 to 9 points
+(seeds 1000 to 1002), not clearly the 5 that are called reading here; with 500 scenes of six classes to begin with it
+was none. About 50,000 weights in place of 300,000 and of GLIP, scores without deep fusion; 900 steps of the 1,200 in
 ``imaging``, no EWC in ``drawings``: for time. 10 shots alone, not 1 and 50, and of them the raw score: with one prompt
 in the shots nothing asks for reading. Prompts say no place. A wrong prompt does not bring AP near zero, as was asked of
 the control: in a ranking without an end what looks like a thing is found sooner or later. So the difference is checked.
@@ -100,7 +102,7 @@ class Size(NamedTuple):
 
 SIZES = {
     ("imaging", "smoke"): Size(8, 5, 16, 1, 6, 1),
-    ("imaging", "laptop"): Size(300, 100, 3000, 1500, 900, 30),
+    ("imaging", "laptop"): Size(300, 80, 3000, 1500, 900, 30),
     ("drawings", "smoke"): Size(3, 4, 4, 1, 6, 1),
     ("drawings", "laptop"): Size(150, 60, 2000, 1500, 600, 30),
 }
@@ -298,23 +300,23 @@ def arms_of(cell: str) -> dict[str, dict[str, Any]]:
 
 
 def claims_of(prefix: str) -> list[Any]:
-    kept, start = f"{prefix}rehearsal 5%", f"{prefix}pretrained"
+    kept = f"{prefix}rehearsal 5%"
     return [
         at_least(f"{prefix}sequential", on="lost", value=0.1),
         at_least(f"{prefix}sequential, same rate", on="lost", value=0.1),
         at_least(kept, on="above_half", value=0.0),
         better(kept, than=f"{prefix}specialised", on="cross_domain", margin=0.03),
         better(kept, than=f"{prefix}joint", on="cross_domain", margin=-0.02),
-        better(kept, than=start, on="cross_task_words", margin=0.02),
-        better(kept, than=start, on="cross_task", margin=0.02),
-        better(kept, than=start, on="cross_task_10", margin=0.02),
     ]
+
+
+ON_NEW_TASK = ("cross_task_words", "cross_task", "cross_task_10")
 
 
 def checks_of(prefix: str) -> list[Any]:
     """That detectors read: their own prompts find what others do not."""
     arms = [f"{prefix}{name}" for name in ("pretrained", "joint", "rehearsal 5%")]
-    told = [(arm, "in_domain_words") for arm in arms] + [(arms[0], "cross_task_words")]
+    told = [(arm, "in_domain_words") for arm in arms] + [("pretrained", "cross_task_words")] * (not prefix)
     return [at_least(arm, on=on, value=READS, text=f"{arm} reads its prompts ({on})") for arm, on in told]
 
 
@@ -333,7 +335,8 @@ study = Study(
     run=run,
     metrics=dict.fromkeys((*METRICS, *sorted(OPTIONAL)), higher_is_better) | {"lost": lower_is_better},
     optional=OPTIONAL,
-    claims=[claim for prefix in CELLS for claim in claims_of(prefix)],
+    claims=[claim for prefix in CELLS for claim in claims_of(prefix)]
+    + [better("rehearsal 5%", than="pretrained", on=on, margin=0.02) for on in ON_NEW_TASK],
     checks=[check for prefix in CELLS for check in checks_of(prefix)],
     needs={f"{prefix}{name}": drawings_missing for prefix in ["drawings: "] for name in arms_of("drawings")},
     seeds=6,
