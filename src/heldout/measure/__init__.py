@@ -32,7 +32,7 @@ from heldout.measure.datasets.required_bias import (
     required_inductive_bias,
 )
 from heldout.measure.datasets.vendi import vendi_score
-from heldout.measure.detection.average_precision import average_precision, prompted_precision
+from heldout.measure.detection.average_precision import average_precision, prompt_gap, prompted_precision
 from heldout.measure.dynamics.checkpoint_correlations import CheckpointCorrelation, checkpoint_correlations
 from heldout.measure.dynamics.forgetting import (
     ForgetClusters,
@@ -494,6 +494,7 @@ __all__ = [
     "probe_link_prediction",
     "probe_node_classification",
     "probe_prompt",
+    "prompt_gap",
     "prompted_precision",
     "prototype_episodes",
     "randomize_features",

@@ -70,7 +70,7 @@ from heldout.tasks.control.traces import (
     velocity_forecast,
     viewport_traces,
 )
-from heldout.tasks.detection.drawing_scenes import DrawingThings, drawing_scenes, drawing_things
+from heldout.tasks.detection.drawing_scenes import DrawingThings, drawing_scenes, drawing_things, styled_scenes
 from heldout.tasks.detection.prompted import PromptedPictures, cells_of
 from heldout.tasks.glyphs.fewshot_stream import FewShotStream, fewshot_stream
 from heldout.tasks.glyphs.font_glyphs import FONT_FACES, FONT_SCRIPTS, FontGlyphs, font_glyphs
@@ -829,6 +829,7 @@ __all__ = [
     "stroke_glyphs",
     "style_domains",
     "styled",
+    "styled_scenes",
     "syntax_graphs",
     "table",
     "task_split",

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from heldout.measure import average_precision, prompted_precision
+from heldout.measure import average_precision, prompt_gap, prompted_precision
 
 A, B, C = ([0.0, 0.0, 1.0, 1.0], [2.0, 0.0, 3.0, 1.0], [5.0, 5.0, 6.0, 6.0])
 
@@ -181,3 +181,27 @@ def test_of_equal_scores_earlier_pictures_and_boxes_come_first():
     assert average_precision([elsewhere, there], same, [nothing, there]) == 0.5
     both = [torch.cat([there, elsewhere])], [torch.cat([elsewhere, there])]
     assert [average_precision(boxes, [torch.full((2,), 0.5)], [there]) for boxes in both] == [1.0, 0.5]
+
+
+class Reads(nn.Module):
+    """Two patches, a box on the left and one on the right; the prompt says how much more the left one is liked."""
+
+    def forward(self, images, prompts):
+        boxes = torch.tensor([[0.0, 0.0, 0.5, 1.0], [0.5, 0.0, 1.0, 1.0]]).expand(len(images), 2, 4)
+        logits = torch.stack([prompts, -prompts], 1)
+        return torch.cat([logits.unsqueeze(2), boxes], 2).unsqueeze(1)
+
+
+def test_the_gap_is_what_the_own_prompts_are_worth():
+    images = torch.zeros(2, 3, 4, 4)
+    boxes = torch.tensor([[[0.0, 0.0, 0.5, 1.0]], [[0.5, 0.0, 1.0, 1.0]]])
+    own, wrong = torch.tensor([2.0, -2.0]), torch.tensor([-2.0, 2.0])
+    arguments = (Reads(), images, own, boxes)
+    assert prompted_precision(*arguments) == 1.0
+    assert prompt_gap(*arguments, [wrong]) == pytest.approx(1 - 0.5)
+    assert prompt_gap(*arguments, [wrong, own]) == pytest.approx((0.5 + 0) / 2)
+    assert prompt_gap(*arguments, [wrong], least=0.6) == 1.0  # options are those of the precision
+    assert prompt_gap(Reads(), images, wrong, boxes, [own]) == pytest.approx(-0.5)
+    for others, name in (([], "others"), ([wrong[:1]], "equally long"), ([wrong * torch.nan], r"others\[0\]")):
+        with pytest.raises(ValueError, match=name):
+            prompt_gap(*arguments, others)

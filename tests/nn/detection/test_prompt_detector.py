@@ -91,6 +91,14 @@ def test_detections_are_cut_sorted_suppressed_and_at_most_as_many():
     assert all((found.scores >= 0.7).all() for found in least)
 
 
+def test_patches_behind_those_that_are_left_out_are_looked_at():
+    """The two best patches have one box: the second thing is the third best patch."""
+    patches = torch.tensor([[3.0, 0.0, 0.0, 0.4, 0.4], [2.0, 0.0, 0.0, 0.4, 0.41], [1.0, 0.6, 0.6, 1.0, 1.0]])
+    [found] = detections(patches.view(1, 1, 3, 5), most=2)
+    torch.testing.assert_close(found.boxes, patches[[0, 2], 1:])
+    torch.testing.assert_close(found.scores, patches[[0, 2], 0].sigmoid())
+
+
 def test_nothing_is_lost_where_all_scores_are_equal_to_one():
     outputs = torch.tensor([[80.0, 0, 0, 0.4, 0.4], [90.0, 0.6, 0.6, 1, 1]]).view(1, 1, 2, 5)
     [found] = detections(outputs)

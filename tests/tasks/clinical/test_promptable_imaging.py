@@ -87,6 +87,17 @@ def test_devices_differ_and_a_set_does_not_depend_on_what_else_is_asked_for(sets
     assert not torch.equal(sets["lesion", "endoscope"].boxes, sets["lesion", "scanner"].boxes)
 
 
+def test_things_stand_out_by_the_contrast_of_the_device(monkeypatch):
+    def taken(contrast):
+        plain = IMAGING_DEVICES["scanner"]._replace(contrast=contrast, noise=0.0)
+        monkeypatch.setitem(module.IMAGING_DEVICES, "scanner", plain)
+        return promptable_imaging(["nodule"], ["scanner"], 10, 3)["nodule", "scanner"].images
+
+    ground, weak, strong = taken(0.0), taken(0.2), taken(0.4)
+    assert (weak - ground).abs().max() > 0.03
+    torch.testing.assert_close(strong - ground, 2 * (weak - ground), atol=1e-5, rtol=0)
+
+
 def drawn_things(monkeypatch, make):
     """(look, shape) of all that is drawn and shown."""
     seen, add = set(), module._Canvas.add

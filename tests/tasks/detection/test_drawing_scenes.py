@@ -3,7 +3,15 @@
 import pytest
 import torch
 
-from heldout.tasks import Drawings, DrawingTags, drawing_scenes, drawing_things
+from heldout.tasks import (
+    DRAWING_STYLES,
+    Drawings,
+    DrawingTags,
+    DrawingThings,
+    drawing_scenes,
+    drawing_things,
+    styled_scenes,
+)
 from heldout.tasks.detection import drawing_scenes as module
 from heldout.tasks.detection.drawing_scenes import _paste
 
@@ -123,3 +131,53 @@ def test_the_box_of_a_pasted_sprite_is_that_of_what_is_seen():
     assert _paste(image, sprite, (5, 10), 8).tolist() == [11, 7, 17, 9]
     assert image.sum(0).nonzero().amin(0).tolist() == [7, 11]
     assert image.sum(0).nonzero().amax(0).tolist() == [8, 16]
+
+
+@pytest.fixture
+def photos(monkeypatch):
+    """Two photographs, black on the left and white on the right."""
+    photo = torch.zeros(3, 427, 640, dtype=torch.uint8)
+    photo[:, :, 425:] = 255
+    monkeypatch.setattr(module, "photographs", lambda: {"one": photo, "two": photo})
+
+
+def styled_things():
+    """Six birds and six cars in four styles: red tells the thing, green the style."""
+    sprites = torch.ones(4, 12, 4, 16, 16)
+    sprites[:, :, 0] = torch.linspace(0.2, 0.75, 12).view(1, 12, 1, 1)
+    sprites[:, :, 1] = torch.linspace(0.2, 0.8, 4).view(4, 1, 1, 1)
+    sprites[:, :, 2] = 0.5
+    captions = [[f"thing {number}"] for number in range(12)]
+    return DrawingThings(sprites, torch.arange(12) // 6, ("bird", "car"), captions), list(torch.eye(12)[:, None])
+
+
+def test_what_is_tested_on_shares_no_thing_and_no_ground_with_what_is_trained_on(photos):
+    things, vectors = styled_things()
+    asked, shown = {}, {}
+    options = {"asked": ["bird"], "beside": ["car"], "size": 48, "seed": 1}
+    for half in ("train", "test"):
+        made = styled_scenes(things, vectors, "openmoji", 60, half=half, **options)
+        asked[half] = set(made.prompts.argmax(1).tolist())
+        pixels = (1000 * made.images.permute(0, 2, 3, 1).reshape(-1, 3)).round()
+        drawn = pixels[:, 2] == 500
+        assert pixels[~drawn].unique().tolist() == [0.0 if half == "train" else 1000.0]
+        assert pixels[drawn, 1].unique().tolist() == [200 + 200 * DRAWING_STYLES.index("openmoji")]
+        shown[half] = set(((pixels[drawn, 0] - 200) / 50).round().int().tolist())
+    for half in asked:
+        assert asked[half] <= set(range(6))  # birds
+        assert len(asked[half]) == 3
+        assert asked[half] <= shown[half]
+        assert len(shown[half] - asked[half]) == 3  # cars
+    assert not shown["train"] & shown["test"]
+
+
+def test_unknown_styles_and_classes_are_named(photos):
+    things, vectors = styled_things()
+    options = {"asked": ["bird"], "beside": ["car"], "size": 48}
+    for wrong, name in (({"asked": ["owl"]}, "asked"), ({"beside": []}, "beside"), ({"size": 300}, "size")):
+        with pytest.raises(ValueError, match=name):
+            styled_scenes(things, vectors, "noto", 2, **(options | wrong))
+    with pytest.raises(ValueError, match="style"):
+        styled_scenes(things, vectors, "oil", 2, **options)
+    with pytest.raises(ValueError, match="half"):
+        styled_scenes(things, vectors, "noto", 2, **options, half="left")

@@ -7,6 +7,7 @@ as the evaluation of COCO (arXiv:1405.0312) has them.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -139,6 +140,38 @@ def prompted_precision(
             found += detections(forward(model, inputs_for(model, (some, asked))), most=most, least=least)
     there = [each[each.any(1)] for each in boxes.to(found[0].boxes)]
     return average_precision([each.boxes for each in found], [each.scores for each in found], there, iou=iou)
+
+
+@checked
+def prompt_gap(
+    model: nn.Module, images: Tensor, prompts: Tensor, boxes: Tensor, others: Sequence[Tensor], **options: Any
+) -> float:
+    """Returns by how much a detector finds things better by their own prompts than by other ones, in [-1, 1].
+
+    The average precision with the pictures' own prompts less the mean of those with other ones, of the same pictures
+    and boxes. A detector that does not read what is asked for has 0, however well it finds things.
+
+    Args:
+        model, images, prompts, boxes: as in ``prompted_precision``.
+        others: at least one, each ``(n, ...)``: prompts of something that is not what the boxes hold.
+        options: of ``prompted_precision``.
+
+    Raises:
+        ValueError: no other prompts, lengths that differ, and what ``prompted_precision`` refuses.
+
+    Example:
+        >>> from heldout.nn import small_prompt_detector
+        >>> images, prompts = torch.rand(2, 3, 24, 24), torch.tensor([[1], [1]])
+        >>> boxes = torch.tensor([[[0.0, 0.0, 0.5, 0.5]], [[0.0, 0.0, 0.0, 0.0]]])
+        >>> prompt_gap(small_prompt_detector(words=3), images, prompts, boxes, [prompts])  # the same ones
+        0.0
+    """
+    check_nonempty(others=others)
+    for number, each in enumerate(others):
+        check_same_length(**{"images": images, f"others[{number}]": each})
+        check_finite(**{f"others[{number}]": each})
+    own, *wrong = (prompted_precision(model, images, each, boxes, **options) for each in (prompts, *others))
+    return own - float(np.mean(wrong))
 
 
 def _right(found: Tensor, scores: Tensor, targets: Tensor, iou: float) -> Tensor:

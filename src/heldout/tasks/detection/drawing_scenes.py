@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,15 +16,17 @@ from heldout.errors import (
     check_fraction,
     check_labels,
     check_nonempty,
+    check_one_of,
     check_same_length,
     check_values,
     checked,
 )
 from heldout.tasks.detection.prompted import PromptedPictures, cells_of
+from heldout.tasks.images.biases import stratified_split
 from heldout.tasks.images.drawing_features import first_drawings
 from heldout.tasks.images.drawings import DRAWING_STYLES, drawing_tags, drawings
 from heldout.tasks.seeds import Seed, generator_of
-from heldout.tasks.video.real_scenes import cut_out
+from heldout.tasks.video.real_scenes import cut_out, photo_crops, photographs
 
 _GRID, _MOST = 3, 2
 
@@ -155,6 +157,68 @@ def drawing_scenes(
             if slot < count:
                 boxes[picture, slot] = box / size
     return PromptedPictures(images, torch.stack(rows), boxes, tuple(texts))
+
+
+@checked
+def styled_scenes(
+    things: DrawingThings,
+    vectors: Sequence[Tensor],
+    style: str,
+    n: int,
+    *,
+    asked: Sequence[str],
+    beside: Sequence[str],
+    half: Literal["train", "test"] = "train",
+    others: int = 4,
+    size: int = 128,
+    seed: Seed = 0,
+) -> PromptedPictures:
+    """Returns ``drawing_scenes`` of some classes in one style, to train on or to test on.
+
+    The two share nothing: each class's things are dealt into halves, always alike, and the grounds to train on lie on
+    the left of the photographs, those to test on on the right.
+
+    Args:
+        things: of ``drawing_things``.
+        vectors: of each thing, a vector of each of its texts, ``(texts, width)``.
+        style: one of ``DRAWING_STYLES``.
+        n: pictures, at least 1.
+        asked: classes whose things are asked for.
+        beside: classes whose things may lie beside.
+        half: of the things and of the photographs.
+        others: things beside in a picture at most, from 1 to 7.
+        size: height and width in pixels, at least 24 and at most 210.
+        seed: an int, or a ``torch.Generator`` to draw from.
+
+    Raises:
+        ValueError: an unknown style or class, a half without a thing that is asked for, and what ``drawing_scenes``
+            refuses.
+        MissingExtraError: Pillow, which reads the photographs, is not installed.
+
+    Example:
+        >>> two = DrawingThings(torch.ones(4, 4, 4, 8, 8), torch.zeros(4).long(), ("bird",), [["owl"]] * 4)
+        >>> made = styled_scenes(two, [torch.ones(1, 3)] * 4, "noto", 2, asked=["bird"], beside=["bird"], size=32)
+        >>> made.images.shape
+        torch.Size([2, 3, 32, 32])
+    """
+    check_one_of(DRAWING_STYLES, style=style)
+    check_between(8 * _GRID, 210, size=size)
+    for name, classes in (("asked", asked), ("beside", beside)):
+        check_nonempty(**{name: classes})
+        for each in classes:
+            check_one_of(things.classes, **{name: each})
+    generator = generator_of(seed)
+    test = half == "test"
+    mine = stratified_split(things.labels, (0.5, 0.5))[test]
+
+    def rows(classes: Sequence[str]) -> Tensor:
+        return mine[torch.isin(things.labels[mine], torch.tensor([things.classes.index(each) for each in classes]))]
+
+    photos = [photo[..., 430:] if test else photo[..., :420] for photo in photographs().values()]
+    grounds = torch.cat([photo_crops(photo, 40, size=size, seed=generator) for photo in photos])
+    sprites = things.sprites[DRAWING_STYLES.index(style)]
+    options: dict[str, Any] = {"asked": rows(asked), "beside": rows(beside), "others": others, "seed": generator}
+    return drawing_scenes(sprites, things.captions, vectors, grounds, n, **options)
 
 
 def _paste(image: Tensor, sprite: Tensor, corner: Sequence[int], length: int) -> Tensor:
