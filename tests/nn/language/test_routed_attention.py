@@ -113,6 +113,50 @@ def test_clusters_of_a_batch_with_few_tokens():
     assert len(router(refit=True)(TOKENS[:1, :2]).clusters.unique()) == 2
 
 
+@pytest.mark.parametrize("offset", [0.0, 1000.0])
+def test_the_nearest_centre_is_found_far_from_nought_and_one_by_one(offset):
+    generator = torch.Generator().manual_seed(5)
+    seen = offset + torch.randn(400, 8, generator=generator)
+    fitted = router().fit(seen)
+    wanted = (seen[:, None].double() - fitted.centres.double()).norm(dim=2).argmin(1)
+    assert torch.equal(fitted(seen[None]).clusters[0], wanted)
+    assert torch.equal(torch.cat([fitted(seen[None, n : n + 1]).clusters for n in range(20)], 1)[0], wanted[:20])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision(dtype):
+    model = classifier(pad_token_id=0)
+    texts = torch.randint(1, 30, (5, 6), generator=GENERATOR)
+    model.fit_router([texts]).eval().to(dtype)
+    assert model(texts).dtype == dtype
+    whole = router().fit(torch.randn(50, 8, generator=GENERATOR))
+    assert whole(TOKENS.to(dtype)).clusters.shape == (3, 7)
+
+
+def test_encoders_take_the_mask_by_name_by_any_name_or_not_at_all():
+    texts = torch.randint(1, 30, (2, 6), generator=GENERATOR)
+    mask, seen = torch.ones_like(texts), []
+
+    class AnyName(nn.Module):
+        def forward(self, **named):
+            seen.append(named)
+            return torch.zeros(2, 6, 8)
+
+    class IdsAlone(nn.Module):
+        def forward(self, input_ids):
+            return torch.zeros(2, 6, 8)
+
+    class MaskBehind(nn.Module):
+        def forward(self, ids, attention_mask=None):
+            seen.append({"input_ids": ids, "attention_mask": attention_mask})
+            return torch.zeros(2, 6, 8)
+
+    for encoder in (AnyName(), IdsAlone(), MaskBehind()):
+        GEMClassifier(encoder, 4, None, ScarAttention(8, heads=2))(texts, mask)
+    assert len(seen) == 2
+    assert all(named["attention_mask"] is mask and named["input_ids"] is texts for named in seen)
+
+
 def test_what_the_router_refuses():
     with pytest.raises(RuntimeError, match="fit"):
         router()(TOKENS)
@@ -130,6 +174,14 @@ def test_what_the_router_refuses():
         ScarAttention(8, heads=2)(TOKENS, torch.zeros(3, 7, dtype=torch.int64))
     with pytest.raises(ValueError, match="flags"):
         routed_mask(torch.zeros(3, 7, dtype=torch.int64), torch.zeros(3, 6, dtype=torch.bool))
+    with pytest.raises(ValueError, match="mask"):
+        routed_mask(torch.zeros(1, 2, dtype=torch.int64), torch.zeros(1, 2).bool(), torch.tensor([[0.0, -1e4]]))
+    with pytest.raises(ValueError, match="clusters"):
+        ScarAttention(8, heads=2)(TOKENS, torch.zeros(1, 7, dtype=torch.int64), torch.zeros(1, 7).bool())
+    fitted = router().fit(torch.randn(50, 8, generator=GENERATOR))
+    for bad in (TOKENS[0], TOKENS[:, :, :5], TOKENS.masked_fill(TOKENS > 1, math.nan)):
+        with pytest.raises(ValueError, match="tokens"):
+            fitted(bad)
     with pytest.raises(ValueError, match="mask"):
         attended_share(torch.ones(1, 2, 2, dtype=torch.bool), torch.zeros(1, 2))
 

@@ -89,6 +89,23 @@ def test_where_it_cannot_act_it_says_why(start, splits, words):
     assert words in gem_edge().check(network(), splits(start))
 
 
+def test_a_new_head_is_told_and_so_is_a_set_without_labels(start):
+    state = start.state_dict()
+    wider = nn.Sequential(*network()[:4], nn.Linear(16, 4))
+    splits = splits_of(start)
+    assert "4.weight has another shape" in gem_edge().check(wider, splits)
+    unlabeled = Splits(train=(torch.randn(9, 5), torch.full((9,), -100)), initial_state=state)
+    assert "no training example" in gem_edge().check(network(), unlabeled)
+
+
+def test_examples_in_the_order_of_their_classes_are_no_reason(start):
+    x, y = sample(1)
+    x, y = x.repeat(10, 1), y.repeat(10)
+    order = y.argsort()
+    splits = Splits(train=(x[order], y[order]), initial_state=start.state_dict())
+    assert gem_edge().check(network(), splits) is None
+
+
 def test_where_it_can_act_it_leaves_the_model_alone(start):
     module, splits = network().train(), splits_of(start)
     before = {name: value.clone() for name, value in module.state_dict().items()}

@@ -107,8 +107,7 @@ class TokenRouter(nn.Module):
             ValueError: tokens of another width, not finite, or fewer different ones than clusters.
         """
         check_dimensions(2, tokens=tokens)
-        if tokens.shape[1] != self.centres.shape[1]:
-            raise ValueError(f"tokens must be {self.centres.shape[1]} wide, got {tokens.shape[1]}")
+        self._check_width(tokens)
         check_finite(tokens=tokens)
         self.centres.copy_(self._cluster(tokens))
         if self.threshold is None:
@@ -130,17 +129,29 @@ class TokenRouter(nn.Module):
     def forward(self, tokens: Tensor) -> TokenRoutes:
         """Returns where the tokens ``(batch, tokens, dim)`` belong; ``refit`` clusters padding with them, as published.
 
+        Distances are in single precision, whatever the tokens are in.
+
         Raises:
             RuntimeError: before ``fit``.
+            ValueError: tokens of other axes or another width, or not finite.
         """
+        check_dimensions(3, tokens=tokens)
+        self._check_width(tokens)
+        check_finite(tokens=tokens)
         centres = self.centres
         if self.refit:
             centres = self._cluster(tokens.flatten(0, 1))
         elif bool(centres.isnan().any()):
             raise RuntimeError("the clusters of TokenRouter are not fitted: call fit(tokens) first")
-        near = torch.cdist(tokens.detach().to(centres), centres.expand(len(tokens), -1, -1)).argmin(2)
-        logits = self.domains(tokens)
-        return TokenRoutes(near, logits.detach().softmax(2).amax(2) > self.level, logits)
+        # By matrix products, distances between points far from 0 would be those of rounding.
+        seen, middles = tokens.detach().float(), centres.float().expand(len(tokens), -1, -1)
+        near = torch.cdist(seen, middles, compute_mode="donot_use_mm_for_euclid_dist").argmin(2)
+        logits = self.domains(tokens.to(self.domains.weight.dtype))
+        return TokenRoutes(near, logits.detach().float().softmax(2).amax(2) > self.level, logits)
+
+    def _check_width(self, tokens: Tensor) -> None:
+        if tokens.shape[-1] != self.centres.shape[1]:
+            raise ValueError(f"tokens must be {self.centres.shape[1]} wide, got {tokens.shape[-1]}")
 
 
 @checked
@@ -156,7 +167,7 @@ def routed_mask(clusters: Tensor, flags: Tensor, mask: Tensor | None = None) -> 
         bool ``(batch, tokens, tokens)``; a token always looks at itself.
 
     Raises:
-        ValueError: shapes that differ.
+        ValueError: shapes that differ, or a mask of other values than 0 and 1 (as those that are added to scores).
 
     Source: arXiv:2503.22698, the released script; there padding is not masked.
 
@@ -173,6 +184,7 @@ def routed_mask(clusters: Tensor, flags: Tensor, mask: Tensor | None = None) -> 
     check_labels(clusters=clusters)
     allowed = (clusters[:, :, None] == clusters[:, None]) | (flags[:, :, None] == flags[:, None])
     if mask is not None:
+        check_fraction(mask=mask)
         allowed &= mask.bool()[:, None]
     return allowed | torch.eye(clusters.shape[1], dtype=torch.bool, device=clusters.device)
 
@@ -245,6 +257,8 @@ class ScarAttention(nn.Module):
         if clusters is None or flags is None:
             clusters = torch.zeros(tokens.shape[:2], dtype=torch.int64, device=tokens.device)
             flags = clusters.bool()
+        if clusters.shape != tokens.shape[:2]:
+            raise ValueError(f"clusters must be {tuple(tokens.shape[:2])}, got {tuple(clusters.shape)}")
         allowed = routed_mask(clusters, flags, mask)[:, None]
         query, key, value = self.query_key_value(tokens).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=allowed)
@@ -256,8 +270,8 @@ class GEMClassifier(nn.Module):
     """An encoder of texts, one block of routed attention, and a classifier that reads the first token.
 
     Args:
-        encoder: called with ``input_ids`` and ``attention_mask`` where it takes them by these names, else with one
-            tensor; returns ``(batch, tokens, dim)`` or an output with ``last_hidden_state``.
+        encoder: called with ``input_ids`` and ``attention_mask``, each by its name where it takes that, else with the
+            ids alone; returns ``(batch, tokens, dim)`` or an output with ``last_hidden_state``.
         classes: how many.
         router: a ``TokenRouter`` of the encoder's width; None for attention among all tokens.
         attention: of the encoder's width.
@@ -303,11 +317,11 @@ class GEMClassifier(nn.Module):
 
     def tokens(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Returns the encoder's ``(batch, tokens, dim)``."""
-        takes = inspect.signature(self.encoder.forward).parameters
-        if "input_ids" in takes:
-            found: Any = self.encoder(input_ids=input_ids, attention_mask=attention_mask)
-        else:
-            found = self.encoder(input_ids)
+        parameters = inspect.signature(self.encoder.forward).parameters
+        any_name = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters.values())
+        named = {"input_ids": input_ids, "attention_mask": attention_mask}
+        taken = {name: value for name, value in named.items() if any_name or name in parameters}
+        found: Any = self.encoder(**taken) if "input_ids" in taken else self.encoder(input_ids, **taken)
         return found if isinstance(found, Tensor) else found.last_hidden_state
 
     def fit_router(self, texts: Iterable[Tensor | Mapping[str, Tensor]]) -> GEMClassifier:

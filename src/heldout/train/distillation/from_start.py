@@ -74,11 +74,17 @@ def gem_edge(
         )
 
     def check(module: nn.Module, splits: Splits) -> str | None:
-        inputs, targets = gather(splits.train, torch.arange(min(_LOOKED_AT, len(splits.train))))  # type: ignore[arg-type]
+        order = torch.randperm(len(splits.train), generator=torch.Generator().manual_seed(0))  # type: ignore[arg-type]
+        if not len(order):
+            return "the training set is empty"
+        inputs, targets = gather(splits.train, order[:_LOOKED_AT])
         if reason := why_no_class_labels(targets):
             return reason
         if splits.initial_state is None:
             return "it needs the pretrained state in Splits(initial_state=...): it distils what fine-tuning begins with"
+        for name, value in module.state_dict().items():
+            if name in splits.initial_state and splits.initial_state[name].shape != value.shape:
+                return f"{name} has another shape than in the start, which cannot do this task, then"
         start = _start(module, splits.initial_state)
         with torch.no_grad():
             answers = forward(start, inputs_for(start, inputs))
@@ -86,6 +92,8 @@ def gem_edge(
             return f"it needs a class for each output, the model gives {tuple(answers.shape)}"
         said, targets = answers.argmax(1).cpu().flatten(), targets.cpu().flatten()
         said, targets = said[targets >= 0], targets[targets >= 0]
+        if not len(targets):
+            return "no training example that was looked at has a label that counts"
         right, most, count = int((said == targets).sum()), int(targets.bincount().max()), len(targets)
         if right <= most + 2 * (most * (count - most) / count) ** 0.5:
             return (
