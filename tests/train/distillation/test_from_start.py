@@ -1,6 +1,7 @@
 """GEM's loss as a Method: the start teaches, a start that cannot do the task is refused."""
 
 import functools
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from torch import nn
 
 import heldout
 from heldout.losses import distill_quant
-from heldout.method import Splits, evaluating
+from heldout.method import Batch, Splits, evaluating
 from heldout.train import gem_edge
 from heldout.weights import fake_quantize
 
@@ -58,6 +59,35 @@ def test_the_loss_is_that_of_the_part_with_the_start_as_teacher(start):
     assert len(by_hand) >= 2
     for found, wanted in by_hand:
         assert found == pytest.approx(wanted, rel=1e-5)
+
+
+def test_classes_of_several_outputs_stand_in_the_second_axis_and_minus_100_does_not_count():
+    class PerToken(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.table = nn.Embedding(6, 3)
+
+        def forward(self, ids):
+            return self.table(ids).transpose(1, 2)
+
+    ids = torch.arange(24).view(4, 6) % 6
+    labels = ids % 3
+    labels[0, 0] = -100
+    splits = Splits(train=(ids, labels), initial_state=PerToken().state_dict())
+    method, module = gem_edge(0.5, 0.2, bits=4), PerToken()
+    with torch.no_grad():
+        module.table.weight.add_(torch.randn(6, 3, generator=torch.Generator().manual_seed(1)))
+    state = SimpleNamespace(state={}, initial_state=splits.initial_state)
+    method.model(state, module)
+    found = method.loss(state, Batch(module, ids, labels, torch.arange(4)))
+    counted = labels.flatten() != -100
+    logits, taught = (each.table(ids.flatten())[counted] for each in (module, PerToken()))
+    rounded = fake_quantize(logits.detach().reshape(1, -1), 4, -1).view_as(logits)
+    wanted = distill_quant(
+        logits, labels.flatten()[counted], taught.detach(), rounded, distillation=0.5, quantisation=0.2
+    )
+    torch.testing.assert_close(found, wanted)
 
 
 def test_it_keeps_more_of_what_the_start_could_do(start):

@@ -40,6 +40,22 @@ def test_the_sensitivity_of_a_layer_is_what_rounding_it_alone_costs():
         assert found[name][2] > found[name][4] > 0
 
 
+def test_layers_and_symmetry_are_those_that_were_asked_for():
+    model = network()
+    with torch.no_grad():
+        aim = model(X)
+
+    def loss(module):
+        with torch.no_grad():
+            return float((module(X) - aim).square().mean())
+
+    found = layer_sensitivity(model, loss, bits=(2,), group_size=8, symmetric=True, layers={"3": model[3]})
+    assert list(found) == ["3"]
+    other = network()
+    other[3].weight.data = fake_quantize(other[3].weight.data, 2, 8, symmetric=True)
+    assert found["3"][2] == pytest.approx(loss(other), rel=1e-5)
+
+
 def test_the_model_is_itself_again_where_the_loss_fails():
     model = network()
     before = model[3].weight.clone()
@@ -109,6 +125,11 @@ def test_bad_input_is_named_and_changes_nothing():
     with pytest.raises(ValueError, match="group_size"):
         mixed_precision(model, {"4": 4, "0": 4}, group_size=5)
     assert torch.equal(model[4].weight, network()[4].weight)
+    odd = nn.Sequential(nn.Linear(8, 12), nn.Linear(12, 2))
+    before = odd[0].weight.detach().clone()
+    with pytest.raises(ValueError, match="does not divide the 12 inputs of 1"):
+        mixed_precision(odd, {"0": 2, "1": 2}, group_size=8)
+    assert torch.equal(odd[0].weight, before)
     with pytest.raises(ValueError, match="budget must be at least 2 bits"):
         assign_bits({"a": {2: 1.0, 4: 0.0}}, {"a": 10}, budget=1.5)
     with pytest.raises(ValueError, match="'b' is missing"):
