@@ -166,6 +166,7 @@ ALLOWED = {
         "weights.group_quantize(group_size=-1)",
         "weights.fake_quantize(group_size=-1)",
         "weights.rtn(group_size=-1)",
+        "weights.mixed_precision(group_size=-1)",
     ],
     "a process that a signal ended": ["study.exit_text(code=-1)"],
     "records of what a function found: their types are told, their values are its own": [

@@ -97,7 +97,6 @@ COMBINED = [
 # They need a language model, a transformer, graphs, or a stream of tasks.
 OF_OTHERS = {"position_offsets", "drop_edge", "eerm", "teddy", "virtual_node"}
 OF_OTHERS |= {"awq"}  # tests/weights/quantization/test_methods.py
-OF_OTHERS |= {"gem_edge"}  # it needs a start that can do the task, and leaves a plain module
 OF_OTHERS |= {"in_order", "replay", "ewc", "si", "rwalk", "agem", "lwf"}
 EXPRESSIONS = ["baseline", *(OPTIONS.get(name, name) for name in available() if name not in OF_OTHERS), *COMBINED]
 

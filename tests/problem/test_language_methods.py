@@ -11,7 +11,7 @@ from heldout.losses import distill_quant
 from heldout.method import Batch, Method, Splits, evaluating
 from heldout.methods import available, parse
 from heldout.problem import inapplicable, load_problem
-from heldout.problem.language_methods import LANGUAGE_METHODS
+from heldout.problem.language_methods import LANGUAGE_METHODS, gem_edge
 from heldout.problem.texts import tokens_of
 from heldout.weights import TaskVector, fake_quantize
 from tests.problem.language_file import ADAPTERS, TEXT
@@ -96,7 +96,7 @@ def test_label_smoothing_is_that_of_torch_over_tokens(load):
 def test_the_start_of_gem_edge_teaches_the_tokens_that_count(load):
     problem = load()
     run = problem.fit(None, seed=0, epochs=1).run
-    gem = LANGUAGE_METHODS["gem_edge"](0.5, 0.2, bits=6, temperature=2.0)
+    gem = gem_edge(0.5, 0.2, bits=6, temperature=2.0)
     gem.model(run, run.module)
     teacher = run.state["gem_edge"]
     start = problem.splits.initial_state

@@ -15,7 +15,6 @@ from heldout.losses.detection.grounding import (
     grounding_loss,
     patch_targets,
 )
-from heldout.losses.distill_quant import distill_quant
 from heldout.losses.distillation import distillation_loss, feature_loss
 from heldout.losses.diversity import dbat_disagreement, divdis_mi, prior_match
 from heldout.losses.image_mixing import cutmix, mixing_method
@@ -36,6 +35,7 @@ from heldout.losses.self_supervised.redundancy import barlow_twins_loss, cca_ssg
 from heldout.losses.self_supervised.similarity import bootstrap_loss, scaled_cosine_error, two_view_info_nce
 from heldout.losses.soft_targets import soft_cross_entropy
 from heldout.losses.spectral_contrastive import spectral_contrastive
+from heldout.losses.teachers.distill_quant import distill_quant
 from heldout.losses.triplets import check_choices, pair_similarities, triplet_soft
 from heldout.losses.weak_labels import ConfidenceLoss, ProductLoss, as_weak_probs, harden
 

@@ -159,7 +159,6 @@ from heldout.measure.metrics.ensembles import (
 from heldout.measure.metrics.few_shot import few_shot_accuracy, prototype_episodes, ridge_probe
 from heldout.measure.metrics.rank_transfer import RankTransfer, rank_transfer
 from heldout.measure.metrics.sequences import match_by_length, sequences_match
-from heldout.measure.metrics.specialisation import Specialisation, specialisation
 from heldout.measure.metrics.subgroup_auc import SubgroupAUC, subgroup_auc
 from heldout.measure.metrics.sweet_spot import SweetSpot, sweet_spot
 from heldout.measure.metrics.text import exact_match, normalise_answer, rouge_l, token_f1
@@ -221,6 +220,7 @@ from heldout.measure.rankings.concurrence_matrix import (
 from heldout.measure.rankings.largest_change import largest_change
 from heldout.measure.rankings.mean_ranks import mean_ranks
 from heldout.measure.rankings.ndcg import ndcg
+from heldout.measure.rankings.specialisation import Specialisation, specialisation
 from heldout.measure.routing.balance import load_variation, routing_entropy
 from heldout.measure.routing.edit_distance import edit_distances, edit_distances_within
 from heldout.measure.routing.monitor import GeneralizationMonitor, SampleRouting, gate_rows, sample_routing

@@ -265,7 +265,6 @@ LANGUAGE_METHODS: dict[str, Callable[..., Method]] = {
     "label_smoothing": label_smoothing,
     "ps_kd": ps_kd,
     "pego": pego,
-    "gem_edge": gem_edge,
     "position_offsets": position_offsets,
 }
 """What has a form of its own for language models, by the name that it is asked for under."""

@@ -72,6 +72,8 @@ from heldout.tasks.control.traces import (
 )
 from heldout.tasks.detection.drawing_scenes import DrawingThings, drawing_scenes, drawing_things, styled_scenes
 from heldout.tasks.detection.prompted import PromptedPictures, cells_of
+from heldout.tasks.domains.domain_texts import domain_texts
+from heldout.tasks.domains.text_domains import TEXT_DOMAINS, TextDomains, text_domains
 from heldout.tasks.glyphs.fewshot_stream import FewShotStream, fewshot_stream
 from heldout.tasks.glyphs.font_glyphs import FONT_FACES, FONT_SCRIPTS, FontGlyphs, font_glyphs
 from heldout.tasks.glyphs.stroke_glyphs import stroke_glyphs
@@ -192,7 +194,6 @@ from heldout.tasks.language.call_windows import CallWindows, call_windows
 from heldout.tasks.language.choice_world import CHOICE_TASKS, ChoiceKind, choice_examples, choice_words, random_choices
 from heldout.tasks.language.code import stdlib_code, stdlib_digest, stdlib_docstrings
 from heldout.tasks.language.copying_language import CopyingLanguage, copying_language
-from heldout.tasks.language.domain_texts import domain_texts
 from heldout.tasks.language.instruction_world import (
     CATEGORIES,
     InstructionWorld,
@@ -224,7 +225,6 @@ from heldout.tasks.language.skill_sentences import (
     split_skills,
     write_sentence,
 )
-from heldout.tasks.language.text_domains import TEXT_DOMAINS, TextDomains, text_domains
 from heldout.tasks.language.wordnet import (
     NOUN_RELATIONS,
     FactGraph,

@@ -161,7 +161,7 @@ def readmission(
     Example:
         >>> world = readmission((200, 50), tests=100)
         >>> world.train.tokens.shape[0], world.random_test.labels.shape, len(world.vocabulary)
-        (250, torch.Size([200]), 160)
+        (250, torch.Size([200]), 159)
         >>> even = readmission((200, 50), HospitalShift.none(), tests=100)
         >>> int(even.train.words.max()) <= READMISSION_LIMIT < int(world.train.words.max())
         True

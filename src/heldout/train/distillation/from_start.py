@@ -16,7 +16,6 @@ from heldout.errors import check_between, check_nonnegative, check_positive, che
 from heldout.losses import distill_quant
 from heldout.method import Batch, Method, Run, Splits, evaluating, forward, why_no_class_labels
 from heldout.nn import inputs_for
-from heldout.weights import fake_quantize
 
 _LOOKED_AT = 512  # training examples on which a start must do better than chance
 
@@ -56,6 +55,8 @@ def gem_edge(
         return module
 
     def loss(run: Run, batch: Batch) -> Tensor:
+        from heldout.weights import fake_quantize
+
         teacher: nn.Module = run.state["gem_edge"]
         with torch.no_grad():
             taught = _rows(forward(teacher, inputs_for(teacher, batch.inputs)))

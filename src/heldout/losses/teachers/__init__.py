@@ -1,0 +1,1 @@
+"""Losses against what another model answers, beside the labels."""
